@@ -1,0 +1,51 @@
+# The tasks of a developer, and `make demo` for everybody. Plain enough for GNU make 3.81 (macOS).
+
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+# pip's own configuration decides where packages come from; nothing here sets an index.
+PIP = $(BIN)/python -m pip install -c constraints.txt
+CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples
+
+.PHONY: env demo test lint format clean help
+
+help:
+	@echo "make demo    build and check smollm2-135m for the generic target"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff (check and format) and mypy"
+	@echo "make format  let ruff rewrite what lint complains of"
+	@echo "make env     make the virtual environment in $(VENV)"
+	@echo "make clean   remove caches and the virtual environment"
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || \
+	  { echo "error: no C++ compiler (c++, g++ or clang++), which llama-cpp-python needs; install one and run make again" >&2; exit 1; }
+	@echo "Making $(VENV). llama-cpp-python is compiled from source, which takes some minutes."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[prune,parquet,demo,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/compact-edge build smollm2-135m --target gguf --quant Q8_0 --force
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
