@@ -1,0 +1,1 @@
+"""Device profiles: what a target can hold and which quantization suits it."""

@@ -1,0 +1,222 @@
+"""Device profiles: what a target can hold, and which quantization suits it.
+
+A profile is a TOML file. Those that ship lie in `profiles/`; a user names another one by its path. The schema is
+strict (see `targets.schema`): a key that is not known is an error, for it is most often a budget that is misspelt and
+would be silently ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DataError, UsageError
+from targets.schema import (
+    FILE_TYPES,
+    LLAMA_CPP,
+    ONNXRUNTIME,
+    TENSOR_TYPES,
+    Figure,
+    Isa,
+    Reader,
+    shown,
+    suggestion,
+)
+
+SCHEMA_VERSION = 1
+_DIRECTORY = Path(__file__).with_name("profiles")
+_LARGEST_FILE = 64 * 1024
+_MIB = 1024 * 1024
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
+
+# key: (least, greatest). The upper ends are far beyond any device; they catch a slipped unit (bytes for MiB).
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "threads": (1, 1024),
+    "context_length": (1, 16_777_216),
+    "block_alignment": (1, 65_536),
+    "memory_budget_mib": (1, 16_777_216),
+    "storage_budget_mib": (1, 16_777_216),
+    "accuracy_level": (0, 4),
+}
+_REALS: Mapping[str, tuple[float, float]] = {
+    "ttft_budget_s": (0.001, 86_400.0),
+    "tokens_per_second_budget": (0.001, 1_000_000.0),
+}
+_TEXTS = (
+    *("name", "description", "runtime", "quantization", "quantization_block32", "embedding_quant", "why"),
+    "execution_provider",
+)
+_ONNX_ONLY = ("execution_provider", "accuracy_level")
+_KEYS = ("schema", *_TEXTS, "isa", *_INTEGERS, *_REALS)
+_EXECUTION_PROVIDERS = (
+    *("CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider"),
+    *("NnapiExecutionProvider", "QNNExecutionProvider", "WebGpuExecutionProvider", "XnnpackExecutionProvider"),
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One target.
+
+    `quantization` is the type of tensors whose rows are a multiple of its block; `quantization_block32` is the type
+    of those whose rows are not (a hidden size of 576, 896 or 1152). `embedding_quant` is the tensor type of the token
+    embedding, and of the head where the two are tied. `block_alignment` is the grid on which the number of kept FFN
+    channels is chosen. Budgets are upper limits, except `tokens_per_second_budget`, which is a lower one; None means
+    that the profile sets no limit. `ttft_budget_s` is the time to the first token, in seconds.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    quantization: str
+    quantization_block32: str
+    embedding_quant: str
+    why: str
+    context_length: Figure[int]
+    block_alignment: Figure[int]
+    isa: Isa | None = None
+    threads: Figure[int] | None = None
+    memory_budget_mib: Figure[int] | None = None
+    storage_budget_mib: Figure[int] | None = None
+    ttft_budget_s: Figure[float] | None = None
+    tokens_per_second_budget: Figure[float] | None = None
+    execution_provider: str | None = None
+    accuracy_level: Figure[int] | None = None
+
+    @property
+    def quantization_block(self) -> int:
+        """Values in one block of `quantization`: a row must be a multiple of it to take that type."""
+        return FILE_TYPES[self.runtime][self.quantization]
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """Most bytes of memory that the running model may take."""
+        return None if self.memory_budget_mib is None else self.memory_budget_mib.value * _MIB
+
+    @property
+    def storage_budget_bytes(self) -> int | None:
+        """Most bytes that the artifact's files may take."""
+        return None if self.storage_budget_mib is None else self.storage_budget_mib.value * _MIB
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the profile as plain values for JSON; what the profile does not set is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the profiles that ship, in alphabetical order."""
+    return tuple(sorted(path.stem for path in _DIRECTORY.glob("*.toml")))
+
+
+def list_profiles() -> tuple[Profile, ...]:
+    """Load every profile that ships."""
+    return tuple(_read_file(_DIRECTORY / f"{name}.toml") for name in profile_names())
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """Load a profile by the name of one that ships, or by the path of a file of the user's.
+
+    It is a path if it ends in .toml or holds a path separator. Raises `UsageError` for a name or path that does not
+    exist and `DataError` for a file that breaks the schema.
+    """
+    separators = {os.sep, os.altsep or os.sep, "/"}
+    if name_or_path.endswith(".toml") or any(separator in name_or_path for separator in separators):
+        path = Path(name_or_path)
+        # A pipe or device would block the reader, so only a regular file will do.
+        if "\0" in name_or_path or not path.is_file():
+            raise UsageError(
+                f"no profile file {shown(name_or_path)}",
+                "name a .toml file that exists, or one of: " + ", ".join(profile_names()),
+            )
+        return _read_file(path)
+    names = profile_names()
+    if name_or_path not in names:
+        raise UsageError(f"no target named {shown(name_or_path)}", suggestion(name_or_path, names, "known targets"))
+    return _read_file(_DIRECTORY / f"{name_or_path}.toml")
+
+
+def parse_profile(content: bytes, file: str) -> Profile:
+    """Parse and check the bytes of a profile; `file` is its name in error messages."""
+    if len(content) > _LARGEST_FILE:
+        raise DataError(f"{file}: larger than {_LARGEST_FILE // 1024} KiB", "a profile is a small TOML file")
+    try:
+        table = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: int() refuses numbers of thousands of digits with a plain ValueError.
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{file}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
+    return _build(Reader(file, table))
+
+
+def _read_file(path: Path) -> Profile:
+    with path.open("rb") as stream:
+        content = stream.read(_LARGEST_FILE + 1)
+    # A path may hold any character; the message it goes into is one line of a terminal.
+    return parse_profile(content, str(path) if str(path).isprintable() else shown(str(path)))
+
+
+def _build(reader: Reader) -> Profile:
+    reader.only(_KEYS)
+    version = reader.table.get("schema")
+    if version is None or isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise reader.fail("schema", f"must be {SCHEMA_VERSION}", f"write schema = {SCHEMA_VERSION}")
+    runtime = reader.choice("runtime", FILE_TYPES)
+    for key in _ONNX_ONLY:
+        if runtime == LLAMA_CPP and reader.has(key):
+            raise reader.fail(key, "is for onnxruntime only", f"take {key} out, or set runtime = {ONNXRUNTIME!r}")
+    quantization = reader.choice("quantization", FILE_TYPES[runtime])
+    integers = {key: reader.integer(key, *limits) for key, limits in _INTEGERS.items() if _wanted(reader, key)}
+    reals = {key: reader.real(key, *limits) for key, limits in _REALS.items() if reader.has(key)}
+    profile = Profile(
+        name=_name(reader),
+        description=reader.text("description"),
+        runtime=runtime,
+        quantization=quantization,
+        quantization_block32=_block32(reader, runtime, quantization),
+        embedding_quant=reader.choice("embedding_quant", TENSOR_TYPES[runtime]),
+        why=reader.text("why"),
+        context_length=integers["context_length"],
+        block_alignment=integers["block_alignment"],
+        isa=reader.isa("isa") if reader.has("isa") else None,
+        threads=integers.get("threads"),
+        memory_budget_mib=integers.get("memory_budget_mib"),
+        storage_budget_mib=integers.get("storage_budget_mib"),
+        ttft_budget_s=reals.get("ttft_budget_s"),
+        tokens_per_second_budget=reals.get("tokens_per_second_budget"),
+        execution_provider=_execution_provider(reader, runtime),
+        accuracy_level=integers.get("accuracy_level"),
+    )
+    block = TENSOR_TYPES[runtime][profile.quantization_block32]
+    if profile.block_alignment.value % block:
+        problem = f"must be a multiple of {block}, the block of {profile.quantization_block32}"
+        raise reader.fail("block_alignment", problem, f"write {block} or 256")
+    return profile
+
+
+def _wanted(reader: Reader, key: str) -> bool:
+    return reader.has(key) or key in ("context_length", "block_alignment")
+
+
+def _name(reader: Reader) -> str:
+    name = reader.text("name")
+    # The name becomes part of directory names.
+    if not set(name) <= _NAME_CHARACTERS or not name[0].isalnum() or len(name) > 64:
+        raise reader.fail("name", f"is {shown(name)}", "use up to 64 lower-case letters, digits, '-' and '.'")
+    return name
+
+
+def _block32(reader: Reader, runtime: str, quantization: str) -> str:
+    small = {name: size for name, size in TENSOR_TYPES[runtime].items() if size <= 32}
+    if reader.has("quantization_block32") or quantization not in small:
+        return reader.choice("quantization_block32", small)
+    return quantization
+
+
+def _execution_provider(reader: Reader, runtime: str) -> str | None:
+    return reader.choice("execution_provider", _EXECUTION_PROVIDERS) if runtime == ONNXRUNTIME else None

@@ -1,0 +1,207 @@
+"""The schema of a profile file: which keys there are, and one reader for each kind of value.
+
+Every reader raises `DataError` that names the file, the key and the next step. A number never stands alone: it is a
+table of `value` and `source`, so that nobody has to guess where a budget came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from compact.errors import DataError
+
+Number = TypeVar("Number", int, float)
+
+LLAMA_CPP = "llama.cpp"
+ONNXRUNTIME = "onnxruntime"
+
+# Values a row must be a multiple of. File types such as Q4_K_M mix tensor types of one block size.
+# Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are no sensible default.
+_BLOCK_1 = ("F32", "F16", "BF16")
+_BLOCK_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
+_BLOCK_256_FILE = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_XS")
+_BLOCK_256_TENSOR = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+
+FILE_TYPES: Mapping[str, Mapping[str, int]] = {
+    LLAMA_CPP: {
+        **dict.fromkeys(_BLOCK_1, 1),
+        **dict.fromkeys(_BLOCK_32, 32),
+        **dict.fromkeys(_BLOCK_256_FILE, 256),
+    },
+    ONNXRUNTIME: {"fp32": 1, "fp16": 1, "int8": 1, "int4": 32},
+}
+TENSOR_TYPES: Mapping[str, Mapping[str, int]] = {
+    LLAMA_CPP: {
+        **dict.fromkeys(_BLOCK_1, 1),
+        **dict.fromkeys(_BLOCK_32, 32),
+        **dict.fromkeys(_BLOCK_256_TENSOR, 256),
+    },
+    ONNXRUNTIME: FILE_TYPES[ONNXRUNTIME],
+}
+
+ISA_FEATURES = (
+    *("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme"),
+    *("sse4.2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),
+)
+
+_LONGEST_TEXT = 2000
+_LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Figure(Generic[Number]):
+    """A number and where it comes from."""
+
+    value: Number
+    source: str
+
+
+@dataclass(frozen=True)
+class Isa:
+    """Instruction-set features that the target surely has, and where that is written."""
+
+    features: tuple[str, ...]
+    source: str
+
+
+def shown(text: str) -> str:
+    """Quote `text` for a message: control characters escaped, and never longer than a line can bear."""
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "...")
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` was probably meant to be."""
+    # Here and not at the top: it costs start-up time, and only a typing error needs it.
+    from difflib import get_close_matches
+
+    lowered = {entry.lower(): entry for entry in known}
+    start = word.lower()[:_LONGEST_SHOWN]
+    prefixed = [entry for entry in lowered if len(start) > 1 and entry.startswith(start)]
+    matches = prefixed if len(prefixed) == 1 else get_close_matches(start, lowered, n=1)
+    return lowered[matches[0]] if matches else None
+
+
+def suggestion(word: str, known: Iterable[str], what: str) -> str:
+    """Return the hint for a word that is not among `known`."""
+    names = tuple(known)
+    match = closest(word, names)
+    return f"did you mean {match!r}?" if match else f"{what}: {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the values of one table of one file and refuses what does not fit.
+
+    `prefix` is the dotted path of the table ("" at the top), so that an error can name the whole key.
+    """
+
+    file: str
+    table: Mapping[str, Any]
+    prefix: str = ""
+
+    def fail(self, key: str, problem: str, hint: str) -> DataError:
+        """Build the error for `key`; the caller raises it."""
+        return DataError(f"{self.file}: {shown(self.prefix + key)} {problem}", hint)
+
+    def only(self, known: Iterable[str]) -> None:
+        """Refuse keys that are not `known`."""
+        names = tuple(known)
+        for key in self.table:
+            if key not in names:
+                raise self.fail(key, "is not a key of a profile", suggestion(key, names, "known keys"))
+
+    def has(self, key: str) -> bool:
+        """Say whether the table has `key`."""
+        return key in self.table
+
+    def text(self, key: str) -> str:
+        """Return the text of `key`: one line, printable, not empty."""
+        if key not in self.table:
+            raise self.fail(key, "is missing", f'add {key} = "..." to the file')
+        value = self.table[key]
+        if not isinstance(value, str):
+            raise self.fail(key, f"must be text, not {_kind(value)}", f'write {key} = "..."')
+        if not value.strip() or len(value) > _LONGEST_TEXT or not value.isprintable():
+            problem = f"must be one printable line of 1 to {_LONGEST_TEXT} characters"
+            raise self.fail(key, problem, "take out line breaks and control characters")
+        return value.strip()
+
+    def choice(self, key: str, known: Iterable[str]) -> str:
+        """Return the text of `key`, which must be one of `known`."""
+        value = self.text(key)
+        names = tuple(known)
+        if value not in names:
+            raise self.fail(key, f"has the unknown value {shown(value)}", suggestion(value, names, "known values"))
+        return value
+
+    def sub(self, key: str, example: str) -> Reader:
+        """Return a reader of the table `key`."""
+        value = self.table.get(key)
+        if not isinstance(value, dict):
+            problem = "is missing" if value is None else f"must be a table, not {_kind(value)}"
+            raise self.fail(key, problem, f"write {key} = {example}")
+        return Reader(self.file, value, f"{self.prefix}{key}.")
+
+    def integer(self, key: str, low: int, high: int) -> Figure[int]:
+        """Return the whole number of the table `key`, between `low` and `high`."""
+        inner = self._figure(key)
+        value = inner.table.get("value")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise inner.fail("value", f"must be a whole number, not {_kind(value)}", f"write a number up to {high}")
+        inner._within(value, low, high)
+        return Figure(value, inner.text("source"))
+
+    def real(self, key: str, low: float, high: float) -> Figure[float]:
+        """Return the number of the table `key`, between `low` and `high`."""
+        inner = self._figure(key)
+        value = inner.table.get("value")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise inner.fail("value", f"must be a number, not {_kind(value)}", f"write a number up to {high:g}")
+        inner._within(value, low, high)
+        return Figure(float(value), inner.text("source"))
+
+    def isa(self, key: str) -> Isa:
+        """Return the instruction-set features of the table `key`."""
+        inner = self.sub(key, '{ features = ["neon"], source = "..." }')
+        inner.only(("features", "source"))
+        features = inner.table.get("features")
+        if not isinstance(features, list) or not features or not all(isinstance(name, str) for name in features):
+            raise inner.fail("features", "must be a list of names", f"known names: {', '.join(ISA_FEATURES)}")
+        for name in features:
+            if name not in ISA_FEATURES:
+                hint = suggestion(name, ISA_FEATURES, "known names")
+                raise inner.fail("features", f"has the unknown name {shown(name)}", hint)
+        if len(set(features)) != len(features):
+            raise inner.fail("features", "names one feature twice", "name every feature once")
+        return Isa(tuple(features), inner.text("source"))
+
+    def _figure(self, key: str) -> Reader:
+        inner = self.sub(key, '{ value = ..., source = "where the number comes from" }')
+        inner.only(("value", "source"))
+        if not inner.has("source"):
+            raise inner.fail("source", "is missing", "say where the number comes from: source = ...")
+        return inner
+
+    def _within(self, value: float, low: float, high: float) -> None:
+        # Written so that nan, which compares false with everything, is refused too.
+        if not (math.isfinite(value) and low <= value <= high):
+            raise self.fail("value", f"must lie between {low:g} and {high:g}", "correct the number in the file")
+
+
+def _kind(value: object) -> str:
+    """Name the TOML type of `value`."""
+    if value is None:
+        return "absent"
+    if isinstance(value, bool):
+        return "true or false"
+    names: tuple[tuple[type, str], ...] = (
+        (str, "text"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (list, "a list"),
+        (dict, "a table"),
+    )
+    return next((name for kind, name in names if isinstance(value, kind)), "a date or time")

@@ -1,0 +1,92 @@
+"""Packages import one way only, and library code neither prints nor ends the process."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# package: the others that it may import
+MAY_IMPORT: dict[str, set[str]] = {
+    "compact": set(),
+    "targets": {"compact"},
+    "exporters": {"compact"},
+    "runtime_bench": {"compact", "exporters", "targets"},
+    "compact_edge": {"compact", "exporters", "targets", "runtime_bench"},
+}
+LIBRARIES = ("compact", "exporters", "targets")
+HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}
+
+MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def label(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every absolute import, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module, node.lineno
+
+
+def imported_at_load(body: list[ast.stmt]) -> Iterator[str]:
+    """The top-level packages that importing the module imports: not those in functions or under TYPE_CHECKING."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (name.partition(".")[0] for name, _ in imported(node))
+        elif isinstance(node, ast.If):
+            if "TYPE_CHECKING" not in ast.dump(node.test):
+                yield from imported_at_load(node.body)
+            yield from imported_at_load(node.orelse)
+        elif isinstance(node, ast.Try):
+            yield from imported_at_load([*node.body, *node.orelse, *node.finalbody])
+            for handler in node.handlers:
+                yield from imported_at_load(handler.body)
+        elif isinstance(node, ast.ClassDef | ast.With):
+            yield from imported_at_load(node.body)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=label)
+def test_a_module_imports_only_what_its_package_may(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = MAY_IMPORT[package] | {package}
+    wrong = [
+        f"line {line}: {name}"
+        for name, line in imported(ast.parse(path.read_text("utf-8")))
+        if name.partition(".")[0] in MAY_IMPORT and name.partition(".")[0] not in allowed
+    ]
+    assert not wrong, f"{label(path)} imports against the direction: {wrong}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] in LIBRARIES], ids=label)
+def test_library_code_neither_prints_nor_exits(path: Path) -> None:
+    forbidden = {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    # Not library code: the program that a child process runs. Its parent reads its pipes and its exit code.
+    if path.name.endswith(("_main.py", "_child.py")):
+        forbidden -= {"sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
+    found = [
+        f"line {node.lineno}: {ast.unparse(node.func)}"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden
+    ]
+    assert not found, f"{label(path)}: {found}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "compact_edge").rglob("*.py")), ids=label)
+def test_the_front_door_imports_nothing_heavy_when_it_loads(path: Path) -> None:
+    heavy = HEAVY & set(imported_at_load(ast.parse(path.read_text("utf-8")).body))
+    assert not heavy, f"{label(path)} imports {sorted(heavy)} at its top: every --help would wait for it"
+
+
+def test_every_package_is_covered() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages <= set(MAY_IMPORT)
+    assert len(MODULES) > len(MAY_IMPORT)
