@@ -1,0 +1,1 @@
+"""The host side of compact-edge: sources, pruning plans, pruned checkpoints, evaluation."""

@@ -1,0 +1,202 @@
+"""Where the parameters are, and what sizes a budget means.
+
+Default split of a ratio between vocabulary and FFN: both lose a share of their own parameters, the vocabulary
+`VOCABULARY_WEIGHT` times the FFN's share. A small model, whose parameters are mostly vocabulary, so loses mostly
+vocabulary, and a large one FFN channels (the scale-adaptive lever of COMPACT, arXiv 2509.06836).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compact.checkpoint import TensorRef
+from compact.errors import BudgetError
+from compact.importance import vocabulary_grid
+
+DEFAULT_RATIO = 0.2
+# The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
+# `benchmarks/budget_split.py` on SmolLM2-135M; docs/pruning.md has the table.
+VOCABULARY_WEIGHT = 1.0
+# How far from the ratio asked for the sizes may land, as a share of all parameters.
+TOLERANCE = 0.005
+# Wider than this and the vocabulary leaves the grid that scores are collected on, at the price of a new calibration.
+_GRID_TOLERANCE = 0.0025
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters by part. `per_row`: of one vocabulary entry; `per_channel`: of one FFN channel in every layer."""
+
+    vocabulary: int
+    attention: int
+    ffn: int
+    norms: int
+    other: int
+    per_row: int
+    per_channel: int
+
+    @property
+    def total(self) -> int:
+        return self.vocabulary + self.attention + self.ffn + self.norms + self.other
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "vocabulary": self.vocabulary,
+            "attention": self.attention,
+            "ffn": self.ffn,
+            "norms": self.norms,
+            "other": self.other,
+            "total": self.total,
+        }
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor of an HF name belongs to."""
+    if name.startswith(("model.embed_tokens.", "lm_head.")):
+        return "vocabulary"
+    if "norm" in name.rsplit(".", 2)[-2]:
+        return "norms"
+    if ".self_attn." in name:
+        return "attention"
+    if ".mlp." in name:
+        return "ffn"
+    return "other"
+
+
+def count_parts(tensors: Mapping[str, TensorRef], config: Mapping[str, Any]) -> Parts:
+    """Count every tensor of a checkpoint once (a tied `lm_head` is no tensor of its own)."""
+    counts = dict.fromkeys(("vocabulary", "attention", "ffn", "norms", "other"), 0)
+    for name, ref in tensors.items():
+        counts[part_of(name)] += ref.n_elements
+    down_biases = sum(
+        ref.n_elements for name, ref in tensors.items() if ".mlp." in name and name.endswith("down_proj.bias")
+    )
+    return Parts(
+        **counts,
+        per_row=counts["vocabulary"] // int(config["vocab_size"]),
+        per_channel=(counts["ffn"] - down_biases) // int(config["intermediate_size"]),
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The pruned model's sizes."""
+
+    vocab_size: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the sizes may be.
+
+    Attributes:
+        vocab_size, intermediate_size: the source's, the largest.
+        smallest_vocab_size: what is always kept.
+        channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
+        vocab_multiple: what the user wants `vocab_size` to be a multiple of.
+    """
+
+    vocab_size: int
+    intermediate_size: int
+    smallest_vocab_size: int
+    channel_grid: int = 1
+    vocab_multiple: int = 1
+
+
+def explicit_sizes(vocab_size: int | None, intermediate_size: int | None, limits: Limits) -> Sizes:
+    """The sizes that the user gave, checked. Raises BudgetError for a size out of range or off the grid."""
+    inner = limits.intermediate_size if intermediate_size is None else intermediate_size
+    if not 1 <= inner <= limits.intermediate_size:
+        raise BudgetError(f"--intermediate-size {inner}: this model has 1 to {limits.intermediate_size}")
+    grid = limits.channel_grid
+    if intermediate_size is not None and inner % grid:
+        near = ", ".join(str(v) for v in (inner // grid * grid, (inner // grid + 1) * grid) if v)
+        raise BudgetError(
+            f"--intermediate-size {inner}: the quantization needs a multiple of {grid}", f"the nearest are {near}"
+        )
+    if vocab_size is None:
+        # Rows are only dropped, never invented: the multiple below the source's size.
+        return Sizes(limits.vocab_size // limits.vocab_multiple * limits.vocab_multiple, inner)
+    multiple = limits.vocab_multiple
+    if vocab_size % multiple:
+        near = f"{vocab_size // multiple * multiple} and {(vocab_size // multiple + 1) * multiple}"
+        raise BudgetError(
+            f"--vocab-size {vocab_size}: --pad-vocab-to-multiple-of {multiple} does not divide it",
+            f"the nearest are {near}",
+        )
+    if not limits.smallest_vocab_size <= vocab_size <= limits.vocab_size:
+        raise BudgetError(
+            f"--vocab-size {vocab_size}: this model can have {limits.smallest_vocab_size} to {limits.vocab_size}",
+            "byte tokens, special tokens and tokens that you name are always kept",
+        )
+    return Sizes(vocab_size, inner)
+
+
+def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits) -> Sizes:
+    """Sizes that remove `ratio` of all parameters, within 0.5 points.
+
+    Args:
+        ratio: share of all parameters to remove, 0 < ratio < 1.
+        parts: where the parameters are.
+        limits: ranges and grids.
+
+    Raises:
+        BudgetError: the ratio is out of range, or vocabulary and FFN together cannot give that much.
+    """
+    if not 0.0 < ratio < 1.0:
+        raise BudgetError(f"--ratio {ratio:g}: out of range", "give the share of parameters to remove, between 0 and 1")
+    wanted = ratio * parts.total
+    smallest_inner = max(limits.channel_grid, 1)
+    most = (limits.vocab_size - limits.smallest_vocab_size) * parts.per_row
+    most += (limits.intermediate_size - smallest_inner) * parts.per_channel
+    if wanted > most + TOLERANCE * parts.total:
+        raise BudgetError(
+            f"--ratio {ratio:g}: not reachable, vocabulary and FFN can give at most {most / parts.total:.2f}",
+            "ask for a smaller ratio",
+        )
+    candidates = [_complete(inner, wanted, parts, limits) for inner in _inner_candidates(wanted, parts, limits)]
+    reached = [(abs(_removed(s, parts, limits) - wanted) / parts.total, n, s) for n, s in enumerate(candidates)]
+    error, _, sizes = next((r for r in reached if r[0] <= TOLERANCE), min(reached))
+    if error > TOLERANCE:
+        raise BudgetError(
+            f"--ratio {ratio:g}: the grids' nearest ratio is {_removed(sizes, parts, limits) / parts.total:.3f}",
+            "choose --vocab-size and --intermediate-size yourself",
+        )
+    return sizes
+
+
+def _removed(sizes: Sizes, parts: Parts, limits: Limits) -> int:
+    rows = limits.vocab_size - sizes.vocab_size
+    channels = limits.intermediate_size - sizes.intermediate_size
+    return rows * parts.per_row + channels * parts.per_channel
+
+
+def _inner_candidates(wanted: float, parts: Parts, limits: Limits) -> list[int]:
+    """Values of I' on the grid, the one nearest to the default split first."""
+    share = wanted / (VOCABULARY_WEIGHT * parts.vocabulary + parts.ffn)
+    ideal = limits.intermediate_size * (1.0 - share)
+    grid = limits.channel_grid
+    values = {limits.intermediate_size, *range(grid, limits.intermediate_size + 1, grid)}
+    return sorted(values, key=lambda value: (abs(value - ideal), value))
+
+
+def _complete(inner: int, wanted: float, parts: Parts, limits: Limits) -> Sizes:
+    """The vocabulary size that, with I' = `inner`, comes nearest to what is wanted."""
+    left = wanted - (limits.intermediate_size - inner) * parts.per_channel
+    exact = limits.vocab_size - left / parts.per_row
+    multiple = limits.vocab_multiple
+    floor = -(-limits.smallest_vocab_size // multiple) * multiple
+    ceiling = limits.vocab_size // multiple * multiple
+
+    def error(size: int) -> float:
+        return abs(size - exact) * parts.per_row / parts.total
+
+    grid = [v for v in vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size) if v % multiple == 0]
+    if grid:
+        nearest = min(grid, key=error)
+        if error(nearest) <= _GRID_TOLERANCE:
+            return Sizes(nearest, inner)
+    return Sizes(min(max(round(exact / multiple) * multiple, floor), ceiling), inner)

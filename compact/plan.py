@@ -1,0 +1,113 @@
+"""PrunePlan: the lockfile between deciding and doing. Every kept token id and channel, and what it was decided from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, PlanMismatchError
+from compact.source import ModelSource
+from compact.store import canonical_json, read_json_object, sha256_json, write_text
+
+PLAN = "plan.json"
+UPDATES = "updates.safetensors"
+SCHEMA = "compact-edge/plan/1"
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """What `apply` does, and nothing else.
+
+    Attributes:
+        schema: version of this format.
+        source_name, source_id, source_hashes: the checkpoint the plan is for (`ModelSource`).
+        options: what was asked for (ratio, sizes, grid, dtype), for people; `apply` does not read it.
+        method: how channels were scored: `compact`, `magnitude` or `random`.
+        ranking: how tokens were ranked: `merges` or `corpus`.
+        ranking_sha256: of the corpus, or None.
+        calibration: name, sha256, id and options of the calibration set, or None.
+        pre: `tokenizer.ggml.pre` of the tokenizer (pruning keeps normalizer and pre-tokenizer).
+        kept_token_ids: rows of the source's embedding, ascending; new id i is row `kept_token_ids[i]`.
+        kept_channels: per layer, FFN channels of the source, ascending.
+        updates_sha256: of an `updates.safetensors` beside the plan whose tensors replace the selected ones, or None.
+    """
+
+    schema: str
+    source_name: str
+    source_id: str
+    source_hashes: dict[str, str]
+    options: dict[str, Any]
+    method: str
+    ranking: str
+    ranking_sha256: str | None
+    calibration: dict[str, Any] | None
+    pre: str
+    kept_token_ids: list[int]
+    kept_channels: list[list[int]]
+    updates_sha256: str | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.kept_token_ids)
+
+    @property
+    def intermediate_size(self) -> int:
+        return len(self.kept_channels[0])
+
+    @property
+    def id(self) -> str:
+        return sha256_json(asdict(self))
+
+    def write(self, path: Path) -> None:
+        """Canonical JSON with a newline: equal plans are equal bytes."""
+        write_text(path, canonical_json(asdict(self)).decode() + "\n")
+
+
+def read_plan(path: Path) -> PrunePlan:
+    """Raises DamagedFileError where a key is missing, unknown or of another type."""
+    value = read_json_object(path)
+    if value.get("schema") != SCHEMA:
+        raise DamagedFileError(f"{path}: schema {value.get('schema')!r}, {SCHEMA!r} was expected")
+    names = {field.name for field in fields(PrunePlan)}
+    if value.keys() != names:
+        odd = sorted(value.keys() ^ names)
+        raise DamagedFileError(f"{path}: key {odd[0]!r} is missing or unknown")
+    channels = value["kept_channels"]
+    if not _ascending(value["kept_token_ids"]):
+        raise DamagedFileError(f"{path}: kept_token_ids must be ascending ids")
+    if not isinstance(channels, list) or not channels or not all(_ascending(row) for row in channels):
+        raise DamagedFileError(f"{path}: kept_channels must be ascending channels of every layer")
+    if len({len(row) for row in channels}) != 1:
+        raise DamagedFileError(f"{path}: kept_channels has layers of different sizes")
+    return PrunePlan(**value)
+
+
+def _ascending(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+        and all(a < b for a, b in itertools.pairwise(values))
+    )
+
+
+def check_plan(plan: PrunePlan, source: ModelSource) -> None:
+    """Raises PlanMismatchError where the plan was made for other weights, or names what the source does not have."""
+    if plan.source_id != source.id:
+        changed = next((n for n, h in source.hashes.items() if plan.source_hashes.get(n) != h), "a file")
+        raise PlanMismatchError(
+            f"the plan was made for {plan.source_name} and {changed} differs", "make a new plan for this checkpoint"
+        )
+    if len(plan.kept_channels) != source.num_hidden_layers:
+        raise PlanMismatchError(f"the plan has {len(plan.kept_channels)} layers, the model {source.num_hidden_layers}")
+    _check_range(plan.kept_token_ids, source.vocab_size, "token id")
+    for row in plan.kept_channels:
+        _check_range(row, source.intermediate_size, "channel")
+
+
+def _check_range(values: Sequence[int], size: int, what: str) -> None:
+    if values[-1] >= size:
+        raise PlanMismatchError(f"the plan keeps {what} {values[-1]}, the model has {size}")

