@@ -1,0 +1,310 @@
+"""The pipeline behind `compact-edge build`: plan, prune, export, check, compare, publish.
+
+Each stage is a function of frozen values and keeps its result in the cache; this module only strings them together.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.cache import Cache, open_cache
+from compact.calibration import Calibration, read_documents
+from compact.errors import GateError, OutputExistsError, UsageError
+from compact.evaluate import Evaluation
+from compact.evaluation_text import NAME, default_evaluation_text
+from compact.languages import LanguageCost, language_costs
+from compact.plan import PrunePlan
+from compact.progress import Progress
+from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.source import TINY, ModelSource, open_source
+from compact.store import check_free_space
+from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
+from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
+from exporters.card import base_model_of
+from exporters.engine import LlamaEngine
+from exporters.gguf import GgufMetadata
+from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
+from exporters.quant_types import grid, quant_named
+
+if TYPE_CHECKING:
+    from targets.profile import Profile
+
+# What both models are asked when the user names no prompt.
+PROMPT = "Give me three tips for sleeping better."
+TINY_PROMPT = "What does `os.path.join` do?"
+# Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
+_PRUNE_VERSION = 1
+_GATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `build` was asked for. Paths are as given; None means the default."""
+
+    model: str
+    target: str
+    prune: PruneOptions
+    quant: str | None = None
+    embedding_quant: str | None = None
+    imatrix: Path | None = None
+    out: Path | None = None
+    force: bool = False
+    baseline: bool = True
+    with_baseline: bool = False
+    check: bool = True
+    eval_text: Path | None = None
+    prompt: str | None = None
+    threads: int | None = None
+    use_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One side with all that is known of it."""
+
+    side: Side
+    parts: dict[str, int]
+    evaluation: Evaluation
+    artifact_evaluation: Evaluation
+    parity: ParityReport | None
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What `build` made; `before` is None with `--no-baseline`."""
+
+    source: ModelSource
+    profile: Profile
+    plan: PrunePlan
+    calibration: Calibration
+    before: Compared | None
+    after: Compared
+    languages: list[LanguageCost]
+    eval_name: str
+    prompt: str
+    threads: int
+    out: Path
+    notes: list[str]
+    reused: list[str]
+
+
+def default_threads() -> int:
+    """Physical cores less one: llama.cpp's threads spin while they wait, and one core is for the rest."""
+    import psutil
+
+    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
+
+
+def build(options: BuildOptions, progress: Progress) -> BuildResult:
+    """Run the whole road and publish the result.
+
+    Raises:
+        OutputExistsError, UsageError, BudgetError: before any work is done.
+        GateError: the parity gate failed, or the artifact is over the target's budget; nothing is published.
+        CompactEdgeError: what the stages raise.
+    """
+    from compact_edge.publication import publish_build
+    from targets.profile import load_profile
+
+    profile = load_profile(options.target)
+    if profile.runtime != "llama.cpp":
+        raise UsageError(f"--target {options.target}: its runtime {profile.runtime} is not built yet", "use gguf")
+    if options.quant is not None:
+        quant_named(options.quant)
+    if options.with_baseline and not options.baseline:
+        raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
+    with open_cache(enabled=options.use_cache) as cache:
+        source = open_source(options.model, cache, progress)
+        out = (options.out or Path(f"{source.name}-compact")).absolute()
+        if out.exists() and not options.force:
+            raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+        # Checkpoint, float file and artifact of the pruned model in the cache; the artifact again at its place.
+        check_free_space(cache.root, 6 * source.n_params)
+        check_free_space(out.parent, 2 * source.n_params)
+        result = _run(options, profile, source, out, cache, progress)
+        publish_build(options, result)
+    return result
+
+
+def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -> tuple[str, str | None]:
+    """(type, type of the embedding) for this model: what the user named, else the profile's type that fits the rows."""
+    if options.quant is not None:
+        return quant_named(options.quant).name, options.embedding_quant
+    quant = fitting_quant(profile.quantization, profile.quantization_block32, row_lengths(source.config))
+    embedding = options.embedding_quant
+    if embedding is None and quant_named(quant).writer == "llama":
+        embedding = profile.embedding_quant
+    return quant, embedding
+
+
+def _run(
+    options: BuildOptions, profile: Profile, source: ModelSource, out: Path, cache: Cache, progress: Progress
+) -> BuildResult:
+    notes = [source.note] if source.note else []
+    for note in notes:
+        progress.note(note)
+    quant, embedding = choose_quant(options, profile, source)
+    threads = options.threads or default_threads()
+    pruning = replace(options.prune, channel_grid=grid(quant))
+    calibration = calibration_for(source, pruning)
+    plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
+
+    def make(work: Path) -> None:
+        prune(source, plan, work, progress=progress)
+
+    needed = 4 * source.n_params
+    pruned = cache.get_or_make("pruned", f"{plan.id}-{_PRUNE_VERSION}", make, needed_bytes=needed)
+    eval_name, text = _evaluation_text(options)
+    prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
+
+    def side(label: str, checkpoint: Path, identity: str, name: str, description: str) -> Side:
+        export = Export(
+            checkpoint=checkpoint,
+            checkpoint_id=identity,
+            quant=quant,
+            name=name,
+            pre=plan.pre,
+            embedding_quant=embedding,
+            # A ready importance matrix is of one model; the other side measures its own.
+            imatrix_file=options.imatrix if label == "pruned" else None,
+            texts=calibration.texts,
+            texts_id=calibration.id,
+            metadata=GgufMetadata(
+                name=name,
+                base_model=base_model_of(source.directory),
+                description=description,
+                extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
+            ),
+        )
+        return Side(label, checkpoint, identity, make_artifact(export, cache, progress))
+
+    before = None
+    baseline_kl = None
+    if options.baseline:
+        original = side("original", source.directory, source.id, source.name, f"{source.name}, unpruned")
+        baseline_kl = _baseline_kl(original, calibration, cache)
+        before = _compare(original, text, prompt, threads, cache, progress, parity=None)
+    removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
+    description = (
+        f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): vocabulary "
+        f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
+    )
+    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{source.name}-compact", description)
+    if (fallback := fallback_note(smaller.artifact)) is not None:
+        notes.append(fallback)
+        progress.note(fallback)
+    parity = None
+    if options.check:
+        parity = _gate(smaller, source, plan, calibration, baseline_kl, cache, progress)
+        parity.require()
+    after = _compare(smaller, text, prompt, threads, cache, progress, parity=parity)
+    _check_budgets(profile, after)
+    return BuildResult(
+        source=source,
+        profile=profile,
+        plan=plan,
+        calibration=calibration,
+        before=before,
+        after=after,
+        languages=language_costs(source.directory, pruned),
+        eval_name=eval_name,
+        prompt=prompt,
+        threads=threads,
+        out=out,
+        notes=notes,
+        reused=list(cache.hits),
+    )
+
+
+def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
+    if options.eval_text is None:
+        return NAME, default_evaluation_text()
+    return options.eval_text.name, "\n\n".join(read_documents(options.eval_text))
+
+
+def _baseline_kl(side: Side, calibration: Calibration, cache: Cache) -> float | None:
+    """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
+    from exporters.parity import MEMORY_SHARE
+    from exporters.partial import fits_in_memory
+
+    if side.artifact.quant == "F32" or not fits_in_memory(side.checkpoint, side.artifact.path, MEMORY_SHARE):
+        return None
+
+    def measure() -> dict[str, Any]:
+        reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
+        with LlamaEngine(side.artifact.path, n_ctx=POSITIONS) as engine:
+            return {"mean_kl": mean_kl(reference, engine)}
+
+    key = {"version": _GATE_VERSION, "artifact": side.artifact.sha256, "texts": calibration.id, **_engines()}
+    return float(cached_value(cache, "baseline-kl", key, measure)["mean_kl"])
+
+
+def _engines() -> dict[str, str]:
+    return {package: version(package) for package in ("llama-cpp-python", "torch", "transformers")}
+
+
+def _gate(
+    side: Side,
+    source: ModelSource,
+    plan: PrunePlan,
+    calibration: Calibration,
+    baseline_kl: float | None,
+    cache: Cache,
+    progress: Progress,
+) -> ParityReport:
+    def check() -> dict[str, Any]:
+        report = check_artifact(
+            side.checkpoint,
+            side.artifact.path,
+            side.artifact.quant,
+            calibration.texts,
+            unpruned=source.directory,
+            baseline_kl=baseline_kl,
+            pre=plan.pre,
+            progress=progress,
+        )
+        return report.as_dict()
+
+    key = {
+        "version": _GATE_VERSION,
+        "artifact": side.artifact.sha256,
+        "checkpoint": side.checkpoint_id,
+        "texts": calibration.id,
+        "baseline_kl": baseline_kl,
+        **_engines(),
+    }
+    return ParityReport.from_dict(cached_value(cache, "parity", key, check))
+
+
+def _compare(
+    side: Side,
+    text: str,
+    prompt: str,
+    threads: int,
+    cache: Cache,
+    progress: Progress,
+    *,
+    parity: ParityReport | None,
+) -> Compared:
+    evaluation, artifact_evaluation = evaluate_side(side, text, cache, threads, progress)
+    measured = measure_side(side, text, prompt, threads)
+    return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
+
+
+def _check_budgets(profile: Profile, after: Compared) -> None:
+    """Storage and memory budgets of the target. Raises GateError; speed budgets need the device itself."""
+    checks = (
+        ("storage", profile.storage_budget_bytes, after.side.artifact.size_bytes),
+        ("memory", profile.memory_budget_bytes, after.measured.speed.resident_bytes),
+    )
+    for what, budget, used in checks:
+        if budget is not None and used > budget:
+            raise GateError(
+                f"{what} budget of target {profile.name}: {used / 1e6:.0f} MB, {budget / 1e6:.0f} MB are allowed",
+                "remove more (--ratio), or choose a smaller --quant",
+            )

@@ -1,0 +1,205 @@
+"""The command line: a table of commands, loaded only when one is called, and the loop around it.
+
+`--help` of the group needs no command's module; `--help` of a command needs only that module, which imports nothing
+heavy at its top. A command returns None or raises; `run` alone turns exceptions into lines and exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from compact_edge import __version__
+from compact_edge.console import print_error
+
+try:
+    from compact_edge.errors import EXIT_BROKEN_PIPE, Failure, Terminated, describe
+except ImportError:
+    # `compact` is an everyday name; where another distribution's package shadows ours, even `doctor` cannot start.
+    print_error(
+        "the import name 'compact' belongs to another package here",
+        "install compact-edge in an environment of its own (pipx install compact-edge)",
+    )
+    raise SystemExit(69) from None
+
+PROGRAM = "compact-edge"
+# A shell sets it to ask for completions; the name is click's convention.
+_COMPLETE_VARIABLE = "_COMPACT_EDGE_COMPLETE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command: the module that holds it, its name there, and its line in the group's help."""
+
+    module: str
+    function: str
+    short_help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
+    "prune": Entry("compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint."),
+    "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF."),
+    "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
+    "inspect": Entry(
+        "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."
+    ),
+    "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
+    "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
+    "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
+}
+
+
+@dataclass
+class Session:
+    """What one run of the command line knows before any command does."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    session = context.find_object(Session)
+    if value and session is not None:
+        session.debug = True
+
+
+def _debug_option() -> click.Option:
+    # Eager, so that it also holds for an error in the options after it.
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show the traceback of an error (also: COMPACT_EDGE_DEBUG=1).",
+    )
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table: that of a user's work, not of the alphabet."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of `cmd_name` and return its command."""
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(import_module(entry.module), entry.function)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.{entry.function} is not a click command")
+        # A user adds --debug at the end of the line that failed, so every command takes it too.
+        if not any("--debug" in parameter.opts for parameter in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names, or say which one was probably meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            error = click.UsageError(f"no such command {name!r}", ctx)
+            # The name that click's own error for options uses, so that one line of `describe` serves both.
+            error.possibilities = get_close_matches(name, COMMANDS, n=2)  # type: ignore[attr-defined]
+            raise error
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table, without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
+
+
+cli = LazyGroup(
+    name=PROGRAM,
+    help="Turn a language model into one that fits a phone or a laptop, and show what it cost.",
+    epilog="Start with: compact-edge doctor, then compact-edge build MODEL --target gguf.",
+    params=[_debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+cli = click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")(cli)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line with `arguments` and return the exit code; prints at most an error to stderr."""
+    session = Session(debug=os.environ.get("COMPACT_EDGE_DEBUG", "") not in ("", "0"))
+    try:
+        if _COMPLETE_VARIABLE in os.environ:
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, PROGRAM, _COMPLETE_VARIABLE, os.environ[_COMPLETE_VARIABLE])
+        # Not `cli.main`: it ends the process itself, with a code of its own, when the reader of our output has gone.
+        with cli.make_context(PROGRAM, list(arguments), obj=session) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        return error.exit_code
+    except SystemExit:
+        raise
+    except BrokenPipeError:
+        return _output_closed()
+    except BaseException as error:
+        return _report(error, describe(error), session.debug)
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `compact-edge` program."""
+    _end_cleanly_on_signals()
+    sys.exit(run(sys.argv[1:]))
+
+
+def _report(error: BaseException, failure: Failure, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    if failure.message is not None:
+        print_error(failure.message, failure.hint)
+    return failure.exit_code
+
+
+def _output_closed() -> int:
+    # The interpreter flushes stdout once more at its end and would complain there, so point it at nothing.
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = None
+    return EXIT_BROKEN_PIPE
+
+
+def _end_cleanly_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise, so that temporary directories are removed before the process ends."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # A signal that the parent chose to ignore (nohup) stays ignored.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _raise_terminated)
+
+
+def _raise_terminated(number: int, _frame: FrameType | None) -> None:
+    # timeout(1) signals the process and then its group, so the same signal comes twice; the second must not break
+    # the cleaning up that the first began.
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(number, signal.Signals(number).name)

@@ -1,0 +1,71 @@
+"""`compact-edge build`: the whole road in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact_edge.commands.shared import (
+    DIRECTORY,
+    FILE,
+    budget_options,
+    calibration_options,
+    compute_options,
+    prune_options,
+)
+
+
+@click.command()
+@click.argument("model", default="tiny")
+@click.option("--target", required=True, help="Device profile: a name of `compact-edge targets`, or a TOML file.")
+@budget_options
+@click.option("--quant", help="GGUF type, as llama.cpp names it (default: the target's).")
+@click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
+@click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
+@calibration_options
+@compute_options
+@click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
+@click.option("--no-baseline", is_flag=True, help="Do not make or measure the unpruned model.")
+@click.option("--no-check", is_flag=True, help="Skip the parity gate.")
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
+@click.option("--prompt", help="What both models are asked at the end.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp (default: physical cores less one).")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+def build(model: str, target: str, as_json: bool, **values: Any) -> None:
+    """Prune MODEL, export it for a target, check it against the original and compare both.
+
+    MODEL is a checkpoint directory, a .gguf file or a built-in model: tiny (the default, needs nothing) or
+    smollm2-135m (a real chat model, needs the extra `demo`).
+    """
+    from compact_edge import summary
+    from compact_edge.build import BuildOptions, build
+    from compact_edge.console import Console, print_json
+
+    out: Path | None = values["out"]
+    options = BuildOptions(
+        model=model,
+        target=target,
+        prune=prune_options(values),
+        quant=values["quant"],
+        embedding_quant=values["embedding_quant"],
+        imatrix=values["imatrix"],
+        out=out,
+        force=values["force"],
+        baseline=not values["no_baseline"],
+        with_baseline=values["with_baseline"],
+        check=not values["no_check"],
+        eval_text=values["eval_text"],
+        prompt=values["prompt"],
+        threads=values["threads"],
+        use_cache=not values["no_cache"],
+    )
+    result = build(options, Console())
+    if as_json:
+        print_json(summary.as_json(result))
+    else:
+        summary.print_summary(result)

@@ -1,0 +1,118 @@
+"""`compact-edge export`: a checkpoint directory to GGUF."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from compact_edge.commands.shared import DIRECTORY, FILE
+
+
+@click.command()
+@click.argument("checkpoint", type=DIRECTORY)
+@click.option("--format", "form", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="File format.")
+@click.option("--quant", default="F16", show_default=True, help="GGUF type, as llama.cpp names it.")
+@click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
+@click.option("--imatrix", type=FILE, help="A ready importance matrix of this checkpoint.")
+@click.option("--calibration", help="Measure an importance matrix on this text (file, stdlib or stdlib-prose).")
+@click.option("--calibration-tokens", type=int, default=32768, show_default=True, help="Tokens of that text.")
+@click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--no-check", is_flag=True, help="Skip the parity gate.")
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+def export(
+    checkpoint: Path,
+    form: str,
+    quant: str,
+    embedding_quant: str | None,
+    imatrix: Path | None,
+    calibration: str | None,
+    calibration_tokens: int,
+    out: Path,
+    force: bool,
+    no_check: bool,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT, a Hugging Face checkpoint directory, pruned or not, to GGUF and check the file."""
+    from compact.apply import legal_files
+    from compact.cache import open_cache
+    from compact.calibration import STDLIB_PROSE
+    from compact.errors import OutputExistsError, UsageError
+    from compact.plan import PLAN, read_plan
+    from compact.prune import PruneOptions, calibration_for
+    from compact.source import open_source
+    from compact.store import copy_hashed, publish, write_sums
+    from compact_edge.console import Console, print_json
+    from exporters.artifact import Export, checkpoint_id, fallback_note, make_artifact
+    from exporters.card import base_model_of
+    from exporters.gguf import GgufMetadata
+    from exporters.parity import check_artifact
+
+    del form
+    if imatrix is not None and calibration is not None:
+        raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+    console = Console()
+    with open_cache(enabled=not no_cache) as cache:
+        source = open_source(str(checkpoint), cache, console)
+        plan = read_plan(checkpoint / PLAN) if (checkpoint / PLAN).is_file() else None
+        texts = calibration_for(
+            source, PruneOptions(calibration=calibration or STDLIB_PROSE, calibration_tokens=calibration_tokens)
+        )
+        request = Export(
+            checkpoint=checkpoint,
+            checkpoint_id=checkpoint_id(checkpoint),
+            quant=quant,
+            name=source.name,
+            pre=plan.pre if plan is not None else None,
+            embedding_quant=embedding_quant,
+            imatrix_file=imatrix,
+            texts=texts.texts if calibration is not None else (),
+            texts_id=texts.id,
+            metadata=GgufMetadata(name=source.name, base_model=base_model_of(checkpoint)),
+        )
+        artifact = make_artifact(request, cache, console)
+        if (note := fallback_note(artifact)) is not None:
+            console.note(note)
+        report = None
+        if not no_check:
+            report = check_artifact(
+                checkpoint,
+                artifact.path,
+                artifact.quant,
+                texts.texts,
+                unpruned=None,
+                baseline_kl=None,
+                pre=request.pre,
+                progress=console,
+            )
+            report.require()
+        with publish(out, force=force, needed_bytes=artifact.size_bytes) as work:
+            copy_hashed(artifact.path, work / artifact.path.name)
+            for path in legal_files(checkpoint):
+                shutil.copyfile(path, work / path.name)
+            write_sums(work)
+    if as_json:
+        print_json(
+            {
+                "file": str((out / artifact.path.name).absolute()),
+                "quant": artifact.quant,
+                "size_bytes": artifact.size_bytes,
+                "bits_per_weight": artifact.summary.bits_per_weight,
+                "sha256": artifact.sha256,
+                "imatrix_id": artifact.imatrix_id,
+                "parity": None if report is None else report.as_dict(),
+            }
+        )
+        return
+    click.echo(
+        f"wrote {out / artifact.path.name}: {artifact.size_bytes / 1e6:.1f} MB, {artifact.quant}, "
+        f"{artifact.summary.bits_per_weight:.2f} bits per weight"
+    )
+    for check in report.checks if report is not None else ():
+        click.echo(f"  {check.name}: {check.detail}")

@@ -1,0 +1,71 @@
+"""`compact-edge prune`: a model to a smaller Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact_edge.commands.shared import DIRECTORY, budget_options, calibration_options, compute_options, prune_options
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
+@budget_options
+@click.option("--quant", help="Keep intermediate_size on the grid of this GGUF type.")
+@calibration_options
+@compute_options
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:
+    """Prune MODEL with COMPACT and write a standard Hugging Face checkpoint with its plan.json.
+
+    MODEL is a checkpoint directory, a .gguf file or a built-in model (tiny, smollm2-135m).
+    """
+    from compact.cache import open_cache
+    from compact.errors import OutputExistsError
+    from compact.prune import make_plan
+    from compact.prune import prune as apply
+    from compact.source import open_source
+    from compact.store import publish, write_sums
+    from compact_edge.console import Console, print_json
+    from compact_edge.side import sizes_by_part
+    from exporters.quant_types import grid
+
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+    options = prune_options(values, channel_grid=grid(quant) if quant else 1)
+    console = Console()
+    with open_cache(enabled=not no_cache) as cache:
+        source = open_source(model, cache, console)
+        if source.note:
+            console.note(source.note)
+        plan = make_plan(source, options, cache, progress=console)
+        needed = sum(ref.n_bytes for ref in source.tensors.values())
+        with publish(out, force=force, needed_bytes=needed) as work:
+            apply(source, plan, work, progress=console)
+            write_sums(work)
+    after = sizes_by_part(out)
+    removed = 1 - after["total"] / source.n_params
+    if as_json:
+        print_json(
+            {
+                "out": str(out.absolute()),
+                "plan_id": plan.id,
+                "vocab_size": plan.vocab_size,
+                "intermediate_size": plan.intermediate_size,
+                "parameters_before": source.n_params,
+                "parameters_after": after,
+                "removed": removed,
+            }
+        )
+        return
+    counts = f"{source.n_params / 1e6:.1f}M -> {after['total'] / 1e6:.1f}M parameters ({removed:.1%} removed)"
+    click.echo(
+        f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
+        f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
+    )
+    click.echo(f"wrote {out}\nnext:\n  compact-edge export {out} --format gguf --quant F16 --out {out}-gguf")

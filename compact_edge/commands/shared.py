@@ -1,0 +1,95 @@
+"""Options that several commands share: the budget and the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from compact.prune import PruneOptions
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+_BUDGET = (
+    click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
+    click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
+    click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
+    click.option(
+        "--pad-vocab-to-multiple-of",
+        type=click.IntRange(1, 4096),
+        default=1,
+        show_default=True,
+        help="Make the final vocab_size a multiple of this.",
+    ),
+    click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text, not by merge order."),
+    click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
+    click.option(
+        "--method",
+        type=click.Choice(["compact", "magnitude", "random"]),
+        default="compact",
+        show_default=True,
+        help="How FFN channels are scored; the others are for comparison.",
+    ),
+)
+_CALIBRATION = (
+    click.option("--calibration", help="Text, jsonl or parquet file, or: stdlib, stdlib-prose."),
+    click.option(
+        "--calibration-tokens", type=int, default=32768, show_default=True, help="Tokens of the calibration set."
+    ),
+    click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration set."),
+)
+_COMPUTE = (
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        help="Where the calibration pass runs.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Type of the calibration pass.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a pass."),
+)
+
+
+def _apply(options: tuple[Callable[[Function], Function], ...], function: Function) -> Function:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def budget_options(function: Function) -> Function:
+    """`--ratio` and everything else that says what to remove."""
+    return _apply(_BUDGET, function)
+
+
+def calibration_options(function: Function) -> Function:
+    """`--calibration` and how much of it."""
+    return _apply(_CALIBRATION, function)
+
+
+def compute_options(function: Function) -> Function:
+    """Where and in what type the original model runs."""
+    return _apply(_COMPUTE, function)
+
+
+def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:
+    """`PruneOptions` from the values of the shared options; other keys are left alone."""
+    from dataclasses import fields
+
+    from compact.prune import PruneOptions
+
+    names = {field.name for field in fields(PruneOptions)} & values.keys()
+    return PruneOptions(**{name: values[name] for name in names}, channel_grid=channel_grid)

@@ -1,0 +1,248 @@
+"""What the user sees: results on stdout; progress, notes and errors on stderr.
+
+On a terminal, work shows a bar with its rate and the time left. Elsewhere (a file, a pipe, CI) it writes a plain line
+at its start, about every ten seconds, and at its end, so that a log stays readable.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from compact.progress import Task
+
+_SECONDS_BETWEEN_LINES = 10.0
+# Shorter work is over before a rate means anything.
+_SECONDS_FOR_A_RATE = 0.05
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line with control characters escaped.
+
+    File names and texts from a checkpoint end up in messages; raw escape sequences in them could rewrite the screen.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in " ".join(text.splitlines())
+    )
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """Write `error: MESSAGE`, and `hint: HINT` where there is one, to stderr."""
+    for label, text in (("error", message), ("hint", hint)):
+        if text:
+            _write_line(sys.stderr, f"{label}: {one_line(text)}")
+
+
+def print_json(result: object) -> None:
+    """Write `result` as JSON to stdout. Only ASCII, so that no terminal or pipe encoding can refuse it."""
+    import json
+
+    click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay `rows` out in columns under `header`, two spaces apart; the last column is as wide as it needs."""
+    cells = [[one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(lines)
+
+
+def format_duration(seconds: float) -> str:
+    """Return `seconds` as people say it: 8.2s, 4m05s, 2h03m."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def format_count(value: float) -> str:
+    """Return `value` with thousands separated; small rates keep three digits."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def is_interactive(stream: TextIO) -> bool:
+    """Say whether `stream` is a terminal that a bar can be drawn on."""
+    try:
+        terminal = stream.isatty()
+    except ValueError:
+        return False
+    # CI services give some programs a terminal, and then store every redraw of a bar as a line.
+    return terminal and os.environ.get("CI", "").lower() in ("", "0", "false") and os.environ.get("TERM") != "dumb"
+
+
+class Console:
+    """Reports long work to the user; implements `compact.progress.Progress`."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        interactive: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Report to `stream` (stderr if None); `interactive` and `clock` are found out unless given."""
+        self._stream = sys.stderr if stream is None else stream
+        self._interactive = is_interactive(self._stream) if interactive is None else interactive
+        self._clock = clock
+        self._live: RichProgress | None = None
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
+        """Open a task of `total` units (None where unknown) and report it until the block ends."""
+        description = one_line(description)
+        if self._interactive:
+            with self._bar(description, total, unit) as bar:
+                yield bar
+            return
+        plain = _PlainTask(self._write, self._clock, description, total, unit)
+        try:
+            yield plain
+        except BaseException:
+            plain.stop()
+            raise
+        plain.finish()
+
+    def note(self, text: str) -> None:
+        """Write one line; above the bars, where there are some."""
+        if self._live is not None:
+            self._live.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._write(one_line(text))
+
+    def _write(self, line: str) -> None:
+        _write_line(self._stream, line)
+
+    @contextmanager
+    def _bar(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
+        """Add a bar; all tasks that run at once share one display, since a terminal can hold only one."""
+        if self._live is not None:
+            with _bar_of(self._live, description, total, unit) as bar:
+                yield bar
+            return
+        with _new_display(self._stream) as display:
+            self._live = display
+            try:
+                with _bar_of(display, description, total, unit) as bar:
+                    yield bar
+            finally:
+                self._live = None
+
+
+class _PlainTask:
+    """A task that writes lines."""
+
+    def __init__(
+        self, write: Callable[[str], None], clock: Callable[[], float], description: str, total: int | None, unit: str
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._start = self._last_line = clock()
+        self._write(f"{description}: " + (f"{format_count(total)} {unit}" if total is not None else "started"))
+
+    def advance(self, amount: int = 1) -> None:
+        """Add `amount` finished units; writes a line if the last one is ten seconds old."""
+        self._done += amount
+        now = self._clock()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        rate = self._done / (now - self._start)
+        parts = [self._progress(), f"{format_count(rate)} {self._unit}/s"]
+        if self._total is not None and rate > 0:
+            parts.append(f"{format_duration(max(0.0, (self._total - self._done) / rate))} left")
+        self._write(f"{self._description}: {', '.join(parts)}")
+
+    def finish(self) -> None:
+        """Write the last line."""
+        seconds = self._clock() - self._start
+        line = f"{self._description}: {format_count(self._done)} {self._unit} in {format_duration(seconds)}"
+        if seconds > _SECONDS_FOR_A_RATE and self._done:
+            line += f" ({format_count(self._done / seconds)} {self._unit}/s)"
+        self._write(line)
+
+    def stop(self) -> None:
+        """Write the last line of work that did not come to its end."""
+        self._write(f"{self._description}: stopped at {self._progress()}")
+
+    def _progress(self) -> str:
+        if not self._total:
+            return f"{format_count(self._done)} {self._unit}"
+        percent = 100 * self._done // self._total
+        return f"{percent}% of {format_count(self._total)} {self._unit}"
+
+
+class _BarTask:
+    """A task that moves a bar."""
+
+    def __init__(self, display: RichProgress, task: TaskID) -> None:
+        self._display = display
+        self._task = task
+
+    def advance(self, amount: int = 1) -> None:
+        """Add `amount` finished units."""
+        self._display.advance(self._task, amount)
+
+
+@contextmanager
+def _bar_of(display: RichProgress, description: str, total: int | None, unit: str) -> Iterator[Task]:
+    identifier = display.add_task(description, total=total, unit=unit)
+    try:
+        yield _BarTask(display, identifier)
+    finally:
+        # Without a total, a bar that ends would go on pulsing on the screen.
+        if total is None:
+            done = display.tasks[display.task_ids.index(identifier)].completed
+            display.update(identifier, total=done)
+        display.stop_task(identifier)
+
+
+def _new_display(stream: TextIO) -> RichProgress:
+    """Make the display of bars; rich is imported here because only long work on a terminal needs it."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task as RichTask
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Units done and units a second."""
+
+        def render(self, task: RichTask) -> Text:
+            unit = task.fields["unit"]
+            total = "" if task.total is None else f"/{format_count(task.total)}"
+            speed = task.finished_speed or task.speed
+            rate = f"  {format_count(speed)} {unit}/s" if speed else ""
+            return Text(f"{format_count(task.completed)}{total} {unit}{rate}")
+
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(file=stream, highlight=False),
+    )
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    """Write one line; a stream that cannot hold a character gets its escape, for an error must not hide another."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()

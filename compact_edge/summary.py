@@ -1,0 +1,169 @@
+"""The closing summary of a build: one small table, before -> after at the same type, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compact.languages import WARNING_RATIO
+from compact_edge.console import one_line
+
+if TYPE_CHECKING:
+    from compact_edge.build import BuildResult, Compared
+
+_REPLY_WIDTH = 600
+
+
+def as_json(result: BuildResult) -> dict[str, Any]:
+    """The result for `--json`: everything the summary says, with timings marked as this machine's."""
+    return {
+        "out": str(result.out),
+        "model": result.source.name,
+        "target": result.profile.name,
+        "plan_id": result.plan.id,
+        "artifact": result.after.side.artifact.path.name,
+        "before": None if result.before is None else _side(result.before),
+        "after": _side(result.after),
+        "evaluation_text": result.eval_name,
+        "languages": [
+            {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
+        ],
+        "prompt": result.prompt,
+        "threads": result.threads,
+        "parity": None if result.after.parity is None else result.after.parity.as_dict(),
+        "notes": result.notes,
+        "stages_reused": result.reused,
+    }
+
+
+def _side(compared: Compared) -> dict[str, Any]:
+    artifact = compared.side.artifact
+    return {
+        "parameters": compared.parts,
+        "quant": artifact.quant,
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": artifact.summary.bits_per_weight,
+        "bits_per_byte": {
+            "float32": compared.evaluation.bits_per_byte,
+            "artifact": compared.artifact_evaluation.bits_per_byte,
+        },
+        "this_machine": compared.measured.as_dict(),
+    }
+
+
+def rows(result: BuildResult) -> list[tuple[str, str, str, str]]:
+    """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`."""
+    before, after = result.before, result.after
+    return [
+        _row("parameters", before, after, lambda c: c.parts["total"] / 1e6, "{:.1f}M"),
+        _row("file size", before, after, lambda c: c.side.artifact.size_bytes / 1e6, "{:.1f} MB"),
+        _row("resident memory *", before, after, lambda c: c.measured.speed.resident_bytes / 1e6, "{:.0f} MB"),
+        _row("prefill, tokens/s *", before, after, lambda c: c.measured.prefill, "{:.1f}"),
+        _row("decode, tokens/s *", before, after, lambda c: c.measured.decode, "{:.1f}"),
+        _row(
+            "decode, characters/s *",
+            before,
+            after,
+            lambda c: c.measured.decode * c.measured.characters_per_token,
+            "{:.0f}",
+        ),
+        _row("bits per byte, float32", before, after, lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
+        _row(
+            f"bits per byte, {after.side.artifact.quant}",
+            before,
+            after,
+            lambda c: c.artifact_evaluation.bits_per_byte,
+            "{:.3f}",
+        ),
+    ]
+
+
+def _row(name: str, before: Compared | None, after: Compared, value: Any, form: str) -> tuple[str, str, str, str]:
+    new = value(after)
+    if before is None:
+        return name, "", form.format(new), ""
+    old = value(before)
+    return name, form.format(old), form.format(new), f"{new / old - 1:+.1%}" if old else ""
+
+
+def losses(result: BuildResult) -> list[str]:
+    """Pruning loss and quantisation loss apart, in bits per byte."""
+    after = result.after
+    quant = after.artifact_evaluation.bits_per_byte - after.evaluation.bits_per_byte
+    lines = []
+    if result.before is not None:
+        pruning = after.evaluation.bits_per_byte - result.before.evaluation.bits_per_byte
+        lines.append(f"pruning loss {pruning:+.3f} bits per byte (float32, after - before)")
+    lines.append(f"quantisation loss {quant:+.3f} bits per byte ({after.side.artifact.quant} - float32, after pruning)")
+    return lines
+
+
+def print_summary(result: BuildResult) -> None:
+    """Write the summary to stdout, as a table on every kind of terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A pipe or a log has no width; rich would guess 80 and wrap.
+    console = Console(highlight=False, soft_wrap=True)
+    artifact = result.after.side.artifact
+    table = Table(title=f"{result.source.name}, {artifact.quant}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(result):
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    fine = (
+        f"* a short run on this machine with llama.cpp, {result.threads} thread{'s' * (result.threads > 1)}; "
+        f"bits per byte on {result.eval_name} ({result.after.evaluation.n_bytes:,} bytes, lower is better)"
+    )
+    lines = [fine, *losses(result)]
+    if result.after.parity is not None:
+        checks = result.after.parity.checks
+        word = "passed in part" if result.after.parity.partial else "passed"
+        lines += [f"parity gate {word}:", *(f"  {check.name}: {check.detail}" for check in checks)]
+    for line in lines:
+        console.print(Text(one_line(line) if not line.startswith("  ") else "  " + one_line(line)))
+    console.print()
+    console.print(Text("tokens per character, after / before:  " + ", ".join(_language(c) for c in result.languages)))
+    costly = [cost.language for cost in result.languages if cost.ratio > WARNING_RATIO]
+    if costly:
+        text = f"warning: above {WARNING_RATIO} in {', '.join(costly)}; if you need them, rank tokens on text of yours"
+        console.print(Text(f"{text} with --vocab-corpus FILE", style="yellow"))
+    console.print()
+    _print_replies(result)
+    for line in next_commands(result):
+        click.echo(line)
+
+
+def _language(cost: Any) -> str:
+    return f"{cost.language} {cost.ratio:.2f}"
+
+
+def _print_replies(result: BuildResult) -> None:
+    click.echo(f"prompt: {one_line(result.prompt)}")
+    for name, side in (("before", result.before), ("after", result.after)):
+        if side is not None and side.measured.reply is not None:
+            reply = side.measured.reply
+            short = reply if len(reply) <= _REPLY_WIDTH else reply[:_REPLY_WIDTH] + " ..."
+            body = "\n".join(f"    {one_line(line)}" for line in short.splitlines()) or "    (no text)"
+            click.echo(f"{name}:\n{body}")
+    click.echo()
+
+
+def next_commands(result: BuildResult) -> list[str]:
+    """What to run next, ready to paste."""
+    out = shlex.quote(str(result.out))
+    file = shlex.quote(str(result.out / "gguf" / result.after.side.artifact.path.name))
+    return [
+        f"wrote {result.out}",
+        "next:",
+        f"  compact-edge verify {out}",
+        f"  compact-edge eval {file} --text YOUR_TEXT",
+        f"  llama-cli -m {file} -cnv",
+    ]

@@ -1,0 +1,56 @@
+"""No command or option without words: help for each, and a place in the README."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from compact_edge.cli import COMMANDS, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_named(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = command_named(name)
+    assert command.name == name, "the command's own name is what its usage line shows"
+    assert command.help, f"{name} has no help"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+        else:
+            shown = parameter.make_metavar(click.Context(command)).strip("[].")
+            assert shown in command.help, f"the help of {name} does not say what {shown} is"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert f"compact-edge {name}" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_every_module_of_commands_is_in_the_table() -> None:
+    modules = {path.stem for path in (ROOT / "compact_edge" / "commands").glob("*.py")} - {"__init__"}
+    in_table = {entry.module.rpartition(".")[2] for entry in COMMANDS.values()}
+    commands = {
+        stem
+        for stem in modules
+        if any(
+            isinstance(value, click.Command) for value in vars(import_module(f"compact_edge.commands.{stem}")).values()
+        )
+    }
+    assert commands <= in_table
+
+
+def test_short_helps_are_one_sentence() -> None:
+    for entry in COMMANDS.values():
+        assert entry.short_help.endswith(".")
+        assert len(entry.short_help) <= 60
