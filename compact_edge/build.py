@@ -87,10 +87,28 @@ class BuildResult:
     languages: list[LanguageCost]
     eval_name: str
     prompt: str
-    threads: int
+    compute: Compute
     out: Path
     notes: list[str]
     reused: list[str]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the models run: torch device and dtype of the checkpoints, threads of llama.cpp."""
+
+    device: str
+    dtype: str
+    threads: int
+
+
+def resolve_compute(options: BuildOptions) -> Compute:
+    """The options' `auto` made definite."""
+    from compact.importance import resolve_device, resolve_dtype
+
+    device = resolve_device(options.prune.device)
+    dtype = str(resolve_dtype(options.prune.dtype, device)).removeprefix("torch.")
+    return Compute(device, dtype, options.threads or default_threads())
 
 
 def default_threads() -> int:
@@ -149,7 +167,7 @@ def _run(
     for note in notes:
         progress.note(note)
     quant, embedding = choose_quant(options, profile, source)
-    threads = options.threads or default_threads()
+    compute = resolve_compute(options)
     pruning = replace(options.prune, channel_grid=grid(quant))
     calibration = calibration_for(source, pruning)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
@@ -188,7 +206,7 @@ def _run(
     if options.baseline:
         original = side("original", source.directory, source.id, source.name, f"{source.name}, unpruned")
         baseline_kl = _baseline_kl(original, calibration, cache)
-        before = _compare(original, text, prompt, threads, cache, progress, parity=None)
+        before = _compare(original, text, prompt, compute, cache, progress, parity=None)
     removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
     description = (
         f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): vocabulary "
@@ -202,7 +220,7 @@ def _run(
     if options.check:
         parity = _gate(smaller, source, plan, calibration, baseline_kl, cache, progress)
         parity.require()
-    after = _compare(smaller, text, prompt, threads, cache, progress, parity=parity)
+    after = _compare(smaller, text, prompt, compute, cache, progress, parity=parity)
     _check_budgets(profile, after)
     return BuildResult(
         source=source,
@@ -214,7 +232,7 @@ def _run(
         languages=language_costs(source.directory, pruned),
         eval_name=eval_name,
         prompt=prompt,
-        threads=threads,
+        compute=compute,
         out=out,
         notes=notes,
         reused=list(cache.hits),
@@ -285,13 +303,16 @@ def _compare(
     side: Side,
     text: str,
     prompt: str,
-    threads: int,
+    compute: Compute,
     cache: Cache,
     progress: Progress,
     *,
     parity: ParityReport | None,
 ) -> Compared:
-    evaluation, artifact_evaluation = evaluate_side(side, text, cache, threads, progress)
+    threads = compute.threads
+    evaluation, artifact_evaluation = evaluate_side(
+        side, text, cache, device=compute.device, dtype=compute.dtype, threads=threads, progress=progress
+    )
     measured = measure_side(side, text, prompt, threads)
     return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
 

@@ -88,8 +88,8 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
             "embedding_type": artifact.embedding_type,
             "imatrix_id": artifact.imatrix_id,
         },
-        "before": None if result.before is None else _figures(result.before),
-        "after": _figures(result.after),
+        "before": None if result.before is None else _figures(result, result.before),
+        "after": _figures(result, result.after),
         "evaluation": {
             "text": result.eval_name,
             "sha256": result.after.evaluation.text_sha256,
@@ -106,12 +106,12 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
     }
 
 
-def _figures(compared: Compared) -> dict[str, Any]:
+def _figures(result: BuildResult, compared: Compared) -> dict[str, Any]:
     return {
         "parameters": compared.parts,
         "size_bytes": compared.side.artifact.size_bytes,
         "bits_per_byte": {
-            "float32": round(compared.evaluation.bits_per_byte, 4),
+            result.compute.dtype: round(compared.evaluation.bits_per_byte, 4),
             compared.side.artifact.quant: round(compared.artifact_evaluation.bits_per_byte, 4),
         },
     }

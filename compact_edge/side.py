@@ -84,21 +84,21 @@ def cached_value(cache: Cache, kind: str, key: dict[str, Any], make: Callable[[]
 
 
 def evaluate_side(
-    side: Side, text: str, cache: Cache, threads: int, progress: Progress
+    side: Side, text: str, cache: Cache, *, device: str, dtype: str, threads: int, progress: Progress
 ) -> tuple[Evaluation, Evaluation]:
-    """Bits per byte of the checkpoint in float32 (Transformers) and of the artifact (llama.cpp), on one text."""
+    """Bits per byte of the checkpoint in `dtype` (Transformers) and of the artifact (llama.cpp), on one text."""
     key = {"version": _EVALUATION_VERSION, "text": sha256_json(text), "window": DEFAULT_WINDOW}
     checkpoint = cached_value(
         cache,
         "evaluation",
-        {**key, "checkpoint": side.checkpoint_id},
+        {**key, "checkpoint": side.checkpoint_id, "device": device, "dtype": dtype},
         lambda: evaluate_checkpoint(
             side.checkpoint,
             text,
-            device="cpu",
-            dtype="float32",
+            device=device,
+            dtype=dtype,
             progress=progress,
-            label=f"bits per byte, {side.label}",
+            label=f"bits per byte, {side.label} {dtype}",
         ).as_dict(),
     )
     artifact = cached_value(

@@ -31,7 +31,8 @@ def as_json(result: BuildResult) -> dict[str, Any]:
             {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
         ],
         "prompt": result.prompt,
-        "threads": result.threads,
+        "threads": result.compute.threads,
+        "dtype": result.compute.dtype,
         "parity": None if result.after.parity is None else result.after.parity.as_dict(),
         "notes": result.notes,
         "stages_reused": result.reused,
@@ -46,7 +47,7 @@ def _side(compared: Compared) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "bits_per_weight": artifact.summary.bits_per_weight,
         "bits_per_byte": {
-            "float32": compared.evaluation.bits_per_byte,
+            "checkpoint": compared.evaluation.bits_per_byte,
             "artifact": compared.artifact_evaluation.bits_per_byte,
         },
         "this_machine": compared.measured.as_dict(),
@@ -69,7 +70,7 @@ def rows(result: BuildResult) -> list[tuple[str, str, str, str]]:
             lambda c: c.measured.decode * c.measured.characters_per_token,
             "{:.0f}",
         ),
-        _row("bits per byte, float32", before, after, lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
+        _row(f"bits per byte, {result.compute.dtype}", before, after, lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
         _row(
             f"bits per byte, {after.side.artifact.quant}",
             before,
@@ -95,8 +96,9 @@ def losses(result: BuildResult) -> list[str]:
     lines = []
     if result.before is not None:
         pruning = after.evaluation.bits_per_byte - result.before.evaluation.bits_per_byte
-        lines.append(f"pruning loss {pruning:+.3f} bits per byte (float32, after - before)")
-    lines.append(f"quantisation loss {quant:+.3f} bits per byte ({after.side.artifact.quant} - float32, after pruning)")
+        lines.append(f"pruning loss {pruning:+.3f} bits per byte ({result.compute.dtype}, after - before)")
+    types = f"{after.side.artifact.quant} - {result.compute.dtype}"
+    lines.append(f"quantisation loss {quant:+.3f} bits per byte ({types}, after pruning)")
     return lines
 
 
@@ -118,8 +120,9 @@ def print_summary(result: BuildResult) -> None:
         table.add_row(*row)
     console.print()
     console.print(table)
+    threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
     fine = (
-        f"* a short run on this machine with llama.cpp, {result.threads} thread{'s' * (result.threads > 1)}; "
+        f"* a short run on this machine with llama.cpp, {threads}; "
         f"bits per byte on {result.eval_name} ({result.after.evaluation.n_bytes:,} bytes, lower is better)"
     )
     lines = [fine, *losses(result)]

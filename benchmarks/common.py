@@ -1,0 +1,102 @@
+"""What the benchmark scripts share: the texts, a cache beside the results, and how a result is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.cache import Cache, default_root
+from compact.evaluate import read_text
+from compact.evaluation_text import default_evaluation_text
+from compact.plan import PrunePlan
+from compact.prune import PruneOptions, make_plan, prune
+from compact.source import ModelSource
+from compact_edge.console import Console
+
+RESULTS = Path(__file__).parent / "results"
+ENVIRONMENT = "COMPACT_EDGE_DATA"
+
+
+def data_folder() -> Path:
+    """The folder of texts and tasks. Ends the script where it is not named (see docs/results.md)."""
+    folder = os.environ.get(ENVIRONMENT)
+    if not folder or not Path(folder).is_dir():
+        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/results.md says what it holds and where it is from")
+    return Path(folder)
+
+
+def cache() -> Cache:
+    """The user's cache: scores and checkpoints that another script made are not made again."""
+    return Cache(default_root(), [], [])
+
+
+def wikitext_train(work: Path) -> Path:
+    """The first 80% of WikiText-2's validation text, as a file: what the figures are calibrated on."""
+    path = work / "wikitext2-valid-first-80.txt"
+    path.write_text(read_text(data_folder() / "text" / "wikitext2-valid.txt", split="train"), encoding="utf-8")
+    return path
+
+
+def head(text: str, n_bytes: int) -> str:
+    """The first `n_bytes` of a text, cut at a character."""
+    return text.encode()[:n_bytes].decode("utf-8", "ignore")
+
+
+def evaluation_texts(n_bytes: int) -> dict[str, str]:
+    """Held-out text of three kinds, and the standard library's held-out modules."""
+    folder = data_folder()
+    return {
+        "wikitext": head(read_text(folder / "text" / "wikitext2-valid.txt", split="held-out"), n_bytes),
+        "technical": head(read_text(folder / "text" / "peps.txt", split="held-out"), n_bytes),
+        "fiction": head(read_text(folder / "tasks" / "lambada_openai.jsonl"), n_bytes),
+        "stdlib": head(default_evaluation_text(), n_bytes),
+    }
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned checkpoint in the cache."""
+
+    plan: PrunePlan
+    directory: Path
+
+
+def pruned_checkpoint(source: ModelSource, options: PruneOptions, store: Cache) -> Pruned:
+    """Plan and prune, with every stage through the cache."""
+    console = Console()
+    plan = make_plan(source, options, store, progress=console)
+    directory = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))
+    return Pruned(plan, directory)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def machine() -> dict[str, Any]:
+    """The machine that a figure is from."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def record(name: str, value: dict[str, Any]) -> None:
+    """Write `benchmarks/results/NAME.json`, the figures that the docs quote."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n", encoding="utf-8")
+    print(f"\nrecorded in {path}")

@@ -1,0 +1,104 @@
+"""Size, KL and bits per byte of GGUF types, before and after pruning: what the gate's limits and the profiles' default
+types were set by.
+
+    python benchmarks/gguf_types.py --model smollm2-135m --quants F16,BF16,Q8_0,Q4_0,IQ4_NL --ratios 0.1,0.2,0.35
+    python benchmarks/gguf_types.py --quants Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL,Q4_K_M --bytes 8000
+
+A quant `IQ4_NL/Q5_1` quantises the embedding to the second type. KL is to the same model in float32 (Transformers),
+over 512 positions of the calibration text, as in the parity gate. `smollm2-135m` is itself dequantised from Q4_1, so
+rankings of 4-bit types on it lean towards Q4_1; `tiny` is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from common import cache, evaluation_texts, pruned_checkpoint, record, table
+
+from compact.calibration import Calibration
+from compact.prune import PruneOptions, calibration_for
+from compact.source import open_source
+from compact_edge.console import Console
+from compact_edge.side import evaluate_gguf
+from exporters.artifact import Artifact, Export, make_artifact
+from exporters.engine import LlamaEngine
+from exporters.parity import POSITIONS, Reference, mean_kl, reference_for
+
+
+def measure(artifact: Artifact, reference: Reference, texts: dict[str, str]) -> dict[str, Any]:
+    """Figures of one file."""
+    with LlamaEngine(artifact.path, n_ctx=POSITIONS) as engine:
+        kl = mean_kl(reference, engine)
+    bits = {
+        kind: evaluate_gguf(artifact.path, text, threads=1, progress=Console(), label=f"{artifact.quant} {kind}")
+        for kind, text in texts.items()
+    }
+    return {
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": round(artifact.summary.bits_per_weight, 3),
+        "embedding_type": artifact.embedding_type,
+        "mean_kl": float(f"{kl:.4g}"),
+        "bits_per_byte": {kind: round(value.bits_per_byte, 4) for kind, value in bits.items()},
+    }
+
+
+@click.command()
+@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--quants", default="F16,BF16,Q8_0,Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL", show_default=True)
+@click.option("--ratios", default="0.2", show_default=True)
+@click.option("--grid", default=32, show_default=True, help="What intermediate_size is a multiple of.")
+@click.option("--calibration-tokens", default=16384, show_default=True)
+@click.option("--bytes", "n_bytes", default=0, show_default=True, help="Evaluated of every text; 0: KL and size only.")
+@click.option("--name", default="gguf-types", show_default=True, help="Of the file of results.")
+def main(model: str, quants: str, ratios: str, grid: int, calibration_tokens: int, n_bytes: int, name: str) -> None:
+    """Print and record the table."""
+    store, console = cache(), Console()
+    source = open_source(model, store, console)
+    texts = evaluation_texts(n_bytes) if n_bytes else {}
+    drawn = PruneOptions(calibration_tokens=calibration_tokens)
+    calibration: Calibration = calibration_for(source, drawn)
+    models: list[tuple[str, Path, str]] = [("0", source.directory, source.id)]
+    for ratio in ratios.split(","):
+        options = PruneOptions(ratio=float(ratio), channel_grid=grid, calibration_tokens=calibration_tokens)
+        made = pruned_checkpoint(source, options, store)
+        models.append((ratio, made.directory, made.plan.id))
+    rows, figures = [], []
+    for ratio, directory, identity in models:
+        reference = reference_for(directory, calibration.texts, greedy=False)
+        for spelled in quants.split(","):
+            quant, _, embedding = spelled.partition("/")
+            artifact = make_artifact(
+                Export(
+                    checkpoint=directory,
+                    checkpoint_id=identity,
+                    quant=quant,
+                    name="benchmark",
+                    embedding_quant=embedding or None,
+                    texts=calibration.texts,
+                    texts_id=calibration.id,
+                ),
+                store,
+                console,
+            )
+            result = measure(artifact, reference, texts)
+            figures.append({"ratio": float(ratio), "quant": spelled, **result})
+            rows.append(
+                [
+                    ratio,
+                    spelled,
+                    f"{result['size_bytes'] / 1e6:.1f} MB",
+                    f"{result['bits_per_weight']:.2f}",
+                    result["embedding_type"],
+                    f"{result['mean_kl']:.4g}",
+                    *(f"{value:.3f}" for value in result["bits_per_byte"].values()),
+                ]
+            )
+            print(table(["ratio", "type", "size", "bits/weight", "token_embd", "mean KL", *texts], rows[-1:]))
+    print(table(["ratio", "type", "size", "bits/weight", "token_embd", "mean KL", *texts], rows))
+    record(f"{name}-{source.name}", {"model": source.name, "calibration_tokens": calibration_tokens, "rows": figures})
+
+
+if __name__ == "__main__":
+    main()
