@@ -149,7 +149,7 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits) -> Sizes:
     if not 0.0 < ratio < 1.0:
         raise BudgetError(f"--ratio {ratio:g}: out of range", "give the share of parameters to remove, between 0 and 1")
     wanted = ratio * parts.total
-    smallest_inner = max(limits.channel_grid, 1)
+    smallest_inner = min(limits.channel_grid, limits.intermediate_size)
     most = (limits.vocab_size - limits.smallest_vocab_size) * parts.per_row
     most += (limits.intermediate_size - smallest_inner) * parts.per_channel
     if wanted > most + TOLERANCE * parts.total:

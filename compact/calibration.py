@@ -90,7 +90,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DamagedFileError(f"{path}:{number}: not valid JSON ({error})") from error
             yield _text_of(record, f"{path}:{number}")
 
@@ -98,8 +98,10 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 def _text_of(record: Any, where: str) -> str:
     if isinstance(record, dict):
         for key in TEXT_KEYS:
-            if isinstance(record.get(key), str):
-                return str(record[key])
+            if isinstance(text := record.get(key), str):
+                if any("\ud800" <= character <= "\udfff" for character in text):
+                    raise DamagedFileError(f"{where}: half of a surrogate pair, which is no text")
+                return text
     raise DamagedFileError(f"{where}: no string under {' or '.join(map(repr, TEXT_KEYS))}")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from compact.errors import DamagedFileError, PickleRefusedError, StorageError
+from compact.errors import DamagedFileError, PickleRefusedError, StorageError, UnsafePathError
 from compact.store import read_json_object, safe_child, write_json
 
 if TYPE_CHECKING:
@@ -51,19 +51,23 @@ class TensorRef:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors shards of a checkpoint directory, sorted by name.
 
+    Where both are there, `model.safetensors` wins over the index, as it does in Transformers.
+
     Raises:
         PickleRefusedError: there are only pickled weights.
         UnsafePathError: the index names a shard outside the directory.
         DamagedFileError: no weights at all, a shard that the index names is missing.
     """
     index_path = directory / INDEX
-    if index_path.is_file():
+    if (directory / SINGLE).is_file():
+        files = [directory / SINGLE]
+    elif index_path.is_file():
         weight_map = read_json_object(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise DamagedFileError(f"{index_path}: no weight_map")
-        files = [safe_child(directory, str(name), str(index_path)) for name in sorted(set(weight_map.values()))]
-    elif (directory / SINGLE).is_file():
-        files = [directory / SINGLE]
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise DamagedFileError(f"{index_path}: weight_map must map names to file names")
+        files = [safe_child(directory, name, str(index_path)) for name in sorted(set(weight_map.values()))]
     else:
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in directory.glob(pattern))
         if pickled:
@@ -77,14 +81,19 @@ def weight_files(directory: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise DamagedFileError(f"{file}: named by {INDEX}, but missing", "download the checkpoint again")
-        if not file.resolve().is_relative_to(directory.resolve()) and not _is_hub_link(file):
-            safe_child(directory, "../" + file.name, str(file))
+        refuse_outside_link(directory, file)
     return files
 
 
-def _is_hub_link(file: Path) -> bool:
-    """True for the Hub cache's layout, where `snapshots/REV/NAME` links to `../../blobs/HASH`."""
-    return file.is_symlink() and file.resolve().parent == file.absolute().parents[2] / "blobs"
+def refuse_outside_link(directory: Path, file: Path) -> None:
+    """Raise UnsafePathError for a file of a checkpoint that links out of its directory.
+
+    The Hub cache's own layout, where `snapshots/REV/NAME` links to `../../blobs/HASH`, is allowed.
+    """
+    home, real = directory.resolve(), file.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
+    if not real.is_relative_to(home) and real.parent != blobs:
+        raise UnsafePathError(f"{file}: a link that leaves its directory", "put the file itself there")
 
 
 def read_index(directory: Path) -> dict[str, TensorRef]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from compact.calibration import read_documents
-from compact.errors import CalibrationError
+from compact.errors import CalibrationError, UsageError
 from compact.progress import SILENT, Progress
 from compact.store import sha256_json
 
@@ -67,7 +67,7 @@ def windows(n_tokens: int, size: int, *, first: int) -> Iterator[tuple[int, int,
 
     Args:
         n_tokens: length of the text in tokens.
-        size: tokens of a window, BOS not counted.
+        size: tokens of a window, BOS not counted; at least 1 with BOS and 2 without.
         first: the first token to score, 0 with BOS and 1 without.
     """
     stride = max(1, size // 2)
@@ -77,8 +77,6 @@ def windows(n_tokens: int, size: int, *, first: int) -> Iterator[tuple[int, int,
         yield begin, end, scored
         scored = end
         begin += stride
-        while begin + size <= scored:  # only when a stride of 1 meets a window of 1
-            begin += 1
 
 
 def evaluate(
@@ -104,7 +102,10 @@ def evaluate(
 
     Raises:
         CalibrationError: the text has fewer than two tokens.
+        UsageError: a window of fewer than two positions, in which nothing can be predicted.
     """
+    if window < 2:
+        raise UsageError(f"--window {window}: at least 2 positions are needed")
     if len(ids) < 2:
         raise CalibrationError("the evaluation text has fewer than two tokens", "give a longer text")
     prefix = [] if bos is None else [bos]

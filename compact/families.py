@@ -42,7 +42,8 @@ class Family:
         gguf_arch: `general.architecture` of the GGUF (GGUF spec, "Required metadata").
         permute_qk: rows of q and k interleave the rotary halves in GGUF (Llama layout); Transformers keeps them apart.
         attention_bias: the layout always has biases on q, k and v (and config.json has no key for it).
-        writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size` and `ARCH.rope.dimension_count`.
+        writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size`, `ARCH.rope.dimension_count`, the head
+            dimension where config.json leaves it out, and `add_space_prefix`.
         layer: HF module path inside a layer -> GGUF name inside a block.
         top: HF module path outside the layers -> GGUF name.
         example: a Hub id whose layout this row was checked against.

@@ -9,6 +9,8 @@ is there, from one pass.
 from __future__ import annotations
 
 import tempfile
+import zipfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +66,7 @@ class Scores:
         try:
             with np.load(path, allow_pickle=False) as data:
                 return Scores(tuple(int(e) for e in data["edges"]), data["sums"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DamagedFileError(f"{path}: not a file of scores ({error})") from error
 
 
@@ -207,7 +209,8 @@ def _add_squares(sums: np.ndarray[Any, np.dtype[np.float64]], activations: torch
     index = buckets.to(activations.device)
     for start in range(0, activations.shape[0], _ROWS_AT_ONCE):
         part = activations[start : start + _ROWS_AT_ONCE].to(wide)
-        total.index_add_(0, index[start : start + _ROWS_AT_ONCE], part.square_())
+        # Not in place: where the type is wide already, `part` is the model's own activations.
+        total.index_add_(0, index[start : start + _ROWS_AT_ONCE], part.square())
     present = torch.unique(buckets).tolist()
     sums[present] += total[present].cpu().numpy().astype(np.float64)
 

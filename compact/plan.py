@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +16,20 @@ from compact.store import canonical_json, read_json_object, sha256_json, write_t
 PLAN = "plan.json"
 UPDATES = "updates.safetensors"
 SCHEMA = "compact-edge/plan/1"
+
+# Types of a plan's fields; the two lists of ids are looked at more closely.
+_KINDS: dict[str, type | types.UnionType] = {
+    "source_name": str,
+    "source_id": str,
+    "source_hashes": dict,
+    "options": dict,
+    "method": str,
+    "ranking": str,
+    "ranking_sha256": str | None,
+    "calibration": dict | None,
+    "pre": str,
+    "updates_sha256": str | None,
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,9 @@ def read_plan(path: Path) -> PrunePlan:
     if value.keys() != names:
         odd = sorted(value.keys() ^ names)
         raise DamagedFileError(f"{path}: key {odd[0]!r} is missing or unknown")
+    for name, kind in _KINDS.items():
+        if not isinstance(value[name], kind):
+            raise DamagedFileError(f"{path}: {name} has the wrong type ({type(value[name]).__name__})")
     channels = value["kept_channels"]
     if not _ascending(value["kept_token_ids"]):
         raise DamagedFileError(f"{path}: kept_token_ids must be ascending ids")

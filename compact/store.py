@@ -51,10 +51,15 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _no_constant(name: str) -> Any:
+    # Python reads NaN and Infinity, which are no JSON and which nothing here could write again.
+    raise ValueError(f"{name} is no JSON value")
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises DamagedFileError (not JSON, not UTF-8) and StorageError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -184,7 +189,9 @@ def _alive(process: int) -> bool:
 
 
 def _remove_stale(parent: Path, prefix: str) -> None:
-    for path in parent.glob(f"{prefix}*"):
+    for path in parent.iterdir():
+        if not path.name.startswith(prefix):
+            continue
         process = path.name[len(prefix) :].split("-")[0]
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(path, ignore_errors=True)
@@ -213,7 +220,8 @@ def publish(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Iter
         OutputExistsError: `target` is there and `force` is false (checked before the block runs, and again at the end).
         DiskFullError, StorageError: the file system refuses.
     """
-    target = target.absolute()
+    # A link stays a link: what it points to is replaced.
+    target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and (not force or not target.is_dir()):
         raise OutputExistsError(f"{target}: exists already", "give --force to replace it, or another --out")
     check_free_space(target.parent, needed_bytes)
@@ -252,7 +260,11 @@ def _swap_in(work: Path, target: Path, *, force: bool) -> None:
         return  # `work` now holds the earlier directory and is removed by the caller
     aside = work.with_name(work.name + "-old")
     target.rename(aside)
-    work.rename(target)
+    try:
+        work.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

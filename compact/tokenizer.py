@@ -70,10 +70,15 @@ def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
     specials = part.get("special_tokens")
     if isinstance(specials, dict):
         for name, entry in specials.items():
-            yield str(name), [int(i) for i in entry["ids"]]
+            ids = entry.get("ids") if isinstance(entry, dict) else None
+            if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+                raise DamagedFileError(f"{TOKENIZER}: the post-processor gives no ids for {str(name)[:80]!r}")
+            yield str(name), ids
     for key in ("cls", "sep"):
-        if isinstance(part.get(key), list):
-            yield str(part[key][0]), [int(part[key][1])]
+        if (pair := part.get(key)) is not None:
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], int):
+                raise DamagedFileError(f"{TOKENIZER}: the post-processor's {key} must be a token and its id")
+            yield str(pair[0]), [pair[1]]
 
 
 def _strings_in(value: Any) -> Iterator[str]:
@@ -87,8 +92,23 @@ def _strings_in(value: Any) -> Iterator[str]:
             yield from _strings_in(item)
 
 
-def named_fillers(directory: Path, vocabulary: Vocabulary) -> set[str]:
-    """Reserved fillers that a chat template, the post-processor or a special-token setting names: these stay."""
+def named_tokens(directory: Path, vocabulary: Vocabulary) -> set[str]:
+    """Tokens that stay because a file names them.
+
+    The special-token settings of tokenizer_config.json (a loader would add a missing one anew, with an id that has no
+    row), and reserved fillers that a chat template, the post-processor or such a setting names.
+    """
+    return _special_settings(directory, vocabulary) | _named_fillers(directory, vocabulary)
+
+
+def _special_settings(directory: Path, vocabulary: Vocabulary) -> set[str]:
+    config = read_json_object(directory / TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
+    values = [value for key, value in config.items() if key.endswith("_token")]
+    names = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return {n for n in names if isinstance(n, str) and (n in vocabulary.added or n in vocabulary.tokens)}
+
+
+def _named_fillers(directory: Path, vocabulary: Vocabulary) -> set[str]:
     fillers = [token for token in (*vocabulary.added, *vocabulary.tokens) if is_filler(token)]
     if not fillers:
         return set()
@@ -207,11 +227,10 @@ def _prune_tokenizer_config(source: Path, new_id: Mapping[int, int]) -> dict[str
     if isinstance(decoder, dict):
         kept = {int(old): entry for old, entry in decoder.items() if int(old) in new_id}
         config["added_tokens_decoder"] = {str(new_id[old]): kept[old] for old in sorted(kept)}
-    extra = config.get("extra_special_tokens", config.get("additional_special_tokens"))
-    key = "extra_special_tokens" if "extra_special_tokens" in config else "additional_special_tokens"
-    if isinstance(extra, list):
-        present = _present_tokens(source, new_id)
-        config[key] = [token for token in extra if (token["content"] if isinstance(token, dict) else token) in present]
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        if isinstance(extra := config.get(key), list):
+            present = _present_tokens(source, new_id)
+            config[key] = [t for t in extra if (t.get("content") if isinstance(t, dict) else t) in present]
     # Paths of slow tokenizers' files, which a pruned checkpoint does not have.
     return {name: value for name, value in config.items() if name not in {"vocab_file", "merges_file", "name_or_path"}}
 
@@ -223,10 +242,21 @@ def _present_tokens(source: Path, new_id: Mapping[int, int]) -> set[str]:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's tokenizer through Transformers (`AutoTokenizer`), with no code of the checkpoint's own."""
+    """The checkpoint's tokenizer through Transformers (`AutoTokenizer`), with no code of the checkpoint's own.
+
+    Raises:
+        DamagedFileError: Transformers cannot load it.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare `Exception` for a file that it cannot read
+        raise DamagedFileError(f"{directory}: the tokenizer cannot be loaded ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def encode(tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool) -> list[list[int]]:

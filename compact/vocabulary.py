@@ -109,17 +109,26 @@ def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) 
     tokens = model.get("vocab")
     if not isinstance(tokens, dict) or not all(isinstance(i, int) and 0 <= i < n_rows for i in tokens.values()):
         raise DamagedFileError(f"{where}: token ids outside the {n_rows} embedding rows")
-    merges = [_pair(merge, where) for merge in model.get("merges", ())]
+    listed = model.get("merges")
+    if not isinstance(listed, list):
+        raise DamagedFileError(f"{where}: no list of merges")
+    merges = [_pair(merge, where) for merge in listed]
     for left, right in merges:
         if left not in tokens or right not in tokens or left + right not in tokens:
             raise DamagedFileError(f"{where}: merge {left!r} + {right!r} names a token that is not in the vocabulary")
     added: dict[str, int] = {}
     specials = set()
-    for entry in tokenizer_json.get("added_tokens") or ():
-        content, token_id = entry["content"], entry["id"]
+    entries = tokenizer_json.get("added_tokens") or []
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("content"), str) for e in entries
+    ):
+        raise DamagedFileError(f"{where}: added_tokens must be a list of objects with a content")
+    for entry in entries:
+        content, token_id = entry["content"], entry.get("id")
         if not isinstance(token_id, int) or not 0 <= token_id < n_rows:
             raise DamagedFileError(f"{where}: added token {content!r} has id {token_id!r}, outside the embedding")
-        added[content] = token_id
+        if added.setdefault(content, token_id) != token_id or tokens.get(content, token_id) != token_id:
+            raise DamagedFileError(f"{where}: added token {content!r} has two ids")
         if entry.get("special"):
             specials.add(content)
     ids = [*tokens.values(), *(i for token, i in added.items() if token not in tokens)]
@@ -132,7 +141,8 @@ def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
     def kinds(part: Any) -> set[str]:
         if not isinstance(part, dict):
             return set()
-        inner = part.get("pretokenizers") or part.get("decoders") or ()
+        inner = part.get("pretokenizers") or part.get("decoders")
+        inner = inner if isinstance(inner, list) else ()
         return {str(part.get("type"))}.union(*(kinds(item) for item in inner))
 
     return "ByteLevel" in kinds(tokenizer_json.get("pre_tokenizer")) | kinds(tokenizer_json.get("decoder"))
@@ -159,15 +169,23 @@ def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: It
     Args:
         vocabulary: the tokenizer's.
         named: token strings (in the tokenizer's own spelling) that the user or a template names.
-        referenced_ids: ids in config.json and generation_config.json.
+        referenced_ids: ids in config.json and generation_config.json; negative ones stand for "none" there.
 
     Raises:
         DataError: the user names a token that the tokenizer does not have.
+        DamagedFileError: a configuration names an id that has no row.
     """
     alphabet = set(byte_alphabet().values())
     kept = {i for token, i in vocabulary.tokens.items() if len(token) == 1 and token in alphabet}
     kept |= {i for token, i in vocabulary.added.items() if not is_filler(token)}
-    kept |= {i for i in referenced_ids if 0 <= i < vocabulary.n_rows}
+    for i in referenced_ids:
+        if i >= vocabulary.n_rows:
+            raise DamagedFileError(
+                f"a configuration or the post-processor names token id {i}, and there are {vocabulary.n_rows} rows",
+                "correct the id, or remove the key",
+            )
+        if i >= 0:
+            kept.add(i)
     for token in named:
         if token in vocabulary.added:
             kept.add(vocabulary.added[token])

@@ -1,0 +1,173 @@
+"""config.json and generation_config.json of a GGUF, from its `ARCH.*` and special-token keys (GGUF spec, "LLM")."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gguf
+import numpy as np
+
+from compact.errors import DamagedFileError, MixtureOfExpertsError, UnsupportedArchitectureError
+from compact.families import Family
+from compact.gguf_file import GgufFile
+from compact.gguf_tokenizer import GgufTokenizer
+from compact.rope import DEFAULT_THETA, Rope, recognise_llama3
+
+ROPE_FREQS = "rope_freqs.weight"
+# generation_config.json -> what follows `general.sampling.`; llama.cpp takes these as its default sampler settings.
+SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_MAX_SIZE = 1 << 24
+# Keys below `ARCH.` that this reader understands; any other may change what the model computes.
+_KNOWN_KEYS = frozenset(
+    {
+        "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+        "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
+        "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
+        "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow", "rope.scaling.finetuned", "tensor_data_layout",
+        "expert_count", "expert_used_count",
+    }
+)  # fmt: skip
+
+
+def refuse_unknown(file: GgufFile, arch: str) -> None:
+    """Raises MixtureOfExpertsError, or UnsupportedArchitectureError for a key that this reader does not understand."""
+    if file.values.get(f"{arch}.expert_count"):
+        raise MixtureOfExpertsError(
+            f"{file.path}: mixture-of-experts model ({arch}.expert_count = {file.values[f'{arch}.expert_count']!r})",
+            "COMPACT's channel scores are defined for dense FFNs; use a dense model",
+        )
+    for key in file.values:
+        if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in _KNOWN_KEYS:
+            raise UnsupportedArchitectureError(
+                f"{file.path}: key {key[:80]!r} is not understood and may change what the model computes",
+                "start from the Hugging Face checkpoint of this model",
+            )
+    if file.values.get("split.count", 0) not in (0, 1):
+        raise UnsupportedArchitectureError(
+            f"{file.path}: one part of a split GGUF", "join the parts with llama.cpp's gguf-split --merge"
+        )
+
+
+def _size(file: GgufFile, key: str, default: int | None = None) -> int:
+    value = file.values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
+        raise DamagedFileError(f"{file.path}: {key} = {str(value)[:60]} is not a size that fits")
+    return value
+
+
+def _shortest(value: float) -> float:
+    """The float whose float32 value is stored, with as few digits as name it (1e-05, not 9.99999974e-06)."""
+    return float(str(np.float32(value)))
+
+
+def _positive(file: GgufFile, key: str, default: float) -> float:
+    value = file.values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise DamagedFileError(f"{file.path}: {key} = {str(value)[:60]} is not a number that fits")
+    return _shortest(value)
+
+
+def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufTokenizer, dtype: str) -> dict[str, Any]:
+    """config.json of the checkpoint; `dtype` as torch names it (`float16`).
+
+    Raises:
+        DamagedFileError: a size or number is missing or out of range, or the embedding has not a row for each token.
+        UnsupportedArchitectureError: dimensions or a rope scaling that the layout's config.json cannot express.
+    """
+    heads, hidden = _size(file, f"{arch}.attention.head_count"), _size(file, f"{arch}.embedding_length")
+    kv_heads = _size(file, f"{arch}.attention.head_count_kv", heads)
+    head_dim = _size(file, f"{arch}.attention.key_length", max(hidden // heads, 1))
+    same = (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count")
+    if any(file.values.get(key, head_dim) != head_dim for key in same) or head_dim % 2 or heads % kv_heads:
+        raise UnsupportedArchitectureError(
+            f"{file.path}: key, value and rotary dimensions differ, or heads do not divide",
+            "start from the Hugging Face checkpoint of this model",
+        )
+    theta = _positive(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
+    vocab = file.tensors[_EMBEDDING].shape[0] if _EMBEDDING in file.tensors else 0
+    if vocab != tokenizer.vocab_size:
+        raise DamagedFileError(f"{file.path}: {tokenizer.vocab_size} tokens, but the embedding has {vocab} rows")
+    config: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": dtype,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": _size(file, f"{arch}.feed_forward_length"),
+        "num_hidden_layers": _size(file, f"{arch}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": _positive(file, f"{arch}.attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": theta,
+        "max_position_embeddings": _size(file, f"{arch}.context_length"),
+        "vocab_size": vocab,
+        "tie_word_embeddings": _OUTPUT not in file.tensors,
+        **_token_ids(tokenizer),
+    }
+    rope = _rope(file, arch, theta)
+    if rope.kind != "default":
+        config["rope_scaling"] = {"rope_type": rope.kind, **rope.scaling}
+    if not family.attention_bias:
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    elif head_dim * heads == hidden:
+        # This layout's configuration class derives the head dimension and has no key for it.
+        del config["head_dim"]
+    return config
+
+
+def _token_ids(tokenizer: GgufTokenizer) -> dict[str, int]:
+    roles = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+    return {key: tokenizer.ids[role] for role, key in roles.items() if role in tokenizer.ids}
+
+
+def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any]:
+    """Ids and sampler settings for generation; every token that ends a turn belongs in the eos list."""
+    ends = [tokenizer.ids[role] for role in ("eos", "eot", "eom") if role in tokenizer.ids]
+    ends = list(dict.fromkeys(ends))
+    config: dict[str, Any] = dict(_token_ids(tokenizer))
+    if ends:
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    for name, short in SAMPLING.items():
+        value = file.values.get(f"general.sampling.{short}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            config[name] = value if isinstance(value, int) else _shortest(value)
+            # Transformers ignores these settings, with a warning, unless it is told to sample.
+            config["do_sample"] = True
+    return config
+
+
+def _rope(file: GgufFile, arch: str, theta: float) -> Rope:
+    kind = file.values.get(f"{arch}.rope.scaling.type", "none")
+    factors = file.tensors.get(ROPE_FREQS)
+    if factors is not None:
+        if kind != "none" or factors.qtype is not gguf.GGMLQuantizationType.F32 or len(factors.shape) != 1:
+            raise UnsupportedArchitectureError(f"{file.path}: {ROPE_FREQS} is not a llama3 scaling")
+        raw = file.read_rows(factors, 0, factors.shape[0])
+        return recognise_llama3(raw.reshape(-1).view("<f4"), theta, str(file.path))
+    if kind == "none":
+        return Rope("default", theta)
+    scaling = {"factor": _positive(file, f"{arch}.rope.scaling.factor", 0.0)}
+    if kind == "linear":
+        return Rope(kind, theta, scaling)
+    if kind == "yarn":
+        original = f"{arch}.rope.scaling.original_context_length"
+        scaling["original_max_position_embeddings"] = _size(file, original)
+        names = {"ext": "extrapolation_factor", "attn": "attention_factor"}
+        for short in ("ext_factor", "attn_factor", "beta_fast", "beta_slow"):
+            key = f"{arch}.rope.scaling.yarn_{short}"
+            if key in file.values:
+                scaling[names.get(short.removesuffix("_factor"), short)] = _positive(file, key, 0.0)
+        return Rope(kind, theta, scaling)
+    raise UnsupportedArchitectureError(f"{file.path}: rope scaling {str(kind)[:40]!r} is not supported")

@@ -1,0 +1,238 @@
+"""The tokenizer of a GGUF as Hugging Face files: tokenizer.json, tokenizer_config.json and chat templates.
+
+Only byte-level BPE (`tokenizer.ggml.model` = `gpt2`). SentencePiece GGUFs hold scores and no merges, from which no
+tokenizer with the same ids can be made. GGUF spec, "Tokenizer".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from compact.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
+from compact.pretokenizers import find, tokenizer_parts
+from compact.store import write_json, write_text
+
+_KINDS = {"llama": "SentencePiece (llama)", "t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
+_MAX_TOKENS = 1 << 24
+_TYPE = gguf.TokenType
+_ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
+          "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_TEMPLATE_KEY = "tokenizer.chat_template"
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """A tokenizer as the GGUF describes it, checked.
+
+    Attributes:
+        pre: the name in `tokenizer.ggml.pre`.
+        json: tokenizer.json.
+        ids: role (`bos`, `eos`, `unknown`, `padding`, `seperator`, `cls`, `mask`, `eot`, `eom`) -> id. The odd
+            spelling is the GGUF key's.
+        names: key of tokenizer_config.json (`bos_token`, ...) -> token.
+        templates: name -> chat template; the main one is `default`.
+        vocab_size: number of ids, unused ones included.
+    """
+
+    pre: str
+    json: Mapping[str, Any]
+    ids: Mapping[str, int]
+    names: Mapping[str, str]
+    templates: Mapping[str, str]
+    vocab_size: int
+
+    def write(self, out: Path, context: int) -> None:
+        """Write the tokenizer's files into `out`; `context` is the model's longest text in tokens."""
+        write_json(out / "tokenizer.json", self.json)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": context,
+            **self.names,
+        }
+        write_json(out / "tokenizer_config.json", config)
+        for name, template in self.templates.items():
+            if name == "default":
+                write_text(out / "chat_template.jinja", template)
+            else:
+                (out / "additional_chat_templates").mkdir(exist_ok=True)
+                write_text(out / "additional_chat_templates" / f"{name}.jinja", template)
+
+
+def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
+    """The tokenizer in the key-values of a GGUF.
+
+    Args:
+        values: key -> value.
+        where: the file's path, for messages.
+
+    Raises:
+        UnsupportedTokenizerError: another kind than byte-level BPE, or a pre-tokenizer that the table does not know.
+        DamagedFileError: tokens, types, merges or special ids that contradict each other.
+        UnsafePathError: a chat template whose name is no plain file name.
+    """
+    kind = values.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise UnsupportedTokenizerError(
+            f"{where}: tokenizer kind {_KINDS.get(str(kind), kind)!r} is not supported",
+            "only byte-level BPE (gpt2) can be read from a GGUF; start from the Hugging Face checkpoint",
+        )
+    pre = values.get("tokenizer.ggml.pre")
+    if not isinstance(pre, str):
+        raise UnsupportedTokenizerError(
+            f"{where}: no tokenizer.ggml.pre, so the pre-tokenizer is unknown",
+            "the file is from an old converter; start from the Hugging Face checkpoint",
+        )
+    parts = tokenizer_parts(pre)
+    tokens, types = _tokens(values, where)
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
+    if len(vocab) != sum(kind != _TYPE.UNUSED for kind in types):
+        raise DamagedFileError(f"{where}: a token is there twice in tokenizer.ggml.tokens")
+    ids = _special_ids(values, len(tokens), where)
+    added = [
+        {
+            "id": i,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": types[i] != _TYPE.USER_DEFINED,
+        }
+        for i, token in enumerate(tokens)
+        if types[i] in (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
+    ]
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": parts["normalizer"],
+        "pre_tokenizer": parts["pre_tokenizer"],
+        "post_processor": _post_processor(values, pre, tokens, ids, where),
+        "decoder": parts["decoder"],
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": parts["ignore_merges"],
+            "vocab": vocab,
+            "merges": _merges(values, vocab, where),
+        },
+    }
+    names = {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
+    return GgufTokenizer(pre, document, ids, names, _templates(values, where), len(tokens))
+
+
+def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
+    value = values.get(key)
+    if not isinstance(value, list) or not value or not isinstance(value[0], kind) or isinstance(value[0], bool):
+        raise DamagedFileError(f"{where}: {key} is missing or not a list of {kind.__name__}")
+    return value
+
+
+def _tokens(values: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+    tokens: list[str] = _list_of(values, "tokenizer.ggml.tokens", str, where)
+    types: list[int] = _list_of(values, "tokenizer.ggml.token_type", int, where)
+    if len(tokens) > _MAX_TOKENS or len(types) != len(tokens):
+        raise DamagedFileError(f"{where}: {len(tokens)} tokens and {len(types)} token types")
+    known = {_TYPE.NORMAL, _TYPE.UNKNOWN, _TYPE.CONTROL, _TYPE.USER_DEFINED, _TYPE.UNUSED}
+    if odd := set(types) - {int(kind) for kind in known}:
+        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} does not belong in a byte-level BPE tokenizer")
+    return tokens, types
+
+
+def _merges(values: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> list[list[str]]:
+    """The merges as pairs. The first of two equal ones counts in llama.cpp, so later ones are dropped."""
+    pairs: dict[tuple[str, str], None] = {}
+    for number, merge in enumerate(_list_of(values, "tokenizer.ggml.merges", str, where)):
+        # A piece may begin with a space itself, hence the search from the second character on.
+        cut = merge.find(" ", 1)
+        first, second = merge[:cut], merge[cut + 1 :]
+        if cut < 0 or first not in vocab or second not in vocab or first + second not in vocab:
+            raise DamagedFileError(f"{where}: merge {number} ({merge[:60]!r}) is not made of tokens of the vocabulary")
+        pairs[first, second] = None
+    return [[first, second] for first, second in pairs]
+
+
+def _special_ids(values: Mapping[str, Any], n_tokens: int, where: str) -> dict[str, int]:
+    ids = {}
+    for role in (*_ROLES, "eot", "eom"):
+        key = f"tokenizer.ggml.{role}_token_id"
+        value = values.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n_tokens:
+            raise DamagedFileError(f"{where}: {key} = {value!r}, but there are {n_tokens} tokens")
+        ids[role] = value
+    return ids
+
+
+def _post_processor(
+    values: Mapping[str, Any], pre: str, tokens: list[str], ids: Mapping[str, int], where: str
+) -> dict[str, Any]:
+    """What adds BOS and EOS. Without the keys, llama.cpp decides by the pre-tokenizer's name."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    adds = {
+        "bos": values.get("tokenizer.ggml.add_bos_token", find(pre).adds_bos),
+        "eos": values.get("tokenizer.ggml.add_eos_token", False),
+    }
+    used: dict[str, str] = {}
+    for role, add in adds.items():
+        if add is True and role not in ids:
+            raise DamagedFileError(
+                f"{where}: {role.upper()} is to be added, but tokenizer.ggml.{role}_token_id is missing"
+            )
+        if add is True:
+            used[role] = tokens[ids[role]]
+    if not used:
+        return byte_level
+    first, last = [used["bos"]] if "bos" in used else [], [used["eos"]] if "eos" in used else []
+    between = _between(values.get("tokenizer.ggml.add_sep_token"), used, tokens, ids)
+    special = {
+        token: {"id": token, "ids": [tokens.index(token)], "tokens": [token]} for token in [*first, *between, *last]
+    }
+    single = [*_pieces(first, 0), {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, *_pieces(between, 1), {"Sequence": {"id": "B", "type_id": 1}}, *_pieces(last, 1)]
+    single += _pieces(last, 0)
+    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    return {"type": "Sequence", "processors": [byte_level, processor]}
+
+
+def _pieces(tokens: list[str], type_id: int) -> list[dict[str, Any]]:
+    return [{"SpecialToken": {"id": token, "type_id": type_id}} for token in tokens]
+
+
+def _between(add_sep: Any, used: Mapping[str, str], tokens: list[str], ids: Mapping[str, int]) -> list[str]:
+    """What stands between the two texts of a pair. The key is written only where the tokenizer puts something there."""
+    if add_sep is None:
+        return []
+    if add_sep is True:
+        role = "seperator" if "seperator" in ids else "eos"
+        return [tokens[ids[role]]] if role in ids else []
+    return [used.get("eos", used.get("bos", ""))]
+
+
+def _templates(values: Mapping[str, Any], where: str) -> dict[str, str]:
+    templates = {}
+    for key, value in values.items():
+        if key != _TEMPLATE_KEY and not key.startswith(_TEMPLATE_KEY + "."):
+            continue
+        name = key[len(_TEMPLATE_KEY) + 1 :] or "default"
+        if not _TEMPLATE_NAME.match(name):
+            raise UnsafePathError(f"{where}: chat template name {name[:60]!r} is not a plain name")
+        if not isinstance(value, str):
+            raise DamagedFileError(f"{where}: {key} is not text")
+        templates[name] = value
+    return templates

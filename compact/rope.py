@@ -1,0 +1,149 @@
+"""Rotary position settings: one reading of config.json's two spellings, and the `llama3` frequency factors.
+
+Transformers 4 writes `rope_theta` and `rope_scaling` at the top of config.json, Transformers 5 one `rope_parameters`
+object. GGUF has keys for linear and YaRN scaling (GGUF spec, "rope.scaling.*"); for `llama3` it holds a tensor of
+frequency factors, `rope_freqs.weight`, and no key, so reading a GGUF back means recognising the settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compact.errors import DamagedFileError, UnsupportedArchitectureError
+
+DEFAULT_THETA = 10000.0
+# Defaults of Transformers for keys that a `llama3` object may leave out.
+_LLAMA3_DEFAULTS = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# Torch versions differ in the last bit of a power; two different settings differ by far more.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary settings of one model.
+
+    Attributes:
+        kind: `default`, `linear`, `yarn` or `llama3`.
+        theta: base of the frequencies.
+        scaling: the numbers of the scaling, by their config.json names (empty for `default`).
+    """
+
+    kind: str
+    theta: float
+    scaling: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_rope(config: Mapping[str, Any], where: str) -> Rope:
+    """The rotary settings of a config.json in either spelling.
+
+    Args:
+        config: the parsed file.
+        where: its path, for messages.
+
+    Raises:
+        UnsupportedArchitectureError: a kind of scaling that GGUF cannot hold for these layouts (`dynamic`,
+            `longrope`, a partial rotary dimension, settings per attention kind).
+        DamagedFileError: a value is not a positive number.
+    """
+    raw = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(raw, Mapping):
+        raise DamagedFileError(f"{where}: rope settings are not an object")
+    theta = _number(raw.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)), "rope_theta", where)
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    if any(isinstance(value, Mapping) for value in raw.values()):
+        raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
+    partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
+    if kind in ("default", None):
+        return Rope("default", theta)
+    scaling = {
+        key: _number(value, key, where)
+        for key, value in raw.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "rope_theta"
+    }
+    if kind == "llama3":
+        return Rope(kind, theta, {key: scaling.get(key, value) for key, value in _LLAMA3_DEFAULTS.items()})
+    if kind in ("linear", "yarn") and "factor" in scaling:
+        if kind == "yarn" and "original_max_position_embeddings" not in scaling:
+            original = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+            scaling["original_max_position_embeddings"] = _number(original, "original_max_position_embeddings", where)
+        return Rope(kind, theta, scaling)
+    raise UnsupportedArchitectureError(
+        f"{where}: rope scaling {kind!r} cannot be kept in a GGUF of this layout",
+        "supported: default, linear, yarn, llama3",
+    )
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise DamagedFileError(f"{where}: {key} = {value!r} is not a number that fits")
+    return value
+
+
+def llama3_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
+    """`rope_freqs.weight` of a `llama3` scaling: what each frequency is divided by, shape [head_dim / 2].
+
+    Every step is float32 in torch, as in the models' own code: the factors in the middle band come from a power, whose
+    last bit differs between libraries.
+    """
+    import torch
+
+    factor = rope.scaling["factor"]
+    low, high = rope.scaling["low_freq_factor"], rope.scaling["high_freq_factor"]
+    original = rope.scaling["original_max_position_embeddings"]
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    wavelengths = 2 * math.pi / (1.0 / (rope.theta**exponents))
+    # Between the bands the weight of the unscaled frequency rises linearly from 0 to 1.
+    smooth = (original / wavelengths - low) / (high - low)
+    factors = 1 / ((1 - smooth) / factor + smooth)
+    factors[wavelengths < original / high] = 1.0
+    factors[wavelengths > original / low] = factor
+    return factors.numpy()
+
+
+def _llama3_candidates(factor: float, theta: float) -> Iterator[Rope]:
+    # Only the ratios original/low and original/high reach the factors, so low = 1 loses nothing.
+    for high in (4.0, 2.0, 3.0, 6.0, 8.0, 16.0, 32.0):
+        for exponent in range(13, 19):
+            for original in (1 << exponent, 1 << (25 - exponent)):
+                scaling = {
+                    "factor": factor,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
+                yield Rope("llama3", theta, scaling)
+
+
+def recognise_llama3(factors: npt.NDArray[np.float32], theta: float, where: str) -> Rope:
+    """The `llama3` settings that give these frequency factors.
+
+    Args:
+        factors: `rope_freqs.weight`, shape [head_dim / 2].
+        theta: base of the frequencies.
+        where: the file's path, for the message.
+
+    Raises:
+        UnsupportedArchitectureError: no known settings give these factors.
+    """
+    if factors.size and np.isfinite(factors).all() and factors.max() >= 1.0:
+        for rope in _llama3_candidates(float(factors.max()), theta):
+            guess = llama3_factors(rope, 2 * factors.size)
+            if np.allclose(guess, factors, rtol=_TOLERANCE, atol=0.0):
+                return rope
+    raise UnsupportedArchitectureError(
+        f"{where}: rope_freqs.weight holds frequency factors of no known llama3 setting",
+        "start from the Hugging Face checkpoint of this model",
+    )

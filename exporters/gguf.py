@@ -1,0 +1,182 @@
+"""Checkpoint directory -> GGUF (GGUF spec, version 3), one piece of one tensor in memory at a time.
+
+The keys and the tensor table are written by the `gguf` package; the tensors' bytes stream behind them. The result of
+an unpruned model equals what llama.cpp's own converter writes; a pruned model, which that converter refuses, is
+written by the same rules.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+
+from compact.errors import DamagedFileError, UsageError
+from compact.families import family_of
+from compact.progress import SILENT, Progress
+from compact.rope import llama3_factors, read_rope
+from compact.safetensors_io import stored_tensors
+from compact.store import as_storage_error, read_json_object
+from exporters.gguf_metadata import (
+    FILE_TYPES,
+    GgufMetadata,
+    add_extra,
+    add_general,
+    add_hyperparameters,
+    general_metadata,
+    read_shape,
+)
+from exporters.gguf_tensors import PlannedTensor, pieces, plan_tensors
+from exporters.gguf_tokenizer import add_tokenizer
+
+__all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "write_gguf"]
+
+Quant = Literal["F32", "F16", "BF16", "Q8_0"]
+_ROPE_FREQS = "rope_freqs.weight"
+_DEFAULT_METADATA = GgufMetadata()
+
+
+@dataclass(frozen=True)
+class GgufInfo:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        n_tensors: tensors in it.
+        n_params: elements of all tensors but `rope_freqs.weight`, as llama.cpp's converter counts them.
+        types: GGML type name -> number of tensors.
+        name: `general.name`.
+        pre: `tokenizer.ggml.pre`.
+    """
+
+    path: Path
+    size_bytes: int
+    n_tensors: int
+    n_params: int
+    types: Mapping[str, int]
+    name: str
+    pre: str
+
+
+def artifact_name(name: str, n_params: int, quant: str) -> str:
+    """File name by llama.cpp's convention, `<name>-<size>-<quant>.gguf` (GGUF spec, "GGUF Naming Convention").
+
+    A name that holds the size already (`SmolLM2-135M`) does not get it twice.
+
+    Args:
+        name: the model's name; characters that do not belong in a file name become `-`.
+        n_params: number of parameters, for the size label (`135M`).
+        quant: the type's name.
+    """
+    label = gguf.size_label(n_params, n_params, 0, 0)
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.strip()).strip("-.") or "model"
+    parts = safe.lower().replace("_", "-").split("-")
+    stem = gguf.naming_convention(safe, None, None, None, None if label.lower() in parts else label, quant)
+    return f"{stem}.gguf"
+
+
+def write_gguf(
+    checkpoint: Path,
+    target: Path,
+    quant: Quant,
+    *,
+    pre: str | None = None,
+    metadata: GgufMetadata = _DEFAULT_METADATA,
+    vocab_only: bool = False,
+    progress: Progress = SILENT,
+) -> GgufInfo:
+    """Write a checkpoint directory as one GGUF file.
+
+    Args:
+        checkpoint: directory with config.json, tokenizer.json and safetensors weights.
+        target: the file to make; the caller gives a path in a directory that it publishes when this returns.
+        quant: type of the matrices; norms and biases are F32, rows that are no multiple of a Q8_0 block F16.
+        pre: `tokenizer.ggml.pre`; None takes it from `compact.pretokenizers`.
+        metadata: name, base model and further keys.
+        vocab_only: leave the tensors out; llama.cpp opens such a file for its vocabulary.
+        progress: told the bytes written.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UnsupportedArchitectureError, MixtureOfExpertsError: config.json or a tensor fits no row of the family table,
+            or a setting cannot be kept in a GGUF.
+        UnsupportedTokenizerError: no byte-level BPE, or a pre-tokenizer that llama.cpp does not know.
+        QuantizedCheckpointError, PickleRefusedError, UnsafePathError: weights that are not plain safetensors.
+        DamagedFileError: files that break their format or contradict each other.
+        UsageError: `quant` is not one of the four, or a weight is beyond what it holds.
+        StorageError: the target cannot be written.
+    """
+    if quant not in FILE_TYPES:
+        raise UsageError(f"GGUF type {quant!r} is not written here", f"one of: {', '.join(FILE_TYPES)}")
+    config_path = checkpoint / "config.json"
+    config = read_json_object(config_path)
+    where = str(config_path)
+    family = family_of(config, where)
+    shape = read_shape(config, where)
+    rope = read_rope(config, where)
+    factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
+    plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
+    n_params = sum(tensor.source.size for tensor in plan)
+
+    if vocab_only:
+        plan, factors = [], None
+
+    writer = gguf.GGUFWriter(path=None, arch=family.gguf_arch)
+    meta = general_metadata(checkpoint, metadata, n_params)
+    add_general(writer, meta)
+    add_hyperparameters(writer, family, config, shape, rope, quant)
+    add_tokenizer(writer, checkpoint, shape.vocab, pre=pre, space_prefix=family.writes_vocab_size)
+    add_extra(writer, metadata.extra)
+    if factors is not None:
+        writer.add_tensor_info(_ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
+    for tensor in plan:
+        # An element type that is not uint8 tells the writer that the shape counts elements, not bytes.
+        writer.add_tensor_info(tensor.name, tensor.source.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
+    chosen_pre = str(writer.kv_data[0][gguf.Keys.Tokenizer.PRE].value)
+    try:
+        _write_head(writer, target)
+        _write_data(target, factors, plan, writer.data_alignment, progress)
+        size = target.stat().st_size
+    except OSError as error:
+        raise as_storage_error(error, target) from error
+    types = Counter(tensor.qtype.name for tensor in plan)
+    if factors is not None:
+        types["F32"] += 1
+    return GgufInfo(target, size, sum(types.values()), n_params, dict(types), str(meta.name), chosen_pre)
+
+
+def _write_head(writer: gguf.GGUFWriter, target: Path) -> None:
+    """Header, key-values and tensor table."""
+    try:
+        writer.write_header_to_file(path=target)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    except (struct.error, UnicodeError, ValueError, TypeError) as error:
+        raise DamagedFileError(f"a value of the checkpoint cannot be held by a GGUF key: {error}") from error
+    finally:
+        writer.close()
+
+
+def _write_data(target: Path, factors: Any, plan: list[PlannedTensor], alignment: int, progress: Progress) -> None:
+    """The tensors behind the head, each at a multiple of the alignment (GGUF spec, "File structure")."""
+    total = sum(tensor.n_bytes for tensor in plan)
+    with target.open("ab") as file, progress.task(f"writing {target.name}", total, "bytes") as task:
+        file.write(bytes(-file.tell() % alignment))
+        if factors is not None:
+            file.write(factors.tobytes())
+            file.write(bytes(-factors.nbytes % alignment))
+        for tensor in plan:
+            for piece in pieces(tensor):
+                data = np.ascontiguousarray(piece)
+                file.write(data.reshape(-1).view(np.uint8).data)
+                task.advance(data.nbytes)
+            file.write(bytes(-tensor.n_bytes % alignment))

@@ -1,0 +1,232 @@
+"""The key-values of a GGUF: what llama.cpp's converter writes, decided by the checkpoint and not by a vocabulary size.
+
+Keys and types follow the GGUF spec ("Standardized key-value pairs") and, where the spec leaves a choice, llama.cpp's
+converter, against which `benchmarks/compare_with_llamacpp.py` compares every key of unpruned models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
+from compact.families import Family
+from compact.gguf_config import SAMPLING
+from compact.rope import Rope
+from compact.store import read_json_object
+
+Scalar = str | int | float | bool
+
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+_UINT32_MAX = (1 << 32) - 1
+_UINT64_MAX = (1 << 64) - 1
+# The sampler settings that GGUF stores as an integer.
+_INTEGER_SAMPLING = frozenset({"top_k"})
+
+
+@dataclass(frozen=True)
+class GgufMetadata:
+    """What the caller knows and the checkpoint's files do not say.
+
+    Attributes:
+        name: `general.name`; None takes the model card's, then the directory's name.
+        base_model: Hub id (`org/name`) of the unpruned model; None keeps what the model card says.
+        description: `general.description`.
+        quantized_by: `general.quantized_by`.
+        extra: further key-values, written under the key given (`compact.plan_id`, ...). bool, str, int and float
+            become BOOL, STRING, UINT32/UINT64/INT64 and FLOAT64.
+    """
+
+    name: str | None = None
+    base_model: str | None = None
+    description: str | None = None
+    quantized_by: str | None = None
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, checked: each a positive integer that a GGUF key can hold."""
+
+    layers: int
+    context: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    rms_eps: float
+
+
+def _integer(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _UINT32_MAX:
+        raise DamagedFileError(f"{where}: {key} = {value!r} is not a positive 32-bit integer")
+    return value
+
+
+def read_shape(config: Mapping[str, Any], where: str) -> Shape:
+    """The sizes in a config.json, and the settings that llama.cpp's graph of these layouts has built in.
+
+    Raises:
+        DamagedFileError: a size is missing, no positive 32-bit integer, or does not divide as it must.
+        QuantizedCheckpointError: the checkpoint is quantised.
+        UnsupportedArchitectureError: an activation or a sliding window that the GGUF layout cannot express.
+    """
+    if config.get("quantization_config") is not None:
+        raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
+    heads = _integer(config, "num_attention_heads", where)
+    hidden = _integer(config, "hidden_size", where)
+    kv_heads = _integer(config, "num_key_value_heads", where, heads)
+    if config.get("head_dim") is None and hidden % heads:
+        raise DamagedFileError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    head_dim = _integer(config, "head_dim", where, hidden // heads)
+    if heads % kv_heads or head_dim % 2:
+        raise DamagedFileError(f"{where}: {heads} heads, {kv_heads} key-value heads and head_dim {head_dim} do not fit")
+    eps = config.get("rms_norm_eps", 1e-6)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise DamagedFileError(f"{where}: rms_norm_eps = {eps!r} is not a small positive number")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise UnsupportedArchitectureError(
+            f"{where}: hidden_act {config['hidden_act']!r} cannot be kept: llama.cpp computes silu in this layout"
+        )
+    layers = _integer(config, "num_hidden_layers", where)
+    full_layers = config.get("max_window_layers")
+    if config.get("use_sliding_window") and not (isinstance(full_layers, int) and full_layers >= layers):
+        raise UnsupportedArchitectureError(
+            f"{where}: use_sliding_window cannot be kept in a GGUF of this layout",
+            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
+        )
+    return Shape(
+        layers=layers,
+        context=_integer(config, "max_position_embeddings", where),
+        hidden=hidden,
+        inner=_integer(config, "intermediate_size", where),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=_integer(config, "vocab_size", where),
+        rms_eps=float(eps),
+    )
+
+
+def add_hyperparameters(
+    writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any], shape: Shape, rope: Rope, quant: str
+) -> None:
+    """Write the `ARCH.*` keys and `general.file_type` (GGUF spec, "LLM")."""
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    _add_rope(writer, rope)
+    writer.add_layer_norm_rms_eps(shape.rms_eps)
+    # Qwen2's configuration class has no head_dim of its own, so the converter writes it only where the file has one.
+    if family.writes_vocab_size or config.get("head_dim") is not None:
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+    writer.add_file_type(FILE_TYPES[quant])
+    if family.writes_vocab_size:
+        writer.add_vocab_size(shape.vocab)
+        writer.add_rope_dimension_count(shape.head_dim)
+
+
+def _add_rope(writer: gguf.GGUFWriter, rope: Rope) -> None:
+    if rope.kind in ("linear", "yarn"):
+        kinds = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}
+        writer.add_rope_scaling_type(kinds[rope.kind])
+        writer.add_rope_scaling_factor(rope.scaling["factor"])
+    if rope.kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(int(rope.scaling["original_max_position_embeddings"]))
+        optional = {
+            "extrapolation_factor": writer.add_rope_scaling_yarn_ext_factor,
+            "attention_factor": writer.add_rope_scaling_yarn_attn_factor,
+            "attn_factor": writer.add_rope_scaling_yarn_attn_factor,
+            "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
+            "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+        }
+        for key, add in optional.items():
+            if key in rope.scaling:
+                add(rope.scaling[key])
+    writer.add_rope_freq_base(rope.theta)
+
+
+def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> gguf.Metadata:
+    """The `general.*` values: the model card's front matter and generation_config.json, then what the caller wants.
+
+    The directory's name is used for nothing but a missing name: a temporary directory's name says nothing about the
+    model, and gguf's own loader would read a version or a fine-tune out of it.
+
+    Raises:
+        DamagedFileError: README.md or generation_config.json cannot be understood.
+    """
+    try:
+        card = gguf.Metadata.load_model_card(checkpoint)
+        if wanted.base_model is not None:
+            card = {**card, "base_model": wanted.base_model}
+        meta = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, None, n_params)
+    except Exception as error:  # a YAML or JSON parser's, or whatever odd front matter leads to
+        raise DamagedFileError(
+            f"{checkpoint / 'README.md'}: front matter cannot be read: {' '.join(str(error).split())[:120]}",
+            "repair the front matter, or remove the file",
+        ) from error
+    path = checkpoint / "generation_config.json"
+    generation = read_json_object(path) if path.is_file() else {}
+    for key, short in SAMPLING.items():
+        value = generation.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(meta, f"sampling_{short}", int(value) if key in _INTEGER_SAMPLING else float(value))
+    meta.name = wanted.name or meta.name or checkpoint.name
+    meta.size_label = gguf.size_label(n_params, n_params, 0, 0)
+    meta.description = wanted.description or meta.description
+    meta.quantized_by = wanted.quantized_by or meta.quantized_by
+    return meta
+
+
+def add_general(writer: gguf.GGUFWriter, meta: gguf.Metadata) -> None:
+    """Write `general.*`. Raises DamagedFileError for a value of the model card that has the wrong kind."""
+    writer.add_type(gguf.GGUFType.MODEL)
+    try:
+        meta.set_gguf_meta_model(writer)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise DamagedFileError(f"README.md: front matter has a value of the wrong kind: {str(error)[:120]}") from error
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def add_extra(writer: gguf.GGUFWriter, extra: Mapping[str, Scalar]) -> None:
+    """Write the caller's own keys. Raises UsageError for a key that is taken or a value that no GGUF type holds."""
+    for key, value in extra.items():
+        if key in writer.kv_data[0]:
+            raise UsageError(f"metadata key {key!r} is written by the exporter itself")
+        _add_scalar(writer, key, value)
+
+
+def _add_scalar(writer: gguf.GGUFWriter, key: str, value: Scalar) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float) and math.isfinite(value):
+        writer.add_float64(key, value)
+    elif isinstance(value, int) and 0 <= value <= _UINT32_MAX:
+        writer.add_uint32(key, value)
+    elif isinstance(value, int) and 0 <= value <= _UINT64_MAX:
+        writer.add_uint64(key, value)
+    elif isinstance(value, int) and -(1 << 63) <= value < 0:
+        writer.add_int64(key, value)
+    else:
+        raise UsageError(f"metadata {key!r}: {value!r} cannot be held by a GGUF key")

@@ -1,0 +1,192 @@
+"""Tensors of a GGUF: what goes where, in which type, and the bytes, a piece at a time.
+
+Types follow llama.cpp's converter: 1-D tensors and biases are F32, matrices have the type asked for, and a matrix
+whose rows are no multiple of the type's block falls back to F16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from compact.errors import UsageError
+from compact.families import Family
+from compact.layout import check_shapes
+from compact.safetensors_io import StoredTensor
+
+Array = npt.NDArray[Any]
+_Type = gguf.GGMLQuantizationType
+
+# Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
+PIECE_ELEMENTS = 1 << 20
+_BLOCK = 32
+_BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+_SMALLEST_NORMAL = np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the file to be written.
+
+    Attributes:
+        name: GGUF name.
+        source: where its values are.
+        qtype: GGML type it is written as.
+        heads: number of heads whose rows are permuted (Llama's q and k), or None.
+    """
+
+    name: str
+    source: StoredTensor
+    qtype: gguf.GGMLQuantizationType
+    heads: int | None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in the file, without padding."""
+        block, size = gguf.GGML_QUANT_SIZES[self.qtype]
+        return self.source.size // int(block) * int(size)
+
+
+def plan_tensors(
+    family: Family, config: Mapping[str, Any], stored: Mapping[str, StoredTensor], quant: str, where: str
+) -> list[PlannedTensor]:
+    """Every tensor to write, checked against the layout.
+
+    Args:
+        family: the row of the family table.
+        config: config.json, its sizes checked.
+        stored: the checkpoint's tensors.
+        quant: `F32`, `F16`, `BF16` or `Q8_0`.
+        where: the checkpoint's path, for messages.
+
+    Raises:
+        UnsupportedArchitectureError: a tensor without a place in the layout.
+        DamagedFileError: a tensor is missing or has a shape that config.json does not give.
+    """
+    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    check_shapes(family, config, {name: tensor.shape for name, tensor in kept.items()}, where)
+    return [
+        PlannedTensor(family.gguf_name(name), tensor, _type_of(tensor, quant), family.heads_to_permute(name, config))
+        for name, tensor in kept.items()
+    ]
+
+
+def _type_of(tensor: StoredTensor, quant: str) -> gguf.GGMLQuantizationType:
+    if len(tensor.shape) == 1:
+        return _Type.F32
+    wanted = _Type[quant]
+    block, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return wanted if tensor.shape[-1] % block == 0 else _Type.F16
+
+
+def pieces(tensor: PlannedTensor) -> Iterator[Array]:
+    """The tensor's bytes in the file's order, as arrays of at most about `PIECE_ELEMENTS` elements.
+
+    Raises:
+        UsageError: a value is beyond what the type holds (float16's 65504).
+        StorageError, DamagedFileError: the shard cannot be read.
+    """
+    source = tensor.source
+    rows = source.shape[0]
+    row_size = math.prod(source.shape[1:])
+    unit = rows // tensor.heads if tensor.heads else 1
+    step = max(1, PIECE_ELEMENTS // (unit * row_size)) * unit
+    for first in range(0, rows, step):
+        block = source.read_rows(first, min(step, rows - first))
+        if tensor.heads:
+            block = permute(block, block.shape[0] // unit)
+        try:
+            # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
+            with np.errstate(over="raise", divide="ignore", invalid="ignore"):
+                piece = convert(block, source.dtype, tensor.qtype)
+        except FloatingPointError as error:
+            raise UsageError(
+                f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"
+            ) from error
+        yield piece
+
+
+def permute(rows: Array, heads: int) -> Array:
+    """Interleave the two rotary halves of each head's rows, as llama.cpp's Llama graph reads q and k.
+
+    Args:
+        rows: [heads * head_dim, ...], whole heads.
+        heads: number of heads in `rows`.
+    """
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def convert(block: Array, dtype: str, qtype: gguf.GGMLQuantizationType) -> Array:
+    """Values of a checkpoint as a GGML type.
+
+    Args:
+        block: rows as stored (bfloat16 as uint16 bit patterns), shape [..., row].
+        dtype: `F32`, `F16` or `BF16`.
+        qtype: F32, F16, BF16 or Q8_0.
+
+    Returns:
+        Contiguous array with the bytes of the type, row after row.
+    """
+    if (dtype, qtype) in (("F32", _Type.F32), ("F16", _Type.F16)):
+        return block
+    if dtype == "BF16" and qtype is _Type.BF16 and not _has_nan_bf16(block):
+        return block
+    wide = to_float32(block, dtype)
+    if qtype is _Type.F32:
+        return wide
+    if qtype is _Type.F16:
+        return wide.astype(np.float16)
+    if qtype is _Type.Q8_0:
+        return quantize_q8_0(wide)
+    converted: Array = gguf.quants.quantize(wide, qtype)
+    return converted
+
+
+def to_float32(block: Array, dtype: str) -> npt.NDArray[np.float32]:
+    """Exact float32 values of stored rows (`F32`, `F16`, or `BF16` as uint16)."""
+    if dtype == "BF16":
+        wide = block.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return block.astype(np.float32, copy=False)
+
+
+def _has_nan_bf16(block: Array) -> bool:
+    # The reference conversion sets a NaN's quiet bit; everything else keeps its bits.
+    return bool(((block & 0x7FFF) > 0x7F80).any())
+
+
+def quantize_q8_0(values: npt.NDArray[np.float32]) -> Array:
+    """Q8_0 blocks of float32 rows: a float16 scale and 32 signed bytes each, bit for bit as the reference.
+
+    Infinities, NaN and scales below float32's normal range take the reference's own path.
+
+    Args:
+        values: shape [..., row], row a multiple of 32.
+
+    Returns:
+        uint8, shape [blocks, 34].
+    """
+    blocks = values.reshape(-1, _BLOCK)
+    scale = np.abs(blocks).max(axis=1) / np.float32(127)
+    odd = ~np.isfinite(scale) | ((scale < _SMALLEST_NORMAL) & (scale != 0))
+    if odd.any():
+        reference: Array = gguf.quants.quantize(blocks, _Type.Q8_0)
+        return reference.reshape(-1, 2 + _BLOCK)
+    inverse = np.zeros_like(scale)
+    np.divide(np.float32(1), scale, out=inverse, where=scale != 0)
+    # Round half away from zero in integers: the scaled value is doubled (exact), cut, and halved with a carry.
+    doubled = (blocks * (inverse * np.float32(2))[:, None]).astype(np.int16)
+    doubled += (doubled >> 15) + np.int16(1)
+    doubled >>= 1
+    out = np.empty((len(blocks), 2 + _BLOCK), dtype=np.uint8)
+    out[:, :2] = scale.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    out[:, 2:] = doubled.astype(np.int8).view(np.uint8)
+    return out

@@ -1,0 +1,230 @@
+"""The tokenizer of a GGUF: tokens, types, merges, special ids, and whether BOS and EOS are added.
+
+The truth is tokenizer.json alone. llama.cpp's converter decides some values by the size of the vocabulary (a Llama of
+49,152 tokens gets no BOS), which a pruned model no longer has; here they come from what the tokenizer really does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import tokenizers
+
+from compact.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.pretokenizers import byte_level_bpe, pre_name
+from compact.store import as_storage_error, read_json_object
+
+# Added tokens that llama.cpp's converter makes control tokens although tokenizer.json does not call them special.
+_LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
+_LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+_PROBE = "a"
+_SPACE_LETTER = "\u0120"
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def add_tokenizer(
+    writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, *, pre: str | None, space_prefix: bool
+) -> None:
+    """Write `tokenizer.*` (GGUF spec, "Tokenizer").
+
+    Args:
+        writer: takes the keys.
+        checkpoint: directory with tokenizer.json and, where there is one, tokenizer_config.json.
+        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
+        pre: `tokenizer.ggml.pre`; None takes it from the table.
+        space_prefix: write `add_space_prefix` where tokenizer_config.json has the key (Llama layout).
+
+    Raises:
+        UnsupportedTokenizerError: no byte-level BPE, an unknown pre-tokenizer, or special tokens that llama.cpp
+            cannot add as this tokenizer does.
+        DamagedFileError: ids or texts that contradict each other.
+    """
+    path = checkpoint / "tokenizer.json"
+    tokenizer_json = read_json_object(path)
+    byte_level_bpe(tokenizer_json)
+    name = pre if pre is not None else pre_name(tokenizer_json)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DamagedFileError(f"{path}: the tokenizers library refuses it: {str(error)[:160]}") from error
+    tokens, types = token_table(tokenizer_json, tokenizer, vocab_size, str(path))
+    config_path = checkpoint / "tokenizer_config.json"
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    if space_prefix and isinstance(config.get("add_prefix_space"), bool):
+        writer.add_add_space_prefix(config["add_prefix_space"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(name)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(_merges(tokenizer_json, str(path)))
+    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    _add_special(writer, tokenizer, ids, str(path))
+    template = _chat_template(checkpoint, config)
+    if template:
+        writer.add_chat_template(template)
+
+
+def token_table(
+    tokenizer_json: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, vocab_size: int, where: str
+) -> tuple[list[str], list[int]]:
+    """Texts and `gguf.TokenType` of ids 0 to `vocab_size - 1`.
+
+    Args:
+        tokenizer_json: the parsed file.
+        tokenizer: the same file, loaded.
+        vocab_size: rows of the embedding.
+        where: the file's path, for messages.
+
+    Raises:
+        DamagedFileError: an id is beyond the embedding or has two tokens, or two ids have one text (llama.cpp aborts
+            on that).
+    """
+    texts: dict[int, str] = {}
+    added: dict[int, Mapping[str, Any]] = {}
+    for text, token_id in tokenizer_json["model"]["vocab"].items():
+        _put(texts, token_id, text, vocab_size, where)
+    for entry in tokenizer_json.get("added_tokens") or ():
+        token_id, content = entry["id"], entry["content"]
+        if texts.get(token_id) != content:
+            _put(texts, token_id, content, vocab_size, where)
+        added[token_id] = entry
+    tokens, types = [], []
+    for token_id in range(vocab_size):
+        text = texts.get(token_id)
+        if text is None:
+            kind, text = gguf.TokenType.UNUSED, f"[PAD{token_id}]"
+        elif token_id in added:
+            kind, text = _added_token(added[token_id], tokenizer)
+        else:
+            kind = gguf.TokenType.NORMAL
+        tokens.append(text)
+        types.append(int(kind))
+    if len(set(tokens)) != len(tokens):
+        seen: set[str] = set()
+        twice = next(text for text in tokens if text in seen or seen.add(text))  # type: ignore[func-returns-value]
+        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
+    return tokens, types
+
+
+def _put(texts: dict[int, str], token_id: Any, text: Any, vocab_size: int, where: str) -> None:
+    if not isinstance(token_id, int) or isinstance(token_id, bool) or not isinstance(text, str):
+        raise DamagedFileError(f"{where}: token {str(text)[:60]!r} has the id {token_id!r}")
+    if not 0 <= token_id < vocab_size:
+        raise DamagedFileError(
+            f"{where}: token {text[:60]!r} has id {token_id}, but the embedding has {vocab_size} rows",
+            "the tokenizer is not the one of these weights",
+        )
+    if token_id in texts:
+        raise DamagedFileError(f"{where}: id {token_id} has two tokens, {texts[token_id][:60]!r} and {text[:60]!r}")
+    texts[token_id] = text
+
+
+def _added_token(entry: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> tuple[gguf.TokenType, str]:
+    text: str = entry["content"]
+    if not entry.get("normalized"):
+        # llama.cpp matches added tokens against the text itself: write what the tokenizer reads and writes for it.
+        text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+    looks_special = text in _LOOKS_SPECIAL or any(
+        text.startswith(first) and text.endswith(last) for first, last in _LOOKS_SPECIAL_AFFIXES
+    )
+    if entry.get("special") or looks_special:
+        return gguf.TokenType.CONTROL, text
+    return gguf.TokenType.USER_DEFINED, text.replace("\u2581", " ")
+
+
+def _merges(tokenizer_json: Mapping[str, Any], where: str) -> list[str]:
+    """The merges as GGUF holds them, `first second`; either spelling of tokenizer.json."""
+    merges = tokenizer_json["model"].get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise UnsupportedTokenizerError(f"{where}: no merges", "llama.cpp needs the merges of a BPE tokenizer")
+    if isinstance(merges[0], str):
+        return merges
+    # A space inside a piece would be taken for the border between the two: it is written as its byte-level letter.
+    return [" ".join(piece.replace(" ", _SPACE_LETTER) for piece in pair) for pair in merges]
+
+
+def _special_ids(
+    tokenizer_json: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int
+) -> dict[str, int]:
+    """Role -> id: the tokens that tokenizer_config.json names, then the ids of config.json."""
+    ids: dict[str, int] = {}
+    by_content = {entry["content"]: entry["id"] for entry in reversed(tokenizer_json.get("added_tokens") or [])}
+    for role in _ROLES:
+        named = tokenizer_config.get(f"{role}_token")
+        content = named.get("content") if isinstance(named, Mapping) else named
+        found = by_content.get(content) if isinstance(content, str) else None
+        for token_id in (found, config.get(f"{role}_token_id")):
+            # An id without a row (some checkpoints say pad_token_id = -1) means: there is no such token.
+            if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size:
+                ids.setdefault(role, token_id)
+    ends = config.get("eos_token_id")
+    if "eos" not in ids and isinstance(ends, list) and ends and isinstance(ends[0], int) and 0 <= ends[0] < vocab_size:
+        # llama.cpp's converter reads no list, and without the key llama.cpp takes token 11 for EOS.
+        ids["eos"] = ends[0]
+    return ids
+
+
+def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """The chat template, or the list of named ones, from wherever Transformers puts it."""
+    template = tokenizer_config.get("chat_template")
+    main, named = checkpoint / "chat_template.jinja", checkpoint / "additional_chat_templates"
+    if template is None and main.is_file():
+        template = _read_text(main)
+        others = sorted(named.glob("*.jinja")) if named.is_dir() else []
+        if others:
+            template = [{"name": "default", "template": template}]
+            template += [{"name": other.stem, "template": _read_text(other)} for other in others]
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        for entry in template
+    ):
+        return template
+    raise DamagedFileError(
+        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named texts"
+    )
+
+
+def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> None:
+    """Write special ids, and make add_bos and add_eos explicit from what the tokenizer puts around a text."""
+    plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    full = tokenizer.encode(_PROBE).ids
+    pair = tokenizer.encode(_PROBE, _PROBE).ids
+    start = _find(plain, full)
+    if start is None:
+        raise UnsupportedTokenizerError(f"{where}: the post_processor changes the tokens of the text itself")
+    around = {"bos": full[:start], "eos": full[start + len(plain) :]}
+    for kind, added in around.items():
+        if added and (len(added) > 1 or ids.setdefault(kind, added[0]) != added[0]):
+            raise UnsupportedTokenizerError(
+                f"{where}: the post_processor adds the ids {added} where llama.cpp can add only "
+                f"{kind.upper()} (id {ids.get(kind)})",
+                f"make tokenizer_config.json's {kind}_token and the post_processor agree",
+            )
+    for role in _ROLES:
+        if role in ids:
+            getattr(writer, f"add_{role}_token_id")(ids[role])
+    writer.add_add_bos_token(bool(around["bos"]))
+    writer.add_add_eos_token(bool(around["eos"]))
+    # Between the two texts of a pair: written where there is something, as llama.cpp's converter does.
+    inner = pair[len(around["bos"]) + len(plain) : len(pair) - len(around["eos"]) - len(plain)]
+    if inner:
+        separators = {ids[role] for role in ("sep", "eos") if role in ids}
+        writer.add_add_sep_token(set(inner) <= separators and not around["eos"])
+
+
+def _find(part: list[int], whole: list[int]) -> int | None:
+    return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: not UTF-8") from error
+    except OSError as error:
+        raise as_storage_error(error, path) from error
