@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
-from compact.errors import GateError, OutputExistsError, UsageError
+from compact.errors import DataError, GateError, UsageError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
@@ -22,13 +22,14 @@ from compact.progress import Progress
 from compact.prune import PruneOptions, calibration_for, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
+from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
 from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
 from exporters.card import base_model_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
-from exporters.quant_types import grid, quant_named
+from exporters.quant_types import ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -132,21 +133,40 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
     profile = load_profile(options.target)
     if profile.runtime != "llama.cpp":
         raise UsageError(f"--target {options.target}: its runtime {profile.runtime} is not built yet", "use gguf")
-    if options.quant is not None:
-        quant_named(options.quant)
-    if options.with_baseline and not options.baseline:
-        raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
+    _check_options(options)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress)
         out = (options.out or Path(f"{source.name}-compact")).absolute()
-        if out.exists() and not options.force:
-            raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+        check_output(out, force=options.force, inputs=_inputs(options))
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifact again at its place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         result = _run(options, profile, source, out, cache, progress)
         publish_build(options, result)
     return result
+
+
+def _check_options(options: BuildOptions) -> None:
+    """What can be refused before the model is opened."""
+    if options.with_baseline and not options.baseline:
+        raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
+    if options.embedding_quant is not None:
+        ggml_type(options.embedding_quant)
+    if options.quant is not None:
+        quant = quant_named(options.quant)
+        if options.imatrix is not None and not quant.uses_imatrix:
+            raise UsageError(f"--imatrix: {quant.name} files use none", "leave it out, or choose a 4-bit type")
+    if options.imatrix is not None and not options.imatrix.is_file():
+        raise DataError(f"--imatrix {options.imatrix}: no such file", "leave it out to have one measured")
+    if options.out is not None:
+        check_output(options.out, force=options.force, inputs=_inputs(options))
+
+
+def _inputs(options: BuildOptions) -> list[Path]:
+    """The files and directories that the build reads."""
+    asked = options.prune
+    texts = (asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
+    return existing(options.model, *texts, options.imatrix)
 
 
 def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -> tuple[str, str | None]:
@@ -168,6 +188,7 @@ def _run(
         progress.note(note)
     quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
+    eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=grid(quant))
     calibration = calibration_for(source, pruning)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
@@ -177,7 +198,6 @@ def _run(
 
     needed = 4 * source.n_params
     pruned = cache.get_or_make("pruned", f"{plan.id}-{_PRUNE_VERSION}", make, needed_bytes=needed)
-    eval_name, text = _evaluation_text(options)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
 
     def side(label: str, checkpoint: Path, identity: str, name: str, description: str) -> Side:
@@ -194,7 +214,7 @@ def _run(
             texts_id=calibration.id,
             metadata=GgufMetadata(
                 name=name,
-                base_model=base_model_of(source.directory),
+                base_model=source.hub_id or base_model_of(source.directory),
                 description=description,
                 extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
             ),
@@ -216,12 +236,13 @@ def _run(
     if (fallback := fallback_note(smaller.artifact)) is not None:
         notes.append(fallback)
         progress.note(fallback)
+    _check_budget(profile, "storage", profile.storage_budget_bytes, smaller.artifact.size_bytes)
     parity = None
     if options.check:
         parity = _gate(smaller, source, plan, calibration, baseline_kl, cache, progress)
         parity.require()
     after = _compare(smaller, text, prompt, compute, cache, progress, parity=parity)
-    _check_budgets(profile, after)
+    _check_budget(profile, "memory", profile.memory_budget_bytes, after.measured.speed.resident_bytes)
     return BuildResult(
         source=source,
         profile=profile,
@@ -275,6 +296,9 @@ def _gate(
     cache: Cache,
     progress: Progress,
 ) -> ParityReport:
+    from exporters.parity import MEMORY_SHARE
+    from exporters.partial import fits_in_memory
+
     def check() -> dict[str, Any]:
         report = check_artifact(
             side.checkpoint,
@@ -294,6 +318,8 @@ def _gate(
         "checkpoint": side.checkpoint_id,
         "texts": calibration.id,
         "baseline_kl": baseline_kl,
+        # A report that short memory made partial is no answer on a day with more.
+        "whole": fits_in_memory(side.checkpoint, side.artifact.path, MEMORY_SHARE),
         **_engines(),
     }
     return ParityReport.from_dict(cached_value(cache, "parity", key, check))
@@ -317,15 +343,10 @@ def _compare(
     return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
 
 
-def _check_budgets(profile: Profile, after: Compared) -> None:
+def _check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
     """Storage and memory budgets of the target. Raises GateError; speed budgets need the device itself."""
-    checks = (
-        ("storage", profile.storage_budget_bytes, after.side.artifact.size_bytes),
-        ("memory", profile.memory_budget_bytes, after.measured.speed.resident_bytes),
-    )
-    for what, budget, used in checks:
-        if budget is not None and used > budget:
-            raise GateError(
-                f"{what} budget of target {profile.name}: {used / 1e6:.0f} MB, {budget / 1e6:.0f} MB are allowed",
-                "remove more (--ratio), or choose a smaller --quant",
-            )
+    if budget is not None and used > budget:
+        raise GateError(
+            f"{what} budget of target {profile.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
+            "remove more (--ratio), or choose a smaller --quant",
+        )

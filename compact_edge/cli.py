@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 
 import click
@@ -165,6 +166,9 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `compact-edge` program."""
     _end_cleanly_on_signals()
+    # A model's reply can hold characters that the terminal's encoding lacks; that must not fail a finished build.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

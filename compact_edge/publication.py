@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from compact.prune import options_as_json
 from compact.source import CONFIG
 from compact.store import copy_hashed, publish, read_json_object, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
-from exporters.card import CardFacts, front_matter, render
+from exporters.card import CardFacts, front_matter, has_chat_template, render
+from exporters.quant_types import grid
 
 if TYPE_CHECKING:
     from compact_edge.build import BuildOptions, BuildResult, Compared
@@ -51,7 +53,7 @@ def _write_folder(
         result.plan.write(folder / PLAN)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
-    matter = front_matter(result.source.directory, pruned=pruned)
+    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id)
     write_text(folder / "README.md", render(_card_facts(result, compared, pruned=pruned), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, manifest(options, result, compared, files))
@@ -67,7 +69,7 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
         "model": {"name": source.name, "source_id": source.id, "files": dict(source.hashes)},
         "target": result.profile.name,
         "options": {
-            **options_as_json(options.prune),
+            **options_as_json(replace(options.prune, channel_grid=grid(artifact.quant))),
             "quant": artifact.quant,
             "embedding_quant": options.embedding_quant,
             "baseline": options.baseline,
@@ -155,7 +157,7 @@ def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> Car
         notes=notes,
         plan_id=plan.id if pruned else None,
         source_id=source.id,
-        chat=(compared.side.checkpoint / "chat_template.jinja").is_file(),
+        chat=has_chat_template(compared.side.checkpoint),
         context_length=int(config.get("max_position_embeddings") or 4096),
     )
 

@@ -144,9 +144,10 @@ def measure_side(side: Side, text: str, prompt: str | None, threads: int) -> Mea
     ids = encode(tokenizer, [text], add_special_tokens=False)[0]
     config = read_json_object(side.checkpoint / CONFIG)
     context = min(1024, int(config.get("max_position_embeddings") or 1024))
-    prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - SPEED_DECODE_TOKENS)
+    decode_tokens = min(SPEED_DECODE_TOKENS, context // 2)
+    prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - decode_tokens)
     with LlamaEngine(side.artifact.path, n_ctx=context, n_threads=threads) as engine:
-        speed = engine.speed(ids[:prompt_tokens], SPEED_DECODE_TOKENS)
+        speed = engine.speed(ids[:prompt_tokens], decode_tokens)
         reply = None
         if prompt is not None:
             reply = _reply(engine, tokenizer, prompt, context)
@@ -165,8 +166,9 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def _reply(engine: LlamaEngine, tokenizer: Any, prompt: str, context: int) -> str:
-    ids = prompt_ids(tokenizer, prompt)[-(context - REPLY_TOKENS) :]
-    answer = engine.generate(ids, REPLY_TOKENS, stop=engine.eog)
+    length = min(REPLY_TOKENS, context // 2)
+    ids = prompt_ids(tokenizer, prompt)[-(context - length) :]
+    answer = engine.generate(ids, length, stop=engine.eog)
     kept = [i for i in answer.ids if i not in engine.eog]
     return engine.detokenize(kept).decode("utf-8", "replace").strip()
 

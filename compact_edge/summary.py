@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compact.languages import WARNING_RATIO
 from compact_edge.console import one_line
+from exporters.card import has_chat_template
 
 if TYPE_CHECKING:
     from compact_edge.build import BuildResult, Compared
@@ -58,8 +60,8 @@ def rows(result: BuildResult) -> list[tuple[str, str, str, str]]:
     """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`."""
     before, after = result.before, result.after
     return [
-        _row("parameters", before, after, lambda c: c.parts["total"] / 1e6, "{:.1f}M"),
-        _row("file size", before, after, lambda c: c.side.artifact.size_bytes / 1e6, "{:.1f} MB"),
+        _row("parameters", before, after, lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
+        _row("file size", before, after, lambda c: c.side.artifact.size_bytes / 1e6, "{:.2f} MB"),
         _row("resident memory *", before, after, lambda c: c.measured.speed.resident_bytes / 1e6, "{:.0f} MB"),
         _row("prefill, tokens/s *", before, after, lambda c: c.measured.prefill, "{:.1f}"),
         _row("decode, tokens/s *", before, after, lambda c: c.measured.decode, "{:.1f}"),
@@ -109,10 +111,12 @@ def print_summary(result: BuildResult) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # A pipe or a log has no width; rich would guess 80 and wrap.
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    # Prose is wrapped at words on a terminal. A pipe or a log has no width; rich would guess 80 and wrap there too.
+    soft = not console.is_terminal
     artifact = result.after.side.artifact
-    table = Table(title=f"{result.source.name}, {artifact.quant}", box=box.SIMPLE_HEAD, title_justify="left")
+    title = Text(one_line(f"{result.source.name}, {artifact.quant}"))
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -125,27 +129,27 @@ def print_summary(result: BuildResult) -> None:
         f"* a short run on this machine with llama.cpp, {threads}; "
         f"bits per byte on {result.eval_name} ({result.after.evaluation.n_bytes:,} bytes, lower is better)"
     )
-    lines = [fine, *losses(result)]
-    if result.after.parity is not None:
-        checks = result.after.parity.checks
-        word = "passed in part" if result.after.parity.partial else "passed"
-        lines += [f"parity gate {word}:", *(f"  {check.name}: {check.detail}" for check in checks)]
-    for line in lines:
-        console.print(Text(one_line(line) if not line.startswith("  ") else "  " + one_line(line)))
-    console.print()
-    console.print(Text("tokens per character, after / before:  " + ", ".join(_language(c) for c in result.languages)))
+    for line in (fine, *losses(result), *_parity(result)):
+        console.print(Text(one_line(line)), soft_wrap=soft)
+    languages = ", ".join(f"{cost.language} {cost.ratio:.2f}" for cost in result.languages)
+    console.print(Text(f"tokens per character, after / before: {languages}"), soft_wrap=soft)
     costly = [cost.language for cost in result.languages if cost.ratio > WARNING_RATIO]
     if costly:
-        text = f"warning: above {WARNING_RATIO} in {', '.join(costly)}; if you need them, rank tokens on text of yours"
-        console.print(Text(f"{text} with --vocab-corpus FILE", style="yellow"))
+        advice = "if you need them, rank the tokens by text of yours: --vocab-corpus FILE"
+        text = f"warning: above {WARNING_RATIO} in {', '.join(costly)}; {advice}"
+        console.print(Text(text, style="yellow"), soft_wrap=soft)
     console.print()
     _print_replies(result)
     for line in next_commands(result):
         click.echo(line)
 
 
-def _language(cost: Any) -> str:
-    return f"{cost.language} {cost.ratio:.2f}"
+def _parity(result: BuildResult) -> list[str]:
+    report = result.after.parity
+    if report is None:
+        return ["parity gate: skipped (--no-check)"]
+    word = "passed in part, the model did not fit in memory" if report.partial else "passed"
+    return [f"parity gate: {word}", *(f"- {check.name}: {check.detail}" for check in report.checks)]
 
 
 def _print_replies(result: BuildResult) -> None:
@@ -161,12 +165,15 @@ def _print_replies(result: BuildResult) -> None:
 
 def next_commands(result: BuildResult) -> list[str]:
     """What to run next, ready to paste."""
-    out = shlex.quote(str(result.out))
-    file = shlex.quote(str(result.out / "gguf" / result.after.side.artifact.path.name))
+    here = Path.cwd()
+    path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
+    out = shlex.quote(str(path))
+    file = shlex.quote(str(path / "gguf" / result.after.side.artifact.path.name))
+    chat = "-cnv" if has_chat_template(result.after.side.checkpoint) else "-no-cnv -p 'Once upon a time'"
     return [
         f"wrote {result.out}",
         "next:",
         f"  compact-edge verify {out}",
         f"  compact-edge eval {file} --text YOUR_TEXT",
-        f"  llama-cli -m {file} -cnv",
+        f"  llama-cli -m {file} {chat}",
     ]

@@ -45,7 +45,9 @@ def build(model: str, target: str, as_json: bool, **values: Any) -> None:
     from compact_edge import summary
     from compact_edge.build import BuildOptions, build
     from compact_edge.console import Console, print_json
+    from compact_edge.quiet import quiet_libraries
 
+    quiet_libraries()
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,

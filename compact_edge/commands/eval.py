@@ -44,8 +44,10 @@ def evaluate(
     from compact.source import open_source
     from compact_edge.build import default_threads
     from compact_edge.console import Console, print_json
+    from compact_edge.quiet import quiet_libraries
     from compact_edge.side import evaluate_gguf
 
+    quiet_libraries()
     content = read_text(text, split=split)
     if max_bytes is not None:
         content = content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")

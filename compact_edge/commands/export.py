@@ -41,22 +41,26 @@ def export(
     from compact.apply import legal_files
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE
-    from compact.errors import OutputExistsError, UsageError
+    from compact.errors import UsageError
     from compact.plan import PLAN, read_plan
     from compact.prune import PruneOptions, calibration_for
     from compact.source import open_source
     from compact.store import copy_hashed, publish, write_sums
     from compact_edge.console import Console, print_json
+    from compact_edge.output import check_output, existing
+    from compact_edge.quiet import quiet_libraries
     from exporters.artifact import Export, checkpoint_id, fallback_note, make_artifact
     from exporters.card import base_model_of
     from exporters.gguf import GgufMetadata
     from exporters.parity import check_artifact
+    from exporters.quant_types import quant_named
 
     del form
     if imatrix is not None and calibration is not None:
         raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+    quant_named(quant)
+    quiet_libraries()
+    check_output(out, force=force, inputs=existing(checkpoint, calibration, imatrix))
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
         source = open_source(str(checkpoint), cache, console)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compact_edge.commands.shared import DIRECTORY, budget_options, calibration_options, compute_options, prune_options
+from compact_edge.commands.shared import (
+    DIRECTORY,
+    budget_options,
+    calibration_options,
+    compute_options,
+    prune_options,
+)
 
 
 @click.command()
@@ -26,17 +33,19 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     MODEL is a checkpoint directory, a .gguf file or a built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
-    from compact.errors import OutputExistsError
     from compact.prune import make_plan
     from compact.prune import prune as apply
     from compact.source import open_source
     from compact.store import publish, write_sums
     from compact_edge.console import Console, print_json
+    from compact_edge.output import check_output, existing
+    from compact_edge.quiet import quiet_libraries
     from compact_edge.side import sizes_by_part
     from exporters.quant_types import grid
 
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+    quiet_libraries()
+    inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
@@ -68,4 +77,5 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
         f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
         f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    click.echo(f"wrote {out}\nnext:\n  compact-edge export {out} --format gguf --quant F16 --out {out}-gguf")
+    command = f"compact-edge export {shlex.quote(str(out))} --quant Q8_0 --out {shlex.quote(f'{out}-gguf')}"
+    click.echo(f"wrote {out}\nnext:\n  {command}")

@@ -1,0 +1,44 @@
+"""Where a command may write: refused before any work is done, and never over something that is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compact.errors import OutputExistsError, UsageError
+from compact.store import SUMS
+
+
+def existing(*named: str | Path | None) -> list[Path]:
+    """Those of the named inputs that are files or directories; a built-in's name is none."""
+    return [path for value in named if value is not None and (path := Path(value)).exists()]
+
+
+def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Check an output directory.
+
+    Args:
+        out: the directory to make.
+        force: an earlier output may be replaced. Only an empty directory or one with our checksums counts as that:
+            `--out ~ --force` must not cost anybody a home directory.
+        inputs: what the command reads; none of it may lie in a directory that is replaced.
+
+    Raises:
+        OutputExistsError: something is there that may not be replaced.
+        UsageError: an input lies in `out`.
+    """
+    resolved = out.resolve()
+    for path in inputs:
+        if resolved == path.resolve() or resolved in path.resolve().parents:
+            raise UsageError(f"{out}: the command reads {path.name} from there", "name another --out")
+    if not out.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+    if not out.is_dir():
+        raise OutputExistsError(f"{out}: exists already and is no directory", "remove it, or name another --out")
+    if any(out.iterdir()) and not (out / SUMS).is_file() and not any(out.glob(f"*/{SUMS}")):
+        raise OutputExistsError(
+            f"{out}: holds no {SUMS}, so it is no earlier output, and --force does not replace it",
+            "remove it yourself, or name another --out",
+        )

@@ -1,0 +1,31 @@
+"""Keeps the libraries underneath from writing to the terminal and from reaching for the network.
+
+Transformers draws a bar for every model it loads and logs advice for people who train; `tokenizers` warns when a
+process starts a child after it used threads. A user of this command can do nothing about either. These settings are
+the process's, so only the command line makes them, before it imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# What the user has set stays: TRANSFORMERS_VERBOSITY=info brings the messages back.
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and advice of the Hugging Face libraries, and keep them off the network."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # it read the variables when it was imported
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

@@ -1,0 +1,231 @@
+"""From a checkpoint directory to a finished GGUF in the cache: float file, importance matrix, quantization.
+
+Every step is keyed by what it depends on, so a build that changes the quantization alone keeps the importance matrix,
+and an identical build makes nothing anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from compact.cache import Cache
+from compact.calibration import retokenise
+from compact.checkpoint import read_index
+from compact.errors import UsageError
+from compact.families import family_of
+from compact.progress import SILENT, Progress
+from compact.source import CONFIG
+from compact.store import read_json_object, sha256_file, sha256_json
+from exporters.gguf import Quant, artifact_name, write_gguf
+from exporters.gguf_header import read_header
+from exporters.gguf_metadata import GgufMetadata
+from exporters.imatrix import Imatrix
+from exporters.quant_types import QuantSummary, grid, quant_named, summarize
+
+IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
+# Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
+_VERSION = 1
+# A share of the bytes in larger types than asked for that the user should hear of.
+FALLBACK_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to make of a checkpoint.
+
+    Attributes:
+        checkpoint: a standard checkpoint directory.
+        checkpoint_id: sha256 that names its content.
+        quant: type, as llama.cpp names it.
+        name: model name for file name and metadata, without size and type.
+        pre: `tokenizer.ggml.pre`, None to take it from the tokenizer.
+        embedding_quant: type of `token_embd` (and of the tied head), None for llama.cpp's choice.
+        imatrix_file: a ready importance matrix instead of one measured here.
+        texts, sequence_id: calibration texts for the importance matrix, and what names them.
+        metadata: `general.*` keys.
+    """
+
+    checkpoint: Path
+    checkpoint_id: str
+    quant: str
+    name: str
+    pre: str | None = None
+    embedding_quant: str | None = None
+    imatrix_file: Path | None = None
+    texts: tuple[str, ...] = ()
+    texts_id: str = ""
+    metadata: GgufMetadata = field(default_factory=GgufMetadata)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished GGUF in the cache.
+
+    Attributes:
+        path: the file.
+        quant: its type.
+        sha256, size_bytes: of the file.
+        n_params: parameters of the checkpoint.
+        summary: real bits per weight, and what fell back to a larger type.
+        imatrix_id: sha256 of the importance matrix used, or None.
+        embedding_type: the type that `token_embd` really has.
+    """
+
+    path: Path
+    quant: str
+    sha256: str
+    size_bytes: int
+    n_params: int
+    summary: QuantSummary
+    imatrix_id: str | None
+    embedding_type: str
+
+
+def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
+    """`quant` where every row length in `config_sizes` is a multiple of its block, else `block32`."""
+    return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
+
+
+def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> Artifact:
+    """Make the GGUF, or take it from the cache.
+
+    Raises:
+        UsageError: the type needs an importance matrix and there is nothing to measure one on.
+        CompactEdgeError: what the writer, the quantizer and the checkpoint's checks raise.
+    """
+    chosen = quant_named(export.quant)
+    matrix: Imatrix | None = None
+    embedding = export.embedding_quant
+    if chosen.writer == "direct" and embedding is not None and embedding != chosen.name:
+        raise UsageError(
+            f"--embedding-quant {embedding}: {chosen.name} files have one type", "leave it out, or choose a 4-bit type"
+        )
+    if chosen.writer == "llama" and chosen.uses_imatrix:
+        matrix = _importance(export, cache, progress)
+    n_params = sum(ref.n_elements for ref in read_index(export.checkpoint).values())
+    name = artifact_name(export.name, n_params, chosen.name)
+    key = sha256_json(
+        {
+            "version": _VERSION,
+            "checkpoint": export.checkpoint_id,
+            "quant": chosen.name,
+            "embedding": embedding,
+            "imatrix": matrix.id if matrix is not None else None,
+            "metadata": _describe(export.metadata),
+            "name": name,
+            "pre": export.pre,
+            "engines": {package: version(package) for package in ("gguf", "llama-cpp-python")},
+        }
+    )
+    size = 4 * n_params
+
+    def make(work: Path) -> None:
+        if chosen.writer == "direct":
+            direct: Quant = chosen.name  # type: ignore[assignment]  # the table says which names are written directly
+            write_gguf(
+                export.checkpoint, work / name, direct, pre=export.pre, metadata=export.metadata, progress=progress
+            )
+            return
+        from exporters.quantize import quantize_gguf
+
+        source = work / "float.gguf"
+        lossless = lossless_type(export.checkpoint)
+        write_gguf(export.checkpoint, source, lossless, pre=export.pre, metadata=export.metadata, progress=progress)
+        quantize_gguf(
+            source,
+            work / name,
+            chosen.name,
+            imatrix=matrix,
+            embedding_quant=embedding,
+            n_threads=_threads(),
+            progress=progress,
+        )
+        source.unlink()
+
+    path = cache.get_or_make("gguf", key, make, needed_bytes=size) / name
+    header = read_header(path)
+    return Artifact(
+        path=path,
+        quant=chosen.name,
+        sha256=cache.recorded_sha256("gguf", key, name),
+        size_bytes=path.stat().st_size,
+        n_params=n_params,
+        summary=summarize(
+            header.model_shape(str(path)), chosen.name, embedding_quant=embedding, has_imatrix=matrix is not None
+        ),
+        imatrix_id=matrix.id if matrix is not None else None,
+        embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
+    )
+
+
+def _threads() -> int:
+    """Physical parallelism for quantising, one core left to the rest of the machine."""
+    import psutil
+
+    return max(1, (psutil.cpu_count(logical=False) or 2) - 1)
+
+
+def lossless_type(checkpoint: Path) -> Quant:
+    """The float type that holds every tensor of a checkpoint exactly: its own where they share one, else F32."""
+    types = {ref.dtype for ref in read_index(checkpoint).values()}
+    if types == {"F16"}:
+        return "F16"
+    return "BF16" if types == {"BF16"} else "F32"
+
+
+def _importance(export: Export, cache: Cache, progress: Progress) -> Imatrix | None:
+    from exporters.imatrix_files import read_imatrix, write_imatrix
+    from exporters.imatrix_torch import collect
+
+    if export.imatrix_file is not None:
+        return read_imatrix(export.imatrix_file)
+    if not export.texts:
+        if quant_named(export.quant).needs_imatrix:
+            raise UsageError(
+                f"--quant {export.quant}: needs an importance matrix", "give --calibration TEXT or --imatrix FILE"
+            )
+        return None
+    key = sha256_json({"version": _VERSION, "checkpoint": export.checkpoint_id, "texts": export.texts_id})
+
+    def make(work: Path) -> None:
+        config = read_json_object(export.checkpoint / CONFIG)
+        sequences = retokenise(export.texts, export.checkpoint, sequence_length=IMATRIX_CHUNK)
+        matrix = collect(
+            export.checkpoint, sequences, family=family_of(config, str(export.checkpoint / CONFIG)), progress=progress
+        )
+        write_imatrix(matrix, work / "imatrix.gguf")
+
+    return read_imatrix(cache.get_or_make("imatrix", key, make) / "imatrix.gguf")
+
+
+def _describe(metadata: GgufMetadata) -> dict[str, Any]:
+    return {
+        "name": metadata.name,
+        "base_model": metadata.base_model,
+        "description": metadata.description,
+        "quantized_by": metadata.quantized_by,
+        "extra": dict(metadata.extra),
+    }
+
+
+def fallback_note(artifact: Artifact) -> str | None:
+    """One line for the user where more than 5% of the bytes are in a larger type than asked for, else None."""
+    summary = artifact.summary
+    if summary.fallback_share <= FALLBACK_SHARE:
+        return None
+    kinds = sorted({f"{wanted} -> {got}" for wanted, got in summary.fallbacks.values()})
+    hint = f"; --quant {summary.suggestion} fits these rows" if summary.suggestion else ""
+    return (
+        f"{artifact.quant}: {summary.fallback_share:.0%} of the bytes fell back to a larger type ({', '.join(kinds)}), "
+        f"{summary.bits_per_weight:.2f} bits per weight{hint}"
+    )
+
+
+def checkpoint_id(directory: Path) -> str:
+    """sha256 that names a checkpoint directory's content."""
+    names = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
+    return sha256_json({path.name: sha256_file(path) for path in names})

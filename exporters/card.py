@@ -1,0 +1,127 @@
+"""The model card of an artifact: front matter that the Hub accepts, and what a reader must know before using it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.source import TOKENIZER_CONFIG
+from compact.store import read_json_object
+
+# Front matter that is carried over from the source's card where it is there.
+_CARRIED = ("license", "license_name", "license_link", "language", "base_model", "tags")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card states.
+
+    Attributes:
+        title: model name.
+        file: the GGUF's name.
+        quant: its type.
+        bits_per_weight: real ones, over all tensors.
+        size_bytes: of the file.
+        rows: (quantity, before, after) of the comparison, as text.
+        notes: further lines: what was removed, what was calibrated on, what was checked.
+        plan_id, source_id: sha256 ids, None for an unpruned baseline.
+        chat: whether the model has a chat template.
+        context_length: the longest context of the model.
+    """
+
+    title: str
+    file: str
+    quant: str
+    bits_per_weight: float
+    size_bytes: int
+    rows: Sequence[tuple[str, str, str]]
+    notes: Sequence[str]
+    plan_id: str | None
+    source_id: str
+    chat: bool
+    context_length: int
+
+
+def source_front_matter(directory: Path) -> dict[str, Any]:
+    """The YAML front matter of a checkpoint's README.md; empty where there is none, or where it is no YAML."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    readme = directory / "README.md"
+    if not readme.is_file():
+        return {}
+    try:
+        value = metadata_load(readme)
+    except (yaml.YAMLError, ValueError, UnicodeDecodeError):
+        return {}
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def base_model_of(directory: Path) -> str | None:
+    """The Hub id that the source's card names as its base model, None where it names none or several."""
+    value = source_front_matter(directory).get("base_model")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) and value.count("/") == 1 else None
+
+
+def has_chat_template(checkpoint: Path) -> bool:
+    """Whether a checkpoint directory brings a chat template, in a file of its own or in tokenizer_config.json."""
+    if (checkpoint / "chat_template.jinja").is_file():
+        return True
+    path = checkpoint / TOKENIZER_CONFIG
+    return path.is_file() and bool(read_json_object(path).get("chat_template"))
+
+
+def front_matter(directory: Path, *, pruned: bool, hub_id: str | None = None) -> dict[str, Any]:
+    """Front matter for an artifact made from the checkpoint in `directory`, which is the Hub's `hub_id` where known."""
+    source = source_front_matter(directory)
+    matter: dict[str, Any] = {key: source[key] for key in _CARRIED if source.get(key)}
+    matter.setdefault("license", "unknown")
+    if hub_id is not None:
+        matter["base_model"] = hub_id
+    tags = matter.get("tags") if isinstance(matter.get("tags"), list) else []
+    own = ["gguf", "llama.cpp", *(["compact-edge", "pruned"] if pruned else [])]
+    matter["tags"] = [*own, *(tag for tag in tags or [] if tag not in own)]
+    matter["pipeline_tag"] = "text-generation"
+    if matter.get("base_model"):
+        matter["base_model_relation"] = "quantized"
+    return matter
+
+
+def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    import yaml
+
+    head = yaml.safe_dump(dict(matter), sort_keys=False, allow_unicode=True).strip()
+    lines = ["---", head, "---", "", f"# {facts.title}", ""]
+    lines += [
+        f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
+        "",
+    ]
+    if facts.rows:
+        lines += ["| | before | after |", "|---|---:|---:|"]
+        lines += [f"| {name} | {before} | {after} |" for name, before, after in facts.rows]
+        lines += [
+            "",
+            "Before and after are files of the same type. Bits per byte compare models of different "
+            "vocabularies; perplexity per token does not.",
+            "",
+        ]
+    lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
+    lines += ["## Use", "", "```console", _command(facts), "```", ""]
+    lines += ["## Provenance", "", f"- source: sha256 `{facts.source_id}` (of the files listed in `manifest.json`)"]
+    if facts.plan_id is not None:
+        lines += [
+            f"- plan: `plan.json`, id `{facts.plan_id}`: every kept token and FFN channel",
+            "- method: COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels, no training)",
+        ]
+    lines += ["- check the files: `sha256sum -c SHA256SUMS`, or `compact-edge verify .`", ""]
+    return "\n".join(lines)
+
+
+def _command(facts: CardFacts) -> str:
+    mode = "-cnv" if facts.chat else "-no-cnv -p 'Once upon a time'"
+    return f"llama-cli -m {facts.file} -c {min(facts.context_length, 4096)} {mode}"

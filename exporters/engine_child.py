@@ -1,0 +1,256 @@
+"""The child of `exporters.engine`: one GGUF held open by llama.cpp. Run as `python -m exporters.engine_child`.
+
+Uses the C interface of llama.h through the ctypes declarations of llama-cpp-python (`llama_batch`,
+`llama_context_params`, `llama_model_params`); nothing of its Python classes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.frames import Array
+from exporters.native_main import Answer, Channel, NativeLog, RefusedError
+
+_GGML_TYPE_F32 = 0
+_FLASH_ATTN_DISABLED = 0  # llama_flash_attn_type
+_INT32_MIN = -(2**31)
+
+
+class Model:
+    """A llama.cpp model and, unless `vocab_only`, a context for one sequence."""
+
+    def __init__(self, library: Any, log: NativeLog, request: Mapping[str, Any]) -> None:
+        self._lib = library
+        self._log = log
+        self._n_ctx = int(request["n_ctx"])
+        self._n_batch = int(request["n_batch"])
+        params = library.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.vocab_only = bool(request["vocab_only"])
+        self._model = library.llama_model_load_from_file(bytes.fromhex(request["path"]), params)
+        if not self._model:
+            raise _load_refusal(log.reason())
+        self._vocab = library.llama_model_get_vocab(self._model)
+        self.n_vocab = int(library.llama_vocab_n_tokens(self._vocab))
+        self._context: Any = None if request["vocab_only"] else self._new_context(int(request["n_threads"]))
+
+    def _new_context(self, n_threads: int) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = self._n_ctx
+        params.n_batch = params.n_ubatch = self._n_batch
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = n_threads
+        # Float32 keys and values and plain attention: the same arithmetic as Transformers in float32.
+        params.type_k = params.type_v = _GGML_TYPE_F32
+        params.flash_attn_type = _FLASH_ATTN_DISABLED
+        params.offload_kqv = params.op_offload = False
+        context = self._lib.llama_init_from_model(self._model, params)
+        if not context:
+            hint = "try a smaller context"
+            raise RefusedError("unavailable", f"llama.cpp made no context: {self._log.reason() or 'no reason'}", hint)
+        return context
+
+    def describe(self) -> dict[str, Any]:
+        """Vocabulary size, metadata and BOS rule. Array values are left out by llama.cpp."""
+        lib, metadata = self._lib, {}
+        for index in range(lib.llama_model_meta_count(self._model)):
+            key = self._string(lib.llama_model_meta_key_by_index, index)
+            metadata[key] = self._string(lib.llama_model_meta_val_str_by_index, index)
+        eog = [token for token in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, token)]
+        return {
+            "n_vocab": self.n_vocab,
+            "metadata": metadata,
+            "add_bos": bool(lib.llama_vocab_get_add_bos(self._vocab)),
+            "bos": int(lib.llama_vocab_bos(self._vocab)),
+            "eog": eog,
+        }
+
+    def _string(self, function: Any, index: int) -> str:
+        size = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            needed = function(self._model, index, buffer, size)
+            if needed < size:
+                return buffer.raw[: max(needed, 0)].decode("utf-8", "replace")
+            size = needed + 1
+
+    def tokenize(self, text: bytes, parse_special: bool) -> NDArray[np.int32]:
+        """Token ids of one text without BOS and EOS."""
+        room = len(text) + 16
+        while True:
+            tokens = np.empty(room, dtype=np.int32)
+            pointer = tokens.ctypes.data_as(self._lib.llama_token_p)
+            count = self._lib.llama_tokenize(self._vocab, text, len(text), pointer, room, False, parse_special)
+            if count >= 0:
+                return tokens[:count]
+            if count == _INT32_MIN:
+                raise RefusedError("data", "the text has more tokens than llama.cpp counts")
+            room = -count
+
+    def detokenize(self, ids: NDArray[np.int32]) -> bytes:
+        """The bytes of the pieces, special tokens written out."""
+        out = bytearray()
+        size = 256
+        for token in ids.tolist():
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+                if count >= 0:
+                    out += buffer.raw[:count]
+                    break
+                size = -count
+        return bytes(out)
+
+    def clear(self) -> None:
+        """Empty the key-value cache."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def decode(self, ids: NDArray[np.int32], start: int, every_position: bool) -> NDArray[np.float32]:
+        """Feed at most one batch at position `start`.
+
+        Returns:
+            float32 logits [len(ids), n_vocab], or [1, n_vocab] of the last position; a view that the next call
+            overwrites.
+        """
+        lib, count = self._lib, len(ids)
+        batch = lib.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(ids.tolist()):
+                batch.token[index] = token
+                batch.pos[index] = start + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = 1 if every_position or index == count - 1 else 0
+            code = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if code != 0:
+            raise RefusedError("unavailable", f"llama_decode returned {code}: {self._log.reason() or 'no reason'}")
+        # llama_get_logits waits for the computation; rows are the requested positions in order.
+        pointer = lib.llama_get_logits(self._context)
+        rows = count if every_position else 1
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.n_vocab))
+
+    def batches(self, ids: NDArray[np.int32]) -> Sequence[tuple[int, NDArray[np.int32]]]:
+        """(position, ids) of the batches that `ids` is fed in."""
+        return [(start, ids[start : start + self._n_batch]) for start in range(0, len(ids), self._n_batch)]
+
+    def logits(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [T, n_vocab]."""
+        self.clear()
+        out = np.empty((len(ids), self.n_vocab), dtype=np.float32)
+        for start, part in self.batches(ids):
+            out[start : start + len(part)] = self.decode(part, start, every_position=True)
+        return out
+
+    def score(self, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+        """float64 [T-1], natural-log probability of ids[i+1] after ids[:i+1]; one batch of logits in memory."""
+        self.clear()
+        out = np.empty(len(ids) - 1, dtype=np.float64)
+        for start, part in self.batches(ids[:-1]):
+            rows = self.decode(part, start, every_position=True)
+            for index in range(len(part)):
+                row = rows[index].astype(np.float64)
+                top = row.max()
+                total = top + np.log(np.exp(row - top).sum())
+                out[start + index] = row[ids[start + index + 1]] - total
+        return out
+
+    def generate(self, ids: NDArray[np.int32], max_tokens: int, stop: frozenset[int]) -> tuple[list[int], list[float]]:
+        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second."""
+        self.clear()
+        made: list[int] = []
+        gaps: list[float] = []
+        for start, part in self.batches(ids):
+            row = self.decode(part, start, every_position=False)[0]
+        for position in range(len(ids), len(ids) + max_tokens):
+            best = int(row.argmax())
+            top = np.partition(row, -2)[-2:]
+            made.append(best)
+            gaps.append(float(top[1]) - float(top[0]))
+            if best in stop or len(made) == max_tokens:
+                break
+            row = self.decode(np.array([best], dtype=np.int32), position, every_position=False)[0]
+        return made, gaps
+
+    def speed(self, ids: NDArray[np.int32], n_decode: int) -> dict[str, float]:
+        """Seconds for the prompt and for `n_decode` single tokens after it; logits of the last position only."""
+        # The first pass reads the weights from the disk and is not timed.
+        self.clear()
+        self.decode(ids[: self._n_batch], 0, every_position=False)
+        self.clear()
+        begin = time.perf_counter()
+        for start, part in self.batches(ids):
+            row = self.decode(part, start, every_position=False)[0]
+        middle = time.perf_counter()
+        for position in range(len(ids), len(ids) + n_decode):
+            row = self.decode(np.array([row.argmax()], dtype=np.int32), position, every_position=False)[0]
+        return {"prefill_seconds": middle - begin, "decode_seconds": time.perf_counter() - middle}
+
+
+def _load_refusal(reason: str) -> RefusedError:
+    said = reason or "no reason given"
+    if "unknown model architecture" in reason:
+        return RefusedError("architecture", f"llama.cpp does not know this model: {said}", "update llama-cpp-python")
+    if "alloc" in reason:
+        return RefusedError("unavailable", f"llama.cpp could not get memory: {said}", "free some memory")
+    return RefusedError("damaged", f"llama.cpp cannot load the model: {said}", "export the model again")
+
+
+class _Server:
+    """Turns requests into calls on the one model."""
+
+    def __init__(self) -> None:
+        self._log = NativeLog()
+        self._model: Model | None = None
+        self._callback: Any = None  # kept alive: llama.cpp holds a bare pointer to it
+
+    def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
+        if request["op"] == "open":
+            return self._open(request), ()
+        assert self._model is not None
+        model = self._model
+        match request["op"]:
+            case "tokenize":
+                texts, lengths = arrays[0].tobytes(), arrays[1].tolist()
+                parts, begin = [np.empty(0, dtype=np.int32)], 0
+                for length in lengths:
+                    parts.append(model.tokenize(texts[begin : begin + length], request["parse_special"]))
+                    begin += length
+                counts = np.array([len(part) for part in parts[1:]], dtype=np.int64)
+                return {}, (np.concatenate(parts), counts)
+            case "detokenize":
+                return {}, (np.frombuffer(model.detokenize(arrays[0]), dtype=np.uint8),)
+            case "logits":
+                return {}, (model.logits(arrays[0]),)
+            case "score":
+                return {}, (model.score(arrays[0]),)
+            case "generate":
+                made, gaps = model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
+                return {"ids": made, "gaps": gaps}, ()
+            case "speed":
+                return model.speed(arrays[0], request["n_decode"]), ()
+        raise ValueError(f"unknown request {request['op']!r}")
+
+    def _open(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            import llama_cpp
+        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+            hint = "install the extra: pip install 'compact-edge[prune]'"
+            raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}", hint) from error
+        self._callback = llama_cpp.llama_log_callback(self._log)
+        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = Model(llama_cpp, self._log, request)
+        return self._model.describe()
+
+
+if __name__ == "__main__":
+    Channel().serve(_Server())

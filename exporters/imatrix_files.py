@@ -1,0 +1,163 @@
+"""Files of importance matrices: reads llama.cpp's GGUF and legacy formats, writes the GGUF one.
+
+GGUF (`IMatrixCollector::save_imatrix` of llama.cpp's tools/imatrix/imatrix.cpp): `general.type` is `imatrix`; for each
+matrix NAME a tensor `NAME.in_sum2` [n_in, n_mat] with sums of squares and `NAME.counts` [1, n_mat] with tokens, both
+float32. Legacy (`save_imatrix_legacy`): int32 number of entries; for each int32 length and name, int32 calls, int32
+number of values, float32 values (mean times calls); then optionally int32 calls and the data set's name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from compact.errors import DamagedFileError, DataError, ModelNotFoundError
+from compact.gguf_file import GgufFile, read_gguf
+from compact.store import as_storage_error
+from exporters.imatrix import Imatrix
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_SOURCE_KEY = "compact_edge.source_id"
+_INT32 = struct.Struct("<i")
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read an importance matrix of either format.
+
+    As in llama.cpp, the inputs of an expert that no token reached count as 1.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        DataError: a GGUF that is no importance matrix.
+        DamagedFileError: truncated, or a value is negative or not finite.
+        StorageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"no importance matrix at {path}") from error
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    matrix = _read_gguf(read_gguf(path)) if magic == b"GGUF" else _read_legacy(path)
+    for name, values in matrix.means.items():
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise DamagedFileError(f"{path}: importance of {name} is negative or not finite", "measure it anew")
+    return matrix
+
+
+def write_imatrix(matrix: Imatrix, path: Path) -> None:
+    """Write the GGUF format, which `llama-quantize --imatrix` reads too. Equal matrices give equal bytes.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    writer = gguf.GGUFWriter(None, "imatrix")
+    # llama.cpp's own files have no architecture.
+    del writer.kv_data[0]["general.architecture"]
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", list(matrix.datasets) or ["calibration"])
+    writer.add_uint32("imatrix.chunk_count", matrix.tokens // matrix.chunk_size if matrix.chunk_size else 1)
+    writer.add_uint32("imatrix.chunk_size", matrix.chunk_size or matrix.tokens)
+    writer.add_string(_SOURCE_KEY, matrix.source_id)
+    for name in sorted(matrix.means):
+        counts = matrix.counts[name]
+        means = matrix.means[name].reshape(len(counts), -1)
+        sums = (means.astype(np.float64) * counts[:, None]).astype(np.float32)
+        writer.add_tensor(name + _SUMS, sums)
+        writer.add_tensor(name + _COUNTS, counts.astype(np.float32).reshape(-1, 1))
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    finally:
+        writer.close()
+
+
+def _read_gguf(file: GgufFile) -> Imatrix:
+    if file.values.get("general.type") != "imatrix":
+        raise DataError(f"{file.path}: this GGUF is no importance matrix", "its general.type must be imatrix")
+    names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
+    if not names or any(name + _COUNTS not in file.tensors for name in names):
+        raise DamagedFileError(f"{file.path}: importance matrix without entries, or with sums that have no counts")
+    means: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, NDArray[np.int64]] = {}
+    for name in names:
+        sums, tokens = _floats(file, name + _SUMS), np.rint(_floats(file, name + _COUNTS)).astype(np.int64).reshape(-1)
+        if not len(tokens) or sums.size % len(tokens):
+            raise DamagedFileError(f"{file.path}: sums and counts of {name} do not fit together")
+        # The division is in float32, as llama-quantize does it: the quantised bytes must be the same.
+        divisor = np.maximum(tokens, 1).astype(np.float32)[:, None]
+        rows = sums.reshape(len(tokens), -1)
+        means[name] = np.where(tokens[:, None] > 0, rows / divisor, np.float32(1)).astype(np.float32).reshape(-1)
+        counts[name] = tokens
+    return Imatrix(
+        means,
+        counts,
+        tokens=max(int(values.max()) for values in counts.values()),
+        chunk_size=_integer(file.values.get("imatrix.chunk_size")),
+        source_id=str(file.values.get(_SOURCE_KEY, "")),
+        datasets=_strings(file.values.get("imatrix.datasets")),
+    )
+
+
+def _floats(file: GgufFile, name: str) -> NDArray[np.float32]:
+    tensor = file.tensors[name]
+    if tensor.qtype != gguf.GGMLQuantizationType.F32:
+        raise DamagedFileError(f"{file.path}: {name} is {tensor.qtype.name}, not F32")
+    return file.read_rows(tensor, 0, tensor.shape[0]).view("<f4").astype(np.float32, copy=False)
+
+
+def _integer(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+
+def _read_legacy(path: Path) -> Imatrix:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    at = 0
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        if size < 0 or at + size > len(data):
+            raise DamagedFileError(f"{path}: not an importance matrix, or cut short (at byte {at})")
+        at += size
+        return data[at - size : at]
+
+    def integer() -> int:
+        return int(_INT32.unpack(take(4))[0])
+
+    means: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, NDArray[np.int64]] = {}
+    n_entries = integer()
+    if n_entries < 1:
+        raise DamagedFileError(f"{path}: importance matrix without entries")
+    for _ in range(n_entries):
+        name = take(integer()).decode("utf-8", "replace")
+        calls, size = integer(), integer()
+        if size < 1:
+            raise DamagedFileError(f"{path}: {name[:80]!r} has {size} values")
+        values = np.frombuffer(take(4 * size), dtype="<f4").astype(np.float32)
+        means[name] = values / np.float32(calls) if calls > 0 else values
+        counts[name] = np.array([max(calls, 1)], dtype=np.int64)
+    datasets = _legacy_dataset(take, integer) if at < len(data) else ()
+    return Imatrix(means, counts, tokens=max(int(values[0]) for values in counts.values()), datasets=datasets)
+
+
+def _legacy_dataset(take: Callable[[int], bytes], integer: Callable[[], int]) -> tuple[str, ...]:
+    integer()  # number of chunks
+    return (take(integer()).decode("utf-8", "replace"),)

@@ -1,0 +1,197 @@
+"""A native library in a child process: start, ask, crash, kill (the parent's side).
+
+llama.cpp aborts the process on a broken assertion and holds Python's signals while it works, so it runs in a child.
+The child's stdout carries frames (`exporters.frames`), its stderr goes to an unlinked temporary file whose end is
+quoted when it dies. A child whose parent is gone sees the end of its stdin and exits at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from compact.errors import (
+    CompactEdgeError,
+    DamagedFileError,
+    DataError,
+    EngineCrashedError,
+    GateError,
+    QuantizedCheckpointError,
+    StorageError,
+    ToolUnavailableError,
+    UnsupportedArchitectureError,
+    UsageError,
+)
+from exporters.frames import Array, TornFrameError, read_frame, write_frame
+
+_TAIL_BYTES = 8192
+_QUOTED_LINES = 3
+_TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
+_BUILD_PATH = re.compile(r"\S*/llama\.cpp/(?=(?:src|ggml)/)")
+_FAILURES: Mapping[str, type[CompactEdgeError]] = {
+    "architecture": UnsupportedArchitectureError,
+    "damaged": DamagedFileError,
+    "data": DataError,
+    "gate": GateError,
+    "quantized": QuantizedCheckpointError,
+    "storage": StorageError,
+    "unavailable": ToolUnavailableError,
+    "usage": UsageError,
+}
+
+
+class NativeChild:
+    """One child process that answers requests in order. Not for use from several threads."""
+
+    def __init__(self, module: str, subject: str) -> None:
+        """Start the child.
+
+        Args:
+            module: its main module, run as `python -m MODULE`.
+            subject: what it works on (a file name), for messages.
+
+        Raises:
+            ToolUnavailableError: the interpreter cannot be started.
+        """
+        self._subject = subject
+        # The file has no name on POSIX: nothing is left behind, however this process ends.
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            # -P keeps the working directory off the child's path: a file named like a module must not be run.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=_environment(),
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise ToolUnavailableError(f"cannot start {sys.executable}: {error.strerror}") from error
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    def ask(
+        self,
+        header: Mapping[str, Any],
+        arrays: Sequence[Array] = (),
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> tuple[dict[str, Any], list[Array]]:
+        """Send a request and wait for its answer.
+
+        Args:
+            header: the request; `op` names it.
+            arrays: its arrays.
+            on_progress: called with every progress message that precedes the answer.
+
+        Raises:
+            EngineCrashedError: the child died; the message quotes its last lines.
+            CompactEdgeError: the class that the child named (see `_FAILURES`).
+            RuntimeError: an unexpected exception in the child (a bug of ours).
+        """
+        if self._stderr.closed:
+            raise EngineCrashedError(f"{self._subject}: the native process has ended", "open the model again")
+        try:
+            frame = self._exchange(header, arrays, on_progress)
+        except (BrokenPipeError, TornFrameError):
+            frame = None
+        except BaseException:
+            # Interrupted between two frames: what the pipe holds is unknown, so the child cannot be used again.
+            self.kill()
+            raise
+        if frame is None:
+            raise self._crash(str(header["op"]))
+        if frame[0]["status"] != "ok":
+            raise _failure(frame[0], self._subject)
+        return frame
+
+    def _exchange(
+        self, header: Mapping[str, Any], arrays: Sequence[Array], on_progress: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[dict[str, Any], list[Array]] | None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        write_frame(self._process.stdin, header, arrays)
+        while (frame := read_frame(self._process.stdout)) is not None and frame[0]["status"] == "progress":
+            if on_progress is not None:
+                on_progress(frame[0])
+        return frame
+
+    def close(self, timeout: float = 2.0) -> None:
+        """End the child: close its stdin, wait `timeout` seconds, then kill. Safe to call twice."""
+        if self._stderr.closed:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the child at once and reap it. Safe to call twice."""
+        if self._stderr.closed:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _crash(self, operation: str) -> EngineCrashedError:
+        # The pipe is closed, so the process is about to end; it is killed only if it hangs on its way out.
+        try:
+            code = self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        quoted = last_lines(self._stderr)
+        self.kill()
+        how = f"exit code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                how = signal.Signals(-code).name
+        said = f": {quoted}" if quoted else ""
+        hint = "the file may not fit this llama.cpp, or memory ran out; try a smaller context"
+        return EngineCrashedError(f"{self._subject}: llama.cpp died during {operation} ({how}){said}", hint)
+
+
+def last_lines(stderr: IO[bytes]) -> str:
+    """The telling end of a child's stderr as one line: its assertion if there is one, else its last lines."""
+    size = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, size - _TAIL_BYTES))
+    lines = [line.strip() for line in stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    telling = [line for line in lines if any(word in line for word in _TELLING)]
+    # An assertion names its source file by the path of the machine that built the library.
+    return _BUILD_PATH.sub("", "; ".join((telling or lines)[-_QUOTED_LINES:]))
+
+
+def _environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    # The child finds modules exactly where the parent does, and this package even when it is run from a clone.
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [path for path in sys.path if path]
+    environment["PYTHONPATH"] = os.pathsep.join(paths if root in paths else [*paths, root])
+    # On an assertion ggml would start a debugger for a backtrace, which takes seconds and prints pages.
+    environment["GGML_NO_BACKTRACE"] = "1"
+    return environment
+
+
+def _failure(answer: Mapping[str, Any], subject: str) -> Exception:
+    kind, message, hint = str(answer["kind"]), f"{subject}: {answer['message']}", answer.get("hint")
+    if kind not in _FAILURES:
+        return RuntimeError(f"{message} (in the native child)")
+    return _FAILURES[kind](message, hint)

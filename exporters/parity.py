@@ -1,0 +1,291 @@
+"""The parity gate: is the artifact the model that it claims to be?
+
+llama.cpp reads the finished file in a child process and is compared with Transformers on the checkpoint: token ids,
+logits or mean KL, greedy text. Every check says what it compared and by what measure; a failed one fails the build.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compact.errors import GateError
+from compact.importance import load_model
+from compact.progress import SILENT, Progress
+from compact.tokenizer import encode, load_tokenizer
+from exporters.engine import LlamaEngine, kl_divergence
+from exporters.gguf import write_gguf
+from exporters.stress import stress_texts
+
+POSITIONS = 512
+GREEDY_TOKENS = 32
+MAX_LOGIT_DIFFERENCE = 1e-3
+TIE_GAP = 1e-3
+# A model is loaded whole only where it takes at most this share of the memory that is free.
+MEMORY_SHARE = 0.6
+
+# Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
+# that is more. From `benchmarks/parity_limits.py` (ratios 0.1, 0.2, 0.35; docs/parity.md has the table).
+KL_FACTOR = 3.0
+KL_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: `tokenizer`, `tensors`, `logits`, `kl`, `greedy`.
+        passed: None where the result is reported and not judged.
+        detail: one line for people.
+        figures: the same for machines.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All checks of an artifact. `partial`: the model did not fit in memory, so only a part was run."""
+
+    checks: tuple[Check, ...]
+    partial: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+    def require(self) -> None:
+        """Raise GateError with the first failed check."""
+        for check in self.checks:
+            if check.passed is False:
+                raise GateError(
+                    f"parity gate failed, {check.name}: {check.detail}",
+                    "the artifact was not published; report this with the model's name, or look with --no-check",
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        checks = [
+            {"name": c.name, "passed": c.passed, "detail": c.detail, "figures": dict(c.figures)} for c in self.checks
+        ]
+        return {"passed": self.passed, "partial": self.partial, "checks": checks}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> ParityReport:
+        return ParityReport(tuple(Check(**check) for check in value["checks"]), bool(value["partial"]))
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: manifests of equal builds stay equal bytes."""
+    return float(f"{value:.4g}")
+
+
+def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> list[tuple[int, bool]]:
+    """(index, parse_special) of every text on which llama.cpp's ids differ from the HF tokenizer's."""
+    tokenizer = load_tokenizer(directory)
+    different: list[tuple[int, bool]] = []
+    for parse_special in (True, False):
+        tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
+        ours = [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        theirs = engine.tokenize(texts, parse_special=parse_special)
+        different += [(n, parse_special) for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    return different
+
+
+def check_tokenizer(
+    checkpoint: Path, artifact: Path, texts: Iterable[str], *, unpruned: Path | None, pre: str | None = None
+) -> Check:
+    """llama.cpp's token ids == the HF tokenizer's, on the stress text and on `texts`.
+
+    A difference is the runtime's own where it is gone once the text is normalised (llama.cpp has no NFC), or where the
+    *unpruned* pair has it too: counted and named, not failed.
+
+    Args:
+        checkpoint: the (pruned) checkpoint directory.
+        artifact: its GGUF.
+        texts: further texts; those of the calibration.
+        unpruned: the source's checkpoint directory; None where there is none, and only normalising excuses.
+        pre: `tokenizer.ggml.pre` for the unpruned pair.
+    """
+    specials = list(load_tokenizer(checkpoint).get_added_vocab())
+    every = [*stress_texts(specials), *texts]
+    with LlamaEngine(artifact, vocab_only=True) as engine:
+        different = compare_ids(checkpoint, engine, every)
+        own = _missing_normalizer(checkpoint, engine, every, different)
+    unexplained = [entry for entry in different if entry not in own]
+    if unexplained and unpruned is not None:
+        own |= _runtime_differences(unpruned, every, unexplained, pre)
+    failed = sorted({n for entry in unexplained if entry not in own for n in entry[:1]})
+    excused = sorted({n for n, _ in own} - set(failed))
+    figures = {"texts": len(every), "different": len(failed), "runtime_own": len(excused)}
+    detail = f"{len(every)} texts, with and without special tokens: ids equal"
+    if excused:
+        samples = ", ".join(repr(every[n][:40]) for n in excused[:3])
+        detail += f"; {len(excused)} differ for the unpruned model too, llama.cpp's own difference ({samples})"
+    if failed:
+        detail = f"ids differ on {len(failed)} of {len(every)} texts, first {every[failed[0]][:60]!r}"
+    return Check("tokenizer", not failed, detail, figures)
+
+
+def _missing_normalizer(
+    checkpoint: Path, engine: LlamaEngine, texts: Sequence[str], candidates: Sequence[tuple[int, bool]]
+) -> set[tuple[int, bool]]:
+    """Those of `candidates` on which the ids agree once the text is normalised: llama.cpp has no NFC."""
+    backend = load_tokenizer(checkpoint).backend_tokenizer
+    if backend.normalizer is None:
+        return set()
+    explained: set[tuple[int, bool]] = set()
+    for n, parse_special in candidates:
+        backend.encode_special_tokens = not parse_special
+        ours = list(backend.encode(texts[n], add_special_tokens=False).ids)
+        if engine.tokenize([backend.normalizer.normalize_str(texts[n])], parse_special=parse_special) == [ours]:
+            explained.add((n, parse_special))
+    return explained
+
+
+def _runtime_differences(
+    unpruned: Path, texts: Sequence[str], candidates: Sequence[tuple[int, bool]], pre: str | None
+) -> set[tuple[int, bool]]:
+    """Those of `candidates` on which the unpruned checkpoint and its GGUF differ as well."""
+    wanted = sorted({n for n, _ in candidates})
+    with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
+        vocabulary = Path(scratch) / "vocabulary.gguf"
+        write_gguf(unpruned, vocabulary, "F32", pre=pre, vocab_only=True)
+        with LlamaEngine(vocabulary, vocab_only=True) as engine:
+            found = compare_ids(unpruned, engine, [texts[n] for n in wanted])
+    return {(wanted[n], special) for n, special in found} & set(candidates)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Transformers' answers for one text: what an artifact's logits are compared with.
+
+    Attributes:
+        ids: [T] token ids, T <= 512.
+        logits: float32 [T, vocab_size].
+        greedy: ids of the greedy continuation of the first half, empty where it was not asked for.
+    """
+
+    ids: list[int]
+    logits: np.ndarray[Any, np.dtype[np.float32]]
+    greedy: list[int]
+
+
+def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool) -> Reference:
+    """Run the checkpoint in float32 through Transformers on the first 512 tokens of `texts`."""
+    import torch
+
+    stream: list[int] = []
+    tokenizer = load_tokenizer(checkpoint)
+    for text in texts:
+        if len(stream) >= POSITIONS:
+            break
+        stream += encode(tokenizer, [text], add_special_tokens=True)[0]
+    ids = stream[:POSITIONS]
+    model = load_model(checkpoint)
+    with torch.inference_mode():
+        batch = torch.tensor([ids], dtype=torch.int64)
+        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()
+        continued: list[int] = []
+        if greedy:
+            prompt = batch[:, : max(1, len(ids) // 2)]
+            output = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=GREEDY_TOKENS,
+                do_sample=False,
+                eos_token_id=-1,
+                pad_token_id=0,
+            )
+            continued = output[0, prompt.shape[1] :].tolist()
+    return Reference(ids, logits, continued)
+
+
+def check_float32(reference: Reference, engine: LlamaEngine) -> list[Check]:
+    """Logits within 1e-3 of Transformers', and the same greedy text (or a tie at the first difference)."""
+    difference = float(np.abs(engine.logits(reference.ids) - reference.logits).max())
+    logits = Check(
+        "logits",
+        difference <= MAX_LOGIT_DIFFERENCE,
+        f"max abs difference {difference:.1e} over {len(reference.ids)} positions (limit {MAX_LOGIT_DIFFERENCE:g})",
+        {"max_abs_difference": rounded(difference), "positions": len(reference.ids)},
+    )
+    prompt = reference.ids[: max(1, len(reference.ids) // 2)]
+    answer = engine.generate(prompt, len(reference.greedy))
+    first = next((n for n, (a, b) in enumerate(zip(answer.ids, reference.greedy, strict=False)) if a != b), None)
+    if first is None:
+        same = len(answer.ids) == len(reference.greedy)
+        detail = f"{len(answer.ids)} tokens equal"
+    else:
+        gap = answer.gaps[first]
+        same = gap < TIE_GAP
+        detail = f"tokens differ at {first}, where the two best logits are {gap:.1e} apart"
+    return [logits, Check("greedy", same, detail, {"tokens": len(reference.greedy), "first_difference": first})]
+
+
+def mean_kl(reference: Reference, engine: LlamaEngine) -> float:
+    """Mean KL(float32 || artifact) in nats over the reference's positions."""
+    return float(kl_divergence(reference.logits, engine.logits(reference.ids)).mean())
+
+
+def check_kl(kl: float, quant: str, baseline_kl: float | None) -> Check:
+    """Mean KL, judged against the unpruned model's at the same type where that is known."""
+    figures = {"mean_kl": rounded(kl)}
+    if not np.isfinite(kl):
+        return Check("kl", False, f"mean KL to float32 is {kl} at {quant}", {"mean_kl": None})
+    if baseline_kl is None:
+        return Check("kl", None, f"mean KL to float32 {kl:.4g} nats at {quant}, no baseline to judge it by", figures)
+    limit = max(KL_FACTOR * baseline_kl, KL_FLOOR)
+    figures |= {"baseline_mean_kl": rounded(baseline_kl), "limit": rounded(limit)}
+    detail = f"mean KL to float32 {kl:.4g} nats at {quant}, unpruned {baseline_kl:.4g} (limit {limit:.4g})"
+    return Check("kl", kl <= limit, detail, figures)
+
+
+def check_artifact(
+    checkpoint: Path,
+    artifact: Path,
+    quant: str,
+    texts: Sequence[str],
+    *,
+    unpruned: Path | None,
+    baseline_kl: float | None,
+    pre: str | None = None,
+    progress: Progress = SILENT,
+) -> ParityReport:
+    """Run the whole gate on a finished GGUF.
+
+    Args:
+        checkpoint: the checkpoint that the artifact was exported from.
+        artifact: the GGUF.
+        quant: its type.
+        texts: calibration texts.
+        unpruned: the source's checkpoint, None where `checkpoint` is unpruned.
+        baseline_kl: mean KL of the unpruned artifact at the same type, None where it was not measured.
+        pre: `tokenizer.ggml.pre`.
+        progress: told of each check.
+    """
+    from exporters.partial import check_tensors, check_two_layers, fits_in_memory
+
+    with progress.task("parity gate", 3, "checks") as task:
+        tokenizer = check_tokenizer(checkpoint, artifact, texts, unpruned=unpruned, pre=pre)
+        task.advance()
+        tensors = check_tensors(checkpoint, artifact)
+        task.advance()
+        if not fits_in_memory(checkpoint, artifact, MEMORY_SHARE):
+            return ParityReport((tokenizer, tensors, *check_two_layers(checkpoint, texts, pre)), partial=True)
+        reference = reference_for(checkpoint, texts, greedy=quant == "F32")
+        with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
+            if quant == "F32":
+                checks = check_float32(reference, engine)
+            else:
+                checks = [check_kl(mean_kl(reference, engine), quant, baseline_kl)]
+        task.advance()
+    return ParityReport((tokenizer, tensors, *checks))

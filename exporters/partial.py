@@ -1,0 +1,136 @@
+"""The part of the gate that needs no whole model in memory: tensor by tensor, and the first two layers."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+
+from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.errors import DamagedFileError
+from compact.families import family_of
+from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.store import read_json_object, write_json
+from exporters.engine import LlamaEngine
+from exporters.gguf import write_gguf
+
+if TYPE_CHECKING:
+    from exporters.parity import Check
+
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+# Rows of each tensor that are dequantised and compared: enough to see a wrong permutation, a swap or a torn file.
+_SAMPLED_ROWS = 64
+
+# Largest relative RMS error of a tensor against its source, by bits of the type: about twice what a normal
+# distribution of weights gives (benchmarks/parity_limits.py).
+_MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5": 0.1, "Q4": 0.2, "Q3": 0.4}
+_MAX_ERROR_ELSE = 0.9
+
+
+def fits_in_memory(checkpoint: Path, artifact: Path, share: float) -> bool:
+    """Whether Transformers in float32 and llama.cpp together take at most `share` of the free memory."""
+    import psutil
+
+    parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())
+    needed = 4 * parameters + artifact.stat().st_size
+    return bool(needed <= share * psutil.virtual_memory().available)
+
+
+def _limit(type_name: str) -> float:
+    if type_name in _MAX_ERROR:
+        return _MAX_ERROR[type_name]
+    bits = type_name.removeprefix("I")[:2]
+    return _MAX_ERROR.get(bits, _MAX_ERROR_ELSE)
+
+
+def _gguf_row_order(rows: int, heads: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Source row of every GGUF row: with `heads`, the rotary halves of each head are interleaved (Llama layout)."""
+    order = np.arange(rows)
+    if heads is None:
+        return order
+    return order.reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+
+
+def check_tensors(checkpoint: Path, artifact: Path) -> Check:
+    """Every tensor of the artifact, dequantised on sampled rows, against its source in the checkpoint.
+
+    Raises:
+        DamagedFileError: the artifact cannot be read.
+    """
+    from exporters.parity import Check, rounded
+
+    config = read_json_object(checkpoint / CONFIG)
+    family = family_of(config, str(checkpoint / CONFIG))
+    sources = {family.gguf_name(name): name for name in read_index(checkpoint)}
+    if config.get("tie_word_embeddings"):
+        sources.pop("output.weight", None)
+    try:
+        reader = gguf.GGUFReader(str(artifact))
+    except Exception as error:  # the reader raises whatever a broken file makes it raise
+        raise DamagedFileError(f"{artifact}: cannot be read back ({error})") from error
+    stored = {tensor.name: tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"}
+    if stored.keys() != sources.keys():
+        odd = sorted(stored.keys() ^ sources.keys())[0]
+        return Check("tensors", False, f"tensor {odd} is missing or unknown in the artifact")
+    worst_share, worst = 0.0, ""
+    with open_tensors(read_index(checkpoint)) as read:
+        for name, tensor in stored.items():
+            source = read(sources[name])
+            if tuple(int(n) for n in reversed(tensor.shape)) != tuple(source.shape):
+                return Check("tensors", False, f"{name} has shape {tensor.shape.tolist()}, the source {source.shape}")
+            rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
+            order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
+            expected = source[order[rows].tolist()].float().numpy()
+            data = tensor.data[rows] if source.dim() > 1 else tensor.data
+            got = gguf.dequantize(np.ascontiguousarray(data), tensor.tensor_type)
+            got = got if source.dim() > 1 else got[rows]
+            scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
+            distance = float(np.sqrt(np.mean((got.astype(np.float64) - expected) ** 2))) / (scale or 1.0)
+            share = distance / _limit(tensor.tensor_type.name)
+            if not np.isfinite(share) or share > 1.0:
+                detail = f"{name} ({tensor.tensor_type.name}) differs from its source by {distance:.2g} of its RMS"
+                return Check("tensors", False, detail, {"tensor": name})
+            if share >= worst_share:
+                worst_share, worst = share, f"{name} ({tensor.tensor_type.name}) {distance:.2g}"
+    figures = {"tensors": len(stored), "worst_share_of_limit": rounded(worst_share)}
+    return Check("tensors", True, f"{len(stored)} tensors match their source, worst relative error {worst}", figures)
+
+
+def check_two_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
+    """The float32 checks on the first two layers of the model, for models that do not fit in memory whole."""
+    from exporters.parity import POSITIONS, check_float32, reference_for
+
+    with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
+        short = Path(scratch) / "two-layers"
+        short.mkdir()
+        write_two_layers(checkpoint, short)
+        artifact = Path(scratch) / "two-layers.gguf"
+        write_gguf(short, artifact, "F32", pre=pre)
+        reference = reference_for(short, texts, greedy=True)
+        with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
+            return check_float32(reference, engine)
+
+
+def write_two_layers(checkpoint: Path, target: Path) -> None:
+    """A checkpoint of the embedding, the first two layers and the head."""
+    tensors = {
+        name: ref
+        for name, ref in read_index(checkpoint).items()
+        if (match := _LAYER.match(name)) is None or int(match.group(1)) < 2
+    }
+    with open_tensors(tensors) as read:
+        specs = [TensorSpec(name, ref.dtype, ref.shape) for name, ref in sorted(tensors.items())]
+        write_checkpoint(target, specs, lambda spec: read(spec.name))
+    config = read_json_object(checkpoint / CONFIG)
+    config["num_hidden_layers"] = 2
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][:2]
+    write_json(target / CONFIG, config)
+    for name in (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"):
+        if (checkpoint / name).is_file():
+            (target / name).write_bytes((checkpoint / name).read_bytes())

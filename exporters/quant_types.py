@@ -1,0 +1,341 @@
+"""Quantization names as llama.cpp knows them, and the type that every tensor really gets.
+
+A name such as Q4_K_M is a mixture (`llama_ftype` of llama.h): the first layers, the value projection, the output and
+tensors whose rows do not fit a block get other types than the nominal one. `predict_types` follows
+`llama_tensor_get_type` and `tensor_type_fallback` of llama.cpp's src/llama-quant.cpp (the release in llama-cpp-python
+0.3.36) for dense models. Types are named as in the `gguf` package: Q4_K, IQ4_NL, F16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from compact.errors import BudgetError, UsageError
+from exporters.quant_rules import Choice, Mixture, ModelShape, TensorShape, category, quantizable, tensor_order
+
+__all__ = [
+    "GGML_TYPES",
+    "QUANTS",
+    "GgmlType",
+    "ModelShape",
+    "Quant",
+    "QuantSummary",
+    "TensorShape",
+    "ggml_type",
+    "grid",
+    "needing_imatrix",
+    "predict_types",
+    "quant_named",
+    "summarize",
+]
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    """A storage type (`ggml_type` of ggml.h).
+
+    Attributes:
+        name: as in `gguf.GGMLQuantizationType`.
+        value: number in the file.
+        block: weights in a block; the length of a row must be a multiple.
+        bytes: size of a block.
+        weighted: quantising to it uses an importance matrix where one is given.
+    """
+
+    name: str
+    value: int
+    block: int
+    bytes: int
+    weighted: bool
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight."""
+        return 8 * self.bytes / self.block
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this type; `shape` has the row length first (GGUF order)."""
+        count = 1
+        for length in shape:
+            count *= length
+        return count // self.block * self.bytes
+
+
+_TYPES = (
+    ("F32", 0, 1, 4),
+    ("F16", 1, 1, 2),
+    ("Q4_0", 2, 32, 18),
+    ("Q4_1", 3, 32, 20),
+    ("Q5_0", 6, 32, 22),
+    ("Q5_1", 7, 32, 24),
+    ("Q8_0", 8, 32, 34),
+    ("Q2_K", 10, 256, 84),
+    ("Q3_K", 11, 256, 110),
+    ("Q4_K", 12, 256, 144),
+    ("Q5_K", 13, 256, 176),
+    ("Q6_K", 14, 256, 210),
+    ("IQ2_XXS", 16, 256, 66),
+    ("IQ2_XS", 17, 256, 74),
+    ("IQ3_XXS", 18, 256, 98),
+    ("IQ1_S", 19, 256, 50),
+    ("IQ4_NL", 20, 32, 18),
+    ("IQ3_S", 21, 256, 110),
+    ("IQ2_S", 22, 256, 82),
+    ("IQ4_XS", 23, 256, 136),
+    ("IQ1_M", 29, 256, 56),
+    ("BF16", 30, 1, 2),
+)
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0"})
+GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType(
+    {name: GgmlType(name, value, block, size, name not in _UNWEIGHTED) for name, value, block, size in _TYPES}
+)
+
+
+@dataclass(frozen=True)
+class Quant:
+    """A quantization that a user can ask for (`llama_ftype` of llama.h).
+
+    Attributes:
+        name: as `llama-quantize` spells it.
+        ftype: value of `general.file_type`.
+        base: name of the type of most tensors.
+        writer: `direct` where this project writes the bytes itself (the same on every machine), `llama` otherwise.
+        needs_imatrix: llama.cpp refuses to make it without an importance matrix (where the rows fit its blocks).
+        uses_imatrix: an importance matrix makes it better.
+    """
+
+    name: str
+    ftype: int
+    base: str
+    writer: Literal["direct", "llama"]
+    needs_imatrix: bool
+
+    @property
+    def uses_imatrix(self) -> bool:
+        return GGML_TYPES[self.base].weighted
+
+    @property
+    def block(self) -> int:
+        """Weights in a block of the base type."""
+        return GGML_TYPES[self.base].block
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits a weight of the base type; `summarize` gives the real ones."""
+        return GGML_TYPES[self.base].bits
+
+
+_FTYPES = (
+    ("F32", 0, "F32"),
+    ("F16", 1, "F16"),
+    ("Q4_0", 2, "Q4_0"),
+    ("Q4_1", 3, "Q4_1"),
+    ("Q8_0", 7, "Q8_0"),
+    ("Q5_0", 8, "Q5_0"),
+    ("Q5_1", 9, "Q5_1"),
+    ("Q2_K", 10, "Q2_K"),
+    ("Q3_K_S", 11, "Q3_K"),
+    ("Q3_K_M", 12, "Q3_K"),
+    ("Q3_K_L", 13, "Q3_K"),
+    ("Q4_K_S", 14, "Q4_K"),
+    ("Q4_K_M", 15, "Q4_K"),
+    ("Q5_K_S", 16, "Q5_K"),
+    ("Q5_K_M", 17, "Q5_K"),
+    ("Q6_K", 18, "Q6_K"),
+    ("IQ2_XXS", 19, "IQ2_XXS"),
+    ("IQ2_XS", 20, "IQ2_XS"),
+    ("Q2_K_S", 21, "Q2_K"),
+    ("IQ3_XS", 22, "IQ3_S"),
+    ("IQ3_XXS", 23, "IQ3_XXS"),
+    ("IQ1_S", 24, "IQ1_S"),
+    ("IQ4_NL", 25, "IQ4_NL"),
+    ("IQ3_S", 26, "IQ3_S"),
+    ("IQ3_M", 27, "IQ3_S"),
+    ("IQ2_S", 28, "IQ2_XS"),
+    ("IQ2_M", 29, "IQ2_S"),
+    ("IQ4_XS", 30, "IQ4_XS"),
+    ("IQ1_M", 31, "IQ1_M"),
+    ("BF16", 32, "BF16"),
+)
+_DIRECT = frozenset({"F32", "F16", "BF16", "Q8_0"})
+_NEED = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
+QUANTS: Mapping[str, Quant] = MappingProxyType(
+    {
+        name: Quant(name, ftype, base, "direct" if name in _DIRECT else "llama", name in _NEED)
+        for name, ftype, base in _FTYPES
+    }
+)
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+# Types that llama.cpp refuses to make without an importance matrix (`tensor_requires_imatrix`).
+_BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+# Nearest quantization of 32-weight blocks, by base type, for models whose rows are no multiple of 256.
+_NEAR = {"Q4_K": "Q4_0", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
+_NEAR_ELSE = "IQ4_NL"
+_WORTH_SAYING = 0.25
+
+
+def quant_named(name: str) -> Quant:
+    """The quantization of that name (any case; Q4_K means Q4_K_M). Raises UsageError for an unknown one."""
+    upper = name.upper()
+    found = QUANTS.get(_ALIASES.get(upper, upper))
+    if found is None:
+        raise UsageError(f"quantization {name!r} is not known", _suggest(upper, QUANTS))
+    return found
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    names = list(known)
+    close = get_close_matches(name, names, n=2)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"one of: {', '.join(names)}"
+
+
+def ggml_type(name: str) -> GgmlType:
+    """The storage type of that name (any case); the name of a quantization gives its base type. Raises UsageError."""
+    upper = name.upper()
+    found = GGML_TYPES.get(upper)
+    if found is None and upper in QUANTS:
+        found = GGML_TYPES[QUANTS[upper].base]
+    if found is None:
+        raise UsageError(f"tensor type {name!r} is not known", _suggest(upper, GGML_TYPES))
+    return found
+
+
+def grid(quant: str) -> int:
+    """What the rows of a matrix (`intermediate_size` for down_proj) must be a multiple of, to keep the base type."""
+    return quant_named(quant).block
+
+
+def predict_types(
+    model: ModelShape,
+    quant: str,
+    *,
+    embedding_quant: str | None = None,
+    output_quant: str | None = None,
+    has_imatrix: bool = False,
+) -> dict[str, str]:
+    """The type that `llama_model_quantize` gives every tensor.
+
+    Args:
+        model: shapes and head counts of the source.
+        quant: name of a quantization.
+        embedding_quant: type of token_embd (`token_embedding_type`).
+        output_quant: type of the output (`output_tensor_type`); with tied embeddings that is token_embd.
+        has_imatrix: an importance matrix will be given, for whichever tensors.
+
+    Returns:
+        Tensor name -> type name, in the order of llama.cpp (by layer, then by name).
+
+    Raises:
+        UsageError: an unknown name.
+        BudgetError: the rows of the embedding do not fit the type asked for; llama.cpp would write a broken tensor.
+    """
+    wanted = quant_named(quant)
+    embedding = ggml_type(embedding_quant) if embedding_quant else None
+    output = ggml_type(output_quant) if output_quant else None
+    tied = not any(tensor.name == "output.weight" for tensor in model.tensors)
+    mixture = Mixture(
+        wanted.name, wanted.base, model, tied=tied, output=output.name if output else None, has_imatrix=has_imatrix
+    )
+    types: dict[str, str] = {}
+    for tensor in sorted(model.tensors, key=tensor_order):
+        kind = category(tensor.name)
+        explicit = embedding if kind is Choice.EMBEDDING else output if kind is Choice.OUTPUT else None
+        if not quantizable(tensor):
+            types[tensor.name] = tensor.type
+        elif explicit is not None:
+            _check_rows(tensor, explicit)
+            types[tensor.name] = explicit.name
+        elif wanted.base in ("F32", "F16", "BF16"):
+            types[tensor.name] = wanted.base
+        else:
+            types[tensor.name] = _fitting(mixture.choose(tensor, kind, wanted.block), tensor.row)
+    return types
+
+
+def needing_imatrix(types: Mapping[str, str], quant: str) -> list[str]:
+    """Tensors among the predicted `types` for which llama.cpp refuses to work without an importance matrix."""
+    blind = _BLIND | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _BLIND
+    heads = ("token_embd.weight", "output.weight")
+    return [name for name, kind in types.items() if kind in blind and name not in heads]
+
+
+@dataclass(frozen=True)
+class QuantSummary:
+    """What a quantization comes to on one model.
+
+    Attributes:
+        bits_per_weight: over all tensors, norms included.
+        total_bytes: sum of the tensors' sizes.
+        fallbacks: tensor name -> (type wanted, type got) where the rows did not fit.
+        fallback_share: share of `total_bytes` in those tensors.
+        suggestion: name of the nearest quantization whose blocks fit, where the share is worth saying.
+    """
+
+    bits_per_weight: float
+    total_bytes: int
+    fallbacks: Mapping[str, tuple[str, str]]
+    fallback_share: float
+    suggestion: str | None
+
+
+def summarize(
+    model: ModelShape,
+    quant: str,
+    *,
+    embedding_quant: str | None = None,
+    output_quant: str | None = None,
+    has_imatrix: bool = False,
+) -> QuantSummary:
+    """Real size of a quantization and what fell back. Arguments and errors as `predict_types`."""
+
+    def types(shape: ModelShape) -> dict[str, str]:
+        return predict_types(
+            shape, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=has_imatrix
+        )
+
+    got = types(model)
+    # What the same rules give where every row fits every block.
+    roomy = [replace(t, shape=(-(-t.row // 256) * 256, *t.shape[1:])) for t in model.tensors]
+    wanted = types(replace(model, tensors=tuple(roomy)))
+    sizes = {tensor.name: GGML_TYPES[got[tensor.name]].size(tensor.shape) for tensor in model.tensors}
+    total = sum(sizes.values())
+    fallbacks = {name: (wanted[name], got[name]) for name in got if wanted[name] != got[name]}
+    share = sum(sizes[name] for name in fallbacks) / total if total else 0.0
+    chosen = quant_named(quant)
+    suggestion = None
+    if share >= _WORTH_SAYING and chosen.block > 32:
+        suggestion = _NEAR.get(chosen.base, _NEAR_ELSE)
+    weights = sum(tensor.count for tensor in model.tensors)
+    return QuantSummary(8 * total / weights if weights else 0.0, total, fallbacks, share, suggestion)
+
+
+# `tensor_type_fallback`: types of 256-weight blocks -> the type of 32-weight blocks that takes their place.
+_FALLBACK = {
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+
+
+def _fitting(name: str, row: int) -> str:
+    if row % GGML_TYPES[name].block == 0:
+        return name
+    smaller = _FALLBACK.get(name, name)
+    return smaller if row % GGML_TYPES[smaller].block == 0 else "F16"
+
+
+def _check_rows(tensor: TensorShape, explicit: GgmlType) -> None:
+    if tensor.row % explicit.block:
+        raise BudgetError(
+            f"{tensor.name}: rows of {tensor.row} weights are no multiple of {explicit.block} ({explicit.name})",
+            "choose a type of 32-weight blocks: Q8_0, Q5_1, Q5_0, IQ4_NL or Q4_0",
+        )
