@@ -1,0 +1,28 @@
+"""Fixtures of this folder: one small checkpoint and its GGUF a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.exporters.small_gguf import random_gguf, save_checkpoint, write_gguf
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 3 layers with its own tokenizer, untied embeddings."""
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def small_gguf_file(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as float32 GGUF; the directory's name is not ASCII on purpose."""
+    return write_gguf(small_checkpoint, tmp_path_factory.mktemp("modèle ü") / "small.gguf")
+
+
+@pytest.fixture(scope="session")
+def wide_gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random matrices whose rows fit blocks of 256, four query heads a key-value head, its own output matrix."""
+    path = tmp_path_factory.mktemp("wide") / "wide.gguf"
+    return random_gguf(path, n_layer=9, hidden=256, n_ff=256, n_head=8, n_head_kv=2, vocab=256, tied=False)
