@@ -13,6 +13,7 @@ from common import cache, evaluation_texts, pruned_checkpoint, record, table
 
 from compact.budget import count_parts
 from compact.evaluate import evaluate_checkpoint
+from compact.importance import vocabulary_grid
 from compact.prune import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
@@ -36,7 +37,9 @@ def main(model: str, ratio: float, weights: str, calibration_tokens: int, n_byte
         share = ratio * parts.total / (weight * parts.vocabulary + parts.ffn)
         inner = round(source.intermediate_size * (1 - share) / 32) * 32
         left = ratio * parts.total - (source.intermediate_size - inner) * parts.per_channel
-        vocab = round(source.vocab_size - left / parts.per_row)
+        exact = source.vocab_size - left / parts.per_row
+        # On the grid of one calibration pass: all weights share it.
+        vocab = min(vocabulary_grid(source.vocab_size, 256), key=lambda size: abs(size - exact))
         options = PruneOptions(
             vocab_size=vocab, intermediate_size=inner, channel_grid=32, calibration_tokens=calibration_tokens
         )

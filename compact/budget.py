@@ -18,7 +18,7 @@ from compact.importance import vocabulary_grid
 DEFAULT_RATIO = 0.2
 # The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
 # `benchmarks/budget_split.py` on SmolLM2-135M; docs/pruning.md has the table.
-VOCABULARY_WEIGHT = 1.0
+VOCABULARY_WEIGHT = 2.0
 # How far from the ratio asked for the sizes may land, as a share of all parameters.
 TOLERANCE = 0.005
 # Wider than this and the vocabulary leaves the grid that scores are collected on, at the price of a new calibration.

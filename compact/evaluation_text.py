@@ -10,7 +10,7 @@ from compact import stdlib_text
 from compact.languages import SENTENCES
 
 NAME = "stdlib-held-out"
-_CHARACTERS = 24_000
+_CHARACTERS = 16_000
 
 
 def default_evaluation_text() -> str:

@@ -252,8 +252,13 @@ def publish(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Iter
 
 def _swap_in(work: Path, target: Path, *, force: bool) -> None:
     if not target.exists():
-        work.rename(target)
-        return
+        try:
+            work.rename(target)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+        else:
+            return
     if not force:
         raise OutputExistsError(f"{target}: appeared meanwhile", "give --force to replace it, or another --out")
     if _exchange(work, target):

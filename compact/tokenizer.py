@@ -74,6 +74,13 @@ def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
             if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
                 raise DamagedFileError(f"{TOKENIZER}: the post-processor gives no ids for {str(name)[:80]!r}")
             yield str(name), ids
+    named = set(specials) if isinstance(specials, dict) else set()
+    for key in ("single", "pair"):
+        for piece in part[key] if isinstance(part.get(key), list) else ():
+            special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            if isinstance(special, dict) and str(special.get("id")) not in named:
+                # The tokenizers library panics on it when it first encodes.
+                raise DamagedFileError(f"{TOKENIZER}: the post-processor's {key} names a token that it does not define")
     for key in ("cls", "sep"):
         if (pair := part.get(key)) is not None:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], int):

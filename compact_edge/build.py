@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from targets.profile import Profile
 
 # What both models are asked when the user names no prompt.
-PROMPT = "Give me three tips for sleeping better."
+PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 1

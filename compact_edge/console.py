@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 # Shorter work is over before a rate means anything.
 _SECONDS_FOR_A_RATE = 0.05
+# Columns of a terminal from which on a bar may be long, what the numbers beside it take, and what a name is padded to.
+_WIDE, _NUMBERS_WIDTH, _NAME_WIDTH = 100, 40, 34
 
 
 def one_line(text: str) -> str:
@@ -216,29 +218,56 @@ def _bar_of(display: RichProgress, description: str, total: int | None, unit: st
 def _new_display(stream: TextIO) -> RichProgress:
     """Make the display of bars; rich is imported here because only long work on a terminal needs it."""
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
     from rich.progress import Task as RichTask
+    from rich.table import Column
     from rich.text import Text
+
+    console = RichConsole(file=stream, highlight=False)
+    # One line a task: what does not fit is cut out of the description, never wrapped.
+    bar = 8 if console.width < _WIDE else 30
+    room = max(12, console.width - bar - _NUMBERS_WIDTH)
+
+    class Description(TextColumn):
+        """The task's name, cut in the middle: names of files differ at both ends."""
+
+        def render(self, task: RichTask) -> Text:
+            return Text(cut_middle(task.description, room).ljust(min(room, _NAME_WIDTH)), no_wrap=True)
 
     class Rate(ProgressColumn):
         """Units done and units a second."""
 
         def render(self, task: RichTask) -> Text:
-            unit = task.fields["unit"]
-            total = "" if task.total is None else f"/{format_count(task.total)}"
             speed = task.finished_speed or task.speed
-            rate = f"  {format_count(speed)} {unit}/s" if speed else ""
-            return Text(f"{format_count(task.completed)}{total} {unit}{rate}")
+            return Text(format_amount(task.completed, task.total, task.fields["unit"], speed), no_wrap=True)
 
     return RichProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=RichConsole(file=stream, highlight=False),
+        Description("", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=bar),
+        Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+        console=console,
     )
+
+
+def cut_middle(text: str, width: int) -> str:
+    """`text` in at most `width` characters, the middle replaced by three dots where it is longer."""
+    if len(text) <= width:
+        return text
+    tail = (width - 3) // 2
+    return f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"
+
+
+def format_amount(done: float, total: float | None, unit: str, speed: float | None) -> str:
+    """Return units done of all, and units a second, as short as people say them: 12.3/76.4 MB  36.5 MB/s."""
+    if unit == "bytes":
+        largest = done if total is None else total
+        scale, name = (1e9, "GB") if largest >= 1e9 else (1e6, "MB") if largest >= 1e6 else (1e3, "kB")
+        amount = f"{done / scale:.1f}" + ("" if total is None else f"/{total / scale:.1f}")
+        return f"{amount} {name}" + (f"  {speed / 1e6:.1f} MB/s" if speed else "")
+    amount = format_count(done) + ("" if total is None else f"/{format_count(total)}")
+    return f"{amount} {unit}" + (f"  {format_count(speed)}/s" if speed else "")
 
 
 def _write_line(stream: TextIO, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Keeps the libraries underneath from writing to the terminal and from reaching for the network.
+"""Keeps the libraries underneath from writing to the terminal, reaching for the network and spinning.
 
 Transformers draws a bar for every model it loads and logs advice for people who train; `tokenizers` warns when a
 process starts a child after it used threads. A user of this command can do nothing about either. These settings are
@@ -17,6 +17,8 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
+    # torch's threads spin while they wait for each other; beside other work on the machine that is many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,15 +63,16 @@ def rows(result: BuildResult) -> list[tuple[str, str, str, str]]:
     return [
         _row("parameters", before, after, lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
         _row("file size", before, after, lambda c: c.side.artifact.size_bytes / 1e6, "{:.2f} MB"),
+        _row("bits per weight", before, after, lambda c: c.side.artifact.summary.bits_per_weight, "{:.2f}"),
         _row("resident memory *", before, after, lambda c: c.measured.speed.resident_bytes / 1e6, "{:.0f} MB"),
-        _row("prefill, tokens/s *", before, after, lambda c: c.measured.prefill, "{:.1f}"),
-        _row("decode, tokens/s *", before, after, lambda c: c.measured.decode, "{:.1f}"),
+        _row("prefill, tokens/s *", before, after, lambda c: c.measured.prefill, "{:,.1f}"),
+        _row("decode, tokens/s *", before, after, lambda c: c.measured.decode, "{:,.1f}"),
         _row(
             "decode, characters/s *",
             before,
             after,
             lambda c: c.measured.decode * c.measured.characters_per_token,
-            "{:.0f}",
+            "{:,.0f}",
         ),
         _row(f"bits per byte, {result.compute.dtype}", before, after, lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
         _row(
@@ -139,7 +141,7 @@ def print_summary(result: BuildResult) -> None:
         text = f"warning: above {WARNING_RATIO} in {', '.join(costly)}; {advice}"
         console.print(Text(text, style="yellow"), soft_wrap=soft)
     console.print()
-    _print_replies(result)
+    _print_replies(result, None if soft else console.width)
     for line in next_commands(result):
         click.echo(line)
 
@@ -152,14 +154,17 @@ def _parity(result: BuildResult) -> list[str]:
     return [f"parity gate: {word}", *(f"- {check.name}: {check.detail}" for check in report.checks)]
 
 
-def _print_replies(result: BuildResult) -> None:
+def _print_replies(result: BuildResult, width: int | None) -> None:
+    """The prompt and what each model answers, wrapped at `width` columns where there is a terminal."""
     click.echo(f"prompt: {one_line(result.prompt)}")
     for name, side in (("before", result.before), ("after", result.after)):
         if side is not None and side.measured.reply is not None:
             reply = side.measured.reply
             short = reply if len(reply) <= _REPLY_WIDTH else reply[:_REPLY_WIDTH] + " ..."
-            body = "\n".join(f"    {one_line(line)}" for line in short.splitlines()) or "    (no text)"
-            click.echo(f"{name}:\n{body}")
+            lines = [one_line(line) for line in short.splitlines() if line.strip()] or ["(no text)"]
+            if width is not None:
+                lines = [part for line in lines for part in wrap(line, max(20, width - 4))]
+            click.echo("\n    ".join((f"{name}:", *lines)))
     click.echo()
 
 

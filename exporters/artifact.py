@@ -24,13 +24,11 @@ from exporters.gguf import Quant, artifact_name, write_gguf
 from exporters.gguf_header import read_header
 from exporters.gguf_metadata import GgufMetadata
 from exporters.imatrix import Imatrix
-from exporters.quant_types import QuantSummary, grid, quant_named, summarize
+from exporters.quant_types import FALLBACK_SHARE, QuantSummary, grid, quant_named, summarize
 
 IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
 _VERSION = 1
-# A share of the bytes in larger types than asked for that the user should hear of.
-FALLBACK_SHARE = 0.05
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from compact.errors import BudgetError, UsageError
 from exporters.quant_rules import Choice, Mixture, ModelShape, TensorShape, category, quantizable, tensor_order
 
 __all__ = [
+    "FALLBACK_SHARE",
     "GGML_TYPES",
     "QUANTS",
     "GgmlType",
@@ -173,9 +174,10 @@ _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 # Types that llama.cpp refuses to make without an importance matrix (`tensor_requires_imatrix`).
 _BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 # Nearest quantization of 32-weight blocks, by base type, for models whose rows are no multiple of 256.
-_NEAR = {"Q4_K": "Q4_0", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
+_NEAR = {"Q4_K": "IQ4_NL", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
 _NEAR_ELSE = "IQ4_NL"
-_WORTH_SAYING = 0.25
+# A share of the bytes in larger types than asked for that the user should hear of.
+FALLBACK_SHARE = 0.05
 
 
 def quant_named(name: str) -> Quant:
@@ -309,7 +311,7 @@ def summarize(
     share = sum(sizes[name] for name in fallbacks) / total if total else 0.0
     chosen = quant_named(quant)
     suggestion = None
-    if share >= _WORTH_SAYING and chosen.block > 32:
+    if share > FALLBACK_SHARE and chosen.block > 32:
         suggestion = _NEAR.get(chosen.base, _NEAR_ELSE)
     weights = sum(tensor.count for tensor in model.tensors)
     return QuantSummary(8 * total / weights if weights else 0.0, total, fallbacks, share, suggestion)

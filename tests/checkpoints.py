@@ -148,7 +148,8 @@ def write_checkpoint(
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         save_file(part, out / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(part, file))
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return out
 
 

@@ -12,6 +12,8 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads of torch that wait for each other asleep: spinning, they slow each other down many times on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadlines: a busy machine must not fail a test.
 settings.register_profile("project", deadline=None)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 
 from compact.progress import Progress
 from compact_edge.console import (
     Console,
+    cut_middle,
+    format_amount,
     format_count,
     format_duration,
     format_table,
@@ -172,3 +175,33 @@ def test_counts(value: float, text: str) -> None:
 
 def test_tables_line_up() -> None:
     assert format_table(("A", "BB"), [("long", "x"), ("s", "y\nz")]) == "A     BB\nlong  x\ns     y z"
+
+
+def test_amounts_are_short() -> None:
+    assert format_amount(2560, 4096, "tokens", 702.6) == "2,560/4,096 tokens  703/s"
+    assert format_amount(3, None, "files", None) == "3 files"
+    assert format_amount(12_300_000, 76_400_000, "bytes", 36_500_000.0) == "12.3/76.4 MB  36.5 MB/s"
+    assert format_amount(0, 0, "bytes", None) == "0.0/0.0 kB"
+    assert format_amount(5_000_000_000, None, "bytes", None) == "5.0 GB"
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_bar_takes_one_line(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = Terminal()
+    name = "writing Some-Model-135M-Instruct-compact-108M-Q8_0.gguf"
+    with Console(stream, interactive=True).task(name, 76_400_000, "bytes") as task:
+        task.advance(76_400_000)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    frames = [line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert all(line.startswith("writing") for line in frames)  # a wrapped bar would begin with its rest
+    assert all(len(line) <= int(columns) for line in frames)
+    assert "Q8_0.gguf" in frames[-1]
+    assert "76.4/76.4 MB" in frames[-1]
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    assert cut_middle("short", 10) == "short"
+    assert cut_middle("writing model-Q8_0.gguf", 16) == "writing...0.gguf"
+    assert len(cut_middle("x" * 99, 17)) == 17

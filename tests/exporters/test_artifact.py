@@ -114,9 +114,7 @@ def test_unknown_types_come_with_a_suggestion(tmp_path: Path, checkpoint: Path) 
     assert "'Q4_K_M'" in caught.value.hint
 
 
-def test_a_failed_export_leaves_no_entry(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_no_entry(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(checkpoint: Path, target: Path, *_: Any, **__: Any) -> None:
         target.write_bytes(b"half a file")
         raise KeyboardInterrupt

@@ -53,7 +53,11 @@ def test_a_right_file_passes(request: pytest.FixtureRequest, tmp_path: Path, fam
     assert report.passed
     assert not report.partial
     strict = quant == "F32"
-    assert [check.name for check in report.checks] == ["tokenizer", "tensors", *(["logits", "greedy"] * strict or ["kl"])]
+    assert [check.name for check in report.checks] == [
+        "tokenizer",
+        "tensors",
+        *(["logits", "greedy"] * strict or ["kl"]),
+    ]
     assert all(check.passed for check in report.checks)
     report.require()
     assert ParityReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report

@@ -166,7 +166,7 @@ def test_smollm2_sizes() -> None:
         assert summarize(model, quant).total_bytes == size
     summary = summarize(model, "Q4_K_M")
     assert round(summary.bits_per_weight, 3) == 6.165
-    assert summary.fallback_share > 0.8 and summary.suggestion == "Q4_0"
+    assert summary.fallback_share > 0.8 and summary.suggestion == "IQ4_NL"
     assert summary.fallbacks["token_embd.weight"] == ("Q6_K", "Q8_0")
     assert summary.fallbacks["blk.5.ffn_gate.weight"] == ("Q4_K", "Q5_0")
     assert "blk.5.ffn_down.weight" not in summary.fallbacks  # rows of 1536 fit

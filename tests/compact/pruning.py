@@ -1,0 +1,66 @@
+"""Pruning for the tests: from a checkpoint directory to a published, pruned one, as the command does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from compact.cache import Cache
+from compact.plan import PrunePlan
+from compact.prune import PruneOptions, make_plan, prune
+from compact.source import open_directory
+from compact.store import publish
+from tests.checkpoints import write_checkpoint
+
+
+def plan_for(directory: Path, scratch: Path, **options: Any) -> PrunePlan:
+    """The plan that these options give; scores go to a cache below `scratch`."""
+    source = open_directory(directory, name="m", origin="m")
+    return make_plan(source, PruneOptions(**{"device": "cpu", **options}), Cache(scratch / "cache", [], []))
+
+
+def prune_to(directory: Path, out: Path, **options: Any) -> Path:
+    """Prune a checkpoint directory into `out`."""
+    plan = plan_for(directory, out.parent, **options)
+    with publish(out) as work:
+        prune(open_directory(directory, name="m", origin="m"), plan, work)
+    return out
+
+
+def around_tokenizer(tokenizer: Path, out: Path, family: str, **changes: Any) -> Path:
+    """A checkpoint of very few weights around a real tokenizer's files."""
+    document = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
+    write_checkpoint(out, family, tokenizer=document, dtype=torch.float16, **{**small, **changes})
+    for file in tokenizer.iterdir():
+        if file.name != "tokenizer.json":
+            (out / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+def raw(directory: Path) -> Tokenizer:
+    """The tokenizer.json of a directory, through the tokenizers library alone."""
+    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+def document(directory: Path, name: str = "tokenizer.json") -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((directory / name).read_text(encoding="utf-8"))
+    return value
+
+
+def reachable(tokenizer_json: dict[str, Any]) -> set[str]:
+    """Tokens of the BPE model whose own string encodes to the token alone.
+
+    The model is run by the tokenizers library without pre-tokenizer and added tokens, so that every token, also one
+    that is no whole UTF-8 text, is tried.
+    """
+    bare = {**tokenizer_json, "normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    tokenizer = Tokenizer.from_str(json.dumps(bare))
+    vocab = tokenizer_json["model"]["vocab"]
+    tokens = [token for token in vocab if token]
+    encodings = tokenizer.encode_batch_fast(tokens, add_special_tokens=False)
+    return {token for token, encoding in zip(tokens, encodings, strict=True) if encoding.ids == [vocab[token]]}

@@ -1,0 +1,50 @@
+"""Common act² chooses better channels than magnitude or chance, on a real model and text that it was not scored on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compact.cache import Cache
+from compact.evaluate import evaluate_checkpoint, read_text
+from compact.plan import PrunePlan
+from compact.prune import METHODS, PruneOptions, make_plan, prune
+from compact.source import ModelSource
+from compact.store import publish
+
+pytestmark = pytest.mark.slow
+
+INNER = 1184  # of 1536: every layer loses 0.23 of its channels, on the grid of 32
+HELD_OUT_CHARACTERS = 12_000
+
+
+@pytest.fixture(scope="module")
+def text(wikitext: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "train.txt"
+    path.write_text(read_text(wikitext, split="train"), encoding="utf-8")
+    return path
+
+
+def plan_of(smollm2: ModelSource, text: Path, cache: Path, **options: object) -> PrunePlan:
+    asked = {"intermediate_size": INNER, "calibration": str(text), "calibration_tokens": 8192, "device": "cpu"}
+    return make_plan(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], []))  # type: ignore[arg-type]
+
+
+def test_common_act2_beats_magnitude_and_chance(
+    smollm2: ModelSource, text: Path, wikitext: Path, tmp_path: Path
+) -> None:
+    held_out = read_text(wikitext, split="held-out")[:HELD_OUT_CHARACTERS]
+    bits = {"unpruned": evaluate_checkpoint(smollm2.directory, held_out, device="cpu").bits_per_byte}
+    for method in METHODS:
+        plan = plan_of(smollm2, text, tmp_path / "cache", method=method)
+        assert plan.kept_token_ids == list(range(smollm2.vocab_size)), "the vocabulary is not touched"
+        with publish(tmp_path / method) as work:
+            prune(smollm2, plan, work)
+        bits[method] = evaluate_checkpoint(tmp_path / method, held_out, device="cpu").bits_per_byte
+    print(json.dumps(bits))
+    assert bits["unpruned"] < bits["compact"]
+    # Measured: unpruned 0.987, compact 1.093, random 1.798, magnitude 4.502 bits per byte.
+    assert bits["compact"] < 0.75 * bits["magnitude"]
+    assert bits["compact"] < 0.75 * bits["random"]
