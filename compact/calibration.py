@@ -26,6 +26,8 @@ BUILT_IN = (STDLIB, STDLIB_PROSE)
 TEXT_KEYS = ("text", "context")
 
 DEFAULT_TOKENS = 32_768
+# The embedded model has 3 layers of 1,024 channels: a quarter of the text ranks them, and its build stays short.
+TINY_TOKENS = 8_192
 DEFAULT_SEQUENCE_LENGTH = 2048
 
 # A piece is about this many characters a token of the sequence: long enough to fill a sequence in most texts.

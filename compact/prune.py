@@ -51,8 +51,8 @@ class PruneOptions:
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
         keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
         calibration: file or built-in text; None takes the model's default.
-        calibration_tokens, sequence_length, seed: of the calibration set; `sequence_length` None is the smaller of 2048
-            and the model's maximum.
+        calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`),
+            and sequences of the smaller of 2048 and the model's maximum.
         method: `compact`; `magnitude` and `random` are there to compare with.
         device, dtype, batch_size: of the calibration pass.
     """
@@ -65,7 +65,7 @@ class PruneOptions:
     vocab_corpus: Path | None = None
     keep_tokens: Path | None = None
     calibration: str | None = None
-    calibration_tokens: int = calibrating.DEFAULT_TOKENS
+    calibration_tokens: int | None = None
     sequence_length: int | None = None
     seed: int = 0
     method: str = "compact"
@@ -85,12 +85,15 @@ def calibration_for(source: ModelSource, options: PruneOptions) -> Calibration:
     length = options.sequence_length or min(calibrating.DEFAULT_SEQUENCE_LENGTH, limit)
     if not 16 <= length <= limit:
         raise UsageError(f"--sequence-length {length}: this model takes 16 to {limit}")
-    if options.calibration_tokens < 16:
-        raise UsageError(f"--calibration-tokens {options.calibration_tokens}: at least 16 are needed")
+    tokens = options.calibration_tokens
+    if tokens is None:
+        tokens = calibrating.TINY_TOKENS if source.origin == TINY else calibrating.DEFAULT_TOKENS
+    if tokens < 16:
+        raise UsageError(f"--calibration-tokens {tokens}: at least 16 are needed")
     return make_calibration(
         options.calibration or default_calibration(source),
         source.directory,
-        tokens=options.calibration_tokens,
+        tokens=tokens,
         sequence_length=length,
         seed=options.seed,
     )

@@ -40,7 +40,7 @@ _BUDGET = (
 _CALIBRATION = (
     click.option("--calibration", help="Text, jsonl or parquet file, or: stdlib, stdlib-prose."),
     click.option(
-        "--calibration-tokens", type=int, default=32768, show_default=True, help="Tokens of the calibration set."
+        "--calibration-tokens", type=int, help="Tokens of the calibration set (default: 32768; for tiny 8192)."
     ),
     click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
     click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration set."),
