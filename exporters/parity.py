@@ -30,9 +30,9 @@ TIE_GAP = 1e-3
 MEMORY_SHARE = 0.6
 
 # Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
-# that is more. From `benchmarks/parity_limits.py` (ratios 0.1, 0.2, 0.35; docs/parity.md has the table).
-KL_FACTOR = 3.0
-KL_FLOOR = 0.01
+# that is more. From `benchmarks/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/results.md has the table).
+KL_FACTOR = 2.5
+KL_FLOOR = 0.002
 
 
 @dataclass(frozen=True)
