@@ -175,7 +175,8 @@ def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -
         return quant_named(options.quant).name, options.embedding_quant
     quant = fitting_quant(profile.quantization, profile.quantization_block32, row_lengths(source.config))
     embedding = options.embedding_quant
-    if embedding is None and quant_named(quant).writer == "llama":
+    fits = source.hidden_size % ggml_type(profile.embedding_quant).block == 0
+    if embedding is None and quant_named(quant).writer == "llama" and fits:
         embedding = profile.embedding_quant
     return quant, embedding
 

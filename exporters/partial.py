@@ -26,8 +26,8 @@ _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 # Rows of each tensor that are dequantised and compared: enough to see a wrong permutation, a swap or a torn file.
 _SAMPLED_ROWS = 64
 
-# Largest relative RMS error of a tensor against its source, by bits of the type: about twice what a normal
-# distribution of weights gives  (a normal distribution quantised by each type).
+# Largest relative RMS error of a tensor against its source, by the type or its bits: about twice what normally
+# distributed weights lose in it.
 _MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5": 0.1, "Q4": 0.2, "Q3": 0.4}
 _MAX_ERROR_ELSE = 0.9
 
