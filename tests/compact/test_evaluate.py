@@ -144,7 +144,7 @@ def test_splits_are_the_first_and_the_last_part(tmp_path: Path) -> None:
 def test_the_built_in_text_has_prose_and_code() -> None:
     text = default_evaluation_text()
     assert text == default_evaluation_text()
-    assert 20_000 < len(text) < 30_000
+    assert 12_000 < len(text) < 20_000
     assert SENTENCES["English"] in text
     assert "def " in text
 
