@@ -22,6 +22,8 @@ BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _BYTE_SET = frozenset(BYTE_TOKENS)
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 _PREPEND = {"type": "Prepend", "prepend": SPACE_MARK}
+# Transformers 5 makes this of a tokenizer.model: Metaspace would leave out the mark before a text that has one already.
+_DOUBLE = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE_MARK}"}, "content": SPACE_MARK * 2}
 _HINT = "llama.cpp's tokenizer for this kind has scores instead of merges, and would give other ids"
 # float32 holds every whole number up to here.
 _MAX_MERGES = 1 << 24
@@ -60,12 +62,12 @@ def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
     normalizers = [dict(step) for step in steps(tokenizer_json.get("normalizer"), "normalizers")]
     splits = [_split_effect(step) for step in steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")]
     splits = [effect for effect in splits if effect != "none"]
-    if normalizers == [_REPLACE] and splits in ([], ["replace"]):
+    if (normalizers in ([], [_REPLACE]) and splits == ["replace"]) or (normalizers == [_REPLACE] and not splits):
         return False
     if normalizers in ([_PREPEND, _REPLACE], [_REPLACE, _PREPEND]) and not splits:
         return True
-    if not normalizers and splits in (["replace"], ["prefix"]):
-        return splits == ["prefix"]
+    if normalizers in ([], [_REPLACE], [_REPLACE, _DOUBLE]) and splits == ["prefix"]:
+        return True
     raise UnsupportedTokenizerError(
         f"tokenizer.json: SentencePiece-style BPE with normalizer {short(normalizers)} and pre_tokenizer "
         f"{short(tokenizer_json.get('pre_tokenizer'))} has no counterpart in llama.cpp",
