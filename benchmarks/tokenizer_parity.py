@@ -9,7 +9,7 @@ tokenizers and texts. For each tokenizer:
 
 1. unpruned, the tokenizers library gives the ids that llama.cpp's test file has for its test texts;
 2. pruned to three quarters, half and 1,000 more tokens than must stay, llama.cpp gives the tokenizers library's ids on
-   the stress texts, the test texts of all files and 3,000-character pieces of real text, with special tokens read as such
+   the stress texts, the test texts of all files and 3,000-character pieces of real text, specials read as tokens
    and as text; what differs unpruned too is the runtime's own;
 3. what decoded to the text before does so after;
 4. the new ids are 0 to the last;
