@@ -93,13 +93,12 @@ class Source:
         self.tokenizer.encode_special_tokens = not parse_special
         return [list(encoding.ids) for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def llama_ids(self, scratch: Path, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
-        """llama.cpp's ids, on a GGUF of this tokenizer."""
+    def engine(self, scratch: Path) -> LlamaEngine:
+        """llama.cpp with the vocabulary of this tokenizer, from a GGUF below `scratch`."""
         path = scratch / f"{self.directory.name}.gguf"
         if not path.is_file():
             write_vocabulary(self.directory, path)
-        with LlamaEngine(path, vocab_only=True) as engine:
-            return engine.tokenize(texts, parse_special=parse_special)
+        return LlamaEngine(path, vocab_only=True)
 
 
 def dense(source: Source) -> bool:
@@ -132,8 +131,14 @@ def lost_round_trips(before: Source, after: Source, texts: Sequence[str]) -> lis
     return lost
 
 
-def different(source: Source, scratch: Path, texts: Sequence[str], *, parse_special: bool) -> list[str]:
-    """Texts on which llama.cpp's ids differ from the tokenizers library's."""
-    ours = source.ids(texts, parse_special=parse_special)
-    theirs = source.llama_ids(scratch, texts, parse_special=parse_special)
+def different(source: Source, scratch: Path, texts: Sequence[str]) -> dict[bool, list[str]]:
+    """Texts on which llama.cpp's ids differ from the tokenizers library's: special tokens read as such, and as text."""
+    with source.engine(scratch) as engine:
+        return {special: differing(source, engine, texts, special) for special in (True, False)}
+
+
+def differing(source: Source, engine: LlamaEngine, texts: Sequence[str], special: bool) -> list[str]:
+    """Those of `texts` on which an open engine's ids differ."""
+    ours = source.ids(texts, parse_special=special)
+    theirs = engine.tokenize(texts, parse_special=special)
     return [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
