@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PINNED = "0.3.36"
 TYPES = ("f32", "f16", "bf16", "q8_0")
 MODELS = ("smollm2-135m", "tiny", "llama3", "qwen2", "big")
-_WANTED_PARTS = re.compile(r"^[^/]+/vendor/llama\.cpp/(convert_hf_to_gguf\.py$|conversion/|gguf-py/gguf/)")
+_WANTED_PARTS = re.compile(
+    r"^[^/]+/vendor/llama\.cpp/(convert_hf_to_gguf\.py$|conversion/|gguf-py/gguf/|models/ggml-vocab-)"
+)
 _COMPARED_GENERAL = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
                      "general.alignment", "general.sampling.")  # fmt: skip
 _MAY_BE_OURS_ALONE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")

@@ -128,6 +128,10 @@ def _read_updates(plan: PrunePlan, updates: Path | None, source: ModelSource) ->
 def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     new_id = {old: new for new, old in enumerate(plan.kept_token_ids)}
     config = remap_config(source.config, new_id, str(source.directory / CONFIG))
+    for key, default in source.family.default_ids.items():
+        # Left out, Transformers would take the old id for it.
+        if key not in config and new_id.get(default) != default:
+            config[key] = new_id.get(default)
     config["vocab_size"] = plan.vocab_size
     config["intermediate_size"] = plan.intermediate_size
     write_json(target / CONFIG, config)

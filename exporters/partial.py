@@ -83,7 +83,7 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
                 return Check("tensors", False, f"{name} has shape {tensor.shape.tolist()}, the source {source.shape}")
             rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
             order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
-            expected = source[order[rows].tolist()].float().numpy()
+            expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
             data = tensor.data[rows] if source.dim() > 1 else tensor.data
             got = gguf.dequantize(np.ascontiguousarray(data), tensor.tensor_type)
             got = got if source.dim() > 1 else got[rows]
@@ -126,8 +126,12 @@ def write_two_layers(checkpoint: Path, target: Path) -> None:
         write_checkpoint(target, specs, lambda spec: read(spec.name))
     config = read_json_object(checkpoint / CONFIG)
     config["num_hidden_layers"] = 2
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = config["layer_types"][:2]
+    for key in ("layer_types", "no_rope_layers"):
+        if isinstance(config.get(key), list):
+            config[key] = config[key][:2]
+    if "query_pre_attn_scalar" in config:
+        # llama.cpp takes this from the depth, which is not the model's here; both sides get what two layers have.
+        config["query_pre_attn_scalar"] = family_of(config, str(checkpoint / CONFIG)).head_dim_of(config)
     write_json(target / CONFIG, config)
     for name in (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"):
         if (checkpoint / name).is_file():
