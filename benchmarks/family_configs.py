@@ -86,6 +86,12 @@ MODELS: tuple[RealModel, ...] = (
         max_position_embeddings=65536, vocab_size=128256, no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0],
         attention_bias=False, mlp_bias=False, bos_token_id=128000, eos_token_id=128012, pad_token_id=128004,
         use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4)),
+    RealModel("Granite 3.3 2B", "refact", False, _config(
+        "GraniteForCausalLM", "granite", hidden_act="silu", hidden_size=2048, intermediate_size=8192,
+        num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=10000000.0,
+        max_position_embeddings=131072, vocab_size=49159, attention_multiplier=0.015625, embedding_multiplier=12.0,
+        residual_multiplier=0.22, logits_scaling=8.0, tie_word_embeddings=True, attention_bias=False, mlp_bias=False,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0)),
     RealModel("Qwen2.5 0.5B", "qwen2", True, _config(
         "Qwen2ForCausalLM", "qwen2", hidden_act="silu", hidden_size=896, intermediate_size=4864, num_hidden_layers=4,
         num_attention_heads=14, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1000000.0,

@@ -56,7 +56,8 @@ class Family:
         optional_biases: config.json's `attention_bias` and `mlp_bias` add biases.
         writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size`, `ARCH.rope.dimension_count` and
             `add_space_prefix`.
-        head_dim: whether it writes `ARCH.attention.key_length` always, or where config.json has `head_dim`.
+        head_dim: whether it writes `ARCH.attention.key_length` always, where config.json has `head_dim`, or never
+            (the layout then has no other head dimension than hidden_size / num_attention_heads).
         default_head_dim: what Transformers takes where config.json has none; None derives it.
         activations: values of `hidden_act` (or `hidden_activation`) that llama.cpp's graph of this layout computes.
         tied_by_default: what Transformers takes where config.json does not say `tie_word_embeddings`.
@@ -87,7 +88,7 @@ class Family:
     attention_bias: bool = False
     optional_biases: bool = False
     writes_vocab_size: bool = False
-    head_dim: Literal["always", "configured"] = "always"
+    head_dim: Literal["always", "configured", "never"] = "always"
     default_head_dim: int | None = None
     activations: tuple[str, ...] = SILU
     tied_by_default: bool = False

@@ -131,6 +131,10 @@ def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -
         )
     if config.get("use_bidirectional_attention"):
         raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention: not a causal language model")
+    if family.head_dim == "never" and family.head_dim_of(config) != hidden // heads:
+        raise UnsupportedArchitectureError(
+            f"{where}: head_dim {config['head_dim']!r} cannot be kept: this layout derives it ({hidden // heads})"
+        )
     if not family.untied and not family.tied(config):
         raise UnsupportedArchitectureError(f"{where}: an lm_head of its own cannot be kept in a GGUF of this layout")
     _refuse_other_query_scale(family, config, where)

@@ -10,6 +10,12 @@ from typing import Any
 
 # Settings on top of `tests.checkpoints.model_config`, by architecture. The first variant is the usual model.
 _GEMMA = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 16}
+_GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -34,6 +40,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "SmolLM3ForCausalLM": {
         "tied": {"num_hidden_layers": 4, "pad_token_id": 0},
         "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": _YARN, "no_rope_layers": [1, 1, 1, 0, 1]},
+    },
+    "GraniteForCausalLM": {
+        "tied": {**_GRANITE},
+        "untied with biases": {**_GRANITE, "tie_word_embeddings": False, "attention_bias": True},
     },
     "Qwen2ForCausalLM": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "Qwen3ForCausalLM": {

@@ -107,6 +107,7 @@ def test_two_layers_of_a_model_are_a_model(tmp_path: Path, architecture: str) ->
         ("Gemma2ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
         ("Gemma3ForCausalLM", {"hidden_activation": "gelu"}, "gelu"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("GraniteForCausalLM", {"head_dim": 32}, "head_dim"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"),
         ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}, "no_rope_layers"),
     ],
