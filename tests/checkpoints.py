@@ -102,8 +102,9 @@ def random_weights(config: Mapping[str, Any], dtype: torch.dtype, seed: int = 0)
     for name, shape in expected_shapes(row, config, 10_000, "test").items():
         values = torch.randn(shape) * 0.05
         if name.endswith("norm.weight"):
-            # Gemma's 1 + w is exact both ways for weights of this size.
-            values = torch.sign(values) * (values.abs() + 0.01) if row.norm_offset else values + 1
+            # Gemma's 1 + w is exact both ways for weights of this size with bfloat16's digits, as published ones have.
+            away = (torch.sign(values) * (values.abs() + 0.01)).bfloat16().float()
+            values = away if row.norm_offset else values + 1
         weights[name] = values.to(dtype)
     return weights
 
