@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from compact.errors import UnsupportedArchitectureError
+from compact.errors import DamagedFileError, UnsupportedArchitectureError
 
 _HF_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 _GGUF_LAYER = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
+_KINDS = frozenset({"sliding_attention", "full_attention"})
 _NORM = re.compile(r"(?:^|_)(?:layer)?norm$")
 
 # HF module path outside the layers -> GGUF name.
@@ -157,14 +158,20 @@ class Family:
         """For every layer, whether it attends to a window only; None for a layout without such layers.
 
         `layer_types` decides, then `sliding_window_pattern`, then the layout's own pattern (as in Transformers).
+        Raises DamagedFileError for values that are none.
         """
         if self.sliding_pattern is None:
             return None
         types = config.get("layer_types")
-        if isinstance(types, list):
+        layers = int(config["num_hidden_layers"])
+        if types is not None:
+            if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
+                raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
             return [kind == "sliding_attention" for kind in types]
         pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern")) or self.sliding_pattern
-        return default_sliding(int(pattern), int(config["num_hidden_layers"]))
+        if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
+            raise DamagedFileError(f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer")
+        return default_sliding(pattern, layers)
 
     def heads_to_permute(self, hf_name: str, config: Mapping[str, Any]) -> int | None:
         """Number of heads by which the rows of this tensor are permuted in GGUF; None where they are not."""

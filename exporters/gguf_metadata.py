@@ -93,7 +93,7 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
     kv_heads = _integer(config, "num_key_value_heads", where, heads)
     if config.get("head_dim") is None and hidden % heads:
         raise DamagedFileError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
-    head_dim = _integer(config, "head_dim", where, family.head_dim_of(config))
+    head_dim = _integer(config, "head_dim", where, family.default_head_dim or hidden // heads)
     if heads % kv_heads or head_dim % 2:
         raise DamagedFileError(f"{where}: {heads} heads, {kv_heads} key-value heads and head_dim {head_dim} do not fit")
     eps = config.get("rms_norm_eps", 1e-6)
@@ -153,7 +153,9 @@ def _rope_layers(family: Family, config: Mapping[str, Any], layers: int) -> list
     if isinstance(marks, list):
         return [bool(mark) for mark in marks][:layers]
     interval = config.get("no_rope_layer_interval") or family.no_rope_interval
-    return default_sliding(int(interval or 1), layers)
+    if not isinstance(interval, int) or interval < 1:
+        raise DamagedFileError(f"config.json: no_rope_layer_interval = {interval!r} is not a positive integer")
+    return default_sliding(interval, layers)
 
 
 def _refuse_other_query_scale(family: Family, config: Mapping[str, Any], where: str) -> None:
