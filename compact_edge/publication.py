@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.apply import legal_files
 from compact.errors import DamagedFileError
+from compact.licences import legal_files
 from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.source import CONFIG
@@ -77,7 +77,7 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
         },
         "plan": {"id": plan.id, "vocab_size": plan.vocab_size, "intermediate_size": plan.intermediate_size},
         "calibration": {
-            "name": Path(result.calibration.name).name,
+            "name": result.calibration.label,
             "sha256": result.calibration.sha256,
             "id": result.calibration.id,
             "n_tokens": result.calibration.n_tokens,
