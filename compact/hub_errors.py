@@ -118,9 +118,7 @@ def _answered(error: Exception, repo: str, revision: str | None, kind: Kind) -> 
     assert isinstance(error, errors.HfHubHTTPError)
     status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
-        return HubAccessError(
-            f"{repo}: access is gated", f"accept the terms at {page(repo, kind)}, then {_LOGIN} of that account"
-        )
+        return HubAccessError(f"{repo}: access is gated", f"accept the terms at {page(repo, kind)}, then {_LOGIN}")
     if isinstance(error, errors.DisabledRepoError):
         return HubAccessError(f"{repo}: its author or the Hub has disabled access", f"see {page(repo, kind)}")
     if isinstance(error, errors.RevisionNotFoundError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.errors import DamagedFileError
-from compact.licences import legal_files
+from compact.licences import legal_files, write_notice
 from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.source import CONFIG
@@ -53,7 +53,8 @@ def _write_folder(
         result.plan.write(folder / PLAN)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
-    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id)
+    write_notice(result.licence, folder)
+    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id, licence=result.licence)
     write_text(folder / "README.md", render(_card_facts(result, compared, pruned=pruned), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, manifest(options, result, compared, files))
@@ -66,7 +67,12 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
     return {
         "schema": SCHEMA,
         "tool": {"name": "compact-edge", "version": __version__},
-        "model": {"name": source.name, "source_id": source.id, "files": dict(source.hashes)},
+        "model": {
+            "name": source.name,
+            "hub": source.hub_reference,
+            "source_id": source.id,
+            "files": dict(source.hashes),
+        },
         "target": result.profile.name,
         "options": {
             **options_as_json(replace(options.prune, channel_grid=grid(artifact.quant))),
@@ -159,6 +165,8 @@ def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> Car
         source_id=source.id,
         chat=has_chat_template(compared.side.checkpoint),
         context_length=int(config.get("max_position_embeddings") or 4096),
+        source_hub=source.hub_reference,
+        licence=result.licence,
     )
 
 

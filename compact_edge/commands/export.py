@@ -45,7 +45,7 @@ def export(
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE
     from compact.errors import UsageError
-    from compact.licences import legal_files
+    from compact.licences import derived_name, legal_files, licence_note, write_notice
     from compact.plan import PLAN, read_plan
     from compact.prune import PruneOptions, calibration_for, check_calibration
     from compact.source import open_source
@@ -54,7 +54,7 @@ def export(
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
     from exporters.artifact import Export, checkpoint_id, fallback_note, make_artifact
-    from exporters.card import base_model_of
+    from exporters.card import base_model_of, licence_of
     from exporters.gguf import GgufMetadata
     from exporters.parity import check_artifact
     from exporters.quant_types import quant_named
@@ -71,19 +71,23 @@ def export(
     with open_cache(enabled=not no_cache) as cache:
         source = open_source(checkpoint, cache, console)
         directory = source.directory
+        licence = licence_of(source)
+        name = derived_name(source.name, licence)
+        if licence is not None:
+            console.note(licence_note(licence, directory))
         plan = read_plan(directory / PLAN) if (directory / PLAN).is_file() else None
         texts = calibration_for(source, asked, cache=cache, progress=console)
         request = Export(
             checkpoint=directory,
             checkpoint_id=checkpoint_id(directory),
             quant=quant,
-            name=source.name,
+            name=name,
             pre=plan.pre if plan is not None else None,
             embedding_quant=embedding_quant,
             imatrix_file=imatrix,
             texts=texts.texts if calibration is not None else (),
             texts_id=texts.id,
-            metadata=GgufMetadata(name=source.name, base_model=source.hub_id or base_model_of(directory)),
+            metadata=GgufMetadata(name=name, base_model=source.hub_id or base_model_of(directory)),
         )
         artifact = make_artifact(request, cache, console)
         if (note := fallback_note(artifact)) is not None:
@@ -105,6 +109,7 @@ def export(
             copy_hashed(artifact.path, work / artifact.path.name)
             for path in legal_files(directory):
                 shutil.copyfile(path, work / path.name)
+            write_notice(licence, work)
             write_sums(work)
     if as_json:
         print_json(

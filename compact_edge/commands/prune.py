@@ -34,6 +34,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
+    from compact.licences import derived_name, licence_note, write_notice
     from compact.prune import check_calibration, make_plan
     from compact.prune import prune as apply
     from compact.source import open_source
@@ -42,6 +43,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
     from compact_edge.side import sizes_by_part
+    from exporters.card import licence_of
     from exporters.quant_types import grid
 
     quiet_libraries(model, values["calibration"])
@@ -54,10 +56,16 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
         source = open_source(model, cache, console)
         if source.note:
             console.note(source.note)
+        licence = licence_of(source)
+        if licence is not None:
+            console.note(licence_note(licence, source.directory))
+            if derived_name(out.name, licence) != out.name:
+                console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
         plan = make_plan(source, options, cache, progress=console)
         needed = sum(ref.n_bytes for ref in source.tensors.values())
         with publish(out, force=force, needed_bytes=needed) as work:
             apply(source, plan, work, progress=console)
+            write_notice(licence, work)
             write_sums(work)
     after = sizes_by_part(out)
     removed = 1 - after["total"] / source.n_params
