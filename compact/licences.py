@@ -154,7 +154,7 @@ def naming_licence(
 ) -> NamingLicence | None:
     """The row of the table that a model is under, None where none is.
 
-    Asked in this order: the licence that the card names, the heading of a licence file, the Hub id of the model and of
+    Asked in this order: the licence that the card names, the heading of a licence file or the line of a notice, the Hub id of the model and of
     the models that the card calls its base, and, for a model without a licence in its card, its name.
 
     Args:
@@ -170,6 +170,7 @@ def naming_licence(
     tests: tuple[Callable[[NamingLicence], bool], ...] = (
         lambda row: any(value == row.key or value in row.aliases for value in named),
         lambda row: any(re.search(row.heading, text, re.IGNORECASE) for text in headings),
+        lambda row: row.notice is not None and any(row.notice in text for text in headings),
         lambda row: any(re.fullmatch(row.base_models, value, re.IGNORECASE) for value in ids),
         lambda row: not named and re.fullmatch(row.base_models.partition("/")[2], name, re.IGNORECASE) is not None,
     )
@@ -192,11 +193,18 @@ def write_notice(licence: NamingLicence | None, folder: Path) -> None:
     (folder / NOTICE).write_text(licence.notice + "\n", encoding="utf-8", newline="\n")
 
 
-def licence_note(licence: NamingLicence, directory: Path) -> str:
-    """One line for the user: what was done for the licence, and what is left to do before publishing."""
+def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
+    """One line for the user: what was done for the licence, and what is left to do before publishing.
+
+    Args:
+        licence: what was recognised.
+        directory: the source, to see whether it brings the licence's text.
+        card: whether a card is written; where none is, the user has to write what belongs in it.
+    """
+    says = f"the card {'says' if card else 'must say'} {licence.credit!r}"
     done = [
         f"names begin with {licence.name_prefix!r}" if licence.name_prefix else None,
-        f"the card says {licence.credit!r}" if licence.credit else "the card links the terms",
+        says if licence.credit else f"the card {'links' if card else 'must link'} the terms",
         "NOTICE holds the attribution" if licence.notice else None,
     ]
     has_text = any(re.search(licence.heading, _heading(path), re.IGNORECASE) for path in legal_files(directory))

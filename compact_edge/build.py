@@ -195,7 +195,7 @@ def _run(
     progress: Progress,
 ) -> BuildResult:
     notes = [source.note] if source.note else []
-    notes += [licence_note(licence, source.directory)] if licence is not None else []
+    notes += [licence_note(licence, source.directory, card=True)] if licence is not None else []
     model_name = derived_name(source.name, licence)
     for note in notes:
         progress.note(note)

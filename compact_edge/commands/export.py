@@ -74,7 +74,7 @@ def export(
         licence = licence_of(source)
         name = derived_name(source.name, licence)
         if licence is not None:
-            console.note(licence_note(licence, directory))
+            console.note(licence_note(licence, directory, card=False))
         plan = read_plan(directory / PLAN) if (directory / PLAN).is_file() else None
         texts = calibration_for(source, asked, cache=cache, progress=console)
         request = Export(

@@ -58,7 +58,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
             console.note(source.note)
         licence = licence_of(source)
         if licence is not None:
-            console.note(licence_note(licence, source.directory))
+            console.note(licence_note(licence, source.directory, card=False))
             if derived_name(out.name, licence) != out.name:
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
         plan = make_plan(source, options, cache, progress=console)
