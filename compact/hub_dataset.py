@@ -11,15 +11,17 @@ import contextlib
 import importlib.util
 import random
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache
 from compact.errors import (
     CalibrationError,
-    CompactEdgeError,
+    DamagedFileError,
     DataError,
     HubAccessError,
     RemoteCodeRefusedError,
@@ -197,41 +199,48 @@ def _texts(name: DatasetName, commit: str, seed: int) -> Iterator[str]:
 def _records(name: DatasetName, commit: str, seed: int) -> Iterator[Mapping[str, Any]]:
     """The data set's records in the seed's order."""
     with translated(name.repo, name.revision, "dataset"):
-        import datasets
-        from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+        from datasets.exceptions import DatasetGenerationError
 
+        stream = _open_stream(name, commit)
         try:
-            # hf:// so that a folder of this name in the working directory is not taken for it.
-            stream = datasets.load_dataset(
-                f"hf://datasets/{name.repo}", name.config, split=name.split, revision=commit, streaming=True
-            )
             yield from stream.shuffle(seed=seed, buffer_size=_BUFFER)
-        except CompactEdgeError:
+        except (ValueError, EOFError, zlib.error, BadGzipFile, DatasetGenerationError) as error:
+            raise DamagedFileError(
+                f"{name.repo}: a data file is damaged ({_first_line(error)})", "name another revision or data set"
+            ) from error
+
+
+def _open_stream(name: DatasetName, commit: str) -> Any:
+    """The data set of `datasets`, before the first record is read; its errors that say what the user can change."""
+    import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    try:
+        # hf:// so that a folder of this name in the working directory is not taken for it.
+        where = f"hf://datasets/{name.repo}"
+        return datasets.load_dataset(where, name.config, split=name.split, revision=commit, streaming=True)
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise HubAccessError(
+                f"{name.repo}: access is gated",
+                f"accept the terms at {page(name.repo, 'dataset')}, then run `hf auth login`, or set HF_TOKEN",
+            ) from error
+        raise DataError(f"{name.repo}: cannot be read ({_first_line(error)})", page(name.repo, "dataset")) from error
+    except DataFilesNotFoundError as error:
+        raise DataError(
+            f"{name.repo}: no data files that can be read", f"what it holds: {page(name.repo, 'dataset')}"
+        ) from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
             raise
-        except DatasetNotFoundError as error:
-            if "gated" in str(error):
-                raise HubAccessError(
-                    f"{name.repo}: access is gated",
-                    f"accept the terms at {page(name.repo, 'dataset')}, then run `hf auth login`, or set HF_TOKEN",
-                ) from error
-            raise DataError(
-                f"{name.repo}: cannot be read ({_first_line(error)})", page(name.repo, "dataset")
-            ) from error
-        except DataFilesNotFoundError as error:
-            raise DataError(f"{name.repo}: no data files that can be read", page(name.repo, "dataset")) from error
-        except DatasetGenerationError as error:
-            raise DataError(f"{name.repo}: a data file is damaged ({_first_line(error)})") from error
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            raise RemoteCodeRefusedError(
-                f"{name.repo}: the data set is a program, which is not run", "name one of parquet or json files"
-            ) from error
-        except ValueError as error:
-            # A configuration or split that is not there: the text lists those that are.
-            raise UsageError(
-                f"--calibration {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
-            ) from error
+        raise RemoteCodeRefusedError(
+            f"{name.repo}: the data set is a program, which is not run", "name one of parquet or json files"
+        ) from error
+    except ValueError as error:
+        # A configuration or split that is not there: the text lists those that are.
+        raise UsageError(
+            f"--calibration {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

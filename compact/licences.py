@@ -154,8 +154,9 @@ def naming_licence(
 ) -> NamingLicence | None:
     """The row of the table that a model is under, None where none is.
 
-    Asked in this order: the licence that the card names, the heading of a licence file or the line of a notice, the Hub id of the model and of
-    the models that the card calls its base, and, for a model without a licence in its card, its name.
+    Asked in this order: the licence that the card names, the heading of a licence file or the line of a notice, the
+    Hub id of the model and of the models that the card calls its base, and, for a model without a licence in its card,
+    its name.
 
     Args:
         matter: front matter of the model's card.
@@ -203,7 +204,7 @@ def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
     """
     says = f"the card {'says' if card else 'must say'} {licence.credit!r}"
     done = [
-        f"names begin with {licence.name_prefix!r}" if licence.name_prefix else None,
+        f"the name must begin with {licence.name_prefix!r}" if licence.name_prefix else None,
         says if licence.credit else f"the card {'links' if card else 'must link'} the terms",
         "NOTICE holds the attribution" if licence.notice else None,
     ]

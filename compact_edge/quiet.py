@@ -13,7 +13,7 @@ import sys
 # What the user has set stays: TRANSFORMERS_VERBOSITY=info brings the messages back.
 _OFFLINE = "HF_HUB_OFFLINE"
 _ENVIRONMENT = {
-    "DATASETS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
