@@ -11,7 +11,6 @@ of ours that was cut short has left the others there too, and offline mode may t
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -234,32 +233,28 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
 
 
 def _fetch(name: HubName, commit: str, wanted: list[str], sizes: Mapping[str, int], progress: Progress) -> Path:
-    """Download files of one commit into the Hub's cache and return the snapshot's directory."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    """Download files of one commit into the Hub's cache and return the snapshot's directory.
+
+    One after another, in this thread: Ctrl-C ends it at once, where a pool of threads would first finish its files.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     missing = [file for file in wanted if not isinstance(try_to_load_from_cache(name.repo, file, revision=commit), str)]
     total = sum(sizes[file] for file in missing)
     check_free_space(Path(cache_directory()), total)
-    patterns = [_literal(file) for file in wanted]
-    if not missing:
-        return Path(snapshot_download(name.repo, revision=commit, allow_patterns=patterns, local_files_only=True))
-    with progress.task(f"downloading {name.repo}", total, "bytes") as task:
-        return Path(snapshot_download(name.repo, revision=commit, allow_patterns=patterns, tqdm_class=_bar_class(task)))
-
-
-def _literal(file: str) -> str:
-    """A pattern that matches this name only."""
-    return re.sub(r"([\[*?])", r"[\1]", file)
+    if missing:
+        with progress.task(f"downloading {name.repo}", total, "bytes") as task:
+            for file in missing:
+                hf_hub_download(name.repo, file, revision=commit, tqdm_class=_bar_class(task))
+    return Path(hf_hub_download(name.repo, CONFIG, revision=commit)).parent
 
 
 def _bar_class(task: Task) -> Any:
     """A bar of huggingface_hub's that draws nothing and tells `task` of every byte written.
 
-    There are three bars of a download: files, bytes from the network, bytes on the disk. The last one counts.
+    A download by Xet has two bars, of bytes from the network and of bytes on the disk. The second one counts.
     """
     from huggingface_hub.utils.tqdm import tqdm
-
-    lock = threading.Lock()
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -269,7 +264,6 @@ def _bar_class(task: Task) -> Any:
 
         def update(self, n: float | None = 1) -> None:
             if self._counts and n:
-                with lock:
-                    task.advance(int(n))
+                task.advance(int(n))
 
     return Bar

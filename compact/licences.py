@@ -208,7 +208,8 @@ def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
         says if licence.credit else f"the card {'links' if card else 'must link'} the terms",
         "NOTICE holds the attribution" if licence.notice else None,
     ]
-    has_text = any(re.search(licence.heading, _heading(path), re.IGNORECASE) for path in legal_files(directory))
+    texts = [_heading(path) for path in legal_files(directory) if not path.name.lower().startswith("notice")]
+    has_text = any(re.search(licence.heading, text, re.IGNORECASE) for text in texts)
     copy = "" if has_text else "; the source brings no copy of the licence: add one before you publish"
     return f"{licence.title}: {', '.join(part for part in done if part)}; read {licence.url} before you publish{copy}"
 

@@ -108,8 +108,8 @@ def calibration_for(
         if from_hub:
             progress.note(
                 f"calibrating on {tokens:,} tokens of {name}, which takes long without a GPU; "
-                f"--calibration-tokens {calibrating.DEFAULT_TOKENS} and --calibration {calibrating.STDLIB_PROSE} "
-                "are quicker"
+                f"--calibration-tokens {calibrating.DEFAULT_TOKENS} or --calibration {calibrating.STDLIB_PROSE} "
+                "makes it quicker"
             )
     if tokens < 16:
         raise UsageError(f"--calibration-tokens {tokens}: at least 16 are needed")

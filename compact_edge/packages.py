@@ -29,7 +29,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("transformers", "transformers", "5.0", "prune"),
     Package("tokenizers", "tokenizers", "0.22", "prune"),
     Package("safetensors", "safetensors", "0.6", "prune"),
-    Package("huggingface_hub", "huggingface_hub", "1.0", "prune"),
+    Package("huggingface_hub", "huggingface_hub", "1.3", "prune"),
     Package("numpy", "numpy", "2.0", "prune"),
     Package("jinja2", "jinja2", "3.1", "prune"),
     Package("gguf", "gguf", "0.18", "prune"),

@@ -58,11 +58,14 @@ class Request:
 
 @dataclass
 class Hub:
-    """The running stand-in. `cut` names blobs whose next download breaks off halfway."""
+    """The running stand-in. A download of a blob in `cut` breaks off halfway, once; one in `stall` hangs there."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
+    stall: set[str] = field(default_factory=set)
+    stalled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     broken: bool = False  # answers 503 to everything
     endpoint: str = ""
     cdn: str = ""
@@ -120,6 +123,7 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         for server, thread in zip(servers, threads, strict=True):
             server.shutdown()
             server.server_close()
@@ -269,6 +273,12 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             if name in hub.cut and self.command == "GET":
                 hub.cut.discard(name)
                 self._send(status, part, headers, send=len(part) // 2)
+                self.close_connection = True
+                return None
+            if name in hub.stall and self.command == "GET":
+                self._send(status, part, headers, send=len(part) // 2)
+                hub.stalled.set()
+                hub.ended.wait(60)
                 self.close_connection = True
                 return None
             return self._send(status, part, {**headers, "Accept-Ranges": "bytes"})

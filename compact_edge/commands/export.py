@@ -39,8 +39,8 @@ def export(
 ) -> None:
     """Export CHECKPOINT to GGUF and check the file.
 
-    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, or a model on the Hugging Face Hub (org/name or
-    org/name@revision).
+    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a model on the Hugging Face Hub (org/name or
+    org/name@revision) or a built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE

@@ -11,6 +11,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -170,6 +171,21 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub: Hub, checkpoint: Path,
     assert first is None
     start = re.fullmatch(r"bytes=(\d+)-", second or "")
     assert start is not None and 0 < int(start[1]) <= len(weights) // 2
+
+
+def test_ctrl_c_ends_a_download_and_leaves_nothing_half_written(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add_folder(NAME, checkpoint)
+    hub.stall.add(hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest())
+    environment = hub.environment(tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="60")
+    with subprocess.Popen(command("inspect", NAME), cwd=ROOT, env=environment, stderr=subprocess.PIPE) as child:
+        assert hub.stalled.wait(60)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert child.returncode == 130, errors
+    assert list(tmp_path.rglob("*.incomplete")) == []
+    hub.stall.clear()
+    (result,) = fetch(environment, NAME)
+    assert tree(Path(result["directory"])) == tree(checkpoint)
 
 
 def test_a_damaged_file_of_the_cache_is_found(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:

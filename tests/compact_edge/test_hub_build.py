@@ -30,7 +30,7 @@ def test_a_hub_model_from_its_name_to_the_published_directory(tmp_path: Path) ->
         model = hub.add_folder("maker/my-finetune", shop.model)
         data = hub.add("allenai/c4", {"en/c4-train.00000.json.gz": gzip.compress(records.encode())}, dataset=True)
         changes = {"COMPACT_EDGE_CACHE": str(shop.cache), "PYTHONPATH": str(ROOT)}
-        environment = shop.environment(**hub.environment(tmp_path / "home", **changes))
+        environment = hub.environment(tmp_path / "home", **changes)
         build = command(
             *("build", "maker/my-finetune", "--target", "gguf", "--quant", "Q8_0", "--no-baseline", "--threads", "1"),
             *("--eval-text", str(shop.text), "--calibration-tokens", "512"),
