@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.apply import legal_files
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
+from compact.licences import legal_files
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, write_json
 

@@ -1,7 +1,8 @@
 """ModelSource: where a model comes from, checked once at the boundary.
 
-A source is a local directory, a built-in name (`tiny`, `smollm2-135m`) or a GGUF file. A GGUF is turned into a
-standard checkpoint directory in the cache first, so that every later stage sees one kind of input.
+A source is a local directory, a built-in name (`tiny`, `smollm2-135m`), a GGUF file or a model on the Hugging Face Hub.
+A GGUF is turned into a standard checkpoint directory in the cache first, and a Hub model is fetched, so that every
+later stage sees one kind of input.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compact import hub
 from compact.cache import Cache
 from compact.checkpoint import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.errors import (
@@ -66,6 +68,7 @@ class ModelSource:
         id: sha256 of the canonical JSON of `hashes`.
         note: one line that the user should be told (a dequantised source), or None.
         hub_id: Hub id of this very model where it is known, or None.
+        commit: where the model was fetched from the Hub, the commit; None for every other source.
     """
 
     name: str
@@ -78,6 +81,12 @@ class ModelSource:
     id: str
     note: str | None
     hub_id: str | None = None
+    commit: str | None = None
+
+    @property
+    def hub_reference(self) -> str | None:
+        """`org/name@commit` of a model that came from the Hub."""
+        return f"{self.hub_id}@{self.commit}" if self.hub_id and self.commit else None
 
     @property
     def n_params(self) -> int:
@@ -112,13 +121,15 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
     """Resolve what the user named and check it.
 
     Args:
-        model: a built-in name, a checkpoint directory or a `.gguf` file.
-        cache: where a GGUF's checkpoint is kept.
+        model: a built-in name, a checkpoint directory, a `.gguf` file, or `org/name[@revision]` on the Hub. What is
+            there on this machine comes before the Hub.
+        cache: where a GGUF's checkpoint is kept; a Hub model lies in the Hub's own cache.
         progress: told about slow steps.
 
     Raises:
         ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
         DataError: a subclass for every way in which a checkpoint can be refused.
+        HubUnavailableError: the Hub cannot be reached, or gives no access (`compact.hub_errors`).
     """
     path = Path(model).expanduser()
     if model == TINY:
@@ -132,10 +143,11 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
         if path.suffix.lower() == ".gguf":
             return _open_gguf(path, _plain_name(path.stem), model, cache, progress)
         raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
+    if (named := hub.parse_model(model)) is not None:
+        return _open_hub(named, model, cache, progress)
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
-    hint = (
-        f"did you mean {close[0]!r}?" if close else f"name a directory, a .gguf file, or one of: {', '.join(BUILT_IN)}"
-    )
+    choice = f"name a directory, a .gguf file, a Hub model (org/name), or one of: {', '.join(BUILT_IN)}"
+    hint = f"did you mean {close[0]!r}?" if close else choice
     raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
 
 
@@ -175,28 +187,70 @@ def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progr
     return open_directory(directory, name=name, origin=origin, note=note)
 
 
+def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress) -> ModelSource:
+    snapshot = hub.fetch_description(named, progress)
+    # Whatever the configuration alone shows is refused before gigabytes of weights come.
+    if _multimodal_family(snapshot.directory) is None:
+        _read_config(snapshot.directory)
+    hub.fetch_weights(snapshot, progress)
+
+    def check(hashes: Mapping[str, str]) -> None:
+        hub.check_hashes(snapshot, hashes)
+
+    name = _plain_name(named.name)
+    source = open_checkpoint(snapshot.directory, cache, progress, name=name, origin=origin, check=check)
+    return replace(source, hub_id=named.repo, commit=snapshot.commit)
+
+
 def open_checkpoint(
-    directory: Path, cache: Cache, progress: Progress = SILENT, *, name: str, origin: str
+    directory: Path,
+    cache: Cache,
+    progress: Progress = SILENT,
+    *,
+    name: str,
+    origin: str,
+    check: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> ModelSource:
-    """A local checkpoint directory; of a multimodal one, the language model. Raises what `open_directory` raises."""
-    config_path = directory / CONFIG
-    config = read_json_object(config_path) if config_path.is_file() else {}
-    family = text_family_of(config)
+    """A checkpoint directory; of a multimodal one, the language model.
+
+    Args:
+        directory: the checkpoint.
+        cache: where the language model of a multimodal checkpoint is kept.
+        progress: told of taking it.
+        name, origin: as in `ModelSource`.
+        check: given the sha256 of every file that was read, before anything is made of them.
+
+    Raises what `open_directory` raises, and what `check` does.
+    """
+    family = _multimodal_family(directory)
     if family is None:
-        return open_directory(directory, name=name, origin=origin)
+        source = open_directory(directory, name=name, origin=origin)
+        check(source.hashes)
+        return source
     from compact.multimodal import extract_language_model
 
-    _refuse_unsafe(directory, config)
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, **{path.name: sha256_file(path) for path in files}})
+    hashes = {path.name: sha256_file(path) for path in files}
+    check(hashes)
 
     def make(work: Path) -> None:
         extract_language_model(directory, family, work, progress)
 
     needed = sum(path.stat().st_size for path in files)
+    key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
     text = cache.get_or_make("language-model", key, make, needed_bytes=needed)
     note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
     return open_directory(text, name=name, origin=origin, note=note)
+
+
+def _multimodal_family(directory: Path) -> Family | None:
+    """The family of the language model where the directory is a multimodal checkpoint, checked to be safe."""
+    config_path = directory / CONFIG
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    family = text_family_of(config)
+    if family is not None:
+        _refuse_unsafe(directory, config)
+    return family
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
@@ -210,14 +264,8 @@ def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
 
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
     """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
-    config_path = directory / CONFIG
-    if not config_path.is_file():
-        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
-    config = read_json_object(config_path)
-    _refuse_unsafe(directory, config)
-    family = family_of(config, str(config_path))
+    config, family = _read_config(directory)
     tensors = {n: ref for n, ref in read_index(directory).items() if not _IGNORED_TENSORS.search(n)}
-    _check_sizes(config, config_path)
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
     tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():
@@ -227,6 +275,18 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
     note = "; ".join(line for line in (note, _window_note(family, config)) if line) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
+    """`config.json`, and the row of the family table: what can be refused without the weights."""
+    config_path = directory / CONFIG
+    if not config_path.is_file():
+        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+    config = read_json_object(config_path)
+    _refuse_unsafe(directory, config)
+    family = family_of(config, str(config_path))
+    _check_sizes(config, config_path)
+    return config, family
 
 
 def _window_note(family: Family, config: Mapping[str, Any]) -> str | None:

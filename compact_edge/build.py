@@ -17,15 +17,16 @@ from compact.errors import DataError, GateError, UsageError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
+from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
 from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
-from exporters.card import base_model_of
+from exporters.card import base_model_of, licence_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
@@ -91,6 +92,7 @@ class BuildResult:
     compute: Compute
     out: Path
     notes: list[str]
+    licence: NamingLicence | None
     reused: list[str]
 
 
@@ -136,12 +138,13 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
     _check_options(options)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress)
-        out = (options.out or Path(f"{source.name}-compact")).absolute()
+        licence = licence_of(source)
+        out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=_inputs(options))
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifact again at its place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        result = _run(options, profile, source, out, cache, progress)
+        result = _run(options, profile, source, licence, out, cache, progress)
         publish_build(options, result)
     return result
 
@@ -160,6 +163,7 @@ def _check_options(options: BuildOptions) -> None:
         raise DataError(f"--imatrix {options.imatrix}: no such file", "leave it out to have one measured")
     if options.out is not None:
         check_output(options.out, force=options.force, inputs=_inputs(options))
+    check_calibration(options.model, options.prune)
 
 
 def _inputs(options: BuildOptions) -> list[Path]:
@@ -182,16 +186,24 @@ def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -
 
 
 def _run(
-    options: BuildOptions, profile: Profile, source: ModelSource, out: Path, cache: Cache, progress: Progress
+    options: BuildOptions,
+    profile: Profile,
+    source: ModelSource,
+    licence: NamingLicence | None,
+    out: Path,
+    cache: Cache,
+    progress: Progress,
 ) -> BuildResult:
     notes = [source.note] if source.note else []
+    notes += [licence_note(licence, source.directory, card=True)] if licence is not None else []
+    model_name = derived_name(source.name, licence)
     for note in notes:
         progress.note(note)
     quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=grid(quant))
-    calibration = calibration_for(source, pruning)
+    calibration = calibration_for(source, pruning, cache=cache, progress=progress)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
 
     def make(work: Path) -> None:
@@ -225,7 +237,7 @@ def _run(
     before = None
     baseline_kl = None
     if options.baseline:
-        original = side("original", source.directory, source.id, source.name, f"{source.name}, unpruned")
+        original = side("original", source.directory, source.id, model_name, f"{source.name}, unpruned")
         baseline_kl = _baseline_kl(original, calibration, cache)
         before = _compare(original, text, prompt, compute, cache, progress, parity=None)
     removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
@@ -233,7 +245,7 @@ def _run(
         f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): vocabulary "
         f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{source.name}-compact", description)
+    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{model_name}-compact", description)
     if (fallback := fallback_note(smaller.artifact)) is not None:
         notes.append(fallback)
         progress.note(fallback)
@@ -257,6 +269,7 @@ def _run(
         compute=compute,
         out=out,
         notes=notes,
+        licence=licence,
         reused=list(cache.hits),
     )
 

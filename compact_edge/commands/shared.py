@@ -38,9 +38,15 @@ _BUDGET = (
     ),
 )
 _CALIBRATION = (
-    click.option("--calibration", help="Text, jsonl or parquet file, or: stdlib, stdlib-prose."),
     click.option(
-        "--calibration-tokens", type=int, help="Tokens of the calibration set (default: 32768; for tiny 8192)."
+        "--calibration",
+        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
+        "stdlib-prose. A model from the Hub takes allenai/c4 unless you say otherwise.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=int,
+        help="Tokens of the calibration set (default: 32768; of a Hub data set 524288; for tiny 8192).",
     ),
     click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
     click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration set."),
