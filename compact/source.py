@@ -124,13 +124,20 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
         model: a built-in name, a checkpoint directory, a `.gguf` file, or `org/name[@revision]` on the Hub. What is
             there on this machine comes before the Hub.
         cache: where a GGUF's checkpoint is kept; a Hub model lies in the Hub's own cache.
-        progress: told about slow steps.
+        progress: told about slow steps, and the note of the source.
 
     Raises:
         ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
         DataError: a subclass for every way in which a checkpoint can be refused.
         HubUnavailableError: the Hub cannot be reached, or gives no access (`compact.hub_errors`).
     """
+    source = _resolve(model, cache, progress)
+    if source.note is not None:
+        progress.note(source.note)
+    return source
+
+
+def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
     path = Path(model).expanduser()
     if model == TINY:
         return open_directory(Path(__file__).parent / "models" / TINY, name=TINY, origin=model)

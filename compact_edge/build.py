@@ -195,10 +195,10 @@ def _run(
     progress: Progress,
 ) -> BuildResult:
     notes = [source.note] if source.note else []
-    notes += [licence_note(licence, source.directory, card=True)] if licence is not None else []
+    if licence is not None:
+        notes.append(licence_note(licence, source.directory, card=True))
+        progress.note(notes[-1])
     model_name = derived_name(source.name, licence)
-    for note in notes:
-        progress.note(note)
     quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)

@@ -54,8 +54,6 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
         source = open_source(model, cache, console)
-        if source.note:
-            console.note(source.note)
         licence = licence_of(source)
         if licence is not None:
             console.note(licence_note(licence, source.directory, card=False))

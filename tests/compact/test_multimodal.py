@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from compact.cache import Cache
 from compact.errors import CompactEdgeError, RemoteCodeRefusedError, UnsupportedArchitectureError
 from compact.source import open_source
 from tests.checkpoints import train_tokenizer
+from tests.hub_standin import running_hub
+from tests.small_builds import ROOT, command
 
 TEXT = {
     "vocab_size": 421, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4,
@@ -110,3 +113,20 @@ def test_a_hostile_configuration_is_a_typed_error(
     (out / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
     with pytest.raises(error):
         open_source(str(out), Cache(tmp_path / "cache", [], []))
+
+
+def test_from_the_hub(model: Path, tmp_path: Path) -> None:
+    """The files' hashes are checked against the Hub's before the language model is taken of them."""
+    with running_hub() as hub:
+        hub.add_folder("maker/gemma-3-tiny", model)
+        done = subprocess.run(
+            command("inspect", "maker/gemma-3-tiny", "--json"),
+            env=hub.environment(tmp_path / "home", COMPACT_EDGE_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT)),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "only its language model is taken" in done.stderr
+    assert json.loads(done.stdout)["architecture"] == "Gemma3ForCausalLM"
