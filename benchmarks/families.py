@@ -50,9 +50,9 @@ def tokenizer_files(name: str, out: Path, archive: Path) -> None:
     from compact.gguf_tokenizer import read_tokenizer
     from compact.source import open_source
 
-    vocabularies = {"llama-spm": "ggml-vocab-llama-spm.gguf", "refact": "ggml-vocab-refact.gguf"}
+    vocabularies = {"llama-spm": "llama-spm", "refact": "refact", "gemma4": "gemma-4"}
     if name in vocabularies:
-        path = archive / "models" / vocabularies[name]
+        path = archive / "models" / f"ggml-vocab-{vocabularies[name]}.gguf"
         read_tokenizer(read_gguf(path).values, str(path)).write(out, 4096)
     else:
         folder = data_folder() / "tokenizers" / name
@@ -67,10 +67,6 @@ def tokenizer_files(name: str, out: Path, archive: Path) -> None:
     for content in [token for token in document["model"]["vocab"] if token.startswith("[PAD")]:
         del document["model"]["vocab"][content]
     (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    if name == "gemma4":
-        from compact.gguf_tokenizer import write_sentencepiece
-
-        write_sentencepiece(document, out / "tokenizer.model")
 
 
 def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -> Path:

@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF as Hugging Face files: tokenizer.json, tokenizer_config.json and chat templates.
 
-Only byte-level BPE (`tokenizer.ggml.model` = `gpt2`). SentencePiece GGUFs hold scores and no merges, from which no
-tokenizer with the same ids can be made. GGUF spec, "Tokenizer".
+Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) and SentencePiece-style BPE (`llama`, and `gemma4`, which has merges),
+for which tokenizer.model is written too. GGUF spec, "Tokenizer".
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import gguf
 
+from compact import gguf_sentencepiece, sentencepiece_bpe
 from compact.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
 from compact.pretokenizers import find, tokenizer_parts
+from compact.sentencepiece_model import MODEL_FILE
 from compact.store import write_json, write_text
 
-_KINDS = {"llama": "SentencePiece (llama)", "t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
+_KINDS = {"t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
 _MAX_TOKENS = 1 << 24
 _TYPE = gguf.TokenType
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
@@ -32,8 +34,9 @@ class GgufTokenizer:
     """A tokenizer as the GGUF describes it, checked.
 
     Attributes:
-        pre: the name in `tokenizer.ggml.pre`.
+        pre: the name in `tokenizer.ggml.pre`; `default` for SentencePiece-style BPE.
         json: tokenizer.json.
+        model: tokenizer.model, for SentencePiece-style BPE; None where SentencePiece could not hold it.
         ids: role (`bos`, `eos`, `unknown`, `padding`, `seperator`, `cls`, `mask`, `eot`, `eom`) -> id. The odd
             spelling is the GGUF key's.
         names: key of tokenizer_config.json (`bos_token`, ...) -> token.
@@ -47,10 +50,13 @@ class GgufTokenizer:
     names: Mapping[str, str]
     templates: Mapping[str, str]
     vocab_size: int
+    model: bytes | None = None
 
     def write(self, out: Path, context: int) -> None:
         """Write the tokenizer's files into `out`; `context` is the model's longest text in tokens."""
         write_json(out / "tokenizer.json", self.json)
+        if self.model is not None:
+            (out / MODEL_FILE).write_bytes(self.model)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -74,15 +80,18 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedTokenizerError: another kind than byte-level BPE, or a pre-tokenizer that the table does not know.
-        DamagedFileError: tokens, types, merges or special ids that contradict each other.
+        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, or a pre-tokenizer that the table
+            does not know.
+        DamagedFileError: tokens, types, scores, merges or special ids that contradict each other.
         UnsafePathError: a chat template whose name is no plain file name.
     """
     kind = values.get("tokenizer.ggml.model")
+    if kind in gguf_sentencepiece.KINDS:
+        return _read_sentencepiece(values, str(kind), where)
     if kind != "gpt2":
         raise UnsupportedTokenizerError(
-            f"{where}: tokenizer kind {_KINDS.get(str(kind), kind)!r} is not supported",
-            "only byte-level BPE (gpt2) can be read from a GGUF; start from the Hugging Face checkpoint",
+            f"{where}: tokenizer kind {_KINDS.get(str(kind), str(kind)[:60])!r} is not supported",
+            "byte-level BPE (gpt2) and SentencePiece-style BPE (llama, gemma4) can be read from a GGUF",
         )
     pre = values.get("tokenizer.ggml.pre")
     if not isinstance(pre, str):
@@ -92,9 +101,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
         )
     parts = tokenizer_parts(pre)
     tokens, types = _tokens(values, where)
-    vocab = {token: i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
-    if len(vocab) != sum(kind != _TYPE.UNUSED for kind in types):
-        raise DamagedFileError(f"{where}: a token is there twice in tokenizer.ggml.tokens")
+    vocab = _vocab(tokens, types, where)
     ids = _special_ids(values, len(tokens), where)
     added = [
         {
@@ -109,30 +116,86 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
         for i, token in enumerate(tokens)
         if types[i] in (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
     ]
-    document = {
+    model = {
+        "unk_token": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": parts["ignore_merges"],
+        "vocab": vocab,
+        "merges": _merges(values, vocab, where),
+    }
+    adds = _template_processor(values, find(pre).adds_bos, tokens, ids, where)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    processor = byte_level if adds is None else {"type": "Sequence", "processors": [byte_level, adds]}
+    names = _names(tokens, vocab, ids)
+    document = _document(added, parts, processor, model)
+    return GgufTokenizer(pre, document, ids, names, _templates(values, where), len(tokens))
+
+
+def _read_sentencepiece(values: Mapping[str, Any], kind: str, where: str) -> GgufTokenizer:
+    tokens, types = _tokens(values, where, byte_tokens=True)
+    vocab = _vocab(tokens, types, where)
+    scored = gguf_sentencepiece.read_scored(values, kind, tokens, types, where)
+    ids = gguf_sentencepiece.default_ids(kind, len(tokens)) | _special_ids(values, len(tokens), where)
+    unknown = tokens[ids["unknown"]] if "unknown" in ids else None
+    merges = _merges(values, vocab, where) if kind == "gemma4" else gguf_sentencepiece.scored_merges(scored)
+    model = {
+        "unk_token": unknown if unknown in vocab else None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
+    }
+    document = _document(
+        gguf_sentencepiece.added_tokens(scored, values.get("general.name")),
+        sentencepiece_bpe.tokenizer_parts(scored.prefix),
+        _template_processor(values, True, tokens, ids, where),
+        model,
+    )
+    return GgufTokenizer(
+        sentencepiece_bpe.PRE_NAME,
+        document,
+        ids,
+        _names(tokens, vocab, ids),
+        _templates(values, where),
+        len(tokens),
+        gguf_sentencepiece.sentencepiece_file(scored, ids) if kind == "llama" else None,
+    )
+
+
+def _document(
+    added: list[dict[str, Any]], parts: Mapping[str, Any], processor: Any, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """tokenizer.json, from its parts."""
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": parts["normalizer"],
         "pre_tokenizer": parts["pre_tokenizer"],
-        "post_processor": _post_processor(values, pre, tokens, ids, where),
+        "post_processor": processor,
         "decoder": parts["decoder"],
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": None,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": parts["ignore_merges"],
-            "vocab": vocab,
-            "merges": _merges(values, vocab, where),
+            **model,
         },
     }
-    names = {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
-    return GgufTokenizer(pre, document, ids, names, _templates(values, where), len(tokens))
+
+
+def _vocab(tokens: list[str], types: list[int], where: str) -> dict[str, int]:
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
+    if len(vocab) != sum(kind != _TYPE.UNUSED for kind in types):
+        raise DamagedFileError(f"{where}: a token is there twice in tokenizer.ggml.tokens")
+    return vocab
+
+
+def _names(tokens: list[str], vocab: Mapping[str, int], ids: Mapping[str, int]) -> dict[str, str]:
+    return {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
 
 
 def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
@@ -142,14 +205,16 @@ def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> lis
     return value
 
 
-def _tokens(values: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+def _tokens(values: Mapping[str, Any], where: str, *, byte_tokens: bool = False) -> tuple[list[str], list[int]]:
     tokens: list[str] = _list_of(values, "tokenizer.ggml.tokens", str, where)
     types: list[int] = _list_of(values, "tokenizer.ggml.token_type", int, where)
     if len(tokens) > _MAX_TOKENS or len(types) != len(tokens):
         raise DamagedFileError(f"{where}: {len(tokens)} tokens and {len(types)} token types")
     known = {_TYPE.NORMAL, _TYPE.UNKNOWN, _TYPE.CONTROL, _TYPE.USER_DEFINED, _TYPE.UNUSED}
+    if byte_tokens:
+        known.add(_TYPE.BYTE)
     if odd := set(types) - {int(kind) for kind in known}:
-        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} does not belong in a byte-level BPE tokenizer")
+        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} does not belong in this kind of tokenizer")
     return tokens, types
 
 
@@ -179,13 +244,12 @@ def _special_ids(values: Mapping[str, Any], n_tokens: int, where: str) -> dict[s
     return ids
 
 
-def _post_processor(
-    values: Mapping[str, Any], pre: str, tokens: list[str], ids: Mapping[str, int], where: str
-) -> dict[str, Any]:
-    """What adds BOS and EOS. Without the keys, llama.cpp decides by the pre-tokenizer's name."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+def _template_processor(
+    values: Mapping[str, Any], adds_bos: bool, tokens: list[str], ids: Mapping[str, int], where: str
+) -> dict[str, Any] | None:
+    """What adds BOS and EOS, None where nothing does. Without the key, llama.cpp's default `adds_bos` counts."""
     adds = {
-        "bos": values.get("tokenizer.ggml.add_bos_token", find(pre).adds_bos),
+        "bos": values.get("tokenizer.ggml.add_bos_token", adds_bos),
         "eos": values.get("tokenizer.ggml.add_eos_token", False),
     }
     used: dict[str, str] = {}
@@ -197,7 +261,7 @@ def _post_processor(
         if add is True:
             used[role] = tokens[ids[role]]
     if not used:
-        return byte_level
+        return None
     first, last = [used["bos"]] if "bos" in used else [], [used["eos"]] if "eos" in used else []
     between = _between(values.get("tokenizer.ggml.add_sep_token"), used, tokens, ids)
     special = {
@@ -206,8 +270,7 @@ def _post_processor(
     single = [*_pieces(first, 0), {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, *_pieces(between, 1), {"Sequence": {"id": "B", "type_id": 1}}, *_pieces(last, 1)]
     single += _pieces(last, 0)
-    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
-    return {"type": "Sequence", "processors": [byte_level, processor]}
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
 def _pieces(tokens: list[str], type_id: int) -> list[dict[str, Any]]:

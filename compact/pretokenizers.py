@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compact.errors import UnsupportedTokenizerError
+from compact.sentencepiece_bpe import PRE_NAME, is_sentencepiece_bpe, space_prefix
+from compact.tokenizer_json import bpe_model, short, steps
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BYTES_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -125,20 +127,6 @@ def _canonical_step(step: Mapping[str, Any]) -> dict[str, Any]:
     return dict(step)
 
 
-def _steps(part: Any, children: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer, with nested and empty sequences taken apart."""
-    if part is None:
-        return []
-    if not isinstance(part, Mapping):
-        raise UnsupportedTokenizerError("tokenizer.json: a normalizer or pre_tokenizer is not an object")
-    if part.get("type") != "Sequence":
-        return [part]
-    inner = part.get(children)
-    if not isinstance(inner, list):
-        raise UnsupportedTokenizerError(f"tokenizer.json: a Sequence has no list {children!r}")
-    return [step for child in inner for step in _steps(child, children)]
-
-
 def _key(steps: list[Mapping[str, Any]], ignore_merges: bool) -> str:
     return json.dumps([[_canonical_step(step) for step in steps], ignore_merges], sort_keys=True)
 
@@ -153,27 +141,14 @@ def byte_level_bpe(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         UnsupportedTokenizerError: it is another kind (Unigram, WordPiece, SentencePiece-style BPE).
     """
-    model = tokenizer_json.get("model")
-    if not isinstance(model, Mapping):
-        raise UnsupportedTokenizerError("tokenizer.json: no model")
-    kind = model.get("type")
-    if kind != "BPE":
-        raise UnsupportedTokenizerError(
-            f"tokenizer.json: model type {kind!r} is not supported", "only byte-level BPE tokenizers can be exported"
-        )
+    model = bpe_model(tokenizer_json)
     if model.get("byte_fallback"):
-        raise UnsupportedTokenizerError(
-            "tokenizer.json: SentencePiece-style BPE (byte_fallback) is not supported",
-            "only byte-level BPE tokenizers can be exported",
-        )
-    for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(option):
-            raise UnsupportedTokenizerError(f"tokenizer.json: BPE with {option} = {model[option]!r} is not supported")
+        raise UnsupportedTokenizerError("tokenizer.json: SentencePiece-style BPE, where byte-level BPE was expected")
     return model
 
 
 def _normalizers(tokenizer_json: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return _steps(tokenizer_json.get("normalizer"), "normalizers")
+    return steps(tokenizer_json.get("normalizer"), "normalizers")
 
 
 def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
@@ -183,33 +158,32 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
         tokenizer_json: the parsed file.
 
     Returns:
-        The value for `tokenizer.ggml.pre` (GGUF spec, "Tokenizer").
+        The value for `tokenizer.ggml.pre` (GGUF spec, "Tokenizer"); `default` for SentencePiece-style BPE, which
+        llama.cpp does not pre-tokenize.
 
     Raises:
-        UnsupportedTokenizerError: not byte-level BPE, or no row has this normalizer, pre_tokenizer and ignore_merges;
+        UnsupportedTokenizerError: not BPE, or no row has this normalizer, pre_tokenizer and ignore_merges;
             the hint lists the known names.
     """
+    if is_sentencepiece_bpe(tokenizer_json):
+        space_prefix(tokenizer_json)
+        return PRE_NAME
     model = byte_level_bpe(tokenizer_json)
     normalizers = _normalizers(tokenizer_json)
     if [step.get("type") for step in normalizers] not in ([], ["NFC"]):
         raise UnsupportedTokenizerError(
-            f"tokenizer.json: normalizer {_short(normalizers)} has no counterpart in llama.cpp",
+            f"tokenizer.json: normalizer {short(normalizers)} has no counterpart in llama.cpp",
             f"known pre-tokenizers: {KNOWN_NAMES}; with no normalizer or NFC",
         )
-    steps = _steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")
-    row = _BY_KEY.get(_key(steps, bool(model.get("ignore_merges"))))
+    pre_steps = steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")
+    row = _BY_KEY.get(_key(pre_steps, bool(model.get("ignore_merges"))))
     if row is None:
         raise UnsupportedTokenizerError(
-            f"tokenizer.json: pre_tokenizer {_short(steps)} with ignore_merges = {bool(model.get('ignore_merges'))} "
+            f"tokenizer.json: pre_tokenizer {short(pre_steps)} with ignore_merges = {bool(model.get('ignore_merges'))} "
             "has no known counterpart in llama.cpp",
             f"known: {KNOWN_NAMES}; add a row to compact/pretokenizers.py, or give the name of llama.cpp yourself",
         )
     return row.name
-
-
-def _short(steps: list[Mapping[str, Any]]) -> str:
-    text = json.dumps(steps, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:

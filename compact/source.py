@@ -306,8 +306,8 @@ def _window_note(family: Family, config: Mapping[str, Any]) -> str | None:
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
-    small = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "special_tokens_map.json")
-    files = {directory / name for name in small if (directory / name).is_file()}
+    tokenizer = (TOKENIZER, TOKENIZER_CONFIG, "tokenizer.model", "chat_template.jinja", "special_tokens_map.json")
+    files = {directory / name for name in (CONFIG, GENERATION_CONFIG, *tokenizer) if (directory / name).is_file()}
     return sorted(files | {ref.file for ref in tensors.values()})
 
 

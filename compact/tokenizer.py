@@ -1,8 +1,8 @@
 """The tokenizer's files: which ids and names they mention, and the same files for a pruned vocabulary.
 
 tokenizer.json is the truth; normalizer, pre-tokenizer, decoder and `ignore_merges` are carried over untouched, ids are
-remapped everywhere they hide, and files that repeat the vocabulary (`tokenizer.model`, `vocab.json`, `merges.txt`) are
-left out, because tools that prefer them would read stale ids.
+remapped everywhere they hide. A SentencePiece `tokenizer.model` is written anew for the kept tokens; other files that
+repeat the vocabulary (`vocab.json`, `merges.txt`) are left out, because tools that prefer them would read stale ids.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import DamagedFileError
+from compact.sentencepiece_bpe import is_sentencepiece_bpe
+from compact.sentencepiece_model import MODEL_FILE, pruned_model, read_model
 from compact.source import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json, read_json_object, write_json
 from compact.vocabulary import Vocabulary, is_filler
@@ -49,16 +51,24 @@ def _ids_in(value: Any) -> Iterator[int]:
 
 
 def referenced_ids(directory: Path) -> set[int]:
-    """Ids that config.json, generation_config.json and the post-processor of tokenizer.json name."""
+    """Ids that config.json, generation_config.json, tokenizer.json's post-processor and tokenizer.model name."""
     found: set[int] = set()
     for file in (CONFIG, GENERATION_CONFIG):
         if (directory / file).is_file():
             for key, value in read_json_object(directory / file).items():
                 if _is_id_key(key):
                     found.update(_ids_in(value))
-    for _, ids in _template_tokens(read_json_object(directory / TOKENIZER).get("post_processor")):
+    tokenizer_json = read_json_object(directory / TOKENIZER)
+    for _, ids in _template_tokens(tokenizer_json.get("post_processor")):
         found.update(ids)
+    if _has_model(directory, tokenizer_json):
+        found.update(read_model(directory / MODEL_FILE).special_ids)
     return found
+
+
+def _has_model(directory: Path, tokenizer_json: Mapping[str, Any]) -> bool:
+    """A tokenizer.model that belongs to tokenizer.json. Beside byte-level BPE it is another tool's file."""
+    return is_sentencepiece_bpe(tokenizer_json) and (directory / MODEL_FILE).is_file()
 
 
 def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
@@ -214,7 +224,14 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
         kept: source rows in ascending order; new id i is row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}
-    write_json(target / TOKENIZER, prune_tokenizer_json(read_json_object(source / TOKENIZER), new_id))
+    tokenizer_json = read_json_object(source / TOKENIZER)
+    write_json(target / TOKENIZER, prune_tokenizer_json(tokenizer_json, new_id))
+    if _has_model(source, tokenizer_json):
+        path = source / MODEL_FILE
+        added_tokens = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
+        tokens = {i: token for token, i in tokenizer_json["model"]["vocab"].items()}
+        tokens |= {i: entry["content"] for i, entry in added_tokens.items()}
+        (target / MODEL_FILE).write_bytes(pruned_model(read_model(path), kept, tokens, added_tokens, str(path)))
     if (source / TOKENIZER_CONFIG).is_file():
         write_json(target / TOKENIZER_CONFIG, _prune_tokenizer_config(source, new_id))
     if (source / _SPECIAL_TOKENS_MAP).is_file():

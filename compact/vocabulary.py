@@ -7,18 +7,21 @@ every prefix of it is closed: a token comes after the tokens of which it is merg
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from compact.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
+from compact.sentencepiece_bpe import BYTE_TOKENS, is_sentencepiece_bpe
 
 # Fillers that fill a vocabulary up to a round number; they are listed as added tokens, but no text uses them.
-_FILLER = re.compile(r"^(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|reserved_\d+\|>)$")
+_FILLER = re.compile(r"(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|reserved_\d+\|>|\[control_\d+\])\Z")
+
+
+_SUPPORTED = "supported: byte-level BPE, and SentencePiece-style BPE with byte fallback"
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -33,7 +36,7 @@ def byte_alphabet() -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a byte-level BPE tokenizer, as tokenizer.json holds them.
+    """The tokens of a BPE tokenizer, as tokenizer.json holds them.
 
     Attributes:
         tokens: token string -> id, of the BPE model.
@@ -41,6 +44,9 @@ class Vocabulary:
         added: added token string -> id.
         specials: the added tokens that are marked special.
         n_rows: rows of the embedding (`vocab_size` of config.json), which may be more than there are tokens.
+        unknown: the token for what nothing else spells (`unk_token` of the model), if there is one.
+        sentencepiece: SentencePiece-style BPE, which spells a text in characters and byte tokens and merges them;
+            byte-level BPE starts from 256 letters that stand for bytes.
     """
 
     tokens: Mapping[str, int]
@@ -48,10 +54,20 @@ class Vocabulary:
     added: Mapping[str, int]
     specials: frozenset[str]
     n_rows: int
+    unknown: str | None = None
+    sentencepiece: bool = False
 
     @cached_property
     def by_id(self) -> dict[int, str]:
         return {i: token for token, i in (*self.tokens.items(), *self.added.items())}
+
+    @cached_property
+    def alphabet(self) -> frozenset[str]:
+        """The tokens that merging starts from. Without one of them, a text could not be spelled any more."""
+        if not self.sentencepiece:
+            return frozenset(byte_alphabet().values()) & self.tokens.keys()
+        characters = {token for token in self.tokens if len(token) == 1}
+        return frozenset(characters.union(BYTE_TOKENS) & self.tokens.keys())
 
     @cached_property
     def derivations(self) -> dict[str, tuple[str, str]]:
@@ -79,12 +95,17 @@ class Vocabulary:
 def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
     """Run BPE on one token; the last pair merged when the result is the token itself, else None."""
     parts = list(token)
+    none = len(ranks)
     while len(parts) > 1:
-        pairs = [(ranks.get((a, b)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))]
-        known = [(rank, i) for rank, i in pairs if rank is not None]
-        if not known:
+        best, at = none, 0
+        left = parts[0]
+        for n, right in enumerate(parts[1:]):  # plain loops: a large vocabulary comes here 300,000 times
+            rank = ranks.get((left, right), none)
+            if rank < best:
+                best, at = rank, n
+            left = right
+        if best == none:
             return None
-        _, at = min(known)
         if len(parts) == 2:
             return parts[0], parts[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
@@ -95,17 +116,17 @@ def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) 
     """Check a parsed tokenizer.json and take its vocabulary.
 
     Raises:
-        UnsupportedTokenizerError: the model is no byte-level BPE.
+        UnsupportedTokenizerError: the model is neither byte-level nor SentencePiece-style BPE.
         DamagedFileError: ids that repeat or lie outside the embedding, merges of unknown tokens.
     """
     model = tokenizer_json.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise UnsupportedTokenizerError(f"{where}: tokenizer of kind {kind!r}", "supported: byte-level BPE")
-    if model.get("byte_fallback") or not _is_byte_level(tokenizer_json):
-        raise UnsupportedTokenizerError(
-            f"{where}: a SentencePiece-style BPE tokenizer (byte fallback)", "supported: byte-level BPE"
-        )
+        raise UnsupportedTokenizerError(f"{where}: tokenizer of kind {kind!r}", _SUPPORTED)
+    sentencepiece = is_sentencepiece_bpe(tokenizer_json)
+    if sentencepiece == _is_byte_level(tokenizer_json):
+        both = "both byte-level and with" if sentencepiece else "neither byte-level nor with"
+        raise UnsupportedTokenizerError(f"{where}: a BPE tokenizer {both} byte fallback", _SUPPORTED)
     tokens = model.get("vocab")
     if not isinstance(tokens, dict) or not all(isinstance(i, int) and 0 <= i < n_rows for i in tokens.values()):
         raise DamagedFileError(f"{where}: token ids outside the {n_rows} embedding rows")
@@ -134,7 +155,10 @@ def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) 
     ids = [*tokens.values(), *(i for token, i in added.items() if token not in tokens)]
     if len(set(ids)) != len(ids):
         raise DamagedFileError(f"{where}: two tokens share an id")
-    return Vocabulary(tokens, merges, added, frozenset(specials), n_rows)
+    unknown = model.get("unk_token")
+    return Vocabulary(
+        tokens, merges, added, frozenset(specials), n_rows, unknown if unknown in tokens else None, sentencepiece
+    )
 
 
 def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
@@ -163,7 +187,8 @@ def is_filler(token: str) -> bool:
 def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: Iterable[int]) -> frozenset[int]:
     """Ids that no budget drops.
 
-    Byte tokens, every added token that is no reserved filler, fillers that a template, configuration or the user
+    Byte tokens (and, in SentencePiece-style BPE, single characters and the unknown token), every added token that is
+    no reserved filler, fillers that a template, configuration or the user
     names, ids that a configuration names, and the tokens `named` with everything that they are merged of.
 
     Args:
@@ -175,9 +200,10 @@ def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: It
         DataError: the user names a token that the tokenizer does not have.
         DamagedFileError: a configuration names an id that has no row.
     """
-    alphabet = set(byte_alphabet().values())
-    kept = {i for token, i in vocabulary.tokens.items() if len(token) == 1 and token in alphabet}
+    kept = {vocabulary.tokens[token] for token in vocabulary.alphabet}
     kept |= {i for token, i in vocabulary.added.items() if not is_filler(token)}
+    if vocabulary.sentencepiece and vocabulary.unknown is not None:
+        kept.add(vocabulary.tokens[vocabulary.unknown])
     for i in referenced_ids:
         if i >= vocabulary.n_rows:
             raise DamagedFileError(
@@ -196,8 +222,8 @@ def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: It
     return frozenset(kept)
 
 
-def _closure(vocabulary: Vocabulary, token: str) -> list[str]:
-    """The token and everything it is merged of, parts first."""
+def _closure(vocabulary: Vocabulary, token: str, done: Collection[str] = ()) -> list[str]:
+    """The token and everything it is merged of, parts first; `done` tokens and their parts are left out."""
     order: list[str] = []
     seen: set[str] = set()
     stack: list[tuple[str, bool]] = [(token, False)]
@@ -205,7 +231,7 @@ def _closure(vocabulary: Vocabulary, token: str) -> list[str]:
         part, ready = stack.pop()
         if ready:
             order.append(part)
-        elif part not in seen:
+        elif part not in seen and part not in done:
             seen.add(part)
             stack.append((part, True))
             stack.extend((piece, False) for piece in vocabulary.derivations.get(part, ()))
@@ -215,15 +241,17 @@ def _closure(vocabulary: Vocabulary, token: str) -> list[str]:
 def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[int]) -> list[int]:
     """Ids of `order` with each token's parts pulled in front of it; always-kept ids left out."""
     result: list[int] = []
-    done = set(kept)
+    # Parts of always-kept tokens need not be kept themselves (an added token needs none), so only those that went
+    # through here are done.
+    done: set[str] = set()
     for token in order:
-        if vocabulary.tokens[token] in done:
+        # Fillers come at the very end, unless another token is merged of them.
+        if token in done or vocabulary.tokens[token] in kept or is_filler(token):
             continue
-        for part in _closure(vocabulary, token):
-            token_id = vocabulary.tokens[part]
-            if token_id not in done:
-                done.add(token_id)
-                result.append(token_id)
+        for part in _closure(vocabulary, token, done):
+            done.add(part)
+            if vocabulary.tokens[part] not in kept:
+                result.append(vocabulary.tokens[part])
     return result
 
 
@@ -231,7 +259,7 @@ def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int]) -> list[int]:
     """Droppable ids by the first merge that makes them, earliest first; tokens without a merge come last, by id."""
     last = len(vocabulary.merges)
     order = sorted(vocabulary.tokens, key=lambda t: (vocabulary.first_merge.get(t, last), vocabulary.tokens[t]))
-    return _closed_order(vocabulary, order, kept) + _fillers(vocabulary, kept)
+    return _with_fillers(vocabulary, kept, _closed_order(vocabulary, order, kept))
 
 
 def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping[int, int]) -> list[int]:
@@ -245,12 +273,13 @@ def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping
         token_id = vocabulary.tokens[token]
         return -counts.get(token_id, 0), vocabulary.first_merge.get(token, last), token_id
 
-    return _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept) + _fillers(vocabulary, kept)
+    return _with_fillers(vocabulary, kept, _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept))
 
 
-def _fillers(vocabulary: Vocabulary, kept: frozenset[int]) -> list[int]:
-    """Added fillers that may go: the rarest of all, so they stand behind every token."""
-    return sorted(i for token, i in vocabulary.added.items() if i not in kept and token not in vocabulary.tokens)
+def _with_fillers(vocabulary: Vocabulary, kept: frozenset[int], ranking: list[int]) -> list[int]:
+    """The ranking, and behind it the fillers that may go: the rarest of all."""
+    ranked = kept.union(ranking)
+    return ranking + sorted(i for i in vocabulary.by_id if i not in ranked)
 
 
 def count_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:

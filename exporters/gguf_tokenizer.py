@@ -15,11 +15,12 @@ import tokenizers
 
 from compact.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.pretokenizers import byte_level_bpe, pre_name
+from compact.sentencepiece_bpe import is_sentencepiece_bpe
+from compact.sentencepiece_bpe import space_prefix as has_space_prefix
 from compact.store import as_storage_error, read_json_object
+from exporters.gguf_sentencepiece import is_control, scored_tokens
 
-# Added tokens that llama.cpp's converter makes control tokens although tokenizer.json does not call them special.
-_LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
-_LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+_CODELLAMA_EOT = "\u2581<EOT>"
 _PROBE = "a"
 _SPACE_LETTER = "\u0120"
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -37,31 +38,49 @@ def add_tokenizer(
         pre: `tokenizer.ggml.pre`; None takes it from the table.
         space_prefix: write `add_space_prefix` where tokenizer_config.json has the key (Llama layout).
 
+    SentencePiece-style BPE becomes llama.cpp's tokenizer model `llama`, byte-level BPE its `gpt2`.
+
     Raises:
-        UnsupportedTokenizerError: no byte-level BPE, an unknown pre-tokenizer, or special tokens that llama.cpp
-            cannot add as this tokenizer does.
+        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, an unknown pre-tokenizer, merges
+            that scores cannot express, or special tokens that llama.cpp cannot add as this tokenizer does.
         DamagedFileError: ids or texts that contradict each other.
     """
     path = checkpoint / "tokenizer.json"
     tokenizer_json = read_json_object(path)
-    byte_level_bpe(tokenizer_json)
+    sentencepiece = is_sentencepiece_bpe(tokenizer_json)
+    prefix = sentencepiece and has_space_prefix(tokenizer_json)
+    if not sentencepiece:
+        byte_level_bpe(tokenizer_json)
     name = pre if pre is not None else pre_name(tokenizer_json)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise DamagedFileError(f"{path}: the tokenizers library refuses it: {str(error)[:160]}") from error
-    tokens, types = token_table(tokenizer_json, tokenizer, vocab_size, str(path))
     config_path = checkpoint / "tokenizer_config.json"
     config = read_json_object(config_path) if config_path.is_file() else {}
-    if space_prefix and isinstance(config.get("add_prefix_space"), bool):
-        writer.add_add_space_prefix(config["add_prefix_space"])
-    writer.add_tokenizer_model("gpt2")
+    if sentencepiece and not prefix:
+        writer.add_add_space_prefix(False)  # without the key, llama.cpp puts one there
+    elif space_prefix and isinstance(config.get("add_prefix_space"), bool):
+        writer.add_add_space_prefix(prefix if sentencepiece else config["add_prefix_space"])
+    writer.add_tokenizer_model("llama" if sentencepiece else "gpt2")
     writer.add_tokenizer_pre(name)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(_merges(tokenizer_json, str(path)))
+    if sentencepiece:
+        table = scored_tokens(
+            checkpoint, tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size
+        )
+        writer.add_token_list(table.tokens)
+        writer.add_token_scores(table.scores)
+        writer.add_token_types(table.types)
+    else:
+        tokens, types = token_table(tokenizer_json, tokenizer, vocab_size, str(path))
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        writer.add_token_merges(_merges(tokenizer_json, str(path)))
     ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
     _add_special(writer, tokenizer, ids, str(path))
+    if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
+        # llama.cpp finds the end of a turn by its text; this spelling it does not know.
+        writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
     template = _chat_template(checkpoint, config)
     if template:
         writer.add_chat_template(template)
@@ -82,15 +101,8 @@ def token_table(
         DamagedFileError: an id is beyond the embedding or has two tokens, or two ids have one text (llama.cpp aborts
             on that).
     """
-    texts: dict[int, str] = {}
-    added: dict[int, Mapping[str, Any]] = {}
-    for text, token_id in tokenizer_json["model"]["vocab"].items():
-        _put(texts, token_id, text, vocab_size, where)
-    for entry in tokenizer_json.get("added_tokens") or ():
-        token_id, content = entry["id"], entry["content"]
-        if texts.get(token_id) != content:
-            _put(texts, token_id, content, vocab_size, where)
-        added[token_id] = entry
+    texts = token_texts(tokenizer_json, vocab_size, where)
+    added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
     tokens, types = [], []
     for token_id in range(vocab_size):
         text = texts.get(token_id)
@@ -107,6 +119,21 @@ def token_table(
         twice = next(text for text in tokens if text in seen or seen.add(text))  # type: ignore[func-returns-value]
         raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
     return tokens, types
+
+
+def token_texts(tokenizer_json: Mapping[str, Any], vocab_size: int, where: str) -> dict[int, str]:
+    """Id -> text, of the model's vocabulary and the added tokens.
+
+    Raises:
+        DamagedFileError: an id is beyond the embedding's `vocab_size` rows or has two tokens.
+    """
+    texts: dict[int, str] = {}
+    for text, token_id in tokenizer_json["model"]["vocab"].items():
+        _put(texts, token_id, text, vocab_size, where)
+    for entry in tokenizer_json.get("added_tokens") or ():
+        if texts.get(entry["id"]) != entry["content"]:
+            _put(texts, entry["id"], entry["content"], vocab_size, where)
+    return texts
 
 
 def _put(texts: dict[int, str], token_id: Any, text: Any, vocab_size: int, where: str) -> None:
@@ -127,10 +154,7 @@ def _added_token(entry: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> t
     if not entry.get("normalized"):
         # llama.cpp matches added tokens against the text itself: write what the tokenizer reads and writes for it.
         text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-    looks_special = text in _LOOKS_SPECIAL or any(
-        text.startswith(first) and text.endswith(last) for first, last in _LOOKS_SPECIAL_AFFIXES
-    )
-    if entry.get("special") or looks_special:
+    if is_control(entry, text):
         return gguf.TokenType.CONTROL, text
     return gguf.TokenType.USER_DEFINED, text.replace("\u2581", " ")
 

@@ -1,0 +1,225 @@
+"""tokenizer.model, the SentencePiece file beside tokenizer.json: read with care, pruned, or made anew.
+
+tokenizer.json is the truth. Tools that prefer tokenizer.model (llama.cpp's converter, SentencePiece itself) must find
+the same pieces under the same ids in it. The format is SentencePiece's own protobuf, `sentencepiece_model.proto`; the
+file is parsed as data only and never handed to SentencePiece's native loader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK
+from compact.store import as_storage_error
+
+MODEL_FILE = "tokenizer.model"
+_MAX_BYTES = 64 << 20
+_BPE = 2  # TrainerSpec.ModelType
+_SPECIAL_IDS = ("unk_id", "bos_id", "eos_id", "pad_id")
+
+
+class PieceType(IntEnum):
+    """ModelProto.SentencePiece.Type; the numbers of `tokenizer.ggml.token_type` are the same."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """A checked tokenizer.model.
+
+    Attributes:
+        pieces: the text of every id.
+        scores: its score; of two possible merges the one that makes the piece with the higher score goes first.
+        types: its type.
+        special_ids: the ids that the file names for unknown, BOS, EOS and padding (those that it has).
+        proto: the parsed `ModelProto`.
+    """
+
+    pieces: Sequence[str]
+    scores: Sequence[float]
+    types: Sequence[PieceType]
+    special_ids: frozenset[int]
+    proto: Any
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Parse and check a tokenizer.model.
+
+    Raises:
+        DamagedFileError: no SentencePiece model, or one that SentencePiece itself would refuse (empty or repeated
+            pieces, no or two unknown pieces, byte pieces that are no bytes), or scores that are no numbers.
+        UnsupportedTokenizerError: a unigram, word or character model.
+        StorageError: it cannot be read.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DamagedFileError(f"{path}: {path.stat().st_size} bytes, no tokenizer is that large")
+        proto.ParseFromString(path.read_bytes())
+        pieces = [piece.piece for piece in proto.pieces]
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    except (DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(path, "not a SentencePiece model") from error
+    # What a newer SentencePiece added, such as a self-test of the whole vocabulary, would not hold after pruning.
+    proto.DiscardUnknownFields()
+    if proto.trainer_spec.model_type != _BPE:
+        kinds = proto.trainer_spec.DESCRIPTOR.fields_by_name["model_type"].enum_type.values_by_number
+        raise UnsupportedTokenizerError(
+            f"{path}: a SentencePiece {kinds[proto.trainer_spec.model_type].name.lower()} model, and tokenizer.json "
+            "is BPE",
+            f"supported: BPE; remove {MODEL_FILE} if it belongs to another tokenizer",
+        )
+    return SentencePieceModel(
+        pieces, [piece.score for piece in proto.pieces], _types(proto, pieces, path), _named_ids(proto), proto
+    )
+
+
+def _damaged(path: Path, what: str) -> DamagedFileError:
+    return DamagedFileError(f"{path}: {what}", f"take the file anew from the model's source, or remove {MODEL_FILE}")
+
+
+def _types(proto: Any, pieces: Sequence[str], path: Path) -> list[PieceType]:
+    types = [PieceType(piece.type) for piece in proto.pieces]
+    if not pieces or "" in pieces:
+        raise _damaged(path, "no pieces, or a piece without text")
+    if len(set(pieces)) != len(pieces):
+        raise _damaged(path, "a piece is there twice")
+    if types.count(PieceType.UNKNOWN) != 1:
+        raise _damaged(path, f"{types.count(PieceType.UNKNOWN)} unknown pieces, and there must be one")
+    if not all(math.isfinite(piece.score) for piece in proto.pieces):
+        raise _damaged(path, "a score is no number")
+    byte_pieces = {piece for piece, kind in zip(pieces, types, strict=True) if kind == PieceType.BYTE}
+    if not byte_pieces <= set(BYTE_TOKENS):
+        raise _damaged(path, f"{min(byte_pieces - set(BYTE_TOKENS))[:40]!r} is no byte piece")
+    return types
+
+
+def _named_ids(proto: Any) -> frozenset[int]:
+    named = {getattr(proto.trainer_spec, key) for key in _SPECIAL_IDS}
+    unknown = {i for i, piece in enumerate(proto.pieces) if piece.type == PieceType.UNKNOWN}
+    return frozenset(i for i in named | unknown if 0 <= i < len(proto.pieces))
+
+
+def pruned_model(
+    model: SentencePieceModel,
+    kept: Sequence[int],
+    tokens: Mapping[int, str],
+    added: Mapping[int, Mapping[str, Any]],
+    where: str,
+) -> bytes:
+    """tokenizer.model for the kept rows, in the order of their new ids.
+
+    Args:
+        model: the source's; its text, scores and types are carried over.
+        kept: source rows in ascending order. Rows beyond the model (added tokens, padding) are in tokenizer.json only.
+        tokens: id -> text of the source's tokenizer.json.
+        added: id -> entry of the source's `added_tokens`. One that renames a piece renames it here too.
+        where: the file's path, for messages.
+
+    Raises:
+        DamagedFileError: tokenizer.json has another token under the id of a piece, or two pieces come out alike.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.pieces[:]
+    for old in kept:
+        if old >= len(model.pieces):
+            break
+        piece = proto.pieces.add(piece=model.pieces[old], score=model.scores[old], type=int(model.types[old]))
+        text = tokens.get(old)
+        if text is None:
+            piece.type = int(PieceType.UNUSED)  # tokenizer.json never gives this id
+        elif text != piece.piece and text.replace(" ", SPACE_MARK) != piece.piece:
+            if old not in added:
+                raise DamagedFileError(
+                    f"{where}: id {old} is {piece.piece[:40]!r}, and {text[:40]!r} in tokenizer.json",
+                    f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+                )
+            special = bool(added[old].get("special"))
+            piece.piece, piece.type = (
+                text.replace(" ", SPACE_MARK),
+                int(PieceType.CONTROL if special else PieceType.USER_DEFINED),
+            )
+    _set_spec(proto, {old: new for new, old in enumerate(kept)})
+    present = {piece.piece for piece in proto.pieces}
+    if len(present) != len(proto.pieces):
+        raise DamagedFileError(f"{where}: with the added tokens of tokenizer.json, two pieces have one text")
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
+    """Sizes, ids and lists of the trainer's specification, for the pieces that are there."""
+    spec = proto.trainer_spec
+    present = {piece.piece for piece in proto.pieces}
+    spec.vocab_size = len(proto.pieces)
+    for key in _SPECIAL_IDS:
+        new = new_id.get(getattr(spec, key), -1)
+        setattr(spec, key, new if new < len(proto.pieces) else -1)
+    for name in ("control_symbols", "user_defined_symbols"):
+        values = getattr(spec, name)
+        stay = [value for value in values if value in present]
+        del values[:]
+        values.extend(stay)
+
+
+def built_model(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], ids: Mapping[str, int], prefix: bool
+) -> bytes | None:
+    """A tokenizer.model from the lists of a GGUF.
+
+    Args:
+        pieces: text of every id; of user-defined ones with spaces as spaces.
+        scores: score of every id.
+        types: `PieceType` of every id.
+        ids: `unk`, `bos`, `eos`, `pad` -> id, those that there are.
+        prefix: a space goes in front of a text.
+
+    Returns:
+        The file's bytes; None where SentencePiece cannot hold the vocabulary (no unknown token).
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    unknown = ids.get("unk", next((i for i, kind in enumerate(types) if kind == PieceType.UNKNOWN), None))
+    if unknown is None:
+        return None
+    proto = sentencepiece_model_pb2.ModelProto()
+    for i, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        if i == unknown:
+            kind = PieceType.UNKNOWN
+        elif kind == PieceType.UNKNOWN:
+            kind = PieceType.CONTROL  # there is place for one unknown piece
+        text = piece.replace(" ", SPACE_MARK) if kind == PieceType.USER_DEFINED else piece
+        proto.pieces.add(piece=text, score=score, type=int(kind))
+    spec = proto.trainer_spec
+    spec.model_type, spec.byte_fallback, spec.vocab_size = _BPE, PieceType.BYTE in types, len(pieces)
+    for key in _SPECIAL_IDS:
+        role = key.removesuffix("_id")
+        setattr(spec, key, unknown if role == "unk" else ids.get(role, -1))
+        if role in ids or role == "unk":
+            setattr(spec, f"{role}_piece", proto.pieces[getattr(spec, key)].piece)
+    if len({piece.piece for piece in proto.pieces}) != len(proto.pieces):
+        return None
+    normalizer = proto.normalizer_spec
+    normalizer.name, normalizer.add_dummy_prefix = "identity", prefix
+    normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces = False, True
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data

@@ -1,0 +1,177 @@
+"""The vocabulary of a SentencePiece-style BPE tokenizer as a GGUF holds it: tokens, scores and types, no merges.
+
+With a tokenizer.model, its pieces and scores are written as llama.cpp's converter writes them, and tokenizer.json's
+added tokens lie on top. Without one, the converter gives every token one score, and llama.cpp then merges at random;
+here the scores come from the merges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from compact.errors import DamagedFileError
+from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, check_merges, derived_scores, is_byte_token
+from compact.sentencepiece_model import MODEL_FILE, PieceType, SentencePieceModel, read_model
+from compact.store import read_json_object
+
+# What llama.cpp's converter gives to added tokens and to ids without a token.
+ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
+
+# Added tokens that llama.cpp's converter makes control tokens although tokenizer.json does not call them special.
+_LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
+_LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+
+
+def is_control(entry: Mapping[str, Any], text: str) -> bool:
+    """Whether an entry of `added_tokens` becomes a control token, by its flag or, as in the converter, by its look."""
+    looks_special = text in _LOOKS_SPECIAL or any(
+        text.startswith(first) and text.endswith(last) for first, last in _LOOKS_SPECIAL_AFFIXES
+    )
+    return bool(entry.get("special")) or looks_special
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """`tokenizer.ggml.tokens`, `.scores` and `.token_type` of ids 0 to the embedding's last row."""
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+
+
+def scored_tokens(
+    checkpoint: Path, tokenizer_json: Mapping[str, Any], texts: Mapping[int, str], vocab_size: int
+) -> ScoredTokens:
+    """The three lists for a checkpoint's SentencePiece-style BPE tokenizer.
+
+    Args:
+        checkpoint: directory with tokenizer.json and perhaps tokenizer.model, tokenizer_config.json, added_tokens.json.
+        tokenizer_json: the parsed file.
+        texts: id -> token of tokenizer.json, each below `vocab_size`.
+        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
+
+    Raises:
+        UnsupportedTokenizerError: merges that scores cannot express.
+        DamagedFileError: tokenizer.model contradicts tokenizer.json, or two ids have one text (llama.cpp aborts).
+    """
+    where = str(checkpoint / "tokenizer.json")
+    added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
+    vocab = tokenizer_json["model"]["vocab"]
+    merges = [_pair(merge) for merge in tokenizer_json["model"]["merges"]]
+    apart = {entry["content"] for entry in added.values()}.union(BYTE_TOKENS)
+    check_merges(vocab, merges, apart, where)
+    model_path = checkpoint / MODEL_FILE
+    result = ScoredTokens(
+        [f"[PAD{i}]" for i in range(vocab_size)], [PADDING_SCORE] * vocab_size, [int(PieceType.UNUSED)] * vocab_size
+    )
+    if model_path.is_file():
+        model = read_model(model_path)
+        _check_order(model, merges, str(model_path))
+        _put_model(result, model, texts, added, str(model_path))
+        listed = _listed_ids(checkpoint)
+    else:
+        _put_vocab(result, vocab, merges, tokenizer_json["model"].get("unk_token"))
+        listed = set()
+    for token_id, entry in added.items():
+        _put_added(result, token_id, entry, listed=token_id in listed)
+    if len(set(result.tokens)) != vocab_size:
+        twice = Counter(result.tokens).most_common(1)[0][0]
+        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
+    return result
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _listed_ids(checkpoint: Path) -> set[int]:
+    """Ids that `added_tokens_decoder` or added_tokens.json list; the converter gives them the score of added tokens."""
+    listed: set[int] = set()
+    config_path, added_path = checkpoint / "tokenizer_config.json", checkpoint / "added_tokens.json"
+    if config_path.is_file():
+        decoder = read_json_object(config_path).get("added_tokens_decoder")
+        if isinstance(decoder, dict):
+            listed.update(int(i) for i in decoder if i.isdecimal())
+    if added_path.is_file():
+        listed.update(i for i in read_json_object(added_path).values() if isinstance(i, int))
+    return listed
+
+
+def _check_order(model: SentencePieceModel, merges: Sequence[tuple[str, str]], where: str) -> None:
+    """Raise DamagedFileError where the scores rank two tokens otherwise than the merges do."""
+    scores = dict(zip(model.pieces, model.scores, strict=True))
+    last = float("inf")
+    for left, right in merges:
+        score = scores.get(left + right)
+        if score is None:
+            continue
+        if score > last:
+            raise DamagedFileError(
+                f"{where}: ranks {left + right!r} above what tokenizer.json merges before it",
+                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+            )
+        last = score
+
+
+def _put_model(
+    result: ScoredTokens,
+    model: SentencePieceModel,
+    texts: Mapping[int, str],
+    added: Mapping[int, Mapping[str, Any]],
+    where: str,
+) -> None:
+    for i, (piece, score, kind) in enumerate(zip(model.pieces, model.scores, model.types, strict=True)):
+        if i >= len(result.tokens):
+            raise DamagedFileError(
+                f"{where}: {len(model.pieces)} pieces, but the embedding has {len(result.tokens)} rows",
+                "the tokenizer is not the one of these weights",
+            )
+        if texts.get(i, piece) != piece and i not in added:
+            raise DamagedFileError(
+                f"{where}: id {i} is {piece[:40]!r}, and {texts[i][:40]!r} in tokenizer.json",
+                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+            )
+        # The converter takes user-defined pieces for plain ones; what tokenizer.json adds is told apart below.
+        plain = PieceType.NORMAL if kind == PieceType.USER_DEFINED else kind
+        result.tokens[i], result.scores[i], result.types[i] = piece, score, int(plain)
+    beyond = {i: text for i, text in texts.items() if i >= len(model.pieces) and i not in added}
+    if beyond:
+        token_id = min(beyond)
+        raise DamagedFileError(
+            f"{where}: has {len(model.pieces)} pieces, and tokenizer.json has {beyond[token_id][:40]!r} at {token_id}",
+            f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+        )
+
+
+def _put_vocab(result: ScoredTokens, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], unknown: Any) -> None:
+    scores = derived_scores(merges)
+    lowest = float(-len(merges))
+    for token, i in vocab.items():
+        kind = PieceType.BYTE if is_byte_token(token) else PieceType.NORMAL
+        result.tokens[i], result.scores[i], result.types[i] = token, scores.get(token, lowest), int(kind)
+    if unknown in vocab:
+        result.types[vocab[unknown]] = int(PieceType.UNKNOWN)
+
+
+def _put_added(result: ScoredTokens, token_id: int, entry: Mapping[str, Any], *, listed: bool) -> None:
+    """Lay an added token over what the model has there."""
+    text: str = entry["content"]
+    same = result.tokens[token_id] == text
+    if listed or not same or result.types[token_id] == PieceType.UNUSED:
+        result.scores[token_id] = ADDED_SCORE
+    elif result.types[token_id] != PieceType.NORMAL:
+        return
+    if is_control(entry, text):
+        result.types[token_id] = int(gguf.TokenType.CONTROL)
+    else:
+        # llama.cpp looks for added tokens in the text as it is, before spaces become marks.
+        text = text.replace(SPACE_MARK, " ")
+        result.types[token_id] = int(gguf.TokenType.USER_DEFINED)
+    result.tokens[token_id] = text
