@@ -50,7 +50,7 @@ def tokenizer_files(name: str, out: Path, archive: Path) -> None:
     from compact.gguf_tokenizer import read_tokenizer
     from compact.source import open_source
 
-    vocabularies = {"llama-spm": "llama-spm", "refact": "refact", "gemma4": "gemma-4"}
+    vocabularies = {"llama-spm": "llama-spm", "refact": "refact"}
     if name in vocabularies:
         path = archive / "models" / f"ggml-vocab-{vocabularies[name]}.gguf"
         read_tokenizer(read_gguf(path).values, str(path)).write(out, 4096)
@@ -67,6 +67,22 @@ def tokenizer_files(name: str, out: Path, archive: Path) -> None:
     for content in [token for token in document["model"]["vocab"] if token.startswith("[PAD")]:
         del document["model"]["vocab"][content]
     (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    if name == "gemma4":
+        _sentencepiece_model(out, document)
+
+
+def _sentencepiece_model(out: Path, document: dict[str, Any]) -> None:
+    """A tokenizer.model with the pieces of tokenizer.json: published Gemmas have one, and the converter wants it."""
+    from compact.sentencepiece_model import built_model
+    from exporters.gguf_sentencepiece import scored_tokens
+    from exporters.gguf_tokenizer import token_texts
+
+    texts = token_texts(document, len(document["model"]["vocab"]), "tokenizer.json")
+    scored = scored_tokens(out, document, texts, len(texts))
+    ids = {"pad": 0, "eos": 1, "bos": 2, "unk": 3}
+    data = built_model(scored.tokens, scored.scores, scored.types, ids, prefix=False)
+    assert data is not None
+    (out / "tokenizer.model").write_bytes(data)
 
 
 def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -> Path:
