@@ -63,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
         permute_qk=True,
         optional_biases=True,
         writes_vocab_size=True,
+        rope_factors=True,
     ),
     Family(
         architecture="MistralForCausalLM",
@@ -74,6 +75,8 @@ FAMILIES: tuple[Family, ...] = (
         permute_qk=True,
         writes_vocab_size=True,
         drops_window=True,
+        default_kv_heads=8,
+        rope_factors=True,
     ),
     Family(
         architecture="SmolLM3ForCausalLM",
@@ -88,6 +91,7 @@ FAMILIES: tuple[Family, ...] = (
         tied_by_default=True,
         no_rope_interval=4,
         theta=2000000.0,
+        default_kv_heads=4,
     ),
     Family(
         architecture="GraniteForCausalLM",
@@ -106,6 +110,9 @@ FAMILIES: tuple[Family, ...] = (
             ConfigNumber("residual_multiplier", "residual_scale", default=1.0),
             ConfigNumber("logits_scaling", "logit_scale", default=1.0),
         ),
+        own_head_dim=False,
+        rope_factors=True,
+        rope_switch=True,
     ),
     Family(
         architecture="Qwen2ForCausalLM",
@@ -115,6 +122,8 @@ FAMILIES: tuple[Family, ...] = (
         layer=_LLAMA_LAYER,
         attention_bias=True,
         head_dim="configured",
+        own_head_dim=False,
+        default_kv_heads=32,
     ),
     Family(
         architecture="Qwen3ForCausalLM",
@@ -123,6 +132,7 @@ FAMILIES: tuple[Family, ...] = (
         example="Qwen/Qwen3-0.6B",
         layer=MappingProxyType({**_LLAMA_LAYER, **_QK_NORM}),
         default_head_dim=128,
+        default_kv_heads=32,
     ),
     Family(
         architecture="Gemma2ForCausalLM",
@@ -144,6 +154,8 @@ FAMILIES: tuple[Family, ...] = (
         sliding_pattern=2,
         writes_theta=False,
         query_scale_layers=(46,),
+        default_kv_heads=4,
+        activation_key="hidden_activation",
     ),
     Family(
         architecture="Gemma3ForCausalLM",
@@ -165,6 +177,9 @@ FAMILIES: tuple[Family, ...] = (
         local_theta=10000.0,
         query_scale_layers=(62,),
         multimodal="Gemma3ForConditionalGeneration",
+        default_kv_heads=4,
+        activation_key="hidden_activation",
+        pattern_key="sliding_window_pattern",
     ),
 )
 

@@ -51,26 +51,30 @@ class Family:
         gguf_arch: `general.architecture` of the GGUF (GGUF spec, "Required metadata").
         example: a Hub id whose layout this row was checked against.
         layer: HF module path inside a layer -> GGUF name inside a block.
-        top: HF module path outside the layers -> GGUF name.
         permute_qk: rows of q and k interleave the rotary halves in GGUF (Llama layout); Transformers keeps them apart.
         attention_bias: the layout always has biases on q, k and v (and config.json has no key for it).
         optional_biases: config.json's `attention_bias` and `mlp_bias` add biases.
         writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size`, `ARCH.rope.dimension_count` and
             `add_space_prefix`.
-        head_dim: whether it writes `ARCH.attention.key_length` always, where config.json has `head_dim`, or never
-            (the layout then has no other head dimension than hidden_size / num_attention_heads).
+        head_dim: whether it writes `ARCH.attention.key_length` always, where config.json has `head_dim`, or never.
         default_head_dim: what Transformers takes where config.json has none; None derives it.
-        activations: values of `hidden_act` (or `hidden_activation`) that llama.cpp's graph of this layout computes.
+        own_head_dim: llama.cpp's layout can hold a head_dim other than hidden_size / num_attention_heads.
+        default_kv_heads: what Transformers takes where config.json has no `num_key_value_heads`; None: all heads.
+        activation_key: config.json's key of the activation; others are not read.
+        activations: its values that llama.cpp's graph of this layout computes.
         tied_by_default: what Transformers takes where config.json does not say `tie_word_embeddings`.
         untied: llama.cpp's layout can hold an `output.weight` of its own.
         norm_offset: what GGUF adds to stored norms (Gemma stores w and computes 1 + w).
         numbers: further settings.
         sliding_pattern: every n-th layer attends to everything, the others to `sliding_window` positions; what
             llama.cpp takes where the GGUF has no `attention.sliding_window_pattern`. None: no such layers.
+        pattern_key: config.json's key for another n, where there are no `layer_types`.
         no_rope_interval: every n-th layer has no rotary positions, built into llama.cpp's graph.
         theta: `rope_theta` where config.json has none.
         local_theta: `rope_local_base_freq` likewise, where sliding-window layers have their own.
         writes_theta: the converter writes `rope.freq_base`; where it does not, llama.cpp takes `theta`.
+        rope_factors: llama.cpp's graph reads `rope_freqs.weight`, so llama3 scaling can be kept.
+        rope_switch: `rope.scaling.finetuned` = false turns rotary positions off in llama.cpp's graph.
         query_scale_layers: depths for which llama.cpp divides by sqrt(hidden_size / heads) instead of sqrt(head_dim);
             None where config.json has no `query_pre_attn_scalar`.
         default_ids: what Transformers takes for the ids that config.json does not name; they mean other tokens after
@@ -84,23 +88,28 @@ class Family:
     gguf_arch: str
     example: str
     layer: Mapping[str, str]
-    top: Mapping[str, str] = field(default_factory=lambda: TOP)
     permute_qk: bool = False
     attention_bias: bool = False
     optional_biases: bool = False
     writes_vocab_size: bool = False
     head_dim: Literal["always", "configured", "never"] = "always"
     default_head_dim: int | None = None
+    own_head_dim: bool = True
+    default_kv_heads: int | None = None
+    activation_key: Literal["hidden_act", "hidden_activation"] = "hidden_act"
     activations: tuple[str, ...] = SILU
     tied_by_default: bool = False
     untied: bool = True
     norm_offset: float = 0.0
     numbers: tuple[ConfigNumber, ...] = ()
     sliding_pattern: int | None = None
+    pattern_key: str | None = None
     no_rope_interval: int | None = None
     theta: float = 10000.0
     local_theta: float | None = None
     writes_theta: bool = True
+    rope_factors: bool = False
+    rope_switch: bool = False
     query_scale_layers: tuple[int, ...] | None = None
     default_ids: Mapping[str, int] = field(default_factory=dict)
     drops_window: bool = False
@@ -114,8 +123,8 @@ class Family:
                 return f"blk.{index}.{self.layer[module]}.{kind}"
         else:
             module, _, kind = hf_name.rpartition(".")
-            if module in self.top:
-                return f"{self.top[module]}.{kind}"
+            if module in TOP:
+                return f"{TOP[module]}.{kind}"
         raise UnsupportedArchitectureError(
             f"tensor {hf_name!r} has no place in the {self.architecture} layout",
             "the checkpoint has parts that this family does not know; see docs/families.md",
@@ -130,7 +139,7 @@ class Family:
                     return f"model.layers.{index}.{module}.{kind}"
         else:
             short, _, kind = gguf_name.rpartition(".")
-            for module, gguf in self.top.items():
+            for module, gguf in TOP.items():
                 if gguf == short:
                     return f"{module}.{kind}"
         raise UnsupportedArchitectureError(f"GGUF tensor {gguf_name!r} has no place in the {self.architecture} layout")
@@ -147,7 +156,11 @@ class Family:
 
     def activation(self, config: Mapping[str, Any]) -> str:
         """The FFN's activation by its config.json name; the layout's own where the file says nothing."""
-        return str(config.get("hidden_activation") or config.get("hidden_act") or self.activations[0])
+        return str(config.get(self.activation_key) or self.activations[0])
+
+    def kv_heads(self, config: Mapping[str, Any]) -> int:
+        """Key-value heads."""
+        return int(config.get("num_key_value_heads") or self.default_kv_heads or config["num_attention_heads"])
 
     def norm_shift(self, hf_name: str) -> float:
         """What is added to a tensor on its way into the GGUF."""
@@ -157,7 +170,7 @@ class Family:
     def sliding_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
         """For every layer, whether it attends to a window only; None for a layout without such layers.
 
-        `layer_types` decides, then `sliding_window_pattern`, then the layout's own pattern (as in Transformers).
+        `layer_types` decides, then the pattern in config.json where the layout reads one, then its own.
         Raises DamagedFileError for values that are none.
         """
         if self.sliding_pattern is None:
@@ -168,7 +181,7 @@ class Family:
             if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
                 raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
             return [kind == "sliding_attention" for kind in types]
-        pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern")) or self.sliding_pattern
+        pattern = (config.get(self.pattern_key) if self.pattern_key else None) or self.sliding_pattern
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
             raise DamagedFileError(f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer")
         return default_sliding(pattern, layers)
@@ -181,7 +194,7 @@ class Family:
         if ".self_attn.q_proj." in hf_name:
             return heads
         if ".self_attn.k_proj." in hf_name:
-            return int(config.get("num_key_value_heads") or heads)
+            return self.kv_heads(config)
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,13 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
 
 OUTPUT = "lm_head.weight"
+# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
+_BUFFER = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a checkpoint is no weight of the model."""
+    return _BUFFER.search(name) is not None
 
 
 def expected_shapes(
@@ -29,7 +37,7 @@ def expected_shapes(
     if layers > n_tensors:
         raise DamagedFileError(f"{where}: {layers} layers, but only {n_tensors} tensors")
     heads, head_dim = config["num_attention_heads"], family.head_dim_of(config)
-    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    q, kv = heads * head_dim, family.kv_heads(config) * head_dim
     rows = {
         "self_attn.q_proj": (q, hidden),
         "self_attn.k_proj": (kv, hidden),

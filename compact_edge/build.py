@@ -28,7 +28,7 @@ from compact_edge.side import Measured, Side, cached_value, evaluate_side, measu
 from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
 from exporters.card import base_model_of, licence_of
 from exporters.engine import LlamaEngine
-from exporters.gguf import GgufMetadata
+from exporters.gguf import GgufMetadata, check_exportable
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
 from exporters.quant_types import ggml_type, grid, quant_named
 
@@ -199,6 +199,8 @@ def _run(
         notes.append(licence_note(licence, source.directory, card=True))
         progress.note(notes[-1])
     model_name = derived_name(source.name, licence)
+    # What a GGUF cannot hold is refused now, not after hours of calibration.
+    check_exportable(source.directory)
     quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)

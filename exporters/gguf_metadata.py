@@ -17,6 +17,7 @@ import gguf
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
 from compact.families import ConfigNumber, Family, default_sliding
 from compact.gguf_config import SAMPLING
+from compact.numbers import number
 from compact.rope import Rope
 from compact.store import read_json_object
 
@@ -90,7 +91,7 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
         raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
     heads = _integer(config, "num_attention_heads", where)
     hidden = _integer(config, "hidden_size", where)
-    kv_heads = _integer(config, "num_key_value_heads", where, heads)
+    kv_heads = _integer(config, "num_key_value_heads", where, family.default_kv_heads or heads)
     if config.get("head_dim") is None and hidden % heads:
         raise DamagedFileError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
     head_dim = _integer(config, "head_dim", where, family.default_head_dim or hidden // heads)
@@ -123,15 +124,11 @@ def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -
             f"{where}: hidden_act {activation!r} cannot be kept: "
             f"llama.cpp computes {family.activations[0]} in this layout"
         )
-    full_layers = config.get("max_window_layers")
-    if config.get("use_sliding_window") and not (isinstance(full_layers, int) and full_layers >= layers):
-        raise UnsupportedArchitectureError(
-            f"{where}: use_sliding_window cannot be kept in a GGUF of this layout",
-            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
-        )
+    if family.sliding_pattern is None and not family.drops_window:
+        _refuse_window(config, layers, where)
     if config.get("use_bidirectional_attention"):
         raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention: not a causal language model")
-    if family.head_dim == "never" and family.head_dim_of(config) != hidden // heads:
+    if not family.own_head_dim and family.head_dim_of(config) != hidden // heads:
         raise UnsupportedArchitectureError(
             f"{where}: head_dim {config['head_dim']!r} cannot be kept: this layout derives it ({hidden // heads})"
         )
@@ -144,6 +141,22 @@ def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -
         raise UnsupportedArchitectureError(
             f"{where}: no_rope_layers cannot be kept: llama.cpp leaves rotary positions out in every "
             f"{family.no_rope_interval}th layer, and in no other"
+        )
+
+
+def _refuse_window(config: Mapping[str, Any], layers: int, where: str) -> None:
+    """A window in a layout whose graph in llama.cpp attends to everything. `layer_types` counts before the rest."""
+    types, full_layers = config.get("layer_types"), config.get("max_window_layers")
+    if types is not None:
+        windowed = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
+    else:
+        windowed = bool(config.get("use_sliding_window")) and not (
+            isinstance(full_layers, int) and full_layers >= layers
+        )
+    if windowed and config.get("sliding_window", 4096) is not None:
+        raise UnsupportedArchitectureError(
+            f"{where}: a sliding window (layer_types, use_sliding_window) cannot be kept in a GGUF of this layout",
+            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
         )
 
 
@@ -188,8 +201,8 @@ def add_hyperparameters(
     if family.head_dim == "always" or (family.head_dim == "configured" and config.get("head_dim") is not None):
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
-    for number in family.numbers:
-        _add_number(writer, family, number, config)
+    for setting in family.numbers:
+        _add_number(writer, family, setting, config)
     sliding = family.sliding_layers(config)
     if sliding is not None and sliding != default_sliding(family.sliding_pattern or 1, shape.layers):
         writer.add_sliding_window_pattern(sliding)
@@ -199,27 +212,28 @@ def add_hyperparameters(
         writer.add_rope_dimension_count(shape.head_dim)
 
 
-def _add_number(writer: gguf.GGUFWriter, family: Family, number: ConfigNumber, config: Mapping[str, Any]) -> None:
+def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, config: Mapping[str, Any]) -> None:
     """One further setting. Raises DamagedFileError, or UnsupportedArchitectureError where it may not be off."""
-    value = config.get(number.config, number.default)
-    if value is None or value is False or value == 0:
-        if number.required:
+    value = config.get(setting.config, setting.default)
+    if value is None:
+        if setting.required:
             raise UnsupportedArchitectureError(
-                f"config.json: {number.config} = {value!r} cannot be kept: llama.cpp has it built in for this layout"
+                f"config.json: {setting.config} = {value!r} cannot be kept: llama.cpp has it built in for this layout"
             )
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DamagedFileError(f"config.json: {number.config} = {value!r} is not a number")
-    key = f"{family.gguf_arch}.{number.gguf}"
-    if not number.integer:
-        writer.add_float32(key, float(value))
-    elif isinstance(value, int) and 0 < value <= _UINT32_MAX:
-        writer.add_uint32(key, value)
+    checked = number(value, setting.config, "config.json", positive=True)
+    key = f"{family.gguf_arch}.{setting.gguf}"
+    if not setting.integer:
+        writer.add_float32(key, float(checked))
+    elif isinstance(checked, int) and checked <= _UINT32_MAX:
+        writer.add_uint32(key, checked)
     else:
-        raise DamagedFileError(f"config.json: {number.config} = {value!r} is not a positive 32-bit integer")
+        raise DamagedFileError(f"config.json: {setting.config} = {value!r} is not a positive 32-bit integer")
 
 
 def _add_rope(writer: gguf.GGUFWriter, family: Family, rope: Rope) -> None:
+    if rope.kind == "llama3" and not family.rope_factors:
+        raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
     if not family.writes_theta:
         if rope.kind != "default":
             raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")

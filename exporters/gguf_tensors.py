@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from compact.errors import UsageError
+from compact.errors import UnsupportedArchitectureError, UsageError
 from compact.families import Family
-from compact.layout import check_shapes
+from compact.layout import OUTPUT, check_shapes, is_buffer
 from compact.safetensors_io import StoredTensor
 
 Array = npt.NDArray[Any]
@@ -26,7 +26,6 @@ _Type = gguf.GGMLQuantizationType
 # Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
 PIECE_ELEMENTS = 1 << 20
 _BLOCK = 32
-_BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -68,10 +67,16 @@ def plan_tensors(
         where: the checkpoint's path, for messages.
 
     Raises:
-        UnsupportedArchitectureError: a tensor without a place in the layout.
+        UnsupportedArchitectureError: a tensor without a place in the layout, an LM head where llama.cpp has none.
         DamagedFileError: a tensor is missing or has a shape that config.json does not give.
     """
-    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    kept = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
+    if not family.untied and OUTPUT in kept:
+        if not _same_rows(kept[OUTPUT], kept.get("model.embed_tokens.weight")):
+            raise UnsupportedArchitectureError(
+                f"{where}: the stored lm_head differs from the embedding, and a GGUF of this layout has no place for it"
+            )
+        del kept[OUTPUT]
     check_shapes(family, config, {name: tensor.shape for name, tensor in kept.items()}, where)
     return [
         PlannedTensor(
@@ -83,6 +88,18 @@ def plan_tensors(
         )
         for name, tensor in kept.items()
     ]
+
+
+def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
+    if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+        return False
+    step = max(1, PIECE_ELEMENTS // math.prod(tensor.shape[1:]))
+    starts = range(0, tensor.shape[0], step)
+    counts = [min(step, tensor.shape[0] - first) for first in starts]
+    return all(
+        np.array_equal(tensor.read_rows(first, count), other.read_rows(first, count))
+        for first, count in zip(starts, counts, strict=True)
+    )
 
 
 def _type_of(tensor: StoredTensor, quant: str) -> gguf.GGMLQuantizationType:

@@ -1,10 +1,10 @@
-"""The part of the gate that needs no whole model in memory: tensor by tensor, and the first two layers."""
+"""The part of the gate that needs no whole model in memory: tensor by tensor, and a few layers."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
 from compact.errors import DamagedFileError
-from compact.families import family_of
+from compact.families import Family, family_of
+from compact.layout import is_buffer
+from compact.sentencepiece_model import MODEL_FILE
 from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json_object, write_json
 from exporters.engine import LlamaEngine
@@ -66,7 +68,9 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
 
     config = read_json_object(checkpoint / CONFIG)
     family = family_of(config, str(checkpoint / CONFIG))
-    sources = {family.gguf_name(name): name for name in read_index(checkpoint)}
+    sources = {family.gguf_name(name): name for name in read_index(checkpoint) if not is_buffer(name)}
+    if not family.untied:
+        sources.pop("output.weight", None)  # a copy of the embedding, which the file leaves out
     try:
         reader = gguf.GGUFReader(str(artifact))
     except Exception as error:  # the reader raises whatever a broken file makes it raise
@@ -99,40 +103,61 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     return Check("tensors", True, f"{len(stored)} tensors match their source, worst relative error {worst}", figures)
 
 
-def check_two_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
-    """The float32 checks on the first two layers of the model, for models that do not fit in memory whole."""
+def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
+    """The float32 checks on a few layers of the model, for models that do not fit in memory whole."""
     from exporters.parity import POSITIONS, check_float32, reference_for
 
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
-        short = Path(scratch) / "two-layers"
+        short = Path(scratch) / "layers"
         short.mkdir()
-        write_two_layers(checkpoint, short)
-        artifact = Path(scratch) / "two-layers.gguf"
+        write_few_layers(checkpoint, short)
+        artifact = Path(scratch) / "layers.gguf"
         write_gguf(short, artifact, "F32", pre=pre)
         reference = reference_for(short, texts, greedy=True)
         with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
             return check_float32(reference, engine)
 
 
-def write_two_layers(checkpoint: Path, target: Path) -> None:
-    """A checkpoint of the embedding, the first two layers and the head."""
-    tensors = {
-        name: ref
-        for name, ref in read_index(checkpoint).items()
-        if (match := _LAYER.match(name)) is None or int(match.group(1)) < 2
-    }
-    with open_tensors(tensors) as read:
-        specs = [TensorSpec(name, ref.dtype, ref.shape) for name, ref in sorted(tensors.items())]
-        write_checkpoint(target, specs, lambda spec: read(spec.name))
+def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
+    """Numbers of at least two layers, one of every kind: with a window or without, with rotary positions or without.
+
+    llama.cpp tells layers without rotary positions by their number, so up to the first of them all are taken.
+    """
+    layers = int(config["num_hidden_layers"])
+    windowed = family.sliding_layers(config)
+    if windowed is not None and any(windowed) and not all(windowed):
+        return sorted((windowed.index(True), windowed.index(False)))
+    return list(range(min(layers, max(2, family.no_rope_interval or 0))))
+
+
+def write_few_layers(checkpoint: Path, target: Path) -> None:
+    """A checkpoint of the embedding, the chosen layers (numbered anew) and the head."""
     config = read_json_object(checkpoint / CONFIG)
-    config["num_hidden_layers"] = 2
-    for key in ("layer_types", "no_rope_layers"):
-        if isinstance(config.get(key), list):
-            config[key] = config[key][:2]
+    family = family_of(config, str(checkpoint / CONFIG))
+    chosen = chosen_layers(family, config)
+    index = read_index(checkpoint)
+    names: dict[str, str] = {}
+    for name in sorted(index):
+        match = _LAYER.match(name)
+        if match is None:
+            names[name] = name
+        elif int(match.group(1)) in chosen:
+            names[f"model.layers.{chosen.index(int(match.group(1)))}.{name[match.end() :]}"] = name
+    with open_tensors(index) as read:
+        specs = [TensorSpec(own, index[name].dtype, index[name].shape) for own, name in names.items()]
+        write_checkpoint(target, specs, lambda spec: read(names[spec.name]))
+    windowed = family.sliding_layers(config)
+    if windowed is not None:
+        config["layer_types"] = ["sliding_attention" if windowed[n] else "full_attention" for n in chosen]
+    elif isinstance(config.get("layer_types"), list):
+        config["layer_types"] = [config["layer_types"][n] for n in chosen]
+    if isinstance(config.get("no_rope_layers"), list):
+        config["no_rope_layers"] = [config["no_rope_layers"][n] for n in chosen]
+    config["num_hidden_layers"] = len(chosen)
     if "query_pre_attn_scalar" in config:
-        # llama.cpp takes this from the depth, which is not the model's here; both sides get what two layers have.
-        config["query_pre_attn_scalar"] = family_of(config, str(checkpoint / CONFIG)).head_dim_of(config)
+        # llama.cpp takes this from the depth, which is not the model's here; both sides get what few layers have.
+        config["query_pre_attn_scalar"] = family.head_dim_of(config)
     write_json(target / CONFIG, config)
-    for name in (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"):
+    for name in (TOKENIZER, TOKENIZER_CONFIG, MODEL_FILE, "special_tokens_map.json", "added_tokens.json"):
         if (checkpoint / name).is_file():
             (target / name).write_bytes((checkpoint / name).read_bytes())

@@ -16,8 +16,8 @@ _GRANITE = {
     "residual_multiplier": 0.22,
     "logits_scaling": 8.0,
 }
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-_LLAMA3 = {
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 32.0,
     "low_freq_factor": 1.0,
@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "LlamaForCausalLM": {
         "tied": {},
         "untied with biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
-        "llama3 rope": {"rope_theta": 500000.0, "rope_scaling": _LLAMA3, "head_dim": 64},
+        "llama3 rope": {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE, "head_dim": 64},
         "one key-value head": {"num_key_value_heads": 1},
     },
     "MistralForCausalLM": {
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "SmolLM3ForCausalLM": {
         "tied": {"num_hidden_layers": 4, "pad_token_id": 0},
-        "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": _YARN, "no_rope_layers": [1, 1, 1, 0, 1]},
+        "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": YARN_ROPE, "no_rope_layers": [1, 1, 1, 0, 1]},
     },
     "GraniteForCausalLM": {
         "tied": {**_GRANITE},
