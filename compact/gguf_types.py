@@ -7,7 +7,7 @@ The release of `gguf` trails llama.cpp: 0.19 has no number for Q2_0 and cannot d
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import gguf
 import numpy as np
@@ -20,7 +20,7 @@ class NewerType(IntEnum):
     Q2_0 = 42
 
 
-TensorType = gguf.GGMLQuantizationType | NewerType
+TensorType: TypeAlias = "gguf.GGMLQuantizationType | NewerType"
 
 # Type -> (weights of a block, bytes of a block).
 _NEWER_BLOCKS = {NewerType.Q2_0: (64, 18)}

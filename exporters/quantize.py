@@ -13,6 +13,8 @@ from exporters.imatrix import Imatrix
 from exporters.native import NativeChild
 from exporters.quant_types import ggml_type, needing_imatrix, predict_types, quant_named
 
+_CRASH_HINT = "choose another type, or measure the importance matrix on other text; memory may also have run out"
+
 
 def quantize_gguf(
     source: Path,
@@ -77,7 +79,7 @@ def quantize_gguf(
         "names": list(entries),
     }
     # The subject stands in every message: a crash must say which type it came from.
-    child = NativeChild("exporters.quantize_child", f"{source.name} to {chosen.name}")
+    child = NativeChild("exporters.quantize_child", f"{source.name} to {chosen.name}", _CRASH_HINT)
     try:
         with progress.task(f"Quantising to {chosen.name}", len(model.tensors), "tensors") as task:
             child.ask(request, list(entries.values()), lambda _message: task.advance())

@@ -10,6 +10,7 @@ import click
 from compact_edge.commands.shared import (
     DIRECTORY,
     FILE,
+    QuantCommand,
     budget_options,
     calibration_options,
     compute_options,
@@ -17,11 +18,11 @@ from compact_edge.commands.shared import (
 )
 
 
-@click.command()
+@click.command(cls=QuantCommand)
 @click.argument("model", default="tiny")
 @click.option("--target", required=True, help="Device profile: a name of `compact-edge targets`, or a TOML file.")
 @budget_options
-@click.option("--quant", help="GGUF type, as llama.cpp names it (default: the target's).")
+@click.option("--quant", help="GGUF type, as llama.cpp names it, or `list` (default: the target's).")
 @click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
 @calibration_options

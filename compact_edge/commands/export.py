@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from compact_edge.commands.shared import DIRECTORY, FILE
+from compact_edge.commands.shared import DIRECTORY, FILE, QuantCommand
 
 
-@click.command()
+@click.command(cls=QuantCommand)
 @click.argument("checkpoint", type=DIRECTORY)
 @click.option("--format", "form", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="File format.")
-@click.option("--quant", default="F16", show_default=True, help="GGUF type, as llama.cpp names it.")
+@click.option("--quant", default="F16", show_default=True, help="GGUF type, as llama.cpp names it, or `list`.")
 @click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of this checkpoint.")
 @click.option("--calibration", help="Measure an importance matrix on this text (file, stdlib or stdlib-prose).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+class QuantCommand(click.Command):
+    """A command whose `--quant list` prints the list of types and ends, whatever else is or is not on the line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Print the list where it is asked for; else parse as usual."""
+        asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
+        if asked:
+            from compact_edge.quant_table import print_quants
+
+            print_quants(as_json="--json" in args)
+            ctx.exit(0)
+        return super().parse_args(ctx, args)
+
 
 _BUDGET = (
     click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
