@@ -6,7 +6,7 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from compact.progress import Progress
 from compact.prune import PruneOptions, calibration_for, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
+from compact_edge.artifact_files import FileOptions, check_files
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
 from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
@@ -61,6 +62,7 @@ class BuildOptions:
     prompt: str | None = None
     threads: int | None = None
     use_cache: bool = True
+    files: FileOptions = field(default_factory=FileOptions)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build` made; `before` is None with `--no-baseline`."""
+    """What `build` made; `before` is None with `--no-baseline`, `files` are the artifact's, the one to open first."""
 
     source: ModelSource
     profile: Profile
@@ -92,6 +94,7 @@ class BuildResult:
     out: Path
     notes: list[str]
     reused: list[str]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,7 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         result = _run(options, profile, source, out, cache, progress)
-        publish_build(options, result)
-    return result
+        return replace(result, files=publish_build(options, result))
 
 
 def _check_options(options: BuildOptions) -> None:
@@ -213,6 +215,8 @@ def _run(
             imatrix_file=options.imatrix if label == "pruned" else None,
             texts=calibration.texts,
             texts_id=calibration.id,
+            texts_name=Path(calibration.name).name,
+            with_imatrix=options.files.save_imatrix,
             metadata=GgufMetadata(
                 name=name,
                 base_model=source.hub_id or base_model_of(source.directory),
@@ -220,7 +224,10 @@ def _run(
                 extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
             ),
         )
-        return Side(label, checkpoint, identity, make_artifact(export, cache, progress))
+        artifact = make_artifact(export, cache, progress)
+        if label == "pruned" or options.with_baseline:
+            check_files(artifact, options.files)
+        return Side(label, checkpoint, identity, artifact)
 
     before = None
     baseline_kl = None

@@ -20,7 +20,7 @@ class CardFacts:
 
     Attributes:
         title: model name.
-        file: the GGUF's name.
+        file: the GGUF's name; of its first part where it is in parts.
         quant: its type.
         bits_per_weight: real ones, over all tensors.
         size_bytes: of the file.
@@ -29,6 +29,8 @@ class CardFacts:
         plan_id, source_id: sha256 ids, None for an unpruned baseline.
         chat: whether the model has a chat template.
         context_length: the longest context of the model.
+        parts: names of all parts, where it is in parts.
+        modelfile: whether a Modelfile lies beside it.
     """
 
     title: str
@@ -42,6 +44,8 @@ class CardFacts:
     source_id: str
     chat: bool
     context_length: int
+    parts: Sequence[str] = ()
+    modelfile: bool = False
 
 
 def source_front_matter(directory: Path) -> dict[str, Any]:
@@ -101,6 +105,12 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
         "",
     ]
+    if facts.parts:
+        names = ", ".join(f"`{name}`" for name in facts.parts)
+        lines += [
+            f"In {len(facts.parts)} parts; llama.cpp opens the first and finds the others beside it: {names}.",
+            "",
+        ]
     if facts.rows:
         lines += ["| | before | after |", "|---|---:|---:|"]
         lines += [f"| {name} | {before} | {after} |" for name, before, after in facts.rows]
@@ -111,7 +121,10 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
             "",
         ]
     lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
-    lines += ["## Use", "", "```console", _command(facts), "```", ""]
+    ollama = ["ollama create NAME -f Modelfile"] if facts.modelfile else []
+    if ollama and facts.parts:
+        ollama.insert(0, f"llama-gguf-split --merge {facts.file} {facts.title}.gguf")
+    lines += ["## Use", "", "```console", _command(facts), *ollama, "```", ""]
     lines += ["## Provenance", "", f"- source: sha256 `{facts.source_id}` (of the files listed in `manifest.json`)"]
     if facts.plan_id is not None:
         lines += [

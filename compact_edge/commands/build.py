@@ -14,6 +14,8 @@ from compact_edge.commands.shared import (
     budget_options,
     calibration_options,
     compute_options,
+    file_choices,
+    file_options,
     prune_options,
 )
 
@@ -27,6 +29,7 @@ from compact_edge.commands.shared import (
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
 @calibration_options
 @compute_options
+@file_options
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
@@ -66,6 +69,7 @@ def build(model: str, target: str, as_json: bool, **values: Any) -> None:
         prompt=values["prompt"],
         threads=values["threads"],
         use_cache=not values["no_cache"],
+        files=file_choices(values),
     )
     result = build(options, Console())
     if as_json:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
-from compact_edge.commands.shared import DIRECTORY, FILE, QuantCommand
+from compact_edge.commands.shared import DIRECTORY, FILE, QuantCommand, file_choices, file_options
 
 
 @click.command(cls=QuantCommand)
@@ -18,6 +19,7 @@ from compact_edge.commands.shared import DIRECTORY, FILE, QuantCommand
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of this checkpoint.")
 @click.option("--calibration", help="Measure an importance matrix on this text (file, stdlib or stdlib-prose).")
 @click.option("--calibration-tokens", type=int, default=32768, show_default=True, help="Tokens of that text.")
+@file_options
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
@@ -36,6 +38,7 @@ def export(
     no_check: bool,
     no_cache: bool,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Export CHECKPOINT, a Hugging Face checkpoint directory, pruned or not, to GGUF and check the file."""
     from compact.apply import legal_files
@@ -45,7 +48,8 @@ def export(
     from compact.plan import PLAN, read_plan
     from compact.prune import PruneOptions, calibration_for
     from compact.source import open_source
-    from compact.store import copy_hashed, publish, write_sums
+    from compact.store import publish, write_sums
+    from compact_edge.artifact_files import check_files, place_artifact
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
@@ -59,6 +63,9 @@ def export(
     if imatrix is not None and calibration is not None:
         raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
     quant_named(quant)
+    files = file_choices(values)
+    if files.save_imatrix and imatrix is None and calibration is None:
+        raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
     quiet_libraries()
     check_output(out, force=force, inputs=existing(checkpoint, calibration, imatrix))
     console = Console()
@@ -78,9 +85,12 @@ def export(
             imatrix_file=imatrix,
             texts=texts.texts if calibration is not None else (),
             texts_id=texts.id,
+            texts_name=Path(texts.name).name,
+            with_imatrix=files.save_imatrix,
             metadata=GgufMetadata(name=source.name, base_model=base_model_of(checkpoint)),
         )
         artifact = make_artifact(request, cache, console)
+        check_files(artifact, files)
         if (note := fallback_note(artifact)) is not None:
             console.note(note)
         report = None
@@ -97,14 +107,15 @@ def export(
             )
             report.require()
         with publish(out, force=force, needed_bytes=artifact.size_bytes) as work:
-            copy_hashed(artifact.path, work / artifact.path.name)
+            names = place_artifact(work, artifact, checkpoint, files, check=not no_check)
             for path in legal_files(checkpoint):
                 shutil.copyfile(path, work / path.name)
             write_sums(work)
     if as_json:
         print_json(
             {
-                "file": str((out / artifact.path.name).absolute()),
+                "file": str((out / names[0]).absolute()),
+                "files": list(names),
                 "quant": artifact.quant,
                 "size_bytes": artifact.size_bytes,
                 "bits_per_weight": artifact.summary.bits_per_weight,
@@ -114,8 +125,9 @@ def export(
             }
         )
         return
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     click.echo(
-        f"wrote {out / artifact.path.name}: {artifact.size_bytes / 1e6:.1f} MB, {artifact.quant}, "
+        f"wrote {out / names[0]}{more}: {artifact.size_bytes / 1e6:.1f} MB, {artifact.quant}, "
         f"{artifact.summary.bits_per_weight:.2f} bits per weight"
     )
     for check in report.checks if report is not None else ():
