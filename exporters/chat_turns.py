@@ -18,8 +18,8 @@ _SYSTEM, _USER, _ANSWER, _SECOND = "Qsystem7Z", "Quser7Z", "Qanswer7Z", "Qsecond
 
 # What marks the turns of well-known families, for people: name -> text found in them.
 _FAMILIES = (
-    ("chatml", "<|im_start|>"),
     ("llama3", "<|start_header_id|>"),
+    ("chatml", "<|im_start|>"),
     ("gemma", "<start_of_turn>"),
     ("llama2", "<<SYS>>"),
     ("mistral", "[INST]"),
