@@ -71,6 +71,8 @@ def _refusal(reason: str) -> RefusedError:
         return RefusedError("usage", f"llama.cpp refuses: {reason}", hint)
     if "requantizing from type" in reason:
         return RefusedError("quantized", f"the source is quantised already: {reason}", "start from f16 or f32")
+    if "no tensor type fallback" in reason or "invalid output file type" in reason:
+        return RefusedError("usage", f"llama.cpp cannot make this type here: {reason}", "choose another type")
     if "validation failed" in reason:
         return RefusedError(
             "gate", f"quantised values are not finite: {reason}", "check the source and the importance matrix for NaN"

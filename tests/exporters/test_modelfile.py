@@ -148,7 +148,7 @@ def test_a_template_that_is_more_than_turns_is_left_to_ollama(checkpoint: Path, 
     artifact = tmp_path / "a.gguf"
     write_gguf(model, artifact, "F32")
     text = modelfile(artifact, model)
-    assert "TEMPLATE \"" not in text and "Ollama looks for one itself" in text
+    assert 'TEMPLATE "' not in text and "Ollama looks for one itself" in text
     assert 'PARAMETER stop "<|im_end|>"' in text
 
 
