@@ -48,15 +48,17 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
         raise DamagedFileError(f"{file.path}: no tensors to split")
     if any(key in file.values for key in _SPLIT_KEYS) or file.values.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         raise DamagedFileError(f"{file.path}: already split, or not aligned to {_ALIGNMENT} bytes", "export it again")
+    largest = max(file.tensors.values(), key=lambda tensor: tensor.n_bytes)
+    least = largest.n_bytes + _padding(largest.n_bytes)
+    if least > max_bytes:
+        raise UsageError(
+            f"--split-max-size: {largest.name} alone has {least / 1e6:.1f} MB, more than {max_bytes / 1e6:.0f} MB",
+            f"give at least {-(-least // 10**6)}M",
+        )
     parts: list[list[GgufTensor]] = [[]]
     size = 0
     for tensor in file.tensors.values():
         padded = tensor.n_bytes + _padding(tensor.n_bytes)
-        if padded > max_bytes:
-            raise UsageError(
-                f"--split-max-size: {tensor.name} alone has {padded / 1e6:.1f} MB, more than {max_bytes / 1e6:.0f} MB",
-                f"give at least {-(-padded // 10**6)}M",
-            )
         if size + padded > max_bytes:
             parts.append([])
             size = 0
