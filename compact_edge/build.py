@@ -25,7 +25,7 @@ from compact.store import check_free_space
 from compact_edge.artifact_files import FileOptions, check_files
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
-from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
+from exporters.artifact import Export, artifact_notes, fitting_quant, make_artifact
 from exporters.card import base_model_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata
@@ -241,9 +241,9 @@ def _run(
         f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
     )
     smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{source.name}-compact", description)
-    if (fallback := fallback_note(smaller.artifact)) is not None:
-        notes.append(fallback)
-        progress.note(fallback)
+    for note in artifact_notes(smaller.artifact):
+        notes.append(note)
+        progress.note(note)
     _check_budget(profile, "storage", profile.storage_budget_bytes, smaller.artifact.size_bytes)
     parity = None
     if options.check:

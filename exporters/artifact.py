@@ -24,7 +24,7 @@ from exporters.gguf import Quant, artifact_name, write_gguf
 from exporters.gguf_header import read_header
 from exporters.gguf_metadata import GgufMetadata
 from exporters.imatrix import Imatrix
-from exporters.quant_types import FALLBACK_SHARE, QuantSummary, grid, quant_named, summarize
+from exporters.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
 
 IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
@@ -227,6 +227,14 @@ def fallback_note(artifact: Artifact) -> str | None:
         f"{artifact.quant}: {summary.fallback_share:.0%} of the bytes fell back to a larger type ({', '.join(kinds)}), "
         f"{summary.bits_per_weight:.2f} bits per weight{hint}"
     )
+
+
+def artifact_notes(artifact: Artifact) -> list[str]:
+    """What the user should hear of the type: a fallback that costs size, a type that suits few models."""
+    notes = [note] if (note := fallback_note(artifact)) is not None else []
+    if artifact.quant in TRAINED_ONLY:
+        notes.append(f"{artifact.quant} is for models trained with binary or ternary weights; others become noise")
+    return notes
 
 
 def checkpoint_id(directory: Path) -> str:

@@ -30,6 +30,8 @@ _SAMPLED_ROWS = 64
 # distributed weights lose in it.
 _MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5": 0.1, "Q4": 0.2, "Q3": 0.4}
 _MAX_ERROR_ELSE = 0.9
+# These round to the nearest of a few levels, zero among them or by sign: never farther than zero is, often nearly so.
+_MAX_ERROR |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 1.0)
 
 
 def fits_in_memory(checkpoint: Path, artifact: Path, share: float) -> bool:

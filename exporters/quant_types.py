@@ -21,6 +21,7 @@ __all__ = [
     "GGML_TYPES",
     "QUANTS",
     "REFUSED",
+    "TRAINED_ONLY",
     "GgmlType",
     "ModelShape",
     "Quant",
@@ -178,6 +179,8 @@ QUANTS: Mapping[str, Quant] = MappingProxyType(
         for name, ftype, base in _FTYPES
     }
 )
+# Types that round to the nearest level without a search: for models trained with binary or ternary weights.
+TRAINED_ONLY = frozenset({"Q1_0", "Q2_0", "TQ1_0", "TQ2_0"})
 # Names that llama.cpp knows and that are refused here, and why.
 REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {

@@ -53,7 +53,7 @@ def export(
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
-    from exporters.artifact import Export, checkpoint_id, fallback_note, make_artifact
+    from exporters.artifact import Export, artifact_notes, checkpoint_id, make_artifact
     from exporters.card import base_model_of
     from exporters.gguf import GgufMetadata
     from exporters.parity import check_artifact
@@ -91,7 +91,7 @@ def export(
         )
         artifact = make_artifact(request, cache, console)
         check_files(artifact, files)
-        if (note := fallback_note(artifact)) is not None:
+        for note in artifact_notes(artifact):
             console.note(note)
         report = None
         if not no_check:
