@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from compact.errors import DamagedFileError, DataError, UnsupportedArchitectureError
+from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family, family_of_gguf
 from compact.gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.gguf_file import GgufFile, GgufTensor, read_gguf
@@ -85,7 +85,6 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     Raises:
         ModelNotFoundError: no such file.
         DamagedFileError: the file is truncated, breaks the format or contradicts itself.
-        DataError: the file is one part of several.
         UnsupportedArchitectureError: no row of the family table fits, or a key or tensor that a checkpoint of this
             layout cannot hold.
         MixtureOfExpertsError: `expert_count` is not 0.
@@ -97,11 +96,6 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     arch = file.values.get("general.architecture")
     if not isinstance(arch, str):
         raise DamagedFileError(f"{where}: no general.architecture")
-    parts = file.values.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise DataError(
-            f"{where}: one of {parts} parts of a split GGUF", "join them: llama-gguf-split --merge FIRST_PART WHOLE"
-        )
     family = family_of_gguf(arch, where)
     refuse_unknown(file, arch)
     tokenizer = read_tokenizer(file.values, where)
