@@ -6,7 +6,7 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from compact.progress import Progress
 from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
+from compact_edge.artifact_files import FileOptions, check_files
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
-from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
+from exporters.artifact import Export, artifact_notes, fitting_quant, make_artifact
 from exporters.card import base_model_of, licence_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata, check_exportable
@@ -62,6 +63,7 @@ class BuildOptions:
     prompt: str | None = None
     threads: int | None = None
     use_cache: bool = True
+    files: FileOptions = field(default_factory=FileOptions)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build` made; `before` is None with `--no-baseline`."""
+    """What `build` made; `before` is None with `--no-baseline`, `files` are the artifact's, the one to open first."""
 
     source: ModelSource
     profile: Profile
@@ -94,6 +96,7 @@ class BuildResult:
     notes: list[str]
     licence: NamingLicence | None
     reused: list[str]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,7 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         result = _run(options, profile, source, licence, out, cache, progress)
-        publish_build(options, result)
-    return result
+        return replace(result, files=publish_build(options, result))
 
 
 def _check_options(options: BuildOptions) -> None:
@@ -227,6 +229,8 @@ def _run(
             imatrix_file=options.imatrix if label == "pruned" else None,
             texts=calibration.texts,
             texts_id=calibration.id,
+            texts_name=Path(calibration.name).name,
+            with_imatrix=options.files.save_imatrix,
             metadata=GgufMetadata(
                 name=name,
                 base_model=source.hub_id or base_model_of(source.directory),
@@ -234,7 +238,10 @@ def _run(
                 extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
             ),
         )
-        return Side(label, checkpoint, identity, make_artifact(export, cache, progress))
+        artifact = make_artifact(export, cache, progress)
+        if label == "pruned" or options.with_baseline:
+            check_files(artifact, options.files)
+        return Side(label, checkpoint, identity, artifact)
 
     before = None
     baseline_kl = None
@@ -248,9 +255,9 @@ def _run(
         f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
     )
     smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{model_name}-compact", description)
-    if (fallback := fallback_note(smaller.artifact)) is not None:
-        notes.append(fallback)
-        progress.note(fallback)
+    for note in artifact_notes(smaller.artifact):
+        notes.append(note)
+        progress.note(note)
     _check_budget(profile, "storage", profile.storage_budget_bytes, smaller.artifact.size_bytes)
     parity = None
     if options.check:

@@ -21,7 +21,7 @@ class CardFacts:
 
     Attributes:
         title: model name.
-        file: the GGUF's name.
+        file: the GGUF's name; of its first part where it is in parts.
         quant: its type.
         bits_per_weight: real ones, over all tensors.
         size_bytes: of the file.
@@ -32,6 +32,8 @@ class CardFacts:
         context_length: the longest context of the model.
         source_hub: `org/name@commit` of a source that came from the Hub, else None.
         licence: the licence that asks for lines of its own, else None.
+        parts: names of all parts, where it is in parts.
+        modelfile: whether a Modelfile lies beside it.
     """
 
     title: str
@@ -47,6 +49,8 @@ class CardFacts:
     context_length: int
     source_hub: str | None = None
     licence: NamingLicence | None = None
+    parts: Sequence[str] = ()
+    modelfile: bool = False
 
 
 def source_front_matter(directory: Path) -> dict[str, Any]:
@@ -119,6 +123,12 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
         "",
     ]
+    if facts.parts:
+        names = ", ".join(f"`{name}`" for name in facts.parts)
+        lines += [
+            f"In {len(facts.parts)} parts; llama.cpp opens the first and finds the others beside it: {names}.",
+            "",
+        ]
     if facts.rows:
         lines += ["| | before | after |", "|---|---:|---:|"]
         lines += [f"| {name} | {before} | {after} |" for name, before, after in facts.rows]
@@ -130,7 +140,10 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         ]
     lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
     lines += _licence(facts.licence) if facts.licence is not None else []
-    lines += ["## Use", "", "```console", _command(facts), "```", ""]
+    ollama = ["ollama create NAME -f Modelfile"] if facts.modelfile else []
+    if ollama and facts.parts:
+        ollama.insert(0, f"llama-gguf-split --merge {facts.file} {facts.title}.gguf")
+    lines += ["## Use", "", "```console", _command(facts), *ollama, "```", ""]
     origin = f"`{facts.source_hub}`, " if facts.source_hub else ""
     lines += [
         *("## Provenance", ""),

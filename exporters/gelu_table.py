@@ -34,13 +34,11 @@ def table_in(model: Any) -> Iterator[bool]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return gelu_by_table(x)
 
-    config = model.config
-    name = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", ""))
-    if "gelu" not in name:
-        yield False
-        return
     ffns = [layer.mlp for layer in model.model.layers]
     before = [ffn.act_fn for ffn in ffns]
+    if not all("gelu" in type(act_fn).__name__.lower() for act_fn in before):
+        yield False
+        return
     try:
         for ffn in ffns:
             ffn.act_fn = Table()

@@ -39,7 +39,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "SmolLM3ForCausalLM": {
         "tied": {"num_hidden_layers": 4, "pad_token_id": 0},
-        "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": YARN_ROPE, "no_rope_layers": [1, 1, 1, 0, 1]},
+        "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": YARN_ROPE,
+                 "no_rope_layers": [1, 1, 1, 0, 1]},
     },
     "GraniteForCausalLM": {
         "tied": {**_GRANITE},

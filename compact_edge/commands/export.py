@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
-from compact_edge.commands.shared import DIRECTORY, FILE
+from compact_edge.commands.shared import DIRECTORY, FILE, QuantCommand, file_choices, file_options
 
 
-@click.command()
+@click.command(cls=QuantCommand)
 @click.argument("checkpoint")
 @click.option("--format", "form", type=click.Choice(["gguf"]), default="gguf", show_default=True, help="File format.")
-@click.option("--quant", default="F16", show_default=True, help="GGUF type, as llama.cpp names it.")
+@click.option("--quant", default="F16", show_default=True, help="GGUF type, as llama.cpp names it, or `list`.")
 @click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of this checkpoint.")
 @click.option("--calibration", help="Measure an importance matrix on this text (as in build).")
 @click.option("--calibration-tokens", type=int, help="Tokens of that text (default: 32768; of a Hub data set 524288).")
+@file_options
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
@@ -36,6 +38,7 @@ def export(
     no_check: bool,
     no_cache: bool,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Export CHECKPOINT to GGUF and check the file.
 
@@ -49,11 +52,12 @@ def export(
     from compact.plan import PLAN, read_plan
     from compact.prune import PruneOptions, calibration_for, check_calibration
     from compact.source import open_source
-    from compact.store import copy_hashed, publish, write_sums
+    from compact.store import publish, write_sums
+    from compact_edge.artifact_files import check_files, place_artifact
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
-    from exporters.artifact import Export, checkpoint_id, fallback_note, make_artifact
+    from exporters.artifact import Export, artifact_notes, checkpoint_id, make_artifact
     from exporters.card import base_model_of, licence_of
     from exporters.gguf import GgufMetadata
     from exporters.parity import check_artifact
@@ -63,6 +67,9 @@ def export(
     if imatrix is not None and calibration is not None:
         raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
     quant_named(quant)
+    files = file_choices(values)
+    if files.save_imatrix and imatrix is None and calibration is None:
+        raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
     quiet_libraries(checkpoint, calibration)
     check_output(out, force=force, inputs=existing(checkpoint, calibration, imatrix))
     asked = PruneOptions(calibration=calibration or STDLIB_PROSE, calibration_tokens=calibration_tokens)
@@ -87,10 +94,13 @@ def export(
             imatrix_file=imatrix,
             texts=texts.texts if calibration is not None else (),
             texts_id=texts.id,
+            texts_name=Path(texts.name).name,
+            with_imatrix=files.save_imatrix,
             metadata=GgufMetadata(name=name, base_model=source.hub_id or base_model_of(directory)),
         )
         artifact = make_artifact(request, cache, console)
-        if (note := fallback_note(artifact)) is not None:
+        check_files(artifact, files)
+        for note in artifact_notes(artifact):
             console.note(note)
         report = None
         if not no_check:
@@ -106,7 +116,7 @@ def export(
             )
             report.require()
         with publish(out, force=force, needed_bytes=artifact.size_bytes) as work:
-            copy_hashed(artifact.path, work / artifact.path.name)
+            names = place_artifact(work, artifact, directory, files, check=not no_check)
             for path in legal_files(directory):
                 shutil.copyfile(path, work / path.name)
             write_notice(licence, work)
@@ -114,7 +124,8 @@ def export(
     if as_json:
         print_json(
             {
-                "file": str((out / artifact.path.name).absolute()),
+                "file": str((out / names[0]).absolute()),
+                "files": list(names),
                 "quant": artifact.quant,
                 "size_bytes": artifact.size_bytes,
                 "bits_per_weight": artifact.summary.bits_per_weight,
@@ -124,8 +135,9 @@ def export(
             }
         )
         return
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     click.echo(
-        f"wrote {out / artifact.path.name}: {artifact.size_bytes / 1e6:.1f} MB, {artifact.quant}, "
+        f"wrote {out / names[0]}{more}: {artifact.size_bytes / 1e6:.1f} MB, {artifact.quant}, "
         f"{artifact.summary.bits_per_weight:.2f} bits per weight"
     )
     for check in report.checks if report is not None else ():

@@ -33,7 +33,7 @@ def changed_gguf(tmp_path: Path, architecture: str, variant: str, changes: dict[
     ("architecture", "variant", "changes"),
     [
         ("Gemma3ForCausalLM", "tied", {"gemma3__rope__freq_base_swa": None}),
-        ("Gemma3ForCausalLM", "tied", {"gemma3__attention__sliding_window_pattern": 2}),
+        ("Gemma3ForCausalLM", "tied", {"gemma3__attention__sliding_window_pattern": [True, False] * 3 + [True]}),
         ("LlamaForCausalLM", "tied", {"llama__rope__freq_base": None}),
         ("LlamaForCausalLM", "tied", {"llama__rope__scaling__factor": 4.0}),
         ("LlamaForCausalLM", "tied", {"llama__attention__key_length": None, "llama__attention__value_length": None}),

@@ -143,11 +143,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     [
         ("LlamaForCausalLM", {"hidden_activation": "gelu"}),
         ("Gemma2ForCausalLM", {"hidden_act": "gelu", "hidden_activation": None, "sliding_window_pattern": 3}),
-        (
-            "Gemma3ForCausalLM",
-            {"_sliding_window_pattern": 3, "rope_parameters": {"rope_type": "linear", "factor": 8.0}},
-        ),
-        ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}),
+        ("Gemma3ForCausalLM", {"_sliding_window_pattern": 3}),
+        ("Gemma3ForCausalLM", {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}),
         (
             "Qwen3ForCausalLM",
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": YARN_ROPE},
