@@ -40,7 +40,7 @@ PINNED = "0.3.36"
 TYPES = ("f32", "f16", "bf16", "q8_0")
 MODELS = ("smollm2-135m", "tiny", "llama3", "qwen2", "big")
 _WANTED_PARTS = re.compile(
-    r"^[^/]+/vendor/llama\.cpp/(convert_hf_to_gguf\.py$|conversion/|gguf-py/gguf/|models/ggml-vocab-)"
+    r"^[^/]+/vendor/llama\.cpp/(convert_hf_to_gguf\.py$|conversion/|gguf-py/gguf/|models/ggml-vocab-[^/]+$)"
 )
 _COMPARED_GENERAL = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
                      "general.alignment", "general.sampling.")  # fmt: skip
@@ -65,14 +65,18 @@ write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 
 
 def fetch_converter(work: Path) -> Path:
-    """The folder of llama.cpp's converter, from the source archive of llama-cpp-python (kept in `work`)."""
+    """The folder of llama.cpp's converter and vocabularies, from the source archive of llama-cpp-python.
+
+    It is kept in `work`, and so is the archive.
+    """
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         version = PINNED
     folder = work / f"llama_cpp_python-{version}"
     converter = folder / "vendor" / "llama.cpp"
-    if not (converter / "convert_hf_to_gguf.py").is_file():
+    wanted = (converter / "convert_hf_to_gguf.py", converter / "models")
+    if not all(path.exists() for path in wanted):
         archive = work / f"llama_cpp_python-{version}.tar.gz"
         if not archive.is_file():
             print(f"fetching llama-cpp-python {version} (source)", flush=True)

@@ -4,11 +4,12 @@ Such a tokenizer.json has `byte_fallback`: spaces become `▁`, a character with
 `<0x00>` to `<0xFF>` of its bytes. llama.cpp (`tokenizer.ggml.model` = `llama`) holds no merges: it joins the two
 neighbours whose concatenation is the token with the best score, leftmost first. The two agree where the merges are
 those of a SentencePiece model: every split of a token into two tokens is a merge, and the merges stand in the order of
-the scores of what they make. `check_merges` holds a tokenizer to that.
+the scores of what they make. `check_complete` and `derived_scores` hold a tokenizer to that.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _BYTE_SET = frozenset(BYTE_TOKENS)
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 _PREPEND = {"type": "Prepend", "prepend": SPACE_MARK}
+# Transformers 5 makes this of a tokenizer.model: Metaspace would leave out the mark before a text that has one already.
+_DOUBLE = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE_MARK}"}, "content": SPACE_MARK * 2}
+_HINT = "llama.cpp's tokenizer for this kind has scores instead of merges, and would give other ids"
 # float32 holds every whole number up to here.
 _MAX_MERGES = 1 << 24
 
@@ -58,12 +62,12 @@ def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
     normalizers = [dict(step) for step in steps(tokenizer_json.get("normalizer"), "normalizers")]
     splits = [_split_effect(step) for step in steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")]
     splits = [effect for effect in splits if effect != "none"]
-    if normalizers == [_REPLACE] and splits in ([], ["replace"]):
+    if (normalizers in ([], [_REPLACE]) and splits == ["replace"]) or (normalizers == [_REPLACE] and not splits):
         return False
     if normalizers in ([_PREPEND, _REPLACE], [_REPLACE, _PREPEND]) and not splits:
         return True
-    if not normalizers and splits in (["replace"], ["prefix"]):
-        return splits == ["prefix"]
+    if normalizers in ([], [_REPLACE], [_REPLACE, _DOUBLE]) and splits == ["prefix"]:
+        return True
     raise UnsupportedTokenizerError(
         f"tokenizer.json: SentencePiece-style BPE with normalizer {short(normalizers)} and pre_tokenizer "
         f"{short(tokenizer_json.get('pre_tokenizer'))} has no counterpart in llama.cpp",
@@ -100,50 +104,62 @@ def tokenizer_parts(prefix: bool) -> dict[str, Any]:
     }
 
 
-def derived_scores(merges: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Scores that make llama.cpp join what the merges join: minus the rank of the first merge that makes a token.
+def derived_scores(merges: Sequence[tuple[str, str]], where: str) -> dict[str, float]:
+    """Scores that make llama.cpp join what the merges join.
 
-    Whole numbers above -2^24, so float32 holds them exactly. Raises UnsupportedTokenizerError for more merges.
+    Args:
+        merges: pairs of tokens, first rank first.
+        where: the file's path, for messages.
+
+    Returns:
+        Token -> minus the rank of the first merge that makes it: whole numbers above -2^24, which float32 holds
+        exactly. Tokens whose merges stand between each other's get one score: the SentencePiece model had one for
+        them (Gemma's runs of white space), and Hugging Face's converter then sorts by the parts' lengths.
+
+    Raises:
+        UnsupportedTokenizerError: merges of several tokens stand between each other in another order; no scores say
+            what they say. Or there are too many merges.
     """
     if len(merges) > _MAX_MERGES:
-        raise UnsupportedTokenizerError(f"tokenizer.json: {len(merges)} merges, more than float32 scores can rank")
+        raise UnsupportedTokenizerError(f"{where}: {len(merges)} merges, more than float32 scores can rank")
+    last = {left + right: rank for rank, (left, right) in enumerate(merges)}
     scores: dict[str, float] = {}
+    start, end = 0, -1
     for rank, (left, right) in enumerate(merges):
-        scores.setdefault(left + right, float(-rank))
+        if rank > end:
+            _check_tie(merges[start:rank], where)
+            start = rank
+        end = max(end, last[left + right])
+        scores.setdefault(left + right, float(-start))
+    _check_tie(merges[start:], where)
     return scores
 
 
-def check_merges(vocab: Collection[str], merges: Sequence[tuple[str, str]], apart: Collection[str], where: str) -> None:
-    """Hold the merges to what a SentencePiece model gives, because llama.cpp's tokenizer can do nothing else.
+def _check_tie(merges: Sequence[tuple[str, str]], where: str) -> None:
+    """Merges that stand between each other: of one token, or sorted as those of equal scores are."""
+    token = next((left + right for left, right in merges), "")
+    lengths = [(len(left), len(right)) for left, right in merges]
+    if lengths != sorted(lengths, reverse=True) and any(left + right != token for left, right in merges):
+        raise UnsupportedTokenizerError(
+            f"{where}: the merges that make {token!r} are no SentencePiece model's: others stand between them", _HINT
+        )
+
+
+def check_complete(
+    vocab: Collection[str], merges: Sequence[tuple[str, str]], apart: Collection[str], where: str
+) -> None:
+    """Hold the merges to what a SentencePiece model gives: every split of a token into two tokens is one.
 
     Args:
         vocab: the tokens of the BPE model.
-        merges: pairs of tokens, first rank first.
+        merges: pairs of tokens.
         apart: tokens that stand for themselves (added and byte tokens); they need no merges.
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedTokenizerError: a split of a token into two tokens is no merge, or the merges of one token stand
-            apart from each other. Runs of one character (`▁▁▁`) may: SentencePiece gives them one score, and any
-            order of their merges takes the longest run.
+        UnsupportedTokenizerError: llama.cpp would join two tokens that tokenizer.json does not.
     """
-    first: dict[str, int] = {}
-    count: dict[str, int] = {}
-    scattered: set[str] = set()
-    for rank, (left, right) in enumerate(merges):
-        token = left + right
-        if token not in first:
-            first[token], count[token] = rank, 1
-        else:
-            if rank != first[token] + count[token] and len(set(token)) > 1:
-                scattered.add(token)
-            count[token] += 1
-    hint = "llama.cpp's tokenizer for this kind has scores instead of merges, and would give other ids"
-    if scattered:
-        raise UnsupportedTokenizerError(
-            f"{where}: the merges that make {min(scattered)!r} are no SentencePiece model's: others stand between them",
-            hint,
-        )
+    count = Counter(left + right for left, right in merges)
     for token in vocab:
         if len(token) < 2 or token in apart:
             continue
@@ -151,9 +167,9 @@ def check_merges(vocab: Collection[str], merges: Sequence[tuple[str, str]], apar
         splits = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
         # A converter may leave out splits into tokens that stand for themselves.
         needed = sum(left not in apart and right not in apart for left, right in splits)
-        if not needed <= count.get(token, 0) <= len(splits):
+        if not needed <= count[token] <= len(splits):
             raise UnsupportedTokenizerError(
-                f"{where}: {token!r} has {count.get(token, 0)} merges, a SentencePiece model gives it {needed}", hint
+                f"{where}: {token!r} has {count[token]} merges, a SentencePiece model gives it {needed}", _HINT
             )
 
 

@@ -140,30 +140,41 @@ def pruned_model(
     proto = sentencepiece_model_pb2.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.pieces[:]
+    renamed = _renamed(model, tokens, added, where)
     for old in kept:
         if old >= len(model.pieces):
             break
-        piece = proto.pieces.add(piece=model.pieces[old], score=model.scores[old], type=int(model.types[old]))
-        text = tokens.get(old)
-        if text is None:
-            piece.type = int(PieceType.UNUSED)  # tokenizer.json never gives this id
-        elif text != piece.piece and text.replace(" ", SPACE_MARK) != piece.piece:
-            if old not in added:
-                raise DamagedFileError(
-                    f"{where}: id {old} is {piece.piece[:40]!r}, and {text[:40]!r} in tokenizer.json",
-                    f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
-                )
+        piece = proto.pieces.add()
+        piece.CopyFrom(model.proto.pieces[old])
+        if old in renamed:
             special = bool(added[old].get("special"))
-            piece.piece, piece.type = (
-                text.replace(" ", SPACE_MARK),
-                int(PieceType.CONTROL if special else PieceType.USER_DEFINED),
-            )
+            piece.piece, piece.type = renamed[old], int(PieceType.CONTROL if special else PieceType.USER_DEFINED)
+        elif old not in tokens:
+            piece.type = int(PieceType.UNUSED)  # tokenizer.json never gives this id
     _set_spec(proto, {old: new for new, old in enumerate(kept)})
     present = {piece.piece for piece in proto.pieces}
     if len(present) != len(proto.pieces):
         raise DamagedFileError(f"{where}: with the added tokens of tokenizer.json, two pieces have one text")
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def _renamed(
+    model: SentencePieceModel, tokens: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], where: str
+) -> dict[int, str]:
+    """Id -> text as pieces spell it, of the pieces that tokenizer.json calls otherwise."""
+    renamed: dict[int, str] = {}
+    for i, piece in enumerate(model.pieces):
+        text = tokens.get(i, piece)
+        if text == piece or text.replace(" ", SPACE_MARK) == piece:
+            continue
+        if i not in added:
+            raise DamagedFileError(
+                f"{where}: id {i} is {piece[:40]!r}, and {text[:40]!r} in tokenizer.json",
+                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+            )
+        renamed[i] = text.replace(" ", SPACE_MARK)
+    return renamed
 
 
 def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
@@ -173,7 +184,9 @@ def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
     spec.vocab_size = len(proto.pieces)
     for key in _SPECIAL_IDS:
         new = new_id.get(getattr(spec, key), -1)
-        setattr(spec, key, new if new < len(proto.pieces) else -1)
+        new = new if new < len(proto.pieces) else -1
+        if new != getattr(spec, key):  # a field that is set to its default takes room in the file
+            setattr(spec, key, new)
     for name in ("control_symbols", "user_defined_symbols"):
         values = getattr(spec, name)
         stay = [value for value in values if value in present]

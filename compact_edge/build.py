@@ -41,7 +41,7 @@ PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 1
-_GATE_VERSION = 1
+_GATE_VERSION = 2
 
 
 @dataclass(frozen=True)

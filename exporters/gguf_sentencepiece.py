@@ -16,7 +16,7 @@ from typing import Any
 import gguf
 
 from compact.errors import DamagedFileError
-from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, check_merges, derived_scores, is_byte_token
+from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, check_complete, derived_scores, is_byte_token
 from compact.sentencepiece_model import MODEL_FILE, PieceType, SentencePieceModel, read_model
 from compact.store import read_json_object
 
@@ -65,7 +65,7 @@ def scored_tokens(
     vocab = tokenizer_json["model"]["vocab"]
     merges = [_pair(merge) for merge in tokenizer_json["model"]["merges"]]
     apart = {entry["content"] for entry in added.values()}.union(BYTE_TOKENS)
-    check_merges(vocab, merges, apart, where)
+    check_complete(vocab, merges, apart, where)
     model_path = checkpoint / MODEL_FILE
     result = ScoredTokens(
         [f"[PAD{i}]" for i in range(vocab_size)], [PADDING_SCORE] * vocab_size, [int(PieceType.UNUSED)] * vocab_size
@@ -76,7 +76,7 @@ def scored_tokens(
         _put_model(result, model, texts, added, str(model_path))
         listed = _listed_ids(checkpoint)
     else:
-        _put_vocab(result, vocab, merges, tokenizer_json["model"].get("unk_token"))
+        _put_vocab(result, vocab, derived_scores(merges, where), tokenizer_json["model"].get("unk_token"))
         listed = set()
     for token_id, entry in added.items():
         _put_added(result, token_id, entry, listed=token_id in listed)
@@ -153,9 +153,8 @@ def _put_model(
         )
 
 
-def _put_vocab(result: ScoredTokens, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], unknown: Any) -> None:
-    scores = derived_scores(merges)
-    lowest = float(-len(merges))
+def _put_vocab(result: ScoredTokens, vocab: Mapping[str, int], scores: Mapping[str, float], unknown: Any) -> None:
+    lowest = min(scores.values(), default=0.0) - 1.0
     for token, i in vocab.items():
         kind = PieceType.BYTE if is_byte_token(token) else PieceType.NORMAL
         result.tokens[i], result.scores[i], result.types[i] = token, scores.get(token, lowest), int(kind)

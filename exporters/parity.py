@@ -6,6 +6,7 @@ logits or mean KL, greedy text. Every check says what it compared and by what me
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from compact.errors import GateError
 from compact.importance import load_model
+from compact.pretokenizers import loses_nfc
 from compact.progress import SILENT, Progress
+from compact.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix, tokenizer_parts
 from compact.tokenizer import encode, load_tokenizer
 from exporters.engine import LlamaEngine, kl_divergence
 from exporters.gelu_table import table_in
@@ -106,21 +110,21 @@ def check_tokenizer(
 ) -> Check:
     """llama.cpp's token ids == the HF tokenizer's, on the stress text and on `texts`.
 
-    A difference is the runtime's own where it is gone once the text is normalised (llama.cpp has no NFC), or where the
-    *unpruned* pair has it too: counted and named, not failed.
+    A difference is the runtime's own where it is gone once both handle the text alike (llama.cpp has no NFC, and its
+    own rule for the space in front of a text), or where the *unpruned* pair has it too: counted and named, not failed.
 
     Args:
         checkpoint: the (pruned) checkpoint directory.
         artifact: its GGUF.
         texts: further texts; those of the calibration.
-        unpruned: the source's checkpoint directory; None where there is none, and only normalising excuses.
+        unpruned: the source's checkpoint directory; None where there is none, and only the handling of text excuses.
         pre: `tokenizer.ggml.pre` for the unpruned pair.
     """
     specials = list(load_tokenizer(checkpoint).get_added_vocab())
     every = [*stress_texts(specials), *texts]
     with LlamaEngine(artifact, vocab_only=True) as engine:
         different = compare_ids(checkpoint, engine, every)
-        own = _missing_normalizer(checkpoint, engine, every, different)
+        own = _text_handling(checkpoint, engine, every, different)
     unexplained = [entry for entry in different if entry not in own]
     if unexplained and unpruned is not None:
         own |= _runtime_differences(unpruned, every, unexplained, pre)
@@ -136,18 +140,31 @@ def check_tokenizer(
     return Check("tokenizer", not failed, detail, figures)
 
 
-def _missing_normalizer(
+def _text_handling(
     checkpoint: Path, engine: LlamaEngine, texts: Sequence[str], candidates: Sequence[tuple[int, bool]]
 ) -> set[tuple[int, bool]]:
-    """Those of `candidates` on which the ids agree once the text is normalised: llama.cpp has no NFC."""
+    """Those of `candidates` on which the ids agree once both handle the text alike.
+
+    llama.cpp has no NFC, and with a SentencePiece vocabulary it puts a space in front of whatever follows a special
+    token, where Metaspace may do so at the start of the text only, or not before a text that begins with a space.
+    """
+    if not candidates:
+        return set()
     backend = load_tokenizer(checkpoint).backend_tokenizer
-    if backend.normalizer is None:
+    document = json.loads(backend.to_str())
+    nfc = loses_nfc(document)
+    if is_sentencepiece_bpe(document) and space_prefix(document):
+        parts = tokenizer_parts(prefix=True)
+        document |= {key: parts[key] for key in ("normalizer", "pre_tokenizer")}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(document))
+    elif not nfc:
         return set()
     explained: set[tuple[int, bool]] = set()
     for n, parse_special in candidates:
         backend.encode_special_tokens = not parse_special
         ours = list(backend.encode(texts[n], add_special_tokens=False).ids)
-        if engine.tokenize([backend.normalizer.normalize_str(texts[n])], parse_special=parse_special) == [ours]:
+        text = backend.normalizer.normalize_str(texts[n]) if nfc else texts[n]
+        if engine.tokenize([text], parse_special=parse_special) == [ours]:
             explained.add((n, parse_special))
     return explained
 

@@ -32,6 +32,8 @@ _TEXTS: tuple[str, ...] = (
     "ΑΒΓ ǅ ŉ ß ẞ İ ı ſ K Ω ꙮ Ａｂｃ１２３",
     "antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis Donaudampfschifffahrtsgesellschaft",
     "‘curly’ “quotes” „low“ «guillemets» — – … • ‣ · ′ ″ ∑ ∫ √ ∞ ≠ ≤ → ⇒ ∀ ∃ ∈ £ € ¥ ₿",
+    " one space before, \u2581marks\u2581 and \u2581\u2581, <0x41> and <0x0A> as text",
+    f"{' ' * 40}forty{chr(9) * 40}of{chr(10) * 40}each{' ' * 33}\n {' ' * 7}\t \t  \n\n \n",
     "mixed العربية and English ١٢٣ 123 ‏rtl‎ ltr",
 )
 
