@@ -27,7 +27,7 @@ from compact_edge.artifact_files import FileOptions, check_files
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
 from exporters.artifact import Export, artifact_notes, fitting_quant, make_artifact
-from exporters.card import base_model_of, licence_of
+from exporters.card import base_model_of, carried_to_gguf, licence_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata, check_exportable
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
@@ -235,6 +235,7 @@ def _run(
                 name=name,
                 base_model=source.hub_id or base_model_of(source.directory),
                 description=description,
+                card=carried_to_gguf(source.directory),
                 extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
             ),
         )

@@ -212,6 +212,7 @@ def _describe(metadata: GgufMetadata) -> dict[str, Any]:
         "base_model": metadata.base_model,
         "description": metadata.description,
         "quantized_by": metadata.quantized_by,
+        "card": dict(metadata.card),
         "extra": dict(metadata.extra),
     }
 

@@ -53,6 +53,13 @@ class CardFacts:
     modelfile: bool = False
 
 
+def carried_to_gguf(directory: Path) -> dict[str, Any]:
+    """What a GGUF's `general.*` keys say of the model that it was made from: licence and languages."""
+    matter = source_front_matter(directory)
+    keys = ("license", "license_name", "license_link", "language")
+    return {key: matter[key] for key in keys if isinstance(matter.get(key), (str, list))}
+
+
 def source_front_matter(directory: Path) -> dict[str, Any]:
     """The YAML front matter of a checkpoint's README.md; empty where there is none, or where it is no YAML."""
     import yaml

@@ -44,6 +44,8 @@ class GgufMetadata:
         base_model: Hub id (`org/name`) of the unpruned model; None keeps what the model card says.
         description: `general.description`.
         quantized_by: `general.quantized_by`.
+        card: front matter (licence, languages) of the model that this one was made from; what the checkpoint's own
+            card says counts before it.
         extra: further key-values, written under the key given (`compact.plan_id`, ...). bool, str, int and float
             become BOOL, STRING, UINT32/UINT64/INT64 and FLOAT64.
     """
@@ -52,6 +54,7 @@ class GgufMetadata:
     base_model: str | None = None
     description: str | None = None
     quantized_by: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
 
@@ -271,7 +274,7 @@ def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> g
         DamagedFileError: README.md or generation_config.json cannot be understood.
     """
     try:
-        card = gguf.Metadata.load_model_card(checkpoint)
+        card = {**wanted.card, **gguf.Metadata.load_model_card(checkpoint)}
         if wanted.base_model is not None:
             card = {**card, "base_model": wanted.base_model}
         meta = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, None, n_params)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from compact.gguf_file import read_gguf
 from tests.checkpoints import TEXTS
 from tests.hub_standin import running_hub
 from tests.small_builds import ROOT, Workshop, command, leftovers
@@ -62,6 +63,9 @@ def test_a_hub_model_from_its_name_to_the_published_directory(tmp_path: Path) ->
     assert manifest["calibration"]["n_tokens"] == 512
     assert "NOTICE" in manifest["files"]
     assert "Llama 3.2 Community License: the name must begin with 'Llama'" in done.stderr
+    values = read_gguf(file).values
+    assert values["general.license"] == "llama3.2"
+    assert values["general.languages"] == ["en"]
     assert leftovers(work, tmp_path / "home") == []
     verify = subprocess.run(command("verify", str(folder)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert verify.returncode == 0, verify.stderr
