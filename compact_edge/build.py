@@ -31,7 +31,7 @@ from exporters.card import base_model_of, carried_to_gguf, licence_of
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata, check_exportable
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
-from exporters.quant_types import ggml_type, grid, quant_named
+from exporters.quant_types import check_rows, ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -178,6 +178,7 @@ def _inputs(options: BuildOptions) -> list[Path]:
 def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -> tuple[str, str | None]:
     """(type, type of the embedding) for this model: what the user named, else the profile's type that fits the rows."""
     if options.quant is not None:
+        check_rows(options.quant, row_lengths(source.config))
         return quant_named(options.quant).name, options.embedding_quant
     quant = fitting_quant(profile.quantization, profile.quantization_block32, row_lengths(source.config))
     embedding = options.embedding_quant

@@ -27,6 +27,7 @@ __all__ = [
     "Quant",
     "QuantSummary",
     "TensorShape",
+    "check_rows",
     "ggml_type",
     "grid",
     "needing_imatrix",
@@ -236,6 +237,13 @@ def ggml_type(name: str) -> GgmlType:
 def grid(quant: str) -> int:
     """What the rows of a matrix (`intermediate_size` for down_proj) must be a multiple of, to keep the base type."""
     return quant_named(quant).block
+
+
+def check_rows(quant: str, rows: Iterable[int]) -> None:
+    """Raise BudgetError where `predict_types` would for a matrix with one of these row lengths, before there is one."""
+    chosen = quant_named(quant)
+    for row in rows:
+        _fitting(chosen.base, TensorShape("the model", (row,), "F32"))
 
 
 def predict_types(

@@ -124,6 +124,14 @@ def test_what_is_refused(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
     huge = Workshop(tmp_path / "huge", hidden_size=768, intermediate_size=512, num_attention_heads=12)
     too_large = ["export", str(huge.model), "--quant", "F32", "--split-max-size", "1M", "--out", str(out)]
     assert_error(capsys, too_large, 2, "alone has 2.4 MB, more than 1 MB", "give at least 3M")
+    odd = Workshop(tmp_path / "odd", hidden_size=192)
+    assert_error(
+        capsys,
+        [*odd.build(out, quant="Q1_0"), "--no-cache"],
+        2,
+        "rows of 192 weights are no multiple of 128 (Q1_0)",
+        "choose a type of 32-weight blocks",
+    )
     assert not out.exists() and leftovers(tmp_path) == []
 
 
