@@ -76,6 +76,10 @@ def read_model(path: Path) -> SentencePieceModel:
         raise as_storage_error(error, path) from error
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(path, "not a SentencePiece model") from error
+    if not pieces or "" in pieces:
+        raise _damaged(path, "no pieces, or a piece without text")
+    if any(isinstance(piece, bytes) for piece in pieces):  # what protobuf makes of text that is no UTF-8
+        raise _damaged(path, "a piece that is no UTF-8")
     # What a newer SentencePiece added, such as a self-test of the whole vocabulary, would not hold after pruning.
     proto.DiscardUnknownFields()
     if proto.trainer_spec.model_type != _BPE:
@@ -96,8 +100,6 @@ def _damaged(path: Path, what: str) -> DamagedFileError:
 
 def _types(proto: Any, pieces: Sequence[str], path: Path) -> list[PieceType]:
     types = [PieceType(piece.type) for piece in proto.pieces]
-    if not pieces or "" in pieces:
-        raise _damaged(path, "no pieces, or a piece without text")
     if len(set(pieces)) != len(pieces):
         raise _damaged(path, "a piece is there twice")
     if types.count(PieceType.UNKNOWN) != 1:
