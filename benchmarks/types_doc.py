@@ -26,7 +26,10 @@ def section() -> str:
     parts = ["## The list", "", "What `--quant list` prints.", "", _listed(), ""]
     parts += [f"- `{row['name']}` is refused: {row['reason']}; {row['instead']}." for row in refused_rows()]
     for name, rows in MODELS.items():
-        recorded = json.loads((RESULTS / f"types-{name}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"types-{name}.json"
+        if not path.is_file():
+            sys.exit(f"error: {path} is not there\nhint: run python benchmarks/gguf_types.py (docs/types.md says how)")
+        recorded = json.loads(path.read_text(encoding="utf-8"))
         parts += ["", f"## Measured: {name} ({rows})", "", *_measured(recorded)]
     return "\n".join(parts)
 
