@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,17 @@ def head(text: str, n_bytes: int) -> str:
     return text.encode()[:n_bytes].decode("utf-8", "ignore")
 
 
-def evaluation_texts(n_bytes: int) -> dict[str, str]:
-    """Held-out text of three kinds, and the standard library's held-out modules."""
-    folder = data_folder()
-    return {
-        "wikitext": head(read_text(folder / "text" / "wikitext2-valid.txt", split="held-out"), n_bytes),
-        "technical": head(read_text(folder / "text" / "peps.txt", split="held-out"), n_bytes),
-        "fiction": head(read_text(folder / "tasks" / "lambada_openai.jsonl"), n_bytes),
-        "stdlib": head(default_evaluation_text(), n_bytes),
+def evaluation_texts(
+    n_bytes: int, kinds: Sequence[str] = ("wikitext", "technical", "fiction", "stdlib")
+) -> dict[str, str]:
+    """Held-out text of three kinds, and the standard library's held-out modules, which need no data folder."""
+    readers: dict[str, Callable[[], str]] = {
+        "wikitext": lambda: read_text(data_folder() / "text" / "wikitext2-valid.txt", split="held-out"),
+        "technical": lambda: read_text(data_folder() / "text" / "peps.txt", split="held-out"),
+        "fiction": lambda: read_text(data_folder() / "tasks" / "lambada_openai.jsonl"),
+        "stdlib": default_evaluation_text,
     }
+    return {kind: head(readers[kind](), n_bytes) for kind in kinds}
 
 
 @dataclass(frozen=True)

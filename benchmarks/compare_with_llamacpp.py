@@ -256,7 +256,9 @@ def compare(ours: Path, theirs: Path) -> tuple[list[str], list[str], int, int]:
         keys += 1
         if a.keys.get(key) == b.keys.get(key):
             continue
-        if key not in b.keys and key in _MAY_BE_OURS_ALONE:
+        if key == "tokenizer.ggml.pre" and _alike(a.keys.get(key), b.keys.get(key)):
+            notes.append(f"{key} is {_text(a.keys[key])!r}, llama.cpp's {_text(b.keys[key])!r}: it treats both alike")
+        elif key not in b.keys and key in _MAY_BE_OURS_ALONE:
             notes.append(f"{key} = {bool(a.keys[key][-1])} is ours alone")
         else:
             differences.append(f"key {key}: ours {_short(a.keys.get(key))}, llama.cpp {_short(b.keys.get(key))}")
@@ -267,6 +269,24 @@ def compare(ours: Path, theirs: Path) -> tuple[list[str], list[str], int, int]:
         elif not np.array_equal(a.data[x[2] : x[2] + x[3]], b.data[y[2] : y[2] + y[3]]):
             differences.append(f"tensor {name}: bytes differ")
     return differences, notes, keys, len(a.tensors)
+
+
+def _text(raw: bytes) -> str:
+    """A string value: type, length, text."""
+    return raw[12:].decode()
+
+
+def _alike(ours: bytes | None, theirs: bytes | None) -> bool:
+    """Whether two names of a pre-tokenizer mean the same to llama.cpp (`compact.pretokenizers`)."""
+    from compact.errors import UnsupportedTokenizerError
+    from compact.pretokenizers import find
+
+    if ours is None or theirs is None:
+        return False
+    try:
+        return find(_text(ours)) is find(_text(theirs))
+    except UnsupportedTokenizerError:
+        return False
 
 
 def _short(raw: bytes | None) -> str:

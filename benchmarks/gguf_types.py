@@ -3,10 +3,13 @@ types were set by.
 
     python benchmarks/gguf_types.py --model smollm2-135m --quants F16,BF16,Q8_0,Q4_0,IQ4_NL --ratios 0.1,0.2,0.35
     python benchmarks/gguf_types.py --quants Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL,Q4_K_M --bytes 8000
+    python benchmarks/gguf_types.py --model tiny --quants all --ratios none --bytes 6000 --kinds stdlib --name types
 
-A quant `IQ4_NL/Q5_1` quantises the embedding to the second type. KL is to the same model in float32 (Transformers),
-over 512 positions of the calibration text, as in the parity gate. `smollm2-135m` is itself dequantised from Q4_1, so
-rankings of 4-bit types on it lean towards Q4_1; `tiny` is not.
+`all` is every type that llama.cpp quantises to (`benchmarks/types_doc.py` puts those figures into docs/types.md); one
+that the model's rows do not fit is recorded with the reason. A quant `IQ4_NL/Q5_1` quantises the embedding to the
+second type. KL is to the same model in float32 (Transformers), over 512 positions of the calibration text, as in the
+parity gate. `smollm2-135m` is itself dequantised from Q4_1, so rankings of 4-bit types on it lean towards Q4_1; `tiny`
+is not.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import click
 from common import cache, evaluation_texts, pruned_checkpoint, record, table
 
 from compact.calibration import Calibration
+from compact.errors import BudgetError
 from compact.prune import PruneOptions, calibration_for
 from compact.source import open_source
 from compact_edge.console import Console
@@ -25,6 +29,7 @@ from compact_edge.side import evaluate_gguf
 from exporters.artifact import Artifact, Export, make_artifact
 from exporters.engine import LlamaEngine
 from exporters.parity import POSITIONS, Reference, mean_kl, reference_for
+from exporters.quant_types import QUANTS
 
 
 def measure(artifact: Artifact, reference: Reference, texts: dict[str, str]) -> dict[str, Any]:
@@ -47,41 +52,53 @@ def measure(artifact: Artifact, reference: Reference, texts: dict[str, str]) -> 
 @click.command()
 @click.option("--model", default="smollm2-135m", show_default=True)
 @click.option("--quants", default="F16,BF16,Q8_0,Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL", show_default=True)
-@click.option("--ratios", default="0.2", show_default=True)
+@click.option("--ratios", default="0.2", show_default=True, help="`none`: the unpruned model alone.")
 @click.option("--grid", default=32, show_default=True, help="What intermediate_size is a multiple of.")
 @click.option("--calibration-tokens", default=16384, show_default=True)
 @click.option("--bytes", "n_bytes", default=0, show_default=True, help="Evaluated of every text; 0: KL and size only.")
+@click.option("--kinds", default="wikitext,technical,fiction,stdlib", show_default=True, help="Of text.")
 @click.option("--name", default="gguf-types", show_default=True, help="Of the file of results.")
-def main(model: str, quants: str, ratios: str, grid: int, calibration_tokens: int, n_bytes: int, name: str) -> None:
+def main(
+    model: str,
+    quants: str,
+    ratios: str,
+    grid: int,
+    calibration_tokens: int,
+    n_bytes: int,
+    kinds: str,
+    name: str,
+) -> None:
     """Print and record the table."""
     store, console = cache(), Console()
     source = open_source(model, store, console)
-    texts = evaluation_texts(n_bytes) if n_bytes else {}
+    texts = evaluation_texts(n_bytes, kinds.split(",")) if n_bytes else {}
     drawn = PruneOptions(calibration_tokens=calibration_tokens)
     calibration: Calibration = calibration_for(source, drawn)
     models: list[tuple[str, Path, str]] = [("0", source.directory, source.id)]
-    for ratio in ratios.split(","):
+    for ratio in ratios.split(",") if ratios != "none" else ():
         options = PruneOptions(ratio=float(ratio), channel_grid=grid, calibration_tokens=calibration_tokens)
         made = pruned_checkpoint(source, options, store)
         models.append((ratio, made.directory, made.plan.id))
     rows, figures = [], []
     for ratio, directory, identity in models:
         reference = reference_for(directory, calibration.texts, greedy=False)
-        for spelled in quants.split(","):
+        for spelled in QUANTS if quants == "all" else quants.split(","):
             quant, _, embedding = spelled.partition("/")
-            artifact = make_artifact(
-                Export(
-                    checkpoint=directory,
-                    checkpoint_id=identity,
-                    quant=quant,
-                    name="benchmark",
-                    embedding_quant=embedding or None,
-                    texts=calibration.texts,
-                    texts_id=calibration.id,
-                ),
-                store,
-                console,
+            export = Export(
+                checkpoint=directory,
+                checkpoint_id=identity,
+                quant=quant,
+                name="benchmark",
+                embedding_quant=embedding or None,
+                texts=calibration.texts,
+                texts_id=calibration.id,
             )
+            try:
+                artifact = make_artifact(export, store, console)
+            except BudgetError as error:
+                figures.append({"ratio": float(ratio), "quant": spelled, "refused": error.message})
+                print(f"{spelled}: {error.message}")
+                continue
             result = measure(artifact, reference, texts)
             figures.append({"ratio": float(ratio), "quant": spelled, **result})
             rows.append(
@@ -97,7 +114,10 @@ def main(model: str, quants: str, ratios: str, grid: int, calibration_tokens: in
             )
             print(table(["ratio", "type", "size", "bits/weight", "token_embd", "mean KL", *texts], rows[-1:]))
     print(table(["ratio", "type", "size", "bits/weight", "token_embd", "mean KL", *texts], rows))
-    record(f"{name}-{source.name}", {"model": source.name, "calibration_tokens": calibration_tokens, "rows": figures})
+    record(
+        f"{name}-{source.name}",
+        {"model": source.name, "calibration_tokens": calibration_tokens, "bytes": n_bytes, "rows": figures},
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from compact.checkpoint import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
 from compact.errors import PlanMismatchError
+from compact.licences import legal_files
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.progress import SILENT, Progress
 from compact.source import CONFIG, GENERATION_CONFIG, ModelSource
@@ -22,15 +23,6 @@ from compact.tokenizer import remap_config, write_pruned_tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-# What must travel with the weights wherever they go.
-LEGAL_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "Notice*", "License*")
-
-
-def legal_files(directory: Path) -> list[Path]:
-    """Licence, notice and use-policy files of a checkpoint."""
-    found = {path for pattern in LEGAL_FILES for path in directory.glob(pattern) if path.is_file()}
-    return sorted(found)
 
 
 def selection(name: str, plan: PrunePlan) -> tuple[int, Sequence[int]] | None:
@@ -128,6 +120,10 @@ def _read_updates(plan: PrunePlan, updates: Path | None, source: ModelSource) ->
 def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     new_id = {old: new for new, old in enumerate(plan.kept_token_ids)}
     config = remap_config(source.config, new_id, str(source.directory / CONFIG))
+    for key, default in source.family.default_ids.items():
+        # Left out, Transformers would take the old id for it.
+        if key not in config and new_id.get(default) != default:
+            config[key] = new_id.get(default)
     config["vocab_size"] = plan.vocab_size
     config["intermediate_size"] = plan.intermediate_size
     write_json(target / CONFIG, config)

@@ -2,7 +2,8 @@
 
 A file is cut into pieces, the pieces are put in an order drawn from the seed, and pieces are taken until the tokens
 asked for are there: a small budget samples all of a large file. Built-in texts come from the Python standard library
-(`compact.stdlib_text`), so that every machine has them.
+(`compact.stdlib_text`), so that every machine has them. A data set on the Hub is read as a stream
+(`compact.hub_dataset`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from compact import stdlib_text
+from compact.cache import Cache
 from compact.errors import CalibrationError, DamagedFileError, StorageError, ToolUnavailableError
+from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
+from compact.progress import SILENT, Progress
 from compact.store import sha256_file, sha256_json
 from compact.tokenizer import encode, load_tokenizer
 
@@ -29,6 +33,9 @@ DEFAULT_TOKENS = 32_768
 # The embedded model has 3 layers of 1,024 channels: a quarter of the text ranks them, and its build stays short.
 TINY_TOKENS = 8_192
 DEFAULT_SEQUENCE_LENGTH = 2048
+# What a model from the Hub is calibrated on where the user names nothing: the paper's 256 samples of 2048 tokens of C4.
+C4 = "allenai/c4"
+HUB_TOKENS = 256 * DEFAULT_SEQUENCE_LENGTH
 
 # A piece is about this many characters a token of the sequence: long enough to fill a sequence in most texts.
 _CHARS_PER_TOKEN = 4
@@ -41,8 +48,8 @@ class Calibration:
     """Token sequences to run the original model over.
 
     Attributes:
-        name: the file or built-in.
-        sha256: of the file (or, for a built-in, of its documents).
+        name: the file or built-in; of a Hub data set, `org/name@commit:config:split`.
+        sha256: of the file (or, for a built-in or a data set, of the documents drawn).
         texts: the pieces taken, in order.
         sequences: ids, each at most `sequence_length` long.
         options: what it was made with (tokens, sequence_length, seed).
@@ -57,8 +64,18 @@ class Calibration:
     id: str
 
     @property
+    def label(self) -> str:
+        """The name without a path, so that equal builds in two places say the same."""
+        return plain_name(self.name)
+
+    @property
     def n_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
+
+
+def plain_name(name: str) -> str:
+    """A calibration's name as the user gave it: a file's without its folder, any other whole."""
+    return name if names_hub_dataset(name) else Path(name).name
 
 
 def read_documents(path: Path) -> list[str]:
@@ -94,10 +111,11 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DamagedFileError(f"{path}:{number}: not valid JSON ({error})") from error
-            yield _text_of(record, f"{path}:{number}")
+            yield text_of(record, f"{path}:{number}")
 
 
-def _text_of(record: Any, where: str) -> str:
+def text_of(record: Any, where: str) -> str:
+    """The text of one record of a jsonl file or data set. Raises DamagedFileError where it has none."""
     if isinstance(record, dict):
         for key in TEXT_KEYS:
             if isinstance(text := record.get(key), str):
@@ -134,13 +152,18 @@ def cut(document: str, size: int) -> list[str]:
     return [*pieces, document[at:]] if at < len(document) else pieces
 
 
+def _digest(documents: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _pieces(name: str, tokens: int, size: int, seed: int, tokenizer: Any) -> tuple[list[str], str]:
     """Pieces in the order drawn from the seed, and the sha256 of the text they come from."""
     if name not in BUILT_IN:
         path = Path(name)
         if not path.is_file():
             raise CalibrationError(
-                f"{name}: no such file", f"name a text, jsonl or parquet file, or: {', '.join(BUILT_IN)}"
+                f"{name}: no such file",
+                f"name a text, jsonl or parquet file, a Hub data set (org/name), or: {', '.join(BUILT_IN)}",
             )
         pieces = [piece for document in read_documents(path) for piece in cut(document, size)]
         random.Random(seed).shuffle(pieces)  # noqa: S311 (a sample, not a secret)
@@ -148,7 +171,7 @@ def _pieces(name: str, tokens: int, size: int, seed: int, tokenizer: Any) -> tup
     source: stdlib_text.Source = "stdlib" if name == STDLIB else "stdlib-prose"
     # The documents come in a scattered order; twice what the budget needs leaves the seed something to choose from.
     documents = list(stdlib_text.take(stdlib_text.documents(source), 2 * _CHARS_PER_TOKEN * tokens))
-    digest = hashlib.sha256("\0".join(documents).encode("utf-8", "surrogatepass")).hexdigest()
+    digest = _digest(documents)
     # Docstrings are short: joined they fill a piece, so that long-range context is there too.
     pieces = cut("\n\n".join(documents), size)
     random.Random(seed).shuffle(pieces)  # noqa: S311
@@ -165,22 +188,39 @@ def _as_chat(piece: str, tokenizer: Any) -> str:
 
 
 def make_calibration(
-    name: str, model_dir: Path, *, tokens: int = DEFAULT_TOKENS, sequence_length: int, seed: int = 0
+    name: str,
+    model_dir: Path,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    sequence_length: int,
+    seed: int = 0,
+    cache: Cache | None = None,
+    progress: Progress = SILENT,
 ) -> Calibration:
     """Draw the calibration set.
 
     Args:
-        name: a file, or a built-in text.
+        name: a file, a built-in text, or a data set on the Hub.
         model_dir: the checkpoint whose tokenizer makes the ids.
         tokens: how many to draw (fewer where the text ends before).
         sequence_length: positions of a sequence; at most the model's.
         seed: of the order in which pieces are drawn.
+        cache: keeps what was drawn from the Hub.
+        progress: told of the text that comes from the Hub.
 
     Raises:
         CalibrationError: no text, or too little for one sequence of 16 tokens.
+        CompactEdgeError: what `compact.hub_dataset.draw_documents` raises.
     """
     tokenizer = load_tokenizer(model_dir)
-    pieces, digest = _pieces(name, tokens, sequence_length * _CHARS_PER_TOKEN, seed, tokenizer)
+    size = sequence_length * _CHARS_PER_TOKEN
+    if names_hub_dataset(name) and (dataset := parse_dataset(name)) is not None:
+        # Twice the characters that the tokens need in most languages: the draw must not depend on the tokenizer.
+        characters = 2 * _CHARS_PER_TOKEN * tokens
+        pieces, name = draw_documents(dataset, characters, size, seed, cache=cache, progress=progress)
+        digest = _digest(pieces)
+    else:
+        pieces, digest = _pieces(name, tokens, size, seed, tokenizer)
     texts: list[str] = []
     stream: list[int] = []
     for piece in pieces:

@@ -8,6 +8,7 @@ header length, little-endian; a JSON header; the tensors' bytes back to back).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
+_BLOB = re.compile(r"[0-9a-f]{64}")
 
 # safetensors dtype name -> bytes of an element; the floating types a language model's weights come in.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -88,12 +90,21 @@ def weight_files(directory: Path) -> list[Path]:
 def refuse_outside_link(directory: Path, file: Path) -> None:
     """Raise UnsafePathError for a file of a checkpoint that links out of its directory.
 
-    The Hub cache's own layout, where `snapshots/REV/NAME` links to `../../blobs/HASH`, is allowed.
+    The Hub cache's own layout is allowed: `snapshots/REV/NAME` links to `../../blobs/HASH`, which may itself link into
+    the store that the cache's repositories share, `../../blobs/HH/HASH` (huggingface_hub, `utils/_shared_blobs.py`).
     """
     home, real = directory.resolve(), file.resolve()
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
-    if not real.is_relative_to(home) and real.parent != blobs:
-        raise UnsafePathError(f"{file}: a link that leaves its directory", "put the file itself there")
+    if real.is_relative_to(home) or (home.parent.name == "snapshots" and _is_blob(home.parents[1], real)):
+        return
+    raise UnsafePathError(f"{file}: a link that leaves its directory", "put the file itself there")
+
+
+def _is_blob(repository: Path, real: Path) -> bool:
+    """Whether a file is one that the Hub's cache keeps for a repository, `models--ORG--NAME`."""
+    if real.parent == repository / "blobs":
+        return True
+    shared = repository.parent / "blobs" / real.name[:2]
+    return repository.name.startswith("models--") and real.parent == shared and bool(_BLOB.fullmatch(real.name))
 
 
 def read_index(directory: Path) -> dict[str, TensorRef]:

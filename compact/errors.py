@@ -34,6 +34,10 @@ class UsageError(CompactEdgeError):
     exit_code = EXIT_USAGE
 
 
+class HubNameError(UsageError):
+    """A name that cannot be a repository of the Hub."""
+
+
 class BudgetError(UsageError):
     """A size or ratio that the model cannot reach, or that the quantization's grid does not allow."""
 
@@ -98,10 +102,30 @@ class PlanMismatchError(DataError):
     """A plan was made for other weights or another tokenizer."""
 
 
+class HubNotFoundError(DataError):
+    """The Hub has no repository of that name, or none that this token may see."""
+
+
+class HubRevisionNotFoundError(HubNotFoundError):
+    """The repository is there; the branch, tag or commit is not."""
+
+
 class ToolUnavailableError(CompactEdgeError):
     """A program, package or device that is needed is not there."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class HubUnavailableError(ToolUnavailableError):
+    """The Hub cannot be reached, or answers with an error of its own."""
+
+
+class HubAccessError(HubUnavailableError):
+    """The repository is there and this user may not read it: gated, disabled, or a token that is refused."""
+
+
+class HubOfflineError(HubUnavailableError):
+    """Offline mode is on, and the cache does not hold what is needed."""
 
 
 class EngineCrashedError(ToolUnavailableError):

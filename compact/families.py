@@ -1,128 +1,195 @@
 """The family table: one row an architecture, read in both directions (HF -> GGUF names and back).
 
-A new family is one `Family` row here and one line in `tests/compact/test_families.py`. Nothing else in the project
-compares architecture names.
+A new family is one `Family` row here and one entry in `tests/family_models.py`, which every family test reads.
+CONTRIBUTING.md ("Add a family") has a worked example. Nothing else in the project compares architecture names.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from compact.errors import MixtureOfExpertsError, UnsupportedArchitectureError
+from compact.family import SILU, ConfigNumber, Family, default_sliding
+
+__all__ = [
+    "FAMILIES",
+    "SILU",
+    "ConfigNumber",
+    "Family",
+    "default_sliding",
+    "family_of",
+    "family_of_gguf",
+    "text_family_of",
+]
 
 # HF module path inside `model.layers.N.` -> GGUF tensor name inside `blk.N.`. `.weight` and `.bias` are carried over.
-_LLAMA_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-
-_HF_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
-_GGUF_LAYER = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is particular to one architecture.
-
-    Attributes:
-        architecture: `architectures[0]` of `config.json`.
-        model_type: `model_type` of `config.json`.
-        gguf_arch: `general.architecture` of the GGUF (GGUF spec, "Required metadata").
-        permute_qk: rows of q and k interleave the rotary halves in GGUF (Llama layout); Transformers keeps them apart.
-        attention_bias: the layout always has biases on q, k and v (and config.json has no key for it).
-        writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size`, `ARCH.rope.dimension_count`, the head
-            dimension where config.json leaves it out, and `add_space_prefix`.
-        layer: HF module path inside a layer -> GGUF name inside a block.
-        top: HF module path outside the layers -> GGUF name.
-        example: a Hub id whose layout this row was checked against.
-    """
-
-    architecture: str
-    model_type: str
-    gguf_arch: str
-    permute_qk: bool
-    attention_bias: bool
-    writes_vocab_size: bool
-    example: str
-    layer: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_LLAMA_LAYER))
-    top: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_TOP))
-
-    def gguf_name(self, hf_name: str) -> str:
-        """GGUF tensor name of an HF tensor name. Raises UnsupportedArchitectureError for a tensor without a place."""
-        if match := _HF_LAYER.match(hf_name):
-            index, module, kind = match.groups()
-            if module in self.layer:
-                return f"blk.{index}.{self.layer[module]}.{kind}"
-        else:
-            module, _, kind = hf_name.rpartition(".")
-            if module in self.top:
-                return f"{self.top[module]}.{kind}"
-        raise UnsupportedArchitectureError(
-            f"tensor {hf_name!r} has no place in the {self.architecture} layout",
-            "the checkpoint has parts that this family does not know; see docs/families.md",
-        )
-
-    def hf_name(self, gguf_name: str) -> str:
-        """HF tensor name of a GGUF tensor name (the table read backwards). Raises UnsupportedArchitectureError."""
-        if match := _GGUF_LAYER.match(gguf_name):
-            index, short, kind = match.groups()
-            for module, gguf in self.layer.items():
-                if gguf == short:
-                    return f"model.layers.{index}.{module}.{kind}"
-        else:
-            short, _, kind = gguf_name.rpartition(".")
-            for module, gguf in self.top.items():
-                if gguf == short:
-                    return f"{module}.{kind}"
-        raise UnsupportedArchitectureError(f"GGUF tensor {gguf_name!r} has no place in the {self.architecture} layout")
-
-    def heads_to_permute(self, hf_name: str, config: Mapping[str, Any]) -> int | None:
-        """Number of heads by which the rows of this tensor are permuted in GGUF; None where they are not."""
-        if not self.permute_qk:
-            return None
-        heads = int(config["num_attention_heads"])
-        if ".self_attn.q_proj." in hf_name:
-            return heads
-        if ".self_attn.k_proj." in hf_name:
-            return int(config.get("num_key_value_heads") or heads)
-        return None
-
+_LLAMA_LAYER = MappingProxyType(
+    {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+)
+_QK_NORM = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+# Gemma norms the output of attention and FFN too, so Llama's post_attention_layernorm has another place here.
+_GEMMA2_LAYER = MappingProxyType(
+    {
+        **_LLAMA_LAYER,
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+)
+_LLAMA_IDS = MappingProxyType({"bos_token_id": 1, "eos_token_id": 2})
+_GEMMA_IDS = MappingProxyType({"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
+_GELU_TANH = ("gelu_pytorch_tanh",)
 
 FAMILIES: tuple[Family, ...] = (
     Family(
         architecture="LlamaForCausalLM",
         model_type="llama",
         gguf_arch="llama",
-        permute_qk=True,
-        attention_bias=False,
-        writes_vocab_size=True,
         example="HuggingFaceTB/SmolLM2-135M-Instruct",
+        default_ids=_LLAMA_IDS,
+        layer=_LLAMA_LAYER,
+        permute_qk=True,
+        optional_biases=True,
+        writes_vocab_size=True,
+        rope_factors=True,
+    ),
+    Family(
+        architecture="MistralForCausalLM",
+        model_type="mistral",
+        gguf_arch="llama",
+        example="mistralai/Mistral-7B-Instruct-v0.3",
+        default_ids=_LLAMA_IDS,
+        layer=_LLAMA_LAYER,
+        permute_qk=True,
+        writes_vocab_size=True,
+        drops_window=True,
+        default_kv_heads=8,
+        rope_factors=True,
+    ),
+    Family(
+        architecture="SmolLM3ForCausalLM",
+        model_type="smollm3",
+        gguf_arch="smollm3",
+        example="HuggingFaceTB/SmolLM3-3B",
+        default_ids={"bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004},
+        layer=_LLAMA_LAYER,
+        permute_qk=True,
+        writes_vocab_size=True,
+        head_dim="configured",
+        tied_by_default=True,
+        no_rope_interval=4,
+        theta=2000000.0,
+        default_kv_heads=4,
+    ),
+    Family(
+        architecture="GraniteForCausalLM",
+        model_type="granite",
+        gguf_arch="granite",
+        example="ibm-granite/granite-3.3-2b-instruct",
+        default_ids=_LLAMA_IDS,
+        layer=_LLAMA_LAYER,
+        permute_qk=True,
+        optional_biases=True,
+        writes_vocab_size=True,
+        head_dim="never",
+        numbers=(
+            ConfigNumber("attention_multiplier", "attention.scale", default=1.0),
+            ConfigNumber("embedding_multiplier", "embedding_scale", default=1.0),
+            ConfigNumber("residual_multiplier", "residual_scale", default=1.0),
+            ConfigNumber("logits_scaling", "logit_scale", default=1.0),
+        ),
+        own_head_dim=False,
+        rope_factors=True,
+        rope_switch=True,
     ),
     Family(
         architecture="Qwen2ForCausalLM",
         model_type="qwen2",
         gguf_arch="qwen2",
-        permute_qk=False,
-        attention_bias=True,
-        writes_vocab_size=False,
         example="Qwen/Qwen2.5-0.5B-Instruct",
+        layer=_LLAMA_LAYER,
+        attention_bias=True,
+        head_dim="configured",
+        own_head_dim=False,
+        default_kv_heads=32,
+    ),
+    Family(
+        architecture="Qwen3ForCausalLM",
+        model_type="qwen3",
+        gguf_arch="qwen3",
+        example="Qwen/Qwen3-0.6B",
+        layer=MappingProxyType({**_LLAMA_LAYER, **_QK_NORM}),
+        default_head_dim=128,
+        default_kv_heads=32,
+    ),
+    Family(
+        architecture="Gemma2ForCausalLM",
+        model_type="gemma2",
+        gguf_arch="gemma2",
+        example="google/gemma-2-2b-it",
+        default_ids=_GEMMA_IDS,
+        layer=_GEMMA2_LAYER,
+        default_head_dim=256,
+        activations=_GELU_TANH,
+        tied_by_default=True,
+        untied=False,
+        norm_offset=1.0,
+        numbers=(
+            ConfigNumber("attn_logit_softcapping", "attn_logit_softcapping", default=50.0, required=True),
+            ConfigNumber("final_logit_softcapping", "final_logit_softcapping", default=30.0, required=True),
+            ConfigNumber("sliding_window", "attention.sliding_window", integer=True, default=4096, required=True),
+        ),
+        sliding_pattern=2,
+        writes_theta=False,
+        query_scale_layers=(46,),
+        default_kv_heads=4,
+        activation_key="hidden_activation",
+    ),
+    Family(
+        architecture="Gemma3ForCausalLM",
+        model_type="gemma3_text",
+        gguf_arch="gemma3",
+        example="google/gemma-3-1b-it",
+        default_ids=_GEMMA_IDS,
+        layer=MappingProxyType({**_GEMMA2_LAYER, **_QK_NORM}),
+        default_head_dim=256,
+        activations=_GELU_TANH,
+        tied_by_default=True,
+        norm_offset=1.0,
+        numbers=(
+            ConfigNumber("final_logit_softcapping", "final_logit_softcapping"),
+            ConfigNumber("sliding_window", "attention.sliding_window", integer=True, default=4096, required=True),
+        ),
+        sliding_pattern=6,
+        theta=1000000.0,
+        local_theta=10000.0,
+        query_scale_layers=(62,),
+        multimodal="Gemma3ForConditionalGeneration",
+        default_kv_heads=4,
+        activation_key="hidden_activation",
+        pattern_key="sliding_window_pattern",
     ),
 )
 
 _SUPPORTED = ", ".join(sorted(family.architecture for family in FAMILIES))
 _MOE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+def _architecture(config: Mapping[str, Any]) -> Any:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names else None
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
@@ -142,20 +209,28 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
             f"{where}: mixture-of-experts model ({moe} = {config[moe]!r})",
             "COMPACT's channel scores are defined for dense FFNs; use a dense model",
         )
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
+    name = _architecture(config)
     for family in FAMILIES:
         if family.architecture == name:
             return family
     raise UnsupportedArchitectureError(f"{where}: architecture {name!r} is not supported", f"supported: {_SUPPORTED}")
 
 
+def text_family_of(config: Mapping[str, Any]) -> Family | None:
+    """The row of the language model inside a multimodal model's `config.json`; None where it is no such model."""
+    name = _architecture(config)
+    return next((family for family in FAMILIES if family.multimodal is not None and family.multimodal == name), None)
+
+
 def family_of_gguf(gguf_arch: str, where: str) -> Family:
-    """The row for a GGUF's `general.architecture`. Raises UnsupportedArchitectureError."""
+    """The row for a GGUF's `general.architecture`; the first one where several share it.
+
+    Raises UnsupportedArchitectureError.
+    """
     for family in FAMILIES:
         if family.gguf_arch == gguf_arch:
             return family
-    names = ", ".join(sorted(family.gguf_arch for family in FAMILIES))
+    names = ", ".join(sorted({family.gguf_arch for family in FAMILIES}))
     raise UnsupportedArchitectureError(
         f"{where}: GGUF architecture {gguf_arch!r} is not supported", f"supported: {names}"
     )

@@ -9,9 +9,10 @@ import gguf
 import numpy as np
 
 from compact.errors import DamagedFileError, MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import Family
+from compact.families import Family, default_sliding
 from compact.gguf_file import GgufFile
 from compact.gguf_tokenizer import GgufTokenizer
+from compact.numbers import number
 from compact.rope import DEFAULT_THETA, Rope, recognise_llama3
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -33,21 +34,26 @@ _KNOWN_KEYS = frozenset(
         "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
         "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
         "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
-        "rope.scaling.yarn_beta_slow", "rope.scaling.finetuned", "tensor_data_layout",
+        "rope.scaling.yarn_beta_slow", "tensor_data_layout",
         "expert_count", "expert_used_count",
     }
 )  # fmt: skip
 
 
-def refuse_unknown(file: GgufFile, arch: str) -> None:
+def refuse_unknown(file: GgufFile, family: Family) -> None:
     """Raises MixtureOfExpertsError, or UnsupportedArchitectureError for a key that this reader does not understand."""
+    arch = family.gguf_arch
+    known = _KNOWN_KEYS | {setting.gguf for setting in family.numbers}
+    known |= {"rope.freq_base_swa"} if family.local_theta is not None else set()
+    known |= {"attention.sliding_window_pattern"} if family.sliding_pattern is not None else set()
+    known |= set() if family.rope_switch else {"rope.scaling.finetuned"}
     if file.values.get(f"{arch}.expert_count"):
         raise MixtureOfExpertsError(
             f"{file.path}: mixture-of-experts model ({arch}.expert_count = {file.values[f'{arch}.expert_count']!r})",
             "COMPACT's channel scores are defined for dense FFNs; use a dense model",
         )
     for key in file.values:
-        if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in _KNOWN_KEYS:
+        if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in known:
             raise UnsupportedArchitectureError(
                 f"{file.path}: key {key[:80]!r} is not understood and may change what the model computes",
                 "start from the Hugging Face checkpoint of this model",
@@ -70,11 +76,8 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _positive(file: GgufFile, key: str, default: float) -> float:
-    value = file.values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DamagedFileError(f"{file.path}: {key} = {str(value)[:60]} is not a number that fits")
-    return _shortest(value)
+def _number(file: GgufFile, key: str, default: float, *, positive: bool = True) -> float:
+    return _shortest(number(file.values.get(key, default), key, str(file.path), positive=positive))
 
 
 def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufTokenizer, dtype: str) -> dict[str, Any]:
@@ -93,7 +96,8 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
             f"{file.path}: key, value and rotary dimensions differ, or heads do not divide",
             "start from the Hugging Face checkpoint of this model",
         )
-    theta = _positive(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
+    # llama.cpp's own default, or the layout's where the converter writes no key.
+    theta = _number(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
     vocab = file.tensors[_EMBEDDING].shape[0] if _EMBEDDING in file.tensors else 0
     if vocab != tokenizer.vocab_size:
         raise DamagedFileError(f"{file.path}: {tokenizer.vocab_size} tokens, but the embedding has {vocab} rows")
@@ -101,30 +105,69 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "dtype": dtype,
-        "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": _size(file, f"{arch}.feed_forward_length"),
         "num_hidden_layers": _size(file, f"{arch}.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "rms_norm_eps": _positive(file, f"{arch}.attention.layer_norm_rms_epsilon", 1e-6),
+        "rms_norm_eps": _number(file, f"{arch}.attention.layer_norm_rms_epsilon", 1e-6, positive=False),
         "rope_theta": theta,
         "max_position_embeddings": _size(file, f"{arch}.context_length"),
         "vocab_size": vocab,
         "tie_word_embeddings": _OUTPUT not in file.tensors,
         **_token_ids(tokenizer),
     }
+    config[family.activation_key] = family.activations[0]
     rope = _rope(file, arch, theta)
     if rope.kind != "default":
         config["rope_scaling"] = {"rope_type": rope.kind, **rope.scaling}
-    if not family.attention_bias:
+    if family.local_theta is not None:
+        config["rope_local_base_freq"] = _number(file, f"{arch}.rope.freq_base_swa", family.local_theta)
+    if family.optional_biases:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-    elif head_dim * heads == hidden:
+    if family.head_dim != "always" and head_dim * heads == hidden:
         # This layout's configuration class derives the head dimension and has no key for it.
         del config["head_dim"]
+    config |= _numbers(file, arch, family)
+    config |= _layer_kinds(file, arch, family, config)
     return config
+
+
+def _numbers(file: GgufFile, arch: str, family: Family) -> dict[str, Any]:
+    """The family's further settings; one that is off has no key in the GGUF and null in config.json."""
+    found: dict[str, Any] = {}
+    for setting in family.numbers:
+        key = f"{arch}.{setting.gguf}"
+        if key in file.values:
+            found[setting.config] = _size(file, key) if setting.integer else _number(file, key, 0.0)
+        elif setting.default is None:
+            found[setting.config] = None
+        else:
+            # What llama.cpp takes without the key is not what Transformers takes without the setting.
+            raise DamagedFileError(f"{file.path}: no {key}")
+    return found
+
+
+def _layer_kinds(file: GgufFile, arch: str, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """Which layers have a window, and what llama.cpp has built in for the layout."""
+    kinds: dict[str, Any] = {}
+    layers = config["num_hidden_layers"]
+    if family.sliding_pattern is not None:
+        pattern = file.values.get(f"{arch}.attention.sliding_window_pattern", family.sliding_pattern)
+        if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+            pattern = default_sliding(pattern, layers)
+        if not isinstance(pattern, list) or len(pattern) != layers:
+            raise DamagedFileError(f"{file.path}: {arch}.attention.sliding_window_pattern does not fit {layers} layers")
+        kinds["layer_types"] = ["sliding_attention" if window else "full_attention" for window in pattern]
+    if family.query_scale_layers is not None:
+        derived = config["hidden_size"] // config["num_attention_heads"]
+        kinds["query_pre_attn_scalar"] = derived if layers in family.query_scale_layers else config["head_dim"]
+    if family.no_rope_interval is not None:
+        kinds["no_rope_layers"] = [int(rope) for rope in default_sliding(family.no_rope_interval, layers)]
+        kinds["no_rope_layer_interval"] = family.no_rope_interval
+    return kinds
 
 
 def _token_ids(tokenizer: GgufTokenizer) -> dict[str, int]:
@@ -149,7 +192,9 @@ def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any
 
 
 def _rope(file: GgufFile, arch: str, theta: float) -> Rope:
-    kind = file.values.get(f"{arch}.rope.scaling.type", "none")
+    # llama.cpp takes a factor without a type for linear scaling.
+    untyped = "linear" if f"{arch}.rope.scaling.factor" in file.values else "none"
+    kind = file.values.get(f"{arch}.rope.scaling.type", untyped)
     factors = file.tensors.get(ROPE_FREQS)
     if factors is not None:
         if kind != "none" or factors.qtype is not gguf.GGMLQuantizationType.F32 or len(factors.shape) != 1:
@@ -158,16 +203,18 @@ def _rope(file: GgufFile, arch: str, theta: float) -> Rope:
         return recognise_llama3(raw.reshape(-1).view("<f4"), theta, str(file.path))
     if kind == "none":
         return Rope("default", theta)
-    scaling = {"factor": _positive(file, f"{arch}.rope.scaling.factor", 0.0)}
+    if kind not in ("linear", "yarn"):
+        raise UnsupportedArchitectureError(f"{file.path}: rope scaling {str(kind)[:40]!r} is not supported")
+    scaling = {"factor": _number(file, f"{arch}.rope.scaling.factor", 0.0)}
     if kind == "linear":
         return Rope(kind, theta, scaling)
-    if kind == "yarn":
-        original = f"{arch}.rope.scaling.original_context_length"
-        scaling["original_max_position_embeddings"] = _size(file, original)
-        names = {"ext": "extrapolation_factor", "attn": "attention_factor"}
-        for short in ("ext_factor", "attn_factor", "beta_fast", "beta_slow"):
-            key = f"{arch}.rope.scaling.yarn_{short}"
-            if key in file.values:
-                scaling[names.get(short.removesuffix("_factor"), short)] = _positive(file, key, 0.0)
-        return Rope(kind, theta, scaling)
-    raise UnsupportedArchitectureError(f"{file.path}: rope scaling {str(kind)[:40]!r} is not supported")
+    original = f"{arch}.rope.scaling.original_context_length"
+    scaling["original_max_position_embeddings"] = _size(file, original)
+    # llama.cpp computes the attention factor itself, whatever `yarn_attn_factor` says; Transformers does too.
+    for short in ("beta_fast", "beta_slow"):
+        key = f"{arch}.rope.scaling.yarn_{short}"
+        if key in file.values:
+            scaling[short] = _number(file, key, 0.0)
+    if _number(file, f"{arch}.rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise UnsupportedArchitectureError(f"{file.path}: YaRN with an extrapolation factor is not supported")
+    return Rope(kind, theta, scaling)

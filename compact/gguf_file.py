@@ -20,10 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compact.errors import DamagedFileError, ModelNotFoundError
+from compact.gguf_types import TensorType, block_of, tensor_type
 from compact.store import as_storage_error
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+# Behind the magic, the version and the counts of tensors and key-values.
+VALUES_START = 4 + 4 + 8 + 8
 _SCALARS: Mapping[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -49,7 +52,7 @@ class GgufTensor:
 
     name: str
     shape: tuple[int, ...]
-    qtype: gguf.GGMLQuantizationType
+    qtype: TensorType
     offset: int
     n_bytes: int
 
@@ -69,12 +72,14 @@ class GgufFile:
     Attributes:
         path: the file.
         values: key -> value (int, float, bool, str, or a list of one kind).
-        tensors: the tensor table, by name.
+        tensors: the tensor table, by name, in the file's order.
+        values_end: first byte behind the key-values; they begin at `VALUES_START`.
     """
 
     path: Path
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+    values_end: int
 
     def read_rows(self, tensor: GgufTensor, first: int, count: int) -> npt.NDArray[np.uint8]:
         """The raw bytes of rows `first` to `first + count`, shape [count, bytes a row]. Raises DamagedFileError."""
@@ -137,7 +142,7 @@ def read_gguf(path: Path) -> GgufFile:
     """
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < 24:
+            if os.fstat(file.fileno()).st_size < VALUES_START:
                 raise DamagedFileError(f"{path}: too short for a GGUF file")
             # Mapped for reading: the pages of the head only are touched, and the file's size is the bound of all reads.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -165,6 +170,7 @@ def _read_head(cursor: _Cursor, path: Path) -> GgufFile:
         if key in values:
             raise cursor.fail(f"key {key[:80]!r} is there twice")
         values[key] = _read_value(cursor, cursor.number("I", "value type"), key)
+    values_end = cursor.at
     table = [_read_tensor_row(cursor) for _ in range(n_tensors)]
     alignment = values.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -175,7 +181,7 @@ def _read_head(cursor: _Cursor, path: Path) -> GgufFile:
         if name in tensors:
             raise cursor.fail(f"tensor {name!r} is there twice")
         tensors[name] = _checked_tensor(cursor, name, shape, qtype, offset, alignment)
-    return GgufFile(path, values, tensors)
+    return GgufFile(path, values, tensors, values_end)
 
 
 def _read_value(cursor: _Cursor, kind: int, key: str) -> Any:
@@ -220,8 +226,8 @@ def _checked_tensor(
     cursor: _Cursor, name: str, shape: tuple[int, ...], raw_type: int, offset: int, alignment: int
 ) -> GgufTensor:
     try:
-        qtype = gguf.GGMLQuantizationType(raw_type)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+        qtype = tensor_type(raw_type)
+        block, block_bytes = block_of(qtype)
     except (ValueError, KeyError) as error:
         raise cursor.fail(f"tensor {name!r} has the unknown type {raw_type}") from error
     elements = 1

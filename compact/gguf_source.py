@@ -74,14 +74,13 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     """Write the checkpoint that a GGUF holds into `out`.
 
     Args:
-        path: the GGUF file: a layout of the family table, with a byte-level or SentencePiece-style BPE tokenizer.
+        path: the GGUF file, of a layout of the family table.
         out: an empty directory, which the caller publishes when this returns.
         progress: told the tensors done.
 
     Returns:
         What was read. Files written: config.json, generation_config.json, model.safetensors, tokenizer.json,
-        tokenizer_config.json, tokenizer.model for SentencePiece-style BPE, chat_template.jinja where there is a
-        template, README.md.
+        tokenizer_config.json, chat_template.jinja where there is a template, README.md.
 
     Raises:
         ModelNotFoundError: no such file.
@@ -98,7 +97,7 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     if not isinstance(arch, str):
         raise DamagedFileError(f"{where}: no general.architecture")
     family = family_of_gguf(arch, where)
-    refuse_unknown(file, arch)
+    refuse_unknown(file, family)
     tokenizer = read_tokenizer(file.values, where)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FREQS}
     dtype = _checkpoint_dtype(tensors, where)
@@ -188,7 +187,7 @@ def _write_weights(
         for name, tensor in tensors.items():
             heads = family.heads_to_permute(name, config)
             if tensor.qtype in _FLOATS:
-                _write_float(writer, file, name, tensor, dtype, heads)
+                _write_float(writer, file, name, tensor, dtype, heads, family.norm_shift(name))
             else:
                 _write_dequantised(writer, file, name, tensor, heads)
             task.advance()
@@ -216,13 +215,28 @@ def unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
 
 
 def _write_float(
-    writer: SafetensorsWriter, file: GgufFile, name: str, tensor: GgufTensor, dtype: str, heads: int | None
+    writer: SafetensorsWriter,
+    file: GgufFile,
+    name: str,
+    tensor: GgufTensor,
+    dtype: str,
+    heads: int | None,
+    offset: float,
 ) -> None:
-    """Copy the bits. A vector that the converter widened to F32 goes back to the checkpoint's type where exact."""
+    """Copy the bits. A vector that the converter widened to F32 goes back to the checkpoint's type where exact.
+
+    Where the GGUF holds 1 + w, w is taken back: exact to the last bit for |w| of 2^-16 and more of a bfloat16 norm; a
+    smaller one was rounded when 1 was added, and gives the same 1 + w.
+    """
     stored = _FLOATS[tensor.qtype]
-    if stored == "F32" and dtype != "F32" and len(tensor.shape) == 1:
+    if offset and stored != "F32":
+        raise UnsupportedArchitectureError(
+            f"{file.path}: tensor {tensor.name!r} is {stored}, norms are expected in F32"
+        )
+    if stored == "F32" and len(tensor.shape) == 1 and (dtype != "F32" or offset):
         values = file.read_rows(tensor, 0, tensor.shape[0]).reshape(-1).view("<f4")
-        narrow = _narrowed(values, dtype)
+        values = values - np.float32(offset) if offset else values
+        narrow = _narrowed(values, dtype) if dtype != "F32" else None
         writer.begin(name, dtype if narrow is not None else stored)
         whole = values if narrow is None else narrow
         writer.write(unpermute(whole, heads) if heads else whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,13 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
 
 OUTPUT = "lm_head.weight"
+# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
+_BUFFER = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a checkpoint is no weight of the model."""
+    return _BUFFER.search(name) is not None
 
 
 def expected_shapes(
@@ -28,9 +36,8 @@ def expected_shapes(
     layers, hidden, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
     if layers > n_tensors:
         raise DamagedFileError(f"{where}: {layers} layers, but only {n_tensors} tensors")
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    heads, head_dim = config["num_attention_heads"], family.head_dim_of(config)
+    q, kv = heads * head_dim, family.kv_heads(config) * head_dim
     rows = {
         "self_attn.q_proj": (q, hidden),
         "self_attn.k_proj": (kv, hidden),
@@ -40,21 +47,22 @@ def expected_shapes(
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
+    norms = {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
     biased = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"} if family.attention_bias else set()
-    if config.get("attention_bias"):
+    if family.optional_biases and config.get("attention_bias"):
         biased |= {name for name in rows if name.startswith("self_attn.")}
-    if config.get("mlp_bias"):
+    if family.optional_biases and config.get("mlp_bias"):
         biased |= {name for name in rows if name.startswith("mlp.")}
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),
         "model.norm.weight": (hidden,),
     }
-    if not config.get("tie_word_embeddings"):
+    if not family.tied(config):
         expected[OUTPUT] = (config["vocab_size"], hidden)
     for layer in range(layers):
         for module in family.layer:
             name = f"model.layers.{layer}.{module}"
-            expected[f"{name}.weight"] = rows.get(module, (hidden,))
+            expected[f"{name}.weight"] = rows.get(module) or norms.get(module, (hidden,))
             if module in biased:
                 expected[f"{name}.bias"] = rows[module][:1]
     return expected

@@ -15,6 +15,8 @@ from compact.cache import Cache
 from compact.calibration import Calibration, make_calibration, read_documents
 from compact.checkpoint import open_tensors
 from compact.errors import DamagedFileError, UsageError
+from compact.hub import names_hub_model
+from compact.hub_dataset import names_hub_dataset, require_datasets
 from compact.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
@@ -50,9 +52,9 @@ class PruneOptions:
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
         keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
-        calibration: file or built-in text; None takes the model's default.
-        calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`),
-            and sequences of the smaller of 2048 and the model's maximum.
+        calibration: file, built-in text or Hub data set; None takes the model's default.
+        calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
+            524,288 of a Hub data set), and sequences of the smaller of 2048 and the model's maximum.
         method: `compact`; `magnitude` and `random` are there to compare with.
         device, dtype, batch_size: of the calibration pass.
     """
@@ -75,27 +77,50 @@ class PruneOptions:
 
 
 def default_calibration(source: ModelSource) -> str:
-    """`stdlib` (code and prose) for `tiny`, which was trained on such text; `stdlib-prose` for every other model."""
-    return calibrating.STDLIB if source.origin == TINY else calibrating.STDLIB_PROSE
+    """`stdlib` (code and prose) for `tiny`, which was trained on such text; C4 for a model from the Hub, as in the
+    paper; `stdlib-prose`, which needs no network, for every other model."""
+    if source.origin == TINY:
+        return calibrating.STDLIB
+    return calibrating.C4 if source.commit is not None else calibrating.STDLIB_PROSE
 
 
-def calibration_for(source: ModelSource, options: PruneOptions) -> Calibration:
-    """The calibration set that the options name."""
+def check_calibration(model: str, options: PruneOptions) -> None:
+    """Refuse a calibration that cannot be read here, before a model is fetched. Raises ToolUnavailableError."""
+    name = options.calibration or (calibrating.C4 if names_hub_model(model) else None)
+    if name is not None and options.method == "compact" and names_hub_dataset(name):
+        require_datasets(name)
+
+
+def calibration_for(
+    source: ModelSource, options: PruneOptions, *, cache: Cache | None = None, progress: Progress = SILENT
+) -> Calibration:
+    """The calibration set that the options name. `cache` and `progress` are for one that comes from the Hub."""
     limit = source.max_positions
     length = options.sequence_length or min(calibrating.DEFAULT_SEQUENCE_LENGTH, limit)
     if not 16 <= length <= limit:
         raise UsageError(f"--sequence-length {length}: this model takes 16 to {limit}")
+    name = options.calibration or default_calibration(source)
+    from_hub = names_hub_dataset(name)
     tokens = options.calibration_tokens
     if tokens is None:
-        tokens = calibrating.TINY_TOKENS if source.origin == TINY else calibrating.DEFAULT_TOKENS
+        small = calibrating.TINY_TOKENS if source.origin == TINY else calibrating.DEFAULT_TOKENS
+        tokens = calibrating.HUB_TOKENS if from_hub else small
+        if from_hub:
+            progress.note(
+                f"calibrating on {tokens:,} tokens of {name}, which takes long without a GPU; "
+                f"--calibration-tokens {calibrating.DEFAULT_TOKENS} or --calibration {calibrating.STDLIB_PROSE} "
+                "makes it quicker"
+            )
     if tokens < 16:
         raise UsageError(f"--calibration-tokens {tokens}: at least 16 are needed")
     return make_calibration(
-        options.calibration or default_calibration(source),
+        name,
         source.directory,
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
+        cache=cache,
+        progress=progress,
     )
 
 
@@ -176,7 +201,7 @@ def make_plan(
         channels = [list(range(source.intermediate_size))] * source.num_hidden_layers
     else:
         if options.method == "compact":
-            used = calibration or calibration_for(source, options)
+            used = calibration or calibration_for(source, options, cache=cache, progress=progress)
             scores = common_act2(source, used, ranking, sizes, options, cache, progress)
         else:
             scores = reference_scores(source, options.method, options.seed)
@@ -208,7 +233,7 @@ def make_plan(
 
 def _describe(calibration: Calibration) -> dict[str, Any]:
     return {
-        "name": Path(calibration.name).name,
+        "name": calibration.label,
         "sha256": calibration.sha256,
         "id": calibration.id,
         "n_tokens": calibration.n_tokens,
@@ -297,5 +322,5 @@ def options_as_json(options: PruneOptions) -> dict[str, Any]:
     """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
     values = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
     if options.calibration is not None:
-        values["calibration"] = Path(options.calibration).name
+        values["calibration"] = calibrating.plain_name(options.calibration)
     return values

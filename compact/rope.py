@@ -16,15 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.numbers import number
 
 DEFAULT_THETA = 10000.0
-# Defaults of Transformers for keys that a `llama3` object may leave out.
-_LLAMA3_DEFAULTS = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Torch versions differ in the last bit of a power; two different settings differ by far more.
 _TOLERANCE = 1e-5
 
@@ -37,29 +32,40 @@ class Rope:
         kind: `default`, `linear`, `yarn` or `llama3`.
         theta: base of the frequencies.
         scaling: the numbers of the scaling, by their config.json names (empty for `default`).
+        local_theta: base of the frequencies in sliding-window layers where those have their own (Gemma 3); the
+            scaling is then of the other layers alone.
     """
 
     kind: str
     theta: float
     scaling: Mapping[str, float] = field(default_factory=dict)
+    local_theta: float | None = None
 
 
-def read_rope(config: Mapping[str, Any], where: str) -> Rope:
+def read_rope(
+    config: Mapping[str, Any], where: str, *, theta: float = DEFAULT_THETA, local_theta: float | None = None
+) -> Rope:
     """The rotary settings of a config.json in either spelling.
 
     Args:
         config: the parsed file.
         where: its path, for messages.
+        theta: base of the frequencies where the file has none.
+        local_theta: that of sliding-window layers; None for a layout whose layers share one.
 
     Raises:
         UnsupportedArchitectureError: a kind of scaling that GGUF cannot hold for these layouts (`dynamic`,
             `longrope`, a partial rotary dimension, settings per attention kind).
         DamagedFileError: a value is not a positive number.
     """
-    raw = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(raw, Mapping):
+    # Transformers lets the older spelling win where a file has both.
+    older, newer = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
+    if not isinstance(older, Mapping) or not isinstance(newer, Mapping):
         raise DamagedFileError(f"{where}: rope settings are not an object")
-    theta = _number(raw.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)), "rope_theta", where)
+    raw = older or newer
+    if local_theta is not None:
+        raw, local_theta = _by_attention(older, newer, config, local_theta, where)
+    theta = number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where, positive=True)
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
         raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
@@ -67,29 +73,69 @@ def read_rope(config: Mapping[str, Any], where: str) -> Rope:
     if partial not in (None, 1, 1.0):
         raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
     if kind in ("default", None):
-        return Rope("default", theta)
+        return Rope("default", theta, local_theta=local_theta)
+    if kind not in ("linear", "yarn", "llama3"):
+        raise UnsupportedArchitectureError(
+            f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in a GGUF of this layout",
+            "supported: default, linear, yarn, llama3",
+        )
     scaling = {
-        key: _number(value, key, where)
+        key: number(value, key, where, positive=True)
         for key, value in raw.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "rope_theta"
     }
+    if kind != "linear" and "original_max_position_embeddings" not in scaling:
+        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        key = "original_max_position_embeddings"
+        scaling[key] = number(original, key, where, positive=True)
+    for key in _LLAMA3_KEYS if kind == "llama3" else ("factor",):
+        if key not in scaling:
+            raise DamagedFileError(f"{where}: rope scaling {kind!r} without {key}")
     if kind == "llama3":
-        return Rope(kind, theta, {key: scaling.get(key, value) for key, value in _LLAMA3_DEFAULTS.items()})
-    if kind in ("linear", "yarn") and "factor" in scaling:
-        if kind == "yarn" and "original_max_position_embeddings" not in scaling:
-            original = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-            scaling["original_max_position_embeddings"] = _number(original, "original_max_position_embeddings", where)
-        return Rope(kind, theta, scaling)
-    raise UnsupportedArchitectureError(
-        f"{where}: rope scaling {kind!r} cannot be kept in a GGUF of this layout",
-        "supported: default, linear, yarn, llama3",
-    )
+        if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+            raise DamagedFileError(f"{where}: high_freq_factor is not above low_freq_factor")
+        scaling = {key: scaling[key] for key in _LLAMA3_KEYS}
+    elif kind == "yarn":
+        _refuse_other_yarn(raw, scaling, where)
+    return Rope(kind, theta, scaling, local_theta)
 
 
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DamagedFileError(f"{where}: {key} = {value!r} is not a number that fits")
-    return value
+def yarn_attention_factor(factor: float) -> float:
+    """What YaRN multiplies cos and sin by where nothing else is said (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _refuse_other_yarn(raw: Mapping[str, Any], scaling: Mapping[str, float], where: str) -> None:
+    """YaRN settings that llama.cpp has no say in: it always truncates, and always takes the usual factor."""
+    usual = yarn_attention_factor(scaling["factor"])
+    wrong = [key for key in ("mscale", "mscale_all_dim") if raw.get(key)]
+    if abs(scaling.get("attention_factor", usual) - usual) > 1e-4:
+        wrong.append("attention_factor")
+    if raw.get("truncate") is False:
+        wrong.append("truncate")
+    if scaling.get("extrapolation_factor", 1.0) != 1.0:
+        wrong.append("extrapolation_factor")
+    if wrong:
+        raise UnsupportedArchitectureError(
+            f"{where}: YaRN with {wrong[0]} = {raw[wrong[0]]!r} cannot be kept: llama.cpp computes its own"
+        )
+
+
+def _by_attention(
+    older: Mapping[str, Any], newer: Mapping[str, Any], config: Mapping[str, Any], local_theta: float, where: str
+) -> tuple[Mapping[str, Any], float]:
+    """The settings of the layers that attend to everything, and the base of the sliding-window layers.
+
+    Transformers 4 has `rope_local_base_freq` beside `rope_theta` and `rope_scaling`, Transformers 5 an object for each
+    kind of attention, which `rope_scaling` is laid over; settings outside of those two objects count for nothing.
+    """
+    full, local = newer.get("full_attention") or {}, newer.get("sliding_attention") or {}
+    if not isinstance(full, Mapping) or not isinstance(local, Mapping):
+        raise DamagedFileError(f"{where}: rope settings of a kind of attention are not an object")
+    if local.get("rope_type", "default") not in ("default", None):
+        raise UnsupportedArchitectureError(f"{where}: scaled rope in sliding-window layers cannot be kept in a GGUF")
+    base = local.get("rope_theta", config.get("rope_local_base_freq", local_theta))
+    return {**full, **older}, number(base, "rope_local_base_freq", where, positive=True)
 
 
 def llama3_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:

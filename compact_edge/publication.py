@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.apply import legal_files
-from compact.errors import DamagedFileError
+from compact.licences import legal_files, write_notice
 from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.source import CONFIG
-from compact.store import copy_hashed, publish, read_json_object, sha256_file, write_json, write_sums, write_text
+from compact.store import publish, read_json_object, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
+from compact_edge.artifact_files import place_artifact
 from exporters.card import CardFacts, front_matter, has_chat_template, render
 from exporters.quant_types import grid
 
@@ -27,46 +27,57 @@ SCHEMA = "compact-edge/manifest/1"
 _PACKAGES = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
-def publish_build(options: BuildOptions, result: BuildResult) -> None:
-    """Write the output directory: `gguf/`, and `baseline/` where it was asked for."""
+def publish_build(options: BuildOptions, result: BuildResult) -> tuple[str, ...]:
+    """Write the output directory: `gguf/`, and `baseline/` where it was asked for.
+
+    Returns:
+        Names of the pruned artifact's files in `gguf/`, the one to open first.
+    """
     sides = [("gguf", result.after)]
     if options.with_baseline and result.before is not None:
         sides.append(("baseline", result.before))
     needed = sum(side.side.artifact.size_bytes for _, side in sides)
+    placed: dict[str, tuple[str, ...]] = {}
     with publish(result.out, force=options.force, needed_bytes=needed) as work:
         for name, compared in sides:
             folder = work / name
             folder.mkdir()
-            _write_folder(folder, options, result, compared, pruned=compared is result.after)
+            placed[name] = _write_folder(folder, options, result, compared, pruned=compared is result.after)
+    return placed["gguf"]
 
 
 def _write_folder(
     folder: Path, options: BuildOptions, result: BuildResult, compared: Compared, *, pruned: bool
-) -> None:
-    artifact = compared.side.artifact
-    digest = copy_hashed(artifact.path, folder / artifact.path.name)
-    if digest != artifact.sha256:
-        raise DamagedFileError(
-            f"{artifact.path}: damaged in the cache (its sha256 changed)", "delete the cache, or build with --no-cache"
-        )
+) -> tuple[str, ...]:
+    side = compared.side
+    names = place_artifact(folder, side.artifact, side.checkpoint, options.files, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
-    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id)
-    write_text(folder / "README.md", render(_card_facts(result, compared, pruned=pruned), matter))
+    write_notice(result.licence, folder)
+    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id, licence=result.licence)
+    write_text(folder / "README.md", render(_card_facts(options, result, compared, names, pruned=pruned), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-    write_json(folder / MANIFEST, manifest(options, result, compared, files))
+    write_json(folder / MANIFEST, manifest(options, result, compared, names, files))
     write_sums(folder)
+    return names
 
 
-def manifest(options: BuildOptions, result: BuildResult, compared: Compared, files: dict[str, str]) -> dict[str, Any]:
+def manifest(
+    options: BuildOptions, result: BuildResult, compared: Compared, names: tuple[str, ...], files: dict[str, str]
+) -> dict[str, Any]:
     """What was made from what. No timings and no paths: equal builds have equal manifests."""
     source, plan, artifact = result.source, result.plan, compared.side.artifact
     return {
         "schema": SCHEMA,
         "tool": {"name": "compact-edge", "version": __version__},
-        "model": {"name": source.name, "source_id": source.id, "files": dict(source.hashes)},
+        "model": {
+            "name": source.name,
+            "hub": source.hub_reference,
+            "source_id": source.id,
+            "files": dict(source.hashes),
+        },
         "target": result.profile.name,
         "options": {
             **options_as_json(replace(options.prune, channel_grid=grid(artifact.quant))),
@@ -74,16 +85,20 @@ def manifest(options: BuildOptions, result: BuildResult, compared: Compared, fil
             "embedding_quant": options.embedding_quant,
             "baseline": options.baseline,
             "check": options.check,
+            "save_imatrix": options.files.save_imatrix,
+            "modelfile": options.files.modelfile,
+            "split_max_bytes": options.files.split_max_bytes,
         },
         "plan": {"id": plan.id, "vocab_size": plan.vocab_size, "intermediate_size": plan.intermediate_size},
         "calibration": {
-            "name": Path(result.calibration.name).name,
+            "name": result.calibration.label,
             "sha256": result.calibration.sha256,
             "id": result.calibration.id,
             "n_tokens": result.calibration.n_tokens,
         },
         "artifact": {
-            "file": artifact.path.name,
+            "file": names[0],
+            "parts": list(names) if len(names) > 1 else None,
             "quant": artifact.quant,
             "size_bytes": artifact.size_bytes,
             "bits_per_weight": round(artifact.summary.bits_per_weight, 4),
@@ -119,7 +134,9 @@ def _figures(result: BuildResult, compared: Compared) -> dict[str, Any]:
     }
 
 
-def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> CardFacts:
+def _card_facts(
+    options: BuildOptions, result: BuildResult, compared: Compared, names: tuple[str, ...], *, pruned: bool
+) -> CardFacts:
     source, plan, artifact = result.source, result.plan, compared.side.artifact
     rows: list[tuple[str, str, str]] = []
     notes: list[str] = list(result.notes)
@@ -149,7 +166,9 @@ def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> Car
     config = read_json_object(compared.side.checkpoint / CONFIG)
     return CardFacts(
         title=artifact.path.stem,
-        file=artifact.path.name,
+        file=names[0],
+        parts=names if len(names) > 1 else (),
+        modelfile=options.files.modelfile,
         quant=artifact.quant,
         bits_per_weight=artifact.summary.bits_per_weight,
         size_bytes=artifact.size_bytes,
@@ -159,6 +178,8 @@ def _card_facts(result: BuildResult, compared: Compared, *, pruned: bool) -> Car
         source_id=source.id,
         chat=has_chat_template(compared.side.checkpoint),
         context_length=int(config.get("max_position_embeddings") or 4096),
+        source_hub=source.hub_reference,
+        licence=result.licence,
     )
 
 

@@ -1,4 +1,4 @@
-"""Keeps the libraries underneath from writing to the terminal, reaching for the network and spinning.
+"""Keeps the libraries underneath from writing to the terminal, reaching for the network unasked and spinning.
 
 Transformers draws a bar for every model it loads and logs advice for people who train; `tokenizers` warns when a
 process starts a child after it used threads. A user of this command can do nothing about either. These settings are
@@ -11,10 +11,14 @@ import os
 import sys
 
 # What the user has set stays: TRANSFORMERS_VERBOSITY=info brings the messages back.
+_OFFLINE = "HF_HUB_OFFLINE"
 _ENVIRONMENT = {
+    "DATASETS_VERBOSITY": "critical",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_VERBOSITY": "error",
+    _OFFLINE: "1",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     # torch's threads spin while they wait for each other; beside other work on the machine that is many times slower.
@@ -22,10 +26,20 @@ _ENVIRONMENT = {
 }
 
 
-def quiet_libraries() -> None:
-    """Silence progress bars and advice of the Hugging Face libraries, and keep them off the network."""
+def quiet_libraries(*named: str | None) -> None:
+    """Silence progress bars and advice of the Hugging Face libraries, and keep them off the network.
+
+    Args:
+        named: the model and the calibration that the user named; only where one of them is on the Hub may the
+            libraries reach for the network.
+    """
+    from compact.hub import names_hub_model
+    from compact.hub_dataset import names_hub_dataset
+
+    online = any(word is not None and (names_hub_model(word) or names_hub_dataset(word)) for word in named)
     for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        if not (online and name == _OFFLINE):
+            os.environ.setdefault(name, value)
     if "transformers" in sys.modules:  # it read the variables when it was imported
         from transformers.utils import logging
 

@@ -5,7 +5,7 @@ Both sides, before and after pruning, go through the same functions with the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -181,15 +181,13 @@ def sizes_by_part(checkpoint: Path) -> dict[str, int]:
     from compact.budget import count_parts
 
     config = read_json_object(checkpoint / CONFIG)
-    family_of(config, str(checkpoint / CONFIG))
     tensors = read_index(checkpoint)
-    if config.get("tie_word_embeddings"):
+    if family_of(config, str(checkpoint / CONFIG)).tied(config):
         tensors.pop("lm_head.weight", None)
     return count_parts(tensors, config).as_dict()
 
 
-def row_lengths(config: dict[str, Any] | Any) -> Sequence[int]:
+def row_lengths(config: Mapping[str, Any]) -> Sequence[int]:
     """Row lengths of a model's matrices that pruning keeps: hidden size, and the heads' width."""
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-    return int(config["hidden_size"]), heads * head_dim
+    head_dim = family_of(config, CONFIG).head_dim_of(config)
+    return int(config["hidden_size"]), int(config["num_attention_heads"]) * head_dim

@@ -24,9 +24,11 @@ def as_json(result: BuildResult) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "model": result.source.name,
+        "hub": result.source.hub_reference,
         "target": result.profile.name,
         "plan_id": result.plan.id,
-        "artifact": result.after.side.artifact.path.name,
+        "artifact": result.files[0],
+        "artifact_files": list(result.files),
         "before": None if result.before is None else _side(result.before),
         "after": _side(result.after),
         "evaluation_text": result.eval_name,
@@ -173,7 +175,7 @@ def next_commands(result: BuildResult) -> list[str]:
     here = Path.cwd()
     path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
     out = shlex.quote(str(path))
-    file = shlex.quote(str(path / "gguf" / result.after.side.artifact.path.name))
+    file = shlex.quote(str(path / "gguf" / result.files[0]))
     chat = "-cnv" if has_chat_template(result.after.side.checkpoint) else "-no-cnv -p 'Once upon a time'"
     return [
         f"wrote {result.out}",

@@ -7,7 +7,7 @@ and an identical build makes nothing anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from exporters.gguf import Quant, artifact_name, write_gguf
 from exporters.gguf_header import read_header
 from exporters.gguf_metadata import GgufMetadata
 from exporters.imatrix import Imatrix
-from exporters.quant_types import FALLBACK_SHARE, QuantSummary, grid, quant_named, summarize
+from exporters.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
 
 IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
@@ -56,6 +56,8 @@ class Export:
     imatrix_file: Path | None = None
     texts: tuple[str, ...] = ()
     texts_id: str = ""
+    texts_name: str = ""
+    with_imatrix: bool = False
     metadata: GgufMetadata = field(default_factory=GgufMetadata)
 
 
@@ -71,6 +73,7 @@ class Artifact:
         summary: real bits per weight, and what fell back to a larger type.
         imatrix_id: sha256 of the importance matrix used, or None.
         embedding_type: the type that `token_embd` really has.
+        imatrix: the importance matrix used, or (`Export.with_imatrix`) measured beside it.
     """
 
     path: Path
@@ -81,6 +84,7 @@ class Artifact:
     summary: QuantSummary
     imatrix_id: str | None
     embedding_type: str
+    imatrix: Imatrix | None = field(default=None, compare=False, repr=False)
 
 
 def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
@@ -96,14 +100,15 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
         CompactEdgeError: what the writer, the quantizer and the checkpoint's checks raise.
     """
     chosen = quant_named(export.quant)
-    matrix: Imatrix | None = None
+    measured: Imatrix | None = None
     embedding = export.embedding_quant
     if chosen.writer == "direct" and embedding is not None and embedding != chosen.name:
         raise UsageError(
             f"--embedding-quant {embedding}: {chosen.name} files have one type", "leave it out, or choose a 4-bit type"
         )
-    if chosen.writer == "llama" and chosen.uses_imatrix:
-        matrix = _importance(export, cache, progress)
+    if chosen.uses_imatrix or export.with_imatrix:
+        measured = _importance(export, cache, progress)
+    matrix = measured if chosen.uses_imatrix else None
     n_params = sum(ref.n_elements for ref in read_index(export.checkpoint).values())
     name = artifact_name(export.name, n_params, chosen.name)
     key = sha256_json(
@@ -157,6 +162,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
         ),
         imatrix_id=matrix.id if matrix is not None else None,
         embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
+        imatrix=measured,
     )
 
 
@@ -182,10 +188,9 @@ def _importance(export: Export, cache: Cache, progress: Progress) -> Imatrix | N
     if export.imatrix_file is not None:
         return read_imatrix(export.imatrix_file)
     if not export.texts:
-        if quant_named(export.quant).needs_imatrix:
-            raise UsageError(
-                f"--quant {export.quant}: needs an importance matrix", "give --calibration TEXT or --imatrix FILE"
-            )
+        if export.with_imatrix or quant_named(export.quant).needs_imatrix:
+            asking = "--save-imatrix" if export.with_imatrix else f"--quant {export.quant}"
+            raise UsageError(f"{asking}: needs an importance matrix", "give --calibration TEXT or --imatrix FILE")
         return None
     key = sha256_json({"version": _VERSION, "checkpoint": export.checkpoint_id, "texts": export.texts_id})
 
@@ -197,7 +202,8 @@ def _importance(export: Export, cache: Cache, progress: Progress) -> Imatrix | N
         )
         write_imatrix(matrix, work / "imatrix.gguf")
 
-    return read_imatrix(cache.get_or_make("imatrix", key, make) / "imatrix.gguf")
+    matrix = read_imatrix(cache.get_or_make("imatrix", key, make) / "imatrix.gguf")
+    return replace(matrix, datasets=(export.texts_name,)) if export.texts_name else matrix
 
 
 def _describe(metadata: GgufMetadata) -> dict[str, Any]:
@@ -206,6 +212,7 @@ def _describe(metadata: GgufMetadata) -> dict[str, Any]:
         "base_model": metadata.base_model,
         "description": metadata.description,
         "quantized_by": metadata.quantized_by,
+        "card": dict(metadata.card),
         "extra": dict(metadata.extra),
     }
 
@@ -221,6 +228,14 @@ def fallback_note(artifact: Artifact) -> str | None:
         f"{artifact.quant}: {summary.fallback_share:.0%} of the bytes fell back to a larger type ({', '.join(kinds)}), "
         f"{summary.bits_per_weight:.2f} bits per weight{hint}"
     )
+
+
+def artifact_notes(artifact: Artifact) -> list[str]:
+    """What the user should hear of the type: a fallback that costs size, a type that suits few models."""
+    notes = [note] if (note := fallback_note(artifact)) is not None else []
+    if artifact.quant in TRAINED_ONLY:
+        notes.append(f"{artifact.quant} is for models trained with binary or ternary weights; others become noise")
+    return notes
 
 
 def checkpoint_id(directory: Path) -> str:

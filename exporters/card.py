@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.source import TOKENIZER_CONFIG
+from compact.licences import NamingLicence, naming_licence
+from compact.source import TOKENIZER_CONFIG, ModelSource
 from compact.store import read_json_object
 
 # Front matter that is carried over from the source's card where it is there.
@@ -20,7 +21,7 @@ class CardFacts:
 
     Attributes:
         title: model name.
-        file: the GGUF's name.
+        file: the GGUF's name; of its first part where it is in parts.
         quant: its type.
         bits_per_weight: real ones, over all tensors.
         size_bytes: of the file.
@@ -29,6 +30,10 @@ class CardFacts:
         plan_id, source_id: sha256 ids, None for an unpruned baseline.
         chat: whether the model has a chat template.
         context_length: the longest context of the model.
+        source_hub: `org/name@commit` of a source that came from the Hub, else None.
+        licence: the licence that asks for lines of its own, else None.
+        parts: names of all parts, where it is in parts.
+        modelfile: whether a Modelfile lies beside it.
     """
 
     title: str
@@ -42,6 +47,17 @@ class CardFacts:
     source_id: str
     chat: bool
     context_length: int
+    source_hub: str | None = None
+    licence: NamingLicence | None = None
+    parts: Sequence[str] = ()
+    modelfile: bool = False
+
+
+def carried_to_gguf(directory: Path) -> dict[str, Any]:
+    """What a GGUF's `general.*` keys say of the model that it was made from: licence and languages."""
+    matter = source_front_matter(directory)
+    keys = ("license", "license_name", "license_link", "language")
+    return {key: matter[key] for key in keys if isinstance(matter.get(key), (str, list))}
 
 
 def source_front_matter(directory: Path) -> dict[str, Any]:
@@ -57,6 +73,12 @@ def source_front_matter(directory: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, UnicodeDecodeError):
         return {}
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def licence_of(source: ModelSource) -> NamingLicence | None:
+    """The licence of a model that binds the name or the card of what is made from it, None where none does."""
+    matter = source_front_matter(source.directory)
+    return naming_licence(matter, source.directory, name=source.name, hub_id=source.hub_id)
 
 
 def base_model_of(directory: Path) -> str | None:
@@ -75,10 +97,17 @@ def has_chat_template(checkpoint: Path) -> bool:
     return path.is_file() and bool(read_json_object(path).get("chat_template"))
 
 
-def front_matter(directory: Path, *, pruned: bool, hub_id: str | None = None) -> dict[str, Any]:
-    """Front matter for an artifact made from the checkpoint in `directory`, which is the Hub's `hub_id` where known."""
+def front_matter(
+    directory: Path, *, pruned: bool, hub_id: str | None = None, licence: NamingLicence | None = None
+) -> dict[str, Any]:
+    """Front matter for an artifact made from the checkpoint in `directory`, which is the Hub's `hub_id` where known.
+
+    `licence` is the one that was recognised; it stands in where the source's card names none.
+    """
     source = source_front_matter(directory)
     matter: dict[str, Any] = {key: source[key] for key in _CARRIED if source.get(key)}
+    if "license" not in matter and licence is not None:
+        matter.update({"license": "other", "license_name": licence.key, "license_link": licence.url})
     matter.setdefault("license", "unknown")
     if hub_id is not None:
         matter["base_model"] = hub_id
@@ -101,6 +130,12 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
         "",
     ]
+    if facts.parts:
+        names = ", ".join(f"`{name}`" for name in facts.parts)
+        lines += [
+            f"In {len(facts.parts)} parts; llama.cpp opens the first and finds the others beside it: {names}.",
+            "",
+        ]
     if facts.rows:
         lines += ["| | before | after |", "|---|---:|---:|"]
         lines += [f"| {name} | {before} | {after} |" for name, before, after in facts.rows]
@@ -111,8 +146,16 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
             "",
         ]
     lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
-    lines += ["## Use", "", "```console", _command(facts), "```", ""]
-    lines += ["## Provenance", "", f"- source: sha256 `{facts.source_id}` (of the files listed in `manifest.json`)"]
+    lines += _licence(facts.licence) if facts.licence is not None else []
+    ollama = ["ollama create NAME -f Modelfile"] if facts.modelfile else []
+    if ollama and facts.parts:
+        ollama.insert(0, f"llama-gguf-split --merge {facts.file} {facts.title}.gguf")
+    lines += ["## Use", "", "```console", _command(facts), *ollama, "```", ""]
+    origin = f"`{facts.source_hub}`, " if facts.source_hub else ""
+    lines += [
+        *("## Provenance", ""),
+        f"- source: {origin}sha256 `{facts.source_id}` (of the files listed in `manifest.json`)",
+    ]
     if facts.plan_id is not None:
         lines += [
             f"- plan: `plan.json`, id `{facts.plan_id}`: every kept token and FFN channel",
@@ -120,6 +163,15 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         ]
     lines += ["- check the files: `sha256sum -c SHA256SUMS`, or `compact-edge verify .`", ""]
     return "\n".join(lines)
+
+
+def _licence(licence: NamingLicence) -> list[str]:
+    """What the licence wants a reader to see."""
+    lines = ["## Licence", ""]
+    lines += [f"**{licence.credit}**", ""] if licence.credit else []
+    lines += [f"This model is a modified one under the [{licence.title}]({licence.url})."]
+    lines += [licence.notice + ("" if licence.notice.endswith(".") else ".")] if licence.notice else []
+    return [*lines, *(f"{term[:1].upper()}{term[1:]}." for term in licence.terms), ""]
 
 
 def _command(facts: CardFacts) -> str:

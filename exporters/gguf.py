@@ -82,6 +82,20 @@ def artifact_name(name: str, n_params: int, quant: str) -> str:
     return f"{stem}.gguf"
 
 
+def check_exportable(checkpoint: Path) -> None:
+    """Raise what `write_gguf` would for a checkpoint's configuration, before anything is measured on it.
+
+    Raises:
+        UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
+    """
+    config_path = checkpoint / "config.json"
+    config = read_json_object(config_path)
+    family = family_of(config, str(config_path))
+    shape = read_shape(family, config, str(config_path))
+    rope = read_rope(config, str(config_path), theta=family.theta, local_theta=family.local_theta)
+    add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
+
+
 def write_gguf(
     checkpoint: Path,
     target: Path,
@@ -121,8 +135,8 @@ def write_gguf(
     config = read_json_object(config_path)
     where = str(config_path)
     family = family_of(config, where)
-    shape = read_shape(config, where)
-    rope = read_rope(config, where)
+    shape = read_shape(family, config, where)
+    rope = read_rope(config, where, theta=family.theta, local_theta=family.local_theta)
     factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
     n_params = sum(tensor.source.size for tensor in plan)
@@ -160,7 +174,7 @@ def _write_head(writer: gguf.GGUFWriter, target: Path) -> None:
         writer.write_header_to_file(path=target)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-    except (struct.error, UnicodeError, ValueError, TypeError) as error:
+    except (struct.error, UnicodeError, ValueError, TypeError, OverflowError) as error:
         raise DamagedFileError(f"a value of the checkpoint cannot be held by a GGUF key: {error}") from error
     finally:
         writer.close()

@@ -15,8 +15,9 @@ from typing import Any
 import gguf
 
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
-from compact.families import Family
+from compact.families import ConfigNumber, Family, default_sliding
 from compact.gguf_config import SAMPLING
+from compact.numbers import number
 from compact.rope import Rope
 from compact.store import read_json_object
 
@@ -43,6 +44,8 @@ class GgufMetadata:
         base_model: Hub id (`org/name`) of the unpruned model; None keeps what the model card says.
         description: `general.description`.
         quantized_by: `general.quantized_by`.
+        card: front matter (licence, languages) of the model that this one was made from; what the checkpoint's own
+            card says counts before it.
         extra: further key-values, written under the key given (`compact.plan_id`, ...). bool, str, int and float
             become BOOL, STRING, UINT32/UINT64/INT64 and FLOAT64.
     """
@@ -51,6 +54,7 @@ class GgufMetadata:
     base_model: str | None = None
     description: str | None = None
     quantized_by: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
 
@@ -78,38 +82,29 @@ def _integer(config: Mapping[str, Any], key: str, where: str, default: int | Non
     return value
 
 
-def read_shape(config: Mapping[str, Any], where: str) -> Shape:
-    """The sizes in a config.json, and the settings that llama.cpp's graph of these layouts has built in.
+def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
+    """The sizes in a config.json, and the settings that llama.cpp's graph of the layout has built in.
 
     Raises:
         DamagedFileError: a size is missing, no positive 32-bit integer, or does not divide as it must.
         QuantizedCheckpointError: the checkpoint is quantised.
-        UnsupportedArchitectureError: an activation or a sliding window that the GGUF layout cannot express.
+        UnsupportedArchitectureError: a setting that the GGUF layout cannot express.
     """
     if config.get("quantization_config") is not None:
         raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
     heads = _integer(config, "num_attention_heads", where)
     hidden = _integer(config, "hidden_size", where)
-    kv_heads = _integer(config, "num_key_value_heads", where, heads)
+    kv_heads = _integer(config, "num_key_value_heads", where, family.default_kv_heads or heads)
     if config.get("head_dim") is None and hidden % heads:
         raise DamagedFileError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
-    head_dim = _integer(config, "head_dim", where, hidden // heads)
+    head_dim = _integer(config, "head_dim", where, family.default_head_dim or hidden // heads)
     if heads % kv_heads or head_dim % 2:
         raise DamagedFileError(f"{where}: {heads} heads, {kv_heads} key-value heads and head_dim {head_dim} do not fit")
     eps = config.get("rms_norm_eps", 1e-6)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
         raise DamagedFileError(f"{where}: rms_norm_eps = {eps!r} is not a small positive number")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedArchitectureError(
-            f"{where}: hidden_act {config['hidden_act']!r} cannot be kept: llama.cpp computes silu in this layout"
-        )
     layers = _integer(config, "num_hidden_layers", where)
-    full_layers = config.get("max_window_layers")
-    if config.get("use_sliding_window") and not (isinstance(full_layers, int) and full_layers >= layers):
-        raise UnsupportedArchitectureError(
-            f"{where}: use_sliding_window cannot be kept in a GGUF of this layout",
-            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
-        )
+    _refuse_other_graph(family, config, where)
     return Shape(
         layers=layers,
         context=_integer(config, "max_position_embeddings", where),
@@ -123,6 +118,76 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
     )
 
 
+def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -> None:
+    """Settings for which llama.cpp's graph of the layout has no key and computes something else."""
+    layers, hidden, heads = (int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    activation = family.activation(config)
+    if activation not in family.activations:
+        raise UnsupportedArchitectureError(
+            f"{where}: hidden_act {activation!r} cannot be kept: "
+            f"llama.cpp computes {family.activations[0]} in this layout"
+        )
+    if family.sliding_pattern is None and not family.drops_window:
+        _refuse_window(config, layers, where)
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention: not a causal language model")
+    if not family.own_head_dim and family.head_dim_of(config) != hidden // heads:
+        raise UnsupportedArchitectureError(
+            f"{where}: head_dim {config['head_dim']!r} cannot be kept: this layout derives it ({hidden // heads})"
+        )
+    if not family.untied and not family.tied(config):
+        raise UnsupportedArchitectureError(f"{where}: an lm_head of its own cannot be kept in a GGUF of this layout")
+    _refuse_other_query_scale(family, config, where)
+    if family.no_rope_interval is not None and _rope_layers(family, config, layers) != default_sliding(
+        family.no_rope_interval, layers
+    ):
+        raise UnsupportedArchitectureError(
+            f"{where}: no_rope_layers cannot be kept: llama.cpp leaves rotary positions out in every "
+            f"{family.no_rope_interval}th layer, and in no other"
+        )
+
+
+def _refuse_window(config: Mapping[str, Any], layers: int, where: str) -> None:
+    """A window in a layout whose graph in llama.cpp attends to everything. `layer_types` counts before the rest."""
+    types, full_layers = config.get("layer_types"), config.get("max_window_layers")
+    if types is not None:
+        windowed = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
+    else:
+        windowed = bool(config.get("use_sliding_window")) and not (
+            isinstance(full_layers, int) and full_layers >= layers
+        )
+    if windowed and config.get("sliding_window", 4096) is not None:
+        raise UnsupportedArchitectureError(
+            f"{where}: a sliding window (layer_types, use_sliding_window) cannot be kept in a GGUF of this layout",
+            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
+        )
+
+
+def _rope_layers(family: Family, config: Mapping[str, Any], layers: int) -> list[bool]:
+    """For every layer, whether it has rotary positions (config.json marks them with 1 in `no_rope_layers`)."""
+    marks = config.get("no_rope_layers")
+    if isinstance(marks, list):
+        return [bool(mark) for mark in marks][:layers]
+    interval = config.get("no_rope_layer_interval") or family.no_rope_interval
+    if not isinstance(interval, int) or interval < 1:
+        raise DamagedFileError(f"config.json: no_rope_layer_interval = {interval!r} is not a positive integer")
+    return default_sliding(interval, layers)
+
+
+def _refuse_other_query_scale(family: Family, config: Mapping[str, Any], where: str) -> None:
+    if family.query_scale_layers is None:
+        return
+    built_in = family.head_dim_of(config)
+    if config["num_hidden_layers"] in family.query_scale_layers:
+        built_in = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    asked = config.get("query_pre_attn_scalar", 256)
+    if asked != built_in:
+        raise UnsupportedArchitectureError(
+            f"{where}: query_pre_attn_scalar {asked!r} cannot be kept: llama.cpp has {built_in} built in for "
+            f"{config['num_hidden_layers']} layers of this layout"
+        )
+
+
 def add_hyperparameters(
     writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any], shape: Shape, rope: Rope, quant: str
 ) -> None:
@@ -133,19 +198,51 @@ def add_hyperparameters(
     writer.add_feed_forward_length(shape.inner)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    _add_rope(writer, rope)
+    _add_rope(writer, family, rope)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
-    # Qwen2's configuration class has no head_dim of its own, so the converter writes it only where the file has one.
-    if family.writes_vocab_size or config.get("head_dim") is not None:
+    # Where the configuration class has no head_dim of its own, the converter writes it only where the file has one.
+    if family.head_dim == "always" or (family.head_dim == "configured" and config.get("head_dim") is not None):
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
+    for setting in family.numbers:
+        _add_number(writer, family, setting, config)
+    sliding = family.sliding_layers(config)
+    if sliding is not None and sliding != default_sliding(family.sliding_pattern or 1, shape.layers):
+        writer.add_sliding_window_pattern(sliding)
     writer.add_file_type(FILE_TYPES[quant])
     if family.writes_vocab_size:
         writer.add_vocab_size(shape.vocab)
         writer.add_rope_dimension_count(shape.head_dim)
 
 
-def _add_rope(writer: gguf.GGUFWriter, rope: Rope) -> None:
+def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, config: Mapping[str, Any]) -> None:
+    """One further setting. Raises DamagedFileError, or UnsupportedArchitectureError where it may not be off."""
+    value = config.get(setting.config, setting.default)
+    if value is None:
+        if setting.required:
+            raise UnsupportedArchitectureError(
+                f"config.json: {setting.config} = {value!r} cannot be kept: llama.cpp has it built in for this layout"
+            )
+        return
+    checked = number(value, setting.config, "config.json", positive=True)
+    key = f"{family.gguf_arch}.{setting.gguf}"
+    if not setting.integer:
+        writer.add_float32(key, float(checked))
+    elif isinstance(checked, int) and checked <= _UINT32_MAX:
+        writer.add_uint32(key, checked)
+    else:
+        raise DamagedFileError(f"config.json: {setting.config} = {value!r} is not a positive 32-bit integer")
+
+
+def _add_rope(writer: gguf.GGUFWriter, family: Family, rope: Rope) -> None:
+    if rope.kind == "llama3" and not family.rope_factors:
+        raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
+    if not family.writes_theta:
+        if rope.kind != "default":
+            raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
+        if rope.theta != family.theta:
+            writer.add_rope_freq_base(rope.theta)
+        return
     if rope.kind in ("linear", "yarn"):
         kinds = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}
         writer.add_rope_scaling_type(kinds[rope.kind])
@@ -163,6 +260,8 @@ def _add_rope(writer: gguf.GGUFWriter, rope: Rope) -> None:
             if key in rope.scaling:
                 add(rope.scaling[key])
     writer.add_rope_freq_base(rope.theta)
+    if rope.local_theta is not None:
+        writer.add_float32(f"{family.gguf_arch}.rope.freq_base_swa", rope.local_theta)
 
 
 def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> gguf.Metadata:
@@ -175,7 +274,7 @@ def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> g
         DamagedFileError: README.md or generation_config.json cannot be understood.
     """
     try:
-        card = gguf.Metadata.load_model_card(checkpoint)
+        card = {**wanted.card, **gguf.Metadata.load_model_card(checkpoint)}
         if wanted.base_model is not None:
             card = {**card, "base_model": wanted.base_model}
         meta = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, None, n_params)

@@ -108,10 +108,13 @@ def _check_order(model: SentencePieceModel, merges: Sequence[tuple[str, str]], w
     """Raise DamagedFileError where the scores rank two tokens otherwise than the merges do."""
     scores = dict(zip(model.pieces, model.scores, strict=True))
     last = float("inf")
+    seen: set[str] = set()
     for left, right in merges:
         score = scores.get(left + right)
-        if score is None:
+        # The first merge that makes a token is its rank; further ones of runs (`▁▁▁`) may stand anywhere.
+        if score is None or left + right in seen:
             continue
+        seen.add(left + right)
         if score > last:
             raise DamagedFileError(
                 f"{where}: ranks {left + right!r} above what tokenizer.json merges before it",

@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from compact.errors import UsageError
+from compact.errors import UnsupportedArchitectureError, UsageError
 from compact.families import Family
-from compact.layout import check_shapes
+from compact.layout import OUTPUT, check_shapes, is_buffer
 from compact.safetensors_io import StoredTensor
 
 Array = npt.NDArray[Any]
@@ -26,7 +26,6 @@ _Type = gguf.GGMLQuantizationType
 # Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
 PIECE_ELEMENTS = 1 << 20
 _BLOCK = 32
-_BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -39,12 +38,14 @@ class PlannedTensor:
         source: where its values are.
         qtype: GGML type it is written as.
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
+        offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
     """
 
     name: str
     source: StoredTensor
     qtype: gguf.GGMLQuantizationType
     heads: int | None
+    offset: float = 0.0
 
     @property
     def n_bytes(self) -> int:
@@ -66,15 +67,39 @@ def plan_tensors(
         where: the checkpoint's path, for messages.
 
     Raises:
-        UnsupportedArchitectureError: a tensor without a place in the layout.
+        UnsupportedArchitectureError: a tensor without a place in the layout, an LM head where llama.cpp has none.
         DamagedFileError: a tensor is missing or has a shape that config.json does not give.
     """
-    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    kept = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
+    if not family.untied and OUTPUT in kept:
+        if not _same_rows(kept[OUTPUT], kept.get("model.embed_tokens.weight")):
+            raise UnsupportedArchitectureError(
+                f"{where}: the stored lm_head differs from the embedding, and a GGUF of this layout has no place for it"
+            )
+        del kept[OUTPUT]
     check_shapes(family, config, {name: tensor.shape for name, tensor in kept.items()}, where)
     return [
-        PlannedTensor(family.gguf_name(name), tensor, _type_of(tensor, quant), family.heads_to_permute(name, config))
+        PlannedTensor(
+            family.gguf_name(name),
+            tensor,
+            _type_of(tensor, quant),
+            family.heads_to_permute(name, config),
+            family.norm_shift(name),
+        )
         for name, tensor in kept.items()
     ]
+
+
+def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
+    if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+        return False
+    step = max(1, PIECE_ELEMENTS // math.prod(tensor.shape[1:]))
+    starts = range(0, tensor.shape[0], step)
+    counts = [min(step, tensor.shape[0] - first) for first in starts]
+    return all(
+        np.array_equal(tensor.read_rows(first, count), other.read_rows(first, count))
+        for first, count in zip(starts, counts, strict=True)
+    )
 
 
 def _type_of(tensor: StoredTensor, quant: str) -> gguf.GGMLQuantizationType:
@@ -99,12 +124,15 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
     step = max(1, PIECE_ELEMENTS // (unit * row_size)) * unit
     for first in range(0, rows, step):
         block = source.read_rows(first, min(step, rows - first))
+        dtype = source.dtype
         if tensor.heads:
             block = permute(block, block.shape[0] // unit)
+        if tensor.offset:
+            block, dtype = to_float32(block, dtype) + np.float32(tensor.offset), "F32"
         try:
             # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
             with np.errstate(over="raise", divide="ignore", invalid="ignore"):
-                piece = convert(block, source.dtype, tensor.qtype)
+                piece = convert(block, dtype, tensor.qtype)
         except FloatingPointError as error:
             raise UsageError(
                 f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"

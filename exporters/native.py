@@ -35,6 +35,7 @@ from exporters.frames import Array, TornFrameError, read_frame, write_frame
 _TAIL_BYTES = 8192
 _QUOTED_LINES = 3
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
+_CRASH_HINT = "the file may not fit this llama.cpp, or memory ran out; try a smaller context"
 _BUILD_PATH = re.compile(r"\S*/llama\.cpp/(?=(?:src|ggml)/)")
 _FAILURES: Mapping[str, type[CompactEdgeError]] = {
     "architecture": UnsupportedArchitectureError,
@@ -51,17 +52,19 @@ _FAILURES: Mapping[str, type[CompactEdgeError]] = {
 class NativeChild:
     """One child process that answers requests in order. Not for use from several threads."""
 
-    def __init__(self, module: str, subject: str) -> None:
+    def __init__(self, module: str, subject: str, crash_hint: str = _CRASH_HINT) -> None:
         """Start the child.
 
         Args:
             module: its main module, run as `python -m MODULE`.
             subject: what it works on (a file name), for messages.
+            crash_hint: the next step for a user whose child died.
 
         Raises:
             ToolUnavailableError: the interpreter cannot be started.
         """
         self._subject = subject
+        self._crash_hint = crash_hint
         # The file has no name on POSIX: nothing is left behind, however this process ends.
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         try:
@@ -165,8 +168,7 @@ class NativeChild:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-code).name
         said = f": {quoted}" if quoted else ""
-        hint = "the file may not fit this llama.cpp, or memory ran out; try a smaller context"
-        return EngineCrashedError(f"{self._subject}: llama.cpp died during {operation} ({how}){said}", hint)
+        return EngineCrashedError(f"{self._subject}: llama.cpp died during {operation} ({how}){said}", self._crash_hint)
 
 
 def last_lines(stderr: IO[bytes]) -> str:

@@ -1,19 +1,21 @@
-"""The part of the gate that needs no whole model in memory: tensor by tensor, and the first two layers."""
+"""The part of the gate that needs no whole model in memory: tensor by tensor, and a few layers."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
-from compact.errors import DamagedFileError
-from compact.families import family_of
+from compact.families import Family, family_of
+from compact.gguf_file import GgufTensor, read_gguf
+from compact.gguf_types import dequantize
+from compact.layout import is_buffer
+from compact.sentencepiece_model import MODEL_FILE
 from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json_object, write_json
 from exporters.engine import LlamaEngine
@@ -30,6 +32,8 @@ _SAMPLED_ROWS = 64
 # distributed weights lose in it.
 _MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5": 0.1, "Q4": 0.2, "Q3": 0.4}
 _MAX_ERROR_ELSE = 0.9
+# These round to the nearest of a few levels, zero among them or by sign: never farther than zero is, often nearly so.
+_MAX_ERROR |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 1.0)
 
 
 def fits_in_memory(checkpoint: Path, artifact: Path, share: float) -> bool:
@@ -56,6 +60,12 @@ def _gguf_row_order(rows: int, heads: int | None) -> np.ndarray[Any, np.dtype[np
     return order.reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
+def _stored_rows(artifact: Path, tensor: GgufTensor, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
+    """The raw bytes of some rows; a vector's elements are rows of one."""
+    shape = (tensor.shape[0], tensor.n_bytes // tensor.shape[0])
+    return np.array(np.memmap(artifact, dtype=np.uint8, mode="r", offset=tensor.offset, shape=shape)[rows])
+
+
 def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     """Every tensor of the artifact, dequantised on sampled rows, against its source in the checkpoint.
 
@@ -66,12 +76,10 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
 
     config = read_json_object(checkpoint / CONFIG)
     family = family_of(config, str(checkpoint / CONFIG))
-    sources = {family.gguf_name(name): name for name in read_index(checkpoint)}
-    try:
-        reader = gguf.GGUFReader(str(artifact))
-    except Exception as error:  # the reader raises whatever a broken file makes it raise
-        raise DamagedFileError(f"{artifact}: cannot be read back ({error})") from error
-    stored = {tensor.name: tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"}
+    sources = {family.gguf_name(name): name for name in read_index(checkpoint) if not is_buffer(name)}
+    if not family.untied:
+        sources.pop("output.weight", None)  # a copy of the embedding, which the file leaves out
+    stored = {name: tensor for name, tensor in read_gguf(artifact).tensors.items() if name != "rope_freqs.weight"}
     if stored.keys() != sources.keys():
         odd = sorted(stored.keys() ^ sources.keys())[0]
         return Check("tensors", False, f"tensor {odd} is missing or unknown in the artifact")
@@ -79,56 +87,79 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     with open_tensors(read_index(checkpoint)) as read:
         for name, tensor in stored.items():
             source = read(sources[name])
-            if tuple(int(n) for n in reversed(tensor.shape)) != tuple(source.shape):
-                return Check("tensors", False, f"{name} has shape {tensor.shape.tolist()}, the source {source.shape}")
+            if tensor.shape != tuple(source.shape):
+                return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {tuple(source.shape)}")
             rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
             order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
-            expected = source[order[rows].tolist()].float().numpy()
-            data = tensor.data[rows] if source.dim() > 1 else tensor.data
-            got = gguf.dequantize(np.ascontiguousarray(data), tensor.tensor_type)
-            got = got if source.dim() > 1 else got[rows]
+            expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
+            got = dequantize(_stored_rows(artifact, tensor, rows), tensor.qtype).reshape(expected.shape)
             scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
             distance = float(np.sqrt(np.mean((got.astype(np.float64) - expected) ** 2))) / (scale or 1.0)
-            share = distance / _limit(tensor.tensor_type.name)
+            share = distance / _limit(tensor.qtype.name)
             if not np.isfinite(share) or share > 1.0:
-                detail = f"{name} ({tensor.tensor_type.name}) differs from its source by {distance:.2g} of its RMS"
+                detail = f"{name} ({tensor.qtype.name}) differs from its source by {distance:.2g} of its RMS"
                 return Check("tensors", False, detail, {"tensor": name})
             if share >= worst_share:
-                worst_share, worst = share, f"{name} ({tensor.tensor_type.name}) {distance:.2g}"
+                worst_share, worst = share, f"{name} ({tensor.qtype.name}) {distance:.2g}"
     figures = {"tensors": len(stored), "worst_share_of_limit": rounded(worst_share)}
     return Check("tensors", True, f"{len(stored)} tensors match their source, worst relative error {worst}", figures)
 
 
-def check_two_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
-    """The float32 checks on the first two layers of the model, for models that do not fit in memory whole."""
+def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
+    """The float32 checks on a few layers of the model, for models that do not fit in memory whole."""
     from exporters.parity import POSITIONS, check_float32, reference_for
 
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
-        short = Path(scratch) / "two-layers"
+        short = Path(scratch) / "layers"
         short.mkdir()
-        write_two_layers(checkpoint, short)
-        artifact = Path(scratch) / "two-layers.gguf"
+        write_few_layers(checkpoint, short)
+        artifact = Path(scratch) / "layers.gguf"
         write_gguf(short, artifact, "F32", pre=pre)
         reference = reference_for(short, texts, greedy=True)
         with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
             return check_float32(reference, engine)
 
 
-def write_two_layers(checkpoint: Path, target: Path) -> None:
-    """A checkpoint of the embedding, the first two layers and the head."""
-    tensors = {
-        name: ref
-        for name, ref in read_index(checkpoint).items()
-        if (match := _LAYER.match(name)) is None or int(match.group(1)) < 2
-    }
-    with open_tensors(tensors) as read:
-        specs = [TensorSpec(name, ref.dtype, ref.shape) for name, ref in sorted(tensors.items())]
-        write_checkpoint(target, specs, lambda spec: read(spec.name))
+def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
+    """Numbers of at least two layers, one of every kind: with a window or without, with rotary positions or without.
+
+    llama.cpp tells layers without rotary positions by their number, so up to the first of them all are taken.
+    """
+    layers = int(config["num_hidden_layers"])
+    windowed = family.sliding_layers(config)
+    if windowed is not None and any(windowed) and not all(windowed):
+        return sorted((windowed.index(True), windowed.index(False)))
+    return list(range(min(layers, max(2, family.no_rope_interval or 0))))
+
+
+def write_few_layers(checkpoint: Path, target: Path) -> None:
+    """A checkpoint of the embedding, the chosen layers (numbered anew) and the head."""
     config = read_json_object(checkpoint / CONFIG)
-    config["num_hidden_layers"] = 2
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = config["layer_types"][:2]
+    family = family_of(config, str(checkpoint / CONFIG))
+    chosen = chosen_layers(family, config)
+    index = read_index(checkpoint)
+    names: dict[str, str] = {}
+    for name in sorted(index):
+        match = _LAYER.match(name)
+        if match is None:
+            names[name] = name
+        elif int(match.group(1)) in chosen:
+            names[f"model.layers.{chosen.index(int(match.group(1)))}.{name[match.end() :]}"] = name
+    with open_tensors(index) as read:
+        specs = [TensorSpec(own, index[name].dtype, index[name].shape) for own, name in names.items()]
+        write_checkpoint(target, specs, lambda spec: read(names[spec.name]))
+    windowed = family.sliding_layers(config)
+    if windowed is not None:
+        config["layer_types"] = ["sliding_attention" if windowed[n] else "full_attention" for n in chosen]
+    elif isinstance(config.get("layer_types"), list):
+        config["layer_types"] = [config["layer_types"][n] for n in chosen]
+    if isinstance(config.get("no_rope_layers"), list):
+        config["no_rope_layers"] = [config["no_rope_layers"][n] for n in chosen]
+    config["num_hidden_layers"] = len(chosen)
+    if "query_pre_attn_scalar" in config:
+        # llama.cpp takes this from the depth, which is not the model's here; both sides get what few layers have.
+        config["query_pre_attn_scalar"] = family.head_dim_of(config)
     write_json(target / CONFIG, config)
-    for name in (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json"):
+    for name in (TOKENIZER, TOKENIZER_CONFIG, MODEL_FILE, "special_tokens_map.json", "added_tokens.json"):
         if (checkpoint / name).is_file():
             (target / name).write_bytes((checkpoint / name).read_bytes())

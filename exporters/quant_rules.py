@@ -124,6 +124,7 @@ def tensor_order(tensor: TensorShape) -> tuple[int, bytes]:
 
 _LOW = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 _IQ2_LARGE = frozenset({"IQ2_S", "IQ2_M"})
+_TERNARY = frozenset({"TQ1_0", "TQ2_0", "Q2_0"})
 
 
 class Mixture:
@@ -171,6 +172,8 @@ class Mixture:
     def _embedding(self) -> str | None:
         if self._quant in _IQ2_LARGE or self._quant == "IQ3_XXS":
             return "IQ3_S"
+        if self._quant in _TERNARY:
+            return "Q4_K"
         return "Q2_K" if self._quant in _LOW else None
 
     def _low(self, kind: Choice, index: int) -> str | None:

@@ -20,11 +20,14 @@ __all__ = [
     "FALLBACK_SHARE",
     "GGML_TYPES",
     "QUANTS",
+    "REFUSED",
+    "TRAINED_ONLY",
     "GgmlType",
     "ModelShape",
     "Quant",
     "QuantSummary",
     "TensorShape",
+    "check_rows",
     "ggml_type",
     "grid",
     "needing_imatrix",
@@ -88,8 +91,12 @@ _TYPES = (
     ("IQ4_XS", 23, 256, 136),
     ("IQ1_M", 29, 256, 56),
     ("BF16", 30, 1, 2),
+    ("TQ1_0", 34, 256, 54),
+    ("TQ2_0", 35, 256, 66),
+    ("Q1_0", 41, 128, 18),
+    ("Q2_0", 42, 64, 18),
 )
-_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0"})
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"})
 GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType(
     {name: GgmlType(name, value, block, size, name not in _UNWEIGHTED) for name, value, block, size in _TYPES}
 )
@@ -105,7 +112,6 @@ class Quant:
         base: name of the type of most tensors.
         writer: `direct` where this project writes the bytes itself (the same on every machine), `llama` otherwise.
         needs_imatrix: llama.cpp refuses to make it without an importance matrix (where the rows fit its blocks).
-        uses_imatrix: an importance matrix makes it better.
     """
 
     name: str
@@ -116,7 +122,8 @@ class Quant:
 
     @property
     def uses_imatrix(self) -> bool:
-        return GGML_TYPES[self.base].weighted
+        """Whether an importance matrix changes a tensor: where the base type takes none, the head's K type does."""
+        return self.writer == "llama"
 
     @property
     def block(self) -> int:
@@ -160,6 +167,10 @@ _FTYPES = (
     ("IQ4_XS", 30, "IQ4_XS"),
     ("IQ1_M", 31, "IQ1_M"),
     ("BF16", 32, "BF16"),
+    ("TQ1_0", 36, "TQ1_0"),
+    ("TQ2_0", 37, "TQ2_0"),
+    ("Q1_0", 40, "Q1_0"),
+    ("Q2_0", 41, "Q2_0"),
 )
 _DIRECT = frozenset({"F32", "F16", "BF16", "Q8_0"})
 _NEED = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
@@ -169,10 +180,22 @@ QUANTS: Mapping[str, Quant] = MappingProxyType(
         for name, ftype, base in _FTYPES
     }
 )
+# Types that round to the nearest level without a search: for models trained with binary or ternary weights.
+TRAINED_ONLY = frozenset({"Q1_0", "Q2_0", "TQ1_0", "TQ2_0"})
+# Names that llama.cpp knows and that are refused here, and why.
+REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "MXFP4_MOE": ("only experts become MXFP4, and a dense model would be Q8_0 throughout", "use Q8_0, or IQ4_NL"),
+        "NVFP4": ("llama.cpp reads such files and cannot make them", "use IQ4_NL or Q4_K_M"),
+        "COPY": ("it copies a GGUF's tensors as they are", "use F32, F16 or BF16"),
+    }
+)
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # Types that llama.cpp refuses to make without an importance matrix (`tensor_requires_imatrix`).
 _BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+# It does not ask so of the embedding and the output; there these abort (`ggml_quantize_requires_imatrix`).
+_BLIND_HEADS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 # Nearest quantization of 32-weight blocks, by base type, for models whose rows are no multiple of 256.
 _NEAR = {"Q4_K": "IQ4_NL", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
 _NEAR_ELSE = "IQ4_NL"
@@ -184,6 +207,9 @@ def quant_named(name: str) -> Quant:
     """The quantization of that name (any case; Q4_K means Q4_K_M). Raises UsageError for an unknown one."""
     upper = name.upper()
     found = QUANTS.get(_ALIASES.get(upper, upper))
+    if upper in REFUSED:
+        reason, instead = REFUSED[upper]
+        raise UsageError(f"quantization {upper}: {reason}", instead)
     if found is None:
         raise UsageError(f"quantization {name!r} is not known", _suggest(upper, QUANTS))
     return found
@@ -213,6 +239,13 @@ def grid(quant: str) -> int:
     return quant_named(quant).block
 
 
+def check_rows(quant: str, rows: Iterable[int]) -> None:
+    """Raise BudgetError where `predict_types` would for a matrix with one of these row lengths, before there is one."""
+    chosen = quant_named(quant)
+    for row in rows:
+        _fitting(chosen.base, TensorShape("the model", (row,), "F32"))
+
+
 def predict_types(
     model: ModelShape,
     quant: str,
@@ -235,7 +268,8 @@ def predict_types(
 
     Raises:
         UsageError: an unknown name.
-        BudgetError: the rows of the embedding do not fit the type asked for; llama.cpp would write a broken tensor.
+        BudgetError: the rows of the embedding do not fit the type asked for (llama.cpp would write a broken tensor),
+            or the rows of a matrix do not fit and llama.cpp has no fallback for the type.
     """
     wanted = quant_named(quant)
     embedding = ggml_type(embedding_quant) if embedding_quant else None
@@ -256,7 +290,7 @@ def predict_types(
         elif wanted.base in ("F32", "F16", "BF16"):
             types[tensor.name] = wanted.base
         else:
-            types[tensor.name] = _fitting(mixture.choose(tensor, kind, wanted.block), tensor.row)
+            types[tensor.name] = _fitting(mixture.choose(tensor, kind, wanted.block), tensor)
     return types
 
 
@@ -264,7 +298,7 @@ def needing_imatrix(types: Mapping[str, str], quant: str) -> list[str]:
     """Tensors among the predicted `types` for which llama.cpp refuses to work without an importance matrix."""
     blind = _BLIND | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _BLIND
     heads = ("token_embd.weight", "output.weight")
-    return [name for name, kind in types.items() if kind in blind and name not in heads]
+    return [name for name, kind in types.items() if kind in (_BLIND_HEADS if name in heads else blind)]
 
 
 @dataclass(frozen=True)
@@ -317,22 +351,27 @@ def summarize(
     return QuantSummary(8 * total / weights if weights else 0.0, total, fallbacks, share, suggestion)
 
 
-# `tensor_type_fallback`: types of 256-weight blocks -> the type of 32-weight blocks that takes their place.
+# `tensor_type_fallback`: types of large blocks -> the type of 32-weight blocks that takes their place.
 _FALLBACK = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
 
 
-def _fitting(name: str, row: int) -> str:
-    if row % GGML_TYPES[name].block == 0:
+def _fitting(name: str, tensor: TensorShape) -> str:
+    if tensor.row % GGML_TYPES[name].block == 0:
         return name
     smaller = _FALLBACK.get(name, name)
-    return smaller if row % GGML_TYPES[smaller].block == 0 else "F16"
+    if GGML_TYPES[smaller].block > 32:
+        raise BudgetError(
+            f"{tensor.name}: rows of {tensor.row} weights are no multiple of {GGML_TYPES[name].block} ({name}), and "
+            "llama.cpp has no other type for them",
+            "choose a type of 32-weight blocks, such as IQ4_NL, or IQ2_XXS, which falls back to one",
+        )
+    return smaller if tensor.row % GGML_TYPES[smaller].block == 0 else "F16"
 
 
 def _check_rows(tensor: TensorShape, explicit: GgmlType) -> None:

@@ -13,6 +13,8 @@ from exporters.imatrix import Imatrix
 from exporters.native import NativeChild
 from exporters.quant_types import ggml_type, needing_imatrix, predict_types, quant_named
 
+_CRASH_HINT = "choose another type, or measure the importance matrix on other text; memory may also have run out"
+
 
 def quantize_gguf(
     source: Path,
@@ -42,7 +44,7 @@ def quantize_gguf(
 
     Raises:
         UsageError: an unknown name, or an importance matrix is needed and not given.
-        BudgetError: `embedding_quant` or `output_quant` does not fit the rows.
+        BudgetError: `embedding_quant` or `output_quant` does not fit the rows, or llama.cpp has no fallback for them.
         OutputExistsError: something is at `target`.
         ModelNotFoundError, DamagedFileError, QuantizedCheckpointError: the source.
         GateError: the quantised values are not finite.
@@ -76,7 +78,8 @@ def quantize_gguf(
         "output_type": ggml_type(output_quant).value if output_quant else None,
         "names": list(entries),
     }
-    child = NativeChild("exporters.quantize_child", source.name)
+    # The subject stands in every message: a crash must say which type it came from.
+    child = NativeChild("exporters.quantize_child", f"{source.name} to {chosen.name}", _CRASH_HINT)
     try:
         with progress.task(f"Quantising to {chosen.name}", len(model.tensors), "tensors") as task:
             child.ask(request, list(entries.values()), lambda _message: task.advance())

@@ -43,7 +43,8 @@ class _Server:
             params.imatrix = entries
         source, target = bytes.fromhex(request["source"]), bytes.fromhex(request["target"])
         if llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)) != 0:
-            raise _refusal(log.reason() or "no reason given")
+            # The error may follow a progress line without a line break, padded for a terminal.
+            raise _refusal(" ".join(log.reason().split()) or "no reason given")
         return {}, ()
 
     def _on_line(self, line: str) -> None:
@@ -70,8 +71,12 @@ def _refusal(reason: str) -> RefusedError:
         return RefusedError("usage", f"llama.cpp refuses: {reason}", hint)
     if "requantizing from type" in reason:
         return RefusedError("quantized", f"the source is quantised already: {reason}", "start from f16 or f32")
+    if "no tensor type fallback" in reason or "invalid output file type" in reason:
+        return RefusedError("usage", f"llama.cpp cannot make this type here: {reason}", "choose another type")
     if "validation failed" in reason:
-        return RefusedError("gate", f"quantised values are not finite: {reason}", "check the source for NaN")
+        return RefusedError(
+            "gate", f"quantised values are not finite: {reason}", "check the source and the importance matrix for NaN"
+        )
     if "iostream error" in reason or "write" in reason:
         return RefusedError("storage", f"cannot write the file: {reason}", "check the free space of the disk")
     if "unknown model architecture" in reason:

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from compact.families import FAMILIES
 from compact.layout import expected_shapes
 from compact.pretokenizers import tokenizer_parts
+from tests.family_models import VARIANTS
 
 TEXTS = (
     "The quick brown fox doesn't jump; she'd rather read. I'LL SEE, WE'VE SEEN, they're there!",
@@ -67,8 +68,9 @@ def bos_processor() -> dict[str, Any]:
 
 
 def model_config(family: str, vocab_size: int, **changes: Any) -> dict[str, Any]:
-    """A config.json of `llama` or `qwen2` layout with small sizes; `changes` are put on top (None removes a key)."""
+    """A config.json of a family's layout with small sizes; `changes` are put on top (None removes a key)."""
     row = next(row for row in FAMILIES if row.model_type == family)
+    usual = next(iter(VARIANTS[row.architecture].values()))
     config: dict[str, Any] = {
         "architectures": [row.architecture],
         "model_type": family,
@@ -86,19 +88,24 @@ def model_config(family: str, vocab_size: int, **changes: Any) -> dict[str, Any]
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **usual,
         **changes,
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
 def random_weights(config: Mapping[str, Any], dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tensors of the layout; norms around 1, biases small."""
+    """Random tensors of the layout; norms around 1 (as the model computes them), biases small."""
     row = next(row for row in FAMILIES if row.model_type == config["model_type"])
     torch.manual_seed(seed)
     weights = {}
     for name, shape in expected_shapes(row, config, 10_000, "test").items():
         values = torch.randn(shape) * 0.05
-        weights[name] = (values + 1 if name.endswith("norm.weight") else values).to(dtype)
+        if name.endswith("norm.weight"):
+            # Gemma's 1 + w is exact both ways for weights of this size with bfloat16's digits, as published ones have.
+            away = (torch.sign(values) * (values.abs() + 0.01)).bfloat16().float()
+            values = away if row.norm_offset else values + 1
+        weights[name] = values.to(dtype)
     return weights
 
 
@@ -119,7 +126,7 @@ def write_checkpoint(
 
     Args:
         out: the directory to make.
-        family: `llama` or `qwen2`.
+        family: a `model_type` of the family table.
         pre: pre-tokenizer's row, for a tokenizer trained here.
         dtype: dtype of every tensor.
         padding: embedding rows beyond the tokenizer.

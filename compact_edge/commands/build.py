@@ -10,22 +10,26 @@ import click
 from compact_edge.commands.shared import (
     DIRECTORY,
     FILE,
+    QuantCommand,
     budget_options,
     calibration_options,
     compute_options,
+    file_choices,
+    file_options,
     prune_options,
 )
 
 
-@click.command()
+@click.command(cls=QuantCommand)
 @click.argument("model", default="tiny")
 @click.option("--target", required=True, help="Device profile: a name of `compact-edge targets`, or a TOML file.")
 @budget_options
-@click.option("--quant", help="GGUF type, as llama.cpp names it (default: the target's).")
+@click.option("--quant", help="GGUF type, as llama.cpp names it, or `list` (default: the target's).")
 @click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
 @calibration_options
 @compute_options
+@file_options
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
@@ -39,15 +43,15 @@ from compact_edge.commands.shared import (
 def build(model: str, target: str, as_json: bool, **values: Any) -> None:
     """Prune MODEL, export it for a target, check it against the original and compare both.
 
-    MODEL is a checkpoint directory, a .gguf file or a built-in model: tiny (the default, needs nothing) or
-    smollm2-135m (a real chat model, needs the extra `demo`).
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge import summary
     from compact_edge.build import BuildOptions, build
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(model, values["calibration"])
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,
@@ -65,6 +69,7 @@ def build(model: str, target: str, as_json: bool, **values: Any) -> None:
         prompt=values["prompt"],
         threads=values["threads"],
         use_cache=not values["no_cache"],
+        files=file_choices(values),
     )
     result = build(options, Console())
     if as_json:

@@ -36,8 +36,9 @@ def evaluate(
 ) -> None:
     """Bits per byte of MODEL on a text.
 
-    MODEL is a .gguf file (scored by llama.cpp), a checkpoint directory or a built-in model (scored by Transformers in
-    float32). Both are scored by the same windows, so the figures stand in one table; lower is better.
+    MODEL is a .gguf file (scored by llama.cpp), or a checkpoint directory, a model on the Hugging Face Hub (org/name or
+    org/name@revision) or a built-in model (scored by Transformers in float32). Both are scored by the same windows, so
+    the figures stand in one table; lower is better.
     """
     from compact.cache import open_cache
     from compact.evaluate import evaluate_checkpoint, read_text
@@ -47,7 +48,7 @@ def evaluate(
     from compact_edge.quiet import quiet_libraries
     from compact_edge.side import evaluate_gguf
 
-    quiet_libraries()
+    quiet_libraries(model)
     content = read_text(text, split=split)
     if max_bytes is not None:
         content = content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")

@@ -11,13 +11,16 @@ import click
 def inspect(model: str, as_json: bool) -> None:
     """Parameters of MODEL by part: vocabulary, attention, FFN, norms; and its sizes.
 
-    MODEL is a checkpoint directory, a .gguf file or a built-in model (tiny, smollm2-135m).
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model (tiny, smollm2-135m).
     """
     from compact.budget import count_parts
     from compact.cache import open_cache
     from compact.source import open_source
     from compact_edge.console import Console, format_table, print_json
+    from compact_edge.quiet import quiet_libraries
 
+    quiet_libraries(model)
     with open_cache() as cache:
         source = open_source(model, cache, Console())
         parts = count_parts(source.tensors, source.config)

@@ -30,10 +30,12 @@ from compact_edge.commands.shared import (
 def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:
     """Prune MODEL with COMPACT and write a standard Hugging Face checkpoint with its plan.json.
 
-    MODEL is a checkpoint directory, a .gguf file or a built-in model (tiny, smollm2-135m).
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
-    from compact.prune import make_plan
+    from compact.licences import derived_name, licence_note, write_notice
+    from compact.prune import check_calibration, make_plan
     from compact.prune import prune as apply
     from compact.source import open_source
     from compact.store import publish, write_sums
@@ -41,21 +43,27 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
     from compact_edge.side import sizes_by_part
+    from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    quiet_libraries()
+    quiet_libraries(model, values["calibration"])
     inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
+    check_calibration(model, options)
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
         source = open_source(model, cache, console)
-        if source.note:
-            console.note(source.note)
+        licence = licence_of(source)
+        if licence is not None:
+            console.note(licence_note(licence, source.directory, card=False))
+            if derived_name(out.name, licence) != out.name:
+                console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
         plan = make_plan(source, options, cache, progress=console)
         needed = sum(ref.n_bytes for ref in source.tensors.values())
         with publish(out, force=force, needed_bytes=needed) as work:
             apply(source, plan, work, progress=console)
+            write_notice(licence, work)
             write_sums(work)
     after = sizes_by_part(out)
     removed = 1 - after["total"] / source.n_params

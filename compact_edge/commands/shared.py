@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,11 +11,27 @@ import click
 
 if TYPE_CHECKING:
     from compact.prune import PruneOptions
+    from compact_edge.artifact_files import FileOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+class QuantCommand(click.Command):
+    """A command whose `--quant list` prints the list of types and ends, whatever else is or is not on the line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Print the list where it is asked for; else parse as usual."""
+        asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
+        if asked:
+            from compact_edge.quant_table import print_quants
+
+            print_quants(as_json="--json" in args)
+            ctx.exit(0)
+        return super().parse_args(ctx, args)
+
 
 _BUDGET = (
     click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
@@ -38,9 +55,15 @@ _BUDGET = (
     ),
 )
 _CALIBRATION = (
-    click.option("--calibration", help="Text, jsonl or parquet file, or: stdlib, stdlib-prose."),
     click.option(
-        "--calibration-tokens", type=int, help="Tokens of the calibration set (default: 32768; for tiny 8192)."
+        "--calibration",
+        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
+        "stdlib-prose. A model from the Hub takes allenai/c4 unless you say otherwise.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=int,
+        help="Tokens of the calibration set (default: 32768; of a Hub data set 524288; for tiny 8192).",
     ),
     click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
     click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration set."),
@@ -64,6 +87,13 @@ _COMPUTE = (
 )
 
 
+_FILES = (
+    click.option("--save-imatrix", is_flag=True, help="Publish the importance matrix too, as imatrix.gguf."),
+    click.option("--modelfile", is_flag=True, help="Publish a Modelfile for Ollama too."),
+    click.option("--split-max-size", help="Cut the GGUF into parts of at most this size, such as 500M or 2G."),
+)
+
+
 def _apply(options: tuple[Callable[[Function], Function], ...], function: Function) -> Function:
     for option in reversed(options):
         function = option(function)
@@ -83,6 +113,24 @@ def calibration_options(function: Function) -> Function:
 def compute_options(function: Function) -> Function:
     """Where and in what type the original model runs."""
     return _apply(_COMPUTE, function)
+
+
+def file_options(function: Function) -> Function:
+    """What to publish beside the artifact, and whether in parts."""
+    return _apply(_FILES, function)
+
+
+def file_choices(values: dict[str, Any]) -> FileOptions:
+    """`FileOptions` from the values of `file_options`. Raises UsageError for a size that is none."""
+    from compact_edge.artifact_files import FileOptions
+    from exporters.gguf_split import parse_size
+
+    size = values["split_max_size"]
+    return FileOptions(
+        save_imatrix=values["save_imatrix"],
+        modelfile=values["modelfile"],
+        split_max_bytes=None if size is None else parse_size(size),
+    )
 
 
 def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:

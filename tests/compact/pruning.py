@@ -31,6 +31,31 @@ def prune_to(directory: Path, out: Path, **options: Any) -> Path:
     return out
 
 
+def cut_in_memory(model: Any, plan: PrunePlan) -> Any:
+    """A model of Transformers with its parameters cut as the plan says: the reference for what `prune` writes."""
+    rows = torch.tensor(plan.kept_token_ids)
+
+    def cut(module: Any, dim: int, index: torch.Tensor) -> None:
+        module.weight = torch.nn.Parameter(module.weight.index_select(dim, index), requires_grad=False)
+
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    cut(model.model.embed_tokens, 0, rows)
+    model.model.embed_tokens.padding_idx = None  # an old id; it only matters for gradients
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    else:
+        cut(model.lm_head, 0, rows)
+    for layer, kept in zip(model.model.layers, plan.kept_channels, strict=True):
+        channels = torch.tensor(kept)
+        cut(layer.mlp.gate_proj, 0, channels)
+        cut(layer.mlp.up_proj, 0, channels)
+        cut(layer.mlp.down_proj, 1, channels)
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            if part.bias is not None:
+                part.bias = torch.nn.Parameter(part.bias.index_select(0, channels), requires_grad=False)
+    return model
+
+
 def around_tokenizer(tokenizer: Path, out: Path, family: str, **changes: Any) -> Path:
     """A checkpoint of very few weights around a real tokenizer's files."""
     document = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))

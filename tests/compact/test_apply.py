@@ -27,7 +27,7 @@ from compact.source import ModelSource, open_directory
 from compact.store import publish
 from tests import checkpoints
 from tests.checkpoints import TEXTS
-from tests.compact.pruning import document, plan_for, prune_to
+from tests.compact.pruning import cut_in_memory, document, plan_for, prune_to
 
 SIZES = {"vocab_size": 320, "intermediate_size": 32, "method": "random"}
 
@@ -38,27 +38,7 @@ def load(directory: Path) -> Any:
 
 def pruned_in_memory(directory: Path, plan: PrunePlan) -> Any:
     """The original through Transformers, with its parameters cut."""
-    model = load(directory)
-    rows = torch.tensor(plan.kept_token_ids)
-
-    def cut(module: Any, dim: int, index: torch.Tensor) -> None:
-        module.weight = torch.nn.Parameter(module.weight.index_select(dim, index))
-
-    tied = model.lm_head.weight is model.model.embed_tokens.weight
-    cut(model.model.embed_tokens, 0, rows)
-    if tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    else:
-        cut(model.lm_head, 0, rows)
-    for layer, kept in zip(model.model.layers, plan.kept_channels, strict=True):
-        channels = torch.tensor(kept)
-        cut(layer.mlp.gate_proj, 0, channels)
-        cut(layer.mlp.up_proj, 0, channels)
-        cut(layer.mlp.down_proj, 1, channels)
-        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
-            if part.bias is not None:
-                part.bias = torch.nn.Parameter(part.bias.index_select(0, channels))
-    return model
+    return cut_in_memory(load(directory), plan)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -5,29 +5,69 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from compact.checkpoint import read_index
 from compact.errors import MixtureOfExpertsError, UnsupportedArchitectureError
 from compact.families import FAMILIES, Family, family_of, family_of_gguf
+from compact.tokenizer import load_tokenizer
 from tests.checkpoints import write_checkpoint
+from tests.compact.pruning import prune_to
+from tests.family_models import CASE_NAMES, CASES, VARIANTS
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+every_case = pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
 
 
-@every_family
-def test_every_parameter_of_the_model_has_a_place(tmp_path: Path, family: Family) -> None:
-    directory = write_checkpoint(tmp_path / "m", family.model_type, tie_word_embeddings=False)
+def test_every_row_has_a_model_to_test_it_on() -> None:
+    assert set(VARIANTS) == {family.architecture for family in FAMILIES}
+
+
+@every_case
+def test_every_parameter_of_the_model_has_a_place(tmp_path: Path, architecture: str, variant: str) -> None:
+    family = family_of({"architectures": [architecture]}, "here")
+    directory = write_checkpoint(tmp_path / "m", family.model_type, **VARIANTS[architecture][variant])
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-    assert type(model).__name__ == family.architecture
+    assert type(model).__name__ == architecture
     names = [name for name, _ in model.named_parameters()]
     assert [family.hf_name(family.gguf_name(name)) for name in names] == names
     assert len({family.gguf_name(name) for name in names}) == len(names)
+    # Transformers initialises what a checkpoint lacks and drops what it does not know, both in silence.
+    assert set(names) == set(read_index(directory))
+
+
+@every_family
+def test_defaults_are_those_of_transformers(family: Family) -> None:
+    defaults = AutoConfig.for_model(family.model_type)
+    ids = {key: getattr(defaults, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    assert {key: value for key, value in ids.items() if value is not None} == dict(family.default_ids)
+    assert defaults.tie_word_embeddings == family.tied_by_default
+    assert family.activation({}) == getattr(defaults, "hidden_activation", getattr(defaults, "hidden_act", None))
+    for number in family.numbers:
+        assert getattr(defaults, number.config) == number.default, number.config
+    rope = defaults.rope_parameters
+    assert rope.get("full_attention", rope)["rope_theta"] == family.theta
+    assert rope.get("sliding_attention", {}).get("rope_theta") == family.local_theta
+    sizes = {"hidden_size": 4800, "num_attention_heads": 4}
+    head_dim = getattr(AutoConfig.for_model(family.model_type, **sizes), "head_dim", None)
+    assert family.head_dim_of(sizes) == (head_dim or 1200)
+
+
+def test_an_id_that_config_json_leaves_out_is_written_when_it_moves(tmp_path: Path) -> None:
+    changes = {"eos_token_id": None, "bos_token_id": None}
+    before = write_checkpoint(tmp_path / "m", "gemma2", pad_token_id=None, **changes)
+    after = prune_to(before, tmp_path / "out", vocab_size=320, intermediate_size=32, method="random")
+    config = AutoConfig.from_pretrained(after)
+    names = [load_tokenizer(before).convert_ids_to_tokens(i) for i in (2, 1, 0)]
+    ids = [config.bos_token_id, config.eos_token_id, config.pad_token_id]
+    assert load_tokenizer(after).convert_ids_to_tokens(ids) == names
 
 
 @every_family
 def test_a_family_is_found_by_both_names(family: Family) -> None:
     assert family_of({"architectures": [family.architecture]}, "here") is family
-    assert family_of_gguf(family.gguf_arch, "here") is family
+    read_back = family_of_gguf(family.gguf_arch, "here")
+    assert (read_back.layer, read_back.permute_qk) == (family.layer, family.permute_qk)
 
 
 @every_family

@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from compact import source as sources
 from compact.cache import Cache
-from compact.errors import DamagedFileError, DataError, ModelNotFoundError, ToolUnavailableError, UnsafePathError
+from compact.errors import (
+    DamagedFileError,
+    DataError,
+    HubOfflineError,
+    ModelNotFoundError,
+    ToolUnavailableError,
+    UnsafePathError,
+)
 from compact.source import ModelSource, open_source
 from tests.checkpoints import write_checkpoint
 
@@ -128,8 +135,12 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         open_source("smollm2-135", cache)
     assert caught.value.hint == "did you mean 'smollm2-135m'?"
     with pytest.raises(ModelNotFoundError) as caught:
+        open_source("models/meta-llama/Llama-3.2-1B", cache)
+    assert caught.value.hint is not None and "smollm2-135m" in caught.value.hint and "org/name" in caught.value.hint
+    with pytest.raises(ModelNotFoundError):
+        open_source("models/Llama-3.2-1B.gguf", cache)
+    with pytest.raises(HubOfflineError, match="HF_HUB_OFFLINE is set"):
         open_source("meta-llama/Llama-3.2-1B", cache)
-    assert caught.value.hint is not None and "smollm2-135m" in caught.value.hint
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         open_source(str(tmp_path), cache)
     (tmp_path / "weights.bin").write_bytes(b"x")

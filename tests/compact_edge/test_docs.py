@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import click
 import pytest
 
 from compact_edge.cli import COMMANDS, cli
+from exporters.quant_types import QUANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,3 +59,23 @@ def test_short_helps_are_one_sentence() -> None:
     for entry in COMMANDS.values():
         assert entry.short_help.endswith(".")
         assert len(entry.short_help) <= 60
+
+
+def test_tables_of_types_are_what_was_recorded(tmp_path: Path) -> None:
+    """docs/types.md against the list of types and benchmarks/results, in a copy that is then falsified."""
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    check = [sys.executable, str(tmp_path / "benchmarks" / "types_doc.py"), "--check"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(check, env=environment, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    document = tmp_path / "docs" / "types.md"
+    text = document.read_text("utf-8")
+    document.write_text(text.replace("| IQ4_NL | 4.50 |", "| IQ4_NL | 4.40 |"), "utf-8")
+    assert run().returncode == 1
+    for name in QUANTS:
+        assert text.count(f"\n| {name} | ") + text.count(f"\n- `{name}`: ") == 3, name

@@ -122,6 +122,28 @@ def test_text_of_the_card(tmp_path: Path) -> None:
     assert "-c 512 -no-cnv -p" in plain
 
 
+def test_a_licence_that_binds_is_shown(tmp_path: Path) -> None:
+    from compact.licences import LICENCES
+
+    licence = next(row for row in LICENCES if row.key == "llama3.2")
+    matter = front_matter(tmp_path, pruned=True, hub_id="maker/Base", licence=licence)
+    hub = f"maker/Base@{'c' * 40}"
+    card = ModelCard(render(facts(licence=licence, source_hub=hub), matter))
+    assert (card.data.license, card.data.license_name) == ("other", "llama3.2")
+    assert card.data.base_model == "maker/Base"
+    assert "**Built with Llama**" in card.text
+    assert "Copyright © Meta Platforms, Inc. All Rights Reserved.\n" in card.text
+    assert "https://www.llama.com/llama3_2/license/" in card.text
+    assert "https://www.llama.com/llama3_2/use-policy." in card.text
+    assert f"- source: `{hub}`, sha256" in card.text
+    plain = render(facts(), front_matter(tmp_path, pruned=True))
+    assert "## Licence" not in plain
+    gemma = next(row for row in LICENCES if row.key == "gemma")
+    text = render(facts(licence=gemma), front_matter(tmp_path, pruned=True, licence=gemma))
+    assert "https://ai.google.dev/gemma/terms" in text
+    assert "restrictions of section 3.2" in text
+
+
 def test_a_chat_template_is_found_in_either_place(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "model")
     assert has_chat_template(checkpoint)

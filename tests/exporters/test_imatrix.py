@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -14,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from compact.errors import CalibrationError, DamagedFileError, DataError, ModelNotFoundError
 from compact.families import FAMILIES
+from compact.gguf_file import read_gguf
 from exporters.gguf_header import read_header
 from exporters.imatrix import Imatrix
 from exporters.imatrix_files import read_imatrix, write_imatrix
@@ -176,3 +179,23 @@ def test_damaged_files_are_typed_errors(matrix: Imatrix, small_gguf_file: Path, 
         path.write_bytes(legacy().replace(struct.pack("<f", 6.0), struct.pack("<f", value)))
         with pytest.raises(DamagedFileError, match="negative or not finite"):
             read_imatrix(path)
+
+
+@pytest.mark.skipif(shutil.which("llama-quantize") is None, reason="llama-quantize is not on PATH")
+@pytest.mark.parametrize("quant", ["Q4_0", "IQ4_XS", "IQ3_XXS", "Q2_0"])
+def test_llama_quantize_reads_the_file_and_makes_the_same_tensors(tmp_path: Path, quant: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "tied", tied=True, hidden=256, n_ff=256)
+    source, saved = write_gguf(checkpoint, tmp_path / "in.gguf"), tmp_path / "imatrix.gguf"
+    write_imatrix(collect(checkpoint, [encode(checkpoint, TEXT)], family=LLAMA, device="cpu"), saved)
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    quantize_gguf(source, ours, quant, imatrix=read_imatrix(saved))
+    tool = ["llama-quantize", "--imatrix", str(saved), str(source), str(theirs), quant, "1"]
+    subprocess.run(tool, check=True, capture_output=True)
+    left, right = read_gguf(ours), read_gguf(theirs)
+    assert right.values["quantize.imatrix.entries_count"] == 22
+    for name, tensor in left.tensors.items():
+        other = right.tensors[name]
+        assert tensor.qtype is other.qtype
+        # Another build of llama.cpp may round otherwise in a few places.
+        different = left.read_rows(tensor, 0, tensor.shape[0]) != right.read_rows(other, 0, other.shape[0])
+        assert different.mean() < 0.01, name

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+import exporters.quantize
 from compact.errors import BudgetError, UsageError
 from exporters.gguf_header import read_header
 from exporters.imatrix import Imatrix
@@ -38,6 +39,7 @@ SMOL: dict[str, Any] = {
     "tied": True,
 }
 FAST = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
+LOW = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
 
 
 def shape_of(arch: str = "llama", **sizes: Any) -> ModelShape:
@@ -69,7 +71,7 @@ def check(source: Path, target: Path, quant: str, *, with_imatrix: bool, **types
     assert 0 < target.stat().st_size - total < 32 * len(written.tensors) + 65536
 
 
-@pytest.mark.parametrize("quant", FAST)
+@pytest.mark.parametrize("quant", [*FAST, *LOW])
 def test_types_are_those_that_llama_cpp_writes(wide_gguf_file: Path, tmp_path: Path, quant: str) -> None:
     check(wide_gguf_file, tmp_path / "out.gguf", quant, with_imatrix=False)
 
@@ -103,7 +105,7 @@ def test_types_asked_for(tmp_path: Path, quant: str, types: dict[str, str], tied
 
 
 @pytest.mark.parametrize("hidden", [288, 272], ids=["multiple of 32", "multiple of 16"])
-@pytest.mark.parametrize("quant", ["Q4_K_M", "Q4_0", "Q6_K", "Q2_K", "IQ4_XS", "Q8_0"])
+@pytest.mark.parametrize("quant", ["Q4_K_M", "Q4_0", "Q6_K", "Q2_K", "IQ4_XS", "Q8_0", "Q2_0", "TQ1_0", "TQ2_0"])
 def test_types_where_rows_do_not_fit(tmp_path: Path, hidden: int, quant: str) -> None:
     sizes: dict[str, Any] = {
         "n_layer": 9,
@@ -115,6 +117,46 @@ def test_types_where_rows_do_not_fit(tmp_path: Path, hidden: int, quant: str) ->
         "tied": True,
     }
     check(random_gguf(tmp_path / "in.gguf", **sizes), tmp_path / "out.gguf", quant, with_imatrix=False)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "head"])
+@pytest.mark.parametrize(
+    "quant",
+    [
+        *("Q2_0", "TQ2_0", "IQ3_XXS", "Q3_K_L", "Q5_K_M"),
+        # llama.cpp makes their tables anew in every process, which takes seconds.
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("IQ1_S", "IQ2_M")),
+    ],
+)
+def test_types_where_some_rows_fit(tmp_path: Path, quant: str, tied: bool) -> None:
+    """As in SmolLM2: the FFN's way back fits blocks of 256, the rest blocks of 64."""
+    sizes: dict[str, Any] = {"n_layer": 8, "hidden": 64, "n_ff": 256, "n_head": 4, "n_head_kv": 2, "vocab": 64}
+    source = random_gguf(tmp_path / "in.gguf", tied=tied, **sizes)
+    check(source, tmp_path / "out.gguf", quant, with_imatrix=True)
+
+
+def test_a_type_without_fallback_is_refused_where_rows_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1_0 has blocks of 128 and llama.cpp knows no smaller type in its place; it says so only while it works."""
+    sizes: dict[str, Any] = {"n_layer": 2, "hidden": 192, "n_ff": 128, "n_head": 4, "n_head_kv": 2, "vocab": 64}
+    source = random_gguf(tmp_path / "in.gguf", tied=True, **sizes)
+    target = tmp_path / "out.gguf"
+    with pytest.raises(BudgetError, match=re.escape("rows of 192 weights are no multiple of 128 (Q1_0)")):
+        quantize_gguf(source, target, "Q1_0")
+    monkeypatch.setattr(exporters.quantize, "predict_types", lambda *_args, **_options: {})
+    with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot make this type here: .*no tensor type fallback"):
+        quantize_gguf(source, target, "Q1_0")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("MXFP4_MOE", "a dense model would be Q8_0"), ("nvfp4", "cannot make them"), ("COPY", "as they are")],
+)
+def test_types_that_make_no_sense_are_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"quantization {name.upper()}: .*{reason}"):
+        quant_named(name)
 
 
 _LAYOUTS: dict[str, dict[str, Any]] = {
@@ -148,10 +190,16 @@ def test_every_type_on_every_layout(tmp_path: Path, layout: dict[str, Any], quan
 
 
 def test_table_agrees_with_the_gguf_package() -> None:
+    # llama.cpp numbers them (ggml.h, llama.h); this release of the package does not.
+    assert (GGML_TYPES["Q2_0"].value, GGML_TYPES["Q2_0"].bits, QUANTS["Q2_0"].ftype) == (42, 2.25, 41)
     for name, kind in GGML_TYPES.items():
+        if name == "Q2_0":
+            continue
         assert int(gguf.GGMLQuantizationType[name]) == kind.value
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (kind.block, kind.bytes)
     for name, quant in QUANTS.items():
+        if name == "Q2_0":
+            continue
         prefix = "ALL_" if name == "F32" else "MOSTLY_"
         assert int(gguf.LlamaFileType[prefix + name]) == quant.ftype
     assert {name for name, quant in QUANTS.items() if quant.writer == "direct"} == {"F32", "F16", "BF16", "Q8_0"}

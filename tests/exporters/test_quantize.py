@@ -32,6 +32,7 @@ from compact.progress import Task
 from exporters.gguf_header import read_header
 from exporters.imatrix import Imatrix
 from exporters.native import NativeChild
+from exporters.quant_types import QUANTS
 from exporters.quantize import quantize_gguf
 from tests.exporters.small_gguf import random_gguf
 from tests.exporters.test_engine import ROOT, gone
@@ -121,6 +122,46 @@ def test_what_needs_an_importance_matrix_is_refused_without(
     with pytest.raises(UsageError, match="cpp refuses") as caught:
         quantize_gguf(source, target, "IQ2_XXS")
     assert "===" not in caught.value.message and not target.exists()
+
+
+@pytest.mark.parametrize("embedding", ["IQ2_XXS", "IQ2_XS", "IQ1_S"])
+def test_an_embedding_that_needs_an_importance_matrix(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedding: str
+) -> None:
+    """llama.cpp asks for one for every matrix but the embedding, and there it aborts: GGML_ASSERT(imatrix != NULL)."""
+    target = tmp_path / "out.gguf"
+    with pytest.raises(UsageError, match=r"importance matrix for token_embd\.weight"):
+        quantize_gguf(source, target, "Q4_0", embedding_quant=embedding)
+    monkeypatch.setattr(exporters.quantize, "needing_imatrix", lambda _types, _quant: [])
+    with pytest.raises(EngineCrashedError, match=r"to Q4_0: llama\.cpp died .*GGML_ASSERT\(imatrix != NULL\)"):
+        quantize_gguf(source, target, "Q4_0", embedding_quant=embedding)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("quant", ["IQ3_S", "IQ3_M"])
+def test_an_assertion_of_llama_cpp_is_an_error_that_names_the_type(source: Path, tmp_path: Path, quant: str) -> None:
+    """Importance near the end of float32 overflows in its search for a scale: GGML_ASSERT(scale >= 0)."""
+    model = read_header(source).model_shape("in.gguf")
+    means = {t.name: np.full(t.row, 3e38, dtype=np.float32) for t in model.tensors if t.name.startswith("blk.")}
+    matrix = Imatrix(means, {name: np.array([1], dtype=np.int64) for name in means}, tokens=1)
+    with pytest.raises(EngineCrashedError, match=rf"in\.gguf to {quant}: .*GGML_ASSERT") as caught:
+        quantize_gguf(source, tmp_path / "out.gguf", quant, imatrix=matrix)
+    assert caught.value.exit_code == 69 and "choose another type" in str(caught.value.hint)
+    assert "\n" not in caught.value.message and not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("quant", [name for name, quant in QUANTS.items() if quant.writer == "llama"])
+def test_an_abort_in_any_type_is_an_error_that_names_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
+    class Aborting(NativeChild):
+        def __init__(self, _module: str, subject: str, crash_hint: str) -> None:
+            super().__init__("tests.exporters.aborting_child", subject, crash_hint)
+
+    monkeypatch.setattr(exporters.quantize, "NativeChild", Aborting)
+    matrix = random_imatrix(read_header(source).model_shape("in.gguf"))
+    with pytest.raises(EngineCrashedError, match=rf"to {quant}: .*\(SIGABRT\): GGML_ASSERT\(false\) failed"):
+        quantize_gguf(source, tmp_path / "out.gguf", quant, imatrix=matrix)
 
 
 def test_refusals_leave_nothing_behind(source: Path, tmp_path: Path) -> None:

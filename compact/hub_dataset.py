@@ -1,0 +1,248 @@
+"""Calibration text from a data set on the Hugging Face Hub, read as a stream: only what is drawn is downloaded.
+
+The draw depends on the data set's commit, the seed and the number of characters, and not on a tokenizer or machine: the
+stream goes through a shuffle buffer of the seed, and of a long document one piece is taken, so that no document
+dominates. The result lies in the cache, so the next build with the same calibration needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import random
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from gzip import BadGzipFile
+from pathlib import Path
+from typing import Any
+
+from compact.cache import Cache
+from compact.errors import (
+    CalibrationError,
+    DamagedFileError,
+    DataError,
+    HubAccessError,
+    RemoteCodeRefusedError,
+    ToolUnavailableError,
+    UsageError,
+)
+from compact.hub import checked_revision
+from compact.hub_errors import offline_error, page, translated
+from compact.progress import SILENT, Progress
+from compact.store import read_json, sha256_json, write_json
+
+# Data sets whose repository has several configurations and names no default one.
+_DEFAULT_CONFIG = {"allenai/c4": "en"}
+_DEFAULT_SPLIT = "train"
+# Documents among which the seed chooses: about 20 MB of web text.
+_BUFFER = 10_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Raised when another draw comes out for equal inputs.
+_VERSION = 1
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_NAME = re.compile(
+    rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@\s:]+))?(?::(?P<config>[^@\s:]*))?(?::(?P<split>[^@\s:]+))?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """`org/name[@revision][:config[:split]]`; None where the spelling leaves a part out."""
+
+    repo: str
+    revision: str | None
+    config: str | None
+    split: str
+
+    def at(self, commit: str) -> str:
+        """The same data at one commit, in the same spelling."""
+        return f"{self.repo}@{commit}:{self.config or ''}:{self.split}"
+
+
+def parse_dataset(word: str) -> DatasetName | None:
+    """A `--calibration` as a data set's name; None for a word of another form. A file of that name comes first.
+
+    Raises:
+        HubNameError: a revision that no branch, tag or commit can have.
+    """
+    match = _NAME.fullmatch(word)
+    if match is None or word.lower().endswith((".txt", ".jsonl", ".json", ".parquet", ".md")):
+        return None
+    repo = match["repo"]
+    config = match["config"] or _DEFAULT_CONFIG.get(repo)
+    return DatasetName(repo, checked_revision(match["revision"], word), config, match["split"] or _DEFAULT_SPLIT)
+
+
+def names_hub_dataset(word: str | None) -> bool:
+    """Whether a command with this `--calibration` may use the network."""
+    return (
+        word is not None
+        and not Path(word).exists()
+        and _NAME.fullmatch(word) is not None
+        and (parse_dataset(word) is not None)
+    )
+
+
+def require_datasets(word: str) -> None:
+    """Raises ToolUnavailableError where the package that reads data sets is missing."""
+    if importlib.util.find_spec("datasets") is None:
+        raise ToolUnavailableError(
+            f"--calibration {word}: the package datasets is not installed",
+            "pip install 'compact-edge[datasets]', or give --calibration stdlib-prose or a file",
+        )
+
+
+def draw_documents(
+    name: DatasetName,
+    characters: int,
+    piece: int,
+    seed: int,
+    *,
+    cache: Cache | None = None,
+    progress: Progress = SILENT,
+) -> tuple[list[str], str]:
+    """Texts of at most about `piece` characters each, `characters` in all, and the name at its commit.
+
+    Args:
+        name: the data set.
+        characters: how much to draw; fewer where the data set ends before.
+        piece: what is taken of a longer document.
+        seed: of the order of documents, and of the piece of each.
+        cache: keeps the draw.
+        progress: told of the characters drawn.
+
+    Raises:
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubOfflineError: as `compact.hub_errors` says.
+        ToolUnavailableError: `datasets` is not installed.
+        UsageError: no such configuration or split. RemoteCodeRefusedError: the data set is a program.
+        DamagedFileError: a record without text. CalibrationError: no text at all.
+    """
+    commit = _resolve(name)
+    key = sha256_json({"version": _VERSION, "of": name.at(commit), "draw": [characters, piece, seed, _BUFFER]})
+
+    def make(work: Path) -> None:
+        write_json(work / "documents.json", _draw(name, commit, characters, piece, seed, progress), indent=None)
+
+    if cache is None:
+        return _draw(name, commit, characters, piece, seed, progress), name.at(commit)
+    if _offline() and cache.find("hub-text", key) is None:
+        raise offline_error(name.repo, name.revision, "dataset")
+    documents = read_json(cache.get_or_make("hub-text", key, make, needed_bytes=2 * characters) / "documents.json")
+    return [str(document) for document in documents], name.at(commit)
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _resolve(name: DatasetName) -> str:
+    """The commit that the revision stands for: the Hub's answer, or offline the cache's record of an earlier one."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if name.revision is not None and _COMMIT.fullmatch(name.revision):
+        return name.revision
+    card = "README.md"
+    with translated(name.repo, name.revision, "dataset"):
+        if _offline():
+            found = try_to_load_from_cache(name.repo, card, revision=name.revision, repo_type="dataset")
+            if not isinstance(found, str):
+                raise offline_error(name.repo, name.revision, "dataset")
+            return Path(found).parent.name
+        commit = HfApi().dataset_info(name.repo, revision=name.revision).sha
+        if commit is None or not _COMMIT.fullmatch(commit):
+            raise ValueError("no commit in the answer")
+        # By the revision's name, so that the cache records what it stands for.
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(name.repo, card, revision=name.revision, repo_type="dataset")
+        return commit
+
+
+def _draw(name: DatasetName, commit: str, characters: int, piece: int, seed: int, progress: Progress) -> list[str]:
+    if _offline():
+        raise offline_error(name.repo, name.revision, "dataset")
+    require_datasets(name.repo)
+    from compact.calibration import cut
+
+    draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
+    texts: list[str] = []
+    total = 0
+    with progress.task(f"reading {name.repo}", characters, "characters") as task:
+        for text in _texts(name, commit, seed):
+            pieces = [part for part in cut(text, piece) if part.strip()]
+            if not pieces:
+                continue
+            texts.append(draw.choice(pieces))
+            total += len(texts[-1])
+            task.advance(len(texts[-1]))
+            if total >= characters:
+                break
+    if not texts:
+        raise CalibrationError(f"{name.at(commit)}: no text in it", "name another data set, or a file")
+    return texts
+
+
+def _texts(name: DatasetName, commit: str, seed: int) -> Iterator[str]:
+    from compact.calibration import text_of
+
+    where = name.at(commit)
+    for number, record in enumerate(_records(name, commit, seed), 1):
+        yield text_of(record, f"{where}, record {number}")
+
+
+def _records(name: DatasetName, commit: str, seed: int) -> Iterator[Mapping[str, Any]]:
+    """The data set's records in the seed's order."""
+    with translated(name.repo, name.revision, "dataset"):
+        from datasets.exceptions import DatasetGenerationError
+
+        stream = _open_stream(name, commit)
+        try:
+            yield from stream.shuffle(seed=seed, buffer_size=_BUFFER)
+        except (ValueError, EOFError, zlib.error, BadGzipFile, DatasetGenerationError) as error:
+            raise DamagedFileError(
+                f"{name.repo}: a data file is damaged ({_first_line(error)})", "name another revision or data set"
+            ) from error
+
+
+def _open_stream(name: DatasetName, commit: str) -> Any:
+    """The data set of `datasets`, before the first record is read; its errors that say what the user can change."""
+    import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    try:
+        # hf:// so that a folder of this name in the working directory is not taken for it.
+        where = f"hf://datasets/{name.repo}"
+        return datasets.load_dataset(where, name.config, split=name.split, revision=commit, streaming=True)
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise HubAccessError(
+                f"{name.repo}: access is gated",
+                f"accept the terms at {page(name.repo, 'dataset')}, then run `hf auth login`, or set HF_TOKEN",
+            ) from error
+        raise DataError(f"{name.repo}: cannot be read ({_first_line(error)})", page(name.repo, "dataset")) from error
+    except DataFilesNotFoundError as error:
+        raise DataError(
+            f"{name.repo}: no data files that can be read", f"what it holds: {page(name.repo, 'dataset')}"
+        ) from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise RemoteCodeRefusedError(
+            f"{name.repo}: the data set is a program, which is not run", "name one of parquet or json files"
+        ) from error
+    except ValueError as error:
+        # A configuration or split that is not there: the text lists those that are.
+        raise UsageError(
+            f"--calibration {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] + ("..." if len(text) > 200 else "")

@@ -1,0 +1,210 @@
+"""Calibration text from data sets on the Hub: what is drawn, that it is drawn again the same, and what can go wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compact import hub_dataset
+from compact.calibration import plain_name
+from compact.errors import HubNameError, ToolUnavailableError
+from compact.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
+from compact.prune import PruneOptions, check_calibration
+from tests.hub_standin import TOKEN, Hub, running_hub
+from tests.small_builds import ROOT
+
+pytest.importorskip("datasets", reason="datasets is not installed (the extra `datasets`)")
+
+CARD = """---
+configs:
+- config_name: en
+  data_files: [{split: train, path: en/train-*.json.gz}, {split: validation, path: en/valid.json.gz}]
+- config_name: de
+  data_files: [{split: train, path: de/*.json.gz}]
+---
+"""
+_DRIVER = """
+import json, sys
+from pathlib import Path
+from compact.cache import Cache
+from compact.hub_dataset import draw_documents, parse_dataset
+from compact_edge.errors import describe
+from compact_edge.quiet import quiet_libraries
+cache = None if sys.argv[1] == "-" else Cache(Path(sys.argv[1]), [], [])
+calls = json.loads(sys.argv[2])
+quiet_libraries(*[call[0] for call in calls])
+results = []
+for word, characters, piece, seed in calls:
+    try:
+        texts, name = draw_documents(parse_dataset(word), characters, piece, seed, cache=cache)
+        results.append({"texts": texts, "name": name})
+    except Exception as error:
+        failure = describe(error)
+        results.append({"code": failure.exit_code, "message": failure.message, "hint": failure.hint})
+print(json.dumps(results))
+"""
+Call = tuple[str, int, int, int]
+
+
+def documents(language: str, first: int, last: int) -> list[str]:
+    return [f"{language} document {n}: " + f"the words of number {n}. " * (1 + n % 7) for n in range(first, last)]
+
+
+def lines(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text, "url": "https://example.org"}) + "\n" for text in texts).encode()
+
+
+def packed(texts: list[str]) -> bytes:
+    return gzip.compress(lines(texts), mtime=0)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as running:
+        files = {
+            "README.md": CARD.encode(),
+            "en/train-00000.json.gz": packed(documents("en", 0, 30)),
+            "en/train-00001.json.gz": packed(documents("en", 30, 60)),
+            "en/valid.json.gz": packed(documents("valid", 0, 5)),
+            "de/a.json.gz": packed(documents("de", 0, 5)),
+        }
+        running.add("allenai/c4", files, dataset=True)
+        yield running
+
+
+def draw(environment: Mapping[str, str], *calls: Call, cache: Path | None = None) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER, str(cache or "-"), json.dumps(calls)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "the libraries underneath write to the terminal"
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+def test_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_dataset("allenai/c4") == DatasetName("allenai/c4", None, "en", "train")
+    assert parse_dataset("allenai/c4:de") == DatasetName("allenai/c4", None, "de", "train")
+    assert parse_dataset("a/b") == DatasetName("a/b", None, None, "train")
+    assert parse_dataset("a/b@v1:20231101.en:test") == DatasetName("a/b", "v1", "20231101.en", "test")
+    assert parse_dataset("a/b::test") == DatasetName("a/b", None, None, "test")
+    for word in ("stdlib-prose", "texts.jsonl", "folder/texts.jsonl", "./a/b", "/a/b", "a/b/c", "a/b:c:d:e"):
+        assert parse_dataset(word) is None, word
+    with pytest.raises(HubNameError):
+        parse_dataset("a/b@../../x")
+    name = DatasetName("a/b", "v1", None, "test")
+    assert parse_dataset(name.at("0" * 40)) == DatasetName("a/b", "0" * 40, None, "test")
+    assert plain_name("a/b:c") == "a/b:c"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("a text")
+    assert not names_hub_dataset("a/b"), "a file of that name comes first"
+    assert plain_name("a/b") == "b"
+
+
+def test_the_draw(hub: Hub, tmp_path: Path) -> None:
+    everything = documents("en", 0, 60)
+    calls: list[Call] = [
+        ("allenai/c4", 600, 1000, 0),
+        ("allenai/c4:en:train", 600, 1000, 0),
+        ("allenai/c4", 600, 1000, 1),
+        ("allenai/c4", 10**6, 1000, 0),
+        ("allenai/c4", 600, 40, 0),
+        ("allenai/c4:en:validation", 10**6, 1000, 0),
+        ("allenai/c4:de", 10**6, 1000, 0),
+    ]
+    first, same, other, whole, pieces, valid, german = draw(hub.environment(tmp_path / "home", HF_TOKEN=TOKEN), *calls)
+    commit = hub.repositories["datasets/allenai/c4"].commit
+    assert first["name"] == same["name"] == f"allenai/c4@{commit}:en:train"
+    assert first["texts"] == same["texts"] != other["texts"]
+    for result in (first, other):
+        assert set(result["texts"]) < set(everything)
+        assert sum(map(len, result["texts"][:-1])) < 600 <= sum(map(len, result["texts"]))
+    assert sorted(whole["texts"]) == sorted(everything)
+    assert whole["texts"] != everything, "the order is drawn too"
+    assert all(len(text) <= 40 and any(text in document for document in everything) for text in pieces["texts"])
+    assert sorted(valid["texts"]) == documents("valid", 0, 5)
+    assert sorted(german["texts"]) == documents("de", 0, 5)
+    assert {request.token for request in hub.requests if request.host == "cdn"} == {False}
+    assert {request.token for request in hub.requests if request.host == "hub"} == {True}
+
+
+def test_the_cache_serves_the_next_draw_and_offline_mode(hub: Hub, tmp_path: Path) -> None:
+    environment = hub.environment(tmp_path / "home")
+    call: Call = ("allenai/c4", 600, 1000, 0)
+    (first,) = draw(environment, call, cache=tmp_path / "cache")
+    hub.requests.clear()
+    assert draw(environment, call, cache=tmp_path / "cache") == [first]
+    assert hub.fetched() == []
+    hub.requests.clear()
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    again, larger, unknown = draw(
+        offline, call, ("allenai/c4", 900, 1000, 0), ("maker/other", 600, 1000, 0), cache=tmp_path / "cache"
+    )
+    assert again == first
+    for failure in (larger, unknown):
+        assert failure["code"] == 69
+        assert "HF_HUB_OFFLINE is set" in failure["message"]
+    assert hub.requests == []
+
+
+def test_parquet_and_the_column_context(hub: Hub, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = documents("table", 0, 8)
+    parquet.write_table(pyarrow.table({"context": texts, "number": list(range(8))}), tmp_path / "t.parquet")
+    hub.add("maker/table", {"data/train-0.parquet": (tmp_path / "t.parquet").read_bytes()}, dataset=True)
+    (result,) = draw(hub.environment(tmp_path / "home"), ("maker/table", 10**6, 1000, 0))
+    assert sorted(result["texts"]) == texts
+    assert result["name"].endswith("::train")
+
+
+def test_what_can_be_wrong(hub: Hub, tmp_path: Path) -> None:
+    hub.add("maker/numbers", {"train.jsonl": b'{"label": 1}\n' * 5}, dataset=True)
+    hub.add("maker/blank", {"train.jsonl": lines(["", "  \n"])}, dataset=True)
+    hub.add("maker/program", {"program.py": b"raise SystemExit(1)"}, dataset=True)
+    hub.add("maker/pictures", {"README.md": b"", "notes.xyz": b"?"}, dataset=True)
+    hub.add("maker/gated", {"README.md": b"", "train.jsonl": lines(["text"])}, dataset=True, state="gated")
+    hub.add("maker/torn", {"train.jsonl": lines(["text"]) + b'{"text": "unfinished'}, dataset=True)
+    cases = {
+        "maker/missing": (65, "no such dataset on"),
+        "allenai/c4@v9": (65, "no revision 'v9'"),
+        "allenai/c4:fr": (2, "'fr' not found"),
+        "allenai/c4:en:test": (2, "test"),
+        "maker/numbers": (65, "no string under 'text' or 'context'"),
+        "maker/blank": (65, "no text in it"),
+        "maker/program": (65, "is a program, which is not run"),
+        "maker/pictures": (65, "no data files"),
+        "maker/gated": (69, "access is gated"),
+        "maker/torn": (65, "damaged"),
+    }
+    results = draw(hub.environment(tmp_path / "home"), *[(word, 600, 1000, 0) for word in cases])
+    for (word, (code, message)), failure in zip(cases.items(), results, strict=True):
+        assert failure.get("code") == code, (word, failure)
+        assert message in failure["message"] and "\n" not in failure["message"], (word, failure)
+
+
+def test_the_package_is_asked_for_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset.importlib.util, "find_spec", lambda name: None)
+    for model, options in (
+        ("maker/model", PruneOptions()),
+        ("tiny", PruneOptions(calibration="allenai/c4")),
+    ):
+        with pytest.raises(ToolUnavailableError, match="allenai/c4: the package datasets") as caught:
+            check_calibration(model, options)
+        assert caught.value.hint is not None and "pip install 'compact-edge[datasets]'" in caught.value.hint
+    check_calibration("maker/model", PruneOptions(calibration="stdlib-prose"))
+    check_calibration("tiny", PruneOptions())

@@ -1,0 +1,54 @@
+"""The whole road for what is particular to other families: SentencePiece vocabularies, GeGLU, windows, multimodal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer
+
+from compact.gguf_file import read_gguf
+from compact_edge import cli
+from tests.checkpoints import TEXTS
+from tests.sentencepiece_models import tokenizer_files, tokenizer_json
+from tests.small_builds import Workshop
+
+
+@pytest.mark.parametrize(
+    ("family", "style", "sizes"),
+    [("gemma3_text", "gemma", {"bos_token_id": 1, "pad_token_id": 0}), ("mistral", "llama 2", {"sliding_window": 100})],
+)
+def test_a_sentencepiece_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, family: str, style: str, sizes: dict[str, int]
+) -> None:
+    shop = Workshop(tmp_path / "shop", family=family, tokenizer=tokenizer_json(style), **sizes)
+    for name, content in tokenizer_files(style).items():
+        (shop.model / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    arguments = shop.build(tmp_path / "out", "--vocab-size", "700", "--json", "--prompt", "Read this")
+    assert cli.run(arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert result["parity"]["passed"]
+    assert ("no sliding window in this layout" in shown.err) == (family == "mistral")
+    (file,) = (tmp_path / "out" / "gguf").glob("*.gguf")
+    values = read_gguf(file).values
+    assert values["tokenizer.ggml.model"] == "llama"
+    sizes_of_vocabulary = [result[side]["parameters"]["vocabulary"] for side in ("before", "after")]
+    assert sizes_of_vocabulary[1] < sizes_of_vocabulary[0]
+
+
+def test_tools_that_prefer_tokenizer_model_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = Workshop(tmp_path / "shop", family="gemma2", tokenizer=tokenizer_json("gemma"), bos_token_id=1)
+    for name, content in tokenizer_files("gemma").items():
+        (shop.model / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = tmp_path / "pruned"
+    arguments = ["prune", str(shop.model), "--vocab-size", "700", "--method", "magnitude", "--out", str(out)]
+    assert cli.run([*arguments, "--no-cache"]) == 0, capsys.readouterr().err
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
+    ours = Tokenizer.from_file(str(out / "tokenizer.json"))
+    for text in TEXTS:
+        assert pieces.encode(text) == ours.encode(text, add_special_tokens=False).ids, text

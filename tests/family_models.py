@@ -1,0 +1,75 @@
+"""One entry a row of the family table: settings of a small random model, and variants that strain the row.
+
+Every family test reads this; a row without an entry fails `test_families.py`. Sizes are small, but nothing that is
+particular to the architecture is left out: the window is shorter than the texts, and there are layers of every kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Settings on top of `tests.checkpoints.model_config`, by architecture. The first variant is the usual model.
+_GEMMA = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 16}
+_GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_LINEAR = {"rope_type": "linear", "factor": 8.0}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "LlamaForCausalLM": {
+        "tied": {},
+        "untied with biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+        "llama3 rope": {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE, "head_dim": 64},
+        "one key-value head": {"num_key_value_heads": 1},
+    },
+    "MistralForCausalLM": {
+        "untied": {"tie_word_embeddings": False, "sliding_window": None, "rope_theta": 1000000.0},
+        "wider heads": {"tie_word_embeddings": False, "head_dim": 32, "sliding_window": 4096},
+    },
+    "SmolLM3ForCausalLM": {
+        "tied": {"num_hidden_layers": 4, "pad_token_id": 0},
+        "yarn": {"num_hidden_layers": 5, "pad_token_id": 0, "rope_scaling": YARN_ROPE,
+                 "no_rope_layers": [1, 1, 1, 0, 1]},
+    },
+    "GraniteForCausalLM": {
+        "tied": {**_GRANITE},
+        "untied with biases": {**_GRANITE, "tie_word_embeddings": False, "attention_bias": True},
+    },
+    "Qwen2ForCausalLM": {"tied": {}, "untied": {"tie_word_embeddings": False}},
+    "Qwen3ForCausalLM": {
+        "tied": {"head_dim": 32},
+        "untied": {"head_dim": 16, "tie_word_embeddings": False, "rope_theta": 1000000.0},
+    },
+    "Gemma2ForCausalLM": {
+        # config.json of the published models does not say that the embeddings are tied.
+        "tied": {**_GEMMA, "num_hidden_layers": 3, "sliding_window": 24, "attn_logit_softcapping": 2.0,
+                 "final_logit_softcapping": 3.0, "tie_word_embeddings": None},
+        "layers in another order": {**_GEMMA, "num_hidden_layers": 3, "sliding_window": 24,
+                                    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    },
+    "Gemma3ForCausalLM": {
+        "tied": {**_GEMMA, "num_hidden_layers": 7, "sliding_window": 24, "tie_word_embeddings": None,
+                 "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6},
+        "linear rope": {**_GEMMA, "num_hidden_layers": 7, "sliding_window": 24, "rope_theta": None,
+                        "rope_parameters": {"full_attention": {"rope_theta": 1000000.0, **_LINEAR},
+                                            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}},
+        "layers in another order": {**_GEMMA, "num_hidden_layers": 3, "sliding_window": 24,
+                                    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        "untied with soft-capping": {**_GEMMA, "num_hidden_layers": 2, "sliding_window": 24,
+                                     "final_logit_softcapping": 3.0, "tie_word_embeddings": False},
+    },
+}  # fmt: skip
+
+CASES = [(architecture, variant) for architecture, variants in VARIANTS.items() for variant in variants]
+CASE_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in CASES]

@@ -1,0 +1,21 @@
+"""Tables in the docs are what their script makes of the recorded results."""
+
+from __future__ import annotations
+
+from benchmarks import families
+from compact.families import FAMILIES
+
+
+def test_the_table_of_families() -> None:
+    results = families.recorded()
+    text = families.DOCS.read_text(encoding="utf-8")
+    assert families.docs_with_table(text, results) == text
+    assert [result["model"] for result in results if not result["passed"]] == []
+
+
+def test_every_family_is_documented_and_was_checked() -> None:
+    text = families.DOCS.read_text(encoding="utf-8")
+    checked = {result["architecture"] for result in families.recorded()}
+    for family in FAMILIES:
+        assert f"`{family.architecture}`" in text
+        assert family.architecture in checked
