@@ -293,8 +293,8 @@ def tokenizers(work: Path, *, gemma3: bool) -> Iterator[tuple[str, Path | str, t
         )
 
 
-def write_table(results: Sequence[dict[str, Any]], refused: dict[str, str]) -> None:
-    """Put the results between the marks of docs/tokenizers.md."""
+def docs_with_table(text: str, results: Sequence[dict[str, Any]], refused: dict[str, str]) -> str:
+    """The text of docs/tokenizers.md with the results between its marks."""
 
     def yes(value: bool | None) -> str:
         return "-" if value is None else "yes" if value else "**no**"
@@ -315,9 +315,8 @@ def write_table(results: Sequence[dict[str, Any]], refused: dict[str, str]) -> N
               "texts that differ unpruned", "that differ only when pruned", "SentencePiece agrees", "keys equal converter's"]  # noqa: E501  # fmt: skip
     lines = [BEGIN, "", table(header, rows), "", "Refused, by name:", ""]
     lines += [f"- `{name}`: {why.splitlines()[0]}" for name, why in refused.items()]
-    text = DOCS.read_text(encoding="utf-8")
     head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
-    DOCS.write_text(head + "\n".join(lines) + f"\n\n{END}" + tail, encoding="utf-8")
+    return head + "\n".join(lines) + f"\n\n{END}" + tail
 
 
 def main() -> int:
@@ -353,7 +352,8 @@ def main() -> int:
     shutil.rmtree(work / "scratch", ignore_errors=True)
     if not args.only:
         record("tokenizers", {"results": results, "refused": refused})
-        write_table(results, refused)
+        text = DOCS.read_text(encoding="utf-8")
+        DOCS.write_text(docs_with_table(text, results, refused), encoding="utf-8")
     return 1 if any(result["failures"] for result in results) else 0
 
 

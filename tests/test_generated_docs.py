@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import families
+import json
+
+from benchmarks import families, tokenizer_parity
 from compact.families import FAMILIES
 
 
@@ -19,3 +21,10 @@ def test_every_family_is_documented_and_was_checked() -> None:
     for family in FAMILIES:
         assert f"`{family.architecture}`" in text
         assert family.architecture in checked
+
+
+def test_the_table_of_tokenizers() -> None:
+    recorded = json.loads((families.RESULTS / "tokenizers.json").read_text(encoding="utf-8"))
+    text = tokenizer_parity.DOCS.read_text(encoding="utf-8")
+    assert tokenizer_parity.docs_with_table(text, recorded["results"], recorded["refused"]) == text
+    assert [result["name"] for result in recorded["results"] if result["failures"]] == []
