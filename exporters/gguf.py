@@ -123,7 +123,7 @@ def write_gguf(
     Raises:
         UnsupportedArchitectureError, MixtureOfExpertsError: config.json or a tensor fits no row of the family table,
             or a setting cannot be kept in a GGUF.
-        UnsupportedTokenizerError: no byte-level BPE, or a pre-tokenizer that llama.cpp does not know.
+        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, or llama.cpp has no counterpart.
         QuantizedCheckpointError, PickleRefusedError, UnsafePathError: weights that are not plain safetensors.
         DamagedFileError: files that break their format or contradict each other.
         UsageError: `quant` is not one of the four, or a weight is beyond what it holds.
