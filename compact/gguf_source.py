@@ -74,13 +74,14 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     """Write the checkpoint that a GGUF holds into `out`.
 
     Args:
-        path: the GGUF file, of a layout of the family table.
+        path: the GGUF file: a layout of the family table, with a byte-level or SentencePiece-style BPE tokenizer.
         out: an empty directory, which the caller publishes when this returns.
         progress: told the tensors done.
 
     Returns:
         What was read. Files written: config.json, generation_config.json, model.safetensors, tokenizer.json,
-        tokenizer_config.json, chat_template.jinja where there is a template, README.md.
+        tokenizer_config.json, tokenizer.model for SentencePiece-style BPE, chat_template.jinja where there is a
+        template, README.md.
 
     Raises:
         ModelNotFoundError: no such file.
