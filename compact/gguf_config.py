@@ -158,7 +158,7 @@ def _layer_kinds(file: GgufFile, arch: str, family: Family, config: dict[str, An
         pattern = file.values.get(f"{arch}.attention.sliding_window_pattern", family.sliding_pattern)
         if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
             pattern = default_sliding(pattern, layers)
-        if not isinstance(pattern, list) or len(pattern) != layers:
+        if not isinstance(pattern, list) or len(pattern) != layers or not all(isinstance(w, bool) for w in pattern):
             raise DamagedFileError(f"{file.path}: {arch}.attention.sliding_window_pattern does not fit {layers} layers")
         kinds["layer_types"] = ["sliding_attention" if window else "full_attention" for window in pattern]
     if family.query_scale_layers is not None:
