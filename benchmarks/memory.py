@@ -54,6 +54,7 @@ from exporters.gguf import write_gguf
 from exporters.quantize import quantize_gguf
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 float_file = target.with_suffix(".float.gguf")
+target.unlink(missing_ok=True)
 write_gguf(source, float_file, lossless_type(source))
 quantize_gguf(float_file, target, "Q4_K_M", n_threads=int(sys.argv[3]))
 float_file.unlink()
