@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
-_PRUNE_VERSION = 1
+_PRUNE_VERSION = 2
 _GATE_VERSION = 2
 
 
