@@ -18,6 +18,7 @@ import numpy as np
 from compact.calibration import read_documents
 from compact.errors import CalibrationError, UsageError
 from compact.progress import SILENT, Progress
+from compact.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
 from compact.store import sha256_json
 
 DEFAULT_WINDOW = 2048
@@ -142,12 +143,20 @@ def hf_score(model: Any) -> Score:
 
 
 def token_bytes(tokenizer_json: Path, token_id: int) -> int:
-    """UTF-8 bytes that a token of a byte-level BPE stands for: its string has one character a byte."""
+    """UTF-8 bytes of a text that its first token stands for.
+
+    The string of a byte-level token has one character a byte. A SentencePiece-style one is text itself, with marks for
+    spaces, of which the first may be the one that the tokenizer puts in front.
+    """
     data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    sentencepiece = is_sentencepiece_bpe(data)
     for entry in data.get("added_tokens") or ():
         if entry["id"] == token_id:
             return len(str(entry["content"]).encode())
     for token, i in data["model"]["vocab"].items():
+        if i == token_id and sentencepiece:
+            own = token[1:] if token.startswith(SPACE_MARK) and space_prefix(data) else token
+            return 1 if is_byte_token(token) else len(own.replace(SPACE_MARK, " ").encode())
         if i == token_id:
             return len(token)
     raise CalibrationError(f"{tokenizer_json}: no token has id {token_id}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from compact.errors import CalibrationError, UsageError
-from compact.evaluate import evaluate, evaluate_checkpoint, read_text, windows
+from compact.evaluate import evaluate, evaluate_checkpoint, read_text, token_bytes, windows
 from compact.evaluation_text import default_evaluation_text
 from compact.languages import SENTENCES, language_costs
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
+from tests.sentencepiece_models import tokenizer_json
 
 SHORT = TEXTS[0]
 LONG = "\n".join(TEXTS)
@@ -158,3 +160,20 @@ def test_costs_of_languages_count_tokens_a_character(tmp_path: Path) -> None:
     assert costs["German"].before == len(ids) / len(SENTENCES["German"])
     assert costs["English"].ratio > 1.2
     assert costs["Chinese"].after <= 3.0  # never more tokens than bytes
+
+
+@pytest.mark.parametrize("style", ["llama 2", "gemma"])
+@pytest.mark.parametrize("text", ["The quick", "  two spaces", "Größe", "今天", "🦙 llama", "\n"])
+def test_bytes_of_the_first_token_of_a_sentencepiece_vocabulary(tmp_path: Path, style: str, text: str) -> None:
+    document = tokenizer_json(style, bos=False)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    ids = tokenizer.encode(text).ids
+    first = token_bytes(tmp_path / "tokenizer.json", ids[0])
+    assert first + sum(_bytes_in_text(document, i) for i in ids[1:]) == len(text.encode())
+
+
+def _bytes_in_text(document: dict[str, Any], token_id: int) -> int:
+    """Of a token behind the first, where no space was put in front."""
+    token = next(token for token, i in document["model"]["vocab"].items() if i == token_id)
+    return 1 if token.startswith("<0x") else len(token.replace("\u2581", " ").encode())
