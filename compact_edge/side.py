@@ -125,15 +125,19 @@ def evaluate_gguf(
     with LlamaEngine(path, vocab_only=True) as vocabulary:
         architecture = vocabulary.metadata["general.architecture"]
         positions = int(vocabulary.metadata[f"{architecture}.context_length"])
+        # llama.cpp puts a space in front of a text for this kind of vocabulary; it is no byte of the text.
+        kind, prefix = (vocabulary.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
+        put_in_front = kind == "llama" and prefix != "false"
     size = min(window or DEFAULT_WINDOW, positions)
     with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
         ids = engine.tokenize([text], parse_special=True)[0]
+        first = engine.detokenize(ids[:1])
         return evaluate(
             ids,
             text,
             engine.score,
             bos=engine.bos if engine.add_bos else None,
-            first_token_bytes=len(engine.detokenize(ids[:1])),
+            first_token_bytes=len(first) - (put_in_front and first.startswith(b" ")),
             window=size,
             progress=progress,
             label=label,

@@ -10,9 +10,13 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
+from compact.evaluate import evaluate_checkpoint
 from compact.gguf_file import read_gguf
+from compact.progress import SILENT
 from compact_edge import cli
-from tests.checkpoints import TEXTS
+from compact_edge.side import evaluate_gguf
+from exporters.gguf import write_gguf
+from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
 from tests.small_builds import Workshop
 
@@ -52,3 +56,16 @@ def test_tools_that_prefer_tokenizer_model_agree(tmp_path: Path, capsys: pytest.
     ours = Tokenizer.from_file(str(out / "tokenizer.json"))
     for text in TEXTS:
         assert pieces.encode(text) == ours.encode(text, add_special_tokens=False).ids, text
+
+
+@pytest.mark.parametrize("style", ["llama 2", "gemma"])
+def test_bits_per_byte_of_checkpoint_and_file_agree_without_bos(tmp_path: Path, style: str) -> None:
+    """Both must take the same bytes for the first token, which is not predicted."""
+    model = write_checkpoint(tmp_path / "m", "llama", tokenizer=tokenizer_json(style, bos=False))
+    for name, content in tokenizer_files(style).items():
+        (model / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    write_gguf(model, tmp_path / "m.gguf", "F32")
+    whole = evaluate_checkpoint(model, TEXTS[0], device="cpu")
+    file = evaluate_gguf(tmp_path / "m.gguf", TEXTS[0], threads=1, progress=SILENT)
+    assert (whole.n_bytes, whole.n_tokens) == (file.n_bytes, file.n_tokens)
+    assert whole.bits_per_byte == pytest.approx(file.bits_per_byte, abs=1e-4)
