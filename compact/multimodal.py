@@ -18,6 +18,7 @@ from compact.families import Family
 from compact.licences import legal_files
 from compact.progress import SILENT, Progress
 from compact.store import write_json
+from compact.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ _PREFIXES: tuple[tuple[str, str | None], ...] = (
 )
 _FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "chat_template.jinja", "README.md",
+    "added_tokens.json", "tokenizer.model", "README.md",
 )  # fmt: skip
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -118,7 +119,4 @@ def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path
     for path in [*(directory / name for name in _FILES), *legal_files(directory)]:
         if path.is_file():
             shutil.copyfile(path, out / path.name)
-    extra = directory / "additional_chat_templates"
-    for path in sorted(extra.glob("*.jinja")) if extra.is_dir() else ():
-        (out / extra.name).mkdir(exist_ok=True)
-        shutil.copyfile(path, out / extra.name / path.name)
+    copy_chat_templates(directory, out)

@@ -147,6 +147,14 @@ def _chat_templates(directory: Path) -> list[Path]:
     return [p for p in (directory / _CHAT_TEMPLATE, *sorted(extra.glob("*.jinja"))) if p.is_file()]
 
 
+def copy_chat_templates(source: Path, target: Path) -> None:
+    """Copy the chat template, and further named ones, from one checkpoint directory to another."""
+    for template in _chat_templates(source):
+        copy = target / template.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(template, copy)
+
+
 def prune_tokenizer_json(tokenizer_json: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
     """tokenizer.json for the kept tokens.
 
@@ -239,10 +247,7 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
     if (source / _ADDED_TOKENS).is_file():
         added = read_json_object(source / _ADDED_TOKENS)
         write_json(target / _ADDED_TOKENS, {token: new_id[i] for token, i in added.items() if i in new_id})
-    for template in _chat_templates(source):
-        copy = target / template.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(template, copy)
+    copy_chat_templates(source, target)
 
 
 def _prune_tokenizer_config(source: Path, new_id: Mapping[int, int]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _run(
             imatrix_file=options.imatrix if label == "pruned" else None,
             texts=calibration.texts,
             texts_id=calibration.id,
-            texts_name=Path(calibration.name).name,
+            texts_name=calibration.label,
             with_imatrix=options.files.save_imatrix,
             metadata=GgufMetadata(
                 name=name,

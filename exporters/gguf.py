@@ -18,14 +18,15 @@ import gguf
 import numpy as np
 
 from compact.errors import DamagedFileError, UsageError
-from compact.families import family_of
+from compact.families import Family, family_of
 from compact.progress import SILENT, Progress
-from compact.rope import llama3_factors, read_rope
+from compact.rope import Rope, llama3_factors, read_rope
 from compact.safetensors_io import stored_tensors
 from compact.store import as_storage_error, read_json_object
 from exporters.gguf_metadata import (
     FILE_TYPES,
     GgufMetadata,
+    Shape,
     add_extra,
     add_general,
     add_hyperparameters,
@@ -88,12 +89,18 @@ def check_exportable(checkpoint: Path) -> None:
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
     """
+    family, config, shape, rope = _read_layout(checkpoint)
+    add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
+
+
+def _read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
+    """The row of the family table, config.json, and its sizes and rotary settings, checked."""
     config_path = checkpoint / "config.json"
     config = read_json_object(config_path)
-    family = family_of(config, str(config_path))
-    shape = read_shape(family, config, str(config_path))
-    rope = read_rope(config, str(config_path), theta=family.theta, local_theta=family.local_theta)
-    add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
+    where = str(config_path)
+    family = family_of(config, where)
+    shape = read_shape(family, config, where)
+    return family, config, shape, read_rope(config, where, theta=family.theta, local_theta=family.local_theta)
 
 
 def write_gguf(
@@ -131,12 +138,7 @@ def write_gguf(
     """
     if quant not in FILE_TYPES:
         raise UsageError(f"GGUF type {quant!r} is not written here", f"one of: {', '.join(FILE_TYPES)}")
-    config_path = checkpoint / "config.json"
-    config = read_json_object(config_path)
-    where = str(config_path)
-    family = family_of(config, where)
-    shape = read_shape(family, config, where)
-    rope = read_rope(config, where, theta=family.theta, local_theta=family.local_theta)
+    family, config, shape, rope = _read_layout(checkpoint)
     factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
     n_params = sum(tensor.source.size for tensor in plan)

@@ -235,11 +235,10 @@ def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, 
 
 
 def _add_rope(writer: gguf.GGUFWriter, family: Family, rope: Rope) -> None:
-    if rope.kind == "llama3" and not family.rope_factors:
+    scaled = rope.kind != "default"
+    if (scaled and not family.writes_theta) or (rope.kind == "llama3" and not family.rope_factors):
         raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
     if not family.writes_theta:
-        if rope.kind != "default":
-            raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
         if rope.theta != family.theta:
             writer.add_rope_freq_base(rope.theta)
         return

@@ -94,7 +94,7 @@ def export(
             imatrix_file=imatrix,
             texts=texts.texts if calibration is not None else (),
             texts_id=texts.id,
-            texts_name=Path(texts.name).name,
+            texts_name=texts.label,
             with_imatrix=files.save_imatrix,
             metadata=GgufMetadata(name=name, base_model=source.hub_id or base_model_of(directory)),
         )
