@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,11 @@ class Workshop:
 def command(*arguments: str) -> list[str]:
     """The command line of a child process that runs `compact-edge`."""
     return [sys.executable, "-m", "compact_edge", *arguments]
+
+
+def run_child(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A child process in the repository's folder, with its output as text; its exit code is the caller's to judge."""
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def tree(directory: Path) -> Mapping[str, bytes]:

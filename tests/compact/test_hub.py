@@ -26,7 +26,7 @@ from compact.hub import HubName, names_hub_model, parse_model
 from compact.source import TINY
 from tests.checkpoints import write_checkpoint
 from tests.hub_standin import TOKEN, Hub, running_hub
-from tests.small_builds import ROOT, command, tree
+from tests.small_builds import ROOT, command, run_child, tree
 
 NAME = "maker/Small-Model"
 # What stands in a repository and must never be asked for.
@@ -80,14 +80,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def fetch(environment: Mapping[str, str], *words: str, free: int | None = None) -> list[dict[str, Any]]:
     """What the driver says of each model."""
-    done = subprocess.run(
-        [sys.executable, "-c", _DRIVER, "-" if free is None else str(free), *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child([sys.executable, "-c", _DRIVER, "-" if free is None else str(free), *words], environment)
     assert done.returncode == 0, done.stderr
     results: list[dict[str, Any]] = json.loads(done.stdout)
     return results
@@ -282,14 +275,7 @@ def test_pruning_a_hub_model_gives_what_its_files_give(hub: Hub, tmp_path: Path)
     made = {}
     for word in (f"maker/{folder.name}@v1", str(folder)):
         out = tmp_path / f"out-{len(made)}"
-        done = subprocess.run(
-            command("prune", word, "--out", str(out), *options, "--no-cache"),
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_child(command("prune", word, "--out", str(out), *options, "--no-cache"), environment)
         assert done.returncode == 0, done.stderr
         made[word] = tree(out)
         if len(made) == 1:

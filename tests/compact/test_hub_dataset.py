@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from compact.errors import HubNameError, ToolUnavailableError
 from compact.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
 from compact.prune import PruneOptions, check_calibration
 from tests.hub_standin import TOKEN, Hub, running_hub
-from tests.small_builds import ROOT
+from tests.small_builds import run_child
 
 pytest.importorskip("datasets", reason="datasets is not installed (the extra `datasets`)")
 
@@ -80,14 +79,7 @@ def hub() -> Iterator[Hub]:
 
 
 def draw(environment: Mapping[str, str], *calls: Call, cache: Path | None = None) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-c", _DRIVER, str(cache or "-"), json.dumps(calls)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child([sys.executable, "-c", _DRIVER, str(cache or "-"), json.dumps(calls)], environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "the libraries underneath write to the terminal"
     results: list[dict[str, Any]] = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compact_edge.quiet import quiet_libraries
-from tests.small_builds import ROOT, Workshop, command
+from tests.small_builds import ROOT, Workshop, command, run_child
 
 _OURS = ("calibrating: ", "pruning: ")
 
@@ -19,14 +19,7 @@ def test_a_command_writes_only_its_own_lines(tmp_path: Path) -> None:
     shop = Workshop(tmp_path)
     prune = ["prune", str(shop.model), "--calibration", str(shop.calibration), "--calibration-tokens", "512"]
     environment = {key: value for key, value in shop.environment().items() if not key.startswith(("HF_", "TOKENIZERS"))}
-    done = subprocess.run(
-        command(*prune, "--out", str(tmp_path / "out")),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child(command(*prune, "--out", str(tmp_path / "out")), environment)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith(_OURS)] == []
     assert "\r" not in done.stderr
