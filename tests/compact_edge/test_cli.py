@@ -292,7 +292,7 @@ def test_packages_repeat_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lists = {"": project["dependencies"], **project["optional-dependencies"]}
     written = {
-        (re.split(r"[><=]", line)[0], re.split(r"[><=]+", line)[1], extra)
+        (re.split(r"[><=]", line)[0], re.split(r"[><=,]+", line)[1], extra)
         for extra, lines in lists.items()
         if extra != "dev"
         for line in lines
