@@ -1,0 +1,203 @@
+"""The child of `exporters.onnx_engine`: one graph held open by onnxruntime."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compact.errors import CompactEdgeError, UnsafePathError
+from exporters.frames import Array
+from exporters.native_main import Answer, Channel, RefusedError
+from exporters.onnx_folder import INSTALL_HINT
+
+# Rows of logits that are held at a time: 128 x 262,144 (Gemma) floats are 134 MB.
+_CHUNK = 128
+_PAST, _PRESENT = "past_key_values.", "present."
+_TYPES: Mapping[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+class Model:
+    """A session and its key-value cache. Inputs and outputs go by the session's own names and types."""
+
+    def __init__(self, runtime: Any, path: str, request: Mapping[str, Any]) -> None:
+        self._runtime = runtime
+        self._heads, self._head_size = request["cache"]
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = request["n_threads"], 1
+        options.log_severity_level = 3  # errors
+        # Threads that spin while they wait slow each other down many times on a busy machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        try:
+            self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has one class a status code, without a common base of its own
+            raise _load_refusal(error) from error
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        outputs = {node.name: node for node in self._session.get_outputs()}
+        self._past = [name for name in self._inputs if name.startswith(_PAST)]
+        self._outputs = ["logits", *(_PRESENT + name.removeprefix(_PAST) for name in self._past)]
+        self._refuse_other_graph(outputs)
+        self._dtypes = {name: _TYPES[node.type] for name, node in self._inputs.items()}
+        width = outputs["logits"].shape[-1]
+        self.n_vocab = width if isinstance(width, int) else int(request["vocab_size"])
+        self._cache: dict[str, Any] = {}
+        self._length = 0
+
+    def _refuse_other_graph(self, outputs: Mapping[str, Any]) -> None:
+        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        odd = sorted(self._inputs.keys() - known) + sorted({"input_ids"} - self._inputs.keys())
+        odd += sorted(set(self._outputs) - outputs.keys())
+        if odd or not self._past:
+            what = f"input or output {odd[0]}" if odd else "no key-value cache"
+            raise RefusedError("damaged", f"no decoder with a key-value cache as onnxruntime-genai runs it: {what}")
+        for node in (*self._inputs.values(), outputs["logits"]):
+            if node.type not in _TYPES:
+                raise RefusedError("unavailable", f"{node.name} is a {node.type}, which is not supported on the CPU")
+        for name in self._past:
+            shape = self._inputs[name].shape  # names stand for lengths that the graph leaves open
+            expected = ("batch", self._heads, "length", self._head_size)
+            if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape, expected, strict=True)):
+                raise RefusedError("damaged", f"{name} has shape {shape}, genai_config.json says {list(expected)}")
+
+    def clear(self) -> None:
+        """Empty the key-value cache."""
+        self._length = 0
+        for name in self._past:
+            empty = np.zeros((1, self._heads, 0, self._head_size), dtype=self._dtypes[name])
+            self._cache[name] = self._value(empty)
+
+    def _value(self, array: Array) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(array)
+
+    def feed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Feed ids [N] after what the cache holds; float32 logits [N, n_vocab] or, of some graphs, [1, n_vocab]."""
+        total = self._length + len(ids)
+        arrays: dict[str, Array] = {"input_ids": ids[None]}
+        if "attention_mask" in self._inputs:
+            arrays["attention_mask"] = np.ones((1, total), dtype=np.int64)
+        if "position_ids" in self._inputs:
+            arrays["position_ids"] = np.arange(self._length, total, dtype=np.int64)[None]
+        feeds = {name: self._value(value.astype(self._dtypes[name])) for name, value in arrays.items()}
+        try:
+            values = self._session.run_with_ort_values(self._outputs, {**feeds, **self._cache})
+        except Exception as error:
+            raise RefusedError("damaged", f"onnxruntime cannot run the model: {_one_line(error)}") from error
+        self._cache = dict(zip(self._past, values[1:], strict=True))
+        self._length = total
+        rows: NDArray[np.float32] = values[0].numpy()[0].astype(np.float32)
+        return rows
+
+    def chunks(self, ids: NDArray[np.int64], n_decode: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(position, logits) of each chunk from an empty cache; the last `n_decode` ids are chunks of their own."""
+        self.clear()
+        together = len(ids) - n_decode
+        bounds = [*range(0, together, _CHUNK), *range(together, len(ids)), len(ids)]
+        for begin, end in itertools.pairwise(bounds):
+            rows = self.feed(ids[begin:end])
+            if len(rows) != end - begin:
+                raise RefusedError("damaged", "the graph gives the logits of the last position only")
+            yield begin, rows
+
+    def logits(self, ids: NDArray[np.int64], n_decode: int) -> NDArray[np.float32]:
+        """float32 [T, n_vocab]."""
+        out = np.empty((len(ids), self.n_vocab), dtype=np.float32)
+        for begin, rows in self.chunks(ids, n_decode):
+            out[begin : begin + len(rows)] = rows
+        return out
+
+    def score(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 [T-1], natural-log probability of ids[i+1] after ids[:i+1]; one chunk of logits in memory."""
+        out = np.empty(len(ids) - 1, dtype=np.float64)
+        for begin, rows in self.chunks(ids[:-1]):
+            for index in range(len(rows)):
+                row = rows[index].astype(np.float64)
+                top = row.max()
+                out[begin + index] = row[ids[begin + index + 1]] - top - np.log(np.exp(row - top).sum())
+        return out
+
+    def generate(self, ids: NDArray[np.int64], max_tokens: int, stop: frozenset[int]) -> tuple[list[int], list[float]]:
+        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second."""
+        self.clear()
+        made: list[int] = []
+        gaps: list[float] = []
+        for begin in range(0, len(ids), _CHUNK):
+            row = self.feed(ids[begin : begin + _CHUNK])[-1]
+        while True:
+            best, gap = first_choice(row)
+            made.append(best)
+            gaps.append(gap)
+            if best in stop or len(made) == max_tokens:
+                return made, gaps
+            row = self.feed(np.array([best], dtype=np.int64))[-1]
+
+
+def first_choice(row: NDArray[np.float32]) -> tuple[int, float]:
+    """The greedy choice of logits [V], and how far it lies above the second."""
+    top = np.partition(row, -2)[-2:] if len(row) > 1 else np.repeat(row, 2)
+    return int(row.argmax()), float(top[1]) - float(top[0])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _load_refusal(error: Exception) -> RefusedError:
+    said = _one_line(error)
+    if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
+        return RefusedError("unavailable", f"onnxruntime's CPU provider cannot run this model: {said}")
+    if isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate" in said:
+        return RefusedError("unavailable", f"onnxruntime could not get memory: {said}", "free some memory")
+    return RefusedError("damaged", f"onnxruntime cannot load the model: {said}", "export the model again")
+
+
+class _Server:
+    """Turns requests into calls on the one model."""
+
+    def __init__(self) -> None:
+        self._model: Model | None = None
+
+    def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
+        if request["op"] == "open":
+            return self._open(request), ()
+        assert self._model is not None
+        match request["op"]:
+            case "logits":
+                return {}, (self._model.logits(arrays[0], request["n_decode"]),)
+            case "score":
+                return {}, (self._model.score(arrays[0]),)
+            case "generate":
+                made, gaps = self._model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
+                return {"ids": made, "gaps": gaps}, ()
+        raise ValueError(f"unknown request {request['op']!r}")
+
+    def _open(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            import onnx  # noqa: F401  (exporters.onnx_graph reads the graph with it)
+            import onnxruntime
+        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+            raise RefusedError("unavailable", f"onnxruntime cannot be used: {error}", INSTALL_HINT) from error
+        from exporters.onnx_graph import check_locations, load_graph
+
+        path = os.fsdecode(bytes.fromhex(request["path"]))
+        try:
+            check_locations(load_graph(Path(path)), path)
+        except CompactEdgeError as error:
+            kind = "unsafe" if isinstance(error, UnsafePathError) else "damaged"
+            raise RefusedError(kind, error.message, error.hint) from error
+        self._model = Model(onnxruntime, path, request)
+        return {"n_vocab": self._model.n_vocab}
+
+
+if __name__ == "__main__":
+    Channel().serve(_Server())

@@ -1,0 +1,135 @@
+"""A folder for onnxruntime-genai: what its genai_config.json says, with no path in it trusted.
+
+Read in the parent before a child is started, so that a hostile folder never reaches native code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, ModelNotFoundError, UnsafePathError
+from compact.store import read_json_object, safe_child
+
+GENAI_CONFIG = "genai_config.json"
+MODEL_FILE = "model.onnx"
+# What the model builder writes, and what names no file. Others would profile into a file or load a library.
+_SESSION_OPTIONS = frozenset(
+    {
+        "log_id",
+        "provider_options",
+        "intra_op_num_threads",
+        "inter_op_num_threads",
+        "enable_cpu_mem_arena",
+        "enable_mem_pattern",
+        "graph_optimization_level",
+        "log_severity_level",
+    }
+)
+INSTALL_HINT = "install the extra: pip install 'compact-edge[onnx]'"
+
+
+@dataclass(frozen=True)
+class OnnxFolder:
+    """What the engines need to know.
+
+    Attributes:
+        path: the folder.
+        model: the graph's file in it.
+        vocab_size: number of tokens of the model.
+        context_length: most tokens of a sequence.
+        cache_heads: key-value heads.
+        head_size: width of a head.
+        bos: the id of BOS, -1 without one.
+        eog: ids at which generation ends.
+        execution_provider: `cpu`, or the first provider that the configuration asks for, in lower case.
+    """
+
+    path: Path
+    model: Path
+    vocab_size: int
+    context_length: int
+    cache_heads: int
+    head_size: int
+    bos: int
+    eog: tuple[int, ...]
+    execution_provider: str
+
+
+def read_folder(folder: Path) -> OnnxFolder:
+    """Read genai_config.json.
+
+    Raises:
+        ModelNotFoundError: no folder, no genai_config.json or no graph.
+        DamagedFileError: the configuration lacks a value, or one is of another kind.
+        UnsafePathError: the graph's file is not a bare name.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"no folder at {folder}")
+    config_file = folder / GENAI_CONFIG
+    if not config_file.is_file():
+        raise ModelNotFoundError(f"{folder}: no {GENAI_CONFIG}", "export the model again")
+    model = _part(read_json_object(config_file), "model", config_file)
+    decoder = _part(model, "decoder", config_file)
+    _refuse_other_files(model, decoder, config_file)
+    graph = safe_child(folder, str(decoder.get("filename", MODEL_FILE)), f"{config_file}: filename")
+    if not graph.is_file():
+        raise ModelNotFoundError(f"{folder}: no {graph.name}", "export the model again")
+    return OnnxFolder(
+        folder,
+        graph,
+        _count(model, "vocab_size", config_file),
+        _count(model, "context_length", config_file),
+        _count(decoder, "num_key_value_heads", config_file),
+        _count(decoder, "head_size", config_file),
+        _ids(model.get("bos_token_id", -1), config_file)[0],
+        tuple(token for token in _ids(model.get("eos_token_id", []), config_file) if token >= 0),
+        _provider(decoder, config_file),
+    )
+
+
+def _refuse_other_files(model: Mapping[str, Any], decoder: Mapping[str, Any], config_file: Path) -> None:
+    """Refuse what makes genai read or write other files, or load libraries."""
+    options = decoder.get("session_options", {})
+    if not isinstance(options, dict):
+        raise DamagedFileError(f"{config_file}: session_options must be an object")
+    for key in sorted(options.keys() - _SESSION_OPTIONS):
+        raise UnsafePathError(f"{config_file}: session option {key[:80]!r} is not known here, it may name a file")
+    others = [key for key, part in model.items() if key != "decoder" and isinstance(part, dict) and "filename" in part]
+    others += [f"decoder.{key}" for key in ("pipeline", "adapter_filename", "config_filename") if decoder.get(key)]
+    if others:
+        raise UnsafePathError(f"{config_file}: {others[0][:80]} names further files, which are not loaded")
+
+
+def _part(value: Mapping[str, Any], key: str, config_file: Path) -> Mapping[str, Any]:
+    part = value.get(key)
+    if not isinstance(part, dict):
+        raise DamagedFileError(f"{config_file}: no object {key!r}")
+    return part
+
+
+def _count(model: Mapping[str, Any], key: str, config_file: Path) -> int:
+    value = model.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise DamagedFileError(f"{config_file}: {key} must be a whole number above 0")
+    return value
+
+
+def _ids(value: object, config_file: Path) -> Sequence[int]:
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int) or not -(2**31) <= item < 2**31:
+            raise DamagedFileError(f"{config_file}: a token id is no whole number")
+    return values
+
+
+def _provider(decoder: Mapping[str, Any], config_file: Path) -> str:
+    options = decoder.get("session_options")
+    providers = options.get("provider_options") if isinstance(options, dict) else None
+    if not providers:
+        return "cpu"
+    if not isinstance(providers, list) or not isinstance(providers[0], dict) or not providers[0]:
+        raise DamagedFileError(f"{config_file}: provider_options must be a list of objects")
+    return str(next(iter(providers[0]))).lower()
