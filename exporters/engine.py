@@ -158,7 +158,7 @@ class LlamaEngine:
         Raises:
             EngineCrashedError: llama.cpp aborted.
         """
-        raw = [_encode(text) for text in texts]
+        raw = [encode_text(text) for text in texts]
         blob = np.frombuffer(b"".join(raw), dtype=np.uint8)
         lengths = np.array([len(text) for text in raw], dtype=np.int64)
         _, (flat, counts) = self._child.ask({"op": "tokenize", "parse_special": parse_special}, (blob, lengths))
@@ -269,7 +269,9 @@ def _log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def _encode(text: str) -> bytes:
+def encode_text(text: str) -> bytes:
+    """UTF-8; a lone surrogate as the byte that it stands for (`surrogateescape`), or else as three bytes."""
+    """UTF-8, a lone surrogate as the byte that it stands for (`surrogateescape`), or as its own three bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a surrogate that stands for no byte

@@ -42,7 +42,7 @@ class Model:
         try:
             self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has one class a status code, without a common base of its own
-            raise _load_refusal(error) from error
+            raise load_refusal(error) from error
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         outputs = {node.name: node for node in self._session.get_outputs()}
         self._past = [name for name in self._inputs if name.startswith(_PAST)]
@@ -92,7 +92,7 @@ class Model:
         try:
             values = self._session.run_with_ort_values(self._outputs, {**feeds, **self._cache})
         except Exception as error:
-            raise RefusedError("damaged", f"onnxruntime cannot run the model: {_one_line(error)}") from error
+            raise RefusedError("damaged", f"onnxruntime cannot run the model: {one_line(error)}") from error
         self._cache = dict(zip(self._past, values[1:], strict=True))
         self._length = total
         rows: NDArray[np.float32] = values[0].numpy()[0].astype(np.float32)
@@ -148,17 +148,30 @@ def first_choice(row: NDArray[np.float32]) -> tuple[int, float]:
     return int(row.argmax()), float(top[1]) - float(top[0])
 
 
-def _one_line(error: Exception) -> str:
+def refuse_other_files(path: Path) -> None:
+    """Refuse a graph whose tensors lie outside its folder, before a runtime opens them."""
+    from exporters.onnx_graph import check_locations, load_graph
+
+    try:
+        check_locations(load_graph(path), path)
+    except CompactEdgeError as error:
+        kind = "unsafe" if isinstance(error, UnsafePathError) else "damaged"
+        raise RefusedError(kind, error.message, error.hint) from error
+
+
+def one_line(error: Exception) -> str:
+    """What a runtime's exception says, for a message."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _load_refusal(error: Exception) -> RefusedError:
-    said = _one_line(error)
+def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError:
+    """The refusal for an exception that a runtime raised while it loaded a graph."""
+    said = one_line(error)
     if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
-        return RefusedError("unavailable", f"onnxruntime's CPU provider cannot run this model: {said}")
+        return RefusedError("unavailable", f"{library}'s CPU provider cannot run this model: {said}")
     if isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate" in said:
-        return RefusedError("unavailable", f"onnxruntime could not get memory: {said}", "free some memory")
-    return RefusedError("damaged", f"onnxruntime cannot load the model: {said}", "export the model again")
+        return RefusedError("unavailable", f"{library} could not get memory: {said}", "free some memory")
+    return RefusedError("damaged", f"{library} cannot load the model: {said}", "export the model again")
 
 
 class _Server:
@@ -187,14 +200,8 @@ class _Server:
             import onnxruntime
         except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
             raise RefusedError("unavailable", f"onnxruntime cannot be used: {error}", INSTALL_HINT) from error
-        from exporters.onnx_graph import check_locations, load_graph
-
         path = os.fsdecode(bytes.fromhex(request["path"]))
-        try:
-            check_locations(load_graph(Path(path)), path)
-        except CompactEdgeError as error:
-            kind = "unsafe" if isinstance(error, UnsafePathError) else "damaged"
-            raise RefusedError(kind, error.message, error.hint) from error
+        refuse_other_files(Path(path))
         self._model = Model(onnxruntime, path, request)
         return {"n_vocab": self._model.n_vocab}
 

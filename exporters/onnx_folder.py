@@ -58,8 +58,8 @@ class OnnxFolder:
     execution_provider: str
 
 
-def read_folder(folder: Path) -> OnnxFolder:
-    """Read genai_config.json.
+def read_folder(folder: Path, *, vocab_only: bool = False) -> OnnxFolder:
+    """Read genai_config.json; with `vocab_only` there need be no graph.
 
     Raises:
         ModelNotFoundError: no folder, no genai_config.json or no graph.
@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> OnnxFolder:
     decoder = _part(model, "decoder", config_file)
     _refuse_other_files(model, decoder, config_file)
     graph = safe_child(folder, str(decoder.get("filename", MODEL_FILE)), f"{config_file}: filename")
-    if not graph.is_file():
+    if not vocab_only and not graph.is_file():
         raise ModelNotFoundError(f"{folder}: no {graph.name}", "export the model again")
     return OnnxFolder(
         folder,

@@ -54,16 +54,13 @@ def external_tensors(model: Any) -> list[tuple[Any, dict[str, str]]]:
     return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in outside]
 
 
-def check_locations(model: Any, where: str) -> set[str]:
-    """Names of the files that hold external data: files of the folder itself.
+def check_locations(model: Any, path: Path) -> set[str]:
+    """Names of the files that hold a graph's external data: files of the folder itself.
 
     Raises:
         UnsafePathError: a location that is no bare name.
     """
-    folder = Path(where).parent
     return {
-        safe_child(
-            folder, entries.get("location", ""), f"{Path(where).name}: external data of {tensor.name[:80]!r}"
-        ).name
+        safe_child(path.parent, entries.get("location", ""), f"{path.name}: data of {tensor.name[:80]!r}").name
         for tensor, entries in external_tensors(model)
     }

@@ -1,0 +1,180 @@
+"""onnxruntime-genai, as a device uses it: tokenizer, chat template and generation of one ONNX folder.
+
+It runs in a child process (`exporters.genai_engine_child`), on the CPU whatever provider genai_config.json asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compact.errors import UsageError
+from exporters.engine import Generation, Speed, encode_text, resident_bytes
+from exporters.native import NativeChild
+from exporters.onnx_engine import CRASH_HINT, checked_ids
+from exporters.onnx_folder import GENAI_CONFIG, read_folder
+
+# What genai reads of a tokenizer; it knows neither tokenizer.model nor added_tokens.json.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+class GenaiEngine:
+    """One ONNX folder held open by onnxruntime-genai; a context manager. Not for use from several threads.
+
+    Attributes:
+        n_vocab: number of tokens that genai_config.json names.
+        context_length: most tokens of a sequence: `n_ctx`, or the model's own where that is less.
+        eog: ids at which genai ends a generation.
+        execution_provider: what genai_config.json asks for (`cpu`, `cuda`, `dml`, ...); the CPU is used here.
+    """
+
+    n_vocab: int
+    context_length: int
+    eog: tuple[int, ...]
+    execution_provider: str
+
+    def __init__(self, folder: Path, *, n_ctx: int = 512, n_threads: int = 1, vocab_only: bool = False) -> None:
+        """Open a folder.
+
+        Args:
+            folder: model.onnx, its data, genai_config.json and the tokenizer's files.
+            n_ctx: most tokens of a sequence; genai makes its key-value cache for so many at once.
+            n_threads: threads of onnxruntime; they sleep while they wait.
+            vocab_only: read the tokenizer only, no graph is needed; `tokenize`, `detokenize` and `chat_prompt` work.
+
+        Raises:
+            ModelNotFoundError: no folder, no graph or no genai_config.json.
+            DamagedFileError: genai cannot load the graph or the tokenizer, or genai_config.json is wrong.
+            UnsafePathError: a file names another outside the folder.
+            ToolUnavailableError: onnxruntime-genai is absent, memory is short, or the CPU provider lacks an operator.
+            EngineCrashedError: onnxruntime-genai aborted.
+        """
+        if n_ctx < 1 or n_threads < 1:
+            raise UsageError(f"context of {n_ctx} and {n_threads} threads do not fit together")
+        described = read_folder(folder, vocab_only=vocab_only)
+        self._name = folder.name
+        self._vocab_only = vocab_only
+        self._model_length = described.context_length
+        self.n_vocab, self.eog = described.vocab_size, described.eog
+        self.context_length = min(n_ctx, described.context_length)
+        self.execution_provider = described.execution_provider
+        self._child = NativeChild("exporters.genai_engine_child", folder.name, CRASH_HINT, library="onnxruntime-genai")
+        try:
+            self._child.ask(
+                {
+                    "op": "open",
+                    "folder": os.fsencode(folder.absolute()).hex(),  # a path need not be UTF-8
+                    "model": None if vocab_only else os.fsencode(described.model.absolute()).hex(),
+                    "n_threads": n_threads,
+                }
+            )
+        except BaseException:
+            self._child.kill()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error or Ctrl-C there is nothing to wait for.
+        if error is not None:
+            self._child.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the child process and reap it. Safe to call twice."""
+        self._child.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without BOS and EOS.
+
+        The text of a special token becomes that token: genai has no other mode. Lone surrogates become U+FFFD.
+
+        Raises:
+            DataError: genai refuses a text.
+            EngineCrashedError: genai aborted.
+        """
+        raw = [encode_text(text) for text in texts]
+        blob = np.frombuffer(b"".join(raw), dtype=np.uint8)
+        lengths = np.array([len(text) for text in raw], dtype=np.int64)
+        _, (flat, counts) = self._child.ask({"op": "tokenize"}, (blob, lengths))
+        ends = np.cumsum(counts)
+        return [flat[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of the tokens as genai writes it, special tokens left out. Raises as `tokenize`, and UsageError."""
+        answer, _ = self._child.ask({"op": "detokenize"}, (checked_ids(self._name, ids, 0, 2**31 - 1, self.n_vocab),))
+        return str(answer["text"])
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt of a conversation (`role`, `content`) by the folder's chat template, ready for an answer.
+
+        Raises:
+            DataError: genai's template engine refuses the template or the conversation.
+            EngineCrashedError: genai aborted.
+        """
+        answer, _ = self._child.ask({"op": "chat", "messages": [dict(message) for message in messages]})
+        return str(answer["text"])
+
+    def generate(self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = ()) -> Generation:
+        """Continue greedily by genai's own loop, which also ends at the model's EOS (`eog`).
+
+        Args:
+            ids: the prompt.
+            max_tokens: most new tokens, at least 1; prompt and continuation fit into `context_length`.
+            stop: further ids that end the continuation.
+
+        Raises:
+            UsageError: a length or an id out of range, or the engine is `vocab_only`.
+            DamagedFileError: genai loads the graph and cannot run it.
+            EngineCrashedError: genai aborted.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"{self._name}: {max_tokens} tokens cannot be generated")
+        prompt = self._ids(ids, self.context_length - max_tokens)
+        request = {"op": "generate", "max_tokens": max_tokens, "stop": sorted(int(token) for token in stop)}
+        answer, _ = self._child.ask({**request, "max_length": self.context_length}, (prompt,))
+        return Generation(answer["ids"], answer["gaps"])
+
+    def speed(self, prompt_ids: Sequence[int], n_decode: int) -> Speed:
+        """Time a prompt and `n_decode` tokens after it. Raises as `generate`.
+
+        Together they are at most `n_ctx`, and less than the model's own context, which must hold the last choice too.
+        """
+        if n_decode < 0:
+            raise UsageError(f"{self._name}: {n_decode} tokens cannot be decoded")
+        most = min(self.context_length, self._model_length - 1)
+        prompt = self._ids(prompt_ids, most - n_decode)
+        answer, _ = self._child.ask({"op": "speed", "n_decode": n_decode, "max_length": most + 1}, (prompt,))
+        return Speed(
+            len(prompt), answer["prefill_seconds"], n_decode, answer["decode_seconds"], resident_bytes(self.pid)
+        )
+
+    def _ids(self, ids: Sequence[int], most: int) -> NDArray[np.int64]:
+        if self._vocab_only:
+            raise UsageError(f"{self._name}: the engine was opened for its vocabulary only")
+        return checked_ids(self._name, ids, 1, most, self.n_vocab)
+
+
+def write_vocabulary_folder(checkpoint: Path, artifact: Path, target: Path) -> Path:
+    """A folder for `vocab_only`: a checkpoint's tokenizer under the artifact's genai_config.json. Returns `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(artifact / GENAI_CONFIG, target / GENAI_CONFIG)
+    for name in _TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, target / name)
+    return target
