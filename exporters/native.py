@@ -52,19 +52,21 @@ _FAILURES: Mapping[str, type[CompactEdgeError]] = {
 class NativeChild:
     """One child process that answers requests in order. Not for use from several threads."""
 
-    def __init__(self, module: str, subject: str, crash_hint: str = _CRASH_HINT) -> None:
+    def __init__(self, module: str, subject: str, crash_hint: str = _CRASH_HINT, *, library: str = "llama.cpp") -> None:
         """Start the child.
 
         Args:
             module: its main module, run as `python -m MODULE`.
             subject: what it works on (a file name), for messages.
             crash_hint: the next step for a user whose child died.
+            library: what runs in it, for the message when it dies.
 
         Raises:
             ToolUnavailableError: the interpreter cannot be started.
         """
         self._subject = subject
         self._crash_hint = crash_hint
+        self._library = library
         # The file has no name on POSIX: nothing is left behind, however this process ends.
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         try:
@@ -168,7 +170,8 @@ class NativeChild:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-code).name
         said = f": {quoted}" if quoted else ""
-        return EngineCrashedError(f"{self._subject}: llama.cpp died during {operation} ({how}){said}", self._crash_hint)
+        message = f"{self._subject}: {self._library} died during {operation} ({how}){said}"
+        return EngineCrashedError(message, self._crash_hint)
 
 
 def last_lines(stderr: IO[bytes]) -> str:
