@@ -129,7 +129,7 @@ class HubOfflineError(HubUnavailableError):
 
 
 class EngineCrashedError(ToolUnavailableError):
-    """A native engine (llama.cpp) aborted in its child process."""
+    """A native engine (llama.cpp, onnxruntime) aborted in its child process."""
 
 
 class StorageError(CompactEdgeError):

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from compact.errors import UsageError
 from exporters.engine import Generation, Speed, encode_text, resident_bytes
 from exporters.native import NativeChild
+from exporters.onnx import copy_tokenizer
 from exporters.onnx_engine import CRASH_HINT, checked_ids
 from exporters.onnx_folder import GENAI_CONFIG, read_folder
-
-# What genai reads of a tokenizer; it knows neither tokenizer.model nor added_tokens.json.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 class GenaiEngine:
@@ -174,7 +172,5 @@ def write_vocabulary_folder(checkpoint: Path, artifact: Path, target: Path) -> P
     """A folder for `vocab_only`: a checkpoint's tokenizer under the artifact's genai_config.json. Returns `target`."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(artifact / GENAI_CONFIG, target / GENAI_CONFIG)
-    for name in _TOKENIZER_FILES:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, target / name)
+    copy_tokenizer(checkpoint, target, read_folder(artifact, vocab_only=True).context_length)
     return target

@@ -61,7 +61,7 @@ class NativeChild:
             module: its main module, run as `python -m MODULE`.
             subject: what it works on (a file name), for messages.
             crash_hint: the next step for a user whose child died.
-            library: the native library's name, for messages.
+            library: what runs in it, for the message when it dies.
 
         Raises:
             ToolUnavailableError: the interpreter cannot be started.

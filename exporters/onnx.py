@@ -1,0 +1,223 @@
+"""Checkpoint directory -> a folder that onnxruntime-genai and plain onnxruntime open.
+
+onnxruntime-genai's model builder writes the graph, in a child process (`exporters.onnx_child`) and corrected where it
+computes something else than the model (`exporters.onnx_builder`). The tokenizer's files are the checkpoint's own.
+Equal checkpoints and options give equal bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, GateError, OutputExistsError, QuantizedCheckpointError
+from compact.family import Family
+from compact.layout import check_shapes, is_buffer
+from compact.progress import SILENT, Progress
+from compact.safetensors_io import StoredTensor, stored_tensors
+from compact.store import as_storage_error, check_free_space, publish, read_json_object, write_json
+from exporters.native import NativeChild
+from exporters.onnx_types import OnnxOptions, check_onnx
+
+__all__ = ["DATA", "GENAI_CONFIG", "MODEL", "copy_tokenizer", "write_onnx"]
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+GENAI_CONFIG = "genai_config.json"
+_CONFIG = "config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# Copied byte for byte where the checkpoint has them.
+_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
+_TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CRASH_HINT = "memory may have run out: the builder holds the whole model; nothing was written"
+_LIBRARY = "onnxruntime-genai's model builder"
+
+
+def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress: Progress = SILENT) -> None:
+    """Write a checkpoint directory as a folder for onnxruntime-genai.
+
+    The folder then holds the graph, its weights, genai_config.json, config.json and the tokenizer's files. It appears
+    whole or not at all, also where this process or the child is killed.
+
+    Args:
+        checkpoint: directory with config.json, tokenizer.json and safetensors weights.
+        folder: what to make; not there yet, or an empty directory.
+        options: `onnx_options(...)`.
+        progress: told each part of the model that is read, and the writing.
+
+    Raises:
+        OutputExistsError: the folder holds something.
+        UsageError: the options do not fit this model.
+        UnsupportedArchitectureError, MixtureOfExpertsError: a model that the graph cannot hold.
+        QuantizedCheckpointError, PickleRefusedError, UnsafePathError: weights that are not plain safetensors.
+        DamagedFileError: files that break their format or contradict each other.
+        GateError: genai_config.json does not say what the checkpoint does.
+        ToolUnavailableError: onnxruntime-genai is missing, or another version.
+        EngineCrashedError: the builder died.
+        StorageError: the file system refused.
+    """
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder} is there already", "name a new folder")
+    where = str(checkpoint / _CONFIG)
+    config = read_json_object(checkpoint / _CONFIG)
+    family = check_onnx(options, config, where)
+    tensors = {name: tensor for name, tensor in stored_tensors(checkpoint).items() if not is_buffer(name)}
+    check_shapes(family, config, {name: tensor.shape for name, tensor in tensors.items()}, str(checkpoint))
+    for tensor in tensors.values():
+        if tensor.dtype not in _TORCH_TYPES:
+            message = f"{checkpoint}: tensor {tensor.name!r} has dtype {tensor.dtype}"
+            raise QuantizedCheckpointError(message, "float32, float16 or bfloat16 is needed")
+    for name in ("tokenizer.json", _TOKENIZER_CONFIG):
+        if not (checkpoint / name).is_file():
+            raise DamagedFileError(f"{checkpoint}: {name} is missing", "the tokenizer's files belong to the checkpoint")
+    check_free_space(folder.parent, _bytes_needed(tensors.values(), options))
+    with publish(folder, force=folder.is_dir()) as work:
+        scratch = work / ".build"
+        staged, built, cache = (scratch / name for name in ("checkpoint", "built", "cache"))
+        for directory in (staged, built, cache):
+            directory.mkdir(parents=True)
+        _stage(checkpoint, staged, config, tensors)
+        _run_builder(checkpoint.name, staged, built, cache, options, config, progress)
+        for name in (MODEL, DATA):
+            (built / name).rename(work / name)
+        _write_genai_config(checkpoint, built, work, config, family, options)
+        copy_tokenizer(checkpoint, work, read_json_object(work / GENAI_CONFIG)["model"]["context_length"])
+        shutil.rmtree(scratch)
+
+
+def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:
+    """Upper bound of the size of the weights file without tables."""
+    bits = {"fp32": 32, "fp16": 16, "int8": 10, "int4": 10}[options.quant]
+    return sum(tensor.size for tensor in tensors) * bits // 8
+
+
+def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
+    """A view of the checkpoint whose config.json names the dtype that the weights have.
+
+    The builder loads weights in the dtype of config.json, whatever they are, and would round them to it.
+    """
+    types = {tensor.dtype for tensor in tensors.values()}
+    dtype = _TORCH_TYPES[types.pop()] if len(types) == 1 else "float32"
+    kept = {key: value for key, value in config.items() if key != "torch_dtype"}
+    write_json(staged / _CONFIG, {**kept, "dtype": dtype})
+    weights = {tensor.file for tensor in tensors.values()}
+    index = checkpoint / "model.safetensors.index.json"
+    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
+    for file in (*sorted(weights), index, *(checkpoint / name for name in names)):
+        if file.is_file():
+            _link(file.resolve(), staged / file.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A link where the system allows one, else a copy."""
+    for way in (os.symlink, os.link, shutil.copyfile):
+        try:
+            way(source, target)
+        except OSError as error:
+            failure = error
+        else:
+            return
+    raise as_storage_error(failure, target)
+
+
+def _run_builder(
+    name: str,
+    staged: Path,
+    built: Path,
+    cache: Path,
+    options: OnnxOptions,
+    config: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    request = {
+        "op": "build",
+        "checkpoint": os.fsencode(staged.resolve()).hex(),
+        "folder": os.fsencode(built.resolve()).hex(),
+        "cache": os.fsencode(cache.resolve()).hex(),
+        "precision": options.quant,
+        "provider": options.execution_provider,
+        "extra": _extra_options(options),
+    }
+    # Embedding, layers, last norm, output matrix, and the writing, which includes the rounding.
+    steps = int(config["num_hidden_layers"]) + 4
+    child = NativeChild("exporters.onnx_child", f"{name} to ONNX {options.quant}", _CRASH_HINT, library=_LIBRARY)
+    try:
+        with progress.task(f"Writing ONNX {options.quant}", steps, "steps") as task:
+            child.ask(request, (), lambda _message: task.advance())
+    except BaseException:
+        # The child writes into the folder: it must be gone before the folder is removed.
+        child.kill()
+        raise
+    child.close()
+
+
+def _extra_options(options: OnnxOptions) -> dict[str, str | int]:
+    extra: dict[str, str | int] = {
+        # Nothing of the user's account is used, and no code of the checkpoint is run.
+        "hf_token": "false",
+        "hf_remote": "false",
+        # With it, layers with a window have a cache that only onnxruntime-genai can fill.
+        "windowed_kv_cache": "false",
+    }
+    if options.quantized:
+        extra |= {"algo_config": options.algorithm.method, "block_size": options.block_size}
+        if options.algorithm.placement:
+            pairs = (f"{selector}:{quant}" for selector, quant in options.algorithm.placement.items())
+            extra["matmul_mixed_precision"] = ",".join(pairs)
+        if options.accuracy_level is not None:
+            extra["accuracy_level"] = options.accuracy_level
+    return extra
+
+
+def _write_genai_config(
+    checkpoint: Path, built: Path, work: Path, config: Mapping[str, Any], family: Family, options: OnnxOptions
+) -> None:
+    """The builder's genai_config.json with our `max_length`, once it says what the checkpoint says."""
+    document = read_json_object(built / GENAI_CONFIG)
+    check_genai_ids(checkpoint, document, config, family)
+    context = int(document["model"]["context_length"])
+    document["search"]["max_length"] = min(options.max_length or context, context)
+    write_json(work / GENAI_CONFIG, document)
+
+
+def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mapping[str, Any], family: Family) -> None:
+    """Hold vocabulary size and special tokens of a genai_config.json against the checkpoint.
+
+    generation_config.json goes before config.json; the builder adds the tokenizer's own end token to those.
+
+    Raises:
+        GateError: they differ.
+    """
+    model = document["model"]
+    where = f"{checkpoint.name}: {GENAI_CONFIG}"
+    size = int(config["vocab_size"])
+    if model.get("vocab_size") != size:
+        raise GateError(f"{where} has vocab_size {model.get('vocab_size')!r}, the checkpoint {size}")
+    generation = checkpoint / "generation_config.json"
+    override = read_json_object(generation) if generation.is_file() else {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        said = override.get(key)
+        if said is None:
+            said = config.get(key, family.default_ids.get(key))
+        found, wanted = _ids(model.get(key)), _ids(said)
+        fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
+        if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
+            hint = "check config.json and generation_config.json of the checkpoint"
+            raise GateError(f"{where} has {key} {model.get(key)!r}, the checkpoint {said!r}", hint)
+
+
+def _ids(value: Any) -> set[Any]:
+    return set(value) if isinstance(value, list) else set() if value is None else {value}
+
+
+def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
+    """The checkpoint's own files, byte for byte, but for one number."""
+    for name in _COPIED:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, work / name)
+    settings = read_json_object(checkpoint / _TOKENIZER_CONFIG)
+    # "No limit" is 1e30 in Transformers' files, an integer of 31 digits that readers in other languages break on.
+    write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})

@@ -1,0 +1,231 @@
+"""Corrections of onnxruntime-genai's model builder 0.18, put in the place of its classes. For the child process only.
+
+`install` replaces names of the builder's module that `create_model` looks up. Each override says what the builder does
+without it; `tests/exporters/test_onnx.py` holds every family against Transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import onnxruntime_genai
+import onnxruntime_genai.models  # puts the builder's own modules on the path
+import torch
+from onnxruntime_genai.models import builder
+
+VERSION = "0.18"
+_EMBEDDING = "model.embed_tokens.weight"
+_ROWS = 4096  # rows of the embedding that are quantised at a time
+
+
+class _Corrected(builder.Model):  # type: ignore[misc]
+    """What is wrong for every family. Mixed in before the builder's class."""
+
+    def make_config_init(self, config: Any) -> None:
+        # The builder reads no window where config.json has no `layer_types`; Mistral's holds for all layers.
+        if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
+            config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+        # Transformers 5 keeps Gemma 3's two bases inside `rope_parameters`. The tables come from the loaded model
+        # (see below), so the value counts for nothing; the builder only insists that there is one.
+        if not hasattr(config, "rope_local_base_freq"):
+            config.rope_local_base_freq = 10000.0
+        super().make_config_init(config)
+
+    def make_rope_init(self, config: Any) -> None:
+        # The builder's own kinds are incomplete: Llama ignores linear and yarn, yarn divides by zero where the betas
+        # are left at their defaults, has no `attention_factor` and no truncation, and Gemma 3's nested settings are a
+        # KeyError. The settings only ever reach the tables, which are made below.
+        del config
+
+    def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every position, each [context, head_dim], by the loaded model's own module."""
+        rotary = self.weights.model.rotary_emb
+        positions = torch.arange(self.rope_attrs["cache_length"])[None]
+        kind = {"layer_type": self.rope_kind} if hasattr(rotary, "layer_types") else {}
+        cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions, **kind)
+        return cos[0], sin[0]
+
+    def is_gqa_supported(self) -> bool:
+        # fp16 on the CPU would get an Attention op that fails on a chunk with a past; GroupQueryAttention runs there.
+        on_cpu = (self.ep, self.io_dtype) == ("cpu", onnx_ir.DataType.FLOAT16)
+        return on_cpu or bool(super().is_gqa_supported())
+
+    def make_tied_embeddings_init(self, config: Any) -> None:
+        super().make_tied_embeddings_init(config)
+        # The builder only shares a quantised head of 4 bits, and keeps a float32 embedding beside one of 8.
+        if self.extra_options.get("shared_embeddings") and self.is_lm_head_quantized():
+            self.tied_quantized_embeddings = True
+
+    def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
+        bits, weight, scales, zero_points = super().make_tied_quantized_embedding_input_names()
+        # The names of the `rtn` quantiser are returned for 8 bits of `default`, whose initializers have others.
+        if self.quantization_algo == "default" and bits == 8:
+            return bits, "lm_head.MatMul.weight_Q8", "lm_head.MatMul.weight_scales", ""
+        return bits, weight, scales, zero_points
+
+    def load_weights(self, input_path: str) -> Any:
+        model = super().load_weights(input_path)
+        # Transformers unties a head that is stored and differs from the embedding, whatever config.json says.
+        if model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():
+            self.tied_quantized_embeddings = self.tied_unquantized_embeddings = False
+        return model
+
+    def make_embedding_lookup(self, embedding: torch.Tensor, basename: str, lm_head: Any) -> Any:
+        if self.tied_quantized_embeddings or not self.is_lm_head_quantized():
+            return super().make_embedding_lookup(embedding, basename, lm_head)
+        # An untied embedding stays float32 in the builder, whatever the quantiser but `default` with 4 bits.
+        bits, block = self.quant_attrs["bits"], self.quant_attrs["matmul_block_size"]
+        packed, scales = quantized_rows(embedding.detach(), bits, block)
+        self.make_initializer(packed, f"{_EMBEDDING}_Q{bits}")
+        self.make_initializer(scales, f"{_EMBEDDING}_scales", to=self.io_dtype)
+        name = f"{basename}/GatherBlockQuantized"
+        inputs = [f"{_EMBEDDING}_Q{bits}", self.input_names["input_ids"], f"{_EMBEDDING}_scales"]
+        self.make_node(
+            "GatherBlockQuantized",
+            inputs=inputs,
+            outputs=[f"{name}/output_0"],
+            name=name,
+            domain="com.microsoft",
+            bits=bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        padded = packed.shape[1] * 8 // bits
+        if padded == self.hidden_size:
+            return f"{name}/output_0"
+        self.make_value(f"{name}/output_0", self.io_dtype, shape=self.make_hidden_state_shape(last_dim=padded))
+        ends = [f"/model/constants/INT64/[{number}]" for number in (0, self.hidden_size, -1)]
+        self.make_slice(
+            f"{basename}/Slice", [f"{name}/output_0", *ends], dtype=self.io_dtype, shape=self.make_hidden_state_shape()
+        )
+        return f"{basename}/Slice/output_0"
+
+    def save_processing(self, model_name_or_path: str, extra_kwargs: Any, out_dir: str) -> None:
+        # The tokenizer would be saved anew through Transformers, which may change it; the checkpoint's files are taken.
+        del model_name_or_path, extra_kwargs, out_dir
+
+
+class _Llama(_Corrected, builder.LlamaModel):  # type: ignore[misc]
+    pass
+
+
+class _Mistral(_Corrected, builder.MistralModel):  # type: ignore[misc]
+    pass
+
+
+class _Granite(_Corrected, builder.GraniteModel):  # type: ignore[misc]
+    pass
+
+
+class _Qwen2(_Corrected, builder.QwenModel):  # type: ignore[misc]
+    pass
+
+
+class _Qwen3(_Corrected, builder.Qwen3Model):  # type: ignore[misc]
+    pass
+
+
+class _SmolLM3(_Corrected, builder.SmolLM3Model):  # type: ignore[misc]
+    def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
+        # Layers without rotary positions get a rotary op of their own in the builder, and KeyError 'position_ids'.
+        rope = self.attention_attrs["rope"]
+        self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
+        super().make_attention(layer_id, attention, root_input, **kwargs)
+        self.attention_attrs["rope"] = rope
+
+
+class _ExactScale(_Corrected):
+    def make_embedding(self, embedding: torch.Tensor) -> None:
+        # Rounded to two decimals in the builder; the model multiplies by the root itself.
+        self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
+        super().make_embedding(embedding)
+
+
+class _Gemma2(_ExactScale, builder.Gemma2Model):  # type: ignore[misc]
+    pass
+
+
+class _Gemma3(_ExactScale, builder.Gemma3Model):  # type: ignore[misc]
+    def make_rotary_embedding_multi_cache(self) -> None:
+        # The builder makes both tables here, before the weights are loaded, by one base and one scaling.
+        self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
+        self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
+        self.made_tables: set[str] = set()
+
+    def make_rotary_embedding_caches(self, **kwargs: Any) -> Any:
+        self.rope_kind = "full_attention" if self.window_size == -1 else "sliding_attention"
+        self.rope_attrs["create_caches"] = self.rope_kind not in self.made_tables
+        self.made_tables.add(self.rope_kind)
+        return super().make_rotary_embedding_caches(**kwargs)
+
+
+def quantized_rows(rows: torch.Tensor, bits: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each block of a row symmetrically, as onnxruntime does: the value furthest from zero is met exactly.
+
+    Args:
+        rows: weights [n, row].
+        bits: 4 or 8.
+        block: weights that share a scale; rows are padded with zeros to whole blocks.
+
+    Returns:
+        Packed weights (uint8 [n, padded * bits / 8], around 2^(bits-1)) and scales (float32 [n, padded / block]).
+    """
+    half = 1 << (bits - 1)
+    packed, scales = [], []
+    for part in rows.split(_ROWS):
+        values = part.float()
+        values = torch.nn.functional.pad(values, (0, -values.shape[1] % block)).reshape(len(part), -1, block)
+        furthest = values.gather(-1, values.abs().argmax(-1, keepdim=True))
+        scale = furthest / -half
+        steps = torch.where(scale == 0, 0.0, values / scale).round().clamp(-half, half - 1)
+        whole = (steps + half).to(torch.uint8).reshape(len(part), -1)
+        packed.append(whole if bits == 8 else whole[:, ::2] | (whole[:, 1::2] << 4))
+        scales.append(scale.squeeze(-1))
+    return torch.cat(packed), torch.cat(scales)
+
+
+def installed() -> str:
+    """The installed version of onnxruntime-genai."""
+    return str(onnxruntime_genai.__version__)
+
+
+def fits() -> bool:
+    """Whether these corrections were made for the installed version."""
+    return installed().startswith(f"{VERSION}.")
+
+
+def install() -> None:
+    """Put the corrected classes in the place of the builder's, and keep the surroundings out of the graph."""
+    builder.LlamaModel = _Llama
+    builder.MistralModel = _Mistral
+    builder.GraniteModel = _Granite
+    builder.QwenModel = _Qwen2
+    builder.Qwen3Model = _Qwen3
+    builder.SmolLM3Model = _SmolLM3
+    builder.Gemma2Model = _Gemma2
+    builder.Gemma3Model = _Gemma3
+    # The producer's version would name the commit of whatever git repository lies around the installed package.
+    builder.Model.get_genai_version = classmethod(lambda _cls: installed())
+    builder.Model.get_genai_commit = classmethod(lambda _cls: None)
+
+
+def build(
+    checkpoint: Path, folder: Path, cache: Path, precision: str, provider: str, extra: Mapping[str, str | int]
+) -> None:
+    """Write model.onnx, model.onnx.data and genai_config.json into `folder`.
+
+    Args:
+        checkpoint: directory whose config.json names the dtype that the weights have.
+        folder: where they go.
+        cache: an empty directory that the builder may use.
+        precision: `fp32`, `fp16`, `int8` or `int4`.
+        provider: the builder's name of the execution provider.
+        extra: its `extra_options`.
+    """
+    options = [f"{key}={value}" for key, value in extra.items()]
+    where = ("", str(checkpoint), str(folder), precision, provider, str(cache))
+    builder.create_model(*where, **builder.parse_extra_options(*where, options))

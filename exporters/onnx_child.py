@@ -1,0 +1,94 @@
+"""The child of `exporters.onnx`: one run of onnxruntime-genai's model builder (`python -m exporters.onnx_child`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from exporters.frames import Array
+from exporters.native_main import Answer, Channel, RefusedError
+
+# `Reading layer 12`, `Reading embedding layer`, `Saving ONNX model in ...`
+_STEP = re.compile(r"^(Reading (?:embedding layer|layer \d+|final norm|LM head)|Saving ONNX model)")
+_INSTALL = "install the extra: pip install 'compact-edge[onnx]'"
+
+
+class Lines(io.TextIOBase):
+    """Stands in for stdout: a line that names a step of the build becomes a progress message, the rest is dropped."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._line = ""
+
+    def writable(self) -> bool:
+        """It can be printed to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take text that may end inside a line."""
+        self._line += text
+        while "\n" in self._line:
+            line, self._line = self._line.split("\n", 1)
+            if match := _STEP.match(line):
+                self._channel.progress(step=match[1])
+        return len(text)
+
+
+class _Server:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
+        del arrays
+        checkpoint, folder, cache = (
+            Path(os.fsdecode(bytes.fromhex(request[key]))) for key in ("checkpoint", "folder", "cache")
+        )
+        with contextlib.redirect_stdout(Lines(self._channel)):
+            try:
+                from exporters import onnx_builder
+            except (ImportError, OSError) as error:  # absent, or a shared library does not load
+                raise RefusedError(
+                    "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", _INSTALL
+                ) from error
+            if not onnx_builder.fits():
+                found = onnx_builder.installed()
+                message = f"onnxruntime-genai {found} is installed; its builder is known here in {onnx_builder.VERSION}"
+                raise RefusedError("unavailable", message, _INSTALL)
+            # The quantiser writes two lines a matrix, at a level that it sets for the whole process.
+            logging.disable(logging.WARNING)
+            onnx_builder.install()
+            precision, provider = request["precision"], request["provider"]
+            try:
+                onnx_builder.build(checkpoint, folder, cache, precision, provider, request["extra"])
+            except MemoryError as error:
+                hint = "free some memory, or use a machine with more"
+                raise RefusedError("unavailable", "memory ran out during the build", hint) from error
+            except OSError as error:
+                message = f"the model cannot be written: {_line(error)}"
+                raise RefusedError("storage", message, "check the free space of the disk") from error
+            except Exception as error:
+                message = (
+                    f"onnxruntime-genai's builder cannot write this model ({type(error).__name__}: {_line(error)})"
+                )
+                raise RefusedError("architecture", message, "choose other options, or another format") from error
+        return {}, ()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def main() -> None:
+    """Serve one parent. Nothing here reaches the network, and no bar is drawn."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+    channel = Channel()
+    channel.serve(_Server(channel))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What an ONNX model can be made of: types, quantisers, providers, and which of them go together.
+
+The names are those of onnxruntime-genai's model builder. What it cannot write, or writes wrongly, is refused here,
+before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from compact.errors import DamagedFileError, UnsupportedArchitectureError, UsageError
+from compact.families import Family, family_of
+
+EXECUTION_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+DEFAULT_BLOCK_SIZE = 32
+MAX_LENGTH_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True)
+class OnnxType:
+    """One row of the list of types.
+
+    Attributes:
+        bits: bits of a weight of a matrix, without scales.
+        purpose: what it is for, one line.
+    """
+
+    bits: int
+    purpose: str
+
+
+ONNX_TYPES: Mapping[str, OnnxType] = MappingProxyType(
+    {
+        "fp32": OnnxType(32, "every weight as it is; the reference, four times the size of int8"),
+        "fp16": OnnxType(16, "half of fp32; what graphics processors compute in"),
+        "int8": OnnxType(8, "close to the original at a quarter of fp32"),
+        "int4": OnnxType(4, "the smallest; the quantiser (--algo-config) decides how much is lost"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A quantiser and which matrices it keeps at 8 bits.
+
+    Attributes:
+        method: the builder's `algo_config`.
+        placement: the builder's `matmul_mixed_precision`.
+        purpose: what it is for, one line.
+    """
+
+    method: str
+    placement: Mapping[str, str]
+    purpose: str
+
+
+_LAST = MappingProxyType({"last_matmul": "int8"})
+_MIXED = MappingProxyType({"last_matmul": "int8", "mixed_layers": "int8"})
+_NONE: Mapping[str, str] = MappingProxyType({})
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        "default": Algorithm("default", _NONE, "onnxruntime's own rounding, the smallest"),
+        "default_last": Algorithm("default", _LAST, "the same with the output matrix at 8 bits"),
+        "default_mixed": Algorithm("default", _MIXED, "and the layers that lose most at 8 bits too"),
+        "rtn": Algorithm("rtn", _NONE, "round to nearest on a grid that leaves one value unused"),
+        "rtn_last": Algorithm("rtn", _LAST, "the same with the output matrix at 8 bits"),
+        "k_quant": Algorithm("k_quant", _NONE, "scales and zero points searched block by block"),
+        "k_quant_last": Algorithm("k_quant", _LAST, "the same with the output matrix at 8 bits"),
+        "k_quant_mixed": Algorithm("k_quant", _MIXED, "and the layers that lose most at 8 bits too"),
+    }
+)
+# int4: on SmolLM2-135M `default_last` loses least for its size.
+_DEFAULT_ALGORITHM = {"int4": "default_last", "int8": "default"}
+# Their angles depend on the length of the text, and the graph holds one table of angles.
+_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How an ONNX model is made. `onnx_options` makes one with every default filled in.
+
+    Attributes:
+        quant: type of the weights, a name of `ONNX_TYPES`.
+        execution_provider: what the graph is laid out for, one of `EXECUTION_PROVIDERS`.
+        algo_config: quantiser, a name of `ALGORITHMS`; None for fp32 and fp16.
+        block_size: weights that share a scale, one of `BLOCK_SIZES`.
+        accuracy_level: what MatMulNBits may compute in, 0 to 4; None for the builder's choice.
+        max_length: tokens that onnxruntime-genai reserves its key-value cache for; None for the model's context.
+    """
+
+    quant: str
+    execution_provider: str = "cpu"
+    algo_config: str | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    accuracy_level: int | None = None
+    max_length: int | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether matrices are stored as integers."""
+        return self.algo_config is not None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The row of `ALGORITHMS`; only for quantised types."""
+        assert self.algo_config is not None
+        return ALGORITHMS[self.algo_config]
+
+
+def onnx_options(
+    quant: str,
+    *,
+    execution_provider: str = "cpu",
+    algo_config: str | None = None,
+    block_size: int | None = None,
+    accuracy_level: int | None = None,
+    max_length: int | None = None,
+) -> OnnxOptions:
+    """Options with their defaults filled in, checked as far as they do not depend on a model.
+
+    Raises:
+        UsageError: an unknown name, a value out of range, or two that exclude each other.
+    """
+    _known(quant, ONNX_TYPES, "ONNX type")
+    _known(execution_provider, EXECUTION_PROVIDERS, "execution provider")
+    if max_length is not None and not 1 <= max_length < MAX_LENGTH_LIMIT:
+        raise UsageError(f"max_length = {max_length} is not a number of tokens", "give 1 or more, or leave it out")
+    if quant not in _DEFAULT_ALGORITHM:
+        for name, value in (
+            ("algo_config", algo_config),
+            ("block_size", block_size),
+            ("accuracy_level", accuracy_level),
+        ):
+            if value is not None:
+                raise UsageError(f"{name} = {value} says nothing for {quant}", "leave it out, or choose int4 or int8")
+        return OnnxOptions(quant, execution_provider, max_length=max_length)
+    algo = algo_config if algo_config is not None else _DEFAULT_ALGORITHM[quant]
+    _known(algo, ALGORITHMS, "quantiser")
+    if quant == "int8" and ALGORITHMS[algo].placement:
+        raise UsageError(
+            f"algo_config {algo} keeps matrices at 8 bits, where int8 has them all",
+            f"choose {ALGORITHMS[algo].method}",
+        )
+    size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
+    if size not in BLOCK_SIZES:
+        raise UsageError(f"block_size = {size} is not supported", f"one of: {', '.join(map(str, BLOCK_SIZES))}")
+    if accuracy_level is not None and accuracy_level not in ACCURACY_LEVELS:
+        raise UsageError(f"accuracy_level = {accuracy_level} is not supported", "0 to 4")
+    return OnnxOptions(quant, execution_provider, algo, size, accuracy_level, max_length)
+
+
+def _known(name: str, known: Iterable[str], what: str) -> None:
+    from difflib import get_close_matches
+
+    names = list(known)
+    if name not in names:
+        close = get_close_matches(name.lower(), names, n=2)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"one of: {', '.join(names)}"
+        raise UsageError(f"{what} {name[:40]!r} is not known", hint)
+
+
+def grid(options: OnnxOptions) -> int:
+    """What `intermediate_size` should be a multiple of, so that no block of down_proj is padded."""
+    return options.block_size if options.quantized else 1
+
+
+def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> Family:
+    """Refuse what cannot be written, before the build; return the model's row of the family table.
+
+    Args:
+        options: what is to be made.
+        config: the parsed config.json.
+        where: its path, for messages.
+
+    Raises:
+        UsageError: options that do not fit this model.
+        UnsupportedArchitectureError, MixtureOfExpertsError: a model that the graph cannot hold.
+        DamagedFileError: a setting is not what it should be.
+    """
+    family = family_of(config, where)
+    _check_rope(config, where)
+    return family
+
+
+def _check_rope(config: Mapping[str, Any], where: str) -> None:
+    """Refuse rotary settings whose angles are no fixed table."""
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = config.get(key) or {}
+        if not isinstance(settings, Mapping):
+            raise DamagedFileError(f"{where}: {key} is not an object")
+        parts = [part for part in settings.values() if isinstance(part, Mapping)] or [settings]
+        for part in parts:
+            kind = part.get("rope_type", part.get("type")) or "default"
+            if kind not in _ROPE_KINDS:
+                raise UnsupportedArchitectureError(
+                    f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in an ONNX graph",
+                    f"supported: {', '.join(_ROPE_KINDS)}",
+                )
