@@ -28,7 +28,8 @@ def main() -> None:
         )
         seconds = time.monotonic() - started
     result = json.loads(done.stdout)
-    before, after = result["before"], result["after"]
+    demo = result["formats"]["gguf"]
+    before, after = demo["before"], demo["after"]
     rise = {kind: after["bits_per_byte"][kind] - before["bits_per_byte"][kind] for kind in ("checkpoint", "artifact")}
     print(json.dumps(result, indent=2))
     record(

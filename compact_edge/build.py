@@ -5,15 +5,16 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
-from compact.errors import DataError, GateError, UsageError
+from compact.errors import GateError, UsageError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
@@ -23,15 +24,12 @@ from compact.progress import Progress
 from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
-from compact_edge.artifact_files import FileOptions, check_files
+from compact_edge.artifact_files import FileOptions
+from compact_edge.formats import FORMATS, GGUF, ONNX, Format, OnnxChoices, Quants, Request, parse_quants
 from compact_edge.output import check_output, existing
-from compact_edge.side import Measured, Side, cached_value, evaluate_side, measure_side, row_lengths, sizes_by_part
-from exporters.artifact import Export, artifact_notes, fitting_quant, make_artifact
-from exporters.card import base_model_of, carried_to_gguf, licence_of
-from exporters.engine import LlamaEngine
-from exporters.gguf import GgufMetadata, check_exportable
-from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
-from exporters.quant_types import check_rows, ggml_type, grid, quant_named
+from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
+from exporters.card import licence_of
+from exporters.parity import ParityReport
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -41,17 +39,21 @@ PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 2
-_GATE_VERSION = 2
+_GATE_VERSION = 3
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `build` was asked for. Paths are as given; None means the default."""
+    """What `build` was asked for. Paths are as given; None means the default.
+
+    `targets` name one profile a format; `quants` are types, each for one format where there are several.
+    """
 
     model: str
-    target: str
+    targets: tuple[str, ...]
     prune: PruneOptions
-    quant: str | None = None
+    quants: tuple[str, ...] = ()
+    onnx: OnnxChoices = field(default_factory=OnnxChoices)
     embedding_quant: str | None = None
     imatrix: Path | None = None
     out: Path | None = None
@@ -73,21 +75,39 @@ class Compared:
     side: Side
     parts: dict[str, int]
     evaluation: Evaluation
-    artifact_evaluation: Evaluation
+    artifact_evaluation: Evaluation | None
     parity: ParityReport | None
-    measured: Measured
+    measured: Measured | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One format of a build.
+
+    Attributes:
+        form: the format, its type settled.
+        before: the unpruned model, None with `--no-baseline`.
+        after: the pruned one.
+        notes: what the user should hear of this format.
+        files: names of the pruned artifact's files, the one to open first.
+    """
+
+    form: Format
+    before: Compared | None
+    after: Compared
+    notes: list[str]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build` made; `before` is None with `--no-baseline`, `files` are the artifact's, the one to open first."""
+    """What `build` made: one outcome a format, in the order of the targets."""
 
     source: ModelSource
-    profile: Profile
     plan: PrunePlan
+    pruning: PruneOptions
     calibration: Calibration
-    before: Compared | None
-    after: Compared
+    outcomes: tuple[Outcome, ...]
     languages: list[LanguageCost]
     eval_name: str
     prompt: str
@@ -96,12 +116,11 @@ class BuildResult:
     notes: list[str]
     licence: NamingLicence | None
     reused: list[str]
-    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the models run: torch device and dtype of the checkpoints, threads of llama.cpp."""
+    """Where and how the models run: torch device and dtype of the checkpoints, threads of the runtimes."""
 
     device: str
     dtype: str
@@ -135,37 +154,85 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
     from compact_edge.publication import publish_build
     from targets.profile import load_profile
 
-    profile = load_profile(options.target)
-    if profile.runtime != "llama.cpp":
-        raise UsageError(f"--target {options.target}: its runtime {profile.runtime} is not built yet", "use gguf")
-    _check_options(options)
+    profiles = by_format([load_profile(name) for name in options.targets])
+    quants = parse_quants(options.quants, tuple(profiles))
+    _check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress)
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=_inputs(options))
-        # Checkpoint, float file and artifact of the pruned model in the cache; the artifact again at its place.
+        # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        result = _run(options, profile, source, licence, out, cache, progress)
-        return replace(result, files=publish_build(options, result))
+        forms = [_format(options, profile, quants, source) for profile in profiles.values()]
+        result = _run(options, forms, source, licence, out, cache, progress)
+        return replace(result, outcomes=publish_build(options, result))
 
 
-def _check_options(options: BuildOptions) -> None:
+def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
+    """The profiles by format, in their order. Raises UsageError where two are of one format."""
+    found: dict[str, Profile] = {}
+    for profile in profiles:
+        form = FORMATS[profile.runtime]
+        if form in found:
+            raise UsageError(
+                f"--target {profile.name}: {found[form].name} is built as {form} already",
+                "build them one after another: what was pruned once is kept",
+            )
+        found[form] = profile
+    return found
+
+
+def _check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
     """What can be refused before the model is opened."""
     if options.with_baseline and not options.baseline:
         raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
-    if options.embedding_quant is not None:
-        ggml_type(options.embedding_quant)
-    if options.quant is not None:
-        quant = quant_named(options.quant)
-        if options.imatrix is not None and not quant.uses_imatrix:
-            raise UsageError(f"--imatrix: {quant.name} files use none", "leave it out, or choose a 4-bit type")
-    if options.imatrix is not None and not options.imatrix.is_file():
-        raise DataError(f"--imatrix {options.imatrix}: no such file", "leave it out to have one measured")
+    if GGUF in profiles:
+        from compact_edge.format_gguf import check_gguf_options
+
+        check_gguf_options(quants.of(GGUF), options.embedding_quant, options.imatrix)
+    for name in _gguf_only(options) if GGUF not in profiles else ():
+        raise UsageError(f"{name}: is for GGUF, which is not built here", "leave it out, or add --target gguf")
+    if ONNX in profiles:
+        from compact_edge.format_onnx import settle_options
+
+        settle_options(profiles[ONNX], quants.of(ONNX), options.onnx)
+    for name in options.onnx.named() if ONNX not in profiles else ():
+        raise UsageError(f"{name}: is for ONNX, which is not built here", "leave it out, or add --target onnx")
     if options.out is not None:
         check_output(options.out, force=options.force, inputs=_inputs(options))
     check_calibration(options.model, options.prune)
+
+
+def _gguf_only(options: BuildOptions) -> list[str]:
+    """The options of GGUF that were given, as the command spells them."""
+    given = {
+        "--embedding-quant": options.embedding_quant is not None,
+        "--imatrix": options.imatrix is not None,
+        "--save-imatrix": options.files.save_imatrix,
+        "--modelfile": options.files.modelfile,
+        "--split-max-size": options.files.split_max_bytes is not None,
+    }
+    return [name for name, is_given in given.items() if is_given]
+
+
+def _format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
+    """The format of a profile for this model. What it cannot hold is refused now, not after hours of calibration."""
+    if FORMATS[profile.runtime] == GGUF:
+        from compact_edge.format_gguf import gguf_format
+
+        return gguf_format(
+            profile,
+            source,
+            quant=quants.of(GGUF),
+            embedding_quant=options.embedding_quant,
+            imatrix=options.imatrix,
+            files=options.files,
+        )
+    from compact_edge.format_onnx import onnx_format
+
+    return onnx_format(profile, source, quant=quants.of(ONNX), choices=options.onnx)
 
 
 def _inputs(options: BuildOptions) -> list[Path]:
@@ -175,22 +242,9 @@ def _inputs(options: BuildOptions) -> list[Path]:
     return existing(options.model, *texts, options.imatrix)
 
 
-def choose_quant(options: BuildOptions, profile: Profile, source: ModelSource) -> tuple[str, str | None]:
-    """(type, type of the embedding) for this model: what the user named, else the profile's type that fits the rows."""
-    if options.quant is not None:
-        check_rows(options.quant, row_lengths(source.config))
-        return quant_named(options.quant).name, options.embedding_quant
-    quant = fitting_quant(profile.quantization, profile.quantization_block32, row_lengths(source.config))
-    embedding = options.embedding_quant
-    fits = source.hidden_size % ggml_type(profile.embedding_quant).block == 0
-    if embedding is None and quant_named(quant).writer == "llama" and fits:
-        embedding = profile.embedding_quant
-    return quant, embedding
-
-
 def _run(
     options: BuildOptions,
-    profile: Profile,
+    forms: Sequence[Format],
     source: ModelSource,
     licence: NamingLicence | None,
     out: Path,
@@ -202,12 +256,9 @@ def _run(
         notes.append(licence_note(licence, source.directory, card=True))
         progress.note(notes[-1])
     model_name = derived_name(source.name, licence)
-    # What a GGUF cannot hold is refused now, not after hours of calibration.
-    check_exportable(source.directory)
-    quant, embedding = choose_quant(options, profile, source)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
-    pruning = replace(options.prune, channel_grid=grid(quant))
+    pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
     calibration = calibration_for(source, pruning, cache=cache, progress=progress)
     plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
 
@@ -217,63 +268,58 @@ def _run(
     needed = 4 * source.n_params
     pruned = cache.get_or_make("pruned", f"{plan.id}-{_PRUNE_VERSION}", make, needed_bytes=needed)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
-
-    def side(label: str, checkpoint: Path, identity: str, name: str, description: str) -> Side:
-        export = Export(
-            checkpoint=checkpoint,
-            checkpoint_id=identity,
-            quant=quant,
-            name=name,
-            pre=plan.pre,
-            embedding_quant=embedding,
-            # A ready importance matrix is of one model; the other side measures its own.
-            imatrix_file=options.imatrix if label == "pruned" else None,
-            texts=calibration.texts,
-            texts_id=calibration.id,
-            texts_name=calibration.label,
-            with_imatrix=options.files.save_imatrix,
-            metadata=GgufMetadata(
-                name=name,
-                base_model=source.hub_id or base_model_of(source.directory),
-                description=description,
-                card=carried_to_gguf(source.directory),
-                extra={"compact_edge.plan_id": plan.id} if label == "pruned" else {},
-            ),
-        )
-        artifact = make_artifact(export, cache, progress)
-        if label == "pruned" or options.with_baseline:
-            check_files(artifact, options.files)
-        return Side(label, checkpoint, identity, artifact)
-
-    before = None
-    baseline_kl = None
-    if options.baseline:
-        original = side("original", source.directory, source.id, model_name, f"{source.name}, unpruned")
-        baseline_kl = _baseline_kl(original, calibration, cache)
-        before = _compare(original, text, prompt, compute, cache, progress, parity=None)
     removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
-    description = (
-        f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): vocabulary "
-        f"{source.vocab_size} -> {plan.vocab_size}, FFN {source.intermediate_size} -> {plan.intermediate_size}"
-    )
-    smaller = side("pruned", pruned, f"{plan.id}-{_PRUNE_VERSION}", f"{model_name}-compact", description)
-    for note in artifact_notes(smaller.artifact):
-        notes.append(note)
-        progress.note(note)
-    _check_budget(profile, "storage", profile.storage_budget_bytes, smaller.artifact.size_bytes)
-    parity = None
-    if options.check:
-        parity = _gate(smaller, source, plan, calibration, baseline_kl, cache, progress)
-        parity.require()
-    after = _compare(smaller, text, prompt, compute, cache, progress, parity=parity)
-    _check_budget(profile, "memory", profile.memory_budget_bytes, after.measured.speed.resident_bytes)
-    return BuildResult(
+    original = Request(
+        label="original",
+        checkpoint=source.directory,
+        checkpoint_id=source.id,
+        name=model_name,
+        description=f"{source.name}, unpruned",
+        published=options.with_baseline,
         source=source,
-        profile=profile,
         plan=plan,
         calibration=calibration,
-        before=before,
-        after=after,
+    )
+    smaller = replace(
+        original,
+        label="pruned",
+        checkpoint=pruned,
+        checkpoint_id=f"{plan.id}-{_PRUNE_VERSION}",
+        name=f"{model_name}-compact",
+        description=f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): "
+        f"vocabulary {source.vocab_size} -> {plan.vocab_size}, "
+        f"FFN {source.intermediate_size} -> {plan.intermediate_size}",
+        published=True,
+    )
+
+    def outcome(form: Format) -> Outcome:
+        before = None
+        baseline_kl = None
+        if options.baseline:
+            side = _side(original, form, cache, progress)
+            baseline_kl = _baseline_kl(form, side, calibration, cache)
+            before = _compare(form, side, text, prompt, compute, cache, progress, parity=None)
+        side = _side(smaller, form, cache, progress)
+        own_notes = form.notes(side.artifact)
+        for note in own_notes:
+            progress.note(note)
+        _check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
+        parity = None
+        if options.check:
+            parity = _gate(form, side, source, plan, calibration, baseline_kl, cache, progress)
+            parity.require()
+        after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
+        if after.measured is not None:
+            used = after.measured.speed.resident_bytes
+            _check_budget(form.profile, "memory", form.profile.memory_budget_bytes, used)
+        return Outcome(form, before, after, own_notes)
+
+    return BuildResult(
+        source=source,
+        plan=plan,
+        pruning=pruning,
+        calibration=calibration,
+        outcomes=tuple(outcome(form) for form in forms),
         languages=language_costs(source.directory, pruned),
         eval_name=eval_name,
         prompt=prompt,
@@ -285,34 +331,41 @@ def _run(
     )
 
 
+def _side(request: Request, form: Format, cache: Cache, progress: Progress) -> Side:
+    artifact = form.make(request, cache, progress)
+    return Side(request.label, request.checkpoint, request.checkpoint_id, artifact)
+
+
 def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
     if options.eval_text is None:
         return NAME, default_evaluation_text()
     return options.eval_text.name, "\n\n".join(read_documents(options.eval_text))
 
 
-def _baseline_kl(side: Side, calibration: Calibration, cache: Cache) -> float | None:
+def _baseline_kl(form: Format, side: Side, calibration: Calibration, cache: Cache) -> float | None:
     """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
+    key = {
+        "version": _GATE_VERSION,
+        "artifact": side.artifact.sha256,
+        "texts": calibration.id,
+        # None for want of memory is no answer on a day with more.
+        "whole": _is_whole(side),
+        **form.versions(),
+    }
+    value = cached_value(cache, "baseline-kl", key, lambda: {"mean_kl": form.baseline_kl(side, calibration)})["mean_kl"]
+    return None if value is None else float(value)
+
+
+def _is_whole(side: Side) -> bool:
+    """Whether memory suffices to hold the whole model beside its artifact."""
     from exporters.parity import MEMORY_SHARE
     from exporters.partial import fits_in_memory
 
-    if side.artifact.quant == "F32" or not fits_in_memory(side.checkpoint, side.artifact.path, MEMORY_SHARE):
-        return None
-
-    def measure() -> dict[str, Any]:
-        reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
-        with LlamaEngine(side.artifact.path, n_ctx=POSITIONS) as engine:
-            return {"mean_kl": mean_kl(reference, engine)}
-
-    key = {"version": _GATE_VERSION, "artifact": side.artifact.sha256, "texts": calibration.id, **_engines()}
-    return float(cached_value(cache, "baseline-kl", key, measure)["mean_kl"])
-
-
-def _engines() -> dict[str, str]:
-    return {package: version(package) for package in ("llama-cpp-python", "torch", "transformers")}
+    return fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE)
 
 
 def _gate(
+    form: Format,
     side: Side,
     source: ModelSource,
     plan: PrunePlan,
@@ -321,21 +374,10 @@ def _gate(
     cache: Cache,
     progress: Progress,
 ) -> ParityReport:
-    from exporters.parity import MEMORY_SHARE
-    from exporters.partial import fits_in_memory
-
     def check() -> dict[str, Any]:
-        report = check_artifact(
-            side.checkpoint,
-            side.artifact.path,
-            side.artifact.quant,
-            calibration.texts,
-            unpruned=source.directory,
-            baseline_kl=baseline_kl,
-            pre=plan.pre,
-            progress=progress,
-        )
-        return report.as_dict()
+        return form.check(
+            side, source=source, plan=plan, calibration=calibration, baseline_kl=baseline_kl, progress=progress
+        ).as_dict()
 
     key = {
         "version": _GATE_VERSION,
@@ -344,13 +386,14 @@ def _gate(
         "texts": calibration.id,
         "baseline_kl": baseline_kl,
         # A report that short memory made partial is no answer on a day with more.
-        "whole": fits_in_memory(side.checkpoint, side.artifact.path, MEMORY_SHARE),
-        **_engines(),
+        "whole": _is_whole(side),
+        **form.versions(),
     }
     return ParityReport.from_dict(cached_value(cache, "parity", key, check))
 
 
 def _compare(
+    form: Format,
     side: Side,
     text: str,
     prompt: str,
@@ -362,9 +405,9 @@ def _compare(
 ) -> Compared:
     threads = compute.threads
     evaluation, artifact_evaluation = evaluate_side(
-        side, text, cache, device=compute.device, dtype=compute.dtype, threads=threads, progress=progress
+        form, side, text, cache, device=compute.device, dtype=compute.dtype, threads=threads, progress=progress
     )
-    measured = measure_side(side, text, prompt, threads)
+    measured = form.measure(side, text, prompt, threads)
     return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
 
 

@@ -12,63 +12,76 @@ from typing import TYPE_CHECKING, Any
 from compact.licences import legal_files, write_notice
 from compact.plan import PLAN
 from compact.prune import options_as_json
-from compact.source import CONFIG
-from compact.store import publish, read_json_object, sha256_file, write_json, write_sums, write_text
+from compact.store import publish, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
-from compact_edge.artifact_files import place_artifact
-from exporters.card import CardFacts, front_matter, has_chat_template, render
-from exporters.quant_types import grid
+from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildOptions, BuildResult, Compared
+    from compact_edge.build import BuildOptions, BuildResult, Compared, Outcome
 
 MANIFEST = "manifest.json"
 SCHEMA = "compact-edge/manifest/1"
-_PACKAGES = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+_PACKAGES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
-def publish_build(options: BuildOptions, result: BuildResult) -> tuple[str, ...]:
-    """Write the output directory: `gguf/`, and `baseline/` where it was asked for.
+def publish_build(options: BuildOptions, result: BuildResult) -> tuple[Outcome, ...]:
+    """Write the output directory: a folder a format, and its baseline's where it was asked for.
+
+    The baseline's folder is `baseline/`, or `baseline-FORMAT/` where several formats are built.
 
     Returns:
-        Names of the pruned artifact's files in `gguf/`, the one to open first.
+        The outcomes with the names of their files, the one to open first.
     """
-    sides = [("gguf", result.after)]
-    if options.with_baseline and result.before is not None:
-        sides.append(("baseline", result.before))
-    needed = sum(side.side.artifact.size_bytes for _, side in sides)
+    several = len(result.outcomes) > 1
+    places: list[tuple[str, Outcome, Compared]] = []
+    for outcome in result.outcomes:
+        places.append((outcome.form.name, outcome, outcome.after))
+        if options.with_baseline and outcome.before is not None:
+            places.append((f"baseline-{outcome.form.name}" if several else "baseline", outcome, outcome.before))
+    needed = sum(compared.side.artifact.size_bytes for _, _, compared in places)
     placed: dict[str, tuple[str, ...]] = {}
     with publish(result.out, force=options.force, needed_bytes=needed) as work:
-        for name, compared in sides:
+        for name, outcome, compared in places:
             folder = work / name
             folder.mkdir()
-            placed[name] = _write_folder(folder, options, result, compared, pruned=compared is result.after)
-    return placed["gguf"]
+            placed[name] = _write_folder(folder, options, result, outcome, compared)
+    return tuple(replace(outcome, files=placed[outcome.form.name]) for outcome in result.outcomes)
 
 
 def _write_folder(
-    folder: Path, options: BuildOptions, result: BuildResult, compared: Compared, *, pruned: bool
+    folder: Path, options: BuildOptions, result: BuildResult, outcome: Outcome, compared: Compared
 ) -> tuple[str, ...]:
-    side = compared.side
-    names = place_artifact(folder, side.artifact, side.checkpoint, options.files, check=options.check)
+    pruned = compared is outcome.after
+    names = outcome.form.place(folder, compared.side, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
     write_notice(result.licence, folder)
-    matter = front_matter(result.source.directory, pruned=pruned, hub_id=result.source.hub_id, licence=result.licence)
-    write_text(folder / "README.md", render(_card_facts(options, result, compared, names, pruned=pruned), matter))
+    matter = front_matter(
+        result.source.directory,
+        pruned=pruned,
+        hub_id=result.source.hub_id,
+        licence=result.licence,
+        tags=outcome.form.tags,
+    )
+    write_text(folder / "README.md", render(_card_facts(result, outcome, compared, names), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-    write_json(folder / MANIFEST, manifest(options, result, compared, names, files))
+    write_json(folder / MANIFEST, manifest(options, result, outcome, compared, names, files))
     write_sums(folder)
     return names
 
 
 def manifest(
-    options: BuildOptions, result: BuildResult, compared: Compared, names: tuple[str, ...], files: dict[str, str]
+    options: BuildOptions,
+    result: BuildResult,
+    outcome: Outcome,
+    compared: Compared,
+    names: tuple[str, ...],
+    files: dict[str, str],
 ) -> dict[str, Any]:
     """What was made from what. No timings and no paths: equal builds have equal manifests."""
-    source, plan, artifact = result.source, result.plan, compared.side.artifact
+    source, plan, artifact, form = result.source, result.plan, compared.side.artifact, outcome.form
     return {
         "schema": SCHEMA,
         "tool": {"name": "compact-edge", "version": __version__},
@@ -78,16 +91,13 @@ def manifest(
             "source_id": source.id,
             "files": dict(source.hashes),
         },
-        "target": result.profile.name,
+        "target": form.profile.name,
+        "format": form.name,
         "options": {
-            **options_as_json(replace(options.prune, channel_grid=grid(artifact.quant))),
-            "quant": artifact.quant,
-            "embedding_quant": options.embedding_quant,
+            **options_as_json(result.pruning),
+            **form.options(),
             "baseline": options.baseline,
             "check": options.check,
-            "save_imatrix": options.files.save_imatrix,
-            "modelfile": options.files.modelfile,
-            "split_max_bytes": options.files.split_max_bytes,
         },
         "plan": {"id": plan.id, "vocab_size": plan.vocab_size, "intermediate_size": plan.intermediate_size},
         "calibration": {
@@ -98,26 +108,25 @@ def manifest(
         },
         "artifact": {
             "file": names[0],
-            "parts": list(names) if len(names) > 1 else None,
             "quant": artifact.quant,
             "size_bytes": artifact.size_bytes,
-            "bits_per_weight": round(artifact.summary.bits_per_weight, 4),
+            "bits_per_weight": round(artifact.bits_per_weight, 4),
             "embedding_type": artifact.embedding_type,
-            "imatrix_id": artifact.imatrix_id,
+            **form.describe(artifact, names),
         },
-        "before": None if result.before is None else _figures(result, result.before),
-        "after": _figures(result, result.after),
+        "before": None if outcome.before is None else _figures(result, outcome.before),
+        "after": _figures(result, outcome.after),
         "evaluation": {
             "text": result.eval_name,
-            "sha256": result.after.evaluation.text_sha256,
-            "n_bytes": result.after.evaluation.n_bytes,
-            "window": result.after.evaluation.window,
+            "sha256": outcome.after.evaluation.text_sha256,
+            "n_bytes": outcome.after.evaluation.n_bytes,
+            "window": outcome.after.evaluation.window,
         },
         "parity": None if compared.parity is None else compared.parity.as_dict(),
         "versions": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            **{package: version(package) for package in _PACKAGES},
+            **{package: version(package) for package in sorted({*_PACKAGES, *form.packages})},
         },
         "files": files,
     }
@@ -129,55 +138,52 @@ def _figures(result: BuildResult, compared: Compared) -> dict[str, Any]:
         "size_bytes": compared.side.artifact.size_bytes,
         "bits_per_byte": {
             result.compute.dtype: round(compared.evaluation.bits_per_byte, 4),
-            compared.side.artifact.quant: round(compared.artifact_evaluation.bits_per_byte, 4),
+            compared.side.artifact.quant: None
+            if compared.artifact_evaluation is None
+            else round(compared.artifact_evaluation.bits_per_byte, 4),
         },
     }
 
 
-def _card_facts(
-    options: BuildOptions, result: BuildResult, compared: Compared, names: tuple[str, ...], *, pruned: bool
-) -> CardFacts:
+def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names: tuple[str, ...]) -> CardFacts:
     source, plan, artifact = result.source, result.plan, compared.side.artifact
     rows: list[tuple[str, str, str]] = []
-    notes: list[str] = list(result.notes)
+    pruned = compared is outcome.after
+    notes = [*result.notes, *outcome.notes]
     if pruned:
-        before = result.before
+        before = outcome.before
         rows = [
             ("parameters", _millions(source.n_params), _millions(compared.parts["total"])),
             ("vocab_size", str(source.vocab_size), str(plan.vocab_size)),
             ("intermediate_size", str(source.intermediate_size), str(plan.intermediate_size)),
         ]
         if before is not None:
-            rows += [
-                ("file", _megabytes(before.side.artifact.size_bytes), _megabytes(artifact.size_bytes)),
-                (
-                    f"bits per byte ({result.eval_name})",
-                    f"{before.artifact_evaluation.bits_per_byte:.3f}",
-                    f"{compared.artifact_evaluation.bits_per_byte:.3f}",
-                ),
-            ]
+            rows.append(("file", _megabytes(before.side.artifact.size_bytes), _megabytes(artifact.size_bytes)))
+        if before is not None and before.artifact_evaluation is not None and compared.artifact_evaluation is not None:
+            old, new = before.artifact_evaluation.bits_per_byte, compared.artifact_evaluation.bits_per_byte
+            rows.append((f"bits per byte ({result.eval_name})", f"{old:.3f}", f"{new:.3f}"))
         scored = (
             "" if plan.calibration is None else f", {plan.calibration['n_tokens']} tokens of {plan.calibration['name']}"
         )
         notes.append(f"channels chosen by {plan.method}{scored}; tokens ranked by {plan.ranking}")
         if compared.parity is not None:
-            kind = "in part (the model did not fit in memory)" if compared.parity.partial else "in full"
-            notes.append(f"checked {kind} against Transformers: token ids, tensors and logits (`{MANIFEST}`, `parity`)")
-    config = read_json_object(compared.side.checkpoint / CONFIG)
+            kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
+            checks = ", ".join(check.name for check in compared.parity.checks)
+            notes.append(f"checked {kind} against Transformers: {checks} (`{MANIFEST}`, `parity`)")
+    language, usage = outcome.form.usage(names, compared.side.checkpoint, artifact.title)
     return CardFacts(
-        title=artifact.path.stem,
+        title=artifact.title,
         file=names[0],
-        parts=names if len(names) > 1 else (),
-        modelfile=options.files.modelfile,
+        intro=outcome.form.card_notes(names),
+        use=usage,
+        use_language=language,
         quant=artifact.quant,
-        bits_per_weight=artifact.summary.bits_per_weight,
+        bits_per_weight=artifact.bits_per_weight,
         size_bytes=artifact.size_bytes,
         rows=rows,
         notes=notes,
         plan_id=plan.id if pruned else None,
         source_id=source.id,
-        chat=has_chat_template(compared.side.checkpoint),
-        context_length=int(config.get("max_position_embeddings") or 4096),
         source_hub=source.hub_reference,
         licence=result.licence,
     )

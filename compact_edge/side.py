@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from compact.progress import Progress
 from compact.source import CONFIG
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import bos_id, encode, load_tokenizer
-from exporters.artifact import Artifact
+from compact_edge.formats import Artifact, Format
 from exporters.engine import LlamaEngine, Speed
 
 # Raised when an evaluation means something else for equal inputs.
@@ -50,7 +49,7 @@ class Measured:
     """What a short run on this machine gave (no part of any manifest).
 
     Attributes:
-        speed: prefill and decode of llama.cpp on the evaluation text, the median of three runs.
+        speed: prefill and decode of the artifact's runtime on the evaluation text, the median of three runs.
         characters_per_token: of the evaluation text with this side's tokenizer.
         reply: answer to the prompt, None where none was asked for.
     """
@@ -86,9 +85,12 @@ def cached_value(cache: Cache, kind: str, key: dict[str, Any], make: Callable[[]
 
 
 def evaluate_side(
-    side: Side, text: str, cache: Cache, *, device: str, dtype: str, threads: int, progress: Progress
-) -> tuple[Evaluation, Evaluation]:
-    """Bits per byte of the checkpoint in `dtype` (Transformers) and of the artifact (llama.cpp), on one text."""
+    form: Format, side: Side, text: str, cache: Cache, *, device: str, dtype: str, threads: int, progress: Progress
+) -> tuple[Evaluation, Evaluation | None]:
+    """Bits per byte of the checkpoint in `dtype` (Transformers) and of the artifact (its runtime), on one text.
+
+    The second is None where the runtime cannot open the artifact on this machine.
+    """
     key = {"version": _EVALUATION_VERSION, "text": sha256_json(text), "window": DEFAULT_WINDOW}
     checkpoint = cached_value(
         cache,
@@ -103,19 +105,16 @@ def evaluate_side(
             label=f"bits per byte, {side.label} {dtype}",
         ).as_dict(),
     )
+
+    def measure() -> dict[str, Any]:
+        label = f"bits per byte, {side.label} {side.artifact.quant}"
+        found = form.evaluate(side.artifact, text, threads=threads, progress=progress, label=label)
+        return {"evaluation": None if found is None else found.as_dict()}
+
     artifact = cached_value(
-        cache,
-        "evaluation",
-        {**key, "artifact": side.artifact.sha256, "engine": version("llama-cpp-python")},
-        lambda: evaluate_gguf(
-            side.artifact.path,
-            text,
-            threads=threads,
-            progress=progress,
-            label=f"bits per byte, {side.label} {side.artifact.quant}",
-        ).as_dict(),
-    )
-    return Evaluation(**checkpoint), Evaluation(**artifact)
+        cache, "evaluation", {**key, "artifact": side.artifact.sha256, "engine": form.versions()}, measure
+    )["evaluation"]
+    return Evaluation(**checkpoint), None if artifact is None else Evaluation(**artifact)
 
 
 def evaluate_gguf(
@@ -144,21 +143,61 @@ def evaluate_gguf(
         )
 
 
-def measure_side(side: Side, text: str, prompt: str | None, threads: int) -> Measured:
-    """A short run of llama.cpp: speed and memory on the evaluation text, and the reply to a prompt."""
+@dataclass(frozen=True)
+class ShortRun:
+    """What a short run feeds: the same text for both sides, in each side's own tokens.
+
+    Attributes:
+        tokenizer: the checkpoint's.
+        ids: the prompt of the speed runs.
+        decode_tokens: tokens after it.
+        context: positions that the runtime is opened with.
+        characters_per_token: of the whole text.
+    """
+
+    tokenizer: Any
+    ids: Sequence[int]
+    decode_tokens: int
+    context: int
+    characters_per_token: float
+
+    def speed(self, run: Callable[[Sequence[int], int], Speed]) -> Speed:
+        """The median of a few runs by decode time."""
+        runs = [run(self.ids, self.decode_tokens) for _ in range(SPEED_RUNS)]
+        return sorted(runs, key=lambda speed: speed.decode_seconds)[SPEED_RUNS // 2]
+
+    @property
+    def reply_tokens(self) -> int:
+        """Most tokens of a reply."""
+        return min(REPLY_TOKENS, self.context // 2)
+
+    def prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt, its end where it is long."""
+        return prompt_ids(self.tokenizer, prompt)[-(self.context - self.reply_tokens) :]
+
+
+def short_run(side: Side, text: str) -> ShortRun:
+    """Prepare a short run on the evaluation text."""
     tokenizer = load_tokenizer(side.checkpoint)
     ids = encode(tokenizer, [text], add_special_tokens=False)[0]
     config = read_json_object(side.checkpoint / CONFIG)
     context = min(1024, int(config.get("max_position_embeddings") or 1024))
     decode_tokens = min(SPEED_DECODE_TOKENS, context // 2)
     prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - decode_tokens)
-    with LlamaEngine(side.artifact.path, n_ctx=context, n_threads=threads) as engine:
-        runs = [engine.speed(ids[:prompt_tokens], decode_tokens) for _ in range(SPEED_RUNS)]
-        speed = sorted(runs, key=lambda run: run.decode_seconds)[SPEED_RUNS // 2]
+    return ShortRun(tokenizer, ids[:prompt_tokens], decode_tokens, context, len(text) / len(ids))
+
+
+def measure_gguf(side: Side, text: str, prompt: str | None, threads: int) -> Measured:
+    """A short run of llama.cpp: speed and memory on the evaluation text, and the reply to a prompt."""
+    run = short_run(side, text)
+    with LlamaEngine(side.artifact.path, n_ctx=run.context, n_threads=threads) as engine:
+        speed = run.speed(engine.speed)
         reply = None
         if prompt is not None:
-            reply = _reply(engine, tokenizer, prompt, context)
-    return Measured(speed, len(text) / len(ids), reply)
+            answer = engine.generate(run.prompt(prompt), run.reply_tokens, stop=engine.eog)
+            kept = [i for i in answer.ids if i not in engine.eog]
+            reply = engine.detokenize(kept).decode("utf-8", "replace").strip()
+    return Measured(speed, run.characters_per_token, reply)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -170,14 +209,6 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
         return encode(tokenizer, [text], add_special_tokens=False)[0]
     bos = bos_id(tokenizer)
     return [*([] if bos is None else [bos]), *encode(tokenizer, [prompt], add_special_tokens=False)[0]]
-
-
-def _reply(engine: LlamaEngine, tokenizer: Any, prompt: str, context: int) -> str:
-    length = min(REPLY_TOKENS, context // 2)
-    ids = prompt_ids(tokenizer, prompt)[-(context - length) :]
-    answer = engine.generate(ids, length, stop=engine.eog)
-    kept = [i for i in answer.ids if i not in engine.eog]
-    return engine.detokenize(kept).decode("utf-8", "replace").strip()
 
 
 def sizes_by_part(checkpoint: Path) -> dict[str, int]:

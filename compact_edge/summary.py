@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ import click
 
 from compact.languages import WARNING_RATIO
 from compact_edge.console import one_line
-from exporters.card import has_chat_template
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildResult, Compared
+    from compact_edge.build import BuildResult, Compared, Outcome
+    from compact_edge.side import Measured
 
 _REPLY_WIDTH = 600
 
@@ -25,12 +26,8 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         "out": str(result.out),
         "model": result.source.name,
         "hub": result.source.hub_reference,
-        "target": result.profile.name,
         "plan_id": result.plan.id,
-        "artifact": result.files[0],
-        "artifact_files": list(result.files),
-        "before": None if result.before is None else _side(result.before),
-        "after": _side(result.after),
+        "formats": {outcome.form.name: _outcome(outcome) for outcome in result.outcomes},
         "evaluation_text": result.eval_name,
         "languages": [
             {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
@@ -38,73 +35,86 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         "prompt": result.prompt,
         "threads": result.compute.threads,
         "dtype": result.compute.dtype,
-        "parity": None if result.after.parity is None else result.after.parity.as_dict(),
         "notes": result.notes,
         "stages_reused": result.reused,
     }
 
 
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    after = outcome.after
+    return {
+        "target": outcome.form.profile.name,
+        "artifact": outcome.files[0],
+        "artifact_files": list(outcome.files),
+        "before": None if outcome.before is None else _side(outcome.before),
+        "after": _side(after),
+        "parity": None if after.parity is None else after.parity.as_dict(),
+        "notes": outcome.notes,
+    }
+
+
 def _side(compared: Compared) -> dict[str, Any]:
-    artifact = compared.side.artifact
+    artifact, scored = compared.side.artifact, compared.artifact_evaluation
     return {
         "parameters": compared.parts,
         "quant": artifact.quant,
         "size_bytes": artifact.size_bytes,
-        "bits_per_weight": artifact.summary.bits_per_weight,
+        "bits_per_weight": artifact.bits_per_weight,
         "bits_per_byte": {
             "checkpoint": compared.evaluation.bits_per_byte,
-            "artifact": compared.artifact_evaluation.bits_per_byte,
+            "artifact": None if scored is None else scored.bits_per_byte,
         },
-        "this_machine": compared.measured.as_dict(),
+        "this_machine": None if compared.measured is None else compared.measured.as_dict(),
     }
 
 
-def rows(result: BuildResult) -> list[tuple[str, str, str, str]]:
-    """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`."""
-    before, after = result.before, result.after
+def rows(outcome: Outcome, dtype: str) -> list[tuple[str, str, str, str]]:
+    """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`.
+
+    What was not measured on this machine reads `-`.
+    """
+    before, after = outcome.before, outcome.after
+
+    def row(name: str, value: Callable[[Compared], float | None], form: str) -> tuple[str, str, str, str]:
+        new = value(after)
+        shown = "-" if new is None else form.format(new)
+        if before is None:
+            return name, "", shown, ""
+        old = value(before)
+        change = f"{new / old - 1:+.1%}" if old and new is not None else ""
+        return name, "-" if old is None else form.format(old), shown, change
+
+    def short_run(name: str, value: Callable[[Measured], float], form: str) -> tuple[str, str, str, str]:
+        return row(f"{name} *", lambda c: None if c.measured is None else value(c.measured), form)
+
     return [
-        _row("parameters", before, after, lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
-        _row("file size", before, after, lambda c: c.side.artifact.size_bytes / 1e6, "{:.2f} MB"),
-        _row("bits per weight", before, after, lambda c: c.side.artifact.summary.bits_per_weight, "{:.2f}"),
-        _row("resident memory *", before, after, lambda c: c.measured.speed.resident_bytes / 1e6, "{:.0f} MB"),
-        _row("prefill, tokens/s *", before, after, lambda c: c.measured.prefill, "{:,.1f}"),
-        _row("decode, tokens/s *", before, after, lambda c: c.measured.decode, "{:,.1f}"),
-        _row(
-            "decode, characters/s *",
-            before,
-            after,
-            lambda c: c.measured.decode * c.measured.characters_per_token,
-            "{:,.0f}",
-        ),
-        _row(f"bits per byte, {result.compute.dtype}", before, after, lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
-        _row(
+        row("parameters", lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
+        row("file size", lambda c: c.side.artifact.size_bytes / 1e6, "{:.2f} MB"),
+        row("bits per weight", lambda c: c.side.artifact.bits_per_weight, "{:.2f}"),
+        short_run("resident memory", lambda m: m.speed.resident_bytes / 1e6, "{:.0f} MB"),
+        short_run("prefill, tokens/s", lambda m: m.prefill, "{:,.1f}"),
+        short_run("decode, tokens/s", lambda m: m.decode, "{:,.1f}"),
+        short_run("decode, characters/s", lambda m: m.decode * m.characters_per_token, "{:,.0f}"),
+        row(f"bits per byte, {dtype}", lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
+        row(
             f"bits per byte, {after.side.artifact.quant}",
-            before,
-            after,
-            lambda c: c.artifact_evaluation.bits_per_byte,
+            lambda c: None if c.artifact_evaluation is None else c.artifact_evaluation.bits_per_byte,
             "{:.3f}",
         ),
     ]
 
 
-def _row(name: str, before: Compared | None, after: Compared, value: Any, form: str) -> tuple[str, str, str, str]:
-    new = value(after)
-    if before is None:
-        return name, "", form.format(new), ""
-    old = value(before)
-    return name, form.format(old), form.format(new), f"{new / old - 1:+.1%}" if old else ""
-
-
-def losses(result: BuildResult) -> list[str]:
+def losses(outcome: Outcome, dtype: str) -> list[str]:
     """Pruning loss and quantisation loss apart, in bits per byte."""
-    after = result.after
-    quant = after.artifact_evaluation.bits_per_byte - after.evaluation.bits_per_byte
+    after = outcome.after
     lines = []
-    if result.before is not None:
-        pruning = after.evaluation.bits_per_byte - result.before.evaluation.bits_per_byte
-        lines.append(f"pruning loss {pruning:+.3f} bits per byte ({result.compute.dtype}, after - before)")
-    types = f"{after.side.artifact.quant} - {result.compute.dtype}"
-    lines.append(f"quantisation loss {quant:+.3f} bits per byte ({types}, after pruning)")
+    if outcome.before is not None:
+        pruning = after.evaluation.bits_per_byte - outcome.before.evaluation.bits_per_byte
+        lines.append(f"pruning loss {pruning:+.3f} bits per byte ({dtype}, after - before)")
+    if after.artifact_evaluation is not None:
+        quant = after.artifact_evaluation.bits_per_byte - after.evaluation.bits_per_byte
+        types = f"{after.side.artifact.quant} - {dtype}"
+        lines.append(f"quantisation loss {quant:+.3f} bits per byte ({types}, after pruning)")
     return lines
 
 
@@ -118,23 +128,27 @@ def print_summary(result: BuildResult) -> None:
     console = Console(highlight=False)
     # Prose is wrapped at words on a terminal. A pipe or a log has no width; rich would guess 80 and wrap there too.
     soft = not console.is_terminal
-    artifact = result.after.side.artifact
-    title = Text(one_line(f"{result.source.name}, {artifact.quant}"))
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("")
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows(result):
-        table.add_row(*row)
-    console.print()
-    console.print(table)
     threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
-    fine = (
-        f"* a short run on this machine with llama.cpp, {threads}; "
-        f"bits per byte on {result.eval_name} ({result.after.evaluation.n_bytes:,} bytes, lower is better)"
-    )
-    for line in (fine, *losses(result), *_parity(result)):
-        console.print(Text(one_line(line)), soft_wrap=soft)
+    dtype = result.compute.dtype
+    for outcome in result.outcomes:
+        after = outcome.after
+        name = f"{result.source.name}, {after.side.artifact.quant}"
+        if len(result.outcomes) > 1:
+            name += f" ({outcome.form.name})"
+        table = Table(title=Text(one_line(name)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        table.add_column("")
+        for column in ("before", "after", "change"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows(outcome, dtype):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        fine = (
+            f"* a short run on this machine with {outcome.form.engine}, {threads}; "
+            f"bits per byte on {result.eval_name} ({after.evaluation.n_bytes:,} bytes, lower is better)"
+        )
+        for line in (fine, *losses(outcome, dtype), *_parity(after)):
+            console.print(Text(one_line(line)), soft_wrap=soft)
     languages = ", ".join(f"{cost.language} {cost.ratio:.2f}" for cost in result.languages)
     console.print(Text(f"tokens per character, after / before: {languages}"), soft_wrap=soft)
     costly = [cost.language for cost in result.languages if cost.ratio > WARNING_RATIO]
@@ -148,25 +162,28 @@ def print_summary(result: BuildResult) -> None:
         click.echo(line)
 
 
-def _parity(result: BuildResult) -> list[str]:
-    report = result.after.parity
+def _parity(after: Compared) -> list[str]:
+    report = after.parity
     if report is None:
         return ["parity gate: skipped (--no-check)"]
-    word = "passed in part, the model did not fit in memory" if report.partial else "passed"
+    word = f"passed in part, {report.why_partial}" if report.partial else "passed"
     return [f"parity gate: {word}", *(f"- {check.name}: {check.detail}" for check in report.checks)]
 
 
 def _print_replies(result: BuildResult, width: int | None) -> None:
     """The prompt and what each model answers, wrapped at `width` columns where there is a terminal."""
     click.echo(f"prompt: {one_line(result.prompt)}")
-    for name, side in (("before", result.before), ("after", result.after)):
-        if side is not None and side.measured.reply is not None:
+    for outcome in result.outcomes:
+        of = f", {outcome.form.name}" if len(result.outcomes) > 1 else ""
+        for name, side in (("before", outcome.before), ("after", outcome.after)):
+            if side is None or side.measured is None or side.measured.reply is None:
+                continue
             reply = side.measured.reply
             short = reply if len(reply) <= _REPLY_WIDTH else reply[:_REPLY_WIDTH] + " ..."
             lines = [one_line(line) for line in short.splitlines() if line.strip()] or ["(no text)"]
             if width is not None:
                 lines = [part for line in lines for part in wrap(line, max(20, width - 4))]
-            click.echo("\n    ".join((f"{name}:", *lines)))
+            click.echo("\n    ".join((f"{name}{of}:", *lines)))
     click.echo()
 
 
@@ -174,13 +191,11 @@ def next_commands(result: BuildResult) -> list[str]:
     """What to run next, ready to paste."""
     here = Path.cwd()
     path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
-    out = shlex.quote(str(path))
-    file = shlex.quote(str(path / "gguf" / result.files[0]))
-    chat = "-cnv" if has_chat_template(result.after.side.checkpoint) else "-no-cnv -p 'Once upon a time'"
-    return [
-        f"wrote {result.out}",
-        "next:",
-        f"  compact-edge verify {out}",
-        f"  compact-edge eval {file} --text YOUR_TEXT",
-        f"  llama-cli -m {file} {chat}",
-    ]
+    lines = [f"wrote {result.out}", "next:", f"  compact-edge verify {shlex.quote(str(path))}"]
+    for outcome in result.outcomes:
+        side = outcome.after.side
+        folder = path / outcome.form.name
+        opened = shlex.quote(str(outcome.form.opened(folder, outcome.files)))
+        lines.append(f"  compact-edge eval {opened} --text YOUR_TEXT")
+        lines += [f"  {line}" for line in outcome.form.commands(folder, outcome.files, side.checkpoint)]
+    return lines

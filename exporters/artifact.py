@@ -86,6 +86,16 @@ class Artifact:
     embedding_type: str
     imatrix: Imatrix | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def title(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Real bits per weight over all tensors."""
+        return self.summary.bits_per_weight
+
 
 def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
     """`quant` where every row length in `config_sizes` is a multiple of its block, else `block32`."""

@@ -21,19 +21,17 @@ class CardFacts:
 
     Attributes:
         title: model name.
-        file: the GGUF's name; of its first part where it is in parts.
+        file: name of the file that is opened first.
         quant: its type.
         bits_per_weight: real ones, over all tensors.
-        size_bytes: of the file.
+        size_bytes: of the model's files.
         rows: (quantity, before, after) of the comparison, as text.
         notes: further lines: what was removed, what was calibrated on, what was checked.
         plan_id, source_id: sha256 ids, None for an unpruned baseline.
-        chat: whether the model has a chat template.
-        context_length: the longest context of the model.
+        use: lines that run it, in `use_language` (`console` or `python`).
         source_hub: `org/name@commit` of a source that came from the Hub, else None.
         licence: the licence that asks for lines of its own, else None.
-        parts: names of all parts, where it is in parts.
-        modelfile: whether a Modelfile lies beside it.
+        intro: paragraphs about the files.
     """
 
     title: str
@@ -45,12 +43,11 @@ class CardFacts:
     notes: Sequence[str]
     plan_id: str | None
     source_id: str
-    chat: bool
-    context_length: int
+    use: Sequence[str]
     source_hub: str | None = None
     licence: NamingLicence | None = None
-    parts: Sequence[str] = ()
-    modelfile: bool = False
+    intro: Sequence[str] = ()
+    use_language: str = "console"
 
 
 def carried_to_gguf(directory: Path) -> dict[str, Any]:
@@ -98,11 +95,16 @@ def has_chat_template(checkpoint: Path) -> bool:
 
 
 def front_matter(
-    directory: Path, *, pruned: bool, hub_id: str | None = None, licence: NamingLicence | None = None
+    directory: Path,
+    *,
+    pruned: bool,
+    hub_id: str | None = None,
+    licence: NamingLicence | None = None,
+    tags: Sequence[str] = ("gguf", "llama.cpp"),
 ) -> dict[str, Any]:
     """Front matter for an artifact made from the checkpoint in `directory`, which is the Hub's `hub_id` where known.
 
-    `licence` is the one that was recognised; it stands in where the source's card names none.
+    `licence` is the one that was recognised; it stands in where the source's card names none. `tags` are the format's.
     """
     source = source_front_matter(directory)
     matter: dict[str, Any] = {key: source[key] for key in _CARRIED if source.get(key)}
@@ -111,9 +113,9 @@ def front_matter(
     matter.setdefault("license", "unknown")
     if hub_id is not None:
         matter["base_model"] = hub_id
-    tags = matter.get("tags") if isinstance(matter.get("tags"), list) else []
-    own = ["gguf", "llama.cpp", *(["compact-edge", "pruned"] if pruned else [])]
-    matter["tags"] = [*own, *(tag for tag in tags or [] if tag not in own)]
+    carried = matter.get("tags") if isinstance(matter.get("tags"), list) else []
+    own = [*tags, *(["compact-edge", "pruned"] if pruned else [])]
+    matter["tags"] = [*own, *(tag for tag in carried or [] if tag not in own)]
     matter["pipeline_tag"] = "text-generation"
     if matter.get("base_model"):
         matter["base_model_relation"] = "quantized"
@@ -130,12 +132,8 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
         "",
     ]
-    if facts.parts:
-        names = ", ".join(f"`{name}`" for name in facts.parts)
-        lines += [
-            f"In {len(facts.parts)} parts; llama.cpp opens the first and finds the others beside it: {names}.",
-            "",
-        ]
+    for paragraph in facts.intro:
+        lines += [paragraph, ""]
     if facts.rows:
         lines += ["| | before | after |", "|---|---:|---:|"]
         lines += [f"| {name} | {before} | {after} |" for name, before, after in facts.rows]
@@ -147,10 +145,7 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
         ]
     lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
     lines += _licence(facts.licence) if facts.licence is not None else []
-    ollama = ["ollama create NAME -f Modelfile"] if facts.modelfile else []
-    if ollama and facts.parts:
-        ollama.insert(0, f"llama-gguf-split --merge {facts.file} {facts.title}.gguf")
-    lines += ["## Use", "", "```console", _command(facts), *ollama, "```", ""]
+    lines += ["## Use", "", f"```{facts.use_language}", *facts.use, "```", ""]
     origin = f"`{facts.source_hub}`, " if facts.source_hub else ""
     lines += [
         *("## Provenance", ""),
@@ -172,8 +167,3 @@ def _licence(licence: NamingLicence) -> list[str]:
     lines += [f"This model is a modified one under the [{licence.title}]({licence.url})."]
     lines += [licence.notice + ("" if licence.notice.endswith(".") else ".")] if licence.notice else []
     return [*lines, *(f"{term[:1].upper()}{term[1:]}." for term in licence.terms), ""]
-
-
-def _command(facts: CardFacts) -> str:
-    mode = "-cnv" if facts.chat else "-no-cnv -p 'Once upon a time'"
-    return f"llama-cli -m {facts.file} -c {min(facts.context_length, 4096)} {mode}"

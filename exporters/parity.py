@@ -34,6 +34,8 @@ TIE_GAP = 1e-3
 # A model is loaded whole only where it takes at most this share of the memory that is free.
 MEMORY_SHARE = 0.6
 
+TOO_LARGE = "the model did not fit in memory"
+
 # Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
 # that is more. From `benchmarks/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/results.md has the table).
 KL_FACTOR = 2.5
@@ -59,10 +61,11 @@ class Check:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All checks of an artifact. `partial`: the model did not fit in memory, so only a part was run."""
+    """All checks of an artifact. `partial`: only a part could be run on this machine, for the reason `why_partial`."""
 
     checks: tuple[Check, ...]
     partial: bool = False
+    why_partial: str = TOO_LARGE
 
     @property
     def passed(self) -> bool:
@@ -81,11 +84,13 @@ class ParityReport:
         checks = [
             {"name": c.name, "passed": c.passed, "detail": c.detail, "figures": dict(c.figures)} for c in self.checks
         ]
-        return {"passed": self.passed, "partial": self.partial, "checks": checks}
+        why = {"why_partial": self.why_partial} if self.partial else {}
+        return {"passed": self.passed, "partial": self.partial, **why, "checks": checks}
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> ParityReport:
-        return ParityReport(tuple(Check(**check) for check in value["checks"]), bool(value["partial"]))
+        checks = tuple(Check(**check) for check in value["checks"])
+        return ParityReport(checks, bool(value["partial"]), str(value.get("why_partial", TOO_LARGE)))
 
 
 def rounded(value: float) -> float:
@@ -320,7 +325,7 @@ def check_artifact(
         task.advance()
         tensors = check_tensors(checkpoint, artifact)
         task.advance()
-        if not fits_in_memory(checkpoint, artifact, MEMORY_SHARE):
+        if not fits_in_memory(checkpoint, artifact.stat().st_size, MEMORY_SHARE):
             return ParityReport((tokenizer, tensors, *check_first_layers(checkpoint, texts, pre)), partial=True)
         reference = reference_for(checkpoint, texts, greedy=quant == "F32")
         with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:

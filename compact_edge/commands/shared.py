@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from compact.prune import PruneOptions
     from compact_edge.artifact_files import FileOptions
+    from compact_edge.formats import OnnxChoices
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -88,9 +89,15 @@ _COMPUTE = (
 
 
 _FILES = (
-    click.option("--save-imatrix", is_flag=True, help="Publish the importance matrix too, as imatrix.gguf."),
-    click.option("--modelfile", is_flag=True, help="Publish a Modelfile for Ollama too."),
-    click.option("--split-max-size", help="Cut the GGUF into parts of at most this size, such as 500M or 2G."),
+    click.option("--save-imatrix", is_flag=True, help="GGUF: publish the importance matrix too, as imatrix.gguf."),
+    click.option("--modelfile", is_flag=True, help="GGUF: publish a Modelfile for Ollama too."),
+    click.option("--split-max-size", help="GGUF: cut it into parts of at most this size, such as 500M or 2G."),
+)
+_ONNX = (
+    click.option("--algo-config", help="ONNX int4 and int8: how weights are rounded, as the model builder names it."),
+    click.option("--block-size", type=int, help="ONNX int4 and int8: weights of a block (default: 32)."),
+    click.option("--accuracy-level", type=int, help="ONNX int4 and int8: 1 computes in float32, 4 in int8."),
+    click.option("--execution-provider", help="ONNX: cpu, cuda, dml or webgpu (default: the target's)."),
 )
 
 
@@ -118,6 +125,19 @@ def compute_options(function: Function) -> Function:
 def file_options(function: Function) -> Function:
     """What to publish beside the artifact, and whether in parts."""
     return _apply(_FILES, function)
+
+
+def onnx_options(function: Function) -> Function:
+    """How the model builder quantises, and for which execution provider."""
+    return _apply(_ONNX, function)
+
+
+def onnx_choices(values: dict[str, Any]) -> OnnxChoices:
+    """`OnnxChoices` from the values of `onnx_options`."""
+    from compact_edge.formats import OnnxChoices
+
+    names = ("algo_config", "block_size", "accuracy_level", "execution_provider")
+    return OnnxChoices(**{name: values[name] for name in names})
 
 
 def file_choices(values: dict[str, Any]) -> FileOptions:

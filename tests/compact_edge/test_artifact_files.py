@@ -91,6 +91,7 @@ def test_the_importance_matrix_is_the_one_that_was_used(
 def test_build_with_everything(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     result = run_json(capsys, *shop.build(out, *ALL, "--with-baseline", "--prompt", "Why?", quant="F32"))
+    result = result["formats"]["gguf"]
     folder = out / "gguf"
     names = result["artifact_files"]
     assert result["artifact"] == names[0] and len(names) > 2
@@ -110,7 +111,7 @@ def test_build_with_everything(shop: Workshop, tmp_path: Path, capsys: pytest.Ca
     assert cli.run(["verify", str(out)]) == 0
     # The same build without them has the same artifact, whole.
     plain = run_json(capsys, *shop.build(tmp_path / "plain", "--prompt", "Why?", quant="F32"))
-    assert len(plain["artifact_files"]) == 1
+    assert len(plain["formats"]["gguf"]["artifact_files"]) == 1
     assert set(tree(tmp_path / "plain" / "gguf")) & {"imatrix.gguf", "Modelfile"} == set()
 
 

@@ -153,9 +153,14 @@ def test_a_changed_option_redoes_only_what_depends_on_it(
 
 def test_float32_passes_the_strict_checks(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, shop.build(shop.root / "f32", quant="F32"))
-    assert [check["name"] for check in result["parity"]["checks"]] == ["tokenizer", "tensors", "logits", "greedy"]
-    assert all(check["passed"] for check in result["parity"]["checks"])
-    after = result["after"]["bits_per_byte"]
+    assert [check["name"] for check in result["formats"]["gguf"]["parity"]["checks"]] == [
+        "tokenizer",
+        "tensors",
+        "logits",
+        "greedy",
+    ]
+    assert all(check["passed"] for check in result["formats"]["gguf"]["parity"]["checks"])
+    after = result["formats"]["gguf"]["after"]["bits_per_byte"]
     assert after["checkpoint"] == pytest.approx(after["artifact"], abs=1e-4)
 
 
@@ -253,15 +258,3 @@ def test_a_storage_budget_that_is_too_small_publishes_nothing(
     assert lines[1:] == ["hint: remove more (--ratio), or choose a smaller --quant"]
     assert not out.exists()
     assert leftovers(shop.root) == []
-
-
-def test_a_target_of_another_runtime_is_refused(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
-    profile = shop.root / "onnx.toml"
-    text = BUDGET.replace("llama.cpp", "onnxruntime").replace('"Q8_0"', '"int8"').replace("pocket", "onnx")
-    provider = 'execution_provider = "CPUExecutionProvider"\nwhy = '
-    profile.write_text(text.replace("why = ", provider), encoding="utf-8")
-    assert cli.run(shop.build(shop.root / "x", target=str(profile))) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: --target {profile}: its runtime onnxruntime is not built yet",
-        "hint: use gguf",
-    ]

@@ -36,7 +36,7 @@ def test_a_sentencepiece_model(
     assert cli.run(arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
     result = json.loads(shown.out)
-    assert result["parity"]["passed"]
+    assert result["formats"]["gguf"]["parity"]["passed"]
     assert ("no sliding window in this layout" in shown.err) == (family == "mistral")
     (file,) = (tmp_path / "out" / "gguf").glob("*.gguf")
     values = read_gguf(file).values

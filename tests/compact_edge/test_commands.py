@@ -329,7 +329,7 @@ def test_export_and_eval_refuse_bad_options(shop: Workshop, tmp_path: Path, caps
     export = ["export", str(shop.root / "pruned"), "--out", str(tmp_path / "out")]
     assert_error(capsys, [*export, "--quant", "F17"], 2, "quantization 'F17' is not known", "'F16'")
     assert_error(capsys, [*export, "--quant", "IQ2_M"], 2, "--quant IQ2_M: needs an importance matrix", "--calibration")
-    assert_error(capsys, [*export, "--format", "onnx"], 2, "'onnx'", "--help")
+    assert_error(capsys, [*export, "--format", "tflite"], 2, "'tflite'", "--help")
     both = [*export, "--imatrix", "x", "--calibration", "stdlib"]
     assert_error(capsys, both, 2, "exclude each other")
     text = ["--text", str(shop.text)]

@@ -44,7 +44,7 @@ def demo(place: Path) -> dict[str, Any]:
         )
     assert code == 0
     result: dict[str, Any] = json.loads(written[-1])
-    return result
+    return {"out": result["out"], **result["formats"]["gguf"]}
 
 
 def test_the_file_is_smaller_by_the_share_of_parameters_removed(demo: dict[str, Any]) -> None:

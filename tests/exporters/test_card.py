@@ -40,8 +40,7 @@ def facts(**changes: Any) -> CardFacts:
         "notes": ["channels chosen by compact: a | b", "checked in full"],
         "plan_id": "a" * 64,
         "source_id": "b" * 64,
-        "chat": True,
-        "context_length": 131_072,
+        "use": ["llama-cli -m m-compact-1B-Q8_0.gguf -c 4096 -cnv"],
     }
     return CardFacts(**{**values, **changes})
 
@@ -118,8 +117,9 @@ def test_text_of_the_card(tmp_path: Path) -> None:
     assert "llama-cli -m m-compact-1B-Q8_0.gguf -c 4096 -cnv" in text
     assert "a" * 64 in text
     assert "b" * 64 in text
-    plain = render(facts(chat=False, context_length=512), front_matter(tmp_path, pruned=True))
-    assert "-c 512 -no-cnv -p" in plain
+    parts = render(facts(intro=["In 2 parts."]), front_matter(tmp_path, pruned=True, tags=("onnx",)))
+    assert "bits per weight.\n\nIn 2 parts.\n\n|" in parts
+    assert ModelCard(parts).data.tags[0] == "onnx"
 
 
 def test_a_licence_that_binds_is_shown(tmp_path: Path) -> None:

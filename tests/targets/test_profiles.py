@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from compact.errors import CompactEdgeError, DataError, UsageError
 from exporters.quant_types import GGML_TYPES, QUANTS
 from targets.profile import Profile, list_profiles, load_profile, parse_profile, profile_names
-from targets.schema import FILE_TYPES, LLAMA_CPP, TENSOR_TYPES, Figure
+from targets.schema import FILE_TYPES, LLAMA_CPP, ONNXRUNTIME, TENSOR_TYPES, Figure
 
 GOOD = """
 schema = 1
@@ -56,12 +56,13 @@ def without(key: str, text: str = GOOD) -> str:
 
 def test_the_profiles_that_ship() -> None:
     names = profile_names()
-    assert set(names) == {"gguf", "phone-arm64", "laptop-x86", "laptop-apple", "laptop-windows", "raspberry-pi-5"}
+    for_llama = {"gguf", "phone-arm64", "laptop-x86", "laptop-apple", "laptop-windows", "raspberry-pi-5"}
+    assert set(names) == for_llama | {"onnx", "phone-arm64-onnx", "laptop-windows-dml"}
     profiles = list_profiles()
     assert tuple(profile.name for profile in profiles) == names
     for profile in profiles:
         assert load_profile(profile.name) == profile
-        assert profile.runtime == LLAMA_CPP
+        assert profile.runtime == (LLAMA_CPP if profile.name in for_llama else ONNXRUNTIME)
         assert profile.description.endswith(".")
 
 
