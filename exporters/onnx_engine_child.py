@@ -183,6 +183,8 @@ class _Server:
     def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
         if request["op"] == "open":
             return self._open(request), ()
+        if request["op"] == "graph":
+            return self._graph(request), ()
         assert self._model is not None
         match request["op"]:
             case "logits":
@@ -193,6 +195,16 @@ class _Server:
                 made, gaps = self._model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
                 return {"ids": made, "gaps": gaps}, ()
         raise ValueError(f"unknown request {request['op']!r}")
+
+    def _graph(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            from exporters.onnx_graph import inspect_graph
+
+            return inspect_graph(Path(os.fsdecode(bytes.fromhex(request["path"]))))
+        except ImportError as error:
+            raise RefusedError("unavailable", f"onnx cannot be used: {error}", INSTALL_HINT) from error
+        except CompactEdgeError as error:
+            raise RefusedError("damaged", error.message, error.hint) from error
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
