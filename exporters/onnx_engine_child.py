@@ -168,7 +168,7 @@ def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError
     """The refusal for an exception that a runtime raised while it loaded a graph."""
     said = one_line(error)
     if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
-        return RefusedError("unavailable", f"{library}'s CPU provider cannot run this model: {said}")
+        return RefusedError("operator", f"{library}'s CPU provider cannot run this model: {said}")
     if isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate" in said:
         return RefusedError("unavailable", f"{library} could not get memory: {said}", "free some memory")
     return RefusedError("damaged", f"{library} cannot load the model: {said}", "export the model again")
