@@ -91,7 +91,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
 def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:
     """Upper bound of the size of the weights file without tables."""
     bits = {"fp32": 32, "fp16": 16, "int8": 10, "int4": 10}[options.quant]
-    return sum(tensor.size for tensor in tensors) * bits // 8
+    return sum(int(tensor.size) for tensor in tensors) * bits // 8
 
 
 def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
@@ -161,6 +161,8 @@ def _extra_options(options: OnnxOptions) -> dict[str, str | int]:
         "hf_remote": "false",
         # With it, layers with a window have a cache that only onnxruntime-genai can fill.
         "windowed_kv_cache": "false",
+        # Norms inside of GroupQueryAttention run on some providers only, and the checks run on the CPU.
+        "fuse_qk_norm_gqa": "false",
     }
     if options.quantized:
         extra |= {"algo_config": options.algorithm.method, "block_size": options.block_size}

@@ -60,7 +60,7 @@ class _Server:
                 message = f"onnxruntime-genai {found} is installed; its builder is known here in {onnx_builder.VERSION}"
                 raise RefusedError("unavailable", message, _INSTALL)
             # The quantiser writes two lines a matrix, at a level that it sets for the whole process.
-            logging.disable(logging.WARNING)
+            logging.disable(logging.ERROR)
             onnx_builder.install()
             precision, provider = request["precision"], request["provider"]
             try:
