@@ -78,7 +78,7 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 # int4: on SmolLM2-135M `default_last` loses least for its size.
 _DEFAULT_ALGORITHM = {"int4": "default_last", "int8": "default"}
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-_HEAD_STEP = 16  # GroupQueryAttention: "head_size shall be a multiple of 16"
+_HEAD_STEP = 16  # GroupQueryAttention with rotary positions inside; for dml they are an operator of their own
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 # The angles of the others depend on the length of the text, and the graph holds one table of angles.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
@@ -205,8 +205,8 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
     head_dim = family.head_dim_of(config)
     if heads % family.kv_heads(config):
         raise DamagedFileError(f"{where}: {heads} heads are no multiple of {family.kv_heads(config)} key-value heads")
-    if head_dim % _HEAD_STEP:
-        message = f"{where}: a head_dim of {head_dim} is no multiple of {_HEAD_STEP}, which GroupQueryAttention needs"
+    if head_dim % _HEAD_STEP and options.execution_provider != "dml":
+        message = f"{where}: head_dim = {head_dim} is no multiple of {_HEAD_STEP}, which GroupQueryAttention needs"
         raise UnsupportedArchitectureError(message, "export this model to GGUF")
     _check_settings(family, config, where)
     _check_rope(config, where)
