@@ -116,6 +116,10 @@ class ToolUnavailableError(CompactEdgeError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class OperatorMissingError(ToolUnavailableError):
+    """The runtime has no implementation of an operator of the graph on this device."""
+
+
 class HubUnavailableError(ToolUnavailableError):
     """The Hub cannot be reached, or answers with an error of its own."""
 

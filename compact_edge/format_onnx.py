@@ -116,7 +116,7 @@ class OnnxFormat(Format):
         baseline_kl: float | None,
         progress: Progress,
     ) -> ParityReport:
-        from exporters.onnx_parity import check_onnx_artifact
+        from exporters.onnx_parity import check_onnx as check_onnx_artifact
 
         assert isinstance(side.artifact, OnnxArtifact)
         del plan

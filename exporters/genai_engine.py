@@ -51,7 +51,8 @@ class GenaiEngine:
             ModelNotFoundError: no folder, no graph or no genai_config.json.
             DamagedFileError: genai cannot load the graph or the tokenizer, or genai_config.json is wrong.
             UnsafePathError: a file names another outside the folder.
-            ToolUnavailableError: onnxruntime-genai is absent, memory is short, or the CPU provider lacks an operator.
+            ToolUnavailableError: onnxruntime-genai is absent, or memory is short.
+            OperatorMissingError: the CPU provider lacks an operator of the graph.
             EngineCrashedError: onnxruntime-genai aborted.
         """
         if n_ctx < 1 or n_threads < 1:

@@ -29,6 +29,7 @@ DATA = "model.onnx.data"
 GENAI_CONFIG = "genai_config.json"
 _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_PAD = "pad_token_id"
 # Copied byte for byte where the checkpoint has them.
 _COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
 _TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -64,7 +65,8 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
     where = str(checkpoint / _CONFIG)
     config = read_json_object(checkpoint / _CONFIG)
     family = check_onnx(options, config, where)
-    tensors = {name: tensor for name, tensor in stored_tensors(checkpoint).items() if not is_buffer(name)}
+    stored = stored_tensors(checkpoint)
+    tensors = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
     check_shapes(family, config, {name: tensor.shape for name, tensor in tensors.items()}, str(checkpoint))
     for tensor in tensors.values():
         if tensor.dtype not in _TORCH_TYPES:
@@ -79,7 +81,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         staged, built, cache = (scratch / name for name in ("checkpoint", "built", "cache"))
         for directory in (staged, built, cache):
             directory.mkdir(parents=True)
-        _stage(checkpoint, staged, config, tensors)
+        _stage(checkpoint, staged, config, stored)
         _run_builder(checkpoint.name, staged, built, cache, options, config, progress)
         for name in (MODEL, DATA):
             (built / name).rename(work / name)
@@ -91,7 +93,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
 def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:
     """Upper bound of the size of the weights file without tables."""
     bits = {"fp32": 32, "fp16": 16, "int8": 10, "int4": 10}[options.quant]
-    return sum(tensor.size for tensor in tensors) * bits // 8
+    return sum(int(tensor.size) for tensor in tensors) * bits // 8
 
 
 def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
@@ -99,9 +101,11 @@ def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: M
 
     The builder loads weights in the dtype of config.json, whatever they are, and would round them to it.
     """
-    types = {tensor.dtype for tensor in tensors.values()}
+    types = {tensor.dtype for name, tensor in tensors.items() if not is_buffer(name)}
     dtype = _TORCH_TYPES[types.pop()] if len(types) == 1 else "float32"
     kept = {key: value for key, value in config.items() if key != "torch_dtype"}
+    if _no_id(kept.get(_PAD)):
+        del kept[_PAD]
     write_json(staged / _CONFIG, {**kept, "dtype": dtype})
     weights = {tensor.file for tensor in tensors.values()}
     index = checkpoint / "model.safetensors.index.json"
@@ -161,6 +165,8 @@ def _extra_options(options: OnnxOptions) -> dict[str, str | int]:
         "hf_remote": "false",
         # With it, layers with a window have a cache that only onnxruntime-genai can fill.
         "windowed_kv_cache": "false",
+        # Norms inside of GroupQueryAttention run on some providers only, and the checks run on the CPU.
+        "fuse_qk_norm_gqa": "false",
     }
     if options.quantized:
         extra |= {"algo_config": options.algorithm.method, "block_size": options.block_size}
@@ -198,15 +204,22 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
         raise GateError(f"{where} has vocab_size {model.get('vocab_size')!r}, the checkpoint {size}")
     generation = checkpoint / "generation_config.json"
     override = read_json_object(generation) if generation.is_file() else {}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for key in ("bos_token_id", "eos_token_id", _PAD):
         said = override.get(key)
         if said is None:
             said = config.get(key, family.default_ids.get(key))
+        if key == _PAD and _no_id(said):
+            said = None
         found, wanted = _ids(model.get(key)), _ids(said)
         fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
         if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
             hint = "check config.json and generation_config.json of the checkpoint"
             raise GateError(f"{where} has {key} {model.get(key)!r}, the checkpoint {said!r}", hint)
+
+
+def _no_id(pad: Any) -> bool:
+    """-1 is how older checkpoints say that there is no padding token."""
+    return isinstance(pad, int) and pad < 0
 
 
 def _ids(value: Any) -> set[Any]:

@@ -6,6 +6,7 @@ without it; `tests/exporters/test_onnx.py` holds every family against Transforme
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,37 @@ from onnxruntime_genai.models import builder
 
 VERSION = "0.18"
 _EMBEDDING = "model.embed_tokens.weight"
+# What the builder reads with `getattr` or `hasattr`, for whatever architecture it was meant.
+_SETTINGS = frozenset(
+    {
+        "attn_logit_softcapping",
+        "ffn_hidden_size",
+        "final_logit_softcapping",
+        "hidden_activation",
+        "layer_types",
+        "moe_intermediate_size",
+        "multi_query_group_num",
+        "peft_type",
+        "rope_position_scale",
+        "seq_length",
+        "sliding_window",
+        "text_config",
+    }
+)
 _ROWS = 4096  # rows of the embedding that are quantised at a time
 
 
 class _Corrected(builder.Model):  # type: ignore[misc]
     """What is wrong for every family. Mixed in before the builder's class."""
 
+    ignored: frozenset[str] = frozenset()  # settings that Transformers has and does not compute with
+
     def make_config_init(self, config: Any) -> None:
-        # The builder reads no window where config.json has no `layer_types`; Mistral's holds for all layers.
-        if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
-            config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+        # The builder looks for settings of every architecture; a key that this one has no use for (Transformers
+        # ignores it) must not change the graph.
+        fields = {field.name for field in dataclasses.fields(config)} - self.ignored
+        for key in _SETTINGS - fields:
+            config.__dict__.pop(key, None)
         # Transformers 5 keeps Gemma 3's two bases inside `rope_parameters`. The tables come from the loaded model
         # (see below), so the value counts for nothing; the builder only insists that there is one.
         if not hasattr(config, "rope_local_base_freq"):
@@ -114,7 +136,11 @@ class _Llama(_Corrected, builder.LlamaModel):  # type: ignore[misc]
 
 
 class _Mistral(_Corrected, builder.MistralModel):  # type: ignore[misc]
-    pass
+    def make_config_init(self, config: Any) -> None:
+        super().make_config_init(config)
+        # The builder finds layers with a window by `layer_types`, which Mistral has not: its window holds for all.
+        if config.sliding_window:
+            config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 
 
 class _Granite(_Corrected, builder.GraniteModel):  # type: ignore[misc]
@@ -150,6 +176,8 @@ class _Gemma2(_ExactScale, builder.Gemma2Model):  # type: ignore[misc]
 
 
 class _Gemma3(_ExactScale, builder.Gemma3Model):  # type: ignore[misc]
+    ignored = frozenset({"attn_logit_softcapping"})
+
     def make_rotary_embedding_multi_cache(self) -> None:
         # The builder makes both tables here, before the weights are loaded, by one base and one scaling.
         self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
@@ -176,7 +204,7 @@ def quantized_rows(rows: torch.Tensor, bits: int, block: int) -> tuple[torch.Ten
     """
     half = 1 << (bits - 1)
     packed, scales = [], []
-    for part in rows.split(_ROWS):
+    for part in torch.split(rows, _ROWS):
         values = part.float()
         values = torch.nn.functional.pad(values, (0, -values.shape[1] % block)).reshape(len(part), -1, block)
         furthest = values.gather(-1, values.abs().argmax(-1, keepdim=True))

@@ -39,7 +39,9 @@ class Lines(io.TextIOBase):
         return len(text)
 
 
-class _Server:
+class Server:
+    """Answers `build`."""
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
@@ -59,8 +61,6 @@ class _Server:
                 found = onnx_builder.installed()
                 message = f"onnxruntime-genai {found} is installed; its builder is known here in {onnx_builder.VERSION}"
                 raise RefusedError("unavailable", message, _INSTALL)
-            # The quantiser writes two lines a matrix, at a level that it sets for the whole process.
-            logging.disable(logging.WARNING)
             onnx_builder.install()
             precision, provider = request["precision"], request["provider"]
             try:
@@ -83,12 +83,14 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def main() -> None:
-    """Serve one parent. Nothing here reaches the network, and no bar is drawn."""
+def be_quiet() -> None:
+    """No network, no bars, no log. Before the libraries are imported, which read these variables once."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
-    channel = Channel()
-    channel.serve(_Server(channel))
+    # The quantiser writes two lines a matrix, and errors about what it leaves alone on purpose.
+    logging.disable(logging.ERROR)
 
 
 if __name__ == "__main__":
-    main()
+    be_quiet()
+    _channel = Channel()
+    _channel.serve(Server(_channel))

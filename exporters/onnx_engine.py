@@ -53,7 +53,8 @@ class OnnxEngine:
             ModelNotFoundError: no folder, no graph or no genai_config.json.
             DamagedFileError: onnxruntime cannot load the graph, or genai_config.json is wrong.
             UnsafePathError: a file names another outside the folder.
-            ToolUnavailableError: onnxruntime is absent, memory is short, or the CPU provider lacks an operator.
+            ToolUnavailableError: onnxruntime is absent, or memory is short.
+            OperatorMissingError: the CPU provider lacks an operator of the graph.
             EngineCrashedError: onnxruntime aborted.
         """
         if n_ctx < 1 or n_threads < 1:

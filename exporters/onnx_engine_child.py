@@ -168,7 +168,7 @@ def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError
     """The refusal for an exception that a runtime raised while it loaded a graph."""
     said = one_line(error)
     if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
-        return RefusedError("unavailable", f"{library}'s CPU provider cannot run this model: {said}")
+        return RefusedError("operator", f"{library}'s CPU provider cannot run this model: {said}")
     if isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate" in said:
         return RefusedError("unavailable", f"{library} could not get memory: {said}", "free some memory")
     return RefusedError("damaged", f"{library} cannot load the model: {said}", "export the model again")
@@ -183,6 +183,8 @@ class _Server:
     def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
         if request["op"] == "open":
             return self._open(request), ()
+        if request["op"] == "graph":
+            return self._graph(request), ()
         assert self._model is not None
         match request["op"]:
             case "logits":
@@ -193,6 +195,16 @@ class _Server:
                 made, gaps = self._model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
                 return {"ids": made, "gaps": gaps}, ()
         raise ValueError(f"unknown request {request['op']!r}")
+
+    def _graph(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            from exporters.onnx_graph import inspect_graph
+
+            return inspect_graph(Path(os.fsdecode(bytes.fromhex(request["path"]))))
+        except ImportError as error:
+            raise RefusedError("unavailable", f"onnx cannot be used: {error}", INSTALL_HINT) from error
+        except CompactEdgeError as error:
+            raise RefusedError("damaged", error.message, error.hint) from error
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -1,13 +1,181 @@
-"""The graph of an ONNX folder: where its tensors lie, and whether it is well formed."""
+"""The graph of an ONNX folder: where its tensors lie, and whether it is well formed.
+
+`check_graph` is for the gate; the other functions run in a child (`exporters.onnx_engine_child`), as `onnx` is native
+code too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError
+from compact.errors import DamagedFileError, UnsafePathError
 from compact.store import safe_child
+from exporters.native import NativeChild
+from exporters.onnx_folder import read_folder
+from exporters.parity import Check
+
+_STANDARD = frozenset({"", "ai.onnx"})
+_CONTRIB = "com.microsoft"
+# The first opset with RMSNormalization.
+_RMS_OPSET = 23
+# Bits of an element, by the name of its type in `TensorProto.DataType`.
+_BITS = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT4E2M1": 4}
+_BITS |= {f"{sign}INT{bits}": bits for sign in ("", "U") for bits in (2, 4, 8, 16, 32, 64)}
+_BITS |= dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8)
+
+
+def check_graph(folder: Path) -> Check:
+    """Whether the graph is well formed: onnx's full check, known operator sets, and a data file that fits it.
+
+    The full check covers types and shapes of every standard operator; those of onnxruntime's own (`com.microsoft`) are
+    unknown to onnx and are taken as the graph declares them.
+
+    Raises:
+        ModelNotFoundError, DamagedFileError, UnsafePathError: see `read_folder`.
+        ToolUnavailableError: onnx is absent.
+        EngineCrashedError: onnx aborted.
+    """
+    described = read_folder(folder)
+    child = NativeChild("exporters.onnx_engine_child", folder.name, library="onnx")
+    try:
+        answer, _ = child.ask({"op": "graph", "path": os.fsencode(described.model.absolute()).hex()})
+    finally:
+        child.kill()
+    findings = answer["findings"]
+    figures = {"nodes": answer["nodes"], "tensors": answer["tensors"], "data_bytes": answer["data_bytes"]}
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        return Check("graph", False, f"{findings[0]}{more}", {**figures, "findings": len(findings)})
+    detail = f"{answer['nodes']} nodes and {answer['tensors']} tensors pass onnx's full check"
+    return Check("graph", True, f"{detail}, {answer['data_bytes']} bytes of data all used", figures)
+
+
+def inspect_graph(path: Path) -> dict[str, Any]:
+    """`findings` (one line each, empty for a good graph) and figures of a graph's file. Raises DamagedFileError."""
+    model = load_graph(path)
+    external = external_tensors(model)
+    findings = [*_operator_findings(model), *_data_findings(model, external, path)]
+    findings += _full_check(model)
+    data = path.with_name(f"{path.name}.data")
+    return {
+        "findings": [" ".join(finding.split())[:300] for finding in findings],
+        "nodes": len(model.graph.node),
+        "tensors": len(external),
+        "data_bytes": data.stat().st_size if data.is_file() else 0,
+    }
+
+
+def _operator_findings(model: Any) -> Iterator[str]:
+    if model.functions:
+        yield "the graph defines functions of its own"
+    for node in _nodes_of(model.graph):
+        if node.domain not in {*_STANDARD, _CONTRIB}:
+            yield f"operator {node.op_type[:80]} of domain {node.domain[:80]!r}: only {_CONTRIB}'s are known"
+
+
+def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path: Path) -> Iterator[str]:
+    data = path.with_name(f"{path.name}.data")
+    try:
+        others = check_locations(model, path) - {data.name}
+    except UnsafePathError as error:
+        yield error.message
+        return
+    if others:
+        yield f"data in {sorted(others)[0]}, expected in {data.name} only"
+        return
+    size = data.stat().st_size if data.is_file() else None
+    if external and size is None:
+        yield f"{data.name} is missing"
+        return
+    if not external:
+        if size is not None:
+            yield f"{data.name} is there, and no tensor is in it"
+        return
+    assert size is not None
+    spans = set()
+    for tensor, entries in external:
+        try:
+            offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        except ValueError:
+            yield f"tensor {tensor.name[:80]} has no offset and length"
+            continue
+        if offset < 0 or length != _n_bytes(tensor):
+            yield f"tensor {tensor.name[:80]} has {length} bytes of data, its type and shape take {_n_bytes(tensor)}"
+        elif offset + length > size:
+            yield f"{data.name} has {size} bytes and ends inside tensor {tensor.name[:80]}"
+        else:
+            spans.add((offset, offset + length))
+    end = 0
+    for begin, stop in sorted(span for span in spans if span[0] < span[1]):
+        if begin != end:
+            yield f"{data.name}: {'gap' if begin > end else 'overlap'} at byte {min(begin, end)}"
+        end = max(end, stop)
+    if end != size:
+        yield f"{data.name} has {size} bytes, of which the tensors use the first {end}"
+
+
+def _n_bytes(tensor: Any) -> int | None:
+    import onnx
+
+    try:
+        bits = _BITS[onnx.TensorProto.DataType.Name(tensor.data_type)]
+    except (KeyError, ValueError):
+        return None
+    return (math.prod(int(size) for size in tensor.dims) * bits + 7) // 8
+
+
+def _full_check(model: Any) -> list[str]:
+    """onnx.checker on a changed copy of the graph; the data itself is not read.
+
+    As built the graph fails: `SimplifiedLayerNormalization` stands in the standard domain though it is onnxruntime's
+    (RMSNormalization of opset 23 is the same), and constants of one dimension are declared as scalars.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    renamed = False
+    for node in _nodes_of(graph):
+        if node.op_type == "SimplifiedLayerNormalization" and node.domain in _STANDARD:
+            node.op_type, renamed = "RMSNormalization", True
+    if renamed:
+        for opset in copy.opset_import:
+            if opset.domain in _STANDARD:
+                opset.version = max(opset.version, _RMS_OPSET)
+    constants = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    _keep(graph.value_info, lambda info: info.name not in constants)
+    # A tensor in another file is checked by `_data_findings`; here it is an input of its type and shape.
+    inputs = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if tensor.external_data and tensor.name not in inputs:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            graph.input.append(info)
+    _keep(graph.initializer, lambda tensor: not tensor.external_data)
+    try:
+        onnx.checker.check_model(copy, full_check=True)
+    except Exception as error:  # ValidationError, InferenceError, and what protobuf raises for odd values
+        return [f"onnx's check: {error}"]
+    return []
+
+
+def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
+    """Remove the entries of a repeated field that are not wanted."""
+    for index in reversed(range(len(values))):
+        if not wanted(values[index]):
+            del values[index]
+
+
+def _nodes_of(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes_of(inner)
 
 
 def load_graph(path: Path) -> Any:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from compact.errors import DamagedFileError, UnsupportedArchitectureError, UsageError
+from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
 from compact.families import Family, family_of
 
 EXECUTION_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
+_NO_FP32 = ("cuda", "dml")  # onnxruntime refuses the graph: its outputs `present.*` come from no node
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 DEFAULT_BLOCK_SIZE = 32
@@ -76,7 +77,10 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 )
 # int4: on SmolLM2-135M `default_last` loses least for its size.
 _DEFAULT_ALGORITHM = {"int4": "default_last", "int8": "default"}
-# Their angles depend on the length of the text, and the graph holds one table of angles.
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_HEAD_STEP = 16  # GroupQueryAttention with rotary positions inside; for dml they are an operator of their own
+_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
+# The angles of the others depend on the length of the text, and the graph holds one table of angles.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
@@ -130,6 +134,9 @@ def onnx_options(
     _known(execution_provider, EXECUTION_PROVIDERS, "execution provider")
     if max_length is not None and not 1 <= max_length < MAX_LENGTH_LIMIT:
         raise UsageError(f"max_length = {max_length} is not a number of tokens", "give 1 or more, or leave it out")
+    if quant == "fp32" and execution_provider in _NO_FP32:
+        message = f"fp32 for {execution_provider}: the builder's graph has attention without a key-value cache"
+        raise UsageError(message, "choose fp16, or the execution provider cpu")
     if quant not in _DEFAULT_ALGORITHM:
         for name, value in (
             ("algo_config", algo_config),
@@ -165,8 +172,13 @@ def _known(name: str, known: Iterable[str], what: str) -> None:
 
 
 def grid(options: OnnxOptions) -> int:
-    """What `intermediate_size` should be a multiple of, so that no block of down_proj is padded."""
-    return options.block_size if options.quantized else 1
+    """What `intermediate_size` should be a multiple of, so that the rows of down_proj are whole blocks.
+
+    `k_quant` needs an even number of them (see `check_onnx`).
+    """
+    if not options.quantized:
+        return 1
+    return options.block_size * 2 if _needs_even_blocks(options) else options.block_size
 
 
 def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> Family:
@@ -180,24 +192,80 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
     Raises:
         UsageError: options that do not fit this model.
         UnsupportedArchitectureError, MixtureOfExpertsError: a model that the graph cannot hold.
+        QuantizedCheckpointError: the checkpoint is quantised.
         DamagedFileError: a setting is not what it should be.
     """
     family = family_of(config, where)
+    if config.get("quantization_config") is not None:
+        raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
+    hidden, inner, heads, _layers, _vocab = (_size(config, key, where) for key in _SIZES)
+    for key in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if config.get(key) is not None:
+            _size(config, key, where)
+    head_dim = family.head_dim_of(config)
+    if heads % family.kv_heads(config):
+        raise DamagedFileError(f"{where}: {heads} heads are no multiple of {family.kv_heads(config)} key-value heads")
+    if head_dim % _HEAD_STEP and options.execution_provider != "dml":
+        message = f"{where}: head_dim = {head_dim} is no multiple of {_HEAD_STEP}, which GroupQueryAttention needs"
+        raise UnsupportedArchitectureError(message, "export this model to GGUF")
+    _check_settings(family, config, where)
     _check_rope(config, where)
+    if _needs_even_blocks(options):
+        rows = {hidden, inner, heads * head_dim}
+        odd = [row for row in sorted(rows) if _odd_blocks(row, options.block_size)]
+        if odd:
+            fitting = [str(size) for size in BLOCK_SIZES if not any(_odd_blocks(row, size) for row in rows)]
+            sizes = f"block_size {' or '.join(fitting)}, or " if fitting else ""
+            raise UsageError(
+                f"{where}: {options.algo_config} cannot pack rows of {odd[0]} weights in blocks of "
+                f"{options.block_size}: their number is odd",
+                f"choose {sizes}algo_config {_DEFAULT_ALGORITHM['int4']}",
+            )
     return family
 
 
+def _needs_even_blocks(options: OnnxOptions) -> bool:
+    """onnxruntime packs two 4-bit zero points of `k_quant` into a byte across rows, and fails on an odd number."""
+    return options.quant == "int4" and options.algorithm.method == "k_quant"
+
+
+def _odd_blocks(row: int, block: int) -> bool:
+    return -(-row // block) % 2 == 1
+
+
+def _size(config: Mapping[str, Any], key: str, where: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MAX_LENGTH_LIMIT:
+        raise DamagedFileError(f"{where}: {key} = {str(value)[:40]!r} is not a positive integer")
+    return value
+
+
+def _check_settings(family: Family, config: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that the builder drops in silence, or has no operator for."""
+    activation = family.activation(config)
+    if activation not in _ACTIVATIONS:
+        message = f"{where}: activation {activation[:40]!r} cannot be kept in an ONNX graph"
+        raise UnsupportedArchitectureError(message, f"supported: {', '.join(_ACTIVATIONS)}")
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention cannot be kept in an ONNX graph")
+
+
 def _check_rope(config: Mapping[str, Any], where: str) -> None:
-    """Refuse rotary settings whose angles are no fixed table."""
+    """Refuse rotary settings whose angles are no fixed table of whole heads."""
+    parts: list[Mapping[str, Any]] = [{"partial_rotary_factor": config.get("partial_rotary_factor")}]
     for key in ("rope_scaling", "rope_parameters"):
         settings = config.get(key) or {}
         if not isinstance(settings, Mapping):
             raise DamagedFileError(f"{where}: {key} is not an object")
-        parts = [part for part in settings.values() if isinstance(part, Mapping)] or [settings]
-        for part in parts:
-            kind = part.get("rope_type", part.get("type")) or "default"
-            if kind not in _ROPE_KINDS:
-                raise UnsupportedArchitectureError(
-                    f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in an ONNX graph",
-                    f"supported: {', '.join(_ROPE_KINDS)}",
-                )
+        parts += [settings, *(part for part in settings.values() if isinstance(part, Mapping))]
+    for part in parts:
+        kind = part.get("rope_type", part.get("type")) or "default"
+        if kind not in _ROPE_KINDS:
+            raise UnsupportedArchitectureError(
+                f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in an ONNX graph",
+                f"supported: {', '.join(_ROPE_KINDS)}",
+            )
+        if part.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise UnsupportedArchitectureError(
+                f"{where}: partial_rotary_factor = {part['partial_rotary_factor']!r} cannot be kept in an ONNX graph"
+            )

@@ -22,7 +22,7 @@ from compact.pretokenizers import loses_nfc
 from compact.progress import SILENT, Progress
 from compact.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix, tokenizer_parts
 from compact.tokenizer import encode, load_tokenizer
-from exporters.engine import LlamaEngine, kl_divergence
+from exporters.engine import Generation, LlamaEngine, kl_divergence
 from exporters.gelu_table import table_in
 from exporters.gguf import write_gguf
 from exporters.stress import stress_texts
@@ -47,7 +47,7 @@ class Check:
     """One comparison.
 
     Attributes:
-        name: `tokenizer`, `tensors`, `logits`, `kl`, `greedy`.
+        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`.
         passed: None where the result is reported and not judged.
         detail: one line for people.
         figures: the same for machines.
@@ -98,13 +98,18 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def hf_ids(tokenizer: Any, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
+    """The HF tokenizer's ids of each text, without BOS and EOS; whether the text of a special becomes that token."""
+    tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
+    return [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
 def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> list[tuple[int, bool]]:
     """(index, parse_special) of every text on which llama.cpp's ids differ from the HF tokenizer's."""
     tokenizer = load_tokenizer(directory)
     different: list[tuple[int, bool]] = []
     for parse_special in (True, False):
-        tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
-        ours = [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        ours = hf_ids(tokenizer, texts, parse_special=parse_special)
         theirs = engine.tokenize(texts, parse_special=parse_special)
         different += [(n, parse_special) for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     return different
@@ -135,13 +140,20 @@ def check_tokenizer(
         own |= _runtime_differences(unpruned, every, unexplained, pre)
     failed = sorted({n for entry in unexplained if entry not in own for n in entry[:1]})
     excused = sorted({n for n, _ in own} - set(failed))
-    figures = {"texts": len(every), "different": len(failed), "runtime_own": len(excused)}
-    detail = f"{len(every)} texts, with and without special tokens: ids equal"
+    return tokenizer_check(every, failed, excused, "with and without special tokens", "llama.cpp")
+
+
+def tokenizer_check(
+    texts: Sequence[str], failed: Sequence[int], excused: Sequence[int], how: str, runtime: str
+) -> Check:
+    """The check `tokenizer` for a runtime, by the numbers of the texts that failed, and of those that are its own."""
+    figures = {"texts": len(texts), "different": len(failed), "runtime_own": len(excused)}
+    detail = f"{len(texts)} texts, {how}: ids equal"
     if excused:
-        samples = ", ".join(repr(every[n][:40]) for n in excused[:3])
-        detail += f"; {len(excused)} differ for the unpruned model too, llama.cpp's own difference ({samples})"
+        samples = ", ".join(repr(texts[n][:40]) for n in excused[:3])
+        detail += f"; {len(excused)} differ for the unpruned model too, {runtime}'s own difference ({samples})"
     if failed:
-        detail = f"ids differ on {len(failed)} of {len(every)} texts, first {every[failed[0]][:60]!r}"
+        detail = f"ids differ on {len(failed)} of {len(texts)} texts, first {texts[failed[0]][:60]!r}"
     return Check("tokenizer", not failed, detail, figures)
 
 
@@ -204,22 +216,27 @@ class Reference:
     by_table: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
     @property
+    def prompt(self) -> list[int]:
+        """The ids that the greedy text continues: the first half."""
+        return self.ids[: max(1, len(self.ids) // 2)]
+
+    @property
     def rounding(self) -> float:
         """Largest difference that llama.cpp's float16 GELU makes to a logit; 0 for other activations."""
         return 0.0 if self.by_table is None else float(np.abs(self.by_table - self.logits).max())
 
 
-def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool) -> Reference:
-    """Run the checkpoint in float32 through Transformers on the first 512 tokens of `texts`."""
+def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, positions: int = POSITIONS) -> Reference:
+    """Run the checkpoint in float32 through Transformers on the first `positions` tokens of `texts`."""
     import torch
 
     stream: list[int] = []
     tokenizer = load_tokenizer(checkpoint)
     for text in texts:
-        if len(stream) >= POSITIONS:
+        if len(stream) >= positions:
             break
         stream += encode(tokenizer, [text], add_special_tokens=True)[0]
-    ids = stream[:POSITIONS]
+    ids = stream[:positions]
     model = load_model(checkpoint)
     with torch.inference_mode():
         batch = torch.tensor([ids], dtype=torch.int64)
@@ -264,17 +281,21 @@ def check_float32(reference: Reference, engine: LlamaEngine) -> list[Check]:
         f"max abs difference {difference:.1e} over {len(reference.ids)} positions ({allowed})",
         figures,
     )
-    prompt = reference.ids[: max(1, len(reference.ids) // 2)]
-    answer = engine.generate(prompt, len(reference.greedy))
-    first = next((n for n, (a, b) in enumerate(zip(answer.ids, reference.greedy, strict=False)) if a != b), None)
+    answer = engine.generate(reference.prompt, len(reference.greedy))
+    return [logits, check_greedy(answer, reference.greedy, TIE_GAP + rounding)]
+
+
+def check_greedy(answer: Generation, expected: Sequence[int], tie: float = TIE_GAP) -> Check:
+    """Whether a greedy text is the expected one, or its two best logits are less than `tie` apart where it parts."""
+    first = next((n for n, (a, b) in enumerate(zip(answer.ids, expected, strict=False)) if a != b), None)
     if first is None:
-        same = len(answer.ids) == len(reference.greedy)
+        same = len(answer.ids) == len(expected)
         detail = f"{len(answer.ids)} tokens equal"
     else:
         gap = answer.gaps[first]
-        same = gap < TIE_GAP + rounding
+        same = gap < tie
         detail = f"tokens differ at {first}, where the two best logits are {gap:.1e} apart"
-    return [logits, Check("greedy", same, detail, {"tokens": len(reference.greedy), "first_difference": first})]
+    return Check("greedy", same, detail, {"tokens": len(expected), "first_difference": first})
 
 
 def mean_kl(reference: Reference, engine: LlamaEngine) -> float:
