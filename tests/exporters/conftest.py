@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import random_model
 from tests.exporters.small_gguf import random_gguf, save_checkpoint, write_gguf
 
 
@@ -26,3 +27,15 @@ def wide_gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random matrices whose rows fit blocks of 256, four query heads a key-value head, its own output matrix."""
     path = tmp_path_factory.mktemp("wide") / "wide.gguf"
     return random_gguf(path, n_layer=9, hidden=256, n_ff=256, n_head=8, n_head_kv=2, vocab=256, tied=False)
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose rows are whole blocks of 32, with an even number of them."""
+    return random_model(tmp_path_factory.mktemp("tied") / "m", "LlamaForCausalLM", intermediate_size=128)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("untied") / "m"
+    return random_model(path, "LlamaForCausalLM", intermediate_size=128, tie_word_embeddings=False)
