@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compact.calibration import Calibration
-from compact.errors import DamagedFileError
+from compact.errors import DamagedFileError, OperatorMissingError
 from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, token_bytes
 from compact.plan import PrunePlan
 from compact.progress import Progress
@@ -88,12 +88,11 @@ class OnnxFormat(Format):
         try:
             with OnnxEngine(folder):
                 return True
-        except DamagedFileError:
+        except OperatorMissingError:
             return False
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
         from exporters.onnx_parity import onnx_mean_kl
-
         from exporters.parity import MEMORY_SHARE
         from exporters.partial import fits_in_memory
 

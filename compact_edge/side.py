@@ -183,7 +183,8 @@ def short_run(side: Side, text: str) -> ShortRun:
     config = read_json_object(side.checkpoint / CONFIG)
     context = min(1024, int(config.get("max_position_embeddings") or 1024))
     decode_tokens = min(SPEED_DECODE_TOKENS, context // 2)
-    prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - decode_tokens)
+    # onnxruntime-genai wants room for the token that follows the last one fed.
+    prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - decode_tokens - 1)
     return ShortRun(tokenizer, ids[:prompt_tokens], decode_tokens, context, len(text) / len(ids))
 
 

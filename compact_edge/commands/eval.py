@@ -79,8 +79,12 @@ def evaluate(
 
 def onnx_folder(model: str) -> Path | None:
     """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model."""
+    from compact.errors import ModelNotFoundError
+
     path = Path(model)
     if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ModelNotFoundError(f"no ONNX file at {path}", "name the folder, or the model.onnx in it")
         return path.parent
     # A Hub id is no directory here, and a checkpoint has no such file.
     return path if (path / "genai_config.json").is_file() else None

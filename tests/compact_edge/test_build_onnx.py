@@ -182,7 +182,7 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
     hugging_face, folder, file, llama = (score["bits_per_byte"] for score in scores)
     assert folder == file == pytest.approx(hugging_face, abs=1e-5)
     assert llama == pytest.approx(hugging_face, abs=0.02)
-    refused(capsys, ["eval", str(out / "gone.onnx"), *text], 2, "gone.onnx", "")
+    refused(capsys, ["eval", str(out / "gone.onnx"), *text], 65, "no ONNX file at", "model.onnx in it")
     line = ["export", str(shop.model), "--format", "onnx", "--imatrix", "x.gguf", "--out", str(shop.root / "y")]
     refused(capsys, line, 2, "--imatrix: is for GGUF", "--format gguf")
     line = ["export", str(shop.model), "--algo-config", "rtn", "--out", str(shop.root / "y")]
