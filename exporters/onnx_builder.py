@@ -93,6 +93,11 @@ class _Corrected(builder.Model):  # type: ignore[misc]
         # Transformers unties a head that is stored and differs from the embedding, whatever config.json says.
         if model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():
             self.tied_quantized_embeddings = self.tied_unquantized_embeddings = False
+        # Gemma's norms are stored as w and computed as 1 + w, which the builder adds up in the weights' dtype.
+        if self.layernorm_attrs["add_offset"]:
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.data = parameter.data.float()
         return model
 
     def make_embedding_lookup(self, embedding: torch.Tensor, basename: str, lm_head: Any) -> Any:

@@ -65,18 +65,20 @@ class Server:
             precision, provider = request["precision"], request["provider"]
             try:
                 onnx_builder.build(checkpoint, folder, cache, precision, provider, request["extra"])
-            except MemoryError as error:
-                hint = "free some memory, or use a machine with more"
-                raise RefusedError("unavailable", "memory ran out during the build", hint) from error
-            except OSError as error:
-                message = f"the model cannot be written: {_line(error)}"
-                raise RefusedError("storage", message, "check the free space of the disk") from error
             except Exception as error:
-                message = (
-                    f"onnxruntime-genai's builder cannot write this model ({type(error).__name__}: {_line(error)})"
-                )
-                raise RefusedError("architecture", message, "choose other options, or another format") from error
+                raise _refusal(error) from error
         return {}, ()
+
+
+def _refusal(error: Exception) -> RefusedError:
+    if isinstance(error, MemoryError):
+        return RefusedError("unavailable", "memory ran out during the build", "use a machine with more memory")
+    # Transformers raises OSError without a number for files that it cannot make sense of.
+    if isinstance(error, OSError) and error.errno is not None:
+        return RefusedError("storage", f"the model cannot be written: {_line(error)}", "check the disk's free space")
+    why = f"{type(error).__name__}: {_line(error)}"
+    message = f"onnxruntime-genai's builder cannot write this model ({why})"
+    return RefusedError("architecture", message, "choose other options, or another format")
 
 
 def _line(error: BaseException) -> str:

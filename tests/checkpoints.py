@@ -160,6 +160,24 @@ def write_checkpoint(
     return out
 
 
+def random_model(out: Path, architecture: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Path:
+    """A random checkpoint whose attention is sharp: positions, windows and scales show in the logits."""
+    family = next(row for row in FAMILIES if row.architecture == architecture)
+    settings = {**next(iter(VARIANTS[architecture].values())), **settings}
+    tokenizer = train_tokenizer("gpt-2")
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    weights = random_weights(model_config(family.model_type, max(ids) + 1, **settings), torch.float32)
+    for name in weights:
+        if ".q_norm." in name or ".k_norm." in name:
+            weights[name] += 1
+        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+            weights[name] *= 6
+        elif name.endswith(("v_proj.weight", "o_proj.weight")):
+            weights[name] *= 3
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    return write_checkpoint(out, family.model_type, tokenizer=tokenizer, weights=weights, dtype=dtype, **settings)
+
+
 def copy_checkpoint(source: Path, out: Path, **config_changes: Any) -> Path:
     """A copy with changes in config.json (None removes a key)."""
     shutil.copytree(source, out)

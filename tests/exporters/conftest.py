@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import random_model
 from tests.exporters.small_gguf import random_gguf, save_checkpoint, write_gguf
 from tests.exporters.small_onnx import export, lively_checkpoint
 
@@ -51,3 +52,15 @@ def onnx_int4(onnx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 def onnx_cuda(onnx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its fp16 folder for CUDA."""
     return export(onnx_checkpoint, tmp_path_factory.mktemp("onnx") / "cuda", "fp16", execution_provider="cuda")
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose rows are whole blocks of 32, with an even number of them."""
+    return random_model(tmp_path_factory.mktemp("tied") / "m", "LlamaForCausalLM", intermediate_size=128)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("untied") / "m"
+    return random_model(path, "LlamaForCausalLM", intermediate_size=128, tie_word_embeddings=False)
