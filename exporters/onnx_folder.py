@@ -84,8 +84,8 @@ def read_folder(folder: Path, *, vocab_only: bool = False) -> OnnxFolder:
         _count(model, "context_length", config_file),
         _count(decoder, "num_key_value_heads", config_file),
         _count(decoder, "head_size", config_file),
-        _ids(model.get("bos_token_id", -1), config_file)[0],
-        tuple(token for token in _ids(model.get("eos_token_id", []), config_file) if token >= 0),
+        next(iter(_ids(model.get("bos_token_id"), config_file)), -1),
+        tuple(token for token in _ids(model.get("eos_token_id"), config_file) if token >= 0),
         _provider(decoder, config_file),
     )
 
@@ -118,7 +118,7 @@ def _count(model: Mapping[str, Any], key: str, config_file: Path) -> int:
 
 
 def _ids(value: object, config_file: Path) -> Sequence[int]:
-    values: list[Any] = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     for item in values:
         if isinstance(item, bool) or not isinstance(item, int) or not -(2**31) <= item < 2**31:
             raise DamagedFileError(f"{config_file}: a token id is no whole number")

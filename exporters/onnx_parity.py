@@ -288,7 +288,7 @@ def _answer(chat: Chat, engine: OnnxEngine) -> Generation | None:
 
 
 def check_generation(chat: Chat, folder: Path, n_ctx: int, plain: Generation | None) -> list[Check]:
-    """The check `chat` with genai's greedy answer to the first prompt: a token at least, and `plain` where that is given.
+    """The check `chat` with genai's greedy answer to the first prompt: a token at least, and `plain` if given.
 
     Where the prompt fills the context of `n_ctx` tokens, nothing is generated.
     """

@@ -1,4 +1,4 @@
-"""Fixtures of this folder: one small checkpoint and its GGUF a session."""
+"""Fixtures of this folder: small checkpoints and what is exported from them, once a session."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.checkpoints import random_model
 from tests.exporters.small_gguf import random_gguf, save_checkpoint, write_gguf
+from tests.exporters.small_onnx import export, lively_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,30 @@ def wide_gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random matrices whose rows fit blocks of 256, four query heads a key-value head, its own output matrix."""
     path = tmp_path_factory.mktemp("wide") / "wide.gguf"
     return random_gguf(path, n_layer=9, hidden=256, n_ff=256, n_head=8, n_head_kv=2, vocab=256, tied=False)
+
+
+@pytest.fixture(scope="session")
+def onnx_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers with a chat template and a context of 256."""
+    return lively_checkpoint(tmp_path_factory.mktemp("onnx") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def onnx_fp32(onnx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its fp32 folder; the directory's name is not ASCII on purpose."""
+    return export(onnx_checkpoint, tmp_path_factory.mktemp("modèle ü") / "fp32", "fp32")
+
+
+@pytest.fixture(scope="session")
+def onnx_int4(onnx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its int4 folder."""
+    return export(onnx_checkpoint, tmp_path_factory.mktemp("onnx") / "int4", "int4")
+
+
+@pytest.fixture(scope="session")
+def onnx_cuda(onnx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its fp16 folder for CUDA."""
+    return export(onnx_checkpoint, tmp_path_factory.mktemp("onnx") / "cuda", "fp16", execution_provider="cuda")
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,9 @@ from compact.errors import (
 from compact.families import family_of
 from exporters import onnx_builder
 from exporters.onnx_types import ALGORITHMS, EXECUTION_PROVIDERS, onnx_options
-from tests.checkpoints import copy_checkpoint
+from tests.checkpoints import copy_checkpoint, random_model
 from tests.compact.pruning import prune_to
-from tests.exporters.onnx_graphs import difference, mean_kl, random_model, reference, write_here
+from tests.exporters.onnx_graphs import difference, mean_kl, reference, write_here
 from tests.exporters.test_families import checkpoint
 from tests.family_models import _GEMMA, _GRANITE, CASE_NAMES, CASES, LLAMA3_ROPE, YARN_ROPE
 
