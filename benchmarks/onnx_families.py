@@ -1,0 +1,133 @@
+"""Every family in ONNX against Transformers: `docs/onnx.md` and `benchmarks/results/onnx-families.json`.
+
+The models are those of `family_configs.py`: random weights in a published configuration (fewer layers), a real
+tokenizer, pruned to three quarters of vocabulary and FFN. Of each:
+
+1. the gate on the fp32 folder: graph, token ids in onnxruntime-genai, logits with a key-value cache, greedy text, chat;
+2. int4: size, and mean KL to the model in float32, through onnxruntime.
+
+    python benchmarks/onnx_families.py --work-dir DIR                  # about 45 minutes on two cores, 25 GB
+    python benchmarks/onnx_families.py --work-dir DIR --only "Qwen3 0.6B"
+    python benchmarks/onnx_families.py --docs                          # write the table anew from the results
+
+Exit code 1 where a check fails. Vocabularies come from llama.cpp's sources, as for `families.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import RESULTS, record, table  # noqa: E402
+from benchmarks.compare_with_llamacpp import fetch_converter  # noqa: E402
+from benchmarks.families import make_checkpoint, prune_checkpoint  # noqa: E402
+from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
+
+DOCS = ROOT / "docs" / "onnx.md"
+BEGIN, END = "<!-- begin: benchmarks/onnx_families.py -->", "<!-- end: families -->"
+POSITIONS = 160
+HEADER = ("model", "tokenizer", "layers", "graph", "ids in genai", "fp32: logits, max", "greedy", "chat prompt",
+          "int4: bits per weight", "mean KL")  # fmt: skip
+
+
+def run(model: RealModel, archive: Path, work: Path) -> dict[str, Any]:
+    """All checks of one model. Files are removed as soon as they are not needed."""
+    from compact.checkpoint import read_index
+    from exporters import onnx_parity
+    from exporters.onnx import DATA, MODEL, write_onnx
+    from exporters.onnx_engine import OnnxEngine
+    from exporters.onnx_types import onnx_options
+    from exporters.parity import reference_for
+
+    folder = work / "onnx-family"
+    shutil.rmtree(folder, ignore_errors=True)
+    before = make_checkpoint(model, folder / "before", archive)
+    after = prune_checkpoint(before, folder / "after")
+    text = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")[:600]
+    onnx_parity.POSITIONS = POSITIONS
+    write_onnx(after, folder / "fp32", onnx_options("fp32", max_length=512))
+    report = onnx_parity.check_onnx_artifact(after, folder / "fp32", "fp32", [text], unpruned=before, baseline_kl=None)
+    shutil.rmtree(folder / "fp32")
+    checks = {check.name: check for check in report.checks}
+    for check in report.checks:
+        print(f"    {check.name}: {check.detail}", flush=True)
+    write_onnx(after, folder / "int4", onnx_options("int4", max_length=512))
+    n_params = sum(ref.n_elements for ref in read_index(after).values())
+    size = sum((folder / "int4" / name).stat().st_size for name in (MODEL, DATA))
+    reference = reference_for(after, [text], greedy=False, positions=POSITIONS)
+    with OnnxEngine(folder / "int4", n_ctx=POSITIONS) as engine:
+        kl = onnx_parity.onnx_mean_kl(reference, engine)
+    print(f"    int4: {8 * size / n_params:.2f} bits per weight, mean KL {kl:.3g}", flush=True)
+    shutil.rmtree(folder)
+    ids = checks["tokenizer"].figures
+    return {
+        "model": model.name,
+        "architecture": model.config["architectures"][0],
+        "tokenizer": model.tokenizer if model.own_tokenizer else f"{model.tokenizer} (not its own)",
+        "layers": model.config["num_hidden_layers"],
+        "checks": report.as_dict()["checks"],
+        "graph": "passes" if checks["graph"].passed else checks["graph"].detail,
+        "ids": f"{ids['texts'] - ids['runtime_own']} of {ids['texts']} texts equal"
+        + (f", {ids['runtime_own']} differ unpruned too" if ids["runtime_own"] else ""),
+        "logits": f"{checks['logits'].figures['max_abs_difference']:.1e}",
+        "greedy": checks["greedy"].detail,
+        "chat": checks["chat"].detail if "chat" in checks else "no template",
+        "int4_bits_per_weight": round(8 * size / n_params, 3),
+        "int4_mean_kl": float(f"{kl:.3g}"),
+        "passed": report.passed and not report.partial and kl < 1.0,
+    }
+
+
+def docs_with_table(text: str, results: list[dict[str, Any]]) -> str:
+    """The document with the table between its marks made anew."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    keys = ("model", "tokenizer", "layers", "graph", "ids", "logits", "greedy", "chat")
+    rows = [
+        [*(str(row[key]) for key in keys), f"{row['int4_bits_per_weight']:.2f}", f"{row['int4_mean_kl']:.3g}"]
+        for row in results
+    ]
+    return f"{head}{BEGIN}\n\n{table(HEADER, rows)}\n\n{END}{tail}"
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The results on record, in the order of the models."""
+    path = RESULTS / "onnx-families.json"
+    results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else []
+    return results
+
+
+def main() -> int:
+    """Check every model and write results and docs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work-dir", type=Path, help="kept between runs: llama.cpp's sources; emptied: checkpoints")
+    parser.add_argument("--only", action="append", choices=[model.name for model in MODELS])
+    parser.add_argument("--docs", action="store_true", help="only write the table of docs/onnx.md from the results")
+    args = parser.parse_args()
+    if not args.docs:
+        if args.work_dir is None:
+            parser.error("--work-dir is needed")
+        work = args.work_dir.resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        archive = fetch_converter(work)
+        for model in MODELS:
+            if args.only and model.name not in args.only:
+                continue
+            print(model.name, flush=True)
+            result = run(model, archive, work)
+            by_name = {entry["model"]: entry for entry in recorded()} | {model.name: result}
+            record("onnx-families", {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
+    results = recorded()
+    DOCS.write_text(docs_with_table(DOCS.read_text(encoding="utf-8"), results), encoding="utf-8")
+    return 0 if all(result["passed"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
