@@ -132,7 +132,7 @@ class _Corrected(builder.Model):  # type: ignore[misc]
         return f"{basename}/Slice/output_0"
 
     def save_processing(self, model_name_or_path: str, extra_kwargs: Any, out_dir: str) -> None:
-        # The tokenizer would be saved anew through Transformers, which may change it; the checkpoint's files are taken.
+        # The checkpoint's own files are taken: saved through Transformers, as here, a tokenizer may change.
         del model_name_or_path, extra_kwargs, out_dir
 
 

@@ -17,6 +17,7 @@ import torch
 
 pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
 
+import onnx
 
 import exporters.onnx
 from compact.errors import (
@@ -90,6 +91,8 @@ def test_the_folder(by_child: tuple[Path, Recorder], tied_model: Path) -> None:
     model, config = genai["model"], json.loads((tied_model / "config.json").read_text(encoding="utf-8"))
     assert (model["vocab_size"], model["context_length"]) == (config["vocab_size"], 256)
     assert (model["bos_token_id"], model["eos_token_id"]) == (1, 2)
+    # No commit of whatever repository lies around the installed package.
+    assert onnx.load(str(folder / "model.onnx"), load_external_data=False).producer_version == onnx_builder.installed()
 
 
 def test_equal_input_gives_equal_bytes(by_child: tuple[Path, Recorder], tied_model: Path, tmp_path: Path) -> None:
