@@ -68,7 +68,7 @@ class OnnxFormat(Format):
         provider = self.made_with.execution_provider
         if provider == "cpu":
             return []
-        return [f"made for the provider {provider}; on this machine it was opened with the CPU provider"]
+        return [f"laid out for the provider {provider}; on this machine it is opened and measured with the CPU's"]
 
     def evaluate(
         self, artifact: OnnxArtifact, text: str, *, threads: int, progress: Progress, label: str
@@ -115,7 +115,7 @@ class OnnxFormat(Format):
         baseline_kl: float | None,
         progress: Progress,
     ) -> ParityReport:
-        from exporters.onnx_parity import check_onnx as check_onnx_artifact
+        from exporters.onnx_parity import check_onnx_artifact
 
         assert isinstance(side.artifact, OnnxArtifact)
         del plan

@@ -149,7 +149,7 @@ def _run_builder(
     steps = int(config["num_hidden_layers"]) + 4
     child = NativeChild("exporters.onnx_child", f"{name} to ONNX {options.quant}", _CRASH_HINT, library=_LIBRARY)
     try:
-        with progress.task(f"Writing ONNX {options.quant}", steps, "steps") as task:
+        with progress.task(f"writing ONNX {options.quant}", steps, "steps") as task:
             child.ask(request, (), lambda _message: task.advance())
     except BaseException:
         # The child writes into the folder: it must be gone before the folder is removed.

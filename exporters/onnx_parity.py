@@ -55,7 +55,7 @@ CONVERSATIONS: tuple[Messages, ...] = (
 )
 
 
-def check_onnx(
+def check_onnx_artifact(
     checkpoint: Path,
     folder: Path,
     quant: str,
@@ -89,7 +89,7 @@ def check_onnx(
         tokenizer = check_onnx_tokenizer(checkpoint, folder, texts, unpruned=unpruned)
         task.advance()
         if not graph.passed:
-            return ParityReport((graph, tokenizer), partial=True)
+            return ParityReport((graph, tokenizer), partial=True, why_partial="the graph was not run")
         chat = render_chat(checkpoint, folder, unpruned)
         static = (graph, tokenizer)
         task.advance()
@@ -110,9 +110,14 @@ def check_onnx(
         except OperatorMissingError:
             if described.execution_provider == "cpu":
                 raise
-            return ParityReport((*static, *chat.checks()), partial=True)
+            why = f"the CPU provider lacks an operator of a graph for {described.execution_provider}"
+            return ParityReport((*static, *chat.checks()), partial=True, why_partial=why)
         task.advance()
-    return ParityReport((*static, *checks, *generated), partial=described.execution_provider != "cpu")
+    checked = (*static, *checks, *generated)
+    if described.execution_provider == "cpu":
+        return ParityReport(checked)
+    why = f"it is for the provider {described.execution_provider} and was run on the CPU's"
+    return ParityReport(checked, partial=True, why_partial=why)
 
 
 def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *, unpruned: Path | None) -> Check:

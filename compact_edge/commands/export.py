@@ -233,7 +233,7 @@ def _export_onnx(job: _Job, values: dict[str, Any]) -> _Done:
     from compact_edge.format_onnx import onnx_format, place_onnx
     from exporters.artifact import checkpoint_id
     from exporters.onnx_artifact import make_onnx_artifact
-    from exporters.onnx_parity import check_onnx as check_onnx_artifact
+    from exporters.onnx_parity import check_onnx_artifact
     from targets.profile import load_profile
 
     directory = job.source.directory
