@@ -102,3 +102,26 @@ def record(name: str, value: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n", encoding="utf-8")
     print(f"\nrecorded in {path}")
+
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What `record` wrote under this name."""
+    value: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return value
+
+
+def with_table(text: str, script: str, rows: str) -> str:
+    """A document with the table between `<!-- begin: benchmarks/SCRIPT.py -->` and `<!-- end: SCRIPT -->` made anew."""
+    begin, end = f"<!-- begin: benchmarks/{script}.py -->", f"<!-- end: {script} -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{rows}\n\n{end}{tail}"
+
+
+def write_table(document: str, script: str, rows: str) -> None:
+    """Write a script's table into `docs/DOCUMENT`."""
+    path = DOCS / document
+    path.write_text(with_table(path.read_text(encoding="utf-8"), script, rows), encoding="utf-8")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from common import cache, record, table
+from common import cache, record, table, write_table
 
 from compact.evaluate import evaluate_checkpoint
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -33,6 +33,7 @@ from compact_edge.quiet import quiet_libraries
 from compact_edge.side import SPEED_RUNS, Side, short_run, sizes_by_part
 from targets.profile import load_profile
 
+MODEL = "smollm2-135m"
 GGUF_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
 ONNX_TYPES = ("fp32", "int8", "int4")
 
@@ -119,7 +120,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Make every artifact, measure it, print and record the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--ratio", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -149,6 +150,8 @@ def main() -> None:
             rows.append(artifact_row(side, form, request, text, arguments.threads))
             print(json.dumps(rows[-1]), flush=True)
     print(show(rows))
+    if arguments.model == MODEL:
+        write_table("onnx.md", "formats", show(rows))
     record(
         f"formats-{source.name}",
         {

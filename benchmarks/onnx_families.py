@@ -25,13 +25,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import RESULTS, record, table  # noqa: E402
+from benchmarks.common import RESULTS, record, table, write_table  # noqa: E402
 from benchmarks.compare_with_llamacpp import fetch_converter  # noqa: E402
 from benchmarks.families import make_checkpoint, prune_checkpoint  # noqa: E402
 from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
 
-DOCS = ROOT / "docs" / "onnx.md"
-BEGIN, END = "<!-- begin: benchmarks/onnx_families.py -->", "<!-- end: families -->"
 POSITIONS = 160
 HEADER = ("model", "tokenizer", "layers", "graph", "ids in genai", "fp32: logits, max", "greedy", "chat prompt",
           "int4: bits per weight", "mean KL")  # fmt: skip
@@ -85,16 +83,14 @@ def run(model: RealModel, archive: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def docs_with_table(text: str, results: list[dict[str, Any]]) -> str:
-    """The document with the table between its marks made anew."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
+def show(results: list[dict[str, Any]]) -> str:
+    """The table of the docs."""
     keys = ("model", "tokenizer", "layers", "graph", "ids", "logits", "greedy", "chat")
     rows = [
         [*(str(row[key]) for key in keys), f"{row['int4_bits_per_weight']:.2f}", f"{row['int4_mean_kl']:.3g}"]
         for row in results
     ]
-    return f"{head}{BEGIN}\n\n{table(HEADER, rows)}\n\n{END}{tail}"
+    return table(HEADER, rows)
 
 
 def recorded() -> list[dict[str, Any]]:
@@ -125,7 +121,7 @@ def main() -> int:
             by_name = {entry["model"]: entry for entry in recorded()} | {model.name: result}
             record("onnx-families", {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
     results = recorded()
-    DOCS.write_text(docs_with_table(DOCS.read_text(encoding="utf-8"), results), encoding="utf-8")
+    write_table("onnx.md", "onnx_families", show(results))
     return 0 if all(result["passed"] for result in results) else 1
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from common import cache, evaluation_texts, pruned_checkpoint, record, table
-from exporters.onnx_parity import onnx_mean_kl
+from common import cache, evaluation_texts, pruned_checkpoint, record, table, write_table
 
 from compact.checkpoint import read_index
 from compact.prune import PruneOptions, calibration_for
@@ -25,9 +25,11 @@ from compact_edge.format_onnx import evaluate_onnx
 from compact_edge.quiet import quiet_libraries
 from exporters.onnx_artifact import make_onnx_artifact
 from exporters.onnx_engine import OnnxEngine
+from exporters.onnx_parity import onnx_mean_kl
 from exporters.onnx_types import ALGORITHMS, OnnxOptions, onnx_options
 from exporters.parity import POSITIONS, reference_for
 
+MODEL = "smollm2-135m"
 CONFIGS = ("fp32", "fp16", "int8", *(f"int4:{name}" for name in ALGORITHMS), "int4:default_last/64", "int4:default/64")
 
 
@@ -41,7 +43,7 @@ def parse(config: str) -> OnnxOptions:
 def main() -> None:
     """Make and measure every config at every ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--ratios", default="0,0.2")
     parser.add_argument("--configs", default=",".join(CONFIGS))
     parser.add_argument("--bytes", type=int, default=24_000)
@@ -82,21 +84,26 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
-    header = ("ratio", "config", "size", "bits per weight", "embedding", "mean KL", "bits per byte")
-    print(
-        table(
-            header,
+    record(f"onnx-types-{source.name}", {"model": arguments.model, "bytes": arguments.bytes, "rows": rows})
+    print(show(rows))
+    if arguments.model == MODEL:
+        write_table("onnx.md", "onnx_types", show(rows))
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of the docs."""
+    header = ("ratio", "type", "model files", "bits per weight", "embedding", "mean KL", "bits per byte")
+    return table(
+        header,
+        [
             [
-                [
-                    *(f"{row['ratio']:g}", row["config"], f"{row['size_bytes'] / 1e6:.1f} MB"),
-                    *(f"{row['bits_per_weight']:.2f}", row["embedding"], f"{row['mean_kl']:.3g}"),
-                    f"{row['bits_per_byte']:.3f}",
-                ]
-                for row in rows
-            ],
-        )
+                *(f"{row['ratio']:g}", row["config"].replace(":", ", ").replace("/", ", blocks of ")),
+                *(f"{row['size_bytes'] / 1e6:.1f} MB", f"{row['bits_per_weight']:.2f}", row["embedding"]),
+                *(f"{row['mean_kl']:.3g}", f"{row['bits_per_byte']:.3f}"),
+            ]
+            for row in rows
+        ],
     )
-    record(f"onnx-types-{source.name}", {"bytes": arguments.bytes, "rows": rows})
 
 
 if __name__ == "__main__":

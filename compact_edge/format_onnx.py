@@ -19,7 +19,15 @@ from compact_edge.formats import ONNX, Format, OnnxChoices, Request
 from compact_edge.side import Measured, Side, short_run
 from exporters.card import has_chat_template
 from exporters.genai_engine import GenaiEngine
-from exporters.onnx_artifact import DATA, ENGINES, GENAI_CONFIG, MODEL, OnnxArtifact, make_onnx_artifact
+from exporters.onnx_artifact import (
+    DATA,
+    ENGINES,
+    GENAI_CONFIG,
+    MODEL,
+    OnnxArtifact,
+    engine_versions,
+    make_onnx_artifact,
+)
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_types import OnnxOptions, check_onnx, grid, onnx_options
 from exporters.parity import POSITIONS, ParityReport, reference_for
@@ -218,6 +226,7 @@ def settle_options(profile: Profile, quant: str | None, choices: OnnxChoices) ->
 def onnx_format(profile: Profile, source: ModelSource, *, quant: str | None, choices: OnnxChoices) -> OnnxFormat:
     """The format for a model. Raises what `exporters.onnx_types.check_onnx` raises, before any work is done."""
     options = settle_options(profile, quant, choices)
+    engine_versions()  # a missing package is told now
     check_onnx(options, source.config, str(source.directory / CONFIG))
     positions = source.config.get("max_position_embeddings")
     if isinstance(positions, int) and options.max_length is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compact.cache import Cache
 from compact.checkpoint import read_index
+from compact.errors import ToolUnavailableError
 from compact.progress import SILENT, Progress
 from compact.store import sha256_json
 from exporters.onnx import DATA, GENAI_CONFIG, MODEL, write_onnx
@@ -67,6 +68,16 @@ class OnnxArtifact:
         return self.size_bytes * 8 / self.n_params
 
 
+def engine_versions() -> dict[str, str]:
+    """Versions of the packages that decide a folder's bytes. Raises ToolUnavailableError where one is missing."""
+    try:
+        return {package: version(package) for package in ENGINES}
+    except PackageNotFoundError as error:
+        raise ToolUnavailableError(
+            f"the package {error.name} is not installed", "install the extra: pip install 'compact-edge[onnx]'"
+        ) from error
+
+
 def make_onnx_artifact(
     checkpoint: Path,
     checkpoint_id: str,
@@ -91,7 +102,7 @@ def make_onnx_artifact(
             "version": _VERSION,
             "checkpoint": checkpoint_id,
             "options": asdict(options),
-            "engines": {package: version(package) for package in ENGINES},
+            "engines": engine_versions(),
         }
     )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
+import pytest
+
 from benchmarks import families, tokenizer_parity
+from benchmarks.common import DOCS, recorded, with_table
 from compact.families import FAMILIES
 
 
@@ -28,3 +32,26 @@ def test_the_table_of_tokenizers() -> None:
     text = tokenizer_parity.DOCS.read_text(encoding="utf-8")
     assert tokenizer_parity.docs_with_table(text, recorded["results"], recorded["refused"]) == text
     assert [result["name"] for result in recorded["results"] if result["failures"]] == []
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
+        ("formats", "formats-SmolLM2-135M-Instruct"),
+        ("onnx_families", "onnx-families"),
+        ("onnx_export", "onnx-export"),
+    ],
+)
+def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
+    result = recorded(name)
+    rows = importlib.import_module(f"benchmarks.{script}").show(result.get("models") or result["rows"])
+    text = (DOCS / "onnx.md").read_text(encoding="utf-8")
+    assert with_table(text, script, rows) == text
+
+
+def test_every_family_was_checked_in_onnx_and_passed() -> None:
+    results = recorded("onnx-families")["models"]
+    assert {family.architecture for family in FAMILIES} == {result["architecture"] for result in results}
+    assert [result["model"] for result in results if not result["passed"]] == []

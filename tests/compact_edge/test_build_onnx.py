@@ -204,3 +204,11 @@ def test_a_damaged_cache_is_not_published(shop: Workshop, both: Path, capsys: py
     finally:
         data.write_bytes(before)
     assert not (shop.root / "z").exists()
+
+
+def test_a_missing_package_is_told_before_any_work(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("exporters.onnx_artifact.ENGINES", ("onnx", "onnxruntime-of-another-planet"))
+    line = arguments(shop, shop.root / "missing")
+    refused(capsys, line, 69, "onnxruntime-of-another-planet is not installed", "compact-edge[onnx]")
