@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
-from compact.errors import GateError, UsageError
+from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.languages import LanguageCost, language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, check_calibration, make_plan, prune
+from compact.prune import PruneOptions, calibration_for, make_plan, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
-from compact_edge.artifact_files import FileOptions
-from compact_edge.formats import FORMATS, GGUF, ONNX, Format, OnnxChoices, Quants, Request, parse_quants
-from compact_edge.output import check_output, existing
+from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
+from compact_edge.formats import Format, Request, parse_quants
+from compact_edge.output import check_output
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
 from exporters.card import licence_of
 from exporters.parity import ParityReport
@@ -40,32 +40,6 @@ TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 2
 _GATE_VERSION = 3
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What `build` was asked for. Paths are as given; None means the default.
-
-    `targets` name one profile a format; `quants` are types, each for one format where there are several.
-    """
-
-    model: str
-    targets: tuple[str, ...]
-    prune: PruneOptions
-    quants: tuple[str, ...] = ()
-    onnx: OnnxChoices = field(default_factory=OnnxChoices)
-    embedding_quant: str | None = None
-    imatrix: Path | None = None
-    out: Path | None = None
-    force: bool = False
-    baseline: bool = True
-    with_baseline: bool = False
-    check: bool = True
-    eval_text: Path | None = None
-    prompt: str | None = None
-    threads: int | None = None
-    use_cache: bool = True
-    files: FileOptions = field(default_factory=FileOptions)
 
 
 @dataclass(frozen=True)
@@ -156,90 +130,18 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
 
     profiles = by_format([load_profile(name) for name in options.targets])
     quants = parse_quants(options.quants, tuple(profiles))
-    _check_options(options, profiles, quants)
+    check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress)
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
-        check_output(out, force=options.force, inputs=_inputs(options))
+        check_output(out, force=options.force, inputs=inputs_of(options))
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        forms = [_format(options, profile, quants, source) for profile in profiles.values()]
+        forms = [settle_format(options, profile, quants, source) for profile in profiles.values()]
         result = _run(options, forms, source, licence, out, cache, progress)
         return replace(result, outcomes=publish_build(options, result))
-
-
-def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
-    """The profiles by format, in their order. Raises UsageError where two are of one format."""
-    found: dict[str, Profile] = {}
-    for profile in profiles:
-        form = FORMATS[profile.runtime]
-        if form in found:
-            raise UsageError(
-                f"--target {profile.name}: {found[form].name} is built as {form} already",
-                "build them one after another: what was pruned once is kept",
-            )
-        found[form] = profile
-    return found
-
-
-def _check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
-    """What can be refused before the model is opened."""
-    if options.with_baseline and not options.baseline:
-        raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
-    if GGUF in profiles:
-        from compact_edge.format_gguf import check_gguf_options
-
-        check_gguf_options(quants.of(GGUF), options.embedding_quant, options.imatrix)
-    for name in _gguf_only(options) if GGUF not in profiles else ():
-        raise UsageError(f"{name}: is for GGUF, which is not built here", "leave it out, or add --target gguf")
-    if ONNX in profiles:
-        from compact_edge.format_onnx import settle_options
-
-        settle_options(profiles[ONNX], quants.of(ONNX), options.onnx)
-    for name in options.onnx.named() if ONNX not in profiles else ():
-        raise UsageError(f"{name}: is for ONNX, which is not built here", "leave it out, or add --target onnx")
-    if options.out is not None:
-        check_output(options.out, force=options.force, inputs=_inputs(options))
-    check_calibration(options.model, options.prune)
-
-
-def _gguf_only(options: BuildOptions) -> list[str]:
-    """The options of GGUF that were given, as the command spells them."""
-    given = {
-        "--embedding-quant": options.embedding_quant is not None,
-        "--imatrix": options.imatrix is not None,
-        "--save-imatrix": options.files.save_imatrix,
-        "--modelfile": options.files.modelfile,
-        "--split-max-size": options.files.split_max_bytes is not None,
-    }
-    return [name for name, is_given in given.items() if is_given]
-
-
-def _format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
-    """The format of a profile for this model. What it cannot hold is refused now, not after hours of calibration."""
-    if FORMATS[profile.runtime] == GGUF:
-        from compact_edge.format_gguf import gguf_format
-
-        return gguf_format(
-            profile,
-            source,
-            quant=quants.of(GGUF),
-            embedding_quant=options.embedding_quant,
-            imatrix=options.imatrix,
-            files=options.files,
-        )
-    from compact_edge.format_onnx import onnx_format
-
-    return onnx_format(profile, source, quant=quants.of(ONNX), choices=options.onnx)
-
-
-def _inputs(options: BuildOptions) -> list[Path]:
-    """The files and directories that the build reads."""
-    asked = options.prune
-    texts = (asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
-    return existing(options.model, *texts, options.imatrix)
 
 
 def _run(

@@ -44,6 +44,13 @@ PROVIDERS = {
     "WebGpuExecutionProvider": "webgpu",
 }
 
+_WHEELS = {
+    "cpu": "onnxruntime-genai",
+    "cuda": "onnxruntime-genai-cuda",
+    "dml": "onnxruntime-genai-directml",
+    "webgpu": "onnxruntime-genai",
+}
+
 
 @dataclass(frozen=True)
 class OnnxFormat(Format):
@@ -169,7 +176,7 @@ class OnnxFormat(Format):
             else 'prompt = "Once upon a time"'
         )
         return "python", [
-            "import onnxruntime_genai as og",
+            f"import onnxruntime_genai as og  # pip install {_WHEELS[self.made_with.execution_provider]}",
             "",
             'model = og.Model(".")  # this folder',
             "tokenizer = og.Tokenizer(model)",
@@ -192,6 +199,9 @@ class OnnxFormat(Format):
             f"A folder for [onnxruntime-genai](https://github.com/microsoft/onnxruntime-genai) (execution provider "
             f"`{chosen.execution_provider}`{how}); `{MODEL}` opens in plain onnxruntime too, beside `{DATA}`."
         ]
+
+    def model_files(self, names: Sequence[str]) -> Sequence[str]:
+        return names[:2]
 
     def opened(self, folder: Path, names: Sequence[str]) -> Path:
         del names

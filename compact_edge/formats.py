@@ -194,6 +194,10 @@ class Format(ABC):
         """What a command of ours is given to open the published artifact: its file, or its folder."""
         return folder / names[0]
 
+    def model_files(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the published files whose size the card states, the one to open first."""
+        return names[:1]
+
     def card_notes(self, names: Sequence[str]) -> list[str]:
         """Lines of the model card about the files."""
         del names

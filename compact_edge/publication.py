@@ -17,7 +17,8 @@ from compact_edge import __version__
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildOptions, BuildResult, Compared, Outcome
+    from compact_edge.build import BuildResult, Compared, Outcome
+    from compact_edge.build_options import BuildOptions
 
 MANIFEST = "manifest.json"
 SCHEMA = "compact-edge/manifest/1"
@@ -173,7 +174,7 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
     language, usage = outcome.form.usage(names, compared.side.checkpoint, artifact.title)
     return CardFacts(
         title=artifact.title,
-        file=names[0],
+        files=outcome.form.model_files(names),
         intro=outcome.form.card_notes(names),
         use=usage,
         use_language=language,

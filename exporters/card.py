@@ -21,7 +21,7 @@ class CardFacts:
 
     Attributes:
         title: model name.
-        file: name of the file that is opened first.
+        files: names of the model's files, the one that is opened first.
         quant: its type.
         bits_per_weight: real ones, over all tensors.
         size_bytes: of the model's files.
@@ -35,7 +35,7 @@ class CardFacts:
     """
 
     title: str
-    file: str
+    files: Sequence[str]
     quant: str
     bits_per_weight: float
     size_bytes: int
@@ -129,7 +129,8 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
     head = yaml.safe_dump(dict(matter), sort_keys=False, allow_unicode=True).strip()
     lines = ["---", head, "---", "", f"# {facts.title}", ""]
     lines += [
-        f"`{facts.file}`: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, {facts.bits_per_weight:.2f} bits per weight.",
+        f"{' and '.join(f'`{name}`' for name in facts.files)}: {facts.size_bytes / 1e6:.1f} MB, {facts.quant}, "
+        f"{facts.bits_per_weight:.2f} bits per weight.",
         "",
     ]
     for paragraph in facts.intro:

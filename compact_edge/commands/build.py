@@ -64,7 +64,8 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge import summary
-    from compact_edge.build import BuildOptions, build
+    from compact_edge.build import build
+    from compact_edge.build_options import BuildOptions
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 

@@ -32,7 +32,7 @@ widget: [{text: hello}]
 def facts(**changes: Any) -> CardFacts:
     values: dict[str, Any] = {
         "title": "m-compact-1B-Q8_0",
-        "file": "m-compact-1B-Q8_0.gguf",
+        "files": ["m-compact-1B-Q8_0.gguf"],
         "quant": "Q8_0",
         "bits_per_weight": 8.5123,
         "size_bytes": 123_456_789,
@@ -117,7 +117,8 @@ def test_text_of_the_card(tmp_path: Path) -> None:
     assert "llama-cli -m m-compact-1B-Q8_0.gguf -c 4096 -cnv" in text
     assert "a" * 64 in text
     assert "b" * 64 in text
-    parts = render(facts(intro=["In 2 parts."]), front_matter(tmp_path, pruned=True, tags=("onnx",)))
+    parts = render(facts(files=["a", "b"], intro=["In 2 parts."]), front_matter(tmp_path, pruned=True, tags=("onnx",)))
+    assert "`a` and `b`: 123.5 MB" in parts
     assert "bits per weight.\n\nIn 2 parts.\n\n|" in parts
     assert ModelCard(parts).data.tags[0] == "onnx"
 
