@@ -55,7 +55,8 @@ def main() -> None:
     text = evaluation_texts(arguments.bytes, ("stdlib",))["stdlib"]
     rows: list[dict[str, Any]] = []
     for ratio in (float(value) for value in arguments.ratios.split(",")):
-        options = PruneOptions(ratio=ratio, channel_grid=32)
+        # k_quant wants an even number of blocks in a row.
+        options = PruneOptions(ratio=ratio, channel_grid=64)
         texts = calibration_for(source, options, cache=store, progress=console).texts
         if ratio:
             made = pruned_checkpoint(source, options, store)
