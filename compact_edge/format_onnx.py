@@ -13,7 +13,7 @@ from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, token_bytes
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.source import CONFIG, TOKENIZER, ModelSource
-from compact.store import copy_hashed, read_json_object
+from compact.store import copy_hashed
 from compact.tokenizer import bos_id, encode, load_tokenizer
 from compact_edge.formats import ONNX, Format, OnnxChoices, Request
 from compact_edge.side import Measured, Side, short_run
@@ -29,6 +29,7 @@ from exporters.onnx_artifact import (
     make_onnx_artifact,
 )
 from exporters.onnx_engine import OnnxEngine
+from exporters.onnx_folder import read_folder
 from exporters.onnx_types import OnnxOptions, check_onnx, grid, onnx_options
 from exporters.parity import POSITIONS, ParityReport, reference_for
 
@@ -264,9 +265,9 @@ def evaluate_onnx(
     folder: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
     """Bits per byte of an ONNX folder through onnxruntime: its own tokenizer.json, the same windows as elsewhere."""
+    positions = read_folder(folder).context_length
     tokenizer = load_tokenizer(folder)
     ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-    positions = int(read_json_object(folder / GENAI_CONFIG)["model"]["context_length"])
     size = min(window or DEFAULT_WINDOW, positions)
     with OnnxEngine(folder, n_ctx=size, n_threads=threads) as engine:
         return evaluate(

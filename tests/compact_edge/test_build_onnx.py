@@ -183,6 +183,15 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
     assert folder == file == pytest.approx(hugging_face, abs=1e-5)
     assert llama == pytest.approx(hugging_face, abs=0.02)
     refused(capsys, ["eval", str(out / "gone.onnx"), *text], 65, "no ONNX file at", "model.onnx in it")
+    other = out / "other.onnx"
+    other.write_bytes(b"a graph that genai_config.json does not name")
+    refused(capsys, ["eval", str(other), *text], 2, "genai_config.json beside it is for model.onnx", "or its folder")
+    for content in ({}, {"model": []}, {"model": {"context_length": "many"}}):
+        (out / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
+        capsys.readouterr()
+        assert cli.run(["eval", str(out), *text]) == 65
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: {out / 'genai_config.json'}: ") and "Traceback" not in printed
     line = ["export", str(shop.model), "--format", "onnx", "--imatrix", "x.gguf", "--out", str(shop.root / "y")]
     refused(capsys, line, 2, "--imatrix: is for GGUF", "--format gguf")
     line = ["export", str(shop.model), "--algo-config", "rtn", "--out", str(shop.root / "y")]
