@@ -19,6 +19,7 @@ from compact_edge.formats import ONNX, Format, OnnxChoices, Request
 from compact_edge.side import Measured, Side, short_run
 from exporters.card import has_chat_template
 from exporters.genai_engine import GenaiEngine
+from exporters.onnx import check_tokenizer_files
 from exporters.onnx_artifact import (
     DATA,
     ENGINES,
@@ -235,9 +236,16 @@ def settle_options(profile: Profile, quant: str | None, choices: OnnxChoices) ->
 
 
 def onnx_format(profile: Profile, source: ModelSource, *, quant: str | None, choices: OnnxChoices) -> OnnxFormat:
-    """The format for a model. Raises what `exporters.onnx_types.check_onnx` raises, before any work is done."""
+    """The format for a model. What cannot be made of it is refused before any work is done.
+
+    Raises:
+        ToolUnavailableError: a package is missing, or of another version.
+        CompactEdgeError: what `settle_options` and `exporters.onnx_types.check_onnx` raise, and a tokenizer's file
+            that is missing.
+    """
     options = settle_options(profile, quant, choices)
-    engine_versions()  # a missing package is told now
+    engine_versions()
+    check_tokenizer_files(source.directory)
     check_onnx(options, source.config, str(source.directory / CONFIG))
     positions = source.config.get("max_position_embeddings")
     if isinstance(positions, int) and options.max_length is not None:

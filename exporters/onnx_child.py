@@ -12,12 +12,13 @@ from typing import Any
 
 from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
+from exporters.onnx_folder import INSTALL_HINT
+from exporters.onnx_types import other_version
 
 # `Reading layer 12`, `Reading embedding layer`, `Saving ONNX model in ...`
 _STEP = re.compile(r"^(Reading (?:embedding layer|layer \d+|final norm|LM head)|Saving ONNX model)")
 # `numpy.ndarray.tofile`, when not every byte could be written
 _SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
-_INSTALL = "install the extra: pip install 'compact-edge[onnx]'"
 
 
 class Lines(io.TextIOBase):
@@ -57,12 +58,11 @@ class Server:
                 from exporters import onnx_builder
             except (ImportError, OSError) as error:  # absent, or a shared library does not load
                 raise RefusedError(
-                    "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", _INSTALL
+                    "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", INSTALL_HINT
                 ) from error
             if not onnx_builder.fits():
                 found = onnx_builder.installed()
-                message = f"onnxruntime-genai {found} is installed; its builder is known here in {onnx_builder.VERSION}"
-                raise RefusedError("unavailable", message, _INSTALL)
+                raise RefusedError("unavailable", other_version(found), INSTALL_HINT)
             onnx_builder.install()
             precision, provider = request["precision"], request["provider"]
             try:
