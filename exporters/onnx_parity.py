@@ -135,14 +135,15 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     different = [n for n in range(len(every)) if ours[n] != theirs[n]]
     own = _runtime_differences(unpruned or checkpoint, folder, every, different) if different else set()
     failed = [n for n in different if n not in own]
-    check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME)
+    shown_by = "with the same tokenizer.json" if unpruned is None else "for the unpruned model too"
+    check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME, shown_by)
     # Ids that no text here has must be right as well.
     if check.passed and not filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
         return Check("tokenizer", False, "tokenizer.json is not the checkpoint's", check.figures)
     share = _odd_tokens(own, ours, theirs) / max(1, sum(map(len, ours)))
     figures = {**check.figures, "runtime_own_tokens": rounded(share)}
     if check.passed and share > MAX_OWN_SHARE:
-        detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ, unpruned too"
+        detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ {shown_by}"
         return Check("tokenizer", False, detail, figures)
     return Check("tokenizer", check.passed, check.detail, figures)
 
@@ -212,12 +213,14 @@ class Chat:
         failure: what is wrong, None where nothing is.
         own: how genai's template engine differs with the source's template too, None where it does not.
         prompt: token ids of the first conversation's prompt as Transformers makes it.
+        unpruned: whether that source is another checkpoint, the unpruned one.
     """
 
     rendered: int = 0
     failure: str | None = None
     own: str | None = None
     prompt: tuple[int, ...] = ()
+    unpruned: bool = False
 
     def checks(self, generated: str = "", failure: str | None = None) -> list[Check]:
         """The check `chat`, or none without a template. `generated` says what the model did with the prompt."""
@@ -227,7 +230,8 @@ class Chat:
         if wrong := self.failure or failure:
             return [Check("chat", False, wrong, figures)]
         if self.own:
-            return [Check("chat", None, f"{RUNTIME}'s own difference, unpruned too: {self.own}{generated}", figures)]
+            whose = "own difference, unpruned too" if self.unpruned else "own difference"
+            return [Check("chat", None, f"{RUNTIME}'s {whose}: {self.own}{generated}", figures)]
         return [Check("chat", True, f"{self.rendered} conversations rendered as by Transformers{generated}", figures)]
 
 
@@ -255,7 +259,7 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
             with GenaiEngine(vocabulary, vocab_only=True) as engine:
                 own = _chat_difference(source, engine, conversations)
         if own is not None:
-            return Chat(len(prompts), None, difference, prompt)
+            return Chat(len(prompts), None, difference, prompt, unpruned is not None)
     return Chat(len(prompts), difference, None, prompt)
 
 

@@ -170,10 +170,11 @@ def test_what_genai_reads_otherwise_is_counted_and_not_failed(
     check = check_onnx_tokenizer(pruned, folder, texts, unpruned=source)
     assert check.passed, check
     assert check.figures["runtime_own"] == 2 and check.figures["different"] == 0
-    assert "onnxruntime-genai's own difference" in check.detail
+    assert "2 differ for the unpruned model too, onnxruntime-genai's own difference" in check.detail
     # An unpruned model is held against its own files.
     alone = check_onnx_tokenizer(source, vocabulary(source, onnx_fp32, tmp_path / "alone"), texts, unpruned=None)
     assert (alone.passed, alone.figures["runtime_own"]) == (True, 2)
+    assert "2 differ with the same tokenizer.json" in alone.detail and "unpruned" not in alone.detail
     # The source excuses what it shows itself and nothing else.
     drop_a_merge(folder)
     assert check_onnx_tokenizer(pruned, folder, texts, unpruned=source).passed is False
@@ -207,6 +208,7 @@ def test_a_template_that_genai_renders_otherwise_is_reported_and_not_failed(
     for chat in (named(report, "chat"), *render_chat(checkpoint, folder, None).checks()):
         assert chat.passed is None and chat.figures["runtime_own"] is True
         assert "onnxruntime-genai's own difference" in chat.detail
+    assert "unpruned too" in named(report, "chat").detail and "unpruned" not in chat.detail
     assert report.passed and "tokens generated" in named(report, "chat").detail
     # Another template of the source excuses nothing.
     (chat,) = render_chat(checkpoint, folder, onnx_checkpoint).checks()
