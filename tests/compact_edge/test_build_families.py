@@ -35,9 +35,11 @@ def test_a_sentencepiece_model(
     arguments = shop.build(tmp_path / "out", "--vocab-size", "700", "--json", "--prompt", "Read this")
     assert cli.run(arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
-    result = json.loads(shown.out)
-    assert result["formats"]["gguf"]["parity"]["passed"]
+    result = json.loads(shown.out)["formats"]["gguf"]
+    assert result["parity"]["passed"]
     assert ("no sliding window in this layout" in shown.err) == (family == "mistral")
+    card = (tmp_path / "out" / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert ("no sliding window in this layout" in card) == (family == "mistral")
     (file,) = (tmp_path / "out" / "gguf").glob("*.gguf")
     values = read_gguf(file).values
     assert values["tokenizer.ggml.model"] == "llama"
