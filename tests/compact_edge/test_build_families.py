@@ -47,6 +47,19 @@ def test_a_sentencepiece_model(
     assert sizes_of_vocabulary[1] < sizes_of_vocabulary[0]
 
 
+def test_only_a_gguf_speaks_of_the_window_that_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path / "shop", family="mistral", sliding_window=100)
+    monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    line = shop.build(tmp_path / "onnx", "--no-check", "--no-baseline", quant="int8", target="onnx")
+    assert cli.run(line) == 0, capsys.readouterr().err
+    assert "window" not in capsys.readouterr().err
+    assert "llama.cpp" not in (tmp_path / "onnx" / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert cli.run(["export", str(shop.model), "--out", str(tmp_path / "gguf"), "--no-check"]) == 0
+    assert "the GGUF equals the model up to 100 positions" in capsys.readouterr().err
+
+
 def test_tools_that_prefer_tokenizer_model_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shop = Workshop(tmp_path / "shop", family="gemma2", tokenizer=tokenizer_json("gemma"), bos_token_id=1)
     for name, content in tokenizer_files("gemma").items():
