@@ -103,10 +103,7 @@ class GgufFormat(Format):
         return measure_gguf(side, text, prompt, threads)
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
-        from exporters.parity import MEMORY_SHARE
-        from exporters.partial import fits_in_memory
-
-        if side.artifact.quant == "F32" or not fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE):
+        if side.artifact.quant == "F32":
             return None
         reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
         with LlamaEngine(side.artifact.path, n_ctx=POSITIONS) as engine:
