@@ -39,7 +39,7 @@ PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 2
-_GATE_VERSION = 3
+_GATE_VERSION = 4
 
 
 @dataclass(frozen=True)

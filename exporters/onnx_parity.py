@@ -105,8 +105,9 @@ def check_onnx_artifact(
                     checks = check_onnx_float32(reference, engine)
                 else:
                     checks = [check_kl(onnx_mean_kl(reference, engine), quant, baseline_kl)]
-                plain = _answer(chat, engine) if strict else None
-            generated = check_generation(chat, folder, positions, plain)
+                prompt = chat.prompt or tuple(reference.prompt)
+                plain = _answer(prompt, engine) if strict else None
+            generated = check_generation(chat, prompt, folder, positions, plain)
         except OperatorMissingError:
             if described.execution_provider == "cpu":
                 raise
@@ -290,26 +291,30 @@ def _chat_difference(tokenizer: Any, engine: GenaiEngine, conversations: Sequenc
     return None
 
 
-def _answer(chat: Chat, engine: OnnxEngine) -> Generation | None:
-    """onnxruntime's own greedy answer to the prompt, None where there is no prompt, or no room behind it."""
-    tokens = min(GREEDY_TOKENS, engine.context_length - len(chat.prompt))
-    return engine.generate(chat.prompt, tokens, stop=engine.eog) if chat.prompt and tokens > 0 else None
+def _answer(prompt: Sequence[int], engine: OnnxEngine) -> Generation | None:
+    """onnxruntime's own greedy answer to the prompt, None where there is no room behind it."""
+    tokens = min(GREEDY_TOKENS, engine.context_length - len(prompt))
+    return engine.generate(prompt, tokens, stop=engine.eog) if tokens > 0 else None
 
 
-def check_generation(chat: Chat, folder: Path, n_ctx: int, plain: Generation | None) -> list[Check]:
-    """The check `chat` with genai's greedy answer to the first prompt: a token at least, and `plain` if given.
+def check_generation(
+    chat: Chat, prompt: Sequence[int], folder: Path, n_ctx: int, plain: Generation | None
+) -> list[Check]:
+    """genai loads the model and continues the prompt greedily, as `plain` if given.
 
-    Where the prompt fills the context of `n_ctx` tokens, nothing is generated.
+    It is part of the check `chat`, or the check `generation` where there is no chat template. Where the prompt fills the
+    context of `n_ctx` tokens, nothing is generated.
     """
-    tokens = min(GREEDY_TOKENS, n_ctx - len(chat.prompt))
-    if not chat.prompt or tokens < 1:
+    tokens = min(GREEDY_TOKENS, n_ctx - len(prompt))
+    if tokens < 1:
         return chat.checks()
     with GenaiEngine(folder, n_ctx=n_ctx) as genai:
-        answer = genai.generate(chat.prompt, tokens)
-    if not answer.ids:
-        return chat.checks(failure=f"{RUNTIME} generates nothing from the prompt")
+        answer = genai.generate(prompt, tokens)
     failure = None
     if plain is not None:
         greedy = check_greedy(answer, plain.ids)
         failure = None if greedy.passed else f"{RUNTIME}'s answer is not onnxruntime's: {greedy.detail}"
-    return chat.checks(f", {len(answer.ids)} tokens generated", failure)
+    if chat.rendered:
+        return chat.checks(f", {len(answer.ids)} tokens generated", failure)
+    detail = failure or f"{RUNTIME} continues a text by {len(answer.ids)} tokens"
+    return [Check("generation", failure is None, detail, {"tokens": len(answer.ids)})]

@@ -47,7 +47,7 @@ class Check:
     """One comparison.
 
     Attributes:
-        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`.
+        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
         passed: None where the result is reported and not judged.
         detail: one line for people.
         figures: the same for machines.

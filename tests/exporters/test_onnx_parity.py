@@ -15,6 +15,8 @@ import pytest
 from compact.errors import GateError, OperatorMissingError, ToolUnavailableError
 from compact.tokenizer import write_pruned_tokenizer
 from exporters import onnx_parity
+from exporters.engine import Generation
+from exporters.genai_engine import GenaiEngine
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_parity import check_onnx_artifact, check_onnx_tokenizer, onnx_mean_kl, render_chat
 from exporters.parity import Check, ParityReport, reference_for
@@ -221,6 +223,28 @@ def test_a_model_without_a_template_has_no_chat_check(onnx_checkpoint: Path, onn
     assert render_chat(checkpoint, onnx_fp32, None).checks() == []
     refusing = with_template(onnx_checkpoint, tmp_path / "refusing", "{{ raise_exception('no') }}")
     assert render_chat(refusing, onnx_fp32, None).checks() == []
+
+
+def test_genai_runs_a_model_without_a_template_too(
+    onnx_checkpoint: Path, onnx_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = copy_checkpoint(onnx_checkpoint, tmp_path / "checkpoint")
+    folder = copy_of(onnx_fp32, tmp_path / "folder")
+    for path in (checkpoint, folder):
+        edit_json(path / "tokenizer_config.json", lambda config: config.pop("chat_template"))
+    report = gate(checkpoint, folder, "fp32")
+    assert [check.name for check in report.checks] == ["graph", "tokenizer", "logits", "greedy", "generation"]
+    assert report.passed and "by 32 tokens" in named(report, "generation").detail
+    # A model that genai runs otherwise than onnxruntime does not pass.
+    real = GenaiEngine.generate
+
+    def other(engine: GenaiEngine, ids: Any, tokens: int) -> Generation:
+        made = real(engine, ids, tokens)
+        return Generation([(token + 1) % engine.n_vocab for token in made.ids], made.gaps)
+
+    monkeypatch.setattr(GenaiEngine, "generate", other)
+    assert failed(gate(checkpoint, folder, "fp32")) == ["generation"]
+    assert failed(gate(onnx_checkpoint, onnx_fp32, "fp32")) == ["chat"]
 
 
 def test_a_model_that_does_not_fit_is_checked_in_part(
