@@ -110,6 +110,7 @@ class OnnxFormat(Format):
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
         from exporters.onnx_parity import onnx_mean_kl
+
         assert isinstance(side.artifact, OnnxArtifact)
         if self.quant == "fp32" or not self._opens(side.artifact.folder):
             return None

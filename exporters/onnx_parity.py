@@ -302,8 +302,8 @@ def check_generation(
 ) -> list[Check]:
     """genai loads the model and continues the prompt greedily, as `plain` if given.
 
-    It is part of the check `chat`, or the check `generation` where there is no chat template. Where the prompt fills the
-    context of `n_ctx` tokens, nothing is generated.
+    It is part of the check `chat`, or the check `generation` where there is no chat template. Where the prompt fills
+    the context of `n_ctx` tokens, nothing is generated.
     """
     tokens = min(GREEDY_TOKENS, n_ctx - len(prompt))
     if tokens < 1:
