@@ -295,7 +295,6 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
-    note = "; ".join(line for line in (note, _window_note(family, config)) if line) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
 
 
@@ -309,15 +308,6 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     family = family_of(config, str(config_path))
     _check_sizes(config, config_path)
     return config, family
-
-
-def _window_note(family: Family, config: Mapping[str, Any]) -> str | None:
-    """What a user should know of a sliding window that llama.cpp's layout does not have."""
-    window = config.get("sliding_window", 4096)
-    longest = int(config.get("max_position_embeddings") or 0)
-    if not family.drops_window or not isinstance(window, int) or not 0 < window < longest:
-        return None
-    return f"llama.cpp has no sliding window in this layout: the GGUF equals the model up to {window} positions"
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:

@@ -39,7 +39,7 @@ PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
 _PRUNE_VERSION = 2
-_GATE_VERSION = 3
+_GATE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _run(
         baseline_kl = None
         if options.baseline:
             side = _side(original, form, cache, progress)
-            baseline_kl = _baseline_kl(form, side, calibration, cache)
+            baseline_kl = _baseline_kl(form, side, calibration, cache) if options.check else None
             before = _compare(form, side, text, prompt, compute, cache, progress, parity=None)
         side = _side(smaller, form, cache, progress)
         own_notes = form.notes(side.artifact)
@@ -246,12 +246,13 @@ def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
 
 def _baseline_kl(form: Format, side: Side, calibration: Calibration, cache: Cache) -> float | None:
     """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
+    # Want of memory is not kept: it is no answer on a day with more.
+    if not _is_whole(side):
+        return None
     key = {
         "version": _GATE_VERSION,
         "artifact": side.artifact.sha256,
         "texts": calibration.id,
-        # None for want of memory is no answer on a day with more.
-        "whole": _is_whole(side),
         **form.versions(),
     }
     value = cached_value(cache, "baseline-kl", key, lambda: {"mean_kl": form.baseline_kl(side, calibration)})["mean_kl"]

@@ -48,7 +48,7 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
     "prune": Entry("compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint."),
-    "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF."),
+    "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
     "inspect": Entry(
         "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."

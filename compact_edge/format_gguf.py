@@ -21,7 +21,7 @@ from compact_edge.side import Measured, Side, evaluate_gguf, measure_gguf, row_l
 from exporters.artifact import Artifact, Export, artifact_notes, fitting_quant, make_artifact
 from exporters.card import base_model_of, carried_to_gguf, has_chat_template
 from exporters.engine import LlamaEngine
-from exporters.gguf import GgufMetadata, check_exportable
+from exporters.gguf import GgufMetadata, check_exportable, window_note
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
 from exporters.quant_types import check_rows, ggml_type, grid, quant_named
 
@@ -40,8 +40,10 @@ class GgufFormat(Format):
     Attributes:
         type_name: the type, as llama.cpp names it.
         embedding: type of `token_embd`, None for llama.cpp's choice.
+        asked_embedding: what the user asked for.
         imatrix: a ready importance matrix of the pruned model.
         files: what else the folder holds.
+        window: what a user should know of the model's sliding window, None where the GGUF has it.
     """
 
     type_name: str
@@ -49,6 +51,7 @@ class GgufFormat(Format):
     asked_embedding: str | None
     imatrix: Path | None
     files: FileOptions
+    window: str | None
     name: ClassVar[str] = GGUF
     engine: ClassVar[str] = "llama.cpp"
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama-cpp-python", "torch", "transformers")
@@ -91,7 +94,7 @@ class GgufFormat(Format):
         return artifact
 
     def notes(self, artifact: Artifact) -> list[str]:
-        return artifact_notes(artifact)
+        return [*([] if self.window is None else [self.window]), *artifact_notes(artifact)]
 
     def evaluate(self, artifact: Artifact, text: str, *, threads: int, progress: Progress, label: str) -> Evaluation:
         return evaluate_gguf(artifact.path, text, threads=threads, progress=progress, label=label)
@@ -100,10 +103,7 @@ class GgufFormat(Format):
         return measure_gguf(side, text, prompt, threads)
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
-        from exporters.parity import MEMORY_SHARE
-        from exporters.partial import fits_in_memory
-
-        if side.artifact.quant == "F32" or not fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE):
+        if side.artifact.quant == "F32":
             return None
         reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
         with LlamaEngine(side.artifact.path, n_ctx=POSITIONS) as engine:
@@ -206,4 +206,5 @@ def gguf_format(
         fits = source.hidden_size % ggml_type(profile.embedding_quant).block == 0
         if embedding is None and quant_named(name).writer == "llama" and fits:
             embedding = profile.embedding_quant
-    return GgufFormat(profile, name, embedding, embedding_quant, imatrix, files)
+    window = window_note(source.family, source.config)
+    return GgufFormat(profile, name, embedding, embedding_quant, imatrix, files, window)

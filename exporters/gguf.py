@@ -36,11 +36,20 @@ from exporters.gguf_metadata import (
 from exporters.gguf_tensors import PlannedTensor, pieces, plan_tensors
 from exporters.gguf_tokenizer import add_tokenizer
 
-__all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "write_gguf"]
+__all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "window_note", "write_gguf"]
 
 Quant = Literal["F32", "F16", "BF16", "Q8_0"]
 _ROPE_FREQS = "rope_freqs.weight"
 _DEFAULT_METADATA = GgufMetadata()
+
+
+def window_note(family: Family, config: Mapping[str, Any]) -> str | None:
+    """What a user should know of a sliding window that llama.cpp's layout does not have; None without one."""
+    window = config.get("sliding_window", 4096)
+    longest = int(config.get("max_position_embeddings") or 0)
+    if not family.drops_window or not isinstance(window, int) or not 0 < window < longest:
+        return None
+    return f"llama.cpp has no sliding window in this layout: the GGUF equals the model up to {window} positions"
 
 
 @dataclass(frozen=True)

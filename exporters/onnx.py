@@ -22,7 +22,7 @@ from compact.store import as_storage_error, check_free_space, publish, read_json
 from exporters.native import NativeChild
 from exporters.onnx_types import OnnxOptions, check_onnx
 
-__all__ = ["DATA", "GENAI_CONFIG", "MODEL", "copy_tokenizer", "write_onnx"]
+__all__ = ["DATA", "GENAI_CONFIG", "MODEL", "check_tokenizer_files", "copy_tokenizer", "write_onnx"]
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
@@ -72,9 +72,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         if tensor.dtype not in _TORCH_TYPES:
             message = f"{checkpoint}: tensor {tensor.name!r} has dtype {tensor.dtype}"
             raise QuantizedCheckpointError(message, "float32, float16 or bfloat16 is needed")
-    for name in ("tokenizer.json", _TOKENIZER_CONFIG):
-        if not (checkpoint / name).is_file():
-            raise DamagedFileError(f"{checkpoint}: {name} is missing", "the tokenizer's files belong to the checkpoint")
+    check_tokenizer_files(checkpoint)
     check_free_space(folder.parent, _bytes_needed(tensors.values(), options))
     with publish(folder, force=folder.is_dir()) as work:
         scratch = work / ".build"
@@ -88,6 +86,13 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         _write_genai_config(checkpoint, built, work, config, family, options)
         copy_tokenizer(checkpoint, work, read_json_object(work / GENAI_CONFIG)["model"]["context_length"])
         shutil.rmtree(scratch)
+
+
+def check_tokenizer_files(checkpoint: Path) -> None:
+    """Refuse a checkpoint without a file that onnxruntime-genai cannot do without. Raises DamagedFileError."""
+    for name in ("tokenizer.json", _TOKENIZER_CONFIG):
+        if not (checkpoint / name).is_file():
+            raise DamagedFileError(f"{checkpoint}: {name} is missing", "the tokenizer's files belong to the checkpoint")
 
 
 def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:

@@ -13,7 +13,8 @@ from compact.errors import ToolUnavailableError
 from compact.progress import SILENT, Progress
 from compact.store import sha256_json
 from exporters.onnx import DATA, GENAI_CONFIG, MODEL, write_onnx
-from exporters.onnx_types import OnnxOptions
+from exporters.onnx_folder import INSTALL_HINT
+from exporters.onnx_types import BUILDER_VERSION, OnnxOptions, other_version
 
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
 _VERSION = 1
@@ -69,13 +70,19 @@ class OnnxArtifact:
 
 
 def engine_versions() -> dict[str, str]:
-    """Versions of the packages that decide a folder's bytes. Raises ToolUnavailableError where one is missing."""
+    """Versions of the packages that decide a folder's bytes.
+
+    Raises:
+        ToolUnavailableError: one is missing, or onnxruntime-genai is another than its corrections are for.
+    """
     try:
-        return {package: version(package) for package in ENGINES}
+        found = {package: version(package) for package in ENGINES}
     except PackageNotFoundError as error:
-        raise ToolUnavailableError(
-            f"the package {error.name} is not installed", "install the extra: pip install 'compact-edge[onnx]'"
-        ) from error
+        raise ToolUnavailableError(f"the package {error.name} is not installed", INSTALL_HINT) from error
+    builder = found["onnxruntime-genai"]
+    if not builder.startswith(f"{BUILDER_VERSION}."):
+        raise ToolUnavailableError(other_version(builder), INSTALL_HINT)
+    return found
 
 
 def make_onnx_artifact(

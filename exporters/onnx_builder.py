@@ -17,7 +17,8 @@ import onnxruntime_genai.models  # puts the builder's own modules on the path
 import torch
 from onnxruntime_genai.models import builder
 
-VERSION = "0.18"
+from exporters.onnx_types import BUILDER_VERSION
+
 _EMBEDDING = "model.embed_tokens.weight"
 # What the builder reads with `getattr` or `hasattr`, for whatever architecture it was meant.
 _SETTINGS = frozenset(
@@ -228,7 +229,7 @@ def installed() -> str:
 
 def fits() -> bool:
     """Whether these corrections were made for the installed version."""
-    return installed().startswith(f"{VERSION}.")
+    return installed().startswith(f"{BUILDER_VERSION}.")
 
 
 def install() -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
+from exporters.onnx_folder import INSTALL_HINT
+from exporters.onnx_types import other_version
 
 # `Reading layer 12`, `Reading embedding layer`, `Saving ONNX model in ...`
 _STEP = re.compile(r"^(Reading (?:embedding layer|layer \d+|final norm|LM head)|Saving ONNX model)")
-_INSTALL = "install the extra: pip install 'compact-edge[onnx]'"
+# `numpy.ndarray.tofile`, when not every byte could be written
+_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 
 
 class Lines(io.TextIOBase):
@@ -55,12 +58,11 @@ class Server:
                 from exporters import onnx_builder
             except (ImportError, OSError) as error:  # absent, or a shared library does not load
                 raise RefusedError(
-                    "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", _INSTALL
+                    "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", INSTALL_HINT
                 ) from error
             if not onnx_builder.fits():
                 found = onnx_builder.installed()
-                message = f"onnxruntime-genai {found} is installed; its builder is known here in {onnx_builder.VERSION}"
-                raise RefusedError("unavailable", message, _INSTALL)
+                raise RefusedError("unavailable", other_version(found), INSTALL_HINT)
             onnx_builder.install()
             precision, provider = request["precision"], request["provider"]
             try:
@@ -71,10 +73,11 @@ class Server:
 
 
 def _refusal(error: Exception) -> RefusedError:
-    if isinstance(error, MemoryError):
+    # torch reports a failed allocation as a plain RuntimeError with this text.
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return RefusedError("unavailable", "memory ran out during the build", "use a machine with more memory")
-    # Transformers raises OSError without a number for files that it cannot make sense of.
-    if isinstance(error, OSError) and error.errno is not None:
+    # Transformers raises OSError without a number for files that it cannot make sense of, numpy for a full disk.
+    if isinstance(error, OSError) and (error.errno is not None or _SHORT_WRITE.search(str(error))):
         return RefusedError("storage", f"the model cannot be written: {_line(error)}", "check the disk's free space")
     why = f"{type(error).__name__}: {_line(error)}"
     message = f"onnxruntime-genai's builder cannot write this model ({why})"

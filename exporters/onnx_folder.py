@@ -97,7 +97,8 @@ def _refuse_other_files(model: Mapping[str, Any], decoder: Mapping[str, Any], co
         raise DamagedFileError(f"{config_file}: session_options must be an object")
     for key in sorted(options.keys() - _SESSION_OPTIONS):
         raise UnsafePathError(f"{config_file}: session option {key[:80]!r} is not known here, it may name a file")
-    others = [key for key, part in model.items() if key != "decoder" and isinstance(part, dict) and "filename" in part]
+    # Every further part has graphs or settings in files, whose names have defaults.
+    others = [key for key, part in model.items() if key != "decoder" and isinstance(part, dict)]
     others += [f"decoder.{key}" for key in ("pipeline", "adapter_filename", "config_filename") if decoder.get(key)]
     if others:
         raise UnsafePathError(f"{config_file}: {others[0][:80]} names further files, which are not loaded")

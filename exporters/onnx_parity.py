@@ -105,8 +105,9 @@ def check_onnx_artifact(
                     checks = check_onnx_float32(reference, engine)
                 else:
                     checks = [check_kl(onnx_mean_kl(reference, engine), quant, baseline_kl)]
-                plain = _answer(chat, engine) if strict else None
-            generated = check_generation(chat, folder, positions, plain)
+                prompt = chat.prompt or tuple(reference.prompt)
+                plain = _answer(prompt, engine) if strict else None
+            generated = check_generation(chat, prompt, folder, positions, plain)
         except OperatorMissingError:
             if described.execution_provider == "cpu":
                 raise
@@ -135,14 +136,15 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     different = [n for n in range(len(every)) if ours[n] != theirs[n]]
     own = _runtime_differences(unpruned or checkpoint, folder, every, different) if different else set()
     failed = [n for n in different if n not in own]
-    check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME)
+    shown_by = "with the same tokenizer.json" if unpruned is None else "for the unpruned model too"
+    check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME, shown_by)
     # Ids that no text here has must be right as well.
     if check.passed and not filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
         return Check("tokenizer", False, "tokenizer.json is not the checkpoint's", check.figures)
     share = _odd_tokens(own, ours, theirs) / max(1, sum(map(len, ours)))
     figures = {**check.figures, "runtime_own_tokens": rounded(share)}
     if check.passed and share > MAX_OWN_SHARE:
-        detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ, unpruned too"
+        detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ {shown_by}"
         return Check("tokenizer", False, detail, figures)
     return Check("tokenizer", check.passed, check.detail, figures)
 
@@ -212,12 +214,14 @@ class Chat:
         failure: what is wrong, None where nothing is.
         own: how genai's template engine differs with the source's template too, None where it does not.
         prompt: token ids of the first conversation's prompt as Transformers makes it.
+        unpruned: whether that source is another checkpoint, the unpruned one.
     """
 
     rendered: int = 0
     failure: str | None = None
     own: str | None = None
     prompt: tuple[int, ...] = ()
+    unpruned: bool = False
 
     def checks(self, generated: str = "", failure: str | None = None) -> list[Check]:
         """The check `chat`, or none without a template. `generated` says what the model did with the prompt."""
@@ -227,7 +231,8 @@ class Chat:
         if wrong := self.failure or failure:
             return [Check("chat", False, wrong, figures)]
         if self.own:
-            return [Check("chat", None, f"{RUNTIME}'s own difference, unpruned too: {self.own}{generated}", figures)]
+            whose = "own difference, unpruned too" if self.unpruned else "own difference"
+            return [Check("chat", None, f"{RUNTIME}'s {whose}: {self.own}{generated}", figures)]
         return [Check("chat", True, f"{self.rendered} conversations rendered as by Transformers{generated}", figures)]
 
 
@@ -255,7 +260,7 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
             with GenaiEngine(vocabulary, vocab_only=True) as engine:
                 own = _chat_difference(source, engine, conversations)
         if own is not None:
-            return Chat(len(prompts), None, difference, prompt)
+            return Chat(len(prompts), None, difference, prompt, unpruned is not None)
     return Chat(len(prompts), difference, None, prompt)
 
 
@@ -286,26 +291,30 @@ def _chat_difference(tokenizer: Any, engine: GenaiEngine, conversations: Sequenc
     return None
 
 
-def _answer(chat: Chat, engine: OnnxEngine) -> Generation | None:
-    """onnxruntime's own greedy answer to the prompt, None where there is no prompt, or no room behind it."""
-    tokens = min(GREEDY_TOKENS, engine.context_length - len(chat.prompt))
-    return engine.generate(chat.prompt, tokens, stop=engine.eog) if chat.prompt and tokens > 0 else None
+def _answer(prompt: Sequence[int], engine: OnnxEngine) -> Generation | None:
+    """onnxruntime's own greedy answer to the prompt, None where there is no room behind it."""
+    tokens = min(GREEDY_TOKENS, engine.context_length - len(prompt))
+    return engine.generate(prompt, tokens, stop=engine.eog) if tokens > 0 else None
 
 
-def check_generation(chat: Chat, folder: Path, n_ctx: int, plain: Generation | None) -> list[Check]:
-    """The check `chat` with genai's greedy answer to the first prompt: a token at least, and `plain` if given.
+def check_generation(
+    chat: Chat, prompt: Sequence[int], folder: Path, n_ctx: int, plain: Generation | None
+) -> list[Check]:
+    """genai loads the model and continues the prompt greedily, as `plain` if given.
 
-    Where the prompt fills the context of `n_ctx` tokens, nothing is generated.
+    It is part of the check `chat`, or the check `generation` where there is no chat template. Where the prompt fills
+    the context of `n_ctx` tokens, nothing is generated.
     """
-    tokens = min(GREEDY_TOKENS, n_ctx - len(chat.prompt))
-    if not chat.prompt or tokens < 1:
+    tokens = min(GREEDY_TOKENS, n_ctx - len(prompt))
+    if tokens < 1:
         return chat.checks()
     with GenaiEngine(folder, n_ctx=n_ctx) as genai:
-        answer = genai.generate(chat.prompt, tokens)
-    if not answer.ids:
-        return chat.checks(failure=f"{RUNTIME} generates nothing from the prompt")
+        answer = genai.generate(prompt, tokens)
     failure = None
     if plain is not None:
         greedy = check_greedy(answer, plain.ids)
         failure = None if greedy.passed else f"{RUNTIME}'s answer is not onnxruntime's: {greedy.detail}"
-    return chat.checks(f", {len(answer.ids)} tokens generated", failure)
+    if chat.rendered:
+        return chat.checks(f", {len(answer.ids)} tokens generated", failure)
+    detail = failure or f"{RUNTIME} continues a text by {len(answer.ids)} tokens"
+    return [Check("generation", failure is None, detail, {"tokens": len(answer.ids)})]

@@ -14,6 +14,8 @@ from typing import Any
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
 from compact.families import Family, family_of
 
+# The version of onnxruntime-genai whose model builder `exporters.onnx_builder` corrects.
+BUILDER_VERSION = "0.18"
 EXECUTION_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
 _NO_FP32 = ("cuda", "dml")  # onnxruntime refuses the graph: its outputs `present.*` come from no node
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -159,6 +161,11 @@ def onnx_options(
     if accuracy_level is not None and accuracy_level not in ACCURACY_LEVELS:
         raise UsageError(f"accuracy_level = {accuracy_level} is not supported", "0 to 4")
     return OnnxOptions(quant, execution_provider, algo, size, accuracy_level, max_length)
+
+
+def other_version(found: str) -> str:
+    """What to say where onnxruntime-genai is not of `BUILDER_VERSION`."""
+    return f"onnxruntime-genai {found} is installed; its builder is known here in {BUILDER_VERSION}"
 
 
 def _known(name: str, known: Iterable[str], what: str) -> None:

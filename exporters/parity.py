@@ -47,7 +47,7 @@ class Check:
     """One comparison.
 
     Attributes:
-        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`.
+        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
         passed: None where the result is reported and not judged.
         detail: one line for people.
         figures: the same for machines.
@@ -144,14 +144,22 @@ def check_tokenizer(
 
 
 def tokenizer_check(
-    texts: Sequence[str], failed: Sequence[int], excused: Sequence[int], how: str, runtime: str
+    texts: Sequence[str],
+    failed: Sequence[int],
+    excused: Sequence[int],
+    how: str,
+    runtime: str,
+    shown_by: str = "for the unpruned model too",
 ) -> Check:
-    """The check `tokenizer` for a runtime, by the numbers of the texts that failed, and of those that are its own."""
+    """The check `tokenizer` for a runtime, by the numbers of the texts that failed, and of those that are its own.
+
+    `how` says how the texts were read, `shown_by` what shows that a difference is the runtime's own.
+    """
     figures = {"texts": len(texts), "different": len(failed), "runtime_own": len(excused)}
     detail = f"{len(texts)} texts, {how}: ids equal"
     if excused:
         samples = ", ".join(repr(texts[n][:40]) for n in excused[:3])
-        detail += f"; {len(excused)} differ for the unpruned model too, {runtime}'s own difference ({samples})"
+        detail += f"; {len(excused)} differ {shown_by}, {runtime}'s own difference ({samples})"
     if failed:
         detail = f"ids differ on {len(failed)} of {len(texts)} texts, first {texts[failed[0]][:60]!r}"
     return Check("tokenizer", not failed, detail, figures)

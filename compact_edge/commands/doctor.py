@@ -138,6 +138,9 @@ def _package(package: Package) -> Check:
     if not version_at_least(found, package.minimum):
         detail = f"{found}, older than {package.minimum}; for: {job}"
         return Check(package.distribution, MISSING, detail, next_step, needed)
+    if package.below and version_at_least(found, package.below):
+        detail = f"{found}, and less than {package.below} is needed; for: {job}"
+        return Check(package.distribution, MISSING, detail, next_step, needed)
     return Check(package.distribution, OK, f"{found} (for: {job})", None, needed)
 
 

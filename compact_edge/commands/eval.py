@@ -78,13 +78,22 @@ def evaluate(
 
 
 def onnx_folder(model: str) -> Path | None:
-    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model."""
-    from compact.errors import ModelNotFoundError
+    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        UsageError: a graph that is not the one which the folder's genai_config.json names.
+    """
+    from compact.errors import ModelNotFoundError, UsageError
+    from exporters.onnx_folder import read_folder
 
     path = Path(model)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx" and not path.is_dir():
         if not path.is_file():
             raise ModelNotFoundError(f"no ONNX file at {path}", "name the folder, or the model.onnx in it")
+        graph = read_folder(path.parent).model
+        if graph.name != path.name:
+            raise UsageError(f"{path}: genai_config.json beside it is for {graph.name}", f"name {graph} or its folder")
         return path.parent
     # A Hub id is no directory here, and a checkpoint has no such file.
     return path if (path / "genai_config.json").is_file() else None

@@ -186,7 +186,7 @@ def _export_gguf(job: _Job, files: FileOptions, values: dict[str, Any]) -> _Done
     from compact_edge.artifact_files import check_files, place_artifact
     from exporters.artifact import Export, artifact_notes, checkpoint_id, make_artifact
     from exporters.card import base_model_of
-    from exporters.gguf import GgufMetadata
+    from exporters.gguf import GgufMetadata, window_note
     from exporters.parity import check_artifact
 
     directory = job.source.directory
@@ -206,7 +206,8 @@ def _export_gguf(job: _Job, files: FileOptions, values: dict[str, Any]) -> _Done
     )
     artifact = make_artifact(request, job.cache, job.console)
     check_files(artifact, files)
-    for note in artifact_notes(artifact):
+    window = window_note(job.source.family, job.source.config)
+    for note in (*([] if window is None else [window]), *artifact_notes(artifact)):
         job.console.note(note)
     report = None
     if job.check:

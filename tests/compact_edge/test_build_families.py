@@ -35,14 +35,29 @@ def test_a_sentencepiece_model(
     arguments = shop.build(tmp_path / "out", "--vocab-size", "700", "--json", "--prompt", "Read this")
     assert cli.run(arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
-    result = json.loads(shown.out)
-    assert result["formats"]["gguf"]["parity"]["passed"]
+    result = json.loads(shown.out)["formats"]["gguf"]
+    assert result["parity"]["passed"]
     assert ("no sliding window in this layout" in shown.err) == (family == "mistral")
+    card = (tmp_path / "out" / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert ("no sliding window in this layout" in card) == (family == "mistral")
     (file,) = (tmp_path / "out" / "gguf").glob("*.gguf")
     values = read_gguf(file).values
     assert values["tokenizer.ggml.model"] == "llama"
     sizes_of_vocabulary = [result[side]["parameters"]["vocabulary"] for side in ("before", "after")]
     assert sizes_of_vocabulary[1] < sizes_of_vocabulary[0]
+
+
+def test_only_a_gguf_speaks_of_the_window_that_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path / "shop", family="mistral", sliding_window=100)
+    monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    line = shop.build(tmp_path / "onnx", "--no-check", "--no-baseline", quant="int8", target="onnx")
+    assert cli.run(line) == 0, capsys.readouterr().err
+    assert "window" not in capsys.readouterr().err
+    assert "llama.cpp" not in (tmp_path / "onnx" / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert cli.run(["export", str(shop.model), "--out", str(tmp_path / "gguf"), "--no-check"]) == 0
+    assert "the GGUF equals the model up to 100 positions" in capsys.readouterr().err
 
 
 def test_tools_that_prefer_tokenizer_model_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

