@@ -211,7 +211,7 @@ def _run(
             parity = _gate(form, side, source, plan, calibration, baseline_kl, cache, progress)
             parity.require()
         after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
-        if after.measured is not None:
+        if after.measured is not None and form.measured_as_on_target:
             used = after.measured.speed.resident_bytes
             _check_budget(form.profile, "memory", form.profile.memory_budget_bytes, used)
         return Outcome(form, before, after, own_notes)

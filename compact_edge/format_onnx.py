@@ -46,12 +46,8 @@ PROVIDERS = {
     "WebGpuExecutionProvider": "webgpu",
 }
 
-_WHEELS = {
-    "cpu": "onnxruntime-genai",
-    "cuda": "onnxruntime-genai-cuda",
-    "dml": "onnxruntime-genai-directml",
-    "webgpu": "onnxruntime-genai",
-}
+# The packages that open the folder; for the others the reader's own onnxruntime-genai with that provider.
+_WHEELS = {"cpu": "onnxruntime-genai", "cuda": "onnxruntime-genai-cuda"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,14 @@ class OnnxFormat(Format):
         provider = self.made_with.execution_provider
         if provider == "cpu":
             return []
-        return [f"laid out for the provider {provider}; on this machine it is opened and measured with the CPU's"]
+        return [
+            f"laid out for the provider {provider}; what is measured here is the CPU's, so the target's memory budget "
+            "is not judged"
+        ]
+
+    @property
+    def measured_as_on_target(self) -> bool:
+        return self.made_with.execution_provider == "cpu"
 
     def evaluate(
         self, artifact: OnnxArtifact, text: str, *, threads: int, progress: Progress, label: str
@@ -167,19 +170,23 @@ class OnnxFormat(Format):
 
     def usage(self, names: Sequence[str], checkpoint: Path, title: str) -> tuple[str, list[str]]:
         del names, title
+        wheel = _WHEELS.get(self.made_with.execution_provider)
         ask = (
             """prompt = tokenizer.apply_chat_template('[{"role": "user", "content": "Hello!"}]', """
             "add_generation_prompt=True)"
             if has_chat_template(checkpoint)
             else 'prompt = "Once upon a time"'
         )
+        # onnxruntime-genai puts no BOS in front of a text; a template writes its own.
+        bos = None if has_chat_template(checkpoint) else bos_id(load_tokenizer(checkpoint))
+        ids = "list(tokenizer.encode(prompt))" if bos is None else f"[{bos}, *tokenizer.encode(prompt)]"
         return "python", [
-            f"import onnxruntime_genai as og  # pip install {_WHEELS[self.made_with.execution_provider]}",
+            f"import onnxruntime_genai as og{f'  # pip install {wheel}' if wheel else ''}",
             "",
             'model = og.Model(".")  # this folder',
             "tokenizer = og.Tokenizer(model)",
             ask,
-            "ids = tokenizer.encode(prompt)",
+            f"ids = {ids}",
             "params = og.GeneratorParams(model)",
             "params.set_search_options(max_length=len(ids) + 100)",
             "generator = og.Generator(model, params)",

@@ -132,6 +132,11 @@ class Format(ABC):
         """Tags of the model card."""
         return (self.name, self.engine)
 
+    @property
+    def measured_as_on_target(self) -> bool:
+        """Whether the short run here uses the target's kind of device, so that its memory can be judged."""
+        return True
+
     def versions(self) -> dict[str, str]:
         """Versions of the packages that decide what an artifact's bytes, or figures, are."""
         return {package: version(package) for package in self.packages}

@@ -20,13 +20,13 @@ from compact.progress import SILENT, Progress
 from compact.safetensors_io import StoredTensor, stored_tensors
 from compact.store import as_storage_error, check_free_space, publish, read_json_object, write_json
 from exporters.native import NativeChild
+from exporters.onnx_folder import GENAI_CONFIG
 from exporters.onnx_types import OnnxOptions, check_onnx
 
 __all__ = ["DATA", "GENAI_CONFIG", "MODEL", "check_tokenizer_files", "copy_tokenizer", "write_onnx"]
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-GENAI_CONFIG = "genai_config.json"
 _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _PAD = "pad_token_id"

@@ -193,6 +193,9 @@ def _build(reader: Reader) -> Profile:
         execution_provider=_execution_provider(reader, runtime),
         accuracy_level=integers.get("accuracy_level"),
     )
+    if runtime == ONNXRUNTIME:
+        known = ("int8", "int4") if quantization == "int4" else (quantization,)
+        reader.choice("embedding_quant", known)
     block = TENSOR_TYPES[runtime][profile.quantization_block32]
     if profile.block_alignment.value % block:
         problem = f"must be a multiple of {block}, the block of {profile.quantization_block32}"

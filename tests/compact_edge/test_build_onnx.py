@@ -14,6 +14,7 @@ import pytest
 
 from compact.store import sha256_file
 from compact_edge import cli
+from targets.profile import __file__ as profile_module
 from tests.checkpoints import copy_checkpoint
 from tests.small_builds import Workshop, leftovers, tree
 
@@ -167,6 +168,18 @@ def test_a_provider_that_is_not_here(shop: Workshop, capsys: pytest.CaptureFixtu
     providers = genai["model"]["decoder"]["session_options"]["provider_options"]
     assert [name for entry in providers for name in entry] == ["dml"]
     assert "in part (" in (out / "onnx" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_memory_budget_is_held_where_it_was_measured(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = shop.root / "pocket.toml"
+    text = (Path(profile_module).parent / "profiles" / "onnx.toml").read_text(encoding="utf-8")
+    text += '\n[memory_budget_mib]\nvalue = 1\nsource = "chosen by this project: a test"\n'
+    profile.write_text(text.replace('name = "onnx"', 'name = "pocket"'), encoding="utf-8")
+    line = arguments(shop, shop.root / "pocket", "--no-baseline", "--quant", "int8", targets=(str(profile),))
+    refused(capsys, line, 3, "memory budget of target pocket", "remove more (--ratio)")
+    # Another provider's memory is not what the CPU took here.
+    assert cli.run([*line, "--execution-provider", "dml"]) == 0
+    assert "memory budget is not judged" in capsys.readouterr().err
 
 
 def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,11 @@ def test_an_onnx_profile() -> None:
     assert profile.execution_provider == "CPUExecutionProvider"
     assert profile.accuracy_level == Figure(4, "chosen")
     assert profile.quantization_block32 == "int4"
+    assert parse(ONNX.replace('"int8"', '"int4"')).embedding_quant == "int4"
+    for quantization, embedding in (("int4", "fp32"), ("int8", "int4"), ("fp16", "int8")):
+        text = ONNX.replace('"int4"', f'"{quantization}"').replace('"int8"\nexec', f'"{embedding}"\nexec')
+        with pytest.raises(DataError, match="'embedding_quant' has the unknown value"):
+            parse(text)
     with pytest.raises(DataError, match="'execution_provider' is missing"):
         parse(without("execution_provider", ONNX))
 
