@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compact.errors import CompactEdgeError, OutputExistsError
@@ -32,11 +32,16 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """A directory of finished stages. `hits` and `misses` are counted for the user and the tests."""
+    """A directory of finished stages. `hits` and `misses` are counted for the user and the tests.
+
+    `reused` are the hits on entries from before; one that this object made (`made`) and takes again is none.
+    """
 
     root: Path
     hits: list[str]
     misses: list[str]
+    made: set[tuple[str, str]] = field(default_factory=set)
+    reused: list[str] = field(default_factory=list)
 
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
@@ -55,8 +60,11 @@ class Cache:
         """The entry's directory; `make` fills it (given a temporary directory) when it is not there yet."""
         if (found := self.find(kind, key)) is not None:
             self.hits.append(kind)
+            if (kind, key) not in self.made:
+                self.reused.append(kind)
             return found
         self.misses.append(kind)
+        self.made.add((kind, key))
         target = self.path(kind, key)
         try:
             with publish(target, force=target.exists(), needed_bytes=needed_bytes) as work:

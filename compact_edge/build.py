@@ -229,7 +229,7 @@ def _run(
         out=out,
         notes=notes,
         licence=licence,
-        reused=list(cache.hits),
+        reused=list(cache.reused),
     )
 
 

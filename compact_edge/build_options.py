@@ -106,7 +106,13 @@ def settle_format(options: BuildOptions, profile: Profile, quants: Quants, sourc
         )
     from compact_edge.format_onnx import onnx_format
 
-    return onnx_format(profile, source, quant=quants.of(ONNX), choices=options.onnx)
+    return onnx_format(
+        profile,
+        source,
+        quant=quants.of(ONNX),
+        choices=options.onnx,
+        intermediate_size=options.prune.intermediate_size,
+    )
 
 
 def inputs_of(options: BuildOptions) -> list[Path]:

@@ -238,8 +238,17 @@ def settle_options(profile: Profile, quant: str | None, choices: OnnxChoices) ->
     )
 
 
-def onnx_format(profile: Profile, source: ModelSource, *, quant: str | None, choices: OnnxChoices) -> OnnxFormat:
+def onnx_format(
+    profile: Profile,
+    source: ModelSource,
+    *,
+    quant: str | None,
+    choices: OnnxChoices,
+    intermediate_size: int | None = None,
+) -> OnnxFormat:
     """The format for a model. What cannot be made of it is refused before any work is done.
+
+    `intermediate_size` is the final one where the user named it.
 
     Raises:
         ToolUnavailableError: a package is missing, or of another version.
@@ -250,6 +259,9 @@ def onnx_format(profile: Profile, source: ModelSource, *, quant: str | None, cho
     engine_versions()
     check_tokenizer_files(source.directory)
     check_onnx(options, source.config, str(source.directory / CONFIG))
+    if intermediate_size is not None:
+        pruned = {**source.config, "intermediate_size": intermediate_size}
+        check_onnx(options, pruned, f"--intermediate-size {intermediate_size}")
     positions = source.config.get("max_position_embeddings")
     if isinstance(positions, int) and options.max_length is not None:
         options = replace(options, max_length=min(options.max_length, positions))

@@ -26,7 +26,10 @@ def test_an_entry_is_made_once(tmp_path: Path) -> None:
     made = cache.get_or_make("stage", "key", fill)
     assert cache.get_or_make("stage", "key", refuse) == made
     assert (made / "sub" / "data").read_bytes() == b"12345"
-    assert (cache.hits, cache.misses) == (["stage"], ["stage"])
+    assert (cache.hits, cache.misses, cache.reused) == (["stage"], ["stage"], [])
+    later = Cache(tmp_path, [], [])
+    assert later.get_or_make("stage", "key", refuse) == made
+    assert (later.hits, later.misses, later.reused) == (["stage"], [], ["stage"])
     assert cache.recorded_sha256("stage", "key", "sub/data") == hashlib.sha256(b"12345").hexdigest()
     assert cache.n_bytes() >= 5
 

@@ -132,6 +132,8 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
     refused(capsys, line, 2, "'Q8_0'", "fp32")
     line = arguments(shop, out, "--quant", "fp32", "--algo-config", "rtn")
     refused(capsys, line, 2, "algo_config", "leave it out")
+    odd = ("--algo-config", "k_quant", "--block-size", "16", "--vocab-size", "400", "--intermediate-size", "80")
+    refused(capsys, arguments(shop, out, *odd), 2, "--intermediate-size 80: k_quant cannot pack rows of 80", "")
     line = arguments(shop, out, "--modelfile")
     refused(capsys, line, 2, "--modelfile: is for GGUF", "--target gguf")
     line = arguments(shop, out, "--block-size", "64", targets=("gguf",))
