@@ -11,15 +11,14 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import ModelNotFoundError, UsageError
 from exporters.frames import Array
-from exporters.native import NativeChild
+from exporters.native import ChildEngine, NativeChild
 
 # Rows of logits that are held at a time while scoring: 128 x 262,144 (Gemma) floats are 134 MB.
 _DEFAULT_BATCH = 128
@@ -57,7 +56,7 @@ class Speed:
     resident_bytes: int
 
 
-class LlamaEngine:
+class LlamaEngine(ChildEngine):
     """One GGUF held open by llama.cpp; a context manager. Not for use from several threads.
 
     Attributes:
@@ -126,26 +125,6 @@ class LlamaEngine:
         self.add_bos = description["add_bos"]
         self.bos = description["bos"]
         self.eog = tuple(description["eog"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error or Ctrl-C there is nothing to wait for.
-        if error is not None:
-            self._child.kill()
-        self.close()
-
-    def close(self) -> None:
-        """End the child process and reap it. Safe to call twice."""
-        self._child.close()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the child."""
-        return self._child.pid
 
     def tokenize(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
         """Token ids of each text; never adds BOS or EOS.

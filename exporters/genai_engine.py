@@ -9,21 +9,19 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import UsageError
 from exporters.engine import Generation, Speed, encode_text, resident_bytes
-from exporters.native import NativeChild
+from exporters.native import ChildEngine, NativeChild
 from exporters.onnx import copy_tokenizer
 from exporters.onnx_engine import CRASH_HINT, checked_ids
 from exporters.onnx_folder import GENAI_CONFIG, read_folder
 
 
-class GenaiEngine:
+class GenaiEngine(ChildEngine):
     """One ONNX folder held open by onnxruntime-genai; a context manager. Not for use from several threads.
 
     Attributes:
@@ -77,26 +75,6 @@ class GenaiEngine:
         except BaseException:
             self._child.kill()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error or Ctrl-C there is nothing to wait for.
-        if error is not None:
-            self._child.kill()
-        self.close()
-
-    def close(self) -> None:
-        """End the child process and reap it. Safe to call twice."""
-        self._child.close()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the child."""
-        return self._child.pid
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without BOS and EOS.

@@ -16,7 +16,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from compact.errors import (
     CompactEdgeError,
@@ -176,6 +177,32 @@ class NativeChild:
         said = f": {quoted}" if quoted else ""
         message = f"{self._subject}: {self._library} died during {operation} ({how}){said}"
         return EngineCrashedError(message, self._crash_hint)
+
+
+class ChildEngine:
+    """A model that a child process holds open; a context manager. The engines derive from it and set `_child`."""
+
+    _child: NativeChild
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error or Ctrl-C there is nothing to wait for.
+        if error is not None:
+            self._child.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the child process and reap it. Safe to call twice."""
+        self._child.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
 
 
 def last_lines(stderr: IO[bytes]) -> str:

@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import UsageError
 from exporters.engine import Generation
-from exporters.native import NativeChild
+from exporters.native import ChildEngine, NativeChild
 from exporters.onnx_folder import read_folder
 
 CRASH_HINT = "the files may not fit this onnxruntime, or memory ran out; try a smaller context"
 
 
-class OnnxEngine:
+class OnnxEngine(ChildEngine):
     """One ONNX folder held open by onnxruntime; a context manager. Not for use from several threads.
 
     Attributes:
@@ -79,26 +78,6 @@ class OnnxEngine:
             self._child.kill()
             raise
         self.n_vocab = description["n_vocab"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error or Ctrl-C there is nothing to wait for.
-        if error is not None:
-            self._child.kill()
-        self.close()
-
-    def close(self) -> None:
-        """End the child process and reap it. Safe to call twice."""
-        self._child.close()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the child."""
-        return self._child.pid
 
     def logits(self, ids: Sequence[int], n_decode: int = 0) -> NDArray[np.float32]:
         """Logits float32 [T, n_vocab] of a sequence of 1 to `context_length` ids, from an empty cache.
