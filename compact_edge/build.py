@@ -208,7 +208,7 @@ def _run(
         _check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
         parity = None
         if options.check:
-            parity = _gate(form, side, source, plan, calibration, baseline_kl, cache, progress)
+            parity = _gate(form, side, smaller, baseline_kl, cache, progress)
             parity.require()
         after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
         if after.measured is not None and form.measured_as_on_target:
@@ -270,23 +270,19 @@ def _is_whole(side: Side) -> bool:
 def _gate(
     form: Format,
     side: Side,
-    source: ModelSource,
-    plan: PrunePlan,
-    calibration: Calibration,
+    request: Request,
     baseline_kl: float | None,
     cache: Cache,
     progress: Progress,
 ) -> ParityReport:
     def check() -> dict[str, Any]:
-        return form.check(
-            side, source=source, plan=plan, calibration=calibration, baseline_kl=baseline_kl, progress=progress
-        ).as_dict()
+        return form.check(side, request, baseline_kl, progress).as_dict()
 
     key = {
         "version": _GATE_VERSION,
         "artifact": side.artifact.sha256,
         "checkpoint": side.checkpoint_id,
-        "texts": calibration.id,
+        "texts": request.calibration.id,
         "baseline_kl": baseline_kl,
         # A report that short memory made partial is no answer on a day with more.
         "whole": _is_whole(side),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compact.calibration import Calibration
 from compact.errors import DataError, UsageError
 from compact.evaluate import Evaluation
-from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.source import CONFIG, ModelSource
 from compact.store import read_json_object
@@ -109,24 +108,15 @@ class GgufFormat(Format):
         with LlamaEngine(side.artifact.path, n_ctx=POSITIONS) as engine:
             return mean_kl(reference, engine)
 
-    def check(
-        self,
-        side: Side,
-        *,
-        source: ModelSource,
-        plan: PrunePlan,
-        calibration: Calibration,
-        baseline_kl: float | None,
-        progress: Progress,
-    ) -> ParityReport:
+    def check(self, side: Side, request: Request, baseline_kl: float | None, progress: Progress) -> ParityReport:
         return check_artifact(
             side.checkpoint,
             side.artifact.path,
             side.artifact.quant,
-            calibration.texts,
-            unpruned=source.directory,
+            request.calibration.texts,
+            unpruned=request.source.directory,
             baseline_kl=baseline_kl,
-            pre=plan.pre,
+            pre=request.plan.pre,
             progress=progress,
         )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compact.calibration import Calibration
 from compact.errors import DamagedFileError, OperatorMissingError
 from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, token_bytes
-from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.source import CONFIG, TOKENIZER, ModelSource
 from compact.store import copy_hashed
@@ -37,6 +36,8 @@ from exporters.parity import POSITIONS, ParityReport, reference_for
 if TYPE_CHECKING:
     from compact.cache import Cache
     from targets.profile import Profile
+
+Result = TypeVar("Result")
 
 # The provider of a profile, as onnxruntime names it, and as the model builder does.
 PROVIDERS = {
@@ -93,54 +94,46 @@ class OnnxFormat(Format):
     def evaluate(
         self, artifact: OnnxArtifact, text: str, *, threads: int, progress: Progress, label: str
     ) -> Evaluation | None:
-        if not self._opens(artifact.folder):
-            return None
-        return evaluate_onnx(artifact.folder, text, threads=threads, progress=progress, label=label)
+        return self._if_it_runs(
+            lambda: evaluate_onnx(artifact.folder, text, threads=threads, progress=progress, label=label)
+        )
 
     def measure(self, side: Side, text: str, prompt: str | None, threads: int) -> Measured | None:
-        assert isinstance(side.artifact, OnnxArtifact)
-        return measure_onnx(side, text, prompt, threads) if self._opens(side.artifact.folder) else None
-
-    def _opens(self, folder: Path) -> bool:
-        """Whether the CPU provider loads it; one that was made for it must."""
-        if self.made_with.execution_provider == "cpu":
-            return True
-        try:
-            with OnnxEngine(folder):
-                return True
-        except OperatorMissingError:
-            return False
+        return self._if_it_runs(lambda: measure_onnx(side, text, prompt, threads))
 
     def baseline_kl(self, side: Side, calibration: Calibration) -> float | None:
         from exporters.onnx_parity import onnx_mean_kl
 
-        assert isinstance(side.artifact, OnnxArtifact)
-        if self.quant == "fp32" or not self._opens(side.artifact.folder):
+        if self.quant == "fp32":
             return None
-        reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
-        with OnnxEngine(side.artifact.folder, n_ctx=POSITIONS) as engine:
-            return onnx_mean_kl(reference, engine)
 
-    def check(
-        self,
-        side: Side,
-        *,
-        source: ModelSource,
-        plan: PrunePlan,
-        calibration: Calibration,
-        baseline_kl: float | None,
-        progress: Progress,
-    ) -> ParityReport:
+        def measure() -> float:
+            # One after the other: each holds the whole model.
+            reference = reference_for(side.checkpoint, calibration.texts, greedy=False)
+            with OnnxEngine(side.artifact.path.parent, n_ctx=POSITIONS) as engine:
+                return onnx_mean_kl(reference, engine)
+
+        return self._if_it_runs(measure)
+
+    def _if_it_runs(self, work: Callable[[], Result]) -> Result | None:
+        """What `work` gives; None where the CPU provider lacks an operator of a graph that was made for another."""
+        try:
+            return work()
+        except OperatorMissingError:
+            if self.made_with.execution_provider == "cpu":
+                raise
+            return None
+
+    def check(self, side: Side, request: Request, baseline_kl: float | None, progress: Progress) -> ParityReport:
         from exporters.onnx_parity import check_onnx_artifact
 
         assert isinstance(side.artifact, OnnxArtifact)
-        del plan
         return check_onnx_artifact(
             side.checkpoint,
             side.artifact.folder,
             self.quant,
-            calibration.texts,
-            unpruned=source.directory,
+            request.calibration.texts,
+            unpruned=request.source.directory,
             baseline_kl=baseline_kl,
             progress=progress,
         )

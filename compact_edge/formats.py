@@ -165,17 +165,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def check(
-        self,
-        side: Side,
-        *,
-        source: ModelSource,
-        plan: PrunePlan,
-        calibration: Calibration,
-        baseline_kl: float | None,
-        progress: Progress,
-    ) -> ParityReport:
-        """The parity gate."""
+    def check(self, side: Side, request: Request, baseline_kl: float | None, progress: Progress) -> ParityReport:
+        """The parity gate of the artifact that `request` made."""
 
     @abstractmethod
     def place(self, folder: Path, side: Side, *, check: bool) -> tuple[str, ...]:
