@@ -22,6 +22,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import RESULTS, cache, data_folder, record, table  # noqa: E402
+from benchmarks.common import RESULTS, cache, data_folder, record, table, with_table  # noqa: E402
 from benchmarks.compare_with_llamacpp import compare, fetch_converter, run_pair  # noqa: E402
 from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
 
 DOCS = ROOT / "docs" / "families.md"
-BEGIN, END = "<!-- begin: benchmarks/families.py -->", "<!-- end -->"
 CONVERTER_TYPES = ("bf16", "q8_0")
 # Enough to meet every kind of layer; the small models of the tests have windows shorter than their texts.
 POSITIONS = 160
@@ -258,36 +258,48 @@ def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
 
 def docs_with_table(text: str, results: list[dict[str, Any]]) -> str:
     """The document with the table between its marks made anew."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{table(HEADER, rows_of(results))}\n\n{END}{tail}"
+    return with_table(text, "families", table(HEADER, rows_of(results)))
 
 
-def recorded() -> list[dict[str, Any]]:
-    path = RESULTS / "families.json"
+def recorded(name: str = "families") -> list[dict[str, Any]]:
+    """The results on record, in the order of the models; none before the first run."""
+    path = RESULTS / f"{name}.json"
     results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else []
     return results
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work-dir", type=Path, help="kept between runs: the converter; emptied: checkpoints")
+def check_models(
+    name: str, run: Callable[[RealModel, Path, Path], dict[str, Any]], document: str
+) -> list[dict[str, Any]]:
+    """Read the command line, run the models that it names, and return all results on record.
+
+    Args:
+        name: of the results; each model's is recorded as soon as it is there.
+        run: all checks of one model, given the folder of llama.cpp's sources and one for its files.
+        document: that the table stands in, for the help.
+    """
+    parser = argparse.ArgumentParser(description=f"Every family against independent references: {document}")
+    parser.add_argument("--work-dir", type=Path, help="kept between runs: llama.cpp's sources; emptied: checkpoints")
     parser.add_argument("--only", action="append", choices=[model.name for model in MODELS])
-    parser.add_argument("--docs", action="store_true", help="only write the table of docs/families.md from the results")
+    parser.add_argument("--docs", action="store_true", help=f"only write the table of {document} from the results")
     args = parser.parse_args()
     if not args.docs:
         if args.work_dir is None:
             parser.error("--work-dir is needed")
         work = args.work_dir.resolve()
         work.mkdir(parents=True, exist_ok=True)
-        converter = fetch_converter(work)
+        archive = fetch_converter(work)
         for model in MODELS:
             if args.only and model.name not in args.only:
                 continue
-            result = run(model, converter, work)
-            by_name = {entry["model"]: entry for entry in recorded()} | {model.name: result}
-            record("families", {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
-    results = recorded()
+            result = run(model, archive, work)
+            by_name = {entry["model"]: entry for entry in recorded(name)} | {model.name: result}
+            record(name, {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
+    return recorded(name)
+
+
+def main() -> int:
+    results = check_models("families", run, "docs/families.md")
     DOCS.write_text(docs_with_table(DOCS.read_text(encoding="utf-8"), results), encoding="utf-8")
     return 0 if all(result["passed"] for result in results) else 1
 

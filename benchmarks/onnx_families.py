@@ -15,8 +15,6 @@ Exit code 1 where a check fails. Vocabularies come from llama.cpp's sources, as 
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,10 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import RESULTS, record, table, write_table  # noqa: E402
-from benchmarks.compare_with_llamacpp import fetch_converter  # noqa: E402
-from benchmarks.families import make_checkpoint, prune_checkpoint  # noqa: E402
-from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
+from benchmarks.common import table, write_table  # noqa: E402
+from benchmarks.families import check_models, make_checkpoint, prune_checkpoint  # noqa: E402
+from benchmarks.family_configs import RealModel  # noqa: E402
 
 POSITIONS = 160
 HEADER = ("model", "tokenizer", "layers", "graph", "ids in genai", "fp32: logits, max", "greedy", "chat prompt",
@@ -44,6 +41,7 @@ def run(model: RealModel, archive: Path, work: Path) -> dict[str, Any]:
     from exporters.onnx_types import onnx_options
     from exporters.parity import reference_for
 
+    print(model.name, flush=True)
     folder = work / "onnx-family"
     shutil.rmtree(folder, ignore_errors=True)
     before = make_checkpoint(model, folder / "before", archive)
@@ -93,34 +91,9 @@ def show(results: list[dict[str, Any]]) -> str:
     return table(HEADER, rows)
 
 
-def recorded() -> list[dict[str, Any]]:
-    """The results on record, in the order of the models."""
-    path = RESULTS / "onnx-families.json"
-    results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else []
-    return results
-
-
 def main() -> int:
     """Check every model and write results and docs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work-dir", type=Path, help="kept between runs: llama.cpp's sources; emptied: checkpoints")
-    parser.add_argument("--only", action="append", choices=[model.name for model in MODELS])
-    parser.add_argument("--docs", action="store_true", help="only write the table of docs/onnx.md from the results")
-    args = parser.parse_args()
-    if not args.docs:
-        if args.work_dir is None:
-            parser.error("--work-dir is needed")
-        work = args.work_dir.resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        archive = fetch_converter(work)
-        for model in MODELS:
-            if args.only and model.name not in args.only:
-                continue
-            print(model.name, flush=True)
-            result = run(model, archive, work)
-            by_name = {entry["model"]: entry for entry in recorded()} | {model.name: result}
-            record("onnx-families", {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
-    results = recorded()
+    results = check_models("onnx-families", run, "docs/onnx.md")
     write_table("onnx.md", "onnx_families", show(results))
     return 0 if all(result["passed"] for result in results) else 1
 
