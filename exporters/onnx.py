@@ -23,8 +23,6 @@ from exporters.native import NativeChild
 from exporters.onnx_folder import GENAI_CONFIG
 from exporters.onnx_types import OnnxOptions, check_onnx
 
-__all__ = ["DATA", "GENAI_CONFIG", "MODEL", "check_tokenizer_files", "copy_tokenizer", "write_onnx"]
-
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 _CONFIG = "config.json"

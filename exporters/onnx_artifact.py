@@ -12,12 +12,13 @@ from compact.checkpoint import read_index
 from compact.errors import ToolUnavailableError
 from compact.progress import SILENT, Progress
 from compact.store import sha256_json
-from exporters.onnx import DATA, GENAI_CONFIG, MODEL, write_onnx
+from exporters.onnx import DATA, MODEL, write_onnx
 from exporters.onnx_folder import INSTALL_HINT
 from exporters.onnx_types import BUILDER_VERSION, OnnxOptions, other_version
 
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
 _VERSION = 1
+FOLDER = "onnx"  # in the cache's entry, beside its record
 ENGINES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
 
 
@@ -129,9 +130,6 @@ def make_onnx_artifact(
     )
 
 
-FOLDER = "onnx"
-
-
 def embedding_type(model: Path) -> str:
     """`int4`, `int8`, `fp16` or `fp32`: how the graph looks token embeddings up."""
     import onnx
@@ -148,6 +146,3 @@ def embedding_type(model: Path) -> str:
                 name = sources[name].input[0]
             return "fp16" if types.get(name) == onnx.TensorProto.FLOAT16 else "fp32"
     return "unknown"
-
-
-__all__ = ["DATA", "ENGINES", "GENAI_CONFIG", "MODEL", "OnnxArtifact", "embedding_type", "make_onnx_artifact"]
