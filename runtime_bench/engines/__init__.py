@@ -1,0 +1,1 @@
+"""Engines that run an artifact on a device. One module each, one interface (`base.Engine`)."""

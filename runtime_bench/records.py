@@ -1,0 +1,237 @@
+"""What a run keeps: one record an engine process, raw, as lines of samples.jsonl.
+
+All times are seconds of the device's own clock; everything that is reported is derived from these records
+(`runtime_bench.metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Side = Literal["pruned", "baseline"]
+SIDES: tuple[Side, Side] = ("pruned", "baseline")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the engine's process in bytes; None where the system does not tell.
+
+    Attributes:
+        source: where the figures come from: `/proc/PID/status`, `psutil`, ...
+        rss: resident set now.
+        rss_anon: its anonymous part (weights that were copied or repacked, key-value cache, buffers).
+        rss_file: its part that is mapped from files (weights under mmap), which the system can drop.
+        peak_rss: largest resident set so far.
+        private: the share that the system charges to the process: PSS (Linux), phys_footprint (macOS), private bytes
+            (Windows).
+    """
+
+    source: str
+    rss: int | None = None
+    rss_anon: int | None = None
+    rss_file: int | None = None
+    peak_rss: int | None = None
+    private: int | None = None
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """Signs of throttling at one moment.
+
+    Attributes:
+        frequencies: Hz of each core, in the order of the cores; empty where the system does not tell.
+        temperatures: degrees Celsius by sensor.
+    """
+
+    frequencies: tuple[int, ...] = ()
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt and the tokens made after it.
+
+    Attributes:
+        name: of the prompt, or `depth-N`.
+        depth: for a measurement at a context depth: the tokens that the baseline needs for its text; None for a prompt.
+        prompt_tokens: tokens of the prompt in this side's own vocabulary.
+        prompt_s: seconds from the start of the prompt to its last token (the engine's own figure).
+        token_s: seconds from the start of the prompt to each new token, ascending; the first is the TTFT.
+        characters: characters of the new tokens' text.
+    """
+
+    name: str
+    depth: int | None
+    prompt_tokens: int
+    prompt_s: float
+    token_s: tuple[float, ...]
+    characters: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One engine process of one side.
+
+    Attributes:
+        pair: number of the repetition; the two sides of a pair ran one after the other.
+        order: 0 for the side that ran first in its pair.
+        load_s: seconds from the start of the process to the loaded model, file in the page cache.
+        cold_load_s: the same with the file's pages dropped before; None where that cannot be done.
+        cold_why: why `cold_load_s` is None, or how the pages were dropped.
+        memory: readings by moment: `loaded`, `end`.
+        kv_cache_bytes: key-value cache of the context, the engine's own figure.
+        buffers: bytes by backend and kind, the engine's own figures (`CPU model`, `CUDA0 KV`, ...).
+        device_memory_bytes: memory on an accelerator; None where nothing is offloaded.
+        thermal: readings `before` and `after`.
+        generations: what was measured, in the order in which it ran.
+        cpu_share: share of one core that the measuring parent used while the engine ran.
+        wall_s: seconds that the whole record took, by the parent's clock.
+    """
+
+    pair: int
+    side: Side
+    order: int
+    load_s: float | None
+    cold_load_s: float | None
+    cold_why: str
+    memory: Mapping[str, Memory]
+    kv_cache_bytes: int | None
+    buffers: Mapping[str, int]
+    device_memory_bytes: int | None
+    thermal: Mapping[str, Thermal]
+    generations: tuple[Generation, ...]
+    cpu_share: float
+    wall_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for one line of samples.jsonl."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Sample:
+        """The record of one line. Raises KeyError and TypeError for a line that is none."""
+        return cls(
+            **{
+                **value,
+                "memory": {key: Memory(**item) for key, item in value["memory"].items()},
+                "thermal": {
+                    key: Thermal(tuple(item["frequencies"]), dict(item["temperatures"]))
+                    for key, item in value["thermal"].items()
+                },
+                "generations": tuple(
+                    Generation(**{**item, "token_s": tuple(item["token_s"])}) for item in value["generations"]
+                ),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, the same text for both sides.
+
+    Attributes:
+        name: short name: `short`, `document`, `code`, `chat`.
+        text: what the engine gets, chat template applied.
+        tokens: tokens that each side needs for it.
+        skipped: why it was not run; None where it was.
+    """
+
+    name: str
+    text: str
+    tokens: Mapping[Side, int]
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side's artifact, as the report names it.
+
+    Attributes:
+        name: of the file or folder.
+        format: `gguf` or `onnx`.
+        quant: type of the file; None where it does not say.
+        size_bytes: all files that the device needs.
+        sha256: of the file, or of the folder's SHA256SUMS-like list.
+        bits_per_weight: None where unknown.
+        parameters: None where unknown.
+        bits_per_byte: of `bits_per_byte_text`, None where it was not measured.
+        threads: threads that the engine was given for this side.
+        engine: name of the engine that ran it.
+    """
+
+    name: str
+    format: str
+    quant: str | None
+    size_bytes: int
+    sha256: str
+    bits_per_weight: float | None
+    parameters: int | None
+    bits_per_byte: float | None
+    threads: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit of the target profile.
+
+    Attributes:
+        name: `memory`, `storage`, `ttft`, `decode`.
+        limit: bytes, seconds or tokens a second.
+        source: the profile's own words for it.
+    """
+
+    name: str
+    limit: float
+    source: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that is known of a run beside its samples.
+
+    Attributes:
+        status: `complete`, `partial` (the run was cut short; never ranked) or `not measured`.
+        reason: why it is not complete, one line; empty else.
+        unlike: what differs between the two sides, one line each; a report with entries says so in its title.
+        device: what `runtime_bench.device_facts` found, plain values.
+        device_spec: `local`, `ssh:user@host:22`, `adb:SERIAL`.
+        emulated: speeds mean nothing.
+        engine: name, version, build flags, ISA; plain values.
+        settings: threads, context, KV type, flash attention, mmap, mlock, GPU layers, backend; plain values.
+        subjects: the two sides.
+        prompts: the prompts.
+        depths: context depths in tokens of the baseline.
+        reference_characters: characters of the reference text (all prompts' texts).
+        reference_tokens: tokens that each side needs for the reference text.
+        bits_per_byte_text: name of the text that bits per byte was measured on; None without.
+        target: name of the target profile whose budgets are judged; None without.
+        budgets: its limits.
+        notes: what a reader should know, one line each.
+        command: the command line, for the next person.
+        created: ISO 8601 time, UTC.
+        tool_version: of compact-edge.
+    """
+
+    status: Literal["complete", "partial", "not measured"]
+    reason: str
+    unlike: tuple[str, ...]
+    device: Mapping[str, Any]
+    device_spec: str
+    emulated: bool
+    engine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    subjects: Mapping[Side, Subject]
+    prompts: tuple[Prompt, ...]
+    depths: tuple[int, ...]
+    reference_characters: int
+    reference_tokens: Mapping[Side, int]
+    bits_per_byte_text: str | None
+    target: str | None
+    budgets: tuple[Budget, ...]
+    notes: tuple[str, ...]
+    command: str
+    created: str
+    tool_version: str
