@@ -1,0 +1,277 @@
+"""An artifact as the bench sees it: the files that a device needs, and what they say of themselves.
+
+A GGUF (one file, or the first part of several) or an ONNX folder, alone or in a folder that `compact-edge build`
+published. Where a manifest and SHA256SUMS lie beside it they are used, and the files must be what they say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
+from compact.gguf_file import read_gguf
+from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
+from exporters.onnx_folder import GENAI_CONFIG, read_folder
+from exporters.quant_types import QUANTS
+
+GGUF, ONNX = "gguf", "onnx"
+MANIFEST = "manifest.json"
+BASELINE = "baseline"
+_PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_ONNX_TEXT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_ONNX_FILES = (GENAI_CONFIG, "config.json", "generation_config.json", *_ONNX_TEXT)
+_KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -> bytes
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact, read but not loaded.
+
+    Attributes:
+        path: the GGUF (its first part) or the ONNX folder.
+        format: `gguf` or `onnx`.
+        files: what the device needs: name -> path here, sha256.
+        size_bytes: of the weights' files (graph and data, or all parts).
+        quant: type of the file; None where nothing says it.
+        parameters: number of weights; None where nothing says it.
+        context_length: most positions of the model.
+        chat_template: Jinja text; None for a model without one.
+        bos: text of the BOS token where the engine puts one before every prompt itself; empty else.
+        special: the tokens that a chat template may name: `bos_token`, `eos_token`.
+        kv_cache_bytes_per_position: None where the engine says it itself.
+        manifest: of the build that published it; None for a bare file.
+        folder: where the build's files lie; None for a bare file.
+    """
+
+    path: Path
+    format: str
+    files: Mapping[str, tuple[Path, str]]
+    size_bytes: int
+    quant: str | None
+    parameters: int | None
+    context_length: int
+    chat_template: str | None
+    bos: str
+    special: Mapping[str, str]
+    kv_cache_bytes_per_position: int | None
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """Name for people: the file's, or the folder's with its type."""
+        if self.format == GGUF:
+            return self.path.name
+        named = (self.manifest or {}).get("model", {}).get("name")
+        return f"{named or self.path.name} ({self.quant or 'ONNX'})"
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, or of the list of the files' hashes."""
+        hashes = {name: digest for name, (_, digest) in self.files.items()}
+        return next(iter(hashes.values())) if len(hashes) == 1 else sha256_json(hashes)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return None if not self.parameters else self.size_bytes * 8 / self.parameters
+
+    @property
+    def target(self) -> str | None:
+        """Name of the device profile that it was built for."""
+        value = (self.manifest or {}).get("target")
+        return value if isinstance(value, str) else None
+
+    def published_bits_per_byte(self) -> tuple[str, float] | None:
+        """(text, bits per byte) that the build measured; None where it did not, or for another artifact."""
+        manifest = self.manifest or {}
+        for part in ("after", "before"):
+            figures = manifest.get(part)
+            if isinstance(figures, dict) and figures.get("size_bytes") == self.size_bytes:
+                value = (figures.get("bits_per_byte") or {}).get(self.quant)
+                text = (manifest.get("evaluation") or {}).get("text")
+                if isinstance(value, int | float) and isinstance(text, str):
+                    return text, float(value)
+        return None
+
+
+def find_artifact(path: Path) -> Path:
+    """The artifact that a path means: itself, or the only one in a build's output.
+
+    Raises:
+        ModelNotFoundError: nothing there, or no artifact in the folder.
+        UsageError: a build's output with artifacts of both formats.
+    """
+    if not path.exists():
+        raise ModelNotFoundError(f"{path}: no such file or folder", "name a .gguf, an ONNX folder, or a build's --out")
+    if path.is_file():
+        if path.suffix.lower() == ".onnx":
+            return path.parent
+        return path
+    if (path / GENAI_CONFIG).is_file():
+        return path
+    ggufs = _first_parts(path)
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if len(ggufs) > 1:
+        raise UsageError(f"{path}: {len(ggufs)} GGUF files in it", f"name one: {ggufs[0].name}, {ggufs[1].name}")
+    inside = [path / name for name in (GGUF, ONNX) if (path / name).is_dir()]
+    if len(inside) > 1:
+        raise UsageError(f"{path}: a build of both formats", f"name one: {inside[0]} or {inside[1]}")
+    if not inside:
+        raise ModelNotFoundError(f"{path}: no .gguf and no {GENAI_CONFIG} in it", "name a build's --out or a .gguf")
+    return find_artifact(inside[0])
+
+
+def find_baseline(artifact: Path) -> Path | None:
+    """The unpruned artifact that the same build published; None where there is none."""
+    folder = artifact if artifact.is_dir() else artifact.parent
+    kind = ONNX if artifact.is_dir() else GGUF
+    for name in (f"{BASELINE}-{kind}", BASELINE):
+        place = folder.parent / name
+        if place.is_dir() and place != folder and folder.name == kind:
+            return find_artifact(place)
+    return None
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read what `find_artifact` found, and hash its files.
+
+    Raises:
+        ModelNotFoundError: no such file, or a part is missing.
+        DamagedFileError: a broken file, or one that is not what SHA256SUMS beside it says.
+        UnsafePathError: a file names another outside its folder.
+    """
+    return _read_onnx(path) if path.is_dir() else _read_gguf(path)
+
+
+def _first_parts(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.glob("*.gguf")):
+        part = _PART.match(path.name)
+        if path.name != "imatrix.gguf" and (part is None or int(part["number"]) == 1):
+            found.append(path)
+    return found
+
+
+def _read_gguf(path: Path) -> Artifact:
+    paths = [path]
+    if (part := _PART.match(path.name)) is not None:
+        if int(part["number"]) != 1:
+            raise UsageError(f"{path.name}: not the first part", f"name {part['stem']}-00001-of-{part['count']}.gguf")
+        numbers = range(1, int(part["count"]) + 1)
+        paths = [path.with_name(f"{part['stem']}-{number:05d}-of-{part['count']}.gguf") for number in numbers]
+        for other in paths:
+            if not other.is_file():
+                raise ModelNotFoundError(f"{other}: missing, a part of {path.name}", "download or export it again")
+    heads = [read_gguf(other) for other in paths]
+    values = heads[0].values
+    architecture = str(values.get("general.architecture", ""))
+    context = values.get(f"{architecture}.context_length")
+    if not isinstance(context, int) or context < 1:
+        raise DamagedFileError(f"{path}: the GGUF has no {architecture}.context_length", "it is not a language model")
+    types = {quant.ftype: quant.name for quant in QUANTS.values()}
+    special = {f"{name}_token": _token(values, name) for name in ("bos", "eos")}
+    adds_bos = values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama")
+    template = values.get("tokenizer.chat_template")
+    return Artifact(
+        path=path,
+        format=GGUF,
+        files=_hashed(paths),
+        size_bytes=sum(other.stat().st_size for other in paths),
+        quant=types.get(values.get("general.file_type", -1)),
+        parameters=sum(tensor.size for head in heads for tensor in head.tensors.values()),
+        context_length=context,
+        chat_template=template if isinstance(template, str) and template else None,
+        bos=special["bos_token"] if adds_bos else "",
+        special=special,
+        kv_cache_bytes_per_position=None,
+        manifest=_manifest(path.parent),
+    )
+
+
+def _read_onnx(path: Path) -> Artifact:
+    from exporters.onnx_graph import check_locations, load_graph
+
+    described = read_folder(path)
+    graph = load_graph(described.model)
+    data = sorted(check_locations(graph, described.model))
+    weights = [described.model, *(path / name for name in data)]
+    for file in weights:
+        if not file.is_file():
+            raise ModelNotFoundError(f"{file}: missing, the graph's data", "download or export it again")
+    manifest = _manifest(path)
+    quant = ((manifest or {}).get("artifact") or {}).get("quant")
+    total = (((manifest or {}).get("after") or {}).get("parameters") or {}).get("total")
+    if path.name.startswith(BASELINE):
+        total = (((manifest or {}).get("before") or {}).get("parameters") or {}).get("total")
+    template = path / "chat_template.jinja"
+    return Artifact(
+        path=path,
+        format=ONNX,
+        files=_hashed([*weights, *(path / name for name in _ONNX_FILES if (path / name).is_file())]),
+        size_bytes=sum(file.stat().st_size for file in weights),
+        quant=quant if isinstance(quant, str) else None,
+        parameters=total if isinstance(total, int) else None,
+        context_length=described.context_length,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        bos="",
+        special=_onnx_special(path),
+        kv_cache_bytes_per_position=_cache_bytes(graph, described.cache_heads * described.head_size),
+        manifest=manifest,
+    )
+
+
+def _hashed(paths: list[Path]) -> dict[str, tuple[Path, str]]:
+    """Name -> (path, sha256); with SHA256SUMS beside them the files must match it."""
+    folder = paths[0].parent
+    listed = read_sums(folder) if (folder / SUMS).is_file() else {}
+    hashed: dict[str, tuple[Path, str]] = {}
+    for path in paths:
+        safe_child(folder, path.name, str(folder))
+        digest = sha256_file(path)
+        if path.name in listed and listed[path.name] != digest:
+            raise DamagedFileError(f"{path}: damaged, its sha256 differs from {SUMS}", "build or download it again")
+        hashed[path.name] = (path, digest)
+    return hashed
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    manifest = read_json_object(path)
+    if not str(manifest.get("schema", "")).startswith("compact-edge/manifest/"):
+        return None
+    return manifest
+
+
+def _token(values: Mapping[str, Any], name: str) -> str:
+    index, tokens = values.get(f"tokenizer.ggml.{name}_token_id"), values.get("tokenizer.ggml.tokens")
+    if isinstance(index, int) and isinstance(tokens, list) and 0 <= index < len(tokens):
+        return str(tokens[index])
+    return ""
+
+
+def _onnx_special(folder: Path) -> dict[str, str]:
+    try:
+        settings = read_json_object(folder / "tokenizer_config.json")
+    except CompactEdgeError:
+        return {}
+    special = {}
+    for name in ("bos_token", "eos_token"):
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        special[name] = value if isinstance(value, str) else ""
+    return special
+
+
+def _cache_bytes(graph: Any, width: int) -> int | None:
+    """Bytes of keys and values of one position: one input of the graph for each, of `width` numbers a position."""
+    kinds = [node.type.tensor_type.elem_type for node in graph.graph.input if node.name.startswith("past_key_values.")]
+    sizes = [_KV_TYPES.get(kind) for kind in kinds]
+    if not sizes or any(size is None for size in sizes):
+        return None
+    return sum(size * width for size in sizes if size is not None)

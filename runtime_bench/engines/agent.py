@@ -1,0 +1,251 @@
+"""Engines that are Python packages: one agent file is placed on the device and spoken to through pipes.
+
+A device without Python cannot run them; what they would have measured reads "not measured" then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from compact.errors import EngineCrashedError, ToolUnavailableError
+from compact.store import sha256_file
+from runtime_bench.engines.base import WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.server_log import figures_of, last_lines
+from runtime_bench.records import Generation
+from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
+
+LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
+NAMES = (LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
+AGENT = Path(__file__).with_name("device_agent.py")
+_EXIT_SECONDS = 5.0
+# What ssh ends with when the connection is lost, and adb when the device goes.
+_LINK_LOST = (255,)
+
+
+class Tokenizer(Protocol):
+    """Tokenizes here for an engine that has no tokenizer."""
+
+    def encode(self, text: str) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class AgentEngine:
+    """One Python engine on one device."""
+
+    times_load_from = "call that loads the model (Python's own start not counted)"
+
+    def __init__(
+        self,
+        name: str,
+        transport: Transport,
+        *,
+        python: str | None = None,
+        tokenizer_of: Callable[[str], Tokenizer] | None = None,
+        kv_cache_bytes: Callable[[str, int], int | None] | None = None,
+    ) -> None:
+        """Place the agent.
+
+        Args:
+            name: one of `NAMES`.
+            transport: the device.
+            python: interpreter on the device; None for this one (local) or `python3`.
+            tokenizer_of: path on the device -> tokenizer here, for plain onnxruntime.
+            kv_cache_bytes: (path on the device, context) -> bytes, for engines that do not say.
+
+        Raises:
+            DeviceUnavailableError: no Python on the device.
+        """
+        self.name = name
+        self._transport = transport
+        self._tokenizer_of = tokenizer_of
+        self._kv_cache_bytes = kv_cache_bytes
+        local = transport.spec == "local"
+        self._python = python or (sys.executable if local else "python3")
+        if not local and transport.run([self._python, "-c", "pass"]).returncode != 0:
+            raise DeviceUnavailableError(
+                f"{transport.spec}: no {self._python} on the device, which {name} needs",
+                "a GGUF artifact is measured without Python; or name an interpreter with --device-python",
+            )
+        self._agent = transport.place(AGENT, sha256_file(AGENT))
+
+    @contextmanager
+    def open(self, path: str, settings: Settings) -> Iterator[AgentSession]:
+        """Start the agent on the artifact at `path`. See `Engine.open`."""
+        environment = {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        child = self._transport.converse([self._python, self._agent], environment=environment)
+        session = AgentSession(self.name, self._transport.spec, child)
+        try:
+            request = {
+                "op": "open",
+                "engine": self.name,
+                "path": path,
+                "threads": settings.threads,
+                "context": settings.context,
+                "gpu_layers": settings.gpu_layers,
+                "provider": settings.execution_provider,
+            }
+            session.begin(request, None if self._tokenizer_of is None else self._tokenizer_of(path))
+            if session.figures.kv_cache_bytes is None and self._kv_cache_bytes is not None:
+                cache = self._kv_cache_bytes(path, settings.context)
+                session.figures = replace(session.figures, kv_cache_bytes=cache)
+            yield session
+        finally:
+            session.close()
+
+
+class AgentSession:
+    """The agent with its model loaded."""
+
+    def __init__(self, engine: str, device: str, child: subprocess.Popen[bytes]) -> None:
+        self._engine = engine
+        self._device = device
+        self._child = child
+        self._tokenizer: Tokenizer | None = None
+        # The child's stderr is read only when it died; a pipe that nobody reads would stop it.
+        self._stderr = _Drain(child)
+        self.pid = 0
+        self.load_s = 0.0
+        self.figures = Figures()
+        self.own_cpu_s = self.busy_s = 0.0
+
+    def begin(self, request: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+        """Load the model."""
+        self._tokenizer = tokenizer
+        reply = self._ask(request)
+        self.pid, self.load_s = int(reply["pid"]), float(reply["load_s"])
+        figures = figures_of(str(reply["log"]))
+        buffers = dict(figures.buffers)
+        if reply["rss_before"] is not None:
+            buffers["Python before loading"] = int(reply["rss_before"])
+        self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **reply["facts"]})
+
+    def warm_up(self) -> None:
+        """See `Session.warm_up`."""
+        self.generate("warm-up", WARM_UP, WARM_UP_TOKENS)
+        self.own_cpu_s = self.busy_s = 0.0
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See `Session.count_tokens`."""
+        if self._tokenizer is not None:
+            return [len(self._tokenizer.encode(text)) for text in texts]
+        return [int(count) for count in self._ask({"op": "count", "texts": list(texts)})["counts"]]
+
+    def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
+        """See `Session.generate`."""
+        request: dict[str, Any] = {"op": "generate", "n_tokens": n_tokens}
+        if self._tokenizer is None:
+            request["text"] = text
+        else:
+            request["ids"] = list(self._tokenizer.encode(text))
+        begin, used = time.monotonic(), time.process_time()
+        line = self._exchange(request)
+        self.busy_s += time.monotonic() - begin
+        self.own_cpu_s += time.process_time() - used
+        reply = self._parsed(line)
+        made = reply["text"] if self._tokenizer is None else self._tokenizer.decode(reply["ids"])
+        times = tuple(float(value) for value in reply["token_s"])
+        return Generation(name, depth, int(reply["prompt_tokens"]), float(reply["prompt_s"]), times, len(made))
+
+    def close(self) -> None:
+        """End the agent: it goes when its stdin does. Safe to call twice."""
+        if self._child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._child.stdin.close()
+        try:
+            self._child.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+        self._stderr.close()
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._parsed(self._exchange(request))
+
+    def _exchange(self, request: Mapping[str, Any]) -> bytes:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        try:
+            self._child.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            self._child.stdin.flush()
+            line = self._child.stdout.readline()
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise self._gone()
+        return line
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
+        try:
+            reply = json.loads(line)
+            if "ok" in reply:
+                return dict(reply["ok"])
+            kind, message = str(reply["error"]), " ".join(str(reply["message"]).split())[:500]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineCrashedError(f"{self._engine}: the agent's answer is none: {line[:100]!r}") from error
+        if kind == "unavailable":
+            where = "" if self._device == "local" else f" on {self._device}"
+            raise ToolUnavailableError(f"{message}{where}", f"install it there: pip install {self._engine}")
+        if kind == "bug":
+            raise RuntimeError(f"device agent: {message}")
+        raise EngineCrashedError(message, "the artifact may not fit this engine's version")
+
+    def _gone(self) -> EngineCrashedError | LinkLostError:
+        try:
+            code = self._child.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            code = self._child.wait()
+        said = last_lines(self._stderr.text())
+        if code in _LINK_LOST and self._device != "local":
+            return LinkLostError(f"{self._device}: the link was lost during a measurement ({said or 'no reason'})")
+        return EngineCrashedError(
+            f"{self._engine} died (exit code {code}){f': {said}' if said else ''}",
+            "memory may have run out; try a smaller --context",
+        )
+
+
+class _Drain:
+    """Takes a child's stderr to a file without a name, in a thread, so that the child never waits for a reader."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        import threading
+
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._source = child.stderr
+        self._thread: threading.Thread | None = None
+        if self._source is not None:
+            self._thread = threading.Thread(target=self._copy, daemon=True)
+            self._thread.start()
+
+    def _copy(self) -> None:
+        assert self._source is not None
+        with contextlib.suppress(OSError, ValueError):
+            while block := os.read(self._source.fileno(), 1 << 16):
+                self._file.write(block)
+
+    def text(self) -> str:
+        """The end of what was written."""
+        if self._thread is not None:
+            self._thread.join(1.0)
+        self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - 8192))
+        return self._file.read().decode("utf-8", "replace")
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join(1.0)
+        if self._source is not None:
+            self._source.close()
+        self._file.close()

@@ -1,0 +1,165 @@
+"""llama.cpp's llama-server: the engine for every device, text in over HTTP on the device's loopback.
+
+The server is reached directly, through `ssh -L` or through `adb forward`. All times come from the device: the load
+time from the server's log, the others from `timings_per_token`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from compact.errors import EngineCrashedError
+from compact.store import sha256_file
+from runtime_bench.engines.base import ALL_LAYERS, LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.server_log import figures_of, last_lines, loaded_after, port_of
+from runtime_bench.engines.stream import NoAnswerError, Saved, completion_of, json_of, post
+from runtime_bench.records import Generation
+from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
+
+if TYPE_CHECKING:
+    from runtime_bench.engine_build import EngineFolder
+
+T = TypeVar("T")
+NAME = "llama-server"
+_LOG = "llama-server.log"
+_POLL_SECONDS = 0.1
+# The device ends a server after this many seconds, whatever became of the connection.
+_LIMIT_SECONDS = 6 * 3600.0
+_REQUEST_SECONDS = 1800.0
+_OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes the one that is known to fit"
+
+
+class LlamaServer:
+    """llama-server on one device; the binaries are placed there once."""
+
+    name = NAME
+    times_load_from = "start of the process"
+
+    def __init__(self, transport: Transport, folder: EngineFolder) -> None:
+        """Place the engine's files on the device. Raises as `Transport.place_folder`."""
+        self._transport = transport
+        files = {path.name: (path, sha256_file(path)) for path in folder.files}
+        self._folder = transport.place_folder(files)
+        self._program = f"{self._folder}/{folder.server.name}"
+        if transport.spec != "local":
+            transport.run(["chmod", "755", self._program])
+        # A server from llama.cpp's releases stands beside its shared libraries.
+        self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 2 else {}
+
+    @contextmanager
+    def open(self, path: str, settings: Settings) -> Iterator[ServerSession]:
+        """Start the server on the artifact at `path`. See `Engine.open`."""
+        program = self._transport.start(
+            [self._program, *arguments(path, settings)],
+            log=_LOG,
+            limit=_LIMIT_SECONDS,
+            environment=self._environment,
+        )
+        try:
+            log = self._wait(program)
+            port = port_of(log)
+            assert port is not None
+            with self._transport.forward(port) as local:
+                yield ServerSession(self._transport, program, local, log)
+        finally:
+            program.stop()
+
+    def _wait(self, program: Program) -> str:
+        """The log, once the server listens with its model loaded."""
+        end = time.monotonic() + LOAD_SECONDS
+        while time.monotonic() < end:
+            alive = program.alive()
+            log = read_log(self._transport, program.log)
+            if port_of(log) is not None and loaded_after(log) is not None:
+                return log
+            if not alive:
+                raise EngineCrashedError(
+                    f"llama-server did not load the model: {last_lines(log) or 'no log'}", _OLD_HINT
+                )
+            time.sleep(_POLL_SECONDS)
+        raise DeviceUnavailableError(f"llama-server did not load the model within {LOAD_SECONDS:.0f} s")
+
+
+class ServerSession:
+    """A server with its model loaded and warmed up."""
+
+    def __init__(self, transport: Transport, program: Program, port: int, log: str) -> None:
+        self._transport = transport
+        self._program = program
+        self._port = port
+        self.pid = program.pid
+        self.load_s = loaded_after(log) or 0.0
+        self.figures: Figures = figures_of(log)
+        self.own_cpu_s = self.busy_s = 0.0
+
+    def warm_up(self) -> None:
+        """A short prompt that is in no figure: it touches every weight and makes the compute buffers."""
+        self._complete(WARM_UP, WARM_UP_TOKENS)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See `Session.count_tokens`."""
+        return [self._count(text) for text in texts]
+
+    def _count(self, text: str) -> int:
+        saved = self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        return len(self._parsed(lambda: json_of(saved))["tokens"])
+
+    def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
+        """See `Session.generate`."""
+        saved = self._complete(text, n_tokens)
+        self.own_cpu_s += saved.cpu_s
+        self.busy_s += saved.wall_s
+        made = self._parsed(lambda: completion_of(saved))
+        return Generation(name, depth, made.prompt_tokens, made.prompt_s, made.token_s, len(made.text))
+
+    def _complete(self, text: str, n_tokens: int) -> Saved:
+        body = {
+            "prompt": text,
+            "n_predict": n_tokens,
+            "stream": True,
+            "timings_per_token": True,
+            "cache_prompt": False,
+            "ignore_eos": True,
+            "temperature": 0,
+            "samplers": ["temperature"],
+        }
+        return self._post("/completion", body)
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Saved:
+        return self._parsed(lambda: post(self._port, path, body, _REQUEST_SECONDS))
+
+    def _parsed(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except NoAnswerError as error:
+            raise self._blame(error) from error
+
+    def _blame(self, error: NoAnswerError) -> EngineCrashedError | LinkLostError:
+        """Whether the engine or the link is at fault: the device's own log says, if it can be read."""
+        try:
+            gone = self._transport.run(["kill", "-0", str(self.pid)]).returncode != 0
+            log = read_log(self._transport, self._program.log)
+        except DeviceUnavailableError as lost:
+            return LinkLostError(f"{self._transport.spec}: the link was lost during a measurement ({lost.message})")
+        if gone:
+            return EngineCrashedError(
+                f"llama-server died: {last_lines(log) or 'no log'}", "memory may have run out; try a smaller --context"
+            )
+        return LinkLostError(f"{self._transport.spec}: no answer from llama-server ({error})")
+
+
+def arguments(path: str, settings: Settings) -> list[str]:
+    """llama-server's arguments: one slot, no caches between requests, everything in the log that the report needs."""
+    layers = "999" if settings.gpu_layers == ALL_LAYERS else str(settings.gpu_layers)
+    words = ["-m", path, "--host", "127.0.0.1", "--port", "0", "--offline"]
+    words += ["--ctx-size", str(settings.context), "--parallel", "1", "--cache-ram", "0", "--no-slots", "-fit", "off"]
+    words += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads), "--gpu-layers", layers]
+    return [*words, "--no-warmup", "--log-timestamps", "--log-prefix", "--log-colors", "off", "-lv", "4"]
+
+
+def read_log(transport: Transport, path: str) -> str:
+    """The server's log so far."""
+    return transport.run(["cat", path]).stdout.decode("utf-8", "replace")

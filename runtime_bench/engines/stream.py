@@ -1,0 +1,175 @@
+"""A completion over HTTP, saved as it comes and parsed afterwards.
+
+While the engine measures, this side only sleeps and saves bytes: the times are in the answer, taken on the device, so
+that neither the link nor a late wake-up here is in any figure.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any, cast
+
+from compact.errors import EngineCrashedError
+
+_PAUSE = 0.02  # seconds between two looks at the socket; its buffer holds thousands of tokens
+_CONNECT_SECONDS = 10.0
+_CHUNK = 1 << 20
+
+
+class NoAnswerError(Exception):
+    """The connection broke or gave no whole answer; the caller knows whether the engine or the link is to blame."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One answer, raw.
+
+    Attributes:
+        content: status line, headers and body.
+        wall_s: seconds from the request to the end of the answer, by this side's clock.
+        cpu_s: processor time that this process used meanwhile.
+    """
+
+    content: bytes
+    wall_s: float
+    cpu_s: float
+
+
+def post(port: int, path: str, body: Mapping[str, Any], timeout: float) -> Saved:
+    """Send JSON to a port of the loopback and save the answer until the server closes the connection.
+
+    Raises NoAnswerError.
+    """
+    content = json.dumps(body).encode("utf-8")
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    begin, used = time.monotonic(), time.process_time()
+    parts: list[bytes] = []
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_SECONDS) as connection:
+            connection.sendall(head.encode("ascii") + content)
+            connection.settimeout(timeout)
+            while part := connection.recv(_CHUNK):
+                parts.append(part)
+                if time.monotonic() - begin > timeout:
+                    raise NoAnswerError(f"no end of the answer after {timeout:.0f} s")
+                time.sleep(_PAUSE)
+    except OSError as error:
+        raise NoAnswerError(str(error) or type(error).__name__) from error
+    return Saved(b"".join(parts), time.monotonic() - begin, time.process_time() - used)
+
+
+class _Bytes:
+    """As much of a socket as HTTPResponse asks for."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        del mode
+        return io.BytesIO(self._content)
+
+
+def body_of(saved: Saved) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        NoAnswerError: the answer is cut short.
+        EngineCrashedError: the server refused the request; its message is quoted.
+    """
+    response = HTTPResponse(cast("socket.socket", _Bytes(saved.content)))
+    try:
+        response.begin()
+        body = response.read()
+    except (HTTPException, OSError, ValueError) as error:
+        raise NoAnswerError(f"the answer is cut short ({type(error).__name__})") from error
+    if response.status != 200:
+        raise EngineCrashedError(f"llama-server answered {response.status}: {_message(body)}")
+    return body
+
+
+def json_of(saved: Saved) -> dict[str, Any]:
+    """The JSON object of an answer. Raises as `body_of`."""
+    try:
+        value = json.loads(body_of(saved))
+    except ValueError as error:
+        raise NoAnswerError("the answer is no JSON") from error
+    if not isinstance(value, dict):
+        raise NoAnswerError("the answer is no JSON object")
+    return value
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A streamed completion.
+
+    Attributes:
+        prompt_tokens: tokens that were processed.
+        prompt_s: seconds for them.
+        token_s: seconds from the begin of the prompt to each token.
+        text: what the tokens say.
+    """
+
+    prompt_tokens: int
+    prompt_s: float
+    token_s: tuple[float, ...]
+    text: str
+
+
+def completion_of(saved: Saved) -> Completion:
+    """Parse the server-sent events of `/completion` with `timings_per_token`.
+
+    The server sends nothing for a token that ends within a character; its time is set between its neighbours'.
+
+    Raises as `body_of`.
+    """
+    seen: dict[int, float] = {}
+    texts: list[str] = []
+    prompt_tokens, prompt_ms, ended = 0, 0.0, False
+    for line in body_of(saved).split(b"\n"):
+        if not line.startswith(b"data:"):
+            continue
+        try:
+            event = json.loads(line[5:])
+            if "error" in event:
+                raise EngineCrashedError(f"llama-server: {str(event['error'].get('message'))[:300]}")
+            texts.append(str(event.get("content", "")))
+            timings = event["timings"]
+            prompt_tokens, prompt_ms = int(timings["prompt_n"]), float(timings["prompt_ms"])
+            seen.setdefault(int(timings["predicted_n"]), float(timings["predicted_ms"]))
+            ended = ended or bool(event.get("stop")) or "tokens" not in event
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NoAnswerError("an event of the answer is not as expected") from error
+    if not ended or not prompt_tokens:
+        raise NoAnswerError("the answer has no end")
+    seen.pop(0, None)
+    times = [(prompt_ms + ms) / 1e3 for ms in _filled(seen)]
+    return Completion(prompt_tokens, prompt_ms / 1e3, tuple(times), "".join(texts))
+
+
+def _filled(seen: Mapping[int, float]) -> list[float]:
+    """Times of the tokens 1 to the last, those that are missing on the straight line between their neighbours."""
+    numbers = sorted(seen)
+    result: list[float] = []
+    before, before_ms = 0, 0.0
+    for number in numbers:
+        step = (seen[number] - before_ms) / (number - before)
+        result.extend(before_ms + step * index for index in range(1, number - before))
+        result.append(seen[number])
+        before, before_ms = number, seen[number]
+    return result
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace").strip() or "no reason"

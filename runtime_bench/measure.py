@@ -1,0 +1,244 @@
+"""The loop: a fresh engine process a side and repetition, the sides interleaved, raw records out.
+
+Repetitions run AB, BA, AB, ... : the sides take turns, and each is first equally often, so that a device that grows
+slower while it warms up slows both alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from compact.errors import UsageError
+from compact.progress import SILENT, Progress
+from runtime_bench.device_facts import drop_file_cache, read_memory, read_thermal
+from runtime_bench.engines.base import Engine, Figures, Session, Settings
+from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
+from runtime_bench.transports.base import LinkLostError, Transport
+
+DEFAULT_DEPTHS = (128, 512, 1024)
+DEFAULT_TOKENS = 64
+DEFAULT_REPETITIONS = 10
+
+
+@dataclass(frozen=True)
+class BoundSide:
+    """One side, ready to run.
+
+    Attributes:
+        side: which one.
+        engine: what runs it.
+        path: the artifact on the device.
+        weights: its largest file on the device, whose pages are dropped for a cold load.
+        settings: how it is opened.
+        prompts: name -> text, chat template applied.
+    """
+
+    side: Side
+    engine: Engine
+    path: str
+    weights: str
+    settings: Settings
+    prompts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every process runs.
+
+    Attributes:
+        prompts: as the report lists them, those that do not fit marked.
+        depths: depth in tokens of the baseline -> text of that many tokens.
+        n_tokens: new tokens behind each prompt.
+        reference_tokens: tokens of the reference text by side.
+        figures: what each side's engine said when it was opened for counting.
+        notes: what was left out, one line each.
+    """
+
+    prompts: tuple[Prompt, ...]
+    depths: Mapping[int, str]
+    n_tokens: int
+    reference_tokens: Mapping[Side, int]
+    figures: Mapping[Side, Figures]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What the loop got done.
+
+    Attributes:
+        samples: the records, in the order in which they were made.
+        lost: why the run was cut short; empty where it was not.
+        notes: one line each.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    lost: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    sides: Mapping[Side, BoundSide],
+    *,
+    depths: Sequence[int],
+    n_tokens: int,
+    reference: str,
+    progress: Progress = SILENT,
+) -> Workload:
+    """Open both sides once, count tokens with their own tokenizers, and see what fits into the context.
+
+    Args:
+        sides: both sides.
+        depths: wanted context depths, in tokens of the baseline.
+        n_tokens: new tokens behind each prompt.
+        reference: text on which characters a token are counted; also the source of the texts of the depths.
+        progress: where it is reported.
+
+    Raises:
+        UsageError: nothing fits into the context.
+        CompactEdgeError: what the engines raise.
+    """
+    counts: dict[Side, dict[str, int]] = {}
+    totals: dict[Side, int] = {}
+    figures: dict[Side, Figures] = {}
+    texts: dict[int, str] = {}
+    depth_counts: dict[Side, dict[int, int]] = {}
+    with progress.task("opening both sides", len(SIDES), "sides") as task:
+        for side in ("baseline", "pruned"):  # the baseline's tokens decide where the texts of the depths end
+            bound = sides[side]
+            with bound.engine.open(bound.path, bound.settings) as session:
+                names = list(bound.prompts)
+                counts[side] = dict(zip(names, session.count_tokens(list(bound.prompts.values())), strict=True))
+                totals[side] = session.count_tokens([reference])[0]
+                if side == "baseline":
+                    texts = {depth: _text_of(session, reference, depth) for depth in sorted(set(depths))}
+                depth_counts[side] = dict(zip(texts, session.count_tokens(list(texts.values())), strict=True))
+                figures[side] = session.figures
+            task.advance()
+    room = min(bound.settings.context for bound in sides.values()) - n_tokens
+    prompts = []
+    for name, text in sides["pruned"].prompts.items():
+        tokens = {side: counts[side][name] for side in SIDES}
+        most = max(tokens.values())
+        skipped = None if most <= room else f"needs {most + n_tokens} positions, the context has {room + n_tokens}"
+        prompts.append(Prompt(name, text, tokens, skipped))
+    fitting = {depth: text for depth, text in texts.items() if max(depth_counts[s][depth] for s in SIDES) <= room}
+    notes = [f"prompt {prompt.name} was not run: {prompt.skipped}" for prompt in prompts if prompt.skipped]
+    notes += [f"depth {depth} was not run: it does not fit into the context" for depth in texts if depth not in fitting]
+    if all(prompt.skipped for prompt in prompts):
+        raise UsageError(
+            f"no prompt fits into a context of {room + n_tokens} positions",
+            "give a larger --context or other --prompts",
+        )
+    return Workload(tuple(prompts), fitting, n_tokens, totals, figures, tuple(notes))
+
+
+def measure(
+    transport: Transport,
+    sides: Mapping[Side, BoundSide],
+    workload: Workload,
+    *,
+    repetitions: int,
+    seconds: float | None = None,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Run the pairs.
+
+    Args:
+        transport: the device.
+        sides: both sides.
+        workload: what each process runs.
+        repetitions: pairs to run.
+        seconds: no pair is begun that would end later than this, going by those before it; one always runs.
+        on_sample: called with every record as soon as it is there.
+        progress: where it is reported.
+
+    Returns:
+        The records; where the link was lost, those until then, and `lost` says so. Nothing is measured twice.
+    """
+    outcome = Outcome()
+    begin = time.monotonic()
+    total = len(SIDES) * repetitions if seconds is None else round(seconds)
+    with progress.task("measuring", total, "processes" if seconds is None else "s") as task:
+        told = 0.0
+        for pair in range(repetitions):
+            elapsed = time.monotonic() - begin
+            if seconds is not None and pair and elapsed * (pair + 1) / pair > seconds:
+                outcome.notes.append(f"{pair} of {repetitions} pairs fitted into {seconds:.0f} s")
+                break
+            for order, side in enumerate(SIDES if pair % 2 == 0 else reversed(SIDES)):
+                try:
+                    sample = _record(transport, sides[side], workload, pair, order)
+                except LinkLostError as error:
+                    outcome.lost = error.message
+                    return outcome
+                outcome.samples.append(sample)
+                on_sample(sample)
+                elapsed = time.monotonic() - begin
+                task.advance(1 if seconds is None else max(0, round(elapsed) - round(told)))
+                told = elapsed
+    return outcome
+
+
+def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: int, order: int) -> Sample:
+    begin = time.monotonic()
+    thermal = {"before": read_thermal(transport)}
+    cold, why = _cold_load(transport, bound)
+    memory: dict[str, Memory] = {}
+    generations: list[Generation] = []
+    with bound.engine.open(bound.path, bound.settings) as session:
+        memory["loaded"] = read_memory(transport, session.pid)
+        session.warm_up()
+        for prompt in workload.prompts:
+            if prompt.skipped is None:
+                text = bound.prompts[prompt.name]
+                generations.append(session.generate(prompt.name, text, workload.n_tokens))
+        for depth, text in workload.depths.items():
+            generations.append(session.generate(f"depth-{depth}", text, workload.n_tokens, depth))
+        memory["end"] = read_memory(transport, session.pid)
+        figures, load_s = session.figures, session.load_s
+        share = session.own_cpu_s / session.busy_s if session.busy_s else 0.0
+    thermal["after"] = read_thermal(transport)
+    return Sample(
+        pair=pair,
+        side=bound.side,
+        order=order,
+        load_s=load_s,
+        cold_load_s=cold,
+        cold_why=why,
+        memory=memory,
+        kv_cache_bytes=figures.kv_cache_bytes,
+        buffers=figures.buffers,
+        device_memory_bytes=figures.device_memory_bytes,
+        thermal=thermal,
+        generations=tuple(generations),
+        cpu_share=share,
+        wall_s=time.monotonic() - begin,
+    )
+
+
+def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, str]:
+    """Load once with the weights' pages dropped; a process of its own, for loading alone."""
+    dropped, how = drop_file_cache(transport, bound.weights)
+    if not dropped:
+        return None, how
+    with bound.engine.open(bound.path, bound.settings) as session:
+        return session.load_s, how
+
+
+def _text_of(session: Session, source: str, depth: int) -> str:
+    """The beginning of a text, repeated where it is short, that has as nearly `depth` tokens as can be."""
+    text = source
+    while session.count_tokens([text])[0] < depth:
+        text += "\n\n" + source
+    low, high = 0, len(text)  # the longest beginning with at most `depth` tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        if session.count_tokens([text[:middle]])[0] <= depth:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low]

@@ -1,0 +1,117 @@
+"""The prompts of a run: the same text for both sides, chat template applied.
+
+A file of prompts is jsonl: `{"name": ..., "text": ...}` or `{"name": ..., "messages": [{"role", "content"}, ...]}` a
+line. The built-in ones (`prompts.jsonl`) are a short question, a long document, code, and a chat of several turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DataError, ModelNotFoundError
+from runtime_bench.artifact import Artifact
+
+BUILT_IN = Path(__file__).with_name("prompts.jsonl")
+_LARGEST_FILE = 16 << 20
+_MOST_PROMPTS = 64
+_HINT = 'each line is {"name": ..., "text": ...} or {"name": ..., "messages": [...]}'
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One prompt before the chat template: `messages`, or a plain `text`."""
+
+    name: str
+    text: str | None
+    messages: tuple[Mapping[str, str], ...]
+
+
+def read_prompts(path: Path = BUILT_IN) -> tuple[Conversation, ...]:
+    """Read a file of prompts. Raises ModelNotFoundError and DataError."""
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file of prompts", _HINT)
+    if path.stat().st_size > _LARGEST_FILE:
+        raise DataError(f"{path}: larger than {_LARGEST_FILE >> 20} MiB", "prompts are short texts")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text", "save the file as UTF-8") from error
+    found: dict[str, Conversation] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            conversation = _conversation(line, f"{path}:{number}")
+            if conversation.name in found:
+                raise DataError(f"{path}:{number}: a second prompt named {conversation.name!r}", "names are unique")
+            found[conversation.name] = conversation
+    if not 1 <= len(found) <= _MOST_PROMPTS:
+        raise DataError(f"{path}: {len(found)} prompts, 1 to {_MOST_PROMPTS} are possible", _HINT)
+    return tuple(found.values())
+
+
+def render(conversation: Conversation, artifact: Artifact) -> str:
+    """The prompt's text for an engine: through the artifact's chat template, without the BOS that the engine adds.
+
+    A model without a chat template gets the messages' text, one after the other.
+
+    Raises DataError where the template cannot be rendered.
+    """
+    if conversation.text is not None:
+        return conversation.text
+    if artifact.chat_template is None:
+        return "\n\n".join(message["content"] for message in conversation.messages)
+    from jinja2.exceptions import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        texts, _ = render_jinja_template(
+            conversations=[[dict(message) for message in conversation.messages]],
+            chat_template=artifact.chat_template,
+            add_generation_prompt=True,
+            **artifact.special,
+        )
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{artifact.name}: its chat template refuses the prompt {conversation.name!r} ({said})",
+            "give plain texts with --prompts",
+        ) from error
+    return str(texts[0]).removeprefix(artifact.bos)
+
+
+def reference_text(conversations: Sequence[Conversation]) -> str:
+    """The text on which characters a token are counted: all prompts without any template."""
+    parts = []
+    for conversation in conversations:
+        parts += [conversation.text] if conversation.text is not None else []
+        parts += [message["content"] for message in conversation.messages]
+    return "\n\n".join(parts)
+
+
+def _conversation(line: str, where: str) -> Conversation:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not a line of JSON", _HINT) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: not a JSON object", _HINT)
+    name, text, messages = value.get("name"), value.get("text"), value.get("messages")
+    if not isinstance(name, str) or not name or len(name) > 40 or not name.isprintable():
+        raise DataError(f"{where}: no name, or one that is not printable or longer than 40 characters", _HINT)
+    if (text is None) == (messages is None):
+        raise DataError(f"{where}: one of text and messages is needed", _HINT)
+    if text is not None:
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: text is empty or no string", _HINT)
+        return Conversation(name, text, ())
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
+        raise DataError(f"{where}: messages are objects with role ({', '.join(_ROLES)}) and content", _HINT)
+    return Conversation(name, None, tuple({key: message[key] for key in ("role", "content")} for message in messages))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("role") in _ROLES and isinstance(value.get("content"), str)
