@@ -34,6 +34,7 @@ class Artifact:
     Attributes:
         path: the GGUF (its first part) or the ONNX folder.
         format: `gguf` or `onnx`.
+        main: name of the file that an engine opens: the GGUF (its first part), or the graph.
         files: what the device needs: name -> path here, sha256.
         size_bytes: of the weights' files (graph and data, or all parts).
         quant: type of the file; None where nothing says it.
@@ -44,11 +45,11 @@ class Artifact:
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
         kv_cache_bytes_per_position: None where the engine says it itself.
         manifest: of the build that published it; None for a bare file.
-        folder: where the build's files lie; None for a bare file.
     """
 
     path: Path
     format: str
+    main: str
     files: Mapping[str, tuple[Path, str]]
     size_bytes: int
     quant: str | None
@@ -67,6 +68,11 @@ class Artifact:
             return self.path.name
         named = (self.manifest or {}).get("model", {}).get("name")
         return f"{named or self.path.name} ({self.quant or 'ONNX'})"
+
+    @property
+    def largest(self) -> str:
+        """Name of the largest file: the weights."""
+        return max(self.files, key=lambda name: self.files[name][0].stat().st_size)
 
     @property
     def sha256(self) -> str:
@@ -179,6 +185,7 @@ def _read_gguf(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format=GGUF,
+        main=path.name,
         files=_hashed(paths),
         size_bytes=sum(other.stat().st_size for other in paths),
         quant=types.get(values.get("general.file_type", -1)),
@@ -211,6 +218,7 @@ def _read_onnx(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format=ONNX,
+        main=described.model.name,
         files=_hashed([*weights, *(path / name for name in _ONNX_FILES if (path / name).is_file())]),
         size_bytes=sum(file.stat().st_size for file in weights),
         quant=quant if isinstance(quant, str) else None,

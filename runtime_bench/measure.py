@@ -142,7 +142,7 @@ def measure(
     *,
     repetitions: int,
     seconds: float | None = None,
-    on_sample: Callable[[Sample], None] = lambda sample: None,
+    on_sample: Callable[[Sample], None] | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Run the pairs.
@@ -176,7 +176,8 @@ def measure(
                     outcome.lost = error.message
                     return outcome
                 outcome.samples.append(sample)
-                on_sample(sample)
+                if on_sample is not None:
+                    on_sample(sample)
                 elapsed = time.monotonic() - begin
                 task.advance(1 if seconds is None else max(0, round(elapsed) - round(told)))
                 told = elapsed

@@ -196,8 +196,10 @@ class AgentSession:
         except (ValueError, KeyError, TypeError) as error:
             raise EngineCrashedError(f"{self._engine}: the agent's answer is none: {line[:100]!r}") from error
         if kind == "unavailable":
-            where = "" if self._device == "local" else f" on {self._device}"
-            raise ToolUnavailableError(f"{message}{where}", f"install it there: pip install {self._engine}")
+            hint = f"install it there: pip install {self._engine}"
+            if self._device == "local":
+                raise ToolUnavailableError(message, hint)
+            raise DeviceUnavailableError(f"{message} on {self._device}", hint)
         if kind == "bug":
             raise RuntimeError(f"device agent: {message}")
         raise EngineCrashedError(message, "the artifact may not fit this engine's version")

@@ -1,0 +1,252 @@
+"""The pipeline behind `compact-edge bench`: two artifacts, one device, raw records, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compact.cache import Cache, open_cache
+from compact.errors import GateError, ToolUnavailableError, UsageError
+from compact.progress import Progress
+from compact.store import publish, write_sums
+from compact_edge import __version__
+from compact_edge.bench_engine import ENGINES, EngineChoice
+from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike
+from runtime_bench.engines.agent import ONNXRUNTIME
+from runtime_bench.engines.base import ALL_LAYERS, Settings
+from runtime_bench.measure import BoundSide, Outcome, Workload, measure, prepare
+from runtime_bench.prompts import reference_text
+from runtime_bench.records import SIDES, Prompt, RunFacts, Side, Subject
+from runtime_bench.transports.base import DeviceUnavailableError, Transport
+
+if TYPE_CHECKING:
+    from runtime_bench.device_facts import DeviceFacts
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What a run left: the report's document and where it lies."""
+
+    document: Mapping[str, Any]
+    out: Path
+
+
+class BenchIncompleteError(ToolUnavailableError):
+    """The report was published, and the run is partial or measured nothing."""
+
+    def __init__(self, message: str, hint: str, result: BenchResult) -> None:
+        super().__init__(message, hint)
+        self.result = result
+
+
+class OverBudgetError(GateError):
+    """The report was published, and the pruned artifact is over a budget of its target."""
+
+    def __init__(self, message: str, hint: str, result: BenchResult) -> None:
+        super().__init__(message, hint)
+        self.result = result
+
+
+def bench(options: BenchOptions, progress: Progress) -> BenchResult:
+    """Measure a pair and publish its report.
+
+    Raises:
+        UsageError, DataError: before the device is asked; nothing is published.
+        BenchIncompleteError: the report was published, and nothing or only a part was measured.
+        OverBudgetError: with `fail_over_budget`; the report was published.
+        CompactEdgeError: what the stages raise; nothing is published.
+    """
+    from runtime_bench.report.document import make_document
+    from runtime_bench.report.write import write_report
+
+    plan = settle(options, progress)
+    with open_cache() as cache:
+        facts, outcome = _on_device(options, plan, cache, progress)
+    with publish(plan.out, force=options.force) as work:
+        write_report(work, facts, outcome.samples)
+        write_sums(work)
+    document = make_document(facts, outcome.samples)
+    result = BenchResult(document, plan.out)
+    if facts.status != "complete":
+        what = "nothing was measured" if facts.status == "not measured" else "the run is partial"
+        raise BenchIncompleteError(f"{what}: {facts.reason}", f"the report says so: {plan.out}", result)
+    over = [str(budget["name"]) for budget in document["budgets"] if budget["passed"] is False]
+    if options.fail_over_budget and over:
+        message = f"over budget of target {facts.target}: {', '.join(over)}"
+        raise OverBudgetError(message, f"see {plan.out / 'report.md'}", result)
+    return result
+
+
+def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: Progress) -> tuple[RunFacts, Outcome]:
+    from runtime_bench.device_facts import read_facts
+    from runtime_bench.transports.registry import open_transport
+
+    with open_transport(options.device, progress=progress) as transport:
+        device = read_facts(transport)
+        choice = EngineChoice(
+            transport, device, cache, engine_dir=options.engine_dir, device_python=options.device_python
+        )
+        names: dict[Side, str] = {
+            side: choice.name_for(plan.artifacts[side], _wanted(options, plan, side)) for side in SIDES
+        }
+        threads = threads_of(options, plan, device, local=transport.spec == "local")
+        differences = unlike(plan.artifacts, names, threads)
+        if differences and not options.allow_unlike:
+            raise UsageError(
+                f"the pair is not alike ({'; '.join(differences)})",
+                "compare like with like, or give --allow-unlike: the report's title then says so",
+            )
+        unmeasured = _facts(options, plan, transport, device, names, threads, differences)
+        try:
+            sides, engine = _bind(options, plan, transport, choice, names, threads)
+            workload = prepare(
+                sides,
+                depths=options.depths,
+                n_tokens=options.n_tokens,
+                reference=reference_text(plan.conversations),
+                progress=progress,
+            )
+        except DeviceUnavailableError as error:
+            # A device without the engine (or one that went away) is a finding for the report, not an end without one.
+            return replace(unmeasured, status="not measured", reason=error.message), Outcome()
+        outcome = measure(
+            transport,
+            sides,
+            workload,
+            repetitions=options.repetitions,
+            seconds=options.seconds,
+            progress=progress,
+        )
+        if options.clean_device:
+            transport.clean()
+        return _measured(unmeasured, options, plan, workload, engine, outcome), outcome
+
+
+def _wanted(options: BenchOptions, plan: BenchPlan, side: Side) -> str | None:
+    """The engine that `--engine` names, for the side whose format it opens where the pair is of two formats."""
+    formats = {artifact.format for artifact in plan.artifacts.values()}
+    if options.engine is None or len(formats) == 1:
+        return options.engine
+    return options.engine if options.engine in ENGINES[plan.artifacts[side].format] else None
+
+
+def _bind(
+    options: BenchOptions,
+    plan: BenchPlan,
+    transport: Transport,
+    choice: EngineChoice,
+    names: Mapping[Side, str],
+    threads: Mapping[Side, int],
+) -> tuple[dict[Side, BoundSide], dict[str, Any]]:
+    """Place engines and artifacts on the device; the sides, and what is known of the pruned side's engine."""
+    sides: dict[Side, BoundSide] = {}
+    known: dict[str, Any] = {}
+    for side in SIDES:
+        artifact = plan.artifacts[side]
+        engine, described = choice.engine(names[side])
+        if side == "pruned":
+            known.update(described)
+        folder = transport.place_folder(artifact.files)
+        # genai opens a folder, every other engine a file.
+        opened = folder if names[side] == "onnxruntime-genai" else f"{folder}/{artifact.main}"
+        choice.remember(opened, artifact)
+        settings = Settings(threads[side], plan.context, options.gpu_layers, options.execution_provider)
+        weights = f"{folder}/{artifact.largest}"
+        sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side])
+    return sides, known
+
+
+def _facts(
+    options: BenchOptions,
+    plan: BenchPlan,
+    transport: Transport,
+    device: DeviceFacts,
+    names: Mapping[Side, str],
+    threads: Mapping[Side, int],
+    differences: Sequence[str],
+) -> RunFacts:
+    """All that is known before anything ran."""
+    settings: dict[str, Any] = {
+        "batch_size": 1,
+        "threads": threads["pruned"],
+        "context": plan.context,
+        "new_tokens": options.n_tokens,
+        "gpu_layers": "all" if options.gpu_layers == ALL_LAYERS else options.gpu_layers,
+        "sampling": "greedy",
+    }
+    if any(artifact.format == "onnx" for artifact in plan.artifacts.values()):
+        settings["execution_provider"] = options.execution_provider
+        del settings["gpu_layers"]
+    return RunFacts(
+        status="not measured",
+        reason="",
+        unlike=tuple(differences),
+        device=device.as_dict(),
+        device_spec=transport.spec,
+        emulated=transport.emulated,
+        engine={"name": names["pruned"]},
+        settings=settings,
+        subjects={side: _subject(plan, side, threads[side], names[side]) for side in SIDES},
+        prompts=tuple(
+            Prompt(name, text, dict.fromkeys(SIDES, 0), "not measured") for name, text in plan.texts["pruned"].items()
+        ),
+        depths=(),
+        reference_characters=len(reference_text(plan.conversations)),
+        reference_tokens=dict.fromkeys(SIDES, 0),
+        bits_per_byte_text=plan.bits_per_byte_text,
+        target=None if plan.profile is None else plan.profile.name,
+        budgets=plan.budgets(),
+        notes=plan.notes,
+        command=options.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool_version=__version__,
+    )
+
+
+def _measured(
+    facts: RunFacts,
+    options: BenchOptions,
+    plan: BenchPlan,
+    workload: Workload,
+    engine: Mapping[str, Any],
+    outcome: Outcome,
+) -> RunFacts:
+    """The facts, with what the engines said and what came of the run."""
+    del plan
+    figures = workload.figures["pruned"]
+    status: Literal["complete", "partial"] = "partial" if outcome.lost else "complete"
+    notes = [*facts.notes, *workload.notes, *outcome.notes]
+    if facts.engine["name"] == ONNXRUNTIME:
+        notes.append("prompts were tokenized here, not on the device; no figure holds the time for it")
+    if options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
+        notes.append("layers were to be offloaded, but the engine reports no memory on an accelerator")
+    return replace(
+        facts,
+        status=status,
+        reason=outcome.lost,
+        engine={**facts.engine, **engine, **figures.engine},
+        settings={**facts.settings, **figures.settings},
+        prompts=workload.prompts,
+        depths=tuple(workload.depths),
+        reference_tokens=workload.reference_tokens,
+        notes=tuple(notes),
+    )
+
+
+def _subject(plan: BenchPlan, side: Side, threads: int, engine: str) -> Subject:
+    artifact = plan.artifacts[side]
+    return Subject(
+        name=artifact.name,
+        format=artifact.format,
+        quant=artifact.quant,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        bits_per_weight=artifact.bits_per_weight,
+        parameters=artifact.parameters,
+        bits_per_byte=plan.bits_per_byte.get(side),
+        threads=threads,
+        engine=engine,
+    )

@@ -1,0 +1,137 @@
+"""Which engine runs an artifact on a device, and what an artifact of another format would need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.cache import Cache
+from compact.errors import ToolUnavailableError, UsageError
+from runtime_bench.artifact import GGUF, Artifact
+from runtime_bench.engines.agent import GENAI, LLAMA_CPP_PYTHON, ONNXRUNTIME, AgentEngine, Tokenizer
+from runtime_bench.engines.base import Engine
+from runtime_bench.engines.llama_server import NAME as LLAMA_SERVER
+from runtime_bench.engines.llama_server import LlamaServer
+from runtime_bench.transports.base import Transport
+
+if TYPE_CHECKING:
+    from runtime_bench.device_facts import DeviceFacts
+    from runtime_bench.engine_build import EngineFolder
+
+ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), "onnx": (GENAI, ONNXRUNTIME)}
+NAMES = (LLAMA_SERVER, LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
+
+
+class EngineChoice:
+    """Makes engines for one device; equal engines are made once."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        facts: DeviceFacts,
+        cache: Cache,
+        *,
+        engine_dir: Path | None = None,
+        device_python: str | None = None,
+    ) -> None:
+        self._transport = transport
+        self._facts = facts
+        self._cache = cache
+        self._engine_dir = engine_dir
+        self._device_python = device_python
+        self._made: dict[str, tuple[Engine, Mapping[str, Any]]] = {}
+        self._artifacts: dict[str, Artifact] = {}
+
+    def name_for(self, artifact: Artifact, wanted: str | None) -> str:
+        """The engine's name for an artifact.
+
+        Raises:
+            UsageError: the wanted engine does not open this format.
+            ToolUnavailableError: no engine for it is at hand; the hint says how to get one.
+        """
+        known = ENGINES[artifact.format]
+        if wanted is not None:
+            if wanted not in known:
+                raise UsageError(f"--engine {wanted} does not open {artifact.name}", f"it takes {' or '.join(known)}")
+            return wanted
+        if artifact.format != GGUF:
+            return GENAI
+        if self._engine_dir is not None or self._built() is not None:
+            return LLAMA_SERVER
+        if self._transport.spec == "local" and find_spec("llama_cpp") is not None:
+            return LLAMA_CPP_PYTHON
+        raise self._no_server()
+
+    def engine(self, name: str) -> tuple[Engine, Mapping[str, Any]]:
+        """The engine on the device, and what is known of it. Raises as the engines' constructors."""
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def remember(self, path: str, artifact: Artifact) -> None:
+        """Tell which artifact lies at a path of the device."""
+        self._artifacts[path] = artifact
+
+    def _make(self, name: str) -> tuple[Engine, Mapping[str, Any]]:
+        if name == LLAMA_SERVER:
+            folder = self._folder()
+            return LlamaServer(self._transport, folder), folder.as_dict()
+        engine = AgentEngine(
+            name,
+            self._transport,
+            python=self._device_python,
+            tokenizer_of=self._tokenizer if name == ONNXRUNTIME else None,
+            # onnxruntime's keys and values are made for the whole context by genai, and as they come by plain sessions.
+            kv_cache_bytes=self._kv_cache_bytes,
+        )
+        return engine, {}
+
+    def _folder(self) -> EngineFolder:
+        from runtime_bench.engine_build import read_engine_dir
+
+        if self._engine_dir is not None:
+            return read_engine_dir(self._engine_dir, architecture=self._facts.machine)
+        found = self._built()
+        if found is None:
+            raise self._no_server()
+        return found
+
+    def _built(self) -> EngineFolder | None:
+        from runtime_bench.engine_build import find_engine
+
+        return find_engine(self._cache, self._facts.machine, self._facts.isa_features)
+
+    def _no_server(self) -> ToolUnavailableError:
+        machine = self._facts.machine or "this machine"
+        return ToolUnavailableError(
+            f"no llama-server for {machine} is at hand",
+            f"run: compact-edge engine build --arch {machine}, or name a folder with one by --engine-dir",
+        )
+
+    def _tokenizer(self, path: str) -> Tokenizer:
+        return _HostTokenizer(self._artifacts[path].path)
+
+    def _kv_cache_bytes(self, path: str, context: int) -> int | None:
+        artifact = self._artifacts.get(path)
+        each = None if artifact is None else artifact.kv_cache_bytes_per_position
+        return None if each is None else each * context
+
+
+class _HostTokenizer:
+    """tokenizer.json of an ONNX folder, for an engine that has no tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        from compact.tokenizer import load_tokenizer
+
+        self._tokenizer = load_tokenizer(folder)
+
+    def encode(self, text: str) -> list[int]:
+        from compact.tokenizer import encode
+
+        return encode(self._tokenizer, [text], add_special_tokens=False)[0]
+
+    def decode(self, ids: Any) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text

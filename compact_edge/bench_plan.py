@@ -1,0 +1,222 @@
+"""What a bench run compares, settled before the device is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compact.errors import UsageError
+from compact_edge.output import check_output
+from runtime_bench.artifact import GGUF, Artifact, find_artifact, find_baseline, read_artifact
+from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
+from runtime_bench.records import SIDES, Budget, Side
+
+if TYPE_CHECKING:
+    from runtime_bench.device_facts import DeviceFacts
+
+    from compact.progress import Progress
+    from targets.profile import Profile
+
+DEFAULT_CONTEXT = 2048
+# Bits per byte are measured on so much of a text: minutes on a laptop for a model of a billion parameters.
+TEXT_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the user asked for; see the command's help."""
+
+    artifact: Path
+    baseline: Path | None
+    device: str
+    out: Path | None
+    force: bool
+    engine: str | None
+    engine_dir: Path | None
+    device_python: str | None
+    threads: int | None
+    baseline_threads: int | None
+    context: int | None
+    repetitions: int
+    depths: Sequence[int]
+    n_tokens: int
+    seconds: float | None
+    prompts: Path | None
+    text: Path | None
+    gpu_layers: int
+    execution_provider: str
+    target: str | None
+    allow_unlike: bool
+    fail_over_budget: bool
+    clean_device: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is compared, and how.
+
+    Attributes:
+        artifacts: both sides.
+        profile: the target whose budgets are judged; None without.
+        conversations: the prompts.
+        texts: the prompts' texts by side, chat template applied.
+        context: positions of the key-value cache.
+        bits_per_byte_text: name of the text of `bits_per_byte`; None without.
+        bits_per_byte: by side.
+        out: the directory to publish.
+        notes: what a reader should know.
+    """
+
+    artifacts: Mapping[Side, Artifact]
+    profile: Profile | None
+    conversations: tuple[Conversation, ...]
+    texts: Mapping[Side, Mapping[str, str]]
+    context: int
+    bits_per_byte_text: str | None
+    bits_per_byte: Mapping[Side, float]
+    out: Path
+    notes: tuple[str, ...]
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """The limits of the target: bytes, seconds, tokens a second."""
+        profile = self.profile
+        if profile is None:
+            return ()
+        found = []
+        if profile.memory_budget_mib is not None:
+            found.append(
+                Budget("memory", float(profile.memory_budget_mib.value << 20), profile.memory_budget_mib.source)
+            )
+        if profile.storage_budget_mib is not None:
+            limit = float(profile.storage_budget_mib.value << 20)
+            found.append(Budget("storage", limit, profile.storage_budget_mib.source))
+        if profile.ttft_budget_s is not None:
+            found.append(Budget("ttft", profile.ttft_budget_s.value, profile.ttft_budget_s.source))
+        if profile.tokens_per_second_budget is not None:
+            rate = profile.tokens_per_second_budget
+            found.append(Budget("decode", rate.value, rate.source))
+        return tuple(found)
+
+
+def settle(options: BenchOptions, progress: Progress) -> BenchPlan:
+    """Find, read and check everything that needs no device.
+
+    Raises:
+        UsageError: no baseline, an output that is there, or options that do not fit.
+        DataError: a damaged artifact or file of prompts.
+    """
+    path = find_artifact(options.artifact)
+    other = find_baseline(path) if options.baseline is None else find_artifact(options.baseline)
+    if other is None:
+        raise UsageError(
+            f"{path.name}: no unpruned artifact to compare it with",
+            "name it by --baseline; compact-edge build --with-baseline publishes one",
+        )
+    out = (options.out or Path(f"{_stem(path)}-bench")).absolute()
+    check_output(out, force=options.force, inputs=[path, other])
+    conversations = read_prompts(options.prompts or BUILT_IN)
+    artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
+    profile, notes = _profile(options, artifacts["pruned"])
+    texts = {side: {c.name: render(c, artifacts[side]) for c in conversations} for side in SIDES}
+    if texts["pruned"] != texts["baseline"]:
+        notes.append("the two artifacts' chat templates differ: each side's prompts went through its own")
+    name, bits = _bits_per_byte(options, artifacts, progress)
+    return BenchPlan(
+        artifacts=artifacts,
+        profile=profile,
+        conversations=conversations,
+        texts=texts,
+        context=_context(options, profile, artifacts),
+        bits_per_byte_text=name,
+        bits_per_byte=bits,
+        out=out,
+        notes=tuple(notes),
+    )
+
+
+def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], threads: Mapping[Side, int]) -> list[str]:
+    """What a fair comparison forbids to differ and differs, one line each."""
+    quants = {side: artifact.quant or "unknown" for side, artifact in artifacts.items()}
+    compared: tuple[tuple[str, Mapping[Side, object]], ...] = (
+        ("quantization", quants),
+        ("engine", engines),
+        ("threads", threads),
+    )
+    found = [
+        f"{what}: pruned {values['pruned']}, baseline {values['baseline']}"
+        for what, values in compared
+        if values["pruned"] != values["baseline"]
+    ]
+    if not found and "unknown" in quants.values():
+        found.append("quantization: neither artifact says its own")
+    return found
+
+
+def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, local: bool) -> dict[Side, int]:
+    """Threads of each side: as asked, else the target's on a device of its kind, else physical cores less one."""
+    cores = device.physical_cores or device.logical_cores or 2
+    default = max(1, cores - 1)
+    if not local and plan.profile is not None and plan.profile.threads is not None:
+        wanted = plan.profile.threads.value
+        default = min(wanted, device.logical_cores or wanted)
+    pruned = options.threads or default
+    return {"pruned": pruned, "baseline": options.baseline_threads or pruned}
+
+
+def _stem(path: Path) -> str:
+    if path.is_file():
+        return path.stem
+    # A build's folder is called `onnx`; its parent has the model's name.
+    return path.parent.name if path.name == "onnx" else path.name
+
+
+def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, list[str]]:
+    from targets.profile import load_profile
+
+    named = options.target or pruned.target
+    if named is None:
+        return None, []
+    try:
+        return load_profile(named), []
+    except UsageError:
+        if options.target is not None:
+            raise
+        return None, [f"the artifact was built for target {named}, which is not known here: no budgets are judged"]
+
+
+def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[Side, Artifact]) -> int:
+    longest = min(artifact.context_length for artifact in artifacts.values())
+    if options.context is not None and options.context > longest:
+        raise UsageError(f"--context {options.context}: the models have {longest} positions", f"give at most {longest}")
+    return min(options.context or (DEFAULT_CONTEXT if profile is None else profile.context_length.value), longest)
+
+
+def _bits_per_byte(
+    options: BenchOptions, artifacts: Mapping[Side, Artifact], progress: Progress
+) -> tuple[str | None, dict[Side, float]]:
+    """On the text that was given, else what the build published for both on the same text."""
+    if options.text is None:
+        published = {side: artifact.published_bits_per_byte() for side, artifact in artifacts.items()}
+        found = {side: value for side, value in published.items() if value is not None}
+        names = {name for name, _ in found.values()}
+        if len(found) < len(SIDES) or len(names) != 1:
+            return None, {}
+        return f"{names.pop()} (by the build)", {side: bits for side, (_, bits) in found.items()}
+    from compact.evaluate import read_text
+    from compact_edge.build import default_threads
+    from compact_edge.format_onnx import evaluate_onnx
+    from compact_edge.side import evaluate_gguf
+
+    whole = read_text(options.text).encode("utf-8")
+    text = whole[:TEXT_BYTES].decode("utf-8", "ignore")
+    measured: dict[Side, float] = {}
+    for side, artifact in artifacts.items():
+        score = evaluate_gguf if artifact.format == GGUF else evaluate_onnx
+        label = f"bits per byte, {side}"
+        result = score(artifact.path, text, threads=default_threads(), progress=progress, label=label)
+        measured[side] = result.bits_per_byte
+    part = f", first {TEXT_BYTES:,} bytes" if len(whole) > TEXT_BYTES else ""
+    return f"{options.text.name}{part}", measured

@@ -1,0 +1,117 @@
+"""`compact-edge bench`: a pruned artifact against its baseline, on the device."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact_edge.commands.shared import DIRECTORY, FILE
+
+_ENGINES = ("llama-server", "llama-cpp-python", "onnxruntime-genai", "onnxruntime")
+_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
+_MOST_DEPTHS = 16
+
+
+def _layers(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    if value == "all":
+        return -1
+    if not value.isdecimal() or int(value) > 10_000:
+        raise click.BadParameter("a number of layers, or all")
+    return int(value)
+
+
+def _depths(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if len(parts) > _MOST_DEPTHS or not all(part.isdecimal() and 1 <= int(part) <= 1_000_000 for part in parts):
+        raise click.BadParameter(f"up to {_MOST_DEPTHS} numbers of tokens, separated by commas, such as 128,512,1024")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="The unpruned artifact (default: the one that the same build published with --with-baseline).",
+)
+@click.option(
+    "--device", default="local", show_default=True, help="local, ssh:user@host[:port] or adb:SERIAL (see: devices)."
+)
+@click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-bench).")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option(
+    "--engine",
+    type=click.Choice(_ENGINES),
+    help="What runs the model (default: llama-server where there is one, else llama-cpp-python; onnxruntime-genai).",
+)
+@click.option("--engine-dir", type=DIRECTORY, help="A folder with your own llama-server for the device.")
+@click.option("--device-python", help="Python on the device, for the engines that are packages (default: python3).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads (default: physical cores less one).")
+@click.option("--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline, where not the same.")
+@click.option("--context", type=click.IntRange(16), help="Positions of the key-value cache (default: the target's).")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=10, show_default=True, help="Pairs to run.")
+@click.option(
+    "--depths",
+    default="128,512,1024",
+    show_default=True,
+    callback=_depths,
+    help="Context depths for the decode speed, in tokens of the baseline.",
+)
+@click.option("--tokens", "n_tokens", type=click.IntRange(2, 4096), default=64, show_default=True, help="New tokens.")
+@click.option("--seconds", type=click.FloatRange(1), help="Begin no pair that would end later than this.")
+@click.option(
+    "--prompts", type=FILE, help="Prompts as jsonl (name, and text or messages) instead of the built-in ones."
+)
+@click.option("--text", type=FILE, help="Measure bits per byte of both artifacts on this text, on this machine.")
+@click.option("--gpu-layers", default="0", callback=_layers, help="llama.cpp: layers on the GPU, or all.")
+@click.option(
+    "--execution-provider",
+    type=click.Choice(_PROVIDERS),
+    default="cpu",
+    show_default=True,
+    help="onnxruntime's device.",
+)
+@click.option("--target", help="Device profile whose budgets are judged (default: the one it was built for).")
+@click.option("--allow-unlike", is_flag=True, help="Compare a pair of other types, engines or threads all the same.")
+@click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 where a budget is exceeded.")
+@click.option("--clean-device", is_flag=True, help="Leave no file on the device, so that the next run copies anew.")
+@click.option("--json", "as_json", is_flag=True, help="Write report.json to stdout too.")
+def bench(as_json: bool, **values: Any) -> None:
+    """Measure ARTIFACT against its unpruned BASELINE on a device and write a report.
+
+    ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`. Memory,
+    load time, time to first token, prefill and decode speed at batch size 1, each run in a fresh process, the two sides
+    taking turns; the report gives medians and 95% intervals of their ratio.
+
+    The output holds report.md, report.html, report.json and the raw samples.jsonl.
+    """
+    from compact_edge.bench import BenchIncompleteError, OverBudgetError
+    from compact_edge.bench import bench as run
+    from compact_edge.bench_plan import BenchOptions
+    from compact_edge.bench_summary import print_bench
+    from compact_edge.console import Console, print_json
+    from compact_edge.quiet import quiet_libraries
+
+    quiet_libraries()
+    options = BenchOptions(**values, command=_command())
+    try:
+        result = run(options, Console())
+    except (BenchIncompleteError, OverBudgetError) as error:
+        if as_json:
+            print_json(dict(error.result.document))
+        else:
+            print_bench(error.result)
+        raise
+    if as_json:
+        print_json(dict(result.document))
+    else:
+        print_bench(result)
+
+
+def _command() -> str:
+    import sys
+
+    return shlex.join(["compact-edge", *sys.argv[1:]])
