@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compact.cache import Cache
 from compact.errors import ToolUnavailableError, UsageError
 from runtime_bench.artifact import GGUF, Artifact
-from runtime_bench.engines.agent import GENAI, LLAMA_CPP_PYTHON, ONNXRUNTIME, AgentEngine, Tokenizer
+from runtime_bench.engines.agent import GENAI, LLAMA_CPP_PYTHON, ONNXRUNTIME, AgentEngine, Known
 from runtime_bench.engines.base import Engine
 from runtime_bench.engines.llama_server import NAME as LLAMA_SERVER
 from runtime_bench.engines.llama_server import LlamaServer
@@ -82,9 +82,7 @@ class EngineChoice:
             name,
             self._transport,
             python=self._device_python,
-            tokenizer_of=self._tokenizer if name == ONNXRUNTIME else None,
-            # onnxruntime's keys and values are made for the whole context by genai, and as they come by plain sessions.
-            kv_cache_bytes=self._kv_cache_bytes,
+            known_of=None if name == LLAMA_CPP_PYTHON else lambda path: self._known(name, path),
         )
         return engine, {}
 
@@ -110,13 +108,11 @@ class EngineChoice:
             f"run: compact-edge engine build --arch {machine}, or name a folder with one by --engine-dir",
         )
 
-    def _tokenizer(self, path: str) -> Tokenizer:
-        return _HostTokenizer(self._artifacts[path].path)
-
-    def _kv_cache_bytes(self, path: str, context: int) -> int | None:
-        artifact = self._artifacts.get(path)
-        each = None if artifact is None else artifact.kv_cache_bytes_per_position
-        return None if each is None else each * context
+    def _known(self, engine: str, path: str) -> Known:
+        artifact = self._artifacts[path]
+        assert artifact.cache_shape is not None
+        tokenizer = _HostTokenizer(artifact.path) if engine == ONNXRUNTIME else None
+        return Known(artifact.cache_shape, artifact.kv_cache_bytes_per_position, tokenizer)
 
 
 class _HostTokenizer:

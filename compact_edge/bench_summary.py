@@ -23,7 +23,6 @@ def print_bench(result: BenchResult) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
     from runtime_bench.report.headline import budget_summary, why
     from runtime_bench.report.words import figure, plain, ratio_words
 
@@ -59,11 +58,8 @@ def print_bench(result: BenchResult) -> None:
     engine = document["engine"]
     named = " ".join(plain(engine[key]) for key in ("name", "version") if engine.get(key))
     settings = document["settings"]
-    click.echo(
-        one_line(
-            f"{document['pairs']} pairs, batch size 1, {settings['threads']} threads, context {settings['context']}, {named}"
-        )
-    )
+    how = f"batch size 1, {settings['threads']} threads, context {settings['context']}, {named}"
+    click.echo(one_line(f"{document['pairs']} pairs, {how}"))
     for note in document["notes"]:
         click.echo(one_line(f"note: {note}"))
     click.echo(f"report: {result.out / 'report.html'}")

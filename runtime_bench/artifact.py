@@ -39,10 +39,12 @@ class Artifact:
         size_bytes: of the weights' files (graph and data, or all parts).
         quant: type of the file; None where nothing says it.
         parameters: number of weights; None where nothing says it.
+        bits_per_weight: of the tensors (GGUF) or of graph and data (ONNX); None where the parameters are unknown.
         context_length: most positions of the model.
         chat_template: Jinja text; None for a model without one.
         bos: text of the BOS token where the engine puts one before every prompt itself; empty else.
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
+        cache_shape: key-value heads and width of a head, where the engine must be told; None else.
         kv_cache_bytes_per_position: None where the engine says it itself.
         manifest: of the build that published it; None for a bare file.
     """
@@ -54,10 +56,12 @@ class Artifact:
     size_bytes: int
     quant: str | None
     parameters: int | None
+    bits_per_weight: float | None
     context_length: int
     chat_template: str | None
     bos: str
     special: Mapping[str, str]
+    cache_shape: tuple[int, int] | None
     kv_cache_bytes_per_position: int | None
     manifest: Mapping[str, Any] | None
 
@@ -66,8 +70,10 @@ class Artifact:
         """Name for people: the file's, or the folder's with its type."""
         if self.format == GGUF:
             return self.path.name
-        named = (self.manifest or {}).get("model", {}).get("name")
-        return f"{named or self.path.name} ({self.quant or 'ONNX'})"
+        named = _inside(self.manifest, "model", "name")
+        if not isinstance(named, str):
+            return self.path.name
+        return named if self.path.name.startswith(BASELINE) else f"{named}-compact"
 
     @property
     def largest(self) -> str:
@@ -81,10 +87,6 @@ class Artifact:
         return next(iter(hashes.values())) if len(hashes) == 1 else sha256_json(hashes)
 
     @property
-    def bits_per_weight(self) -> float | None:
-        return None if not self.parameters else self.size_bytes * 8 / self.parameters
-
-    @property
     def target(self) -> str | None:
         """Name of the device profile that it was built for."""
         value = (self.manifest or {}).get("target")
@@ -92,14 +94,12 @@ class Artifact:
 
     def published_bits_per_byte(self) -> tuple[str, float] | None:
         """(text, bits per byte) that the build measured; None where it did not, or for another artifact."""
-        manifest = self.manifest or {}
+        text = _inside(self.manifest, "evaluation", "text")
         for part in ("after", "before"):
-            figures = manifest.get(part)
-            if isinstance(figures, dict) and figures.get("size_bytes") == self.size_bytes:
-                value = (figures.get("bits_per_byte") or {}).get(self.quant)
-                text = (manifest.get("evaluation") or {}).get("text")
-                if isinstance(value, int | float) and isinstance(text, str):
-                    return text, float(value)
+            value = _inside(self.manifest, part, "bits_per_byte", self.quant or "")
+            same = _inside(self.manifest, part, "size_bytes") == self.size_bytes
+            if same and isinstance(value, int | float) and isinstance(text, str):
+                return text, float(value)
         return None
 
 
@@ -182,6 +182,8 @@ def _read_gguf(path: Path) -> Artifact:
     special = {f"{name}_token": _token(values, name) for name in ("bos", "eos")}
     adds_bos = values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama")
     template = values.get("tokenizer.chat_template")
+    tensors = [tensor for head in heads for tensor in head.tensors.values()]
+    parameters = sum(tensor.size for tensor in tensors)
     return Artifact(
         path=path,
         format=GGUF,
@@ -189,11 +191,13 @@ def _read_gguf(path: Path) -> Artifact:
         files=_hashed(paths),
         size_bytes=sum(other.stat().st_size for other in paths),
         quant=types.get(values.get("general.file_type", -1)),
-        parameters=sum(tensor.size for head in heads for tensor in head.tensors.values()),
+        parameters=parameters,
+        bits_per_weight=sum(tensor.n_bytes for tensor in tensors) * 8 / parameters if parameters else None,
         context_length=context,
         chat_template=template if isinstance(template, str) and template else None,
         bos=special["bos_token"] if adds_bos else "",
         special=special,
+        cache_shape=None,
         kv_cache_bytes_per_position=None,
         manifest=_manifest(path.parent),
     )
@@ -210,23 +214,25 @@ def _read_onnx(path: Path) -> Artifact:
         if not file.is_file():
             raise ModelNotFoundError(f"{file}: missing, the graph's data", "download or export it again")
     manifest = _manifest(path)
-    quant = ((manifest or {}).get("artifact") or {}).get("quant")
-    total = (((manifest or {}).get("after") or {}).get("parameters") or {}).get("total")
-    if path.name.startswith(BASELINE):
-        total = (((manifest or {}).get("before") or {}).get("parameters") or {}).get("total")
+    quant = _inside(manifest, "artifact", "quant")
+    total = _inside(manifest, "before" if path.name.startswith(BASELINE) else "after", "parameters", "total")
     template = path / "chat_template.jinja"
+    size = sum(file.stat().st_size for file in weights)
+    parameters = total if isinstance(total, int) and total > 0 else None
     return Artifact(
         path=path,
         format=ONNX,
         main=described.model.name,
         files=_hashed([*weights, *(path / name for name in _ONNX_FILES if (path / name).is_file())]),
-        size_bytes=sum(file.stat().st_size for file in weights),
+        size_bytes=size,
         quant=quant if isinstance(quant, str) else None,
-        parameters=total if isinstance(total, int) else None,
+        parameters=parameters,
+        bits_per_weight=size * 8 / parameters if parameters else None,
         context_length=described.context_length,
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         bos="",
         special=_onnx_special(path),
+        cache_shape=(described.cache_heads, described.head_size),
         kv_cache_bytes_per_position=_cache_bytes(graph, described.cache_heads * described.head_size),
         manifest=manifest,
     )
@@ -254,6 +260,13 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not str(manifest.get("schema", "")).startswith("compact-edge/manifest/"):
         return None
     return manifest
+
+
+def _inside(value: object, *keys: str) -> object:
+    """The value at the end of a path of keys; None where the path breaks off."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _token(values: Mapping[str, Any], name: str) -> str:

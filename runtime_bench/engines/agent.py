@@ -14,14 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from compact.errors import EngineCrashedError, ToolUnavailableError
 from compact.store import sha256_file
 from runtime_bench.engines.base import WARM_UP, WARM_UP_TOKENS, Figures, Settings
-from runtime_bench.engines.server_log import figures_of, last_lines
+from runtime_bench.engines.server_log import cpu_features, figures_of, last_lines
 from runtime_bench.records import Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
@@ -41,6 +41,21 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+@dataclass(frozen=True)
+class Known:
+    """What this side knows of a model and onnxruntime does not say.
+
+    Attributes:
+        cache_shape: key-value heads and width of a head.
+        kv_cache_bytes_per_position: keys and values of all layers; None where unknown.
+        tokenizer: for an engine without one; None else.
+    """
+
+    cache_shape: tuple[int, int]
+    kv_cache_bytes_per_position: int | None
+    tokenizer: Tokenizer | None
+
+
 class AgentEngine:
     """One Python engine on one device."""
 
@@ -52,8 +67,7 @@ class AgentEngine:
         transport: Transport,
         *,
         python: str | None = None,
-        tokenizer_of: Callable[[str], Tokenizer] | None = None,
-        kv_cache_bytes: Callable[[str, int], int | None] | None = None,
+        known_of: Callable[[str], Known] | None = None,
     ) -> None:
         """Place the agent.
 
@@ -61,16 +75,14 @@ class AgentEngine:
             name: one of `NAMES`.
             transport: the device.
             python: interpreter on the device; None for this one (local) or `python3`.
-            tokenizer_of: path on the device -> tokenizer here, for plain onnxruntime.
-            kv_cache_bytes: (path on the device, context) -> bytes, for engines that do not say.
+            known_of: path on the device -> what is known of the model there, for the engines of ONNX.
 
         Raises:
             DeviceUnavailableError: no Python on the device.
         """
         self.name = name
         self._transport = transport
-        self._tokenizer_of = tokenizer_of
-        self._kv_cache_bytes = kv_cache_bytes
+        self._known_of = known_of
         local = transport.spec == "local"
         self._python = python or (sys.executable if local else "python3")
         if not local and transport.run([self._python, "-c", "pass"]).returncode != 0:
@@ -87,6 +99,7 @@ class AgentEngine:
         child = self._transport.converse([self._python, self._agent], environment=environment)
         session = AgentSession(self.name, self._transport.spec, child)
         try:
+            known = None if self._known_of is None else self._known_of(path)
             request = {
                 "op": "open",
                 "engine": self.name,
@@ -95,10 +108,12 @@ class AgentEngine:
                 "context": settings.context,
                 "gpu_layers": settings.gpu_layers,
                 "provider": settings.execution_provider,
+                "cache_shape": None if known is None else list(known.cache_shape),
             }
-            session.begin(request, None if self._tokenizer_of is None else self._tokenizer_of(path))
-            if session.figures.kv_cache_bytes is None and self._kv_cache_bytes is not None:
-                cache = self._kv_cache_bytes(path, settings.context)
+            session.begin(request, None if known is None else known.tokenizer)
+            if known is not None and known.kv_cache_bytes_per_position is not None:
+                # genai makes the cache for the whole context at once; plain sessions let it grow up to that.
+                cache = known.kv_cache_bytes_per_position * settings.context
                 session.figures = replace(session.figures, kv_cache_bytes=cache)
             yield session
         finally:
@@ -129,7 +144,10 @@ class AgentSession:
         buffers = dict(figures.buffers)
         if reply["rss_before"] is not None:
             buffers["Python before loading"] = int(reply["rss_before"])
-        self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **reply["facts"]})
+        facts = dict(reply["facts"])
+        if (features := cpu_features(str(facts.pop("system_info", "")))) is not None:
+            facts["cpu_features"] = features
+        self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **facts})
 
     def warm_up(self) -> None:
         """See `Session.warm_up`."""

@@ -200,6 +200,7 @@ class Onnxruntime:
         except Exception as error:  # one class a status code, without a common base
             raise RefusedError("refused", f"onnxruntime cannot load the model: {error}") from error
         self.load_s = time.perf_counter() - begin
+        self._cache_shape = request["cache_shape"]  # the graph may leave them open
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._outputs = ["logits"] + ["present." + name[len("past_key_values.") :] for name in self._past]
         self.facts = {"version": onnxruntime.__version__, "providers": self._session.get_providers()}
@@ -216,8 +217,8 @@ class Onnxruntime:
         """From an empty key-value cache."""
         numpy, made, times = self._numpy, [], []
         cache = {}
+        heads, width = self._cache_shape
         for name in self._past:
-            _, heads, _, width = self._inputs[name].shape
             empty = numpy.zeros((1, heads, 0, width), dtype=self._types[name])
             cache[name] = self._lib.OrtValue.ortvalue_from_numpy(empty)
         begin = time.perf_counter()

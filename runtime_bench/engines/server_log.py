@@ -91,7 +91,12 @@ def _engine(log: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (build := _BUILD.search(log)) is not None:
         found["build"] = build[1].strip()
-    if (system := _SYSTEM.search(log)) is not None:
-        flags = [part.partition(" = ")[0].rpartition(": ")[2].strip() for part in system[1].split("|")]
-        found["cpu_features"] = [flag for flag in flags if flag]
+    if (system := _SYSTEM.search(log)) is not None and (features := cpu_features(system[1])) is not None:
+        found["cpu_features"] = features
     return found
+
+
+def cpu_features(line: str) -> list[str] | None:
+    """What llama.cpp was compiled to use, out of `CPU : SSE3 = 1 | AVX = 1 | ...`; None where the line says nothing."""
+    flags = [part.partition(" = ")[0].rpartition(": ")[2].strip() for part in line.split("|")]
+    return [flag for flag in flags if flag] or None
