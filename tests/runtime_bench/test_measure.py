@@ -1,0 +1,166 @@
+"""The loop over pairs, with an engine that takes no time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from compact.errors import EngineCrashedError, UsageError
+from runtime_bench import measure as loop
+from runtime_bench.engines.base import Figures, Settings
+from runtime_bench.measure import BoundSide, Workload, measure, prepare
+from runtime_bench.records import SIDES, Generation, Memory, Sample, Side, Thermal
+from runtime_bench.transports.base import LinkLostError
+
+TRANSPORT: Any = None
+
+
+class Session:
+    """Tokens are words for the baseline, and half as long for the pruned side."""
+
+    pid, load_s, figures = 1, 0.25, Figures(kv_cache_bytes=1024)
+    own_cpu_s, busy_s = 0.01, 1.0
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.warm = False
+
+    def warm_up(self) -> None:
+        self.warm = True
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) * self._engine.tokens_a_word for text in texts]
+
+    def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
+        assert self.warm, "measured before the warm-up"
+        self._engine.runs += 1
+        if self._engine.fail_at == self._engine.runs:
+            assert self._engine.failure is not None
+            raise self._engine.failure
+        times = tuple(0.5 + 0.01 * index for index in range(n_tokens))
+        return Generation(name, depth, self.count_tokens([text])[0], 0.5, times, 4 * n_tokens)
+
+
+class Engine:
+    name, times_load_from = "fake", "nothing"
+
+    def __init__(self, tokens_a_word: int, opened: list[str], path: str) -> None:
+        self.tokens_a_word = tokens_a_word
+        self.opened = opened
+        self.path = path
+        self.runs = 0
+        self.fail_at: int | None = None
+        self.failure: Exception | None = None
+
+    @contextmanager
+    def open(self, path: str, settings: Settings) -> Iterator[Session]:
+        self.opened.append(path)
+        yield Session(self)
+
+
+@pytest.fixture
+def opened() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def sides(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Side, BoundSide]:
+    monkeypatch.setattr(loop, "read_thermal", lambda transport: Thermal())
+    monkeypatch.setattr(loop, "read_memory", lambda transport, pid: Memory("test", rss=pid))
+    monkeypatch.setattr(loop, "drop_file_cache", lambda transport, path: (False, "not here"))
+    prompts = {"short": "why is it so", "long": "word " * 300}
+    settings = Settings(threads=1, context=512)
+    return {
+        side: BoundSide(side, Engine(2 if side == "pruned" else 1, opened, side), side, side, settings, prompts)
+        for side in SIDES
+    }
+
+
+def ready(sides: dict[Side, BoundSide], opened: list[str]) -> Workload:
+    workload = prepare(sides, depths=(10, 400), n_tokens=8, reference="one two three four five")
+    opened.clear()
+    return workload
+
+
+def test_the_sides_take_turns_and_each_is_first_equally_often(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    outcome = measure(TRANSPORT, sides, ready(sides, opened), repetitions=4)
+    assert opened == ["pruned", "baseline", "baseline", "pruned"] * 2
+    assert [(s.pair, s.side, s.order) for s in outcome.samples][:4] == [
+        (0, "pruned", 0),
+        (0, "baseline", 1),
+        (1, "baseline", 0),
+        (1, "pruned", 1),
+    ]
+    assert outcome.lost == ""
+
+
+def test_a_record_holds_what_one_process_gave(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    kept: list[Sample] = []
+    measure(TRANSPORT, sides, ready(sides, opened), repetitions=1, on_sample=kept.append)
+    sample = kept[0]
+    assert (sample.load_s, sample.cold_load_s, sample.cold_why) == (0.25, None, "not here")
+    assert (sample.kv_cache_bytes, sample.memory["end"].rss, sample.cpu_share) == (1024, 1, 0.01)
+    assert [generation.name for generation in sample.generations] == ["short", "depth-10"]
+    assert Sample.from_dict(sample.as_dict()) == sample
+
+
+def test_what_does_not_fit_is_left_out_for_both_sides_and_said(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    workload = ready(sides, opened)
+    # 300 words are 600 tokens of the pruned side; 400 tokens of the baseline are 800.
+    assert [prompt.skipped is None for prompt in workload.prompts] == [True, False]
+    assert list(workload.depths) == [10]
+    assert workload.notes == (
+        "prompt long was not run: needs 608 positions, the context has 512",
+        "depth 400 was not run: it does not fit into the context",
+    )
+
+
+def test_the_text_of_a_depth_has_so_many_tokens_of_the_baseline(
+    sides: dict[Side, BoundSide], opened: list[str]
+) -> None:
+    text = ready(sides, opened).depths[10]
+    assert len(text.split()) == 10
+    assert text.startswith("one two three four five\n\none two")
+
+
+def test_nothing_that_fits_is_refused(sides: dict[Side, BoundSide]) -> None:
+    with pytest.raises(UsageError, match="no prompt fits"):
+        prepare(sides, depths=(), n_tokens=508, reference="one")
+
+
+@pytest.mark.parametrize(("fail_at", "records"), [(1, 0), (2, 0), (3, 3)])
+def test_a_lost_link_ends_the_run_and_nothing_is_measured_twice(
+    sides: dict[Side, BoundSide], opened: list[str], fail_at: int, records: int
+) -> None:
+    workload = ready(sides, opened)
+    engine = sides["pruned"].engine
+    assert isinstance(engine, Engine)
+    engine.fail_at, engine.failure = fail_at, LinkLostError("ssh:host: the link was lost")
+    outcome = measure(TRANSPORT, sides, workload, repetitions=10)
+    assert outcome.lost == "ssh:host: the link was lost"
+    assert len(outcome.samples) == records
+    assert engine.runs == fail_at
+
+
+def test_an_engine_that_dies_is_an_error(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    workload = ready(sides, opened)
+    engine = sides["baseline"].engine
+    assert isinstance(engine, Engine)
+    engine.fail_at, engine.failure = 1, EngineCrashedError("fake died")
+    with pytest.raises(EngineCrashedError):
+        measure(TRANSPORT, sides, workload, repetitions=3)
+
+
+def test_no_pair_is_begun_that_would_not_end_in_time(
+    sides: dict[Side, BoundSide], opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = ready(sides, opened)
+    clock = iter(float(second) for second in range(10_000))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    outcome = measure(TRANSPORT, sides, workload, repetitions=50, seconds=60)
+    assert 1 < len(outcome.samples) / 2 < 50
+    assert "pairs fitted into 60 s" in outcome.notes[0]
+    assert len(measure(TRANSPORT, sides, workload, repetitions=50, seconds=1).samples) == 2
