@@ -113,7 +113,7 @@ def prepare(
                 counts[side] = dict(zip(names, session.count_tokens(list(bound.prompts.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
                 if side == "baseline":
-                    texts = {depth: _text_of(session, reference, depth) for depth in sorted(set(depths))}
+                    texts = {depth: text_of_tokens(session, reference, depth) for depth in sorted(set(depths))}
                 depth_counts[side] = dict(zip(texts, session.count_tokens(list(texts.values())), strict=True))
                 figures[side] = session.figures
             task.advance()
@@ -230,7 +230,7 @@ def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, st
         return session.load_s, how
 
 
-def _text_of(session: Session, source: str, depth: int) -> str:
+def text_of_tokens(session: Session, source: str, depth: int) -> str:
     """The beginning of a text, repeated where it is short, that has as nearly `depth` tokens as can be."""
     text = source
     while session.count_tokens([text])[0] < depth:
