@@ -56,9 +56,14 @@ class Cache:
             return None
         return path if whole else None
 
-    def get_or_make(self, kind: str, key: str, make: Callable[[Path], None], *, needed_bytes: int = 0) -> Path:
-        """The entry's directory; `make` fills it (given a temporary directory) when it is not there yet."""
-        if (found := self.find(kind, key)) is not None:
+    def get_or_make(
+        self, kind: str, key: str, make: Callable[[Path], None], *, needed_bytes: int = 0, anew: bool = False
+    ) -> Path:
+        """The entry's directory; `make` fills it (given a temporary directory) when it is not there yet.
+
+        `anew` makes it again and replaces the entry that is there, which stays until the new one is whole.
+        """
+        if not anew and (found := self.find(kind, key)) is not None:
             self.hits.append(kind)
             if (kind, key) not in self.made:
                 self.reused.append(kind)

@@ -1,0 +1,125 @@
+"""llama.cpp's sources: the source archive of the installed llama-cpp-python, fetched once and kept in the cache."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from compact.cache import Cache
+from compact.errors import DamagedFileError, ToolUnavailableError
+from compact.progress import Progress
+from compact.store import as_storage_error, sha256_file, sha256_json, write_text
+from runtime_bench.compile_process import CompileFailedError, build_environment, run_compile
+from runtime_bench.engine_folder import LIBRARY, installed_version
+
+KIND = "engine-source"
+ARCHIVE = "source.tar.gz"
+
+_NEEDED_BYTES = 100_000_000
+_INSIDE = PurePosixPath("vendor/llama.cpp")
+# What the two programs are built from; models, tests and documents are two thirds of the archive.
+_PARTS = frozenset(
+    {
+        *("CMakeLists.txt", "LICENSE", "licenses", "cmake", "common", "ggml", "include", "scripts", "src", "tools"),
+        *("vendor",),
+    }
+)
+_MOST_BYTES = 1_000_000_000  # of unpacked sources: today's are 110 MB
+_OFFLINE = (
+    "the sources come from the package index: connect to it, or configure pip's index (pip config set global.index-url)"
+)
+# -ffile-prefix-map: messages of assertions name source files; without it they would hold this machine's folders, and
+# every build would differ.
+_PROJECT = """\
+add_compile_options("-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=" "-ffile-prefix-map=${CMAKE_BINARY_DIR}/=")
+"""
+
+
+def source_archive(cache: Cache, progress: Progress) -> tuple[Path, str]:
+    """The source archive of the installed llama-cpp-python, and its version.
+
+    Raises:
+        ToolUnavailableError: llama-cpp-python is not installed, or pip cannot fetch the archive.
+        DamagedFileError: the archive in the cache was changed, or the fetched one is none.
+    """
+    version = installed_version()
+    if version is None:
+        raise ToolUnavailableError(f"{LIBRARY} is not installed", "run: pip install 'compact-edge[prune]'")
+    key = sha256_json({"distribution": LIBRARY, "version": version})
+
+    def make(work: Path) -> None:
+        progress.note(f"fetching the sources of {LIBRARY} {version} (about 80 MB)")
+        _download(work, version, progress)
+
+    path = cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES) / ARCHIVE
+    # It is compiled and run: that its size is right is not enough.
+    if sha256_file(path) != cache.recorded_sha256(KIND, key, ARCHIVE):
+        raise DamagedFileError(
+            f"{path}: was changed after it was fetched, its sha256 differs", f"remove {path.parent}, and run it again"
+        )
+    return path, version
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpack what is needed of the archive; return the folder of llama.cpp's CMakeLists.txt.
+
+    Raises:
+        DamagedFileError: not a source archive with llama.cpp in it, or one with a member that leaves its folder.
+        StorageError: the disk is full.
+    """
+    root: str | None = None
+    total = 0
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                if parts[1:3] != _INSIDE.parts or len(parts) < 4 or parts[3] not in _PARTS:
+                    continue
+                total += member.size
+                if total > _MOST_BYTES:
+                    raise DamagedFileError(f"{archive}: unpacks to more than {_MOST_BYTES / 1e9:.0f} GB")
+                tar.extract(member, target, filter="data")
+                root = parts[0]
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DamagedFileError(f"{archive}: not a usable source archive ({error})") from error
+    except OSError as error:
+        raise as_storage_error(error, target) from error
+    if root is None or not (target / root / _INSIDE / "CMakeLists.txt").is_file():
+        raise DamagedFileError(f"{archive}: no llama.cpp in it", "remove it from the cache and run the command again")
+    return target / root / _INSIDE
+
+
+def cmake_project(path: Path) -> Path:
+    """Write the CMake lines that are added to llama.cpp's own; CMake quotes paths in them for every generator."""
+    write_text(path, _PROJECT)
+    return path
+
+
+def _download(work: Path, version: str, progress: Progress) -> None:
+    folder = work / "download"
+    folder.mkdir()
+    words = [
+        *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"),
+        *("--no-deps", "--no-binary", LIBRARY, "--dest", str(folder), f"{LIBRARY}=={version}"),
+    ]
+    try:
+        run_compile(
+            words,
+            f"fetching the sources of {LIBRARY} {version}",
+            progress=progress,
+            environment=build_environment(),
+            directory=work,
+            hint=_OFFLINE,
+        )
+    except CompileFailedError as error:
+        raise ToolUnavailableError(error.message, _OFFLINE) from error
+    archives = sorted(folder.glob("*.tar.gz"))
+    if len(archives) != 1:
+        raise ToolUnavailableError(f"pip fetched no source archive of {LIBRARY} {version}", _OFFLINE)
+    archives[0].rename(work / ARCHIVE)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
