@@ -4,7 +4,8 @@
 
 Each round runs llama-server as the bench does (a text of 512 tokens, then 128 new tokens behind a short prompt) and
 llama-bench (`-p 512 -n 128`), one after the other. llama-bench feeds random ids and says nothing of text; only prefill
-and decode tokens per second can be compared. The medians must agree within 5%. Needs the engine of `compact-edge engine build`.
+and decode tokens per second can be compared. The medians must agree within 5%. Needs the engine of `compact-edge engine
+build`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 from common import cache, record
 from runtime_bench.device_facts import read_facts
-from runtime_bench.engine_build import find_engine, read_engine_dir
 from runtime_bench.transports.registry import open_transport
 
 from compact.store import sha256_file
+from runtime_bench.engine_folder import find_engine, read_engine_dir
 from runtime_bench.engines.base import Settings
 from runtime_bench.engines.llama_server import LlamaServer
 from runtime_bench.measure import text_of_tokens

@@ -18,7 +18,8 @@ from runtime_bench.transports.base import Transport
 
 if TYPE_CHECKING:
     from runtime_bench.device_facts import DeviceFacts
-    from runtime_bench.engine_build import EngineFolder
+
+    from runtime_bench.engine_folder import EngineFolder
 
 ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), "onnx": (GENAI, ONNXRUNTIME)}
 NAMES = (LLAMA_SERVER, LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
@@ -87,7 +88,7 @@ class EngineChoice:
         return engine, {}
 
     def _folder(self) -> EngineFolder:
-        from runtime_bench.engine_build import read_engine_dir
+        from runtime_bench.engine_folder import read_engine_dir
 
         if self._engine_dir is not None:
             return read_engine_dir(self._engine_dir, architecture=self._facts.machine)
@@ -97,7 +98,7 @@ class EngineChoice:
         return found
 
     def _built(self) -> EngineFolder | None:
-        from runtime_bench.engine_build import find_engine
+        from runtime_bench.engine_folder import find_engine
 
         return find_engine(self._cache, self._facts.machine, self._facts.isa_features)
 

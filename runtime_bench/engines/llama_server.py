@@ -20,7 +20,7 @@ from runtime_bench.records import Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
 
 if TYPE_CHECKING:
-    from runtime_bench.engine_build import EngineFolder
+    from runtime_bench.engine_folder import EngineFolder
 
 T = TypeVar("T")
 NAME = "llama-server"
@@ -41,13 +41,13 @@ class LlamaServer:
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
         """Place the engine's files on the device. Raises as `Transport.place_folder`."""
         self._transport = transport
-        files = {path.name: (path, sha256_file(path)) for path in folder.files}
+        files = {path.name: (path, sha256_file(path)) for path in folder.files if path != folder.bench}
         self._folder = transport.place_folder(files)
         self._program = f"{self._folder}/{folder.server.name}"
         if transport.spec != "local":
             transport.run(["chmod", "755", self._program])
         # A server from llama.cpp's releases stands beside its shared libraries.
-        self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 2 else {}
+        self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 1 else {}
 
     @contextmanager
     def open(self, path: str, settings: Settings) -> Iterator[ServerSession]:
