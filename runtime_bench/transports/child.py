@@ -1,0 +1,174 @@
+"""A client process here (`ssh`, `adb`, a local shell) that stands for a command on the device.
+
+Its stdin stays open for as long as the command may run: on the device, the end of stdin ends the command. So whatever
+happens to this process, Ctrl-C and SIGKILL too, nothing goes on running there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+from runtime_bench.transports.base import DeviceUnavailableError
+
+Found = TypeVar("Found")
+
+_BLOCK = 1 << 16
+# Seconds for a client to end by itself after the end of its stdin: the device's five before KILL, and more.
+PATIENCE = 12.0
+
+
+class Child:
+    """One client process, its stdout and stderr collected by threads. Not for binary streams of any size."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        hint: str,
+        directory: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            argv: program and arguments.
+            hint: the next step where the program is not installed.
+            directory: to start it in.
+            environment: variables set beside those of this process.
+
+        Raises:
+            DeviceUnavailableError: the program is not there.
+        """
+        self._process = spawn(argv, hint=hint, directory=directory, environment=environment)
+        self._changed = threading.Condition()
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._open = 2
+        for stream, buffer in ((self._process.stdout, self._stdout), (self._process.stderr, self._stderr)):
+            assert stream is not None
+            threading.Thread(target=self._collect, args=(stream, buffer), daemon=True).start()
+
+    def _collect(self, stream: IO[bytes], buffer: bytearray) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while block := os.read(stream.fileno(), _BLOCK):
+                with self._changed:
+                    buffer += block
+                    self._changed.notify_all()
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+        stream.close()
+
+    @property
+    def stdout(self) -> bytes:
+        """What it has written so far."""
+        with self._changed:
+            return bytes(self._stdout)
+
+    @property
+    def stderr(self) -> str:
+        """What it has written so far."""
+        with self._changed:
+            return self._stderr.decode("utf-8", "replace")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended and everything that it wrote is here."""
+        with self._changed:
+            return self._open == 0
+
+    def write(self, data: bytes) -> bool:
+        """Write to its stdin, which stays open; False where it has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def end_stdin(self) -> None:
+        """Close its stdin."""
+        close_stdin(self._process)
+
+    def wait_for(self, find: Callable[[bytes], Found | None], timeout: float) -> Found | None:
+        """Wait until `find` finds something in stdout; None where the process ends or `timeout` seconds pass first."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = find(bytes(self._stdout))
+                left = end - time.monotonic()
+                if found is not None or self._open == 0 or left <= 0:
+                    return found
+                self._changed.wait(min(left, 1.0))
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for its end; False where `timeout` seconds pass first."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while self._open and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(left, 1.0))
+            return self._open == 0
+
+    def returncode(self) -> int:
+        """Its exit status; waits for its end."""
+        return self._process.wait()
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """End it: the end of stdin first, which the device understands, then a kill. Safe to call twice."""
+        close_stdin(self._process)
+        try:
+            self.wait(patience)
+        finally:
+            if self._process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.5 if self.ended else 0)
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    hint: str,
+    directory: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a client with three pipes, in a session of its own: Ctrl-C is for this process, which then cleans up.
+
+    Raises:
+        DeviceUnavailableError: the program is not there.
+    """
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            cwd=directory,
+            env=environment_with(environment),
+        )
+    except OSError as error:
+        name = Path(argv[0]).name
+        raise DeviceUnavailableError(f"{name} cannot be started ({error.strerror or error})", hint) from error
+
+
+def environment_with(environment: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The variables of this process and `environment`; None where there is nothing to set."""
+    return {**os.environ, **environment} if environment else None
+
+
+def close_stdin(process: subprocess.Popen[bytes]) -> None:
+    """Close the stdin of a process that may have ended."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.close()

@@ -1,0 +1,139 @@
+"""A device that is not this machine: files are copied to it once, by content, and checked there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from compact.errors import StorageError
+from compact.progress import Task
+from compact.store import as_storage_error, sha256_file
+from runtime_bench.quoting import shell_line
+from runtime_bench.transports import scripts
+from runtime_bench.transports.base import Completed, DeviceUnavailableError, LinkLostError
+from runtime_bench.transports.shell import ShellTransport, check_name
+
+# Room left on the device beside a file that is copied to it.
+_SPARE_BYTES = 16 << 20
+# The slowest that a device hashes or a link copies, in bytes a second: below, it is taken for dead.
+_SLOWEST = 1 << 18
+
+
+class RemoteTransport(ShellTransport):
+    """Copies below `BASE/files/SHA256/NAME`; a copy in progress lies in the run's own directory."""
+
+    _copies = itertools.count()
+
+    @abstractmethod
+    def _send(self, source: Path, remote: str, task: Task, timeout: float) -> None:
+        """Copy a local file to `remote`, which is not there yet. Raises LinkLostError, DeviceUnavailableError."""
+
+    @abstractmethod
+    def _fetch(self, remote: str, target: Path, timeout: float) -> None:
+        """Copy `remote` to a local file. Raises LinkLostError, DeviceUnavailableError."""
+
+    def place(self, source: Path, sha256: str) -> str:
+        """See `base.Transport`."""
+        return self._place(source, sha256, f"{self.base}/files/{_checked(sha256)}", source.name)
+
+    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
+        """See `base.Transport`."""
+        lines = "".join(f"{_checked(digest)}  {check_name(name)}\n" for name, (_, digest) in sorted(files.items()))
+        folder = f"{self.base}/files/{hashlib.sha256(lines.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        for name, (source, digest) in sorted(files.items()):
+            self._place(source, digest, folder, name)
+        return folder
+
+    def _place(self, source: Path, sha256: str, folder: str, name: str) -> str:
+        target = f"{folder}/{check_name(name)}"
+        shell_line([target])  # a name that cannot be carried is refused before anything is asked of the device
+        try:
+            size = source.stat().st_size
+        except OSError as error:
+            raise StorageError(f"{source}: cannot be read ({error.strerror or error})") from error
+        seconds = 60 + size / _SLOWEST
+        looked = self.run_script(scripts.LOOK, [folder, target], timeout=seconds)
+        self._check_answer(looked, f"{target} cannot be written")
+        word, _, rest = looked.text.partition(" ")
+        if word == "hash" and rest.split(" ")[0] == sha256:
+            return target
+        if word != "hash":
+            self._check_space(looked.text, source, size)
+        with self._progress.task(f"{self.spec}: copy {name}", size, "bytes") as task:
+            self._retried(lambda: self._copy(source, target, sha256, task, seconds))
+        return target
+
+    def _copy(self, source: Path, target: str, sha256: str, task: Task, seconds: float) -> None:
+        # In the run's directory: the device removes it when the link is lost.
+        part = f"{self.work_dir}/part-{next(self._copies)}"
+        try:
+            self._send(source, part, task, seconds)
+            settled = self.run_script(scripts.SETTLE, [part, target, sha256], timeout=seconds)
+        except LinkLostError:
+            raise
+        except BaseException:
+            with contextlib.suppress(DeviceUnavailableError):
+                self.run(["rm", "-f", part])
+            raise
+        if settled.text.startswith("differs"):
+            raise DeviceUnavailableError(
+                f"{self.spec}: the copy of {source.name} differs from the file and was removed",
+                "check the device's disk and that the file is not being written, then run again",
+            )
+        self._check_answer(settled, f"{target} cannot be written", settled.text == "placed")
+
+    def _check_answer(self, answer: Completed, problem: str, fine: bool = True) -> None:
+        if answer.returncode != 0 or not fine:
+            reason = last_line(answer.stderr.decode("utf-8", "replace"))
+            raise DeviceUnavailableError(f"{self.spec}: {problem}{f' ({reason})' if reason else ''}", "free some space")
+
+    def _check_space(self, answer: str, source: Path, size: int) -> None:
+        free = free_bytes(answer)
+        if free is not None and free < size + _SPARE_BYTES:
+            raise DeviceUnavailableError(
+                f"{self.spec}: {source.name} needs {size / 1e6:.0f} MB and {free / 1e6:.0f} MB are free in {self.base}",
+                f"free some space there; `rm -r {self.base}/files` removes what earlier runs copied",
+            )
+
+    def pull(self, remote: str, target: Path) -> None:
+        """See `base.Transport`."""
+        shell_line([remote])
+        looked = self.run_script(scripts.HASH, [remote], timeout=600)
+        digest = looked.text.removeprefix("hash ").split(" ")[0]
+        if len(digest) != 64:
+            raise DeviceUnavailableError(f"{self.spec}: {remote} cannot be read there", "check its path")
+        part = target.with_name(f".{target.name}.part")
+        try:
+            self._retried(lambda: self._fetch(remote, part, 600))
+            if sha256_file(part) != digest:
+                raise DeviceUnavailableError(f"{self.spec}: the copy of {remote} differs from the file", "run again")
+            part.replace(target)
+        except OSError as error:
+            raise as_storage_error(error, target) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def free_bytes(table: str) -> int | None:
+    """Free bytes from the last line of what `df -k` wrote; None where it makes no sense."""
+    words = (table.rstrip().splitlines() or [""])[-1].split()
+    for at, word in enumerate(words):
+        if at and word.endswith("%") and word[:-1].isdigit() and words[at - 1].isdigit():
+            return int(words[at - 1]) * 1024
+    return None
+
+
+def last_line(text: str) -> str:
+    """The last line of a client's stderr that says something, shortened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def _checked(sha256: str) -> str:
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise ValueError(f"{sha256!r} is no sha256")
+    return sha256

@@ -1,0 +1,174 @@
+"""The shell scripts that run on a device: constant texts for any POSIX sh (dash, bash, mksh of Android, ash).
+
+Everything that varies arrives as a positional parameter; nothing is ever put into these texts. Each script prints a
+mark of the caller before what it has to say, so that a login shell's own greetings are told from it.
+"""
+
+from __future__ import annotations
+
+# Runs a program and ends it (TERM, five seconds later KILL) when stdin ends, which it does when the link is lost or the
+# caller is gone; when the session gets a signal; and at the time limit.
+# $1 directory, $2 name of the log or -, $3 bytes of stdin for the program, $4 seconds, $5 mark, $6 program,
+# then the whole command (`env A=B program ...` or `program ...`).
+# Prints `MARK pid N`, the program's own stdout where there is no log, and `MARK exit STATUS`.
+WATCH = r"""
+directory=$1 log=$2 bytes=$3 limit=$4 mark=$5 program=$6
+shift 6
+refuse() { echo "$mark refused $1"; exit 0; }
+cd "$directory" || refuse directory
+group=
+case $program in
+*/*) { [ -f "$program" ] && [ -x "$program" ]; } || refuse program; file=1 ;;
+*) found=$(command -v "$program") || refuse program; case $found in /*) file=1 ;; *) file= ;; esac ;;
+esac
+[ -n "$file" ] && command -v setsid >/dev/null 2>&1 && group=setsid
+input=/dev/null
+if [ "$bytes" -gt 0 ]; then
+  input=.stdin-$$
+  head -c "$bytes" >"$input" || refuse stdin
+fi
+exec 3<&0
+echo
+echo "$mark begin"
+if [ "$log" = - ]; then
+  $group "$@" <"$input" 3<&- &
+else
+  $group "$@" <"$input" >"$log" 2>&1 3<&- &
+fi
+pid=$!
+exec 2>/dev/null
+[ "$log" = - ] || echo "$mark pid $pid"
+end() {
+  kill -s TERM -- "-$pid" || kill -s TERM "$pid"
+  n=0
+  while [ "$n" -lt 5 ] && kill -0 "$pid"; do
+    sleep 1
+    n=$((n + 1))
+  done
+  kill -s KILL -- "-$pid" || kill -s KILL "$pid"
+}
+(
+  trap '[ "$!" = "$pid" ] || kill "$!"; exit 0' TERM
+  sleep "$limit" &
+  wait "$!"
+  end
+) </dev/null >/dev/null 2>&1 3<&- &
+timer=$!
+(
+  while read -r line; do :; done
+  end
+) <&3 >/dev/null 2>&1 3<&- &
+reader=$!
+trap 'again=1; end </dev/null >/dev/null 2>&1 3<&- &' HUP INT TERM
+while :; do
+  again=
+  wait "$pid"
+  code=$?
+  [ -n "$again" ] || break
+done
+kill "$timer" "$reader"
+kill -s KILL -- "-$pid"
+[ "$input" = /dev/null ] || rm -f "$input"
+echo
+echo "$mark exit $code"
+"""
+
+# Keeps the directory of a run for as long as stdin is open, and removes it then: also when the link is lost.
+# $1 mark, $2 base or nothing for $HOME/.cache/compact-edge, $3 name of the run. Prints `MARK ready BASE`.
+# Directories of runs whose keeper has died with the device's power are removed too. A keeper that comes after a lost
+# link takes the directory over, and the earlier one then leaves it alone.
+KEEP = r"""
+umask 077
+base=$2
+if [ -z "$base" ]; then
+  case $HOME in
+  /*) base=$HOME/.cache/compact-edge ;;
+  *) echo "$1 refused home"; exit 0 ;;
+  esac
+fi
+mkdir -p "$base/runs/$3" "$base/files" || { echo "$1 refused directory"; exit 0; }
+directory=$base/runs/$3
+echo "$$" >"$directory/.keeper" || { echo "$1 refused directory"; rm -rf "$directory"; exit 0; }
+for other in "$base"/runs/*; do
+  [ -f "$other/.keeper" ] || continue
+  read -r keeper <"$other/.keeper"
+  kill -0 "$keeper" 2>/dev/null || rm -rf "$other"
+done
+leave() {
+  trap '' HUP INT TERM
+  read -r keeper <"$directory/.keeper" && [ "$keeper" = "$$" ] && rm -rf "$directory"
+  exit 0
+}
+trap leave HUP INT TERM
+echo
+echo "$1 ready $base"
+exec 2>/dev/null
+while read -r line; do :; done
+leave
+"""
+
+_DIGEST = r"""
+LC_ALL=C
+export LC_ALL
+digest() {
+  sha256sum <"$1" 2>/dev/null || shasum -a 256 <"$1" 2>/dev/null || toybox sha256sum <"$1" 2>/dev/null
+}
+"""
+
+# $1 folder of the file, $2 its path. Prints `hash SHA256` where it is there, and the free space as df tells it else.
+LOOK = (
+    _DIGEST
+    + r"""
+if [ -f "$2" ]; then
+  echo "hash $(digest "$2")"
+else
+  mkdir -p "$1" || exit 1
+  echo "free"
+  df -Pk "$1" 2>/dev/null || df -k "$1"
+fi
+"""
+)
+
+# $1 the copy, $2 its path when it is whole, $3 its sha256. Prints `placed`, or `differs SHA256` and removes the copy.
+SETTLE = (
+    _DIGEST
+    + r"""
+found=$(digest "$1")
+found=${found%% *}
+if [ "$found" = "$3" ]; then
+  mv -f "$1" "$2" && echo placed
+else
+  rm -f "$1"
+  echo "differs $found"
+fi
+"""
+)
+
+# $1 path. Prints `hash SHA256`.
+HASH = _DIGEST + 'echo "hash $(digest "$1")"\n'
+
+# $1 mark, $2 path. Takes the file from stdin. Prints `MARK stored STATUS`.
+STORE = 'cat >"$2"\ncode=$?\necho\necho "$1 stored $code"\n'
+
+# $1 mark, $2 path. The file follows the line `MARK begin`.
+FETCH = '[ -f "$2" ] && [ -r "$2" ] || exit 66\necho\necho "$1 begin"\nexec cat <"$2"\n'
+
+# $1 directory of the run, then the command: a program that reads its own stdin.
+CONVERSE = 'cd "$1" || exit 125\nshift\nexec "$@"\n'
+
+# $1 process, $2 directory of the run. Ends a process that outlived its watcher, where it is surely ours.
+END = r"""
+n=0
+while [ "$n" -lt 8 ] && kill -0 "$1" 2>/dev/null; do
+  [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$2" ] || exit 0
+  [ "$n" -lt 6 ] || kill -s KILL "$1"
+  sleep 1
+  n=$((n + 1))
+done
+"""
+
+# $1 mark. Holds a connection open until stdin ends. Prints `MARK ready`.
+HOLD = 'echo\necho "$1 ready"\nwhile read -r line; do :; done\n'
+
+# $1 base. Over ssh it may be the cache of this program on that machine, which has other things in it.
+CLEAN = 'rm -rf "$1/files" "$1/runs"\nrmdir "$1" 2>/dev/null\n:\n'

@@ -1,0 +1,275 @@
+"""What the ways to a device have in common: everything that a POSIX shell there and a client here can do.
+
+A subclass says how one shell line reaches the device (`_argv`), and what its client's messages mean (`_explain`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from compact.errors import UsageError
+from compact.progress import SILENT, Progress
+from runtime_bench.quoting import script_line
+from runtime_bench.transports import scripts
+from runtime_bench.transports.base import (
+    NO_ENVIRONMENT,
+    TIMEOUT,
+    Completed,
+    DeviceUnavailableError,
+    LinkLostError,
+)
+from runtime_bench.transports.child import Child, spawn
+from runtime_bench.transports.program import WatchedProgram
+
+Result = TypeVar("Result")
+
+# Pauses in seconds before the second and the third try of a command that only looks or copies.
+PAUSES = (0.5, 2.0)
+# Seconds that a client may take beyond the command's own time: a connection of its own, a slow device.
+_GRACE = 25.0
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REFUSALS = {
+    "program": "no such program there, or it cannot be executed",
+    "directory": "the bench's directory there cannot be used",
+    "home": "the user has no home directory there",
+    "stdin": "its input cannot be stored there",
+}
+
+
+class ShellTransport(ABC):
+    """A device with a POSIX shell. See `base.Transport` for what each method promises."""
+
+    # What to do where the client is not installed.
+    client_hint = ""
+    # Directory of everything that the bench puts on the device; empty: below the home directory there.
+    base = ""
+
+    def __init__(self, spec: str, progress: Progress = SILENT) -> None:
+        self.spec = spec
+        self.work_dir = ""
+        self.emulated = False
+        self._progress = progress
+        self._run_name = f"run-{secrets.token_hex(6)}"
+        self._keeper: Child | None = None
+
+    @abstractmethod
+    def _argv(self, line: str) -> list[str]:
+        """The client's arguments that run one shell line on the device."""
+
+    def _keeper_argv(self, line: str) -> list[str]:
+        """As `_argv`, for the connection that stays open as long as the transport."""
+        return self._argv(line)
+
+    @abstractmethod
+    def _explain(self, stderr: str) -> DeviceUnavailableError:
+        """What the client's message about the connection means."""
+
+    @abstractmethod
+    def forward(self, port: int) -> AbstractContextManager[int]:
+        """See `base.Transport`."""
+
+    @abstractmethod
+    def place(self, source: Path, sha256: str) -> str:
+        """See `base.Transport`."""
+
+    @abstractmethod
+    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
+        """See `base.Transport`."""
+
+    @abstractmethod
+    def pull(self, remote: str, target: Path) -> None:
+        """See `base.Transport`."""
+
+    # Opening and closing
+
+    def __enter__(self) -> Self:
+        try:
+            self._connect()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _connect(self) -> None:
+        """Open the connection that stays, and the run's directory with it."""
+        mark = new_mark()
+        line = script_line(scripts.KEEP, [mark, self.base, self._run_name])
+        keeper = Child(self._keeper_argv(line), hint=self.client_hint)
+        self._keeper = keeper
+        answer = keeper.wait_for(lambda text: line_after(text, mark), TIMEOUT)
+        if answer is None:
+            stderr = keeper.stderr if keeper.ended else "the connection timed out"
+            raise self._explain(stderr)
+        word, _, found = answer.partition(" ")
+        if word != "ready" or not found.startswith("/"):
+            reason = _REFUSALS.get(found, "its shell gave an answer that makes no sense")
+            raise DeviceUnavailableError(f"{self.spec}: {reason}", "check that this user may write there")
+        self.base = found
+        self.work_dir = f"{found}/runs/{self._run_name}"
+
+    def _disconnect(self) -> None:
+        """Close the connection; the device removes the run's directory when it sees that."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
+    def _close(self) -> None:
+        """Leave nothing open, here and there."""
+        self._disconnect()
+
+    def _reconnect(self) -> None:
+        if self._keeper is not None and self._keeper.ended:
+            self._disconnect()
+            self._connect()
+
+    def _retried(self, action: Callable[[], Result]) -> Result:
+        """Call `action`, and again after a lost link."""
+        for pause in PAUSES:
+            try:
+                return action()
+            except LinkLostError:
+                time.sleep(pause)
+            with contextlib.suppress(DeviceUnavailableError):
+                self._reconnect()
+        return action()
+
+    def _lost(self, stderr: str) -> LinkLostError:
+        cause = self._explain(stderr)
+        return LinkLostError(cause.message, cause.hint)
+
+    # Commands
+
+    def run(self, words: Sequence[str], *, timeout: float = TIMEOUT, stdin: bytes = b"") -> Completed:
+        """See `base.Transport`."""
+        return self._retried(lambda: self._run(words, timeout, stdin))
+
+    def run_script(self, script: str, words: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
+        """As `run` for a constant text of this package, with `words` as its `$1`, `$2`, ..."""
+        command = ["sh", "-c", script, "compact-edge", *words]
+        return self._retried(lambda: self._run(command, timeout, b"", script))
+
+    def _run(self, words: Sequence[str], timeout: float, stdin: bytes, script: str | None = None) -> Completed:
+        mark = new_mark()
+        # The device's own limit is for a link that is lost in silence; the caller's is kept here.
+        seconds = str(int(timeout + _GRACE))
+        values = [self.work_dir, "-", str(len(stdin)), seconds, mark, program_of(words), *words]
+        line = script_line(scripts.WATCH, values, inner=script)
+        child = Child(self._argv(line), hint=self.client_hint)
+        try:
+            if stdin:
+                child.write(stdin)
+            started = child.wait_for(lambda text: line_after(text, mark), _GRACE)
+            if started is not None and not child.wait(timeout):
+                raise DeviceUnavailableError(
+                    f"{self.spec}: {program_of(words)} took longer than {timeout:g} s", "see whether the device is busy"
+                )
+        finally:
+            child.close()
+        return self._completed(child, mark, words)
+
+    def _completed(self, child: Child, mark: str, words: Sequence[str]) -> Completed:
+        stdout = child.stdout
+        answer = line_after(stdout, mark)
+        if answer is not None and answer.startswith("refused "):
+            if answer == "refused program":
+                return Completed(127, b"", f"{program_of(words)}: not found".encode())
+            # The directory of a run is gone with the link that kept it.
+            if answer == "refused directory":
+                raise LinkLostError(f"{self.spec}: {self.work_dir} is gone", "run the command again")
+            raise DeviceUnavailableError(f"{self.spec}: {_REFUSALS.get(answer[8:], answer)}", "check its free space")
+        begin = f"\n{mark} begin\n".encode()
+        body, found, status = stdout.rpartition(f"\n{mark} exit ".encode())
+        if not found or not status.strip().isdigit():
+            raise self._lost(child.stderr)
+        return Completed(int(status), body.partition(begin)[2], child.stderr.encode())
+
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        log: str,
+        limit: float,
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
+    ) -> WatchedProgram:
+        """See `base.Transport`."""
+        check_name(log)
+        command = [*environment_words(environment), *words]
+        mark = new_mark()
+        values = [self.work_dir, f"./{log}", "0", str(max(1, int(limit))), mark, program_of(words), *command]
+        child = Child(self._argv(script_line(scripts.WATCH, values)), hint=self.client_hint)
+        try:
+            answer = child.wait_for(lambda text: line_after(text, mark, skip="begin"), TIMEOUT)
+            word, _, value = (answer or "").partition(" ")
+            if word == "refused":
+                reason = _REFUSALS.get(value, value)
+                raise DeviceUnavailableError(f"{self.spec}: {program_of(words)}: {reason}", "check its path there")
+            if word != "pid" or not value.isdigit():
+                raise self._lost(child.stderr)
+        except BaseException:
+            child.close()
+            raise
+        return WatchedProgram(self, child, int(value), f"{self.work_dir}/{log}", mark)
+
+    def converse(
+        self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
+    ) -> subprocess.Popen[bytes]:
+        """See `base.Transport`."""
+        program_of(words)
+        values = [self.work_dir, *environment_words(environment), *words]
+        return spawn(self._argv(script_line(scripts.CONVERSE, values)), hint=self.client_hint)
+
+    def clean(self) -> None:
+        """See `base.Transport`."""
+        self.run_script(scripts.CLEAN, [self.base], timeout=120)
+
+
+def new_mark() -> str:
+    """What no program's output holds by chance."""
+    return f"compact-edge-{secrets.token_hex(8)}"
+
+
+def line_after(text: bytes, mark: str, skip: str | None = None) -> str | None:
+    """What follows `mark` on the first whole line that begins with it, other than the word `skip`."""
+    start = f"{mark} ".encode()
+    for line in text.split(b"\n")[:-1]:
+        if line.startswith(start) and (answer := line[len(start) :].decode("utf-8", "replace").rstrip("\r")) != skip:
+            return answer
+    return None
+
+
+def program_of(words: Sequence[str]) -> str:
+    """The program of a command. Raises UsageError where there is none."""
+    if not words or not words[0]:
+        raise UsageError("a command for the device is empty")
+    return words[0]
+
+
+def environment_words(environment: Mapping[str, str]) -> list[str]:
+    """The words before a command that set variables for it. Raises UsageError for a name that is none."""
+    for name in environment:
+        if not _VARIABLE.fullmatch(name):
+            raise UsageError(f"{name[:80]!a} is no name of an environment variable")
+    return ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
+
+
+def check_name(name: str) -> str:
+    """A plain file name. Raises UnsafePathError for one that leaves its directory."""
+    from compact.store import safe_child
+
+    safe_child(Path(), name, "device")
+    return name

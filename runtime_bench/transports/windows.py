@@ -1,0 +1,156 @@
+"""This machine where it runs Windows: plain processes, no shell."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from compact.cache import default_root
+from compact.progress import SILENT, Progress
+from compact.store import as_storage_error
+from runtime_bench.transports.base import NO_ENVIRONMENT, TIMEOUT, Completed, DeviceUnavailableError
+from runtime_bench.transports.child import environment_with
+from runtime_bench.transports.local import FOLDER, place_folder_here, place_here, pull_here
+from runtime_bench.transports.shell import check_name, program_of
+
+
+class WindowsProgram:
+    """See `base.Program`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: str, file: IO[bytes], limit: float) -> None:
+        self.pid = process.pid
+        self.log = log
+        self._process = process
+        self._file = file
+        self._timer = threading.Timer(limit, process.kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End it and wait until it is gone."""
+        self._timer.cancel()
+        self._process.kill()
+        self._process.wait()
+        self._file.close()
+
+
+class WindowsTransport:
+    """See `base.Transport`."""
+
+    def __init__(self, progress: Progress = SILENT) -> None:
+        del progress
+        self.spec = "local"
+        self.emulated = False
+        self.work_dir = ""
+        self._base = default_root().absolute() / FOLDER
+
+    def run(self, words: Sequence[str], *, timeout: float = TIMEOUT, stdin: bytes = b"") -> Completed:
+        """See `base.Transport`."""
+        program = program_of(words)
+        try:
+            done = subprocess.run(
+                list(words), input=stdin, capture_output=True, timeout=timeout, check=False, cwd=self.work_dir
+            )
+        except FileNotFoundError:
+            return Completed(127, b"", f"{program}: not found".encode())
+        except subprocess.TimeoutExpired as error:
+            raise DeviceUnavailableError(f"local: {program} took longer than {timeout:g} s") from error
+        except OSError as error:
+            raise DeviceUnavailableError(f"local: {program} cannot be started ({error.strerror})") from error
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def place(self, source: Path, sha256: str) -> str:
+        """See `base.Transport`: the file itself."""
+        del sha256
+        return place_here(source)
+
+    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
+        """See `base.Transport`."""
+        return place_folder_here(files, Path(self.work_dir))
+
+    def pull(self, remote: str, target: Path) -> None:
+        """See `base.Transport`."""
+        pull_here(remote, target)
+
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        log: str,
+        limit: float,
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
+    ) -> WindowsProgram:
+        """See `base.Transport`."""
+        program = program_of(words)
+        path = Path(self.work_dir) / check_name(log)
+        file = path.open("wb")
+        try:
+            process = subprocess.Popen(
+                list(words),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=self.work_dir,
+                env=environment_with(environment),
+            )
+        except OSError as error:
+            file.close()
+            raise DeviceUnavailableError(f"local: {program} cannot be started ({error.strerror})") from error
+        return WindowsProgram(process, str(path), file, limit)
+
+    def converse(
+        self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
+    ) -> subprocess.Popen[bytes]:
+        """See `base.Transport`."""
+        try:
+            return subprocess.Popen(
+                list(words),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self.work_dir,
+                env=environment_with(environment),
+            )
+        except OSError as error:
+            raise DeviceUnavailableError(f"local: {program_of(words)} cannot be started ({error.strerror})") from error
+
+    @contextmanager
+    def forward(self, port: int) -> Iterator[int]:
+        """See `base.Transport`: the port itself."""
+        yield port
+
+    def clean(self) -> None:
+        """See `base.Transport`."""
+        shutil.rmtree(self._base, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        folder = self._base / "runs" / f"run-{secrets.token_hex(6)}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise as_storage_error(error, folder) from error
+        self.work_dir = str(folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.work_dir)
