@@ -49,7 +49,7 @@ _MEMORY = (
     Metric("peak_rss_bytes", "Peak RSS", "bytes", "lower", "memory"),
     Metric("rss_anon_bytes", "RssAnon", "bytes", "lower", "memory"),
     Metric("rss_file_bytes", "RssFile", "bytes", "lower", "memory"),
-    Metric("private_bytes", "Private (PSS)", "bytes", "lower", "memory"),
+    Metric("private_bytes", "Private memory", "bytes", "lower", "memory"),
     Metric("kv_cache_bytes", "KV cache", "bytes", "lower", "memory", deterministic=True),
     Metric("device_memory_bytes", "Device memory", "bytes", "lower", "memory", deterministic=True),
 )
