@@ -42,7 +42,8 @@ METHOD = (
     f"Ratios are medians over pairs of pruned/baseline; the two sides of a pair ran one after the other, their order "
     f"alternating, so that slow drift cancels. Intervals enclose the median with at least {CONFIDENCE:.0%} (order "
     f"statistics, the sign test; no distribution is assumed); fewer than {LEAST_PAIRS} pairs claim none. A difference "
-    "is called better or worse where the interval does not hold 1. The metrics are not corrected for their number."
+    "is called better or worse where the interval does not hold 1: of metrics without a true difference, up to one in "
+    "twenty is called different by chance."
 )
 _PERCENTS = tuple(range(101))
 

@@ -153,7 +153,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def check_document(document: dict[str, Any], where: str) -> None:
-    """Raise DamagedFileError unless the other forms of the report can be made of `document`, which came from `where`."""
+    """Raise DamagedFileError, naming `where`, unless the other forms of the report can be made of `document`."""
     found = document.get("schema")
     if found != SCHEMA:
         said = f"its schema is {str(found)[:60]!r}, not {SCHEMA!r}" if found is not None else "it names no schema"

@@ -42,22 +42,27 @@ def ratio_words(ratio: Mapping[str, Any] | None) -> str:
     """`1.22 [1.20, 1.25]`, `0.80 (exact)`, `1.22 (n = 4)`, or a dash."""
     if ratio is None:
         return NONE
-    text = times(ratio["median"])
+    low, high = ratio["low"], ratio["high"]
     if ratio["exact"]:
-        return f"{text} (exact)"
-    if ratio["low"] is None:
-        return f"{text} (n = {ratio['n']})"
-    return f"{text} [{times(ratio['low'])}, {times(ratio['high'])}]"
+        return f"{times(ratio['median'])} (exact)"
+    if low is None or high is None:
+        return f"{times(ratio['median'])} (n = {ratio['n']})"
+    # As many decimals as tell the ends of the interval from each other and from 1.
+    decimals = max(_decimals(ratio["median"]), _decimals(low), _decimals(high), 3 if high - low < 0.02 else 0)
+    return f"{ratio['median']:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 
 def times(value: float) -> str:
-    """A ratio: two decimals near 1, three where two would round a difference away."""
+    """A ratio: two decimals, three where two would round a difference from 1 away (0.996 is not 1.00)."""
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
     if value >= 100:
-        return f"{value:,.0f}"
+        return 0
     if value >= 10:
-        return f"{value:.1f}"
-    # 0.996 must not read as "1.00 times".
-    return f"{value:.3f}" if value < 0.1 or 0 < abs(value - 1) < 0.05 else f"{value:.2f}"
+        return 1
+    return 3 if value < 0.1 or 0 < abs(value - 1) < 0.05 else 2
 
 
 def plain(value: Any) -> str:
