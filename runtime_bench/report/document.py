@@ -97,7 +97,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         "method": METHOD,
         "notes": list(facts.notes),
     }
-    clean: dict[str, Any] = _plain(document)
+    clean: dict[str, Any] = plain(document)
     return clean | {"title": title(clean), "summary": summary(clean)}
 
 
@@ -188,7 +188,7 @@ def _distribution(samples: Sequence[Sample]) -> list[float | None] | None:
     return [quantile(ordered, percent / 100) for percent in _PERCENTS] if ordered else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values only: what was read on a device may hold anything."""
     if isinstance(value, bool) or value is None or isinstance(value, int):
         return value
@@ -198,7 +198,7 @@ def _plain(value: Any) -> Any:
         # A lone surrogate (an undecodable file name) is no UTF-8.
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return _plain(str(value))
+        return [plain(item) for item in value]
+    return plain(str(value))

@@ -67,8 +67,8 @@ def _header(document: Mapping[str, Any]) -> str:
     budgets = budget_summary(document)
     if budgets:
         failed = any(budget["passed"] is False for budget in document["budgets"])
-        judged = any(budget["passed"] is not None for budget in document["budgets"])
-        said = outcome(False if failed else True if judged else None)
+        passed = all(budget["passed"] is True for budget in document["budgets"])
+        said = outcome(False if failed else True if passed else None)
         parts.append(f'<p class="line">{page.tag(said)} {page.words(budgets)}</p>')
     if marks:
         lines = "".join(f"<p>{page.words(line)}</p>" for line in why(document))
@@ -77,7 +77,8 @@ def _header(document: Mapping[str, Any]) -> str:
         )
     if document["throttling"]["verdict"] == "warning":
         parts.append(
-            f'<div class="warn" role="note"><p><strong>Throttling</strong>: {page.words(throttling_line(document))}</p></div>'
+            '<div class="warn" role="note"><p><strong>Throttling</strong>: '
+            f"{page.words(throttling_line(document))}</p></div>"
         )
     return "<header>\n" + "\n".join(parts) + "\n</header>"
 
@@ -97,10 +98,12 @@ def _cards(document: Mapping[str, Any]) -> str:
         value = NONE if metric["pruned"] is None else figure(metric["pruned"]["median"], metric["unit"])
         amount, _, unit = value.partition(" ")
         baseline = NONE if metric["baseline"] is None else figure(metric["baseline"]["median"], metric["unit"])
+        baseline = baseline.removesuffix(f" {unit}") if unit else baseline
         cards.append(
             f'<div class="card"><h3>{page.words(name)}</h3><p class="big">{page.words(amount)} '
             f'<small>{page.words(unit)}</small></p><p class="than">baseline {page.words(baseline)}</p>'
-            f'<p class="foot"><span>× {page.words(ratio_words(metric["ratio"]))}</span>{page.tag(metric["verdict"])}</p></div>'
+            f'<p class="foot"><span>ratio {page.words(ratio_words(metric["ratio"]))}</span>'
+            f"{page.tag(metric['verdict'])}</p></div>"
         )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else '<p class="plain">Nothing was measured.</p>'
 
@@ -179,7 +182,8 @@ def _budgets(document: Mapping[str, Any]) -> str:
     )
     return (
         f'<div class="sheet">{page.table(caption, header, [page.body(rows)])}'
-        f'<details class="plain"><summary>Where the limits come from</summary><ul class="notes">{sources}</ul></details></div>'
+        '<details class="plain"><summary>Where the limits come from</summary>'
+        f'<ul class="notes">{sources}</ul></details></div>'
     )
 
 

@@ -20,18 +20,18 @@ def markdown(document: Mapping[str, Any]) -> str:
     if marks:
         blocks.append("\n".join(f"> **{text(line)}**<br>" for line in marks).removesuffix("<br>"))
     rows = [
-        (text(row.label), text(row.pruned), text(row.baseline), text(row.ratio), _emphasis(row.verdict))
+        (text(row.label), text(row.pruned), text(row.baseline), text(row.ratio), emphasis(row.verdict))
         for row in _main_rows(document)
     ]
-    blocks.append(_table(("", "pruned", "baseline", "ratio [95% interval]", "verdict"), rows, "lrrrl"))
+    blocks.append(grid(("", "pruned", "baseline", "ratio [95% interval]", "verdict"), rows, "lrrrl"))
     budgets = budget_rows(document)
     if budgets:
         blocks.append(f"**Budgets: {text(budget_summary(document))}**")
         judged = [
-            (text(name), text(what), text(limit), text(measured), _emphasis(outcome(passed)))
+            (text(name), text(what), text(limit), text(measured), emphasis(outcome(passed)))
             for name, what, limit, measured, passed in budgets
         ]
-        blocks.append(_table(("budget", "of the pruned model", "limit", "measured", "result"), judged, "llrrl"))
+        blocks.append(grid(("budget", "of the pruned model", "limit", "measured", "result"), judged, "llrrl"))
     lines = [f"- {text(name)}: {text(value)}" for name, value in fact_rows(document)]
     lines += [f"- Note: {text(note)}" for note in document["notes"]]
     blocks.append("\n".join(lines))
@@ -58,13 +58,15 @@ def _main_rows(document: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if not by_depth or row not in decode or row in by_depth]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
+    """A table of cells that are Markdown already; `alignment` is `l` or `r` for each column."""
     rule = {"l": "---", "r": "--:"}
     lines = ["| " + " | ".join(row) + " |" for row in (header, [rule[kind] for kind in alignment], *rows)]
     return "\n".join(lines)
 
 
-def _emphasis(word: str) -> str:
+def emphasis(word: str) -> str:
+    """A word, bold where it is bad news."""
     return f"**{text(word)}**" if word in ("worse", "FAIL") else text(word)
 
 

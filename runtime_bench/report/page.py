@@ -12,7 +12,8 @@ from pathlib import Path
 GOOD, BAD, CALM = "good", "bad", "calm"
 _SIGNS = {"better": "✓ ", "worse": "✗ ", "pass": "✓ ", "FAIL": "✗ ", "no difference": "= "}
 _MARKS = {
-    "pruned": '<line class="curve pruned" x1="0" y1="7" x2="34" y2="7"/><circle class="mark pruned" cx="17" cy="7" r="5"/>',
+    "pruned": '<line class="curve pruned" x1="0" y1="7" x2="34" y2="7"/>'
+    '<circle class="mark pruned" cx="17" cy="7" r="5"/>',
     "baseline": '<line class="curve baseline" x1="0" y1="7" x2="34" y2="7"/>'
     '<rect class="mark baseline" x="12.5" y="2.5" width="9" height="9"/>',
 }
@@ -68,10 +69,11 @@ def legend(pruned: str, baseline: str) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def plot(heading: str, note: str, drawing: str) -> str:
+def plot(heading: str, note: str, drawing: str, *, wide: bool = False) -> str:
     """A plot with its heading and one line that says how to read it."""
     below = f"<p>{words(note)}</p>" if note else ""
-    return f"<figure>\n<figcaption><h3>{words(heading)}</h3>{below}</figcaption>\n{drawing}\n</figure>"
+    start = '<figure class="wide">' if wide else "<figure>"
+    return f"{start}\n<figcaption><h3>{words(heading)}</h3>{below}</figcaption>\n{drawing}\n</figure>"
 
 
 def cell(label: str, content: str, kind: str = "") -> str:
@@ -102,9 +104,6 @@ def row(name: str, cells: Sequence[str]) -> str:
 
 def body(rows: Sequence[str], group: str = "", columns: int = 0) -> str:
     """A group of rows, its name above them where it has one."""
-    head = (
-        f'<tr role="row" class="group"><th scope="rowgroup" role="rowheader" colspan="{columns}">{words(group)}</th></tr>'
-        if group
-        else ""
-    )
-    return f'<tbody role="rowgroup">{head}' + "\n".join(rows) + "</tbody>"
+    head = f'<th scope="rowgroup" role="rowheader" colspan="{columns}">{words(group)}</th>'
+    first = [f'<tr role="row" class="group">{head}</tr>'] if group else []
+    return '<tbody role="rowgroup">' + "\n".join([*first, *rows]) + "</tbody>"

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 400
-_FONT = 12.0
-# Width of a character of the page's font, taken wide so that labels never overlap.
-_CHARACTER = 0.56 * _FONT
+# Width of a digit in the widest common font (DejaVu Sans) at the largest size that report.css gives labels.
+_CHARACTER = 0.64 * 13
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def marker(x: float, y: float, kind: str, words: str = "") -> str:
     """A side's mark, with a tooltip where `words` are given."""
     tip = f"<title>{escape(words)}</title>" if words else ""
     if kind == "pruned":
-        return f'<circle class="mark {kind}" cx="{number(x)}" cy="{number(y)}" r="5">{tip}</circle>'
-    return f'<rect class="mark {kind}" x="{number(x - 4.5)}" y="{number(y - 4.5)}" width="9" height="9">{tip}</rect>'
+        return f'<circle class="mark {kind}" cx="{number(x)}" cy="{number(y)}" r="4.5">{tip}</circle>'
+    return f'<rect class="mark {kind}" x="{number(x - 4)}" y="{number(y - 4)}" width="8" height="8">{tip}</rect>'
 
 
 def figure(body: Sequence[str], height: float, identity: str, title: str, description: str) -> str:
@@ -132,13 +131,13 @@ class Frame:
         """Place of a value on the vertical axis."""
         return self.bottom - (value - self._y[0]) / ((self._y[1] - self._y[0]) or 1) * (self.bottom - self.top)
 
-    def whisker(self, point: Point, kind: str) -> None:
-        """Draw the vertical interval of a point, where it has one."""
+    def whisker(self, point: Point) -> None:
+        """Draw the vertical interval of a point, where it has one: over its mark, which may be larger."""
         if point.low is None or point.high is None:
             return
         x, low, high = self.x(point.x), self.y(point.low), self.y(point.high)
-        self.parts += [line(x, low, x, high, f"whisker {kind}")]
-        self.parts += [line(x - 4, end, x + 4, end, f"whisker {kind}") for end in (low, high)]
+        self.parts.append(line(x, low, x, high, "whisker ink"))
+        self.parts += [line(x - 6, end, x + 6, end, "whisker ink") for end in (low, high)]
 
     def curve(self, points: Sequence[Point], kind: str) -> None:
         """Draw the line through points."""
@@ -157,11 +156,11 @@ def lines(identity: str, title: str, series: Sequence[Series], x_label: str, y_l
     for one in series:
         frame.curve(one.points, one.kind)
         for point in one.points:
-            frame.whisker(point, one.kind)
-    for one in series:
-        for point in one.points:
             tip = f"{one.name}: {point.y:.4g} at {point.x:,.0f}"
             frame.parts.append(marker(frame.x(point.x), frame.y(point.y), one.kind, tip))
+    for one in series:
+        for point in one.points:
+            frame.whisker(point)
     return figure(frame.parts, frame.height, identity, title, _told(series, x_label, y_label))
 
 
@@ -283,3 +282,49 @@ def interval(low: float | None, middle: float, high: float | None, kind: str, re
         + "".join(parts)
         + "</svg>"
     )
+
+
+@dataclass(frozen=True)
+class RatioRow:
+    """One run's ratio with its interval; `tone` is `good`, `bad` or `calm`."""
+
+    name: str
+    words: str
+    median: float
+    low: float | None
+    high: float | None
+    tone: str
+
+
+_FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
+
+
+def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) -> str:
+    """Ratios on a logarithmic axis around 1, a row each: 1/2 and 2 lie equally far from the middle."""
+    ends = [end for row in rows for end in (row.low, row.median, row.high) if end is not None]
+    largest = max(math.exp(min(abs(math.log(end)), 4.5)) for end in ends)
+    reach = next((factor for factor in _FACTORS if factor >= largest), _FACTORS[-1])
+    left, right, bottom = 16.0, WIDTH - 16.0, 14.0 + 40 * len(rows)
+
+    def x(value: float) -> float:
+        share = math.log(value) / math.log(reach)
+        return (left + right) / 2 + max(-1.0, min(1.0, share)) * (right - left) / 2
+
+    parts = []
+    for value in (1 / reach, 1 / math.sqrt(reach), 1.0, math.sqrt(reach), reach):
+        parts.append(line(x(value), 6, x(value), bottom, "one" if value == 1 else "grid"))
+        parts.append(text(x(value), bottom + 16, f"{value:.2f}".rstrip("0").rstrip("."), "middle"))
+    parts.append(line(left, bottom, right, bottom, "base"))
+    for index, row in enumerate(rows):
+        y = 20.0 + 40 * index
+        parts += [text(left, y, row.name, kind="name"), text(right, y, row.words, "end", "value")]
+        if row.low is not None and row.high is not None:
+            parts.append(line(x(row.low), y + 14, x(row.high), y + 14, f"reach {row.tone}"))
+            parts += [line(x(end), y + 10, x(end), y + 18, f"reach {row.tone}") for end in (row.low, row.high)]
+        parts.append(
+            f'<circle class="dot {row.tone}" cx="{number(x(row.median))}" cy="{number(y + 14)}" r="4">'
+            f"<title>{escape(f'{row.name}: {row.words}')}</title></circle>"
+        )
+    parts.append(text((left + right) / 2, bottom + 36, x_label, "middle", "axis"))
+    told = "; ".join(f"{row.name}: {row.words}" for row in rows)
+    return figure(parts, bottom + 44, identity, title, f"{x_label}. {told}.")

@@ -47,8 +47,10 @@ def ratio_words(ratio: Mapping[str, Any] | None) -> str:
         return f"{times(ratio['median'])} (exact)"
     if low is None or high is None:
         return f"{times(ratio['median'])} (n = {ratio['n']})"
-    # As many decimals as tell the ends of the interval from each other and from 1.
-    decimals = max(_decimals(ratio["median"]), _decimals(low), _decimals(high), 3 if high - low < 0.02 else 0)
+    # As many decimals as tell the median and the ends of the interval from each other and from 1.
+    decimals = max(_decimals(ratio["median"]), _decimals(low), _decimals(high))
+    if decimals == 2 and len({round(value, 2) for value in (low, ratio["median"], high)}) < 3:
+        decimals = 3
     return f"{ratio['median']:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 
