@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from runtime_bench.report import page
-from runtime_bench.report.headline import budget_summary, standing, why
-from runtime_bench.report.markdown import emphasis, grid, text
+from runtime_bench.report.headline import standing, why
+from runtime_bench.report.markdown import grid, text
+from runtime_bench.report.rows import first_metric
 from runtime_bench.report.svg import RatioRow, ratios
 from runtime_bench.report.words import NONE, device_name, engine_name, figure, ratio_words, subject_name
 
@@ -74,16 +75,15 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the ranked runs as text: what every form of the comparison shows."""
+    header = ["run", "rank", "device", "engine", *(heading for _, _, heading in _COLUMNS), "budgets met"]
     several = len(document["groups"]) > 1
-    header = [*(["group"] if several else []), "rank", "run", "device", "engine"]
-    header += [heading for _, _, heading in _COLUMNS] + ["budgets"]
     rows = []
     for group in document["groups"]:
         for run in group["runs"]:
-            row = [group["name"]] if several else []
-            row += [NONE if run["rank"] is None else str(run["rank"]), run["name"], run["device"], run["engine"]]
-            row += [_shown(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
-            rows.append([*row, run["budgets"] or NONE])
+            rank = "" if run["rank"] is None else str(run["rank"])
+            place = f"{group['name']} {rank}".rstrip() if several else rank or NONE
+            figures = [_shown(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
+            rows.append([run["name"], place, run["device"], run["engine"], *figures, _budgets(run["budgets"])])
     return header, rows
 
 
@@ -95,7 +95,7 @@ def apart_rows(document: Mapping[str, Any]) -> list[list[str]]:
 def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {}
     for key, keys, _ in _COLUMNS:
-        found = _first(document, keys)
+        found = first_metric(document, keys)
         if found is not None:
             names = ("key", "unit", "pruned", "baseline", "ratio", "verdict")
             metrics[key] = {name: found[name] for name in names}
@@ -108,17 +108,11 @@ def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
         "prompts": [prompt["name"] for prompt in document["prompts"] if prompt["skipped"] is None],
         "rank": None,
         "metrics": metrics,
-        "budgets": budget_summary(document),
+        "budgets": {
+            name: [budget["name"] for budget in document["budgets"] if budget["passed"] is passed]
+            for name, passed in (("met", True), ("exceeded", False), ("not_judged", None))
+        },
     }
-
-
-def _first(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
-    metrics: list[Mapping[str, Any]] = document["metrics"]
-    for key in keys:
-        for metric in metrics:
-            if metric["key"] == key or (key.endswith(":") and metric["key"].startswith(key)):
-                return metric
-    return None
 
 
 def _comparable(document: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -143,6 +137,12 @@ def _shown(metric: Mapping[str, Any] | None) -> str:
     return value if metric["ratio"] is None else f"{value}, ratio {ratio_words(metric['ratio'])}"
 
 
+def _budgets(budgets: Mapping[str, Sequence[str]]) -> str:
+    total = sum(len(names) for names in budgets.values())
+    text = f"{len(budgets['met'])} of {total}" if total else NONE
+    return f"{text}, exceeded: {', '.join(budgets['exceeded'])}" if budgets["exceeded"] else text
+
+
 def _explained(document: Mapping[str, Any]) -> str:
     line = "The pruned model's medians; ratio: to its own baseline on the same device, with the 95% interval."
     return " ".join([line, *document["notes"]])
@@ -157,7 +157,8 @@ def _markdown(document: Mapping[str, Any]) -> str:
     if document["apart"]:
         blocks.append("**Not ranked**")
         cells = [
-            [text(name), text(device), emphasis(marks), text(why)] for name, device, marks, why in apart_rows(document)
+            [text(name), text(device), f"**{text(marks)}**", text(reason)]
+            for name, device, marks, reason in apart_rows(document)
         ]
         blocks.append(grid(("run", "device", "", "why"), cells, "llll"))
     return "\n\n".join(blocks) + "\n"
@@ -174,15 +175,24 @@ def _html(document: Mapping[str, Any]) -> str:
     if plotted:
         body.append(page.section("Speed against the own baseline", plotted))
     if rows:
-        # The run's name is the row's; the columns before it follow.
-        at = header.index("run")
-        order = [*range(at), *range(at + 1, len(header))]
         cells = [
-            page.row(row[at], [page.cell(header[index], _two_lines(row[index])) for index in order]) for row in rows
+            page.row(
+                name,
+                [
+                    page.cell("rank", page.words(place)),
+                    page.cell("device", f"<span>{page.words(device)}<br>{_soft(engine)}</span>"),
+                    *(
+                        page.cell(heading, _stacked(value))
+                        for (_, _, heading), value in zip(_COLUMNS, figures, strict=True)
+                    ),
+                    page.cell("budgets met", page.words(budgets)),
+                ],
+            )
+            for name, place, device, engine, *figures, budgets in rows
         ]
-        heads = [("run", ""), *((header[index], "") for index in order)]
+        heads = [(name, "") for name in header if name != "engine"]
         table = page.table(_explained(document), heads, [page.body(cells)])
-        body.append(page.section("Runs", f'<div class="sheet">{table}</div>'))
+        body.append(page.section("Runs", f'<div class="sheet wide">{table}</div>'))
     if document["apart"]:
         heads = [("run", ""), ("device", ""), ("", ""), ("why", "")]
         cells = [
@@ -201,10 +211,18 @@ def _html(document: Mapping[str, Any]) -> str:
     return page.page(f"{document['title']} compared", body)
 
 
-def _two_lines(value: str) -> str:
-    """A cell as HTML, the ratio on a line of its own."""
-    first, comma, rest = page.words(value).partition(", ratio ")
-    return f'<span>{first}<br><span class="plain">ratio {rest}</span></span>' if comma else first
+def _stacked(value: str) -> str:
+    """A figure as HTML: its ratio and the ratio's interval on lines of their own."""
+    first, ratio, rest = value.partition(", ratio ")
+    if not ratio:
+        return page.words(value)
+    middle, _, interval = rest.partition(" [")
+    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(f"[{interval}")] if interval else [])]
+    return f'<span class="stack">{"<br>".join(lines)}</span>'
+
+
+def _soft(value: str) -> str:
+    return f'<span class="plain">{page.words(value)}</span>'
 
 
 def _plot(document: Mapping[str, Any]) -> str:
@@ -216,16 +234,15 @@ def _plot(document: Mapping[str, Any]) -> str:
             if metric is None or metric["ratio"] is None:
                 continue
             ratio = metric["ratio"]
-            label = f"{run['name']}, {run['device']}"
-            label = label if len(label) <= 34 else f"{label[:33]}…"
             rows.append(
                 RatioRow(
-                    f"{group['name']}: {label}" if several else label,
-                    ratio_words(ratio),
-                    ratio["median"],
-                    ratio["low"],
-                    ratio["high"],
-                    page.tone(metric["verdict"]),
+                    name=_cut(f"{group['name']}: {run['name']}" if several else run["name"], 42),
+                    note=_cut(run["device"], 24),
+                    words=ratio_words(ratio),
+                    median=ratio["median"],
+                    low=ratio["low"],
+                    high=ratio["high"],
+                    tone=page.tone(metric["verdict"]),
                 )
             )
     if not rows:
@@ -233,3 +250,7 @@ def _plot(document: Mapping[str, Any]) -> str:
     heading = "Characters a second, pruned / baseline"
     drawing = ratios("ratios", heading, rows, "slower than its baseline | faster")
     return page.plot(heading, "Each run against its own baseline on the same device.", drawing, wide=True)
+
+
+def _cut(words: str, length: int) -> str:
+    return words if len(words) <= length else f"{words[: length - 1]}…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime_bench.report.words import device_name, ratio_words, subject_name, times
+from runtime_bench.report.words import budget_name, device_name, ratio_words, subject_name, times
 
 
 def standing(document: Mapping[str, Any]) -> list[str]:
@@ -58,8 +58,8 @@ def budget_summary(document: Mapping[str, Any]) -> str:
     if not budgets:
         return ""
     target = f" of {document['target']}" if document["target"] else ""
-    failed = [budget["name"] for budget in budgets if budget["passed"] is False]
-    unjudged = [budget["name"] for budget in budgets if budget["passed"] is None]
+    failed = [budget_name(budget["name"]) for budget in budgets if budget["passed"] is False]
+    unjudged = [budget_name(budget["name"]) for budget in budgets if budget["passed"] is None]
     if failed:
         text = f"{len(failed)} of {len(budgets)} budgets{target} exceeded: {', '.join(failed)}"
     elif len(unjudged) == len(budgets):
@@ -70,7 +70,7 @@ def budget_summary(document: Mapping[str, Any]) -> str:
         return (
             f"all {len(budgets)} budgets{target} met"
             if len(budgets) > 1
-            else f"the {budgets[0]['name']} budget{target} met"
+            else f"the {budget_name(budgets[0]['name'])} budget{target} met"
         )
     return f"{text}; not judged: {', '.join(unjudged)}" if unjudged else text
 

@@ -14,6 +14,7 @@ from runtime_bench.report.rows import (
     Row,
     budget_rows,
     fact_rows,
+    first_metric,
     metric_rows,
     outcome,
     prompt_rows,
@@ -86,7 +87,7 @@ def _header(document: Mapping[str, Any]) -> str:
 def _cards(document: Mapping[str, Any]) -> str:
     cards = []
     for keys, heading in _CARDS:
-        metric = _first(document, keys)
+        metric = first_metric(document, keys)
         if metric is None:
             continue
         base, _, scope = metric["key"].partition(":")
@@ -99,22 +100,15 @@ def _cards(document: Mapping[str, Any]) -> str:
         amount, _, unit = value.partition(" ")
         baseline = NONE if metric["baseline"] is None else figure(metric["baseline"]["median"], metric["unit"])
         baseline = baseline.removesuffix(f" {unit}") if unit else baseline
+        # The interval may go to a line of its own, but not be broken.
+        middle, bracket, ends = ratio_words(metric["ratio"]).partition(" [")
+        ratio = f"<span>ratio {page.words(middle)}</span>" + (f"<span>[{page.words(ends)}</span>" if bracket else "")
         cards.append(
             f'<div class="card"><h3>{page.words(name)}</h3><p class="big">{page.words(amount)} '
             f'<small>{page.words(unit)}</small></p><p class="than">baseline {page.words(baseline)}</p>'
-            f'<p class="foot"><span>ratio {page.words(ratio_words(metric["ratio"]))}</span>'
-            f"{page.tag(metric['verdict'])}</p></div>"
+            f'<p class="foot">{ratio}{page.tag(metric["verdict"])}</p></div>'
         )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else '<p class="plain">Nothing was measured.</p>'
-
-
-def _first(document: Mapping[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any] | None:
-    metrics: list[Mapping[str, Any]] = document["metrics"]
-    for key in keys:
-        for metric in metrics:
-            if metric["key"] == key or (key.endswith(":") and metric["key"].startswith(key)):
-                return metric
-    return None
 
 
 def _metrics(rows: list[Row]) -> str:

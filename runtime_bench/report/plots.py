@@ -37,7 +37,7 @@ def _decode(document: Mapping[str, Any]) -> str:
     if not series:
         return ""
     heading = "Decode speed by context depth"
-    drawing = lines("decode", heading, series, "tokens before, of the baseline", "tokens/s")
+    drawing = lines("decode", heading, series, "context depth, tokens of the baseline", "tokens/s")
     note = "Higher is better. Tokens of the two sides differ in length: see characters a second."
     return plot(heading, f"{note} {_WHISKERS}" if whiskers else note, drawing)
 
@@ -86,8 +86,11 @@ def _latency(document: Mapping[str, Any]) -> str:
     if not series:
         return ""
     heading = "Inter-token latency"
-    note = f"Further left is better. Up to p99; the longest: {', '.join(longest)}."
-    return plot(heading, note, curves("latency", heading, series, "milliseconds", "% of tokens that came as fast"))
+    note = (
+        "Share of tokens that came within a time; further left is better. "
+        f"Up to p99; the longest: {', '.join(longest)}."
+    )
+    return plot(heading, note, curves("latency", heading, series, "milliseconds", "% of tokens"))
 
 
 def _quality(document: Mapping[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime_bench.report.words import NONE, engine_name, fact_line, figure, plain, ratio_words
+from runtime_bench.report.words import NONE, budget_name, engine_name, fact_line, figure, plain, ratio_words
 
 DECODE_AT_DEPTH = "decode_tokens_per_s:depth-"
 GROUPS: Mapping[str, str] = {
@@ -49,6 +49,16 @@ def metric_rows(document: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
+    """The metric of the first key that was measured; a key that ends in a colon stands for every one that begins so."""
+    metrics: list[Mapping[str, Any]] = document["metrics"]
+    for key in keys:
+        for metric in metrics:
+            if metric["key"] == key or (key.endswith(":") and metric["key"].startswith(key)):
+                return metric
+    return None
+
+
 def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool | None]]:
     """(name, what is judged, limit, measured, passed) of each budget; what was not judged says why."""
     rows = []
@@ -57,7 +67,7 @@ def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, b
         limit = f"{budget['bound']} {figure(budget['limit'], unit)}"
         measured = figure(budget["measured"], unit)
         what = budget["what"] if budget["passed"] is not None else f"{budget['what']}: {budget['reason']}"
-        rows.append((budget["name"], what, limit, measured, budget["passed"]))
+        rows.append((budget_name(budget["name"]), what, limit, measured, budget["passed"]))
     return rows
 
 

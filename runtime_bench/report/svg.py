@@ -289,6 +289,7 @@ class RatioRow:
     """One run's ratio with its interval; `tone` is `good`, `bad` or `calm`."""
 
     name: str
+    note: str
     words: str
     median: float
     low: float | None
@@ -304,7 +305,7 @@ def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) ->
     ends = [end for row in rows for end in (row.low, row.median, row.high) if end is not None]
     largest = max(math.exp(min(abs(math.log(end)), 4.5)) for end in ends)
     reach = next((factor for factor in _FACTORS if factor >= largest), _FACTORS[-1])
-    left, right, bottom = 16.0, WIDTH - 16.0, 14.0 + 40 * len(rows)
+    left, right, bottom = 16.0, WIDTH - 16.0, 10.0 + 62 * len(rows)
 
     def x(value: float) -> float:
         share = math.log(value) / math.log(reach)
@@ -316,13 +317,14 @@ def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) ->
         parts.append(text(x(value), bottom + 16, f"{value:.2f}".rstrip("0").rstrip("."), "middle"))
     parts.append(line(left, bottom, right, bottom, "base"))
     for index, row in enumerate(rows):
-        y = 20.0 + 40 * index
-        parts += [text(left, y, row.name, kind="name"), text(right, y, row.words, "end", "value")]
+        y = 20.0 + 62 * index
+        parts += [text(left, y, row.name, kind="name"), text(left, y + 15, row.note)]
+        parts.append(text(right, y + 15, row.words, "end", "value"))
         if row.low is not None and row.high is not None:
-            parts.append(line(x(row.low), y + 14, x(row.high), y + 14, f"reach {row.tone}"))
-            parts += [line(x(end), y + 10, x(end), y + 18, f"reach {row.tone}") for end in (row.low, row.high)]
+            parts.append(line(x(row.low), y + 29, x(row.high), y + 29, f"reach {row.tone}"))
+            parts += [line(x(end), y + 25, x(end), y + 33, f"reach {row.tone}") for end in (row.low, row.high)]
         parts.append(
-            f'<circle class="dot {row.tone}" cx="{number(x(row.median))}" cy="{number(y + 14)}" r="4">'
+            f'<circle class="dot {row.tone}" cx="{number(x(row.median))}" cy="{number(y + 29)}" r="4">'
             f"<title>{escape(f'{row.name}: {row.words}')}</title></circle>"
         )
     parts.append(text((left + right) / 2, bottom + 36, x_label, "middle", "axis"))

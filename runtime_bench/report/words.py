@@ -129,3 +129,8 @@ def subject_name(document: Mapping[str, Any]) -> str:
     if quant and short.lower().endswith(quant.lower()):
         short = short[: -len(quant)].rstrip("-_. ") or short
     return " ".join(f"{short} {quant or ''}".split())
+
+
+def budget_name(name: str) -> str:
+    """A budget's name for a reader."""
+    return {"ttft": "TTFT"}.get(name, name)

@@ -254,7 +254,9 @@ def test_a_damaged_report_is_refused_in_one_line(change: Callable[[dict[str, Any
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": null}', "{", '{"schema": "compact-edge/bench/1"}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": null}', "{", '{"schema": "compact-edge/bench/1"}', "\xff"]
+)
 def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text, encoding="latin-1")
     with pytest.raises(DamagedFileError):
