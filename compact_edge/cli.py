@@ -54,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
         "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."
     ),
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
+    "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
     "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }

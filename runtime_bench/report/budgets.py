@@ -1,0 +1,74 @@
+"""The pruned side against the limits of its target profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtime_bench.metrics import judged_prompt
+from runtime_bench.records import Budget, RunFacts
+
+# name: (unit, whether the limit is the most that is allowed, what is measured)
+_KINDS: Mapping[str, tuple[str, bool, str]] = {
+    "memory": ("bytes", True, "peak RSS"),
+    "storage": ("bytes", True, "size of the files"),
+    "ttft": ("s", True, "TTFT"),
+    "decode": ("tokens/s", False, "decode speed"),
+}
+
+
+def judge(facts: RunFacts, pruned: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Each budget with what was measured (median of the pruned side) and whether it holds.
+
+    Args:
+        facts: of the run; a run that is not complete judges nothing but storage.
+        pruned: metric key -> median of the pruned side.
+
+    Returns:
+        `passed` is None where the budget could not be judged, and `reason` says why.
+    """
+    return [_judge_one(budget, facts, pruned) for budget in facts.budgets]
+
+
+def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float]) -> dict[str, Any]:
+    unit, at_most, what = _KINDS.get(budget.name, ("", True, budget.name))
+    result: dict[str, Any] = {
+        "name": budget.name,
+        "limit": budget.limit,
+        "unit": unit,
+        "bound": "at most" if at_most else "at least",
+        "source": budget.source,
+        "what": what,
+        "measured": None,
+        "passed": None,
+        "reason": None,
+    }
+    if budget.name not in _KINDS:
+        return result | {"reason": "this version knows no such budget"}
+    measured, what = _measured(budget.name, facts, pruned)
+    result |= {"measured": measured, "what": what}
+    if facts.status != "complete" and budget.name != "storage":
+        return result | {"reason": f"the run is {facts.status}: nothing but storage is judged"}
+    if facts.emulated and budget.name in ("ttft", "decode"):
+        return result | {"reason": "the device is an emulator, whose speed means nothing"}
+    if measured is None:
+        return result | {"reason": "not measured on this device"}
+    return result | {"passed": measured <= budget.limit if at_most else measured >= budget.limit}
+
+
+def _measured(name: str, facts: RunFacts, pruned: Mapping[str, float]) -> tuple[float | None, str]:
+    if name == "storage":
+        return pruned.get("size_bytes"), "size of the files"
+    if name == "memory":
+        context = next((facts.settings[key] for key in ("context", "context_length") if facts.settings.get(key)), None)
+        place = "" if context is None else f" at a context of {context} tokens"
+        for key, label in (("peak_rss_bytes", "peak RSS"), ("private_bytes", "private memory")):
+            if key in pruned:
+                return pruned[key], label + place
+        return None, f"peak RSS{place}"
+    prompt = judged_prompt(facts)
+    if prompt is None:
+        return None, f"{_KINDS[name][2]} (no prompt was measured)"
+    if name == "ttft":
+        return pruned.get(f"ttft_s:{prompt}"), f"TTFT of the prompt {prompt}"
+    return pruned.get(f"decode_tokens_per_s:{prompt}"), f"decode speed after the prompt {prompt}"

@@ -1,0 +1,256 @@
+"""Several runs in one table: devices, quantizations or ratios beside each other.
+
+Only complete runs of like pairs on real devices are ranked, by the pruned model's characters a second, and only among
+runs of the same engine and the same prompts: a figure of one engine says nothing of a device that ran another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from runtime_bench.report import page
+from runtime_bench.report.headline import standing, why
+from runtime_bench.report.markdown import grid, text
+from runtime_bench.report.rows import first_metric
+from runtime_bench.report.svg import RatioRow, ratios
+from runtime_bench.report.words import NONE, device_name, engine_name, figure, ratio_words, subject_name
+
+SCHEMA = "compact-edge/bench-comparison/1"
+SPEED = "characters_per_s"
+# (key of the comparison, keys of the document of which the first one that is there counts, heading)
+_COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (SPEED, (SPEED,), "characters/s"),
+    ("ttft", ("ttft_s:chat", "ttft_s:"), "TTFT"),
+    ("memory", ("peak_rss_bytes", "private_bytes"), "memory"),
+    ("size", ("size_bytes",), "file size"),
+    ("bits_per_byte", ("bits_per_byte",), "bits per byte"),
+)
+NOT_COMPARABLE = "Groups differ in engine or prompts: speeds are not comparable between them."
+
+
+class Combined(TypedDict):
+    """The comparison as a document and as two pages."""
+
+    json: dict[str, Any]
+    md: str
+    html: str
+
+
+def combine(documents: Sequence[Mapping[str, Any]]) -> Combined:
+    """Put runs together.
+
+    Args:
+        documents: of report.json, checked (`read_document`), at least one.
+    """
+    document = compare(documents)
+    return {"json": document, "md": _markdown(document), "html": _html(document)}
+
+
+def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The comparison as plain values: `groups` of comparable runs, best first, and the runs that stand `apart`."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    apart = []
+    for document in documents:
+        entry = _entry(document)
+        if standing(document):
+            apart.append(entry | {"marks": standing(document), "why": why(document)})
+        else:
+            groups.setdefault(_comparable(document), []).append(entry)
+    made = []
+    for number, runs in enumerate(groups.values()):
+        runs.sort(key=_speed, reverse=True)
+        for rank, run in enumerate(runs, 1):
+            # A place among one is none, and neither is that of a run without a speed.
+            run["rank"] = rank if len(runs) > 1 and _speed(run) > 0 else None
+        made.append({"name": _letter(number), "engine": runs[0]["engine"], "prompts": runs[0]["prompts"], "runs": runs})
+    return {
+        "schema": SCHEMA,
+        "title": f"{len(documents)} runs" if len(documents) != 1 else "1 run",
+        "groups": made,
+        "apart": apart,
+        "notes": [NOT_COMPARABLE] if len(made) > 1 else [],
+    }
+
+
+def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the ranked runs as text: what every form of the comparison shows."""
+    header = ["run", "rank", "device", "engine", *(heading for _, _, heading in _COLUMNS), "budgets met"]
+    several = len(document["groups"]) > 1
+    rows = []
+    for group in document["groups"]:
+        for run in group["runs"]:
+            rank = "" if run["rank"] is None else str(run["rank"])
+            place = f"{group['name']} {rank}".rstrip() if several else rank or NONE
+            figures = [_shown(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
+            rows.append([run["name"], place, run["device"], run["engine"], *figures, _budgets(run["budgets"])])
+    return header, rows
+
+
+def apart_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """(run, device, marks, reason) of the runs that are not ranked."""
+    return [[run["name"], run["device"], ", ".join(run["marks"]), "; ".join(run["why"])] for run in document["apart"]]
+
+
+def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = {}
+    for key, keys, _ in _COLUMNS:
+        found = first_metric(document, keys)
+        if found is not None:
+            names = ("key", "unit", "pruned", "baseline", "ratio", "verdict")
+            metrics[key] = {name: found[name] for name in names}
+    return {
+        "name": subject_name(document),
+        "device": device_name(document),
+        "engine": engine_name(document),
+        "created": document["created"],
+        "pairs": document["pairs"],
+        "prompts": [prompt["name"] for prompt in document["prompts"] if prompt["skipped"] is None],
+        "rank": None,
+        "metrics": metrics,
+        "budgets": {
+            name: [budget["name"] for budget in document["budgets"] if budget["passed"] is passed]
+            for name, passed in (("met", True), ("exceeded", False), ("not_judged", None))
+        },
+    }
+
+
+def _comparable(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What must be the same for two speeds to be compared."""
+    prompts = sorted((prompt["name"], prompt["sha256"]) for prompt in document["prompts"] if prompt["skipped"] is None)
+    return engine_name(document), tuple(prompts)
+
+
+def _speed(run: Mapping[str, Any]) -> float:
+    found = run["metrics"].get(SPEED)
+    return 0.0 if found is None or found["pruned"] is None else float(found["pruned"]["median"])
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"A{number}"
+
+
+def _shown(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["pruned"] is None:
+        return NONE
+    value = figure(metric["pruned"]["median"], metric["unit"]).removesuffix(" characters/s")
+    return value if metric["ratio"] is None else f"{value}, ratio {ratio_words(metric['ratio'])}"
+
+
+def _budgets(budgets: Mapping[str, Sequence[str]]) -> str:
+    total = sum(len(names) for names in budgets.values())
+    text = f"{len(budgets['met'])} of {total}" if total else NONE
+    return f"{text}, exceeded: {', '.join(budgets['exceeded'])}" if budgets["exceeded"] else text
+
+
+def _explained(document: Mapping[str, Any]) -> str:
+    line = "The pruned model's medians; ratio: to its own baseline on the same device, with the 95% interval."
+    return " ".join([line, *document["notes"]])
+
+
+def _markdown(document: Mapping[str, Any]) -> str:
+    blocks = [f"### compact-edge bench: {text(document['title'])}"]
+    header, rows = table_rows(document)
+    if rows:
+        blocks.append(text(_explained(document)))
+        blocks.append(grid(header, [[text(cell) for cell in row] for row in rows], "l" * len(header)))
+    if document["apart"]:
+        blocks.append("**Not ranked**")
+        cells = [
+            [text(name), text(device), f"**{text(marks)}**", text(reason)]
+            for name, device, marks, reason in apart_rows(document)
+        ]
+        blocks.append(grid(("run", "device", "", "why"), cells, "llll"))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _html(document: Mapping[str, Any]) -> str:
+    header, rows = table_rows(document)
+    body = [
+        '<header><p class="kicker">On-device latency report</p>'
+        f"<h1>{page.words(document['title'])} compared</h1></header>"
+    ]
+    body += [f'<div class="warn" role="note"><p>{page.words(note)}</p></div>' for note in document["notes"]]
+    plotted = _plot(document)
+    if plotted:
+        body.append(page.section("Speed against the own baseline", plotted))
+    if rows:
+        cells = [
+            page.row(
+                name,
+                [
+                    page.cell("rank", page.words(place)),
+                    page.cell("device", f"<span>{page.words(device)}<br>{_soft(engine)}</span>"),
+                    *(
+                        page.cell(heading, _stacked(value))
+                        for (_, _, heading), value in zip(_COLUMNS, figures, strict=True)
+                    ),
+                    page.cell("budgets met", page.words(budgets)),
+                ],
+            )
+            for name, place, device, engine, *figures, budgets in rows
+        ]
+        heads = [(name, "") for name in header if name != "engine"]
+        table = page.table(_explained(document), heads, [page.body(cells)])
+        body.append(page.section("Runs", f'<div class="sheet wide">{table}</div>'))
+    if document["apart"]:
+        heads = [("run", ""), ("device", ""), ("", ""), ("why", "")]
+        cells = [
+            page.row(
+                name,
+                [
+                    page.cell("device", page.words(device)),
+                    page.cell("", f'<span class="tag bad">{page.words(marks)}</span>'),
+                    page.cell("why", page.words(reason)),
+                ],
+            )
+            for name, device, marks, reason in apart_rows(document)
+        ]
+        table = page.table("These runs say nothing that could be ranked.", heads, [page.body(cells)])
+        body.append(page.section("Not ranked", f'<div class="sheet">{table}</div>'))
+    return page.page(f"{document['title']} compared", body)
+
+
+def _stacked(value: str) -> str:
+    """A figure as HTML: its ratio and the ratio's interval on lines of their own."""
+    first, ratio, rest = value.partition(", ratio ")
+    if not ratio:
+        return page.words(value)
+    middle, _, interval = rest.partition(" [")
+    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(f"[{interval}")] if interval else [])]
+    return f'<span class="stack">{"<br>".join(lines)}</span>'
+
+
+def _soft(value: str) -> str:
+    return f'<span class="plain">{page.words(value)}</span>'
+
+
+def _plot(document: Mapping[str, Any]) -> str:
+    several = len(document["groups"]) > 1
+    rows = []
+    for group in document["groups"]:
+        for run in group["runs"]:
+            metric = run["metrics"].get(SPEED)
+            if metric is None or metric["ratio"] is None:
+                continue
+            ratio = metric["ratio"]
+            rows.append(
+                RatioRow(
+                    name=_cut(f"{group['name']}: {run['name']}" if several else run["name"], 42),
+                    note=_cut(run["device"], 24),
+                    words=ratio_words(ratio),
+                    median=ratio["median"],
+                    low=ratio["low"],
+                    high=ratio["high"],
+                    tone=page.tone(metric["verdict"]),
+                )
+            )
+    if not rows:
+        return ""
+    heading = "Characters a second, pruned / baseline"
+    drawing = ratios("ratios", heading, rows, "slower than its baseline | faster")
+    return page.plot(heading, "Each run against its own baseline on the same device.", drawing, wide=True)
+
+
+def _cut(words: str, length: int) -> str:
+    return words if len(words) <= length else f"{words[: length - 1]}…"

@@ -1,0 +1,109 @@
+"""The frame of an HTML page that needs nothing but itself, and the pieces that pages have in common."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+
+GOOD, BAD, CALM = "good", "bad", "calm"
+_SIGNS = {"better": "✓ ", "worse": "✗ ", "pass": "✓ ", "FAIL": "✗ ", "no difference": "= "}
+_MARKS = {
+    "pruned": '<line class="curve pruned" x1="0" y1="7" x2="34" y2="7"/>'
+    '<circle class="mark pruned" cx="17" cy="7" r="5"/>',
+    "baseline": '<line class="curve baseline" x1="0" y1="7" x2="34" y2="7"/>'
+    '<rect class="mark baseline" x="12.5" y="2.5" width="9" height="9"/>',
+}
+
+
+@cache
+def _style() -> str:
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole document. Its policy lets it load nothing and run nothing; the one style sheet is named by its hash."""
+    style = _style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{words(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def words(value: str) -> str:
+    """Text for HTML: escaped, on one line, without characters that do not print (right-to-left marks among them)."""
+    return escape(" ".join("".join(character if character.isprintable() else " " for character in value).split()))
+
+
+def tone(verdict: str) -> str:
+    """The class of a verdict: `good`, `bad` or `calm`."""
+    return GOOD if verdict in ("better", "pass") else BAD if verdict in ("worse", "FAIL") else CALM
+
+
+def tag(verdict: str) -> str:
+    """A verdict with its sign, so that it does not hang on the colour."""
+    return f'<span class="tag {tone(verdict)}">{_SIGNS.get(verdict, "")}{words(verdict)}</span>'
+
+
+def section(heading: str, *body: str) -> str:
+    """A heading and what stands under it. The heading is this package's own text."""
+    return f"<section>\n<h2>{heading}</h2>\n" + "\n".join(body) + "\n</section>"
+
+
+def legend(pruned: str, baseline: str) -> str:
+    """Which mark stands for which side."""
+    items = "".join(
+        f'<li><svg viewBox="0 0 34 14" aria-hidden="true">{_MARKS[kind]}</svg><span>{kind}: {words(name)}</span></li>'
+        for kind, name in (("pruned", pruned), ("baseline", baseline))
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def plot(heading: str, note: str, drawing: str, *, wide: bool = False) -> str:
+    """A plot with its heading and one line that says how to read it."""
+    below = f"<p>{words(note)}</p>" if note else ""
+    start = '<figure class="wide">' if wide else "<figure>"
+    return f"{start}\n<figcaption><h3>{words(heading)}</h3>{below}</figcaption>\n{drawing}\n</figure>"
+
+
+def cell(label: str, content: str, kind: str = "") -> str:
+    """A cell of a table that folds on narrow screens; `content` is HTML, `label` its column's name."""
+    shown = f' data-label="{escape(label)}"' if label else ""
+    return f'<td role="cell"{shown}' + (f' class="{kind}"' if kind else "") + f">{content}</td>"
+
+
+def table(caption: str, header: Sequence[tuple[str, str]], bodies: Sequence[str]) -> str:
+    """A table of rows grouped in `bodies`; `header` is (name, class) of each column.
+
+    Roles are written out: folded to blocks, a browser would no longer tell that it is a table.
+    """
+    heads = "".join(
+        f'<th scope="col" role="columnheader"{f" class={kind!r}" if kind else ""}>{words(name)}</th>'
+        for name, kind in header
+    )
+    return (
+        f'<table class="fold" role="table"><caption>{words(caption)}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{heads}</tr></thead>' + "\n".join(bodies) + "</table>"
+    )
+
+
+def row(name: str, cells: Sequence[str]) -> str:
+    """One row under its name."""
+    return f'<tr role="row"><th scope="row" role="rowheader">{words(name)}</th>{"".join(cells)}</tr>'
+
+
+def body(rows: Sequence[str], group: str = "", columns: int = 0) -> str:
+    """A group of rows, its name above them where it has one."""
+    head = f'<th scope="rowgroup" role="rowheader" colspan="{columns}">{words(group)}</th>'
+    first = [f'<tr role="row" class="group">{head}</tr>'] if group else []
+    return '<tbody role="rowgroup">' + "\n".join([*first, *rows]) + "</tbody>"

@@ -1,0 +1,173 @@
+"""Rows and lines that report.md and report.html have in common. Plain text: each writer escapes for its own format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runtime_bench.report.words import NONE, budget_name, engine_name, fact_line, figure, plain, ratio_words
+
+DECODE_AT_DEPTH = "decode_tokens_per_s:depth-"
+GROUPS: Mapping[str, str] = {
+    "size": "Size",
+    "quality": "Quality",
+    "memory": "Memory",
+    "load": "Load",
+    "ttft": "Time to first token",
+    "prefill": "Prefill",
+    "decode": "Decode",
+    "itl": "Inter-token latency",
+    "text": "The same text",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric as text. `metric` is its entry in the document."""
+
+    label: str
+    pruned: str
+    baseline: str
+    ratio: str
+    verdict: str
+    metric: Mapping[str, Any]
+
+
+def metric_rows(document: Mapping[str, Any]) -> list[Row]:
+    """Every metric, in the order of the document."""
+    return [
+        Row(
+            label=_label(document, metric),
+            pruned=_median(metric, "pruned"),
+            baseline=_median(metric, "baseline"),
+            ratio=ratio_words(metric["ratio"]),
+            verdict=metric["verdict"],
+            metric=metric,
+        )
+        for metric in document["metrics"]
+    ]
+
+
+def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
+    """The metric of the first key that was measured; a key that ends in a colon stands for every one that begins so."""
+    metrics: list[Mapping[str, Any]] = document["metrics"]
+    for key in keys:
+        for metric in metrics:
+            if metric["key"] == key or (key.endswith(":") and metric["key"].startswith(key)):
+                return metric
+    return None
+
+
+def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool | None]]:
+    """(name, what is judged, limit, measured, passed) of each budget; what was not judged says why."""
+    rows = []
+    for budget in document["budgets"]:
+        unit = budget["unit"]
+        limit = f"{budget['bound']} {figure(budget['limit'], unit)}"
+        measured = figure(budget["measured"], unit)
+        what = budget["what"] if budget["passed"] is not None else f"{budget['what']}: {budget['reason']}"
+        rows.append((budget_name(budget["name"]), what, limit, measured, budget["passed"]))
+    return rows
+
+
+def outcome(passed: bool | None) -> str:
+    """A budget's result in a word."""
+    return "not judged" if passed is None else "pass" if passed else "FAIL"
+
+
+def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of what a reader needs to judge the figures by."""
+    engine = {key: value for key, value in document["engine"].items() if key not in ("name", "version")}
+    rows = [
+        ("Device", _joined(fact_line(document["device"]), document["device_spec"])),
+        ("Engine", _joined(engine_name(document), fact_line(engine))),
+        ("Settings", _joined("batch size 1 (one user, as on the edge)", fact_line(document["settings"]))),
+        ("Files", "; ".join(f"{side}: {_subject(document, side)}" for side in ("pruned", "baseline"))),
+        ("Texts", _texts(document)),
+        ("Pairs", f"{_pairs(document)}. {document['method']}"),
+        ("Throttling", throttling_line(document)),
+    ]
+    sources = _joined(", ".join(document["memory_source"]), "; ".join(document["cold_load"]), "; ")
+    if sources:
+        rows.append(("Readings", sources))
+    return rows
+
+
+def throttling_line(document: Mapping[str, Any]) -> str:
+    """The verdict, the frequencies and temperatures behind it, and why it warns."""
+    found = document["throttling"]
+    parts = [found["verdict"]]
+    parts += found["reasons"]
+    if found["frequency_before_hz"] is not None and found["frequency_after_hz"] is not None:
+        parts.append(
+            f"fastest core {found['frequency_before_hz'] / 1e9:.2f} GHz before and "
+            f"{found['frequency_after_hz'] / 1e9:.2f} GHz after a record"
+        )
+    if found["temperature_change_c"] is not None and found["temperature_max_c"] is not None:
+        parts.append(
+            f"{found['temperature_change_c']:+.1f} °C over a record, at most {found['temperature_max_c']:.0f} °C"
+        )
+    return "; ".join(parts)
+
+
+def prompt_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(name, characters, tokens of the pruned side, of the baseline, why it was skipped or nothing)."""
+    return [
+        (
+            prompt["name"],
+            f"{prompt['characters']:,}",
+            *(
+                NONE if prompt["tokens"][side] is None else f"{prompt['tokens'][side]:,}"
+                for side in ("pruned", "baseline")
+            ),
+            prompt["skipped"] or "",
+        )
+        for prompt in document["prompts"]
+    ]
+
+
+def _label(document: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    if metric["key"] == "bits_per_byte" and document["bits_per_byte_text"]:
+        return f"{metric['label']}, {document['bits_per_byte_text']}"
+    return str(metric["label"])
+
+
+def _median(metric: Mapping[str, Any], side: str) -> str:
+    return NONE if metric[side] is None else figure(metric[side]["median"], metric["unit"])
+
+
+def _subject(document: Mapping[str, Any], side: str) -> str:
+    subject = document["subjects"][side]
+    parts = [subject["name"], f"sha256 {subject['sha256'][:12]}", f"{plain(subject['threads'])} threads"]
+    if subject["bits_per_weight"] is not None:
+        parts.append(f"{subject['bits_per_weight']:.2f} bits per weight")
+    if subject["parameters"] is not None:
+        parts.append(f"{subject['parameters'] / 1e6:.1f}M parameters")
+    return ", ".join(parts)
+
+
+def _texts(document: Mapping[str, Any]) -> str:
+    reference = document["reference"]
+    lengths = reference["characters_per_token"]
+    prompts = ", ".join(
+        f"{name} ({pruned}/{baseline} tokens)" if not skipped else f"{name} (skipped: {skipped})"
+        for name, _, pruned, baseline, skipped in prompt_rows(document)
+    )
+    text = f"prompts (pruned/baseline): {prompts or 'none'}"
+    if lengths["pruned"] is not None and lengths["baseline"] is not None:
+        text += (
+            f"; {lengths['pruned']:.2f} characters a token with the pruned vocabulary, {lengths['baseline']:.2f} with "
+            f"the baseline's, over {reference['characters']:,} characters"
+        )
+    return text
+
+
+def _pairs(document: Mapping[str, Any]) -> str:
+    share = document["parent_cpu_share_max"]
+    text = f"{document['pairs']} complete"
+    return text if share is None else f"{text}; the measuring process used at most {share:.1%} of a core"
+
+
+def _joined(first: str, second: str, between: str = ", ") -> str:
+    return between.join(part for part in (first, second) if part)

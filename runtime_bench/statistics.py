@@ -1,0 +1,147 @@
+"""Medians, quantiles, and the ratio of paired measurements with a distribution-free interval.
+
+The two sides are measured in pairs whose order alternates (AB BA AB ...). Whatever changes slowly while the run goes
+on (the device warms up, a clock steps down) meets both sides of a pair nearly alike, and what is left of it has the
+opposite sign in the next pair, so it cancels in the ratio of a pair and in the median over pairs.
+
+The interval is that of the sign test: for n independent ratios of any continuous distribution, the number that lies
+below the true median is binomial (n, 1/2), so the k-th smallest and the k-th largest enclose it with probability
+1 - 2 P(X < k). See H. A. David and H. N. Nagaraja, Order Statistics, 3rd edition, 2003, section 7.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+CONFIDENCE = 0.95
+# The least n where the smallest and largest of n enclose the median with 95%: 1 - 2/2**6 = 0.969.
+LEAST_PAIRS = 6
+
+Better = Literal["lower", "higher"]
+Verdict = Literal["better", "worse", "no difference", "not enough pairs"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """pruned / baseline over the pairs.
+
+    Attributes:
+        median: of the pairs' ratios (taken of their logarithms, so that 2 and 1/2 lie equally far from 1).
+        low, high: ends of the interval of the median; None where none is claimed.
+        n: complete pairs.
+        confidence: the coverage that the interval really has, at least `CONFIDENCE`; None without interval.
+        exact: both sides are the same in every record (a file's size): a ratio without uncertainty.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+    n: int
+    confidence: float | None
+    exact: bool = False
+
+
+def usable(value: float | None) -> bool:
+    """Whether a value is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def median(values: Iterable[float]) -> float | None:
+    """Middle value, or the mean of the two middle ones; None of nothing."""
+    return quantile(sorted(values), 0.5)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The value below which `share` (0..1) of ascending `ordered` lies, linear between neighbours; None of nothing.
+
+    The same definition as numpy's default (type 7 of Hyndman and Fan, The American Statistician 50, 1996).
+    """
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    below = min(int(place), len(ordered) - 1)
+    above = min(below + 1, len(ordered) - 1)
+    # Between equal neighbours no rounding may step outside them.
+    if ordered[below] == ordered[above]:
+        return ordered[below]
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def interval_rank(n: int, confidence: float = CONFIDENCE) -> tuple[int, float] | None:
+    """The largest k for which the k-th smallest and k-th largest of n enclose the median with `confidence`.
+
+    Returns:
+        k (1 is the smallest value) and the coverage; None where even the smallest and largest do not reach it.
+    """
+    outside, rank, coverage = 0, 0, 0.0
+    for k in range(1, n // 2 + 1):
+        outside += math.comb(n, k - 1)
+        inside = 1.0 - 2 * outside / (1 << n)
+        if inside < confidence:
+            break
+        rank, coverage = k, inside
+    return (rank, coverage) if rank else None
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float] | None:
+    """(low, high, coverage) of the median of independent values; None for fewer than 6 of them (at 95%)."""
+    found = interval_rank(len(values), confidence)
+    if found is None:
+        return None
+    rank, coverage = found
+    ordered = sorted(values)
+    return ordered[rank - 1], ordered[-rank], coverage
+
+
+def paired_ratio(pairs: Sequence[tuple[float | None, float | None]]) -> Ratio | None:
+    """Ratio of (pruned, baseline) pairs.
+
+    A pair with a value that is missing, not finite or not positive is not complete and does not count.
+
+    Returns:
+        None where no pair is complete.
+    """
+    logs = [math.log(new) - math.log(old) for new, old in pairs if _positive(new) and _positive(old) and new and old]
+    middle = median(logs)
+    if middle is None:
+        return None
+    found = median_interval(logs)
+    if found is None:
+        return Ratio(_exp(middle), None, None, len(logs), None)
+    low, high, coverage = found
+    return Ratio(_exp(middle), _exp(low), _exp(high), len(logs), coverage)
+
+
+def exact_ratio(pruned: float, baseline: float, n: int) -> Ratio | None:
+    """Ratio of two quantities that do not vary; None where either is not positive."""
+    if not (_positive(pruned) and _positive(baseline)):
+        return None
+    return Ratio(pruned / baseline, None, None, n, None, exact=True)
+
+
+def verdict(ratio: Ratio, better: Better) -> Verdict:
+    """What the pairs show of the pruned side.
+
+    `no difference` says that the interval holds 1: none was shown, not that there is none.
+    """
+    if ratio.exact:
+        low = high = ratio.median
+    elif ratio.low is None or ratio.high is None:
+        return "not enough pairs"
+    else:
+        low, high = ratio.low, ratio.high
+    if low <= 1.0 <= high:
+        return "no difference"
+    return "better" if (low > 1.0) == (better == "higher") else "worse"
+
+
+def _positive(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def _exp(value: float) -> float:
+    # exp(log(x) - log(x)) is 1 by itself; the largest ratio of two floats is beyond a float.
+    return math.exp(min(max(value, -700.0), 700.0))

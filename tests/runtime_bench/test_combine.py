@@ -1,0 +1,102 @@
+"""Several runs beside each other: who is ranked, who is not, and with whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from runtime_bench.records import RunFacts
+from runtime_bench.report.combine import combine
+from runtime_bench.report.document import make_document
+from tests.runtime_bench import synthetic_run
+from tests.runtime_bench.test_html import outline
+from tests.runtime_bench.test_markdown import HOSTILE, PARSER, hostile_facts
+
+
+def named(name: str, **changes: Any) -> RunFacts:
+    return synthetic_run.facts(device={"model": name}, **changes)
+
+
+def run(name: str, pruned: float = 80.0, pairs: int = 6, **changes: Any) -> dict[str, Any]:
+    samples = synthetic_run.samples(pairs, speed={"pruned": pruned, "baseline": 70.0})
+    return make_document(named(name, **changes), samples)
+
+
+def test_ranked_by_the_pruned_models_characters_a_second() -> None:
+    found = combine([run("slow", 60), run("fast", 120), run("middle", 90)])["json"]
+    assert [len(group["runs"]) for group in found["groups"]] == [3]
+    assert [(entry["device"], entry["rank"]) for entry in found["groups"][0]["runs"]] == [
+        ("fast", 1),
+        ("middle", 2),
+        ("slow", 3),
+    ]
+    assert found["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "mark"),
+    [
+        ({"status": "partial", "reason": "the link was lost"}, "PARTIAL"),
+        ({"status": "not measured", "reason": "no device"}, "NOT MEASURED"),
+        ({"emulated": True}, "EMULATED"),
+        ({"unlike": ("types differ",)}, "UNLIKE PAIR"),
+    ],
+)
+def test_what_must_not_be_ranked_stands_apart_with_its_reason(changes: dict[str, Any], mark: str) -> None:
+    combined = combine([run("good"), run("other", 500, **changes)])
+    found = combined["json"]
+    assert [entry["device"] for group in found["groups"] for entry in group["runs"]] == ["good"]
+    (apart,) = found["apart"]
+    assert apart["marks"] == [mark]
+    assert apart["rank"] is None
+    reason = str(changes.get("reason") or "".join(changes.get("unlike", ("emulator",))))
+    for text in (combined["md"], combined["html"]):
+        assert mark in text
+        assert reason in text
+
+
+def test_other_engines_and_other_prompts_are_not_comparable() -> None:
+    other_text = tuple(replace(prompt, text=prompt.text + "!") for prompt in synthetic_run.facts().prompts)
+    runs = [
+        run("one"),
+        run("two", engine={"name": "onnxruntime", "version": "1"}),
+        run("three", prompts=other_text),
+        run("four", 90),
+    ]
+    combined = combine(runs)
+    groups = [[entry["device"] for entry in group["runs"]] for group in combined["json"]["groups"]]
+    assert groups == [["four", "one"], ["two"], ["three"]]
+    # First of one is no place.
+    assert [entry["rank"] for group in combined["json"]["groups"][1:] for entry in group["runs"]] == [None, None]
+    for text in (combined["md"], combined["html"]):
+        assert "not comparable" in text
+
+
+def test_a_run_without_speed_has_no_rank() -> None:
+    samples = synthetic_run.samples(6, change=lambda sample: replace(sample, generations=()))
+    silent = make_document(named("silent"), samples)
+    entries = combine([silent, run("loud"), run("louder", 90)])["json"]["groups"][0]["runs"]
+    assert [(entry["device"], entry["rank"]) for entry in entries] == [("louder", 1), ("loud", 2), ("silent", None)]
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "<script>x</script>", "|", "\n"])
+def test_hostile_names(name: str) -> None:
+    import re
+
+    def made(word: str) -> Any:
+        facts = hostile_facts(word)
+        ranked = make_document(replace(facts, status="complete", unlike=()), synthetic_run.samples(6))
+        return combine([ranked, ranked, make_document(facts, [])])
+
+    plain, hostile = made("plain"), made(name)
+    assert outline(hostile["html"]).tags == outline(plain["html"]).tags
+    tags = [re.findall(r"</?[a-z0-9]+", PARSER.render(one["md"])) for one in (plain, hostile)]
+    assert tags[0] == tags[1]
+
+
+def test_only_runs_apart() -> None:
+    combined = combine([run("x", status="partial", reason="y")] * 2)
+    assert combined["json"]["groups"] == []
+    outline(combined["html"])
