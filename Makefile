@@ -8,11 +8,13 @@ STAMP = $(VENV)/.installed
 PIP = $(BIN)/python -m pip install -c constraints.txt
 CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples
 
-.PHONY: env demo test lint format clean help
+.PHONY: env demo test test-devices lint format clean help
 
 help:
 	@echo "make demo    build and check smollm2-135m for the generic target"
 	@echo "make test    run the tests"
+	@echo "make test-devices"
+	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
 	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
@@ -36,6 +38,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# -m here goes before the one of pyproject.toml, which leaves these tests out.
+test-devices: $(STAMP)
+	$(BIN)/python -m pytest tests/devices -m devices -rs --durations=5
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

@@ -56,6 +56,7 @@ COMMANDS: dict[str, Entry] = {
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
     "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
+    "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
     "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }
 
@@ -103,8 +104,10 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.module}.{entry.function} is not a click command")
         # A user adds --debug at the end of the line that failed, so every command takes it too.
-        if not any("--debug" in parameter.opts for parameter in command.params):
-            command.params.append(_debug_option())
+        commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        for each in commands:
+            if not any("--debug" in parameter.opts for parameter in each.params):
+                each.params.append(_debug_option())
         return command
 
     def resolve_command(

@@ -58,7 +58,7 @@ def read_header(path: Path) -> BinaryHeader:
                 return _pe(path, file.read(6))
     except OSError as error:
         raise as_storage_error(error, path) from error
-    except (struct.error, OverflowError) as error:
+    except (struct.error, OverflowError, ValueError) as error:
         raise DamagedFileError(f"{path}: cut off within its header") from error
     raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)", "name a folder with llama.cpp's binaries")
 

@@ -105,6 +105,12 @@ def this_architecture() -> str:
     return architecture_named(platform.machine() or "unknown")
 
 
+def architecture_of(features: Iterable[str]) -> str | None:
+    """The architecture that has such features; None where they do not tell."""
+    has = set(features)
+    return next((variant.architecture for variant in VARIANTS if variant.needs & has), None)
+
+
 def variants_of(architecture: str) -> tuple[Variant, ...]:
     """The variants of one architecture, the plainest first."""
     return tuple(variant for variant in VARIANTS if variant.architecture == architecture)

@@ -44,7 +44,7 @@ TENSOR_TYPES: Mapping[str, Mapping[str, int]] = {
 
 ISA_FEATURES = (
     *("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme"),
-    *("sse4.2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),
+    *("sse4.2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),
 )
 
 _LONGEST_TEXT = 2000
