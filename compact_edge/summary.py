@@ -198,4 +198,6 @@ def next_commands(result: BuildResult) -> list[str]:
         opened = shlex.quote(str(outcome.form.opened(folder, outcome.files)))
         lines.append(f"  compact-edge eval {opened} --text YOUR_TEXT")
         lines += [f"  {line}" for line in outcome.form.commands(folder, outcome.files, side.checkpoint)]
+        if any((result.out / name).is_dir() for name in ("baseline", f"baseline-{outcome.form.name}")):
+            lines.append(f"  compact-edge bench {shlex.quote(str(folder))}")
     return lines

@@ -55,3 +55,15 @@ def test_every_family_was_checked_in_onnx_and_passed() -> None:
     results = recorded("onnx-families")["models"]
     assert {family.architecture for family in FAMILIES} == {result["architecture"] for result in results}
     assert [result["model"] for result in results if not result["passed"]] == []
+
+
+def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
+    script = importlib.import_module("benchmarks.bench_report")
+    runs = recorded(script.NAME)["runs"]
+    for path, shown in ((DOCS / "bench.md", runs), (DOCS.parent / "README.md", runs[:1])):
+        text = path.read_text(encoding="utf-8")
+        assert with_table(text, script.SCRIPT, script.show(shown)) == text
+    checks = importlib.import_module("benchmarks.bench_checks")
+    text = (DOCS / "bench.md").read_text(encoding="utf-8")
+    assert with_table(text, checks.SCRIPT, checks.show()) == text
