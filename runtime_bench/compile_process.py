@@ -22,6 +22,11 @@ from compact.progress import Progress, Task
 _NINJA = re.compile(r"^\[(\d+)/(\d+)\] ")
 _MAKE = re.compile(r"^\[ *(\d+)%\] ")
 _TELLING = re.compile(r"error:|CMake Error|undefined reference|cannot find -l|Killed|No space left|^ERROR\b|not found$")
+# Next steps that a telling line decides.
+_HINTS = (
+    ("cannot find -l", "install the static C and C++ libraries (Fedora: dnf install glibc-static libstdc++-static)"),
+    ("Killed", "memory ran out; try --jobs 1"),
+)
 _SECONDS_TO_END = 5.0
 _QUOTED_LINES = 2
 _LONGEST_LINE = 300
@@ -107,7 +112,8 @@ def run_compile(
             raise DiskFullError(
                 f"{what}: the disk is full", "free some space, or set COMPACT_EDGE_CACHE to another disk"
             )
-        raise CompileFailedError(f"{what} failed (exit status {status}): {text}", hint)
+        better = next((step for mark, step in _HINTS if mark in text), hint)
+        raise CompileFailedError(f"{what} failed (exit status {status}): {text}", better)
     return list(last)
 
 

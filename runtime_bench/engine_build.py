@@ -47,7 +47,7 @@ _NEEDED_BYTES = 700_000_000  # sources 220 MB, objects 110 MB, binaries 40 MB, a
 _NO_CMAKE = "install cmake (Debian: apt install cmake ninja-build; macOS: brew install cmake ninja)"
 _NO_CROSS = "install the cross compiler (Debian: apt install {package}), or name an Android NDK with --ndk"
 _NO_COMPILER = "install a C++ compiler (Debian: apt install g++; macOS: xcode-select --install)"
-_FAILED = "set COMPACT_EDGE_DEBUG=1 for details; with little memory try --jobs 1"
+_FAILED = "update the compiler, or see what this version of llama.cpp needs in its docs/build.md"
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,16 @@ def command_named(name: str) -> click.Command:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_help(name: str) -> None:
     command = command_named(name)
-    assert command.name == name, "the command's own name is what its usage line shows"
-    assert command.help, f"{name} has no help"
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, f"{name} {parameter.opts[0]} has no help"
-        else:
-            shown = parameter.make_metavar(click.Context(command)).strip("[].")
-            assert shown in command.help, f"the help of {name} does not say what {shown} is"
+    below = command.commands if isinstance(command, click.Group) else {}
+    for own_name, each in {name: command, **below}.items():
+        assert each.name == own_name, "the command's own name is what its usage line shows"
+        assert each.help, f"{own_name} has no help"
+        for parameter in each.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{own_name} {parameter.opts[0]} has no help"
+            else:
+                shown = parameter.make_metavar(click.Context(each)).strip("[].")
+                assert shown in each.help, f"the help of {own_name} does not say what {shown} is"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

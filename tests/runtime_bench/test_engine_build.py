@@ -144,6 +144,10 @@ def test_a_failed_compile_says_what_the_compiler_said(
     monkeypatch.setenv("STANDIN", standins.told(lines=["fatal error: writing x.o: No space left on device"], status=1))
     with pytest.raises(DiskFullError):
         build_engine("aarch64", V82, cache=cache)
+    monkeypatch.setenv("STANDIN", standins.told(lines=["/usr/bin/ld: cannot find -lstdc++"], status=1))
+    with pytest.raises(CompileFailedError) as caught:
+        build_engine("aarch64", V82, cache=cache)
+    assert "static" in str(caught.value.hint)
     monkeypatch.setenv("STANDIN", standins.told(programs=["llama-server"]))
     with pytest.raises(CompileFailedError, match="no llama-bench"):
         build_engine("aarch64", V82, cache=cache)
