@@ -91,7 +91,7 @@ class EngineChoice:
         from runtime_bench.engine_folder import read_engine_dir
 
         if self._engine_dir is not None:
-            return read_engine_dir(self._engine_dir, architecture=self._facts.machine)
+            return read_engine_dir(self._engine_dir, architecture=self._machine, system=self._system)
         found = self._built()
         if found is None:
             raise self._no_server()
@@ -100,14 +100,21 @@ class EngineChoice:
     def _built(self) -> EngineFolder | None:
         from runtime_bench.engine_folder import find_engine
 
-        return find_engine(self._cache, self._facts.machine, self._facts.isa_features)
+        return find_engine(self._cache, self._machine, self._facts.isa_features, system=self._system)
 
     def _no_server(self) -> ToolUnavailableError:
-        machine = self._facts.machine or "this machine"
         return ToolUnavailableError(
-            f"no llama-server for {machine} is at hand",
-            f"run: compact-edge engine build --arch {machine}, or name a folder with one by --engine-dir",
+            f"no llama-server for {self._machine} is at hand",
+            f"run: compact-edge engine build --arch {self._machine}, or name a folder with one by --engine-dir",
         )
+
+    @property
+    def _machine(self) -> str:
+        return self._facts.machine or "unknown"
+
+    @property
+    def _system(self) -> str:
+        return {"macos": "darwin"}.get(self._facts.os, self._facts.os)
 
     def _known(self, engine: str, path: str) -> Known:
         artifact = self._artifacts[path]
