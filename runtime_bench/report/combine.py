@@ -216,8 +216,9 @@ def _stacked(value: str) -> str:
     first, ratio, rest = value.partition(", ratio ")
     if not ratio:
         return page.words(value)
-    middle, _, interval = rest.partition(" [")
-    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(f"[{interval}")] if interval else [])]
+    # "0.88 [0.87, 0.89]" or "0.80 (exact)"
+    middle, _, note = rest.partition(" ")
+    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(note)] if note else [])]
     return f'<span class="stack">{"<br>".join(lines)}</span>'
 
 
