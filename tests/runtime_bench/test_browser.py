@@ -201,7 +201,7 @@ def test_printed_on_white(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(html(DOCUMENT), encoding="utf-8")
     page = browser.new_page()
-    page.emulate_media(media="print", color_scheme="light")
+    page.emulate_media(media="print", color_scheme="dark")
     page.goto(path.as_uri())
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(CONTRAST) == []
