@@ -75,9 +75,10 @@ def _several(document: Mapping[str, Any]) -> str:
     from runtime_bench.report.combine import apart_rows, table_rows
 
     blocks = []
-    header, rows = table_rows(document)
+    header, rows = table_rows(document, short=True)
     if rows:
         blocks.append(format_table([name.upper() for name in header], rows))
+        blocks.append("× is the ratio to the run's own baseline on the same device")
     blocks += [one_line(note) for note in document["notes"]]
     apart = apart_rows(document)
     if apart:

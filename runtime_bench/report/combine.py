@@ -73,8 +73,8 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the ranked runs as text: what every form of the comparison shows."""
+def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the ranked runs as text; `short` for a terminal: intervals of the speed only."""
     header = ["run", "rank", "device", "engine", *(heading for _, _, heading in _COLUMNS), "budgets met"]
     several = len(document["groups"]) > 1
     rows = []
@@ -82,7 +82,8 @@ def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for run in group["runs"]:
             rank = "" if run["rank"] is None else str(run["rank"])
             place = f"{group['name']} {rank}".rstrip() if several else rank or NONE
-            figures = [_shown(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
+            show = _shown_short if short else _shown
+            figures = [show(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
             rows.append([run["name"], place, run["device"], run["engine"], *figures, _budgets(run["budgets"])])
     return header, rows
 
@@ -135,6 +136,13 @@ def _shown(metric: Mapping[str, Any] | None) -> str:
         return NONE
     value = figure(metric["pruned"]["median"], metric["unit"]).removesuffix(" characters/s")
     return value if metric["ratio"] is None else f"{value}, ratio {ratio_words(metric['ratio'])}"
+
+
+def _shown_short(metric: Mapping[str, Any] | None) -> str:
+    value, separator, ratio = _shown(metric).partition(", ratio ")
+    if metric is not None and metric["key"] != SPEED:
+        ratio = ratio.partition(" ")[0]
+    return f"{value} ×{ratio}" if separator else value
 
 
 def _budgets(budgets: Mapping[str, Sequence[str]]) -> str:
@@ -216,8 +224,9 @@ def _stacked(value: str) -> str:
     first, ratio, rest = value.partition(", ratio ")
     if not ratio:
         return page.words(value)
-    middle, _, interval = rest.partition(" [")
-    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(f"[{interval}")] if interval else [])]
+    # "0.88 [0.87, 0.89]" or "0.80 (exact)"
+    middle, _, note = rest.partition(" ")
+    lines = [page.words(first), _soft(f"ratio {middle}"), *([_soft(note)] if note else [])]
     return f'<span class="stack">{"<br>".join(lines)}</span>'
 
 

@@ -166,7 +166,10 @@ def check_document(document: dict[str, Any], where: str) -> None:
             if latencies[side] is not None and len(latencies[side]) != count:
                 wrong = f"inter_token_latency.{side} has not {count} values"
     if wrong is not None:
-        raise DamagedFileError(f"{where}: damaged report: {wrong}", "render it again from the run's samples.jsonl")
+        raise DamagedFileError(
+            f"{where}: damaged report: {wrong}",
+            "take the report of the run again: compact-edge report DIRECTORY --out NEW",
+        )
 
 
 def _first_wrong(value: Any, shape: Any, place: str) -> str | None:

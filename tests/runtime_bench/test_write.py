@@ -72,7 +72,9 @@ def no_side(directory: Path) -> None:
 
 def text_for_time(directory: Path) -> None:
     path = directory / "samples.jsonl"
-    path.write_text(path.read_text().replace('"load_s": 0', '"load_s": "0').replace('"cold_load_s"', '"cold_load_s"'))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[1]["generations"][0]["token_s"][3] = "soon"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def deep(directory: Path) -> None:
