@@ -184,7 +184,7 @@ def _facts(
         status="not measured",
         reason="",
         unlike=tuple(differences),
-        device=device.as_dict(),
+        device={"model": _device_name(device), **device.as_dict()},
         device_spec=transport.spec,
         emulated=transport.emulated,
         engine={"name": names["pruned"]},
@@ -204,6 +204,12 @@ def _facts(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
     )
+
+
+def _device_name(device: DeviceFacts) -> str | None:
+    """What people call the device: maker and model of a phone, the processor of everything else."""
+    phone = [device.android[key] for key in ("manufacturer", "model") if key in device.android]
+    return " ".join(phone) or device.cpu_model
 
 
 def _measured(

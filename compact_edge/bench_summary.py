@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The rows of a terminal; report.md has all of them.
 _GROUPS = ("size", "memory", "load", "ttft", "prefill", "decode", "text", "quality")
+_LOG_WIDTH = 120
 _COLOURS: Mapping[str, str] = {"better": "green", "worse": "red"}
 
 
@@ -28,7 +29,10 @@ def print_bench(result: BenchResult) -> None:
 
     document = result.document
     console = Console(highlight=False)
+    # A pipe or a log has no width; rich would guess 80 and wrap there.
     soft = not console.is_terminal
+    if soft:
+        console.width = _LOG_WIDTH
     console.print(Text(one_line(str(document["title"])), style="bold"), soft_wrap=soft)
     console.print(Text(one_line(str(document["summary"]))), soft_wrap=soft)
     for line in why(document):

@@ -50,13 +50,14 @@ COMMANDS: dict[str, Entry] = {
     "prune": Entry("compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint."),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
+    "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
+    "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
+    "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
     "inspect": Entry(
         "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."
     ),
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
-    "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
-    "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
     "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }
 
