@@ -62,8 +62,9 @@ def print_bench(result: BenchResult) -> None:
     engine = document["engine"]
     named = " ".join(plain(engine[key]) for key in ("name", "version") if engine.get(key))
     settings = document["settings"]
-    how = f"batch size 1, {settings['threads']} threads, context {settings['context']}, {named}"
-    click.echo(one_line(f"{document['pairs']} pairs, {how}"))
+    how = f"batch size 1, {settings['threads']} thread{'s' * (settings['threads'] != 1)}, context {settings['context']}, {named}"
+    pairs = document["pairs"]
+    click.echo(one_line(f"{pairs} pair{'s' * (pairs != 1)}, {how}"))
     for note in document["notes"]:
         click.echo(one_line(f"note: {note}"))
     click.echo(f"report: {result.out / 'report.html'}")

@@ -187,7 +187,8 @@ def test_a_lost_link_leaves_a_partial_report(
     document = report(tmp_path / "run")
     assert (document["status"], document["reason"]) == ("partial", "ssh:pi: the link was lost")
     assert document["title"].startswith("PARTIAL")
-    assert all(metric["verdict"] in ("not judged", "better", "not compared") for metric in document["metrics"])
+    sampled = [metric for key, metric in metrics(document).items() if key not in ("size_bytes", "bits_per_byte")]
+    assert {metric["verdict"] for metric in sampled} <= {"not judged", "not compared"}
     assert "the run is partial" in capsys.readouterr().err
 
 
