@@ -172,8 +172,10 @@ class AdbTransport(RemoteTransport):
             return
         # adb writes the reason of a failed copy to stdout or to stderr, by its version.
         said = "\n".join(part.decode("utf-8", "replace") for part in (answer.stdout, answer.stderr))
-        if _LINK.search(said) or not said.strip():
-            raise self._lost(said)
+        # The run's directory, which takes the copy, is missing only when the link that kept it has been lost.
+        gone = arguments[0] == "push" and "No such file or directory" in said
+        if gone or _LINK.search(said) or not said.strip():
+            raise self._lost("" if gone else said)
         raise DeviceUnavailableError(
             f"{self.spec}: {name} cannot be copied ({last_line(said)})", "check the device's free space"
         )

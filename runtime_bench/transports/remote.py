@@ -72,7 +72,7 @@ class RemoteTransport(ShellTransport):
         part = f"{self.work_dir}/part-{next(self._copies)}"
         try:
             self._send(source, part, task, seconds)
-            settled = self.run_script(scripts.SETTLE, [part, target, sha256], timeout=seconds)
+            settled = self._run_script(scripts.SETTLE, [part, target, sha256], seconds)
         except LinkLostError:
             raise
         except BaseException:

@@ -160,8 +160,10 @@ class ShellTransport(ABC):
 
     def run_script(self, script: str, words: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
         """As `run` for a constant text of this package, with `words` as its `$1`, `$2`, ..."""
-        command = ["sh", "-c", script, "compact-edge", *words]
-        return self._retried(lambda: self._run(command, timeout, b"", script))
+        return self._retried(lambda: self._run_script(script, words, timeout))
+
+    def _run_script(self, script: str, words: Sequence[str], timeout: float) -> Completed:
+        return self._run(["sh", "-c", script, "compact-edge", *words], timeout, b"", script)
 
     def _run(self, words: Sequence[str], timeout: float, stdin: bytes, script: str | None = None) -> Completed:
         mark = new_mark()

@@ -46,7 +46,7 @@ class Server:
         return f"ssh:{self.user}@127.0.0.1:{self.port}"
 
     def cut(self) -> int:
-        """Kill every session's sshd at once, as a lost link does; what runs in the sessions is left. How many it was."""
+        """Kill every session's sshd at once, as a lost link does; what runs in the sessions is left. How many died."""
         sessions = [
             process
             for process in psutil.Process(self.process.pid).children(recursive=True)

@@ -1,0 +1,188 @@
+"""Readings of a device while a program runs there: memory of a process, frequencies, temperatures, the page cache."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from runtime_bench.records import Memory, Thermal
+from runtime_bench.transports.base import Transport
+
+_KIB = 1024
+# What a sensor may say; outside, it is broken or has another unit.
+_COLDEST, _HOTTEST = -40.0, 200.0
+
+_THERMAL = r"""
+exec 2>/dev/null </dev/null
+for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
+  value=
+  read -r value <"$cpu/cpufreq/scaling_cur_freq" && echo "cpu ${cpu##*/cpu} $value"
+done
+for zone in /sys/class/thermal/thermal_zone*; do
+  value= type=
+  read -r value <"$zone/temp" && read -r type <"$zone/type" && echo "zone $value $type"
+done
+:
+"""
+_MEMORY = r"""
+exec 2>/dev/null </dev/null
+if [ -d /proc/self ]; then
+  cat "/proc/$1/status"
+  cat "/proc/$1/smaps_rollup"
+else
+  echo "ps: $(ps -o rss= -p "$1")"
+fi
+:
+"""
+# Opens the file to read only: nothing of this can change it.
+_DROP = r"""
+exec 2>/dev/null </dev/null
+LC_ALL=C
+export LC_ALL
+pages() { fincore -n -o PAGES "$1" || echo unknown; }
+[ -f "$1" ] && [ -r "$1" ] || { echo "file missing"; exit 0; }
+sync
+if dd if="$1" iflag=nocache count=0; then echo "dd 0"; else echo "dd 1"; fi
+echo "advised $(pages "$1")"
+case $(pages "$1") in
+*[1-9]* | unknown)
+  if [ -w /proc/sys/vm/drop_caches ] && echo 1 >/proc/sys/vm/drop_caches; then
+    echo "caches 0"
+  else
+    echo "caches 1"
+  fi
+  echo "dropped $(pages "$1")"
+  ;;
+esac
+"""
+
+
+def run_text(transport: Transport, script: str, words: Sequence[str]) -> str:
+    """What a constant script of this package writes, `words` being its `$1`, ...; raises what `Transport.run` does."""
+    done = transport.run(["sh", "-s", *words], stdin=script.encode("utf-8"))
+    return done.stdout.decode("utf-8", "replace")
+
+
+def read_thermal(transport: Transport) -> Thermal:
+    """Frequencies and temperatures now; empty where the system does not tell. Raises what `Transport.run` raises."""
+    if transport.spec == "local" and sys.platform == "win32":
+        return Thermal()
+    frequencies: dict[int, int] = {}
+    temperatures: dict[str, float] = {}
+    for line in run_text(transport, _THERMAL, []).splitlines():
+        kind, _, rest = line.partition(" ")
+        first, _, second = rest.partition(" ")
+        if kind == "cpu" and first.isdecimal() and second.isdecimal():
+            frequencies[int(first)] = int(second) * 1000
+        elif kind == "zone" and re.fullmatch(r"-?\d{1,7}", first):
+            # Documentation/ABI/testing/sysfs-class-thermal: millidegrees Celsius.
+            degrees = int(first) / 1000
+            if _COLDEST <= degrees <= _HOTTEST:
+                temperatures[_unused(second.strip()[:64] or "zone", temperatures)] = degrees
+    return Thermal(tuple(frequencies[core] for core in sorted(frequencies)), temperatures)
+
+
+def _unused(name: str, taken: dict[str, float]) -> str:
+    number, candidate = 1, name
+    while candidate in taken:
+        number += 1
+        candidate = f"{name} {number}"
+    return candidate
+
+
+def read_memory(transport: Transport, pid: int) -> Memory:
+    """Memory of a process of the device; None for what the system does not tell, all of it where the process is gone.
+
+    Raises what `Transport.run` raises.
+    """
+    if transport.spec == "local" and sys.platform == "win32":
+        return _windows_memory(pid)
+    if transport.spec == "local" and sys.platform == "darwin":
+        return _macos_memory(pid)
+    values: dict[str, int] = {}
+    for line in run_text(transport, _MEMORY, [str(pid)]).splitlines():
+        match = re.fullmatch(r"(\w+):\s*(\d{1,15})(?:\s*kB)?", line.strip())
+        # The rest of smaps_rollup has names that status has too; the first counts.
+        if match and match[1] not in values:
+            values[match[1]] = int(match[2]) * _KIB
+    if "ps" in values:
+        return Memory("ps", rss=values["ps"])
+    return Memory(
+        "/proc/PID/status",
+        rss=values.get("VmRSS"),
+        rss_anon=values.get("RssAnon"),
+        rss_file=values.get("RssFile"),
+        peak_rss=values.get("VmHWM"),
+        private=values.get("Pss"),
+    )
+
+
+def _windows_memory(pid: int) -> Memory:
+    import psutil
+
+    try:
+        found = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return Memory("psutil")
+    return Memory(
+        "psutil", rss=found.rss, peak_rss=getattr(found, "peak_wset", None), private=getattr(found, "private", None)
+    )
+
+
+def _macos_memory(pid: int) -> Memory:
+    """By proc_pid_rusage; the layout is `struct rusage_info_v0` of <sys/resource.h>."""
+    import ctypes
+
+    class Usage(ctypes.Structure):
+        _fields_ = (
+            ("uuid", ctypes.c_uint8 * 16),
+            *((name, ctypes.c_uint64) for name in ("user", "system", "idle_wakeups", "interrupt_wakeups", "pageins")),
+            *((name, ctypes.c_uint64) for name in ("wired", "resident", "footprint", "start", "exit")),
+        )
+
+    usage = Usage()
+    try:
+        failed = ctypes.CDLL(None).proc_pid_rusage(pid, 0, ctypes.byref(usage))
+    except (AttributeError, OSError):
+        failed = -1
+    if failed:
+        return Memory("proc_pid_rusage")
+    return Memory("proc_pid_rusage", rss=int(usage.resident), private=int(usage.footprint))
+
+
+def drop_file_cache(transport: Transport, remote_path: str) -> tuple[bool, str]:
+    """Drop a file's pages from the device's page cache, and see that none is left.
+
+    Linux drops the clean pages of one file when it is told that they are not needed (GNU dd's `nocache`), without root;
+    pages that a running process has mapped stay. Else root may drop the whole cache.
+
+    Returns:
+        Whether the cache holds no page of it now, and how, or why not. Raises what `Transport.run` raises.
+    """
+    if transport.spec == "local" and sys.platform == "win32":
+        return False, "Windows has no way to drop a file's pages"
+    found = dict(
+        line.strip().partition(" ")[::2] for line in run_text(transport, _DROP, [remote_path]).splitlines() if line
+    )
+    if "file" in found:
+        return False, f"{remote_path} cannot be read there"
+    if "advised" not in found:
+        return False, "the device did not say what it did"
+    advised, dropped = _pages(found["advised"]), _pages(found.get("dropped"))
+    if advised == 0:
+        return True, "posix_fadvise (dd iflag=nocache), no page left by fincore"
+    if found.get("caches") == "0":
+        if dropped == 0:
+            return True, "/proc/sys/vm/drop_caches, no page left by fincore"
+        if dropped is None:
+            return True, "/proc/sys/vm/drop_caches; not verified, there is no fincore"
+        return False, f"{dropped} pages stay in the cache, as those do that a running process has mapped"
+    if advised is None:
+        return False, "no fincore there (util-linux) to see what is in the cache, and no right to drop all of it"
+    return False, f"{advised} pages stay in the cache, and only root may drop all of it"
+
+
+def _pages(text: str | None) -> int | None:
+    word = (text or "").strip()
+    return int(word) if word.isdecimal() and len(word) < 18 else None
