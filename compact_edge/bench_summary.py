@@ -24,6 +24,7 @@ def print_bench(result: BenchResult) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
     from runtime_bench.report.headline import budget_summary, why
     from runtime_bench.report.words import figure, plain, ratio_words
 

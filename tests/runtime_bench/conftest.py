@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from compact.cache import Cache, default_root
+from runtime_bench.device_facts import read_facts
+from runtime_bench.engine_folder import find_engine
 from runtime_bench.transports.base import Transport
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench import adb_standin
@@ -81,3 +84,14 @@ def device(request: pytest.FixtureRequest) -> Device:
 def remote(request: pytest.FixtureRequest) -> Device:
     """Every way to a device that is not this machine."""
     return _device(request.param, request)
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Path:
+    """A folder with llama-server for this machine, as `compact-edge engine build` made it in the user's cache."""
+    with open_transport("local") as transport:
+        facts = read_facts(transport)
+    found = find_engine(Cache(default_root(), [], []), facts.machine or "unknown", facts.isa_features, system=facts.os)
+    if found is None:
+        pytest.skip("no llama-server for this machine (run: compact-edge engine build)")
+    return found.path
