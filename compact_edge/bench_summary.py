@@ -63,7 +63,8 @@ def print_bench(result: BenchResult) -> None:
     engine = document["engine"]
     named = " ".join(plain(engine[key]) for key in ("name", "version") if engine.get(key))
     settings = document["settings"]
-    how = f"batch size 1, {settings['threads']} thread{'s' * (settings['threads'] != 1)}, context {settings['context']}, {named}"
+    threads = f"{settings['threads']} thread{'s' * (settings['threads'] != 1)}"
+    how = f"batch size 1, {threads}, context {settings['context']}, {named}"
     pairs = document["pairs"]
     click.echo(one_line(f"{pairs} pair{'s' * (pairs != 1)}, {how}"))
     for note in document["notes"]:
