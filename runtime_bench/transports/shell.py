@@ -95,6 +95,7 @@ class ShellTransport(ABC):
     def __enter__(self) -> Self:
         try:
             self._connect()
+            self._look()
         except BaseException:
             self._close()
             raise
@@ -104,6 +105,9 @@ class ShellTransport(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def _look(self) -> None:  # noqa: B027 - most have nothing to ask
+        """Find out what is asked once of a device, now that it is connected."""
 
     def _connect(self) -> None:
         """Open the connection that stays, and the run's directory with it."""
