@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
         "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."
     ),
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
+    "devices": Entry("compact_edge.commands.devices", "devices", "List devices to measure on, and try those you name."),
     "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
     "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }

@@ -23,6 +23,27 @@ WARNING = "warning"
 
 _GENERIC_NAMES = ("compact", "exporters", "targets", "runtime_bench")
 _COMPILERS = ("c++", "g++", "clang++", "cl")
+# What only measuring on other devices needs: name of the check, program, its job, how to get it.
+_TOOLS = (
+    (
+        "ssh client",
+        "ssh",
+        "measuring over ssh",
+        "install OpenSSH's client (Debian: apt install openssh-client; Windows: an optional feature)",
+    ),
+    (
+        "adb",
+        "adb",
+        "measuring on Android devices",
+        "install Android's platform tools (Debian: apt install adb; macOS: brew install android-platform-tools)",
+    ),
+    (
+        "Arm cross compiler",
+        "aarch64-linux-gnu-g++",
+        "an engine for 64-bit Arm devices",
+        "install it (Debian: apt install g++-aarch64-linux-gnu); a device of your own processor needs none",
+    ),
+)
 _GIB = 1024**3
 # Estimates for the built-in model of 135 million parameters, with room to spare. On disk: the checkpoint and its pruned
 # copy (2 or 4 bytes a parameter each), both again as float32 GGUF, and the artifacts. In memory: float32 weights twice.
@@ -71,7 +92,7 @@ def run_checks() -> list[Check]:
 
     checks = [_python()]
     checks += [_package(package) for package in PACKAGES]
-    checks += [_llama_cpp(), _compiler(), _cmake(), _disk(), _memory(), _cache(), _import_names()]
+    checks += [_llama_cpp(), _compiler(), _cmake(), *map(_tool, _TOOLS), _disk(), _memory(), _cache(), _import_names()]
     return checks
 
 
@@ -177,6 +198,14 @@ def _compiler() -> Check:
 def _cmake() -> Check:
     found = shutil.which("cmake")
     return Check("cmake", OK, found or "none found; optional, pip brings its own to compile llama-cpp-python")
+
+
+def _tool(tool: tuple[str, str, str, str]) -> Check:
+    name, program, job, next_step = tool
+    found = shutil.which(program)
+    if found:
+        return Check(name, OK, f"{found} (for: {job})")
+    return Check(name, MISSING, f"for: {job}", next_step)
 
 
 def _disk() -> Check:

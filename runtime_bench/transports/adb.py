@@ -154,6 +154,8 @@ class AdbTransport(RemoteTransport):
         if state.returncode != 0 or state.text != "device":
             raise self._explain(state.stderr.decode("utf-8", "replace") or state.text)
         super()._connect()
+
+    def _look(self) -> None:
         names = ("ro.kernel.qemu", "ro.boot.qemu")
         self.emulated = self._serial.startswith("emulator-") or any(
             self.run(["getprop", name]).text == "1" for name in names

@@ -172,3 +172,15 @@ def close_stdin(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with contextlib.suppress(OSError, ValueError):
         process.stdin.close()
+
+
+def end_conversation(process: subprocess.Popen[bytes]) -> None:
+    """End a program that was left running: the end of its stdin, then a kill."""
+    close_stdin(process)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()

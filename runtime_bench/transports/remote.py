@@ -23,6 +23,24 @@ _SPARE_BYTES = 16 << 20
 _SLOWEST = 1 << 18
 
 
+class _Tally:
+    """Tells a task of bytes that are copied, each once: a copy may be tried again."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._told = 0
+        self._at = 0
+
+    def restart(self) -> None:
+        self._at = 0
+
+    def advance(self, amount: int = 1) -> None:
+        self._at += amount
+        if self._at > self._told:
+            self._task.advance(self._at - self._told)
+            self._told = self._at
+
+
 class RemoteTransport(ShellTransport):
     """Copies below `BASE/files/SHA256/NAME`; a copy in progress lies in the run's own directory."""
 
@@ -64,10 +82,12 @@ class RemoteTransport(ShellTransport):
         if word != "hash":
             self._check_space(looked.text, source, size)
         with self._progress.task(f"{self.spec}: copy {name}", size, "bytes") as task:
-            self._retried(lambda: self._copy(source, target, sha256, task, seconds))
+            tally = _Tally(task)
+            self._retried(lambda: self._copy(source, target, sha256, tally, seconds))
         return target
 
-    def _copy(self, source: Path, target: str, sha256: str, task: Task, seconds: float) -> None:
+    def _copy(self, source: Path, target: str, sha256: str, task: _Tally, seconds: float) -> None:
+        task.restart()
         # In the run's directory: the device removes it when the link is lost.
         part = f"{self.work_dir}/part-{next(self._copies)}"
         try:

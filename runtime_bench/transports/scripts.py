@@ -15,6 +15,9 @@ WATCH = r"""
 directory=$1 log=$2 bytes=$3 limit=$4 mark=$5 program=$6
 shift 6
 refuse() { echo "$mark refused $1"; exit 0; }
+# Writing to a connection that is gone must not end this script before it has ended the program. (A trap, unlike an
+# ignored signal, is not inherited by the program.)
+trap : PIPE
 cd "$directory" || refuse directory
 group=
 case $program in
@@ -75,9 +78,10 @@ echo "$mark exit $code"
 
 # Keeps the directory of a run for as long as stdin is open, and removes it then: also when the link is lost.
 # $1 mark, $2 base or nothing for $HOME/.cache/compact-edge, $3 name of the run. Prints `MARK ready BASE`.
-# Directories of runs whose keeper has died with the device's power are removed too. A keeper that comes after a lost
-# link takes the directory over, and the earlier one then leaves it alone.
+# Directories of runs whose keeper on this host died with its power are removed too (homes may be shared by hosts). A
+# keeper that comes after a lost link takes the directory over, and the earlier one then leaves it alone.
 KEEP = r"""
+trap : PIPE
 umask 077
 base=$2
 if [ -z "$base" ]; then
@@ -88,15 +92,17 @@ if [ -z "$base" ]; then
 fi
 mkdir -p "$base/runs/$3" "$base/files" || { echo "$1 refused directory"; exit 0; }
 directory=$base/runs/$3
-echo "$$" >"$directory/.keeper" || { echo "$1 refused directory"; rm -rf "$directory"; exit 0; }
+host=$(uname -n)
+echo "$$ $host" >"$directory/.keeper" || { echo "$1 refused directory"; rm -rf "$directory"; exit 0; }
 for other in "$base"/runs/*; do
   [ -f "$other/.keeper" ] || continue
-  read -r keeper <"$other/.keeper"
+  read -r keeper place <"$other/.keeper"
+  [ "$place" = "$host" ] || continue
   kill -0 "$keeper" 2>/dev/null || rm -rf "$other"
 done
 leave() {
   trap '' HUP INT TERM
-  read -r keeper <"$directory/.keeper" && [ "$keeper" = "$$" ] && rm -rf "$directory"
+  read -r keeper place <"$directory/.keeper" && [ "$keeper" = "$$" ] && rm -rf "$directory"
   exit 0
 }
 trap leave HUP INT TERM

@@ -28,7 +28,7 @@ from runtime_bench.transports.base import (
     DeviceUnavailableError,
     LinkLostError,
 )
-from runtime_bench.transports.child import Child, spawn
+from runtime_bench.transports.child import Child, end_conversation, spawn
 from runtime_bench.transports.program import WatchedProgram
 
 Result = TypeVar("Result")
@@ -61,6 +61,8 @@ class ShellTransport(ABC):
         self._progress = progress
         self._run_name = f"run-{secrets.token_hex(6)}"
         self._keeper: Child | None = None
+        self._programs: list[WatchedProgram] = []
+        self._conversations: list[subprocess.Popen[bytes]] = []
 
     @abstractmethod
     def _argv(self, line: str) -> list[str]:
@@ -95,6 +97,7 @@ class ShellTransport(ABC):
     def __enter__(self) -> Self:
         try:
             self._connect()
+            self._look()
         except BaseException:
             self._close()
             raise
@@ -104,6 +107,9 @@ class ShellTransport(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def _look(self) -> None:  # noqa: B027 - most have nothing to ask
+        """Find out what is asked once of a device, now that it is connected."""
 
     def _connect(self) -> None:
         """Open the connection that stays, and the run's directory with it."""
@@ -130,7 +136,13 @@ class ShellTransport(ABC):
 
     def _close(self) -> None:
         """Leave nothing open, here and there."""
-        self._disconnect()
+        try:
+            for program in self._programs:
+                program.stop()
+            for conversation in self._conversations:
+                end_conversation(conversation)
+        finally:
+            self._disconnect()
 
     def _reconnect(self) -> None:
         if self._keeper is not None and self._keeper.ended:
@@ -217,6 +229,8 @@ class ShellTransport(ABC):
         try:
             answer = child.wait_for(lambda text: line_after(text, mark, skip="begin"), TIMEOUT)
             word, _, value = (answer or "").partition(" ")
+            if answer == "refused directory":
+                raise LinkLostError(f"{self.spec}: {self.work_dir} is gone", "run the command again")
             if word == "refused":
                 reason = _REFUSALS.get(value, value)
                 raise DeviceUnavailableError(f"{self.spec}: {program_of(words)}: {reason}", "check its path there")
@@ -225,7 +239,9 @@ class ShellTransport(ABC):
         except BaseException:
             child.close()
             raise
-        return WatchedProgram(self, child, int(value), f"{self.work_dir}/{log}", mark)
+        program = WatchedProgram(self, child, int(value), f"{self.work_dir}/{log}", mark)
+        self._programs.append(program)
+        return program
 
     def converse(
         self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
@@ -233,7 +249,9 @@ class ShellTransport(ABC):
         """See `base.Transport`."""
         program_of(words)
         values = [self.work_dir, *environment_words(environment), *words]
-        return spawn(self._argv(script_line(scripts.CONVERSE, values)), hint=self.client_hint)
+        process = spawn(self._argv(script_line(scripts.CONVERSE, values)), hint=self.client_hint)
+        self._conversations.append(process)
+        return process
 
     def clean(self) -> None:
         """See `base.Transport`."""

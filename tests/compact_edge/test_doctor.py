@@ -31,6 +31,7 @@ def test_json_holds_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     names = [check["name"] for check in result["checks"]]
     assert len(names) == len(set(names))
     assert {"python", "torch", "llama.cpp library", "C++ compiler", "free disk", "cache", "import names"} <= set(names)
+    assert {"ssh client", "adb", "Arm cross compiler"} <= set(names)
     for check in result["checks"]:
         assert check["status"] in (doctor.OK, doctor.MISSING, doctor.WARNING)
         assert check["detail"]
@@ -100,6 +101,21 @@ def test_no_compiler_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert finding("C++ compiler").status == doctor.WARNING
     assert finding("cmake").status == doctor.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "program"), [("ssh client", "ssh"), ("adb", "adb"), ("Arm cross compiler", "aarch64-linux-gnu-g++")]
+)
+def test_a_tool_for_other_devices_is_not_needed_to_build(
+    monkeypatch: pytest.MonkeyPatch, name: str, program: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda asked: f"/somewhere/{asked}" if asked == program else None)
+    assert finding(name).status == doctor.OK
+    monkeypatch.setattr(shutil, "which", lambda asked: None)
+    check = finding(name)
+    assert check.status == doctor.MISSING
+    assert not check.needed_for_build
+    assert "install" in str(check.next_step)
 
 
 def test_our_own_names_are_ours() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -59,8 +60,11 @@ class Server:
 
 
 @contextmanager
-def running_sshd(folder: Path) -> Iterator[Server]:
-    """Start a server whose files lie in `folder`; skips the test where there is no sshd or it does not start."""
+def running_sshd(folder: Path, *, largest_file: int | None = None) -> Iterator[Server]:
+    """Start a server whose files lie in `folder`; skips the test where there is no sshd or it does not start.
+
+    No file in its sessions can get larger than `largest_file` bytes: writing more fails, as on a full disk.
+    """
     program = next((place for place in _PLACES if Path(place).exists()), None)
     if program is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         pytest.skip("needs OpenSSH's sshd, ssh and ssh-keygen (Debian: openssh-server)")
@@ -90,7 +94,11 @@ def running_sshd(folder: Path) -> Iterator[Server]:
             Path("/run/sshd").mkdir(parents=True, exist_ok=True)
     log = folder / "sshd.log"
     with log.open("wb") as file:
-        process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=file)
+        process = subprocess.Popen(
+            [program, "-D", "-e", "-f", str(folder / "sshd_config")],
+            stderr=file,
+            preexec_fn=None if largest_file is None else lambda: _limit_files(largest_file),
+        )
     try:
         server = Server(port, getpass.getuser(), home, config, process, log)
         _wait_until_it_answers(server)
@@ -114,6 +122,12 @@ def _wait_until_it_answers(server: Server) -> None:
         reason = answer.stderr.decode("utf-8", "replace")
         time.sleep(0.1)
     pytest.skip(f"sshd does not start here: {reason} {server.log.read_text('utf-8', 'replace')[-500:]}")
+
+
+def _limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    # Ignored, so that writing fails with an error and does not kill.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def _free_port() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.conftest import Device
-from tests.runtime_bench.sshd import Server
+from tests.runtime_bench.sshd import Server, running_sshd
 
 NASTY = ["a b", "it's", '"q"', "$(touch /tmp/never)", "`id`", "$HOME", "\\", "*", "~", "a;b", "", "-n", "ü𝄞", "\t"]
 NAMES = ["model.gguf", "a b.gguf", "it's $(id) `x`.gguf", "-rf", "größe 模型.gguf", '"quoted"*.gguf']
@@ -196,6 +198,50 @@ def test_too_little_space_is_told_before_anything_is_sent(remote: Device, tmp_pa
     assert not list((remote.base / "files" / digest).iterdir())
 
 
+def test_a_disk_that_gets_full_meanwhile_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, digest = local_file(tmp_path, "m.gguf", os.urandom(4 << 20))
+    (tmp_path / "sshd").mkdir()
+    with running_sshd(tmp_path / "sshd", largest_file=1 << 20) as server:
+        monkeypatch.setenv("COMPACT_EDGE_SSH_CONFIG", str(server.client_config))
+        with open_transport(server.spec) as transport:
+            with pytest.raises(DeviceUnavailableError, match=r"m\.gguf cannot be written .*[Ff]ile too large"):
+                transport.place(source, digest)
+            assert [path.name for path in Path(transport.work_dir).iterdir()] == [".keeper"]
+        assert not list(server.home.glob(f".cache/compact-edge/files/{digest}/*"))
+
+
+class Counting:
+    """A progress that adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.total = 0
+        self.done = 0
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Counting]:
+        self.tasks.append(description)
+        self.total += total or 0
+        yield self
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def test_a_copy_is_reported_and_a_second_one_is_not(remote: Device, tmp_path: Path) -> None:
+    source, digest = local_file(tmp_path, "m.gguf", os.urandom(3_000_000))
+    progress = Counting()
+    with open_transport(remote.spec, progress=progress) as transport:
+        transport.place(source, digest)
+        transport.place(source, digest)
+    assert len(progress.tasks) == 1
+    assert "m.gguf" in progress.tasks[0]
+    assert progress.done == progress.total == 3_000_000
+
+
 # Servers
 
 SERVER = """
@@ -287,6 +333,56 @@ def test_a_conversation_ends_with_its_stdin(device: Device) -> None:
 
 # Nothing stays behind
 
+
+def test_what_still_runs_ends_with_the_transport(device: Device) -> None:
+    with device.open() as transport:
+        program = transport.start(["sleep", "306"], log="log", limit=600)
+        child = transport.converse(["sh", "-c", "echo up; exec cat"])
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+    assert gone(program.pid)
+    assert child.poll() is not None
+    assert eventually(lambda: device.runs() == [])
+
+
+COPYING = """
+import sys
+from pathlib import Path
+from compact_edge.cli import _end_cleanly_on_signals
+from runtime_bench.transports.registry import open_transport
+_end_cleanly_on_signals()
+print("up", flush=True)
+with open_transport({spec!r}) as transport:
+    transport.place(Path({path!r}), {digest!r})
+    transport.start(["sleep", "307"], log="log", limit=600)
+    transport.run(["sleep", "308"])
+"""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.25, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_parent_that_ends_at_any_moment_leaves_nothing(
+    remote: Device, tmp_path: Path, number: signal.Signals, pause: float
+) -> None:
+    source, digest = local_file(tmp_path, "m.gguf", os.urandom(20 << 20))
+    program = COPYING.format(spec=remote.spec, path=str(source), digest=digest)
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(pause)
+        child.send_signal(number)
+        child.wait(SECONDS)
+        assert eventually(lambda: not sleepers("307") and not sleepers("308"))
+        assert eventually(lambda: remote.runs() == [])
+        copies = list(remote.base.glob(f"files/{digest}/*"))
+        assert all(sha256(path.read_bytes()) == digest for path in copies)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
 PARENT = """
 import sys
 from compact_edge.cli import _end_cleanly_on_signals
@@ -341,6 +437,15 @@ def test_a_link_that_is_lost_ends_the_server_there(remote: Device) -> None:
         assert eventually(lambda: not program.alive())
         program.stop()
     assert eventually(lambda: remote.runs() == [])
+
+
+def test_a_link_lost_while_a_server_starts_leaves_no_process(remote: Device) -> None:
+    assert remote.cut is not None
+    for pause in (0.0, 0.03, 0.1):
+        with remote.open() as transport, cutting(remote.cut, pause + 0.01), contextlib.suppress(LinkLostError):
+            transport.start(["sleep", "309"], log="log", limit=600)
+            time.sleep(pause)
+        assert eventually(lambda: not sleepers("309") and remote.runs() == [])
 
 
 def test_a_command_after_a_lost_link_is_tried_again(remote: Device) -> None:
@@ -418,7 +523,7 @@ def test_what_a_dead_keeper_left_is_removed_by_the_next_run(remote: Device) -> N
     stale.mkdir(parents=True, exist_ok=True)
     done = subprocess.Popen(["true"])
     done.wait()
-    (stale / ".keeper").write_text(f"{done.pid}\n", "utf-8")
+    (stale / ".keeper").write_text(f"{done.pid} {platform.node()}\n", "utf-8")
     with remote.open():
         assert "run-stale" not in remote.runs()
 
