@@ -10,7 +10,8 @@ from __future__ import annotations
 # caller is gone; when the session gets a signal; and at the time limit.
 # $1 directory, $2 name of the log or -, $3 bytes of stdin for the program, $4 seconds, $5 mark, $6 program,
 # then the whole command (`env A=B program ...` or `program ...`).
-# Prints `MARK pid N`, the program's own stdout where there is no log, and `MARK exit STATUS`.
+# Prints `MARK pid N`, the program's own stdout where there is no log, `MARK lost` when stdin ended before the program,
+# and `MARK exit STATUS`.
 WATCH = r"""
 directory=$1 log=$2 bytes=$3 limit=$4 mark=$5 program=$6
 shift 6
@@ -58,9 +59,12 @@ end() {
 ) </dev/null >/dev/null 2>&1 3<&- &
 timer=$!
 (
+  trap '' PIPE
   while read -r line; do :; done
-  end
-) <&3 >/dev/null 2>&1 3<&- &
+  echo
+  echo "$mark lost"
+  end >/dev/null 2>&1
+) <&3 2>/dev/null 3<&- &
 reader=$!
 trap 'again=1; end </dev/null >/dev/null 2>&1 3<&- &' HUP INT TERM
 while :; do

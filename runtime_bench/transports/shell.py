@@ -208,7 +208,9 @@ class ShellTransport(ABC):
             raise DeviceUnavailableError(f"{self.spec}: {_REFUSALS.get(answer[8:], answer)}", "check its free space")
         begin = f"\n{mark} begin\n".encode()
         body, found, status = stdout.rpartition(f"\n{mark} exit ".encode())
-        if not found or not status.strip().isdigit():
+        # The watcher ended the command because its stdin was gone: half of the link may be lost before the other half.
+        ended_there = f"\n{mark} lost\n".encode() in stdout
+        if ended_there or not found or not status.strip().isdigit():
             raise self._lost(child.stderr)
         return Completed(int(status), body.partition(begin)[2], child.stderr.encode())
 
