@@ -64,7 +64,6 @@ def render(conversation: Conversation, artifact: Artifact) -> str:
         return conversation.text
     if artifact.chat_template is None:
         return "\n\n".join(message["content"] for message in conversation.messages)
-    from jinja2.exceptions import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -74,7 +73,7 @@ def render(conversation: Conversation, artifact: Artifact) -> str:
             add_generation_prompt=True,
             **artifact.special,
         )
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # the template is a stranger's program: a division by zero, endless recursion, anything
         said = " ".join(str(error).split())[:200]
         raise DataError(
             f"{artifact.name}: its chat template refuses the prompt {conversation.name!r} ({said})",

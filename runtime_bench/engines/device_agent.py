@@ -191,8 +191,11 @@ class Onnxruntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = request["threads"], 1
         options.log_severity_level = 3
-        names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
-        provider = names.get(request["provider"], "CPUExecutionProvider")
+        names = {"cpu": "CPU", "cuda": "CUDA", "dml": "Dml", "webgpu": "WebGpu"}
+        provider = f"{names[request['provider']]}ExecutionProvider"
+        # onnxruntime only warns and runs on the processor, whose figures would then stand for the accelerator's.
+        if provider not in onnxruntime.get_available_providers():
+            raise RefusedError("unavailable", f"onnxruntime {onnxruntime.__version__} is built without {provider}")
         try:
             self._session = onnxruntime.InferenceSession(request["path"], options, providers=[provider])
             self._inputs = {node.name: node for node in self._session.get_inputs()}
@@ -200,6 +203,8 @@ class Onnxruntime:
         except Exception as error:  # one class a status code, without a common base
             raise RefusedError("refused", f"onnxruntime cannot load the model: {error}") from error
         self.load_s = time.perf_counter() - begin
+        if provider not in self._session.get_providers():
+            raise RefusedError("unavailable", f"onnxruntime cannot use {provider} here")
         self._cache_shape = request["cache_shape"]  # the graph may leave them open
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._outputs = ["logits"] + ["present." + name[len("past_key_values.") :] for name in self._past]

@@ -123,8 +123,10 @@ class ServerSession:
             "timings_per_token": True,
             "cache_prompt": False,
             "ignore_eos": True,
-            "temperature": 0,
-            "samplers": ["temperature"],
+            # Greedy at the least cost: any other chain goes through the whole vocabulary several times for each token
+            # (softmax, random choice), which takes longer for the larger one.
+            "samplers": ["top_k"],
+            "top_k": 1,
         }
         return self._post("/completion", body)
 

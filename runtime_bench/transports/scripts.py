@@ -31,6 +31,8 @@ if [ "$bytes" -gt 0 ]; then
   input=.stdin-$$
   head -c "$bytes" >"$input" || refuse stdin
 fi
+# The background job opens its log after this shell has said its number: until then an earlier program's would be read.
+[ "$log" = - ] || : >"$log" || refuse directory
 exec 3<&0
 echo
 echo "$mark begin"

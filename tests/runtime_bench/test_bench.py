@@ -95,6 +95,20 @@ def test_a_pair_on_this_machine(both: Path, prompts: Path, tmp_path: Path, kind:
     assert document["parent_cpu_share_max"] < 1
 
 
+@pytest.mark.parametrize("provider", ["cuda", "dml", "webgpu"])
+def test_an_accelerator_that_onnxruntime_lacks_is_not_the_processor(
+    both: Path, prompts: Path, tmp_path: Path, provider: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    if any(name.lower().startswith(provider) for name in onnxruntime.get_available_providers()):
+        pytest.skip("this onnxruntime has it")
+    line = bench(both / "onnx", prompts, "--engine", "onnxruntime", "--context", "128", "--out", "run")
+    assert cli.run([*line, "--execution-provider", provider]) == 69
+    assert "ExecutionProvider" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_both_sides_get_the_same_text_and_need_their_own_tokens(both: Path, prompts: Path, tmp_path: Path) -> None:
     assert cli.run(bench(both / "gguf", prompts, "--engine", "llama-cpp-python", "--context", "128", "--out", "r")) == 0
     samples = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()]

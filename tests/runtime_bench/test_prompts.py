@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,20 @@ def test_a_file_without_prompts_and_one_that_is_absent(tmp_path: Path) -> None:
         read_prompts(tmp_path / "empty.jsonl")
     with pytest.raises(ModelNotFoundError):
         read_prompts(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ range(10 ** 9) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ nothing.at.all }}",
+        "{% for",
+    ],
+)
+def test_a_template_that_fails_is_the_artifacts_fault(tmp_path: Path, template: str) -> None:
+    with_template(tmp_path, None)
+    artifact = replace(read_artifact(tmp_path / "model.gguf"), chat_template=template)
+    with pytest.raises(DataError, match="chat template refuses the prompt 'x'"):
+        render(Conversation("x", None, ({"role": "user", "content": "one"},)), artifact)

@@ -302,6 +302,16 @@ def test_the_device_ends_a_server_at_its_time_limit(device: Device) -> None:
         program.stop()
 
 
+def test_a_log_of_an_earlier_server_is_not_read_as_that_of_the_next(device: Device) -> None:
+    with device.open() as transport:
+        first = transport.start(["sh", "-c", "echo listening; exec sleep 300"], log="log", limit=60)
+        assert eventually(lambda: transport.run(["cat", first.log]).text == "listening")
+        first.stop()
+        second = transport.start(["sleep", "300"], log="log", limit=60)
+        assert transport.run(["cat", second.log]).text == ""
+        second.stop()
+
+
 def test_a_server_that_ends_by_itself_is_seen(device: Device) -> None:
     with device.open() as transport:
         program = transport.start(["sh", "-c", "echo no model >&2; exit 3"], log="log", limit=60)
