@@ -127,21 +127,33 @@ def _run_shell(directory: Path, root: Path, line: str) -> int:
     # The device's fixed directory is the only path that a line names by itself; all else comes from answers.
     line = re.sub(rf"(?<![A-Za-z0-9_./-]){_DEVICE_TMP}", str(root / _DEVICE_TMP[1:]), line)
     environment = {**os.environ, "PATH": f"{directory / 'device-bin'}:{os.environ['PATH']}"}
+    pipe = subprocess.PIPE
+    # All three streams pass through this process, so that nothing arrives any more when it is killed.
     device = subprocess.Popen(
-        ["sh", "-c", line], stdin=subprocess.PIPE, start_new_session=True, env=environment, bufsize=0
+        ["sh", "-c", line], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env=environment, bufsize=0
     )
-    assert device.stdin is not None
-    threading.Thread(target=_pass_stdin, args=(device.stdin,), daemon=True).start()
+    assert device.stdin is not None and device.stdout is not None and device.stderr is not None
+    threading.Thread(target=_pass, args=(0, device.stdin.fileno(), True), daemon=True).start()
+    answers = [
+        threading.Thread(target=_pass, args=(source.fileno(), target, False), daemon=True)
+        for source, target in ((device.stdout, 1), (device.stderr, 2))
+    ]
+    for answer in answers:
+        answer.start()
+    for answer in answers:
+        answer.join()
     return device.wait()
 
 
-def _pass_stdin(target: Any) -> None:
+def _pass(source: int, target: int, close: bool) -> None:
     try:
-        while block := os.read(0, 1 << 16):
-            target.write(block)
-        target.close()
+        while block := os.read(source, 1 << 16):
+            while block:
+                block = block[os.write(target, block) :]
     except OSError:
         pass
+    if close:
+        os.close(target)
 
 
 def _copy(source: Path, target: Path, settings: dict[str, Any]) -> None:

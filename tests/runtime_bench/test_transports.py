@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import random
 import signal
 import subprocess
 import sys
@@ -364,18 +365,18 @@ _end_cleanly_on_signals()
 print("up", flush=True)
 with open_transport({spec!r}) as transport:
     transport.place(Path({path!r}), {digest!r})
-    transport.start(["sleep", "307"], log="log", limit=600)
-    transport.run(["sleep", "308"])
+    transport.start(["sleep", {server!r}], log="log", limit=600)
+    transport.run(["sleep", {command!r}])
 """
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.1, 0.25, 0.4, 0.6, 0.9])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_parent_that_ends_at_any_moment_leaves_nothing(
-    remote: Device, tmp_path: Path, number: signal.Signals, pause: float
+    remote: Device, tmp_path: Path, naps: tuple[str, str], number: signal.Signals, pause: float
 ) -> None:
     source, digest = local_file(tmp_path, "m.gguf", os.urandom(20 << 20))
-    program = COPYING.format(spec=remote.spec, path=str(source), digest=digest)
+    program = COPYING.format(spec=remote.spec, path=str(source), digest=digest, server=naps[0], command=naps[1])
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert child.stdout is not None
@@ -383,7 +384,7 @@ def test_a_parent_that_ends_at_any_moment_leaves_nothing(
         time.sleep(pause)
         child.send_signal(number)
         child.wait(SECONDS)
-        assert eventually(lambda: not sleepers("307") and not sleepers("308"))
+        assert eventually(lambda: not sleepers(naps[0]) and not sleepers(naps[1]))
         assert eventually(lambda: remote.runs() == [])
         copies = list(remote.base.glob(f"files/{digest}/*"))
         assert all(sha256(path.read_bytes()) == digest for path in copies)
@@ -399,32 +400,40 @@ from compact_edge.cli import _end_cleanly_on_signals
 from runtime_bench.transports.registry import open_transport
 _end_cleanly_on_signals()
 with open_transport({spec!r}) as transport:
-    program = transport.start(["sleep", "301"], log="log", limit=600)
+    program = transport.start(["sleep", {server!r}], log="log", limit=600)
     print(program.pid, flush=True)
     try:
-        transport.run(["sleep", "302"], timeout=500)
+        transport.run(["sleep", {command!r}], timeout=500)
     finally:
         program.stop()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_parent_that_ends_leaves_no_process_and_no_directory(device: Device, number: signal.Signals) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(spec=device.spec)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+def test_a_parent_that_ends_leaves_no_process_and_no_directory(
+    device: Device, naps: tuple[str, str], number: signal.Signals
+) -> None:
+    program = PARENT.format(spec=device.spec, server=naps[0], command=naps[1])
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert child.stdout is not None
         pid = int(child.stdout.readline())
-        assert eventually(lambda: bool(sleepers("302")))
+        assert eventually(lambda: bool(sleepers(naps[1])))
         child.send_signal(number)
         child.wait(SECONDS)
-        assert eventually(lambda: gone(pid) and not sleepers("302"))
+        assert eventually(lambda: gone(pid) and not sleepers(naps[1]))
         assert eventually(lambda: device.runs() == [])
     finally:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+@pytest.fixture
+def naps() -> tuple[str, str]:
+    """Two times for `sleep` that no other process on this machine sleeps for."""
+    number = random.SystemRandom().randrange(10**6)
+    return f"300.{number:06}", f"301.{number:06}"
 
 
 def sleepers(seconds: str) -> list[int]:
@@ -449,13 +458,13 @@ def test_a_link_that_is_lost_ends_the_server_there(remote: Device) -> None:
     assert eventually(lambda: remote.runs() == [])
 
 
-def test_a_link_lost_while_a_server_starts_leaves_no_process(remote: Device) -> None:
+def test_a_link_lost_while_a_server_starts_leaves_no_process(remote: Device, naps: tuple[str, str]) -> None:
     assert remote.cut is not None
     for pause in (0.0, 0.03, 0.1):
         with remote.open() as transport, cutting(remote.cut, pause + 0.01), contextlib.suppress(LinkLostError):
-            transport.start(["sleep", "309"], log="log", limit=600)
+            transport.start(["sleep", naps[0]], log="log", limit=600)
             time.sleep(pause)
-        assert eventually(lambda: not sleepers("309") and remote.runs() == [])
+        assert eventually(lambda: not sleepers(naps[0]) and remote.runs() == [])
 
 
 def test_a_command_after_a_lost_link_is_tried_again(remote: Device) -> None:
@@ -485,13 +494,13 @@ def cutting(cut: Callable[[], int], pause: float) -> Iterator[None]:
         thread.join()
 
 
-def test_a_link_that_never_holds_is_told(remote: Device) -> None:
+def test_a_link_that_never_holds_is_told(remote: Device, naps: tuple[str, str]) -> None:
     assert remote.cut is not None
     with remote.open() as transport, cutting(remote.cut, 0.05), pytest.raises(LinkLostError) as caught:
-        transport.run(["sleep", "304"])
+        transport.run(["sleep", naps[0]])
     assert caught.value.message.startswith(remote.spec)
     assert caught.value.hint
-    assert eventually(lambda: not sleepers("304") and remote.runs() == [])
+    assert eventually(lambda: not sleepers(naps[0]) and remote.runs() == [])
 
 
 def test_a_link_lost_while_a_file_is_copied_leaves_no_half_file(sshd: Server, tmp_path: Path) -> None:
