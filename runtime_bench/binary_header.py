@@ -20,7 +20,7 @@ _MACH_TYPES: Mapping[int, str] = {0x0100000C: "aarch64", 0x01000007: "x86_64"}
 _PE_MACHINES: Mapping[int, str] = {0x8664: "x86_64", 0xAA64: "aarch64", 0x014C: "x86 (32 bit)"}
 _PT_INTERP = 3
 _MOST_HEADERS = 128  # program headers or slices of a fat file: real files have about ten
-_LONGEST_INTERPRETER = 4096
+_LONGEST_LOADER = 4096
 _ANDROID_LOADER = b"/system/bin/linker"
 
 
@@ -32,11 +32,13 @@ class BinaryHeader:
         format: `ELF`, `Mach-O` or `PE`.
         architectures: `aarch64`, `x86_64` or another name; several in a universal Mach-O.
         system: `linux`, `android` (its loader is Android's), `darwin` or `windows`.
+        loader: of an ELF file, the path of the loader that it asks for; empty for a static one and other formats.
     """
 
     format: str
     architectures: tuple[str, ...]
     system: str
+    loader: str = ""
 
 
 def read_header(path: Path) -> BinaryHeader:
@@ -74,16 +76,16 @@ def _elf(path: Path, start: bytes, file: BinaryIO) -> BinaryHeader:
         return BinaryHeader("ELF", (architecture,), "linux")
     offset = struct.unpack_from("<Q", start, 32)[0]
     size, count = struct.unpack_from("<HH", start, 54)
-    system = "linux"
+    loader = b""
     for number in range(min(count, _MOST_HEADERS)):
         file.seek(offset + number * size)
         header = file.read(56)
         if struct.unpack_from("<I", header)[0] == _PT_INTERP:
             position, length = struct.unpack_from("<Q", header, 8)[0], struct.unpack_from("<Q", header, 32)[0]
             file.seek(position)
-            if file.read(min(length, _LONGEST_INTERPRETER)).startswith(_ANDROID_LOADER):
-                system = "android"
-    return BinaryHeader("ELF", (architecture,), system)
+            loader = file.read(min(length, _LONGEST_LOADER)).rstrip(b"\0")
+    system = "android" if loader.startswith(_ANDROID_LOADER) else "linux"
+    return BinaryHeader("ELF", (architecture,), system, loader.decode("utf-8", "replace"))
 
 
 def _mach(path: Path, start: bytes) -> BinaryHeader:

@@ -40,7 +40,7 @@ from runtime_bench.engine_folder import (
     server_version,
     this_system,
 )
-from runtime_bench.engine_sources import cmake_project, source_archive, unpack
+from runtime_bench.engine_sources import cmake_project, require_version, source_archive, unpack
 
 _VERSION = 1  # raised when a change here gives other binaries for the same flags
 _NEEDED_BYTES = 700_000_000  # sources 220 MB, objects 110 MB, binaries 40 MB, and room
@@ -52,15 +52,13 @@ _FAILED = "update the compiler, or see what this version of llama.cpp needs in i
 
 @dataclass(frozen=True)
 class _Plan:
-    """How an engine is compiled: `flags` are part of its name, `tools` say where tools lie on this machine."""
+    """How an engine is compiled; together with the version of the sources this is its name in the cache."""
 
     architecture: str
     variant: Variant
     toolchain: Toolchain
-    flags: Mapping[str, str]
-    tools: Mapping[str, str]
     toolchain_version: str
-    generator: tuple[str, ...]
+    flags: Mapping[str, str]
 
     def key(self, source_version: str) -> str:
         # Not the compiler's version: an engine must be found without asking a compiler, and stays right when that is
@@ -109,8 +107,9 @@ def build_engine(
     """
     architecture = architecture_named(architecture)
     plan = _plan(architecture, variant_named(architecture, variant), ndk)
-    archive, source_version = source_archive(cache, progress)
-    key = plan.key(source_version)
+    # What is built already needs neither a compiler nor the sources.
+    version = require_version()
+    key = plan.key(version)
     if not force and cache.find(KIND, key) is not None:
         try:
             engine = open_engine(cache, key)
@@ -120,25 +119,30 @@ def build_engine(
         else:
             cache.get_or_make(KIND, key, lambda _: None)  # counts the hit
             return engine
+    tools = _tools(plan, ndk)
+    archive = source_archive(cache, version, progress)
 
     def make(work: Path) -> None:
-        _make(work, plan, archive, source_version, progress, jobs)
+        _make(work, plan, tools, archive, version, progress, jobs)
 
     cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, anew=force)
     return open_engine(cache, key)
 
 
-def _configure_words(plan: _Plan, source: Path, tree: Path, project: Path) -> list[str]:
-    """The command line of CMake's first run."""
-    flags = {**plan.flags, **plan.tools, "CMAKE_PROJECT_llama.cpp_INCLUDE": str(project)}
-    return [
-        *("cmake", *plan.generator, "-S", str(source), "-B", str(tree)),
-        *(f"-D{name}={value}" for name, value in flags.items()),
-    ]
-
-
 def _plan(architecture: str, variant: Variant, ndk: Path | None) -> _Plan:
-    """Choose the toolchain and check that it is there. Raises ToolUnavailableError and UsageError."""
+    """Choose the toolchain. Raises ToolUnavailableError for a folder that is no NDK."""
+    toolchain: Toolchain = "gnu"
+    version = ""
+    if ndk is not None:
+        toolchain, version = "ndk", _ndk_revision(ndk)
+    elif architecture == _here():
+        toolchain = "native"
+    static = toolchain == "gnu" or (toolchain == "native" and this_system() == "linux")
+    return _Plan(architecture, variant, toolchain, version, portable_flags(variant, toolchain, static=static))
+
+
+def _tools(plan: _Plan, ndk: Path | None) -> list[str]:
+    """CMake's arguments that say where tools lie on this machine. Raises ToolUnavailableError and UsageError."""
     if os.name != "posix":
         raise UsageError(
             "engines are built on Linux and macOS", "on Windows name a release of llama.cpp with --engine-dir"
@@ -146,32 +150,25 @@ def _plan(architecture: str, variant: Variant, ndk: Path | None) -> _Plan:
     if shutil.which("cmake") is None:
         raise ToolUnavailableError("cmake is not installed", _NO_CMAKE)
     if shutil.which("ninja") is not None:
-        generator: tuple[str, ...] = ("-G", "Ninja")
+        words = ["-G", "Ninja"]
     elif shutil.which("make") is not None:
-        generator = ("-G", "Unix Makefiles")
+        words = ["-G", "Unix Makefiles"]
     else:
         raise ToolUnavailableError("neither ninja nor make is installed", _NO_CMAKE)
-    tools: dict[str, str] = {}
-    version = ""
-    toolchain: Toolchain = "gnu"
     if ndk is not None:
-        toolchain, version = "ndk", _ndk_revision(ndk)
-        tools["CMAKE_TOOLCHAIN_FILE"] = str(toolchain_file(ndk.absolute()))
-    elif architecture == _here():
-        toolchain = "native"
+        return [*words, f"-DCMAKE_TOOLCHAIN_FILE={toolchain_file(ndk.absolute())}"]
+    if plan.toolchain == "native":
         if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
             raise ToolUnavailableError("no C++ compiler is installed", _NO_COMPILER)
-    else:
-        for language, name in zip(("C", "CXX"), cross_compilers(architecture), strict=True):
-            if (found := shutil.which(name)) is None:
-                package = f"g++-{architecture.replace('_', '-')}-linux-gnu"
-                raise ToolUnavailableError(
-                    f"no compiler for {architecture}: {name} is not installed", _NO_CROSS.format(package=package)
-                )
-            tools[f"CMAKE_{language}_COMPILER"] = found
-    static = toolchain == "gnu" or (toolchain == "native" and this_system() == "linux")
-    flags = portable_flags(variant, toolchain, static=static)
-    return _Plan(architecture, variant, toolchain, flags, tools, version, generator)
+        return words
+    for language, name in zip(("C", "CXX"), cross_compilers(plan.architecture), strict=True):
+        if (found := shutil.which(name)) is None:
+            package = f"g++-{plan.architecture.replace('_', '-')}-linux-gnu"
+            raise ToolUnavailableError(
+                f"no compiler for {plan.architecture}: {name} is not installed", _NO_CROSS.format(package=package)
+            )
+        words.append(f"-DCMAKE_{language}_COMPILER={found}")
+    return words
 
 
 def _here() -> str | None:
@@ -195,7 +192,15 @@ def _ndk_revision(ndk: Path) -> str:
     return next((value.strip()[:40] for name, _, value in pairs if name.strip() == "Pkg.Revision"), "")
 
 
-def _make(work: Path, plan: _Plan, archive: Path, source_version: str, progress: Progress, jobs: int | None) -> None:
+def _make(
+    work: Path,
+    plan: _Plan,
+    tools: list[str],
+    archive: Path,
+    source_version: str,
+    progress: Progress,
+    jobs: int | None,
+) -> None:
     """Fill a cache entry: compile in `work`, keep the two programs and `engine.json`, remove the rest."""
     tree, sources = work / "tree", work / "sources"
     environment = build_environment()
@@ -204,7 +209,10 @@ def _make(work: Path, plan: _Plan, archive: Path, source_version: str, progress:
     name = f"{plan.architecture} ({plan.variant.name})"
     progress.note(f"configuring llama.cpp {source_version} for {name}")
     configured = run_compile(
-        _configure_words(plan, source, tree, project),
+        [
+            *("cmake", *tools, "-S", str(source), "-B", str(tree), f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={project}"),
+            *(f"-D{name}={value}" for name, value in plan.flags.items()),
+        ],
         f"configuring llama.cpp for {name}",
         progress=progress,
         environment=environment,

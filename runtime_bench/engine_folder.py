@@ -122,7 +122,8 @@ def server_version(server: Path) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     found = _VERSION_LINE.search((done.stderr + b"\n" + done.stdout).decode("utf-8", "replace"))
-    return found[1].strip() if found else "unknown"
+    # Sources outside a git repository have no build number or commit; the words for that are no part of a version.
+    return found[1].removesuffix(" (build 0, commit unknown)").strip() if found else "unknown"
 
 
 def open_engine(cache: Cache, key: str) -> EngineFolder:

@@ -38,16 +38,21 @@ add_compile_options("-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=" "-ffile-prefix-map
 """
 
 
-def source_archive(cache: Cache, progress: Progress) -> tuple[Path, str]:
-    """The source archive of the installed llama-cpp-python, and its version.
-
-    Raises:
-        ToolUnavailableError: llama-cpp-python is not installed, or pip cannot fetch the archive.
-        DamagedFileError: the archive in the cache was changed, or the fetched one is none.
-    """
+def require_version() -> str:
+    """The version of llama-cpp-python that is installed. Raises ToolUnavailableError where it is not."""
     version = installed_version()
     if version is None:
         raise ToolUnavailableError(f"{LIBRARY} is not installed", "run: pip install 'compact-edge[prune]'")
+    return version
+
+
+def source_archive(cache: Cache, version: str, progress: Progress) -> Path:
+    """The source archive of a version of llama-cpp-python.
+
+    Raises:
+        ToolUnavailableError: pip cannot fetch the archive.
+        DamagedFileError: the archive in the cache was changed.
+    """
     key = sha256_json({"distribution": LIBRARY, "version": version})
 
     def make(work: Path) -> None:
@@ -60,7 +65,7 @@ def source_archive(cache: Cache, progress: Progress) -> tuple[Path, str]:
         raise DamagedFileError(
             f"{path}: was changed after it was fetched, its sha256 differs", f"remove {path.parent}, and run it again"
         )
-    return path, version
+    return path
 
 
 def unpack(archive: Path, target: Path) -> Path:

@@ -57,7 +57,7 @@ def build(
     variant, why = choose_variant(arch, isa, target_name, android=ndk is not None)
     console = Console()
     if isa is None:
-        console.note(f"building {variant.name} for {variant.architecture}: {why}")
+        console.note(f"variant {variant.name} of {variant.architecture}: {why}")
     start = time.monotonic()
     with open_cache() as cache:
         folder = build_engine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -277,6 +278,14 @@ def test_a_missing_tool_is_named_with_its_package(
         build_engine("aarch64", V82, cache=cache)
     assert "apt install" in str(caught.value.hint)
     assert standins.calls == []
+
+
+def test_what_is_built_needs_no_tools(standins: StandIns, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine("aarch64", V82, cache=cache)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    shutil.rmtree(cache.root / "engine-source")
+    assert build_engine("aarch64", V82, cache=cache).path == engine.path
 
 
 def test_no_sources_no_engine(standins: StandIns, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

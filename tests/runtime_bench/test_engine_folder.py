@@ -115,6 +115,8 @@ def test_the_version_is_asked_of_a_program_for_this_machine(tmp_path: Path, monk
 def test_headers_of_this_machines_programs() -> None:
     header = read_header(Path(shutil.which("true") or "/bin/true").resolve())
     assert header.system == this_system()
+    if header.format == "ELF":
+        assert Path(header.loader).exists()
 
 
 @pytest.mark.parametrize("program", [elf("aarch64", interpreter=b"/system/bin/linker64\0"), PE, MACH_ARM, MACH_FAT])
