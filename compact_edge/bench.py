@@ -92,6 +92,7 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
         names: dict[Side, str] = {
             side: choice.name_for(plan.artifacts[side], _wanted(options, plan, side)) for side in SIDES
         }
+        _refuse_unused(options, names)
         threads = threads_of(options, plan, device, local=transport.spec == "local")
         differences = unlike(plan.artifacts, names, threads)
         if differences and not options.allow_unlike:
@@ -125,6 +126,21 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
         return _measured(unmeasured, options, plan, workload, engine, outcome), outcome
 
 
+def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
+    """Options that no engine of this run looks at. Raises UsageError."""
+    engines = set(names.values())
+    server, gguf = "llama-server" in engines, engines & {"llama-server", "llama-cpp-python"}
+    unused = [
+        ("--engine-dir", options.engine_dir is not None and not server, "llama-server"),
+        ("--device-python", options.device_python is not None and engines == {"llama-server"}, "the Python engines"),
+        ("--gpu-layers", options.gpu_layers != 0 and not gguf, "GGUF artifacts"),
+        ("--execution-provider", options.execution_provider != "cpu" and engines <= gguf, "ONNX artifacts"),
+    ]
+    for option, is_unused, meant in unused:
+        if is_unused:
+            raise UsageError(f"{option} is for {meant}, and {' and '.join(sorted(engines))} runs here", "leave it out")
+
+
 def _wanted(options: BenchOptions, plan: BenchPlan, side: Side) -> str | None:
     """The engine that `--engine` names, for the side whose format it opens where the pair is of two formats."""
     formats = {artifact.format for artifact in plan.artifacts.values()}
@@ -154,8 +170,8 @@ def _bind(
         opened = folder if names[side] == "onnxruntime-genai" else f"{folder}/{artifact.main}"
         choice.remember(opened, artifact)
         settings = Settings(threads[side], plan.context, options.gpu_layers, options.execution_provider)
-        weights = f"{folder}/{artifact.largest}"
-        sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side])
+        weights = tuple(f"{folder}/{name}" for name in artifact.weights)
+        sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side], artifact.bos)
     return sides, known
 
 
@@ -198,7 +214,10 @@ def _facts(
         reference_tokens=dict.fromkeys(SIDES, 0),
         bits_per_byte_text=plan.bits_per_byte_text,
         target=None if plan.profile is None else plan.profile.name,
-        budgets=plan.budgets(),
+        # The cache of a plain session grows with the text, so its peak says nothing of the whole context.
+        budgets=tuple(
+            budget for budget in plan.budgets() if not (budget.name == "memory" and names["pruned"] == ONNXRUNTIME)
+        ),
         notes=plan.notes,
         command=options.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -227,6 +246,7 @@ def _measured(
     notes = [*facts.notes, *workload.notes, *outcome.notes]
     if facts.engine["name"] == ONNXRUNTIME:
         notes.append("prompts were tokenized here, not on the device; no figure holds the time for it")
+        notes.append("the key-value cache grew with the text: memory is less than at the whole context, and not judged")
     if options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
         notes.append("layers were to be offloaded, but the engine reports no memory on an accelerator")
     return replace(

@@ -14,9 +14,8 @@ from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
 from runtime_bench.records import SIDES, Budget, Side
 
 if TYPE_CHECKING:
-    from runtime_bench.device_facts import DeviceFacts
-
     from compact.progress import Progress
+    from runtime_bench.device_facts import DeviceFacts
     from targets.profile import Profile
 
 DEFAULT_CONTEXT = 2048
@@ -120,7 +119,7 @@ def settle(options: BenchOptions, progress: Progress) -> BenchPlan:
     conversations = read_prompts(options.prompts or BUILT_IN)
     artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
     profile, notes = _profile(options, artifacts["pruned"])
-    texts = {side: {c.name: render(c, artifacts[side]) for c in conversations} for side in SIDES}
+    texts = {side: render(conversations, artifacts[side]) for side in SIDES}
     if texts["pruned"] != texts["baseline"]:
         notes.append("the two artifacts' chat templates differ: each side's prompts went through its own")
     name, bits = _bits_per_byte(options, artifacts, progress)

@@ -42,7 +42,7 @@ class Artifact:
         bits_per_weight: of the tensors (GGUF) or of graph and data (ONNX); None where the parameters are unknown.
         context_length: most positions of the model.
         chat_template: Jinja text; None for a model without one.
-        bos: text of the BOS token where the engine puts one before every prompt itself; empty else.
+        bos: text of the BOS token; empty where there is none.
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
         cache_shape: key-value heads and width of a head, where the engine must be told; None else.
         kv_cache_bytes_per_position: None where the engine says it itself.
@@ -76,9 +76,9 @@ class Artifact:
         return named if self.path.name.startswith(BASELINE) else f"{named}-compact"
 
     @property
-    def largest(self) -> str:
-        """Name of the largest file: the weights."""
-        return max(self.files, key=lambda name: self.files[name][0].stat().st_size)
+    def weights(self) -> tuple[str, ...]:
+        """Names of the files with weights: all parts of a GGUF; graph and data of an ONNX folder."""
+        return tuple(name for name in self.files if self.format == GGUF or name not in _ONNX_FILES)
 
     @property
     def sha256(self) -> str:
@@ -110,6 +110,8 @@ def find_artifact(path: Path) -> Path:
         ModelNotFoundError: nothing there, or no artifact in the folder.
         UsageError: a build's output with artifacts of both formats.
     """
+    if any(mark in str(path.absolute()) for mark in "\r\n\0"):
+        raise UsageError(f"{str(path)!a}: a path with line breaks cannot be sent to a device", "rename it")
     if not path.exists():
         raise ModelNotFoundError(f"{path}: no such file or folder", "name a .gguf, an ONNX folder, or a build's --out")
     if path.is_file():
@@ -180,7 +182,6 @@ def _read_gguf(path: Path) -> Artifact:
         raise DamagedFileError(f"{path}: the GGUF has no {architecture}.context_length", "it is not a language model")
     types = {quant.ftype: quant.name for quant in QUANTS.values()}
     special = {f"{name}_token": _token(values, name) for name in ("bos", "eos")}
-    adds_bos = values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama")
     template = values.get("tokenizer.chat_template")
     tensors = [tensor for head in heads for tensor in head.tensors.values()]
     parameters = sum(tensor.size for tensor in tensors)
@@ -195,7 +196,7 @@ def _read_gguf(path: Path) -> Artifact:
         bits_per_weight=sum(tensor.n_bytes for tensor in tensors) * 8 / parameters if parameters else None,
         context_length=context,
         chat_template=template if isinstance(template, str) and template else None,
-        bos=special["bos_token"] if adds_bos else "",
+        bos=special["bos_token"],
         special=special,
         cache_shape=None,
         kv_cache_bytes_per_position=None,
@@ -216,7 +217,7 @@ def _read_onnx(path: Path) -> Artifact:
     manifest = _manifest(path)
     quant = _inside(manifest, "artifact", "quant")
     total = _inside(manifest, "before" if path.name.startswith(BASELINE) else "after", "parameters", "total")
-    template = path / "chat_template.jinja"
+    template, special = path / "chat_template.jinja", _onnx_special(path)
     size = sum(file.stat().st_size for file in weights)
     parameters = total if isinstance(total, int) and total > 0 else None
     return Artifact(
@@ -230,8 +231,8 @@ def _read_onnx(path: Path) -> Artifact:
         bits_per_weight=size * 8 / parameters if parameters else None,
         context_length=described.context_length,
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
-        bos="",
-        special=_onnx_special(path),
+        bos=special.get("bos_token", ""),
+        special=special,
         cache_shape=(described.cache_heads, described.head_size),
         kv_cache_bytes_per_position=_cache_bytes(graph, described.cache_heads * described.head_size),
         manifest=manifest,

@@ -15,11 +15,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from runtime_bench.arm_cores import core_names
-from runtime_bench.device_readings import drop_file_cache, read_memory, read_thermal, run_text
+from runtime_bench.device_readings import drop_file_cache, read_gpu_memory, read_memory, read_thermal, run_text
 from runtime_bench.transports.base import Transport
 from targets.schema import ISA_FEATURES
 
-__all__ = ["DeviceFacts", "drop_file_cache", "parse_facts", "read_facts", "read_memory", "read_thermal"]
+__all__ = [
+    "DeviceFacts",
+    "drop_file_cache",
+    "parse_facts",
+    "read_facts",
+    "read_gpu_memory",
+    "read_memory",
+    "read_thermal",
+]
 
 # Known to profiles, and a few more that tell llama.cpp's kernels apart.
 _FEATURES = (*ISA_FEATURES, "bmi2", "avx512bw", "avx512vl", "avx512_bf16", "sse3", "ssse3")

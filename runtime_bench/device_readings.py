@@ -118,6 +118,21 @@ def read_memory(transport: Transport, pid: int) -> Memory:
     )
 
 
+def read_gpu_memory(transport: Transport, pid: int) -> int | None:
+    """Bytes that a process holds on NVIDIA GPUs, by `nvidia-smi` (NVML); None where there is none or it does not tell.
+
+    Raises what `Transport.run` raises.
+    """
+    query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    done = transport.run(["nvidia-smi", *query])
+    found = None
+    for line in done.text.splitlines() if done.returncode == 0 else ():
+        process, _, mebibytes = (part.strip() for part in line.partition(","))
+        if process == str(pid) and mebibytes.isdecimal() and len(mebibytes) < 9:
+            found = (found or 0) + int(mebibytes) * _KIB * _KIB
+    return found
+
+
 def _windows_memory(pid: int) -> Memory:
     import psutil
 

@@ -1,21 +1,21 @@
 """The loop: a fresh engine process a side and repetition, the sides interleaved, raw records out.
 
-Repetitions run AB, BA, AB, ... : the sides take turns, and each is first equally often, so that a device that grows
-slower while it warms up slows both alike.
+Repetitions run AB, BA, AB, ... : the sides take turns, and with an even number of pairs each is first equally often, so
+that a device that grows slower while it warms up slows both alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from compact.errors import UsageError
+from compact.errors import EngineCrashedError, UsageError
 from compact.progress import SILENT, Progress
-from runtime_bench.device_facts import drop_file_cache, read_memory, read_thermal
+from runtime_bench.device_facts import drop_file_cache, read_gpu_memory, read_memory, read_thermal
 from runtime_bench.engines.base import Engine, Figures, Session, Settings
 from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
-from runtime_bench.transports.base import LinkLostError, Transport
+from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
 DEFAULT_DEPTHS = (128, 512, 1024)
 DEFAULT_TOKENS = 64
@@ -30,17 +30,19 @@ class BoundSide:
         side: which one.
         engine: what runs it.
         path: the artifact on the device.
-        weights: its largest file on the device, whose pages are dropped for a cold load.
+        weights: its files of weights on the device, whose pages are dropped for a cold load.
         settings: how it is opened.
         prompts: name -> text, chat template applied.
+        bos: the BOS that a template may have put at the begin; an engine that adds its own gets the text without.
     """
 
     side: Side
     engine: Engine
     path: str
-    weights: str
+    weights: tuple[str, ...]
     settings: Settings
     prompts: Mapping[str, str]
+    bos: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Workload:
 
     Attributes:
         prompts: as the report lists them, those that do not fit marked.
+        texts: name -> what the engine of each side gets, by side.
         depths: depth in tokens of the baseline -> text of that many tokens.
         n_tokens: new tokens behind each prompt.
         reference_tokens: tokens of the reference text by side.
@@ -57,6 +60,7 @@ class Workload:
     """
 
     prompts: tuple[Prompt, ...]
+    texts: Mapping[Side, Mapping[str, str]]
     depths: Mapping[int, str]
     n_tokens: int
     reference_tokens: Mapping[Side, int]
@@ -103,14 +107,18 @@ def prepare(
     counts: dict[Side, dict[str, int]] = {}
     totals: dict[Side, int] = {}
     figures: dict[Side, Figures] = {}
+    given: dict[Side, dict[str, str]] = {}
     texts: dict[int, str] = {}
     depth_counts: dict[Side, dict[int, int]] = {}
     with progress.task("opening both sides", len(SIDES), "sides") as task:
         for side in ("baseline", "pruned"):  # the baseline's tokens decide where the texts of the depths end
             bound = sides[side]
             with bound.engine.open(bound.path, bound.settings) as session:
-                names = list(bound.prompts)
-                counts[side] = dict(zip(names, session.count_tokens(list(bound.prompts.values())), strict=True))
+                # An engine that puts BOS before every text would put a second one before the template's.
+                adds_bos = session.count_tokens([""])[0] > 0
+                own = {name: text.removeprefix(bound.bos) if adds_bos else text for name, text in bound.prompts.items()}
+                given[side] = own
+                counts[side] = dict(zip(own, session.count_tokens(list(own.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
                 if side == "baseline":
                     texts = {depth: text_of_tokens(session, reference, depth) for depth in sorted(set(depths))}
@@ -119,7 +127,7 @@ def prepare(
             task.advance()
     room = min(bound.settings.context for bound in sides.values()) - n_tokens
     prompts = []
-    for name, text in sides["pruned"].prompts.items():
+    for name, text in given["pruned"].items():
         tokens = {side: counts[side][name] for side in SIDES}
         most = max(tokens.values())
         skipped = None if most <= room else f"needs {most + n_tokens} positions, the context has {room + n_tokens}"
@@ -132,7 +140,7 @@ def prepare(
             f"no prompt fits into a context of {room + n_tokens} positions",
             "give a larger --context or other --prompts",
         )
-    return Workload(tuple(prompts), fitting, n_tokens, totals, figures, tuple(notes))
+    return Workload(tuple(prompts), given, fitting, n_tokens, totals, figures, tuple(notes))
 
 
 def measure(
@@ -142,7 +150,6 @@ def measure(
     *,
     repetitions: int,
     seconds: float | None = None,
-    on_sample: Callable[[Sample], None] | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Run the pairs.
@@ -153,11 +160,14 @@ def measure(
         workload: what each process runs.
         repetitions: pairs to run.
         seconds: no pair is begun that would end later than this, going by those before it; one always runs.
-        on_sample: called with every record as soon as it is there.
         progress: where it is reported.
 
     Returns:
-        The records; where the link was lost, those until then, and `lost` says so. Nothing is measured twice.
+        The records; where the link was lost or the engine died, those until then, and `lost` says so. Nothing is
+        measured twice.
+
+    Raises:
+        EngineCrashedError, DeviceUnavailableError: before the first record.
     """
     outcome = Outcome()
     begin = time.monotonic()
@@ -172,15 +182,18 @@ def measure(
             for order, side in enumerate(SIDES if pair % 2 == 0 else reversed(SIDES)):
                 try:
                     sample = _record(transport, sides[side], workload, pair, order)
-                except LinkLostError as error:
+                except (EngineCrashedError, DeviceUnavailableError) as error:
+                    # An engine that dies before anything was measured is an error; later, what there is is kept.
+                    if not outcome.samples and not isinstance(error, LinkLostError):
+                        raise
                     outcome.lost = error.message
                     return outcome
                 outcome.samples.append(sample)
-                if on_sample is not None:
-                    on_sample(sample)
                 elapsed = time.monotonic() - begin
                 task.advance(1 if seconds is None else max(0, round(elapsed) - round(told)))
                 told = elapsed
+    if len(outcome.samples) // len(SIDES) % 2:
+        outcome.notes.append("an odd number of pairs: one of the two orders ran once more than the other")
     return outcome
 
 
@@ -195,12 +208,15 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
         session.warm_up()
         for prompt in workload.prompts:
             if prompt.skipped is None:
-                text = bound.prompts[prompt.name]
+                text = workload.texts[bound.side][prompt.name]
                 generations.append(session.generate(prompt.name, text, workload.n_tokens))
         for depth, text in workload.depths.items():
             generations.append(session.generate(f"depth-{depth}", text, workload.n_tokens, depth))
         memory["end"] = read_memory(transport, session.pid)
         figures, load_s = session.figures, session.load_s
+        device_memory = figures.device_memory_bytes
+        if device_memory is None and (bound.settings.gpu_layers or bound.settings.execution_provider != "cpu"):
+            device_memory = read_gpu_memory(transport, session.pid)
         share = session.own_cpu_s / session.busy_s if session.busy_s else 0.0
     thermal["after"] = read_thermal(transport)
     return Sample(
@@ -213,7 +229,7 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
         memory=memory,
         kv_cache_bytes=figures.kv_cache_bytes,
         buffers=figures.buffers,
-        device_memory_bytes=figures.device_memory_bytes,
+        device_memory_bytes=device_memory,
         thermal=thermal,
         generations=tuple(generations),
         cpu_share=share,
@@ -223,9 +239,11 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
 
 def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, str]:
     """Load once with the weights' pages dropped; a process of its own, for loading alone."""
-    dropped, how = drop_file_cache(transport, bound.weights)
-    if not dropped:
-        return None, how
+    how = ""
+    for path in bound.weights:
+        dropped, how = drop_file_cache(transport, path)
+        if not dropped:
+            return None, how
     with bound.engine.open(bound.path, bound.settings) as session:
         return session.load_s, how
 

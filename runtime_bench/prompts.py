@@ -7,6 +7,9 @@ line. The built-in ones (`prompts.jsonl`) are a short question, a long document,
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,9 @@ BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _LARGEST_FILE = 16 << 20
 _MOST_PROMPTS = 64
 _HINT = 'each line is {"name": ..., "text": ...} or {"name": ..., "messages": [...]}'
+_ROOT = str(Path(__file__).resolve().parents[1])
+# Rendering takes a blink; importing Transformers takes seconds on a slow machine.
+RENDER_SECONDS = 60.0
 _ROLES = ("system", "user", "assistant")
 
 
@@ -53,33 +59,44 @@ def read_prompts(path: Path = BUILT_IN) -> tuple[Conversation, ...]:
     return tuple(found.values())
 
 
-def render(conversation: Conversation, artifact: Artifact) -> str:
-    """The prompt's text for an engine: through the artifact's chat template, without the BOS that the engine adds.
+def render(conversations: Sequence[Conversation], artifact: Artifact) -> dict[str, str]:
+    """Name -> the prompt's text for an engine, through the artifact's chat template.
 
-    A model without a chat template gets the messages' text, one after the other.
+    A model without a chat template gets the messages' text, one after the other. BOS stays where the template puts it.
 
-    Raises DataError where the template cannot be rendered.
+    Raises DataError where the template cannot be rendered, or takes too long.
     """
-    if conversation.text is not None:
-        return conversation.text
+    texts = {c.name: c.text for c in conversations if c.text is not None}
+    chats = [c for c in conversations if c.text is None]
     if artifact.chat_template is None:
-        return "\n\n".join(message["content"] for message in conversation.messages)
-    from transformers.utils.chat_template_utils import render_jinja_template
+        texts |= {c.name: "\n\n".join(message["content"] for message in c.messages) for c in chats}
+    elif chats:
+        rendered = _through_template([[dict(m) for m in c.messages] for c in chats], artifact)
+        texts |= {c.name: text for c, text in zip(chats, rendered, strict=True)}
+    return {c.name: texts[c.name] for c in conversations}
 
+
+def _through_template(conversations: list[list[dict[str, str]]], artifact: Artifact) -> list[str]:
+    request = {"template": artifact.chat_template, "special": artifact.special, "conversations": conversations}
+    hint = "give plain texts with --prompts"
     try:
-        texts, _ = render_jinja_template(
-            conversations=[[dict(message) for message in conversation.messages]],
-            chat_template=artifact.chat_template,
-            add_generation_prompt=True,
-            **artifact.special,
+        # -P: a file of that name in the working directory must not be run in its place.
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "runtime_bench.prompt_child"],
+            input=json.dumps(request).encode("ascii"),
+            capture_output=True,
+            timeout=RENDER_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in [_ROOT, *sys.path] if path)},
         )
-    except Exception as error:  # the template is a stranger's program: a division by zero, endless recursion, anything
-        said = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{artifact.name}: its chat template refuses the prompt {conversation.name!r} ({said})",
-            "give plain texts with --prompts",
-        ) from error
-    return str(texts[0]).removeprefix(artifact.bos)
+        answer = json.loads(child.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{artifact.name}: its chat template takes longer than {RENDER_SECONDS:.0f} s", hint) from error
+    except ValueError as error:
+        raise DataError(f"{artifact.name}: its chat template ends the process that renders it", hint) from error
+    if "error" in answer:
+        raise DataError(f"{artifact.name}: its chat template refuses the prompts ({answer['error']})", hint)
+    return [str(text) for text in answer["texts"]]
 
 
 def reference_text(conversations: Sequence[Conversation]) -> str:

@@ -61,7 +61,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="Context depths for the decode speed, in tokens of the baseline.",
 )
 @click.option("--tokens", "n_tokens", type=click.IntRange(2, 4096), default=64, show_default=True, help="New tokens.")
-@click.option("--seconds", type=click.FloatRange(1), help="Begin no pair that would end later than this.")
+@click.option("--seconds", type=click.FloatRange(1), help="Begin no pair that would end later, once measuring began.")
 @click.option(
     "--prompts", type=FILE, help="Prompts as jsonl (name, and text or messages) instead of the built-in ones."
 )

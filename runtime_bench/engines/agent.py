@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +21,17 @@ from typing import IO, Any, Protocol
 
 from compact.errors import EngineCrashedError, ToolUnavailableError
 from compact.store import sha256_file
-from runtime_bench.engines.base import WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.base import LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
 from runtime_bench.engines.server_log import cpu_features, figures_of, last_lines
 from runtime_bench.records import Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
 LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
+PYTHON_BYTES = "Python before loading"  # key of `Figures.buffers`: the interpreter with the engine's packages
 NAMES = (LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0
+_REQUEST_SECONDS = 1800.0
 # What ssh ends with when the connection is lost, and adb when the device goes.
 _LINK_LOST = (255,)
 
@@ -97,7 +100,7 @@ class AgentEngine:
         """Start the agent on the artifact at `path`. See `Engine.open`."""
         environment = {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         child = self._transport.converse([self._python, self._agent], environment=environment)
-        session = AgentSession(self.name, self._transport.spec, child)
+        session = AgentSession(self.name, self._transport.spec, child, settings.execution_provider)
         try:
             known = None if self._known_of is None else self._known_of(path)
             request = {
@@ -112,9 +115,7 @@ class AgentEngine:
             }
             session.begin(request, None if known is None else known.tokenizer)
             if known is not None and known.kv_cache_bytes_per_position is not None:
-                # genai makes the cache for the whole context at once; plain sessions let it grow up to that.
-                cache = known.kv_cache_bytes_per_position * settings.context
-                session.figures = replace(session.figures, kv_cache_bytes=cache)
+                session.know_cache(known.kv_cache_bytes_per_position, settings.context)
             yield session
         finally:
             session.close()
@@ -123,10 +124,13 @@ class AgentEngine:
 class AgentSession:
     """The agent with its model loaded."""
 
-    def __init__(self, engine: str, device: str, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, engine: str, device: str, child: subprocess.Popen[bytes], provider: str) -> None:
         self._engine = engine
         self._device = device
         self._child = child
+        self._provider = provider
+        self._cache_bytes: int | None = None
+        self._longest = 0
         self._tokenizer: Tokenizer | None = None
         # The child's stderr is read only when it died; a pipe that nobody reads would stop it.
         self._stderr = _Drain(child)
@@ -138,16 +142,23 @@ class AgentSession:
     def begin(self, request: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
         """Load the model."""
         self._tokenizer = tokenizer
-        reply = self._ask(request)
+        reply = self._parsed(self._exchange(request, LOAD_SECONDS))
         self.pid, self.load_s = int(reply["pid"]), float(reply["load_s"])
         figures = figures_of(str(reply["log"]))
         buffers = dict(figures.buffers)
         if reply["rss_before"] is not None:
-            buffers["Python before loading"] = int(reply["rss_before"])
+            buffers[PYTHON_BYTES] = int(reply["rss_before"])
         facts = dict(reply["facts"])
         if (features := cpu_features(str(facts.pop("system_info", "")))) is not None:
             facts["cpu_features"] = features
         self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **facts})
+
+    def know_cache(self, bytes_per_position: int, context: int) -> None:
+        """The key-value cache of an engine that does not say its size."""
+        if self._engine == GENAI:  # made for the whole context at once
+            self.figures = replace(self.figures, kv_cache_bytes=bytes_per_position * context)
+        else:  # as long as the text
+            self._cache_bytes = bytes_per_position
 
     def warm_up(self) -> None:
         """See `Session.warm_up`."""
@@ -168,12 +179,15 @@ class AgentSession:
         else:
             request["ids"] = list(self._tokenizer.encode(text))
         begin, used = time.monotonic(), time.process_time()
-        line = self._exchange(request)
+        line = self._exchange(request, _REQUEST_SECONDS)
         self.busy_s += time.monotonic() - begin
         self.own_cpu_s += time.process_time() - used
         reply = self._parsed(line)
         made = reply["text"] if self._tokenizer is None else self._tokenizer.decode(reply["ids"])
         times = tuple(float(value) for value in reply["token_s"])
+        self._longest = max(self._longest, int(reply["prompt_tokens"]) + len(times))
+        if self._cache_bytes is not None:
+            self.figures = replace(self.figures, kv_cache_bytes=self._cache_bytes * self._longest)
         return Generation(name, depth, int(reply["prompt_tokens"]), float(reply["prompt_s"]), times, len(made))
 
     def close(self) -> None:
@@ -191,19 +205,30 @@ class AgentSession:
         self._stderr.close()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._parsed(self._exchange(request))
+        return self._parsed(self._exchange(request, _REQUEST_SECONDS))
 
-    def _exchange(self, request: Mapping[str, Any]) -> bytes:
+    def _exchange(self, request: Mapping[str, Any], seconds: float) -> bytes:
+        """The answer's line. An agent that gives none in time is ended: over a link, by the end of its stdin."""
         assert self._child.stdin is not None and self._child.stdout is not None
+        late = threading.Timer(seconds, self._child.kill)
+        late.daemon = True
+        late.start()
         try:
             self._child.stdin.write(json.dumps(request).encode("ascii") + b"\n")
             self._child.stdin.flush()
             line = self._child.stdout.readline()
         except OSError:
             line = b""
-        if not line.endswith(b"\n"):
-            raise self._gone()
-        return line
+        finally:
+            in_time = late.is_alive()
+            late.cancel()
+        if line.endswith(b"\n"):
+            return line
+        if not in_time:
+            raise DeviceUnavailableError(
+                f"{self._engine}: no answer within {seconds:.0f} s", "see whether the device is busy"
+            )
+        raise self._gone()
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
@@ -215,6 +240,8 @@ class AgentSession:
             raise EngineCrashedError(f"{self._engine}: the agent's answer is none: {line[:100]!r}") from error
         if kind == "unavailable":
             hint = f"install it there: pip install {self._engine}"
+            if self._provider != "cpu":
+                hint = f"install {self._engine}'s package with {self._provider} there, or measure on cpu"
             if self._device == "local":
                 raise ToolUnavailableError(message, hint)
             raise DeviceUnavailableError(f"{message} on {self._device}", hint)
@@ -241,8 +268,6 @@ class _Drain:
     """Takes a child's stderr to a file without a name, in a thread, so that the child never waits for a reader."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        import threading
-
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._source = child.stderr
         self._thread: threading.Thread | None = None

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ class LlamaCpp:
         except Exception as error:  # absent, or its shared library does not load
             raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}") from error
         self._lib = llama_cpp
+        self.rss_before = resident_bytes()
         self.log: list[str] = []
         # Kept alive: llama.cpp holds a bare pointer to it.
         self._callback = llama_cpp.llama_log_callback(self._write_log)
@@ -127,6 +130,7 @@ class Genai:
         except Exception as error:
             raise RefusedError("unavailable", f"onnxruntime-genai cannot be used: {error}") from error
         self._lib = onnxruntime_genai
+        self.rss_before = resident_bytes()
         self._max_length = request["context"]
         self.log: list[str] = []
         begin = time.perf_counter()
@@ -140,7 +144,9 @@ class Genai:
             self._model = onnxruntime_genai.Model(config)
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
         except Exception as error:  # genai raises bare RuntimeError
-            raise RefusedError("refused", f"onnxruntime-genai cannot load the model: {error}") from error
+            # On an accelerator it is most often the package that lacks the provider.
+            kind = "refused" if request["provider"] == "cpu" else "unavailable"
+            raise RefusedError(kind, f"onnxruntime-genai cannot load the model: {error}") from error
         self.load_s = time.perf_counter() - begin
         self.facts = {"version": onnxruntime_genai.__version__}
 
@@ -186,6 +192,7 @@ class Onnxruntime:
         except Exception as error:
             raise RefusedError("unavailable", f"onnxruntime cannot be used: {error}") from error
         self._numpy, self._lib = numpy, onnxruntime
+        self.rss_before = resident_bytes()
         self.log: list[str] = []
         begin = time.perf_counter()
         options = onnxruntime.SessionOptions()
@@ -268,11 +275,16 @@ def resident_bytes() -> Any:
 def answer(state: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Serve one request."""
     if request["op"] == "open":
-        before = resident_bytes()
         engine = state["engine"] = ENGINES[request["engine"]](request)
         facts = dict(engine.facts, python=".".join(str(part) for part in sys.version_info[:3]))
         log = "".join(engine.log)
-        return {"pid": os.getpid(), "load_s": engine.load_s, "facts": facts, "log": log, "rss_before": before}
+        return {
+            "pid": os.getpid(),
+            "load_s": engine.load_s,
+            "facts": facts,
+            "log": log,
+            "rss_before": engine.rss_before,
+        }
     engine = state["engine"]
     if request["op"] == "count":
         return {"counts": [len(engine.tokenize(text)) for text in request["texts"]]}
@@ -282,21 +294,28 @@ def answer(state: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Answer requests until stdin ends; then the process ends at once, even inside a native call."""
     # A native library may write to stdout: answers get a descriptor of their own and file 1 becomes stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    requests: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
     state: dict[str, Any] = {}
-    for line in sys.stdin:
+    while True:
         try:
-            reply: dict[str, Any] = {"ok": answer(state, json.loads(line))}
+            reply: dict[str, Any] = {"ok": answer(state, json.loads(requests.get()))}
         except RefusedError as error:
             reply = {"error": error.kind, "message": str(error)}
         except Exception as error:
             reply = {"error": "bug", "message": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(reply) + "\n")
         out.flush()
-    os._exit(0)  # whatever native threads still do
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ time from the server's log, the others from `timings_per_token`.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,10 @@ class LlamaServer:
         self._program = f"{self._folder}/{folder.server.name}"
         if transport.spec != "local":
             transport.run(["chmod", "755", self._program])
+        # Variables of the user's (LLAMA_ARG_..., LLAMA_API_KEY) would change what is measured, or lock the bench out.
+        names = [line.partition("=")[0] for line in transport.run(["env"]).text.splitlines()]
+        ours = sorted({name for name in names if re.fullmatch(r"LLAMA_[A-Z0-9_]+", name)})
+        self._without = ["env", *(word for name in ours for word in ("-u", name))] if ours else []
         # A server from llama.cpp's releases stands beside its shared libraries.
         self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 1 else {}
 
@@ -53,7 +58,7 @@ class LlamaServer:
     def open(self, path: str, settings: Settings) -> Iterator[ServerSession]:
         """Start the server on the artifact at `path`. See `Engine.open`."""
         program = self._transport.start(
-            [self._program, *arguments(path, settings)],
+            [*self._without, self._program, *arguments(path, settings)],
             log=_LOG,
             limit=_LIMIT_SECONDS,
             environment=self._environment,
@@ -159,6 +164,8 @@ def arguments(path: str, settings: Settings) -> list[str]:
     words = ["-m", path, "--host", "127.0.0.1", "--port", "0", "--offline"]
     words += ["--ctx-size", str(settings.context), "--parallel", "1", "--cache-ram", "0", "--no-slots", "-fit", "off"]
     words += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads), "--gpu-layers", layers]
+    # Prompts come with the template applied; the model's own is a stranger's program, and the log would quote it.
+    words += ["--chat-template", "chatml"]
     return [*words, "--no-warmup", "--log-timestamps", "--log-prefix", "--log-colors", "off", "-lv", "4"]
 
 

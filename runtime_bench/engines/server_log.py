@@ -17,7 +17,10 @@ _MIB = 1024 * 1024
 # several lines, so a line counts only with the time in front.
 _LOADED = re.compile(r"^(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] .*\bmodel loaded\s*$", re.MULTILINE)
 _PORT = re.compile(r"^[\d.]+ [A-Z] .*listening on http://127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
-_BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output|RS) buffer size =\s*([0-9.]+) MiB")
+# Whole lines: the log also quotes the model's own names and texts, which may say anything.
+_BUFFER = re.compile(
+    r"^(?:[\d.]+ [A-Z] )?\w+:\s+(\S+)\s+(model|KV|compute|output|RS) buffer size =\s*([0-9.]+) MiB\s*$", re.MULTILINE
+)
 _KV_TYPE = re.compile(r"K \((\w+)\):.*V \((\w+)\):")
 _FLASH = re.compile(r"Flash Attention (enabled|disabled)|flash_attn\s*= (\w+)")
 _MODE = re.compile(r"load_mode = (\w+)")
@@ -29,17 +32,18 @@ _HOST = re.compile(r"^CPU|_Host$|^BLAS|^AMX")
 
 def loaded_after(log: str) -> float | None:
     """Seconds from the program's begin to the loaded model; None where the log does not say."""
-    found = _LOADED.search(log)
-    if found is None:
+    found = _LOADED.findall(log)
+    if not found:
         return None
-    minutes, seconds, milli, micro = (int(part) for part in found.groups())
+    # The last: the server's own line comes after everything that it quotes.
+    minutes, seconds, milli, micro = (int(part) for part in found[-1])
     return minutes * 60 + seconds + milli / 1e3 + micro / 1e6
 
 
 def port_of(log: str) -> int | None:
     """The port on which the server listens; None as long as it does not."""
-    found = _PORT.search(log)
-    return None if found is None else int(found[1])
+    found = _PORT.findall(log)
+    return int(found[-1]) if found else None
 
 
 def figures_of(log: str) -> Figures:
@@ -63,13 +67,13 @@ def figures_of(log: str) -> Figures:
 
 
 def last_lines(log: str, count: int = 3) -> str:
-    """The telling end of a log as one line: the lines that name an error where there are some."""
+    """The telling end of a log as one line: the lines that name an error, else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [
         line for line in lines if re.search(r"\berror\b|GGML_ASSERT|failed|what\(\):|terminate called", line, re.I)
     ]
     # A line's time and the path of the machine that built the program tell the user nothing.
-    ends = [re.sub(r"^[\d.]+ \S ", "", line)[:300] for line in (telling or lines)[-count:]]
+    ends = [re.sub(r"^[\d.]+ \S ", "", line)[:300] for line in (telling[-count:] or lines[-1:])]
     return "; ".join(dict.fromkeys(re.sub(r"\S*/llama\.cpp/(?=(?:src|ggml|tools|common)/)", "", line) for line in ends))
 
 

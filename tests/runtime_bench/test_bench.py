@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from compact.store import read_sums, sha256_file
 from compact_edge import cli
+from runtime_bench.engines.agent import AGENT
 from runtime_bench.transports.base import LinkLostError
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.sshd import Server
@@ -154,8 +157,6 @@ def test_the_whole_bench_over_ssh(
 
 
 def test_onnx_over_ssh_by_the_agent(both: Path, prompts: Path, tmp_path: Path, sshd: Server) -> None:
-    import sys
-
     line = bench(both / "onnx", prompts, "--device", sshd.spec, "--device-python", sys.executable, "--context", "128")
     assert cli.run([*line, "--out", "run"]) == 0
     assert report(tmp_path / "run")["engine"]["name"] == "onnxruntime-genai"
@@ -279,6 +280,8 @@ def test_bits_per_byte_of_a_text_and_of_the_build(shop: Workshop, both: Path, pr
         (("--gpu-layers", "-3"), 2, "a number of layers, or all"),
         (("--target", "no-such-target"), 2, "no target named"),
         (("--engine-dir", "."), 65, "no llama-server"),
+        (("--execution-provider", "cuda"), 2, "--execution-provider is for ONNX artifacts"),
+        (("--engine", "llama-cpp-python", "--engine-dir", "."), 2, "--engine-dir is for llama-server"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -296,6 +299,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
     assert leftovers(tmp_path) == []
+
+
+def test_options_for_gguf_do_not_go_with_onnx(
+    both: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(bench(both / "onnx", prompts, "--gpu-layers", "all", "--out", "run")) == 2
+    assert "--gpu-layers is for GGUF artifacts" in capsys.readouterr().err
+
+
+def test_the_users_variables_for_llama_server_change_nothing(
+    both: Path, prompts: Path, tmp_path: Path, server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_API_KEY", "secret")
+    monkeypatch.setenv("LLAMA_ARG_CACHE_TYPE_K", "q8_0")
+    line = bench(both / "gguf", prompts, "--engine-dir", str(server_folder), "--context", "128", "--out", "run")
+    assert cli.run(line) == 0
+    assert report(tmp_path / "run")["settings"]["kv_cache_type"] == "f16"
+
+
+def test_an_agent_ends_with_its_parent(both: Path, tmp_path: Path) -> None:
+    """In the middle of a generation too."""
+    path = next((both / "gguf").glob("*.gguf"))
+    child = subprocess.Popen([sys.executable, str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    request = {"op": "open", "engine": "llama-cpp-python", "path": str(path), "threads": 1, "context": 512}
+    child.stdin.write(json.dumps({**request, "gpu_layers": 0, "provider": "cpu", "cache_shape": None}).encode() + b"\n")
+    child.stdin.flush()
+    assert "ok" in json.loads(child.stdout.readline())
+    # More tokens than the test would wait for.
+    child.stdin.write(json.dumps({"op": "generate", "text": "wave", "n_tokens": 10**9}).encode() + b"\n")
+    child.stdin.close()
+    assert child.wait(20) == 0
+    child.stdout.close()
 
 
 def test_an_artifact_without_a_baseline_says_how_to_get_one(

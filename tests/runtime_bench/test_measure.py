@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from runtime_bench import measure as loop
 from runtime_bench.engines.base import Figures, Settings
 from runtime_bench.measure import BoundSide, Workload, measure, prepare
 from runtime_bench.records import SIDES, Generation, Memory, Sample, Side, Thermal
-from runtime_bench.transports.base import LinkLostError
+from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError
 
 TRANSPORT: Any = None
 
@@ -32,10 +33,12 @@ class Session:
         self.warm = True
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(text.split()) * self._engine.tokens_a_word for text in texts]
+        begin = 1 if self._engine.adds_bos else 0
+        return [begin + len(text.split()) * self._engine.tokens_a_word for text in texts]
 
     def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
         assert self.warm, "measured before the warm-up"
+        self._engine.given.append(text)
         self._engine.runs += 1
         if self._engine.fail_at == self._engine.runs:
             assert self._engine.failure is not None
@@ -52,6 +55,8 @@ class Engine:
         self.opened = opened
         self.path = path
         self.runs = 0
+        self.adds_bos = False
+        self.given: list[str] = []
         self.fail_at: int | None = None
         self.failure: Exception | None = None
 
@@ -74,7 +79,7 @@ def sides(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Side, Boun
     prompts = {"short": "why is it so", "long": "word " * 300}
     settings = Settings(threads=1, context=512)
     return {
-        side: BoundSide(side, Engine(2 if side == "pruned" else 1, opened, side), side, side, settings, prompts)
+        side: BoundSide(side, Engine(2 if side == "pruned" else 1, opened, side), side, (side,), settings, prompts)
         for side in SIDES
     }
 
@@ -98,9 +103,7 @@ def test_the_sides_take_turns_and_each_is_first_equally_often(sides: dict[Side, 
 
 
 def test_a_record_holds_what_one_process_gave(sides: dict[Side, BoundSide], opened: list[str]) -> None:
-    kept: list[Sample] = []
-    measure(TRANSPORT, sides, ready(sides, opened), repetitions=1, on_sample=kept.append)
-    sample = kept[0]
+    sample = measure(TRANSPORT, sides, ready(sides, opened), repetitions=1).samples[0]
     assert (sample.load_s, sample.cold_load_s, sample.cold_why) == (0.25, None, "not here")
     assert (sample.kv_cache_bytes, sample.memory["end"].rss, sample.cpu_share) == (1024, 1, 0.01)
     assert [generation.name for generation in sample.generations] == ["short", "depth-10"]
@@ -145,13 +148,44 @@ def test_a_lost_link_ends_the_run_and_nothing_is_measured_twice(
     assert engine.runs == fail_at
 
 
-def test_an_engine_that_dies_is_an_error(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+@pytest.mark.parametrize("failure", [EngineCrashedError("fake died"), DeviceUnavailableError("cat took too long")])
+def test_an_engine_that_dies_keeps_what_was_measured_before(
+    sides: dict[Side, BoundSide], opened: list[str], failure: Exception
+) -> None:
     workload = ready(sides, opened)
     engine = sides["baseline"].engine
+    assert isinstance(engine, Engine)
+    engine.fail_at, engine.failure = 5, failure
+    outcome = measure(TRANSPORT, sides, workload, repetitions=5)
+    assert outcome.lost in ("fake died", "cat took too long")
+    assert [(sample.pair, sample.side) for sample in outcome.samples][-1] == (2, "pruned")
+
+
+def test_an_engine_that_dies_at_once_is_an_error(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    workload = ready(sides, opened)
+    engine = sides["pruned"].engine
     assert isinstance(engine, Engine)
     engine.fail_at, engine.failure = 1, EngineCrashedError("fake died")
     with pytest.raises(EngineCrashedError):
         measure(TRANSPORT, sides, workload, repetitions=3)
+
+
+def test_an_engine_that_adds_bos_gets_the_templates_text_without_it(
+    sides: dict[Side, BoundSide], opened: list[str]
+) -> None:
+    sides = {side: replace(bound, prompts={"p": "<s> hello"}, bos="<s>") for side, bound in sides.items()}
+    engines = {side: bound.engine for side, bound in sides.items()}
+    assert isinstance(engines["pruned"], Engine) and isinstance(engines["baseline"], Engine)
+    engines["pruned"].adds_bos = True
+    workload = prepare(sides, depths=(), n_tokens=8, reference="one two")
+    measure(TRANSPORT, sides, workload, repetitions=1)
+    assert (engines["pruned"].given, engines["baseline"].given) == ([" hello"], ["<s> hello"])
+
+
+def test_an_odd_number_of_pairs_is_said(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    workload = ready(sides, opened)
+    assert measure(TRANSPORT, sides, workload, repetitions=2).notes == []
+    assert "odd number of pairs" in measure(TRANSPORT, sides, workload, repetitions=3).notes[0]
 
 
 def test_no_pair_is_begun_that_would_not_end_in_time(

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from compact.errors import DataError, ModelNotFoundError
 from exporters.gguf import write_gguf
+from runtime_bench import prompts
 from runtime_bench.artifact import read_artifact
 from runtime_bench.prompts import Conversation, read_prompts, reference_text, render
 from tests.checkpoints import write_checkpoint
@@ -22,11 +23,11 @@ TEMPLATE = (
 
 
 def test_the_built_in_prompts_are_of_four_kinds() -> None:
-    prompts = {prompt.name: prompt for prompt in read_prompts()}
-    assert list(prompts) == ["short", "document", "code", "chat"]
-    assert len(prompts["chat"].messages) == 5
-    assert "```python" in prompts["code"].messages[0]["content"]
-    assert len(reference_text(list(prompts.values()))) > 6000
+    found = {prompt.name: prompt for prompt in read_prompts()}
+    assert list(found) == ["short", "document", "code", "chat"]
+    assert len(found["chat"].messages) == 5
+    assert "```python" in found["code"].messages[0]["content"]
+    assert len(reference_text(list(found.values()))) > 6000
 
 
 def with_template(tmp_path: Path, template: str | None) -> Path:
@@ -48,22 +49,22 @@ def test_a_conversation_is_rendered_as_by_transformers(tmp_path: Path) -> None:
     expected = AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(
         [dict(message) for message in chat.messages], add_generation_prompt=True, tokenize=False
     )
-    # The engine puts BOS in front itself where the model wants one.
-    assert artifact.bos + render(chat, artifact) == expected or render(chat, artifact) == expected
-    assert render(chat, artifact).endswith("<|im_start|>assistant\n")
+    assert render([chat], artifact) == {"chat": expected}
+    assert expected.endswith("<|im_start|>assistant\n")
 
 
 def test_without_a_template_the_messages_are_the_text(tmp_path: Path) -> None:
     with_template(tmp_path, None)
     messages = ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})
-    assert render(Conversation("x", None, messages), read_artifact(tmp_path / "model.gguf")) == "one\n\ntwo"
+    conversation = Conversation("x", None, messages)
+    assert render([conversation], read_artifact(tmp_path / "model.gguf")) == {"x": "one\n\ntwo"}
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ ''.__class__.__mro__ }}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ ''.__class__.__mro__.x.y }}"])
 def test_a_template_that_fails_or_reaches_out_is_refused_with_a_way_out(tmp_path: Path, template: str) -> None:
     with_template(tmp_path, template)
     with pytest.raises(DataError, match="chat template") as caught:
-        render(Conversation("x", None, ({"role": "user", "content": "a"},)), read_artifact(tmp_path / "model.gguf"))
+        render([Conversation("x", None, ({"role": "user", "content": "a"},))], read_artifact(tmp_path / "model.gguf"))
     assert "--prompts" in str(caught.value.hint)
 
 
@@ -110,5 +111,14 @@ def test_a_file_without_prompts_and_one_that_is_absent(tmp_path: Path) -> None:
 def test_a_template_that_fails_is_the_artifacts_fault(tmp_path: Path, template: str) -> None:
     with_template(tmp_path, None)
     artifact = replace(read_artifact(tmp_path / "model.gguf"), chat_template=template)
-    with pytest.raises(DataError, match="chat template refuses the prompt 'x'"):
-        render(Conversation("x", None, ({"role": "user", "content": "one"},)), artifact)
+    with pytest.raises(DataError, match="its chat template refuses the prompts"):
+        render([Conversation("x", None, ({"role": "user", "content": "one"},))], artifact)
+
+
+def test_a_template_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_template(tmp_path, None)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    artifact = replace(read_artifact(tmp_path / "model.gguf"), chat_template=endless)
+    monkeypatch.setattr(prompts, "RENDER_SECONDS", 8.0)
+    with pytest.raises(DataError, match="takes longer than 8 s"):
+        render([Conversation("x", None, ({"role": "user", "content": "one"},))], artifact)

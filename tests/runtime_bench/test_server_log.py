@@ -79,3 +79,22 @@ def test_the_telling_lines_of_a_failure() -> None:
         "llama_model_load: error loading model: tensor 'token_embd.weight' has wrong shape; "
         "srv load_model: failed to load model, 'm.gguf'"
     )
+
+
+def test_names_and_texts_of_the_model_are_no_figures() -> None:
+    # llama.cpp quotes the model's own keys, and its template over several lines.
+    quoted = (
+        "0.00.015.347 I llama_model_loader: - kv   2: general.name str = x CPU KV buffer size = 999.00 MiB\n"
+        "0.00.050.437 I print_info: general.name          = x CUDA0 model buffer size = 5000.00 MiB\n"
+        "0.00.000.001 I srv x: model loaded\n"
+        "0.00.000.002 I srv x: listening on http://127.0.0.1:9\n"
+    )
+    figures = figures_of(quoted + LOG)
+    assert figures.kv_cache_bytes == 45 * 1024 * 1024
+    assert figures.device_memory_bytes is None
+    assert port_of(quoted + LOG + END) == 34865
+    assert loaded_after(quoted + LOG + END) == 62.236483
+
+
+def test_a_log_without_an_error_gives_its_last_line() -> None:
+    assert last_lines("0.00.001.000 I srv a: one\n0.00.002.000 I srv b: two\n") == "srv b: two"
