@@ -48,14 +48,12 @@ class Server:
 
     def cut(self) -> int:
         """Kill every session's sshd at once, as a lost link does; what runs in the sessions is left. How many died."""
-        sessions = [
-            process
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if process.name().startswith("sshd")
-        ]
-        for process in sessions:
+        sessions = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+                if process.name().startswith("sshd"):
+                    process.send_signal(signal.SIGKILL)
+                    sessions.append(process.pid)
         return len(sessions)
 
 
