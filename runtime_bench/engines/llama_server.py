@@ -146,6 +146,9 @@ class ServerSession:
 
     def _blame(self, error: NoAnswerError) -> EngineCrashedError | LinkLostError:
         """Whether the engine or the link is at fault: the device's own log says, if it can be read."""
+        if not self._program.alive() and self._program.returncode is None:
+            # The device ends the server when it loses sight of us; that it is gone is no fault of its own.
+            return LinkLostError(f"{self._transport.spec}: the link was lost during a measurement")
         try:
             gone = self._transport.run(["kill", "-0", str(self.pid)]).returncode != 0
             log = read_log(self._transport, self._program.log)

@@ -60,6 +60,10 @@ class Program(Protocol):
     pid: int
     log: str
 
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None while it runs, and where the link was lost before it could be told."""
+
     def alive(self) -> bool:
         """Whether it runs, as far as this end of the connection knows."""
 

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from compact.store import read_sums, sha256_file
@@ -205,6 +207,46 @@ def test_a_lost_link_leaves_a_partial_report(
     sampled = [metric for key, metric in metrics(document).items() if key not in ("size_bytes", "bits_per_byte")]
     assert {metric["verdict"] for metric in sampled} <= {"not judged", "not compared"}
     assert "the run is partial" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("request_number", [1, 3, 15, 30])
+def test_a_link_that_is_really_cut_leaves_no_engine_and_a_report_that_says_so(
+    both: Path,
+    prompts: Path,
+    tmp_path: Path,
+    server_folder: Path,
+    sshd: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    request_number: int,
+) -> None:
+    """The server's side of every connection dies while a prompt runs: the first requests count tokens."""
+    from runtime_bench.engines import llama_server
+
+    requests = iter(range(1, 1000))
+    honest = llama_server.post
+
+    def post(*arguments: Any) -> Any:
+        if next(requests) == request_number:
+            assert sshd.cut() > 0
+        return honest(*arguments)
+
+    monkeypatch.setattr(llama_server, "post", post)
+    line = bench(both / "gguf", prompts, "--engine-dir", str(server_folder), "--context", "128")
+    assert cli.run([*line, "--device", sshd.spec, "--out", "run"]) == 69
+    document = report(tmp_path / "run")
+    assert document["status"] == ("partial" if document["records"]["pruned"] else document["status"])
+    assert document["status"] in ("partial", "not measured")
+    assert "the link was lost" in document["reason"]
+    home = str(sshd.home)
+    deadline = time.monotonic() + 30
+    while alive := [process for process in psutil.process_iter(["cmdline"]) if _is_server(process, home)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)
+
+
+def _is_server(process: psutil.Process, home: str) -> bool:
+    words = process.info["cmdline"] or [""]
+    return any("llama-server" in word and word.startswith(home) for word in words[:4])
 
 
 @pytest.mark.parametrize(
