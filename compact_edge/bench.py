@@ -207,7 +207,14 @@ def _facts(
         settings=settings,
         subjects={side: _subject(plan, side, threads[side], names[side]) for side in SIDES},
         prompts=tuple(
-            Prompt(name, text, dict.fromkeys(SIDES, 0), "not measured") for name, text in plan.texts["pruned"].items()
+            Prompt(
+                name,
+                text,
+                dict.fromkeys(SIDES, 0),
+                {side: len(plan.texts[side][name]) for side in SIDES},
+                "not measured",
+            )
+            for name, text in plan.texts["pruned"].items()
         ),
         depths=(),
         reference_characters=len(reference_text(plan.conversations)),

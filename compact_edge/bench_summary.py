@@ -10,66 +10,165 @@ import click
 from compact_edge.console import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from compact_edge.bench import BenchResult
 
 # The rows of a terminal; report.md has all of them.
 _GROUPS = ("size", "memory", "load", "ttft", "prefill", "decode", "text", "quality")
 _LOG_WIDTH = 120
-_COLOURS: Mapping[str, str] = {"better": "green", "worse": "red"}
+_RATIO = "ratio [95%]"
+# Columns from which on a name keeps its place beside an interval.
+_WIDE = 76
+# A terminal of 80 columns has about 20 for a name and 6 for a unit.
+_LABELS: Mapping[str, str] = {
+    "load_warm_s": "Load, warm",
+    "load_cold_s": "Load, cold",
+    "prefill_tokens_per_s": "Prefill",
+    "prefill_characters_per_s": "Prefill",
+    "characters_per_s": "Decode, same text",
+    "s_per_1000_characters": "1,000 characters",
+}
+_UNITS: Mapping[str, str] = {"tokens/s": "tok/s", "characters/s": "char/s", "bits/byte": ""}
+# What is shown of a verdict, and its colour; what is not here says nothing, and a line below the table says why.
+_VERDICTS: Mapping[str, tuple[str, str]] = {
+    "better": ("better", "green"),
+    "worse": ("worse", "red"),
+    "no difference": ("no diff", "dim"),
+}
+_RESULTS: Mapping[bool | None, tuple[str, str]] = {
+    True: ("met", "green"),
+    False: ("EXCEEDED", "bold red"),
+    None: ("not judged", "yellow"),
+}
 
 
 def print_bench(result: BenchResult) -> None:
     """Write the summary to stdout."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
+
+    console = Console(highlight=False)
+    # A pipe or a log has no width; rich would guess 80 and wrap there.
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    print_document(result.document, console)
+    click.echo(f"report: {result.out / 'report.html'}")
+
+
+def print_document(document: Mapping[str, Any], console: Console) -> None:
+    """Write the main figures of a report to a console: whole words on a terminal, whole lines elsewhere."""
     from rich.text import Text
 
     from runtime_bench.report.headline import budget_summary, why
-    from runtime_bench.report.words import figure, plain, ratio_words
+    from runtime_bench.report.words import budget_name, counted, engine_name
+    from runtime_bench.statistics import LEAST_PAIRS
 
-    document = result.document
-    console = Console(highlight=False)
-    # A pipe or a log has no width; rich would guess 80 and wrap there.
-    soft = not console.is_terminal
-    if soft:
-        console.width = _LOG_WIDTH
-    console.print(Text(one_line(str(document["title"])), style="bold"), soft_wrap=soft)
-    console.print(Text(one_line(str(document["summary"]))), soft_wrap=soft)
+    def say(line: str, style: str = "") -> None:
+        console.print(Text(one_line(line), style=style), soft_wrap=not console.is_terminal)
+
+    say(document["title"], "bold")
+    say(document["summary"])
     for line in why(document):
-        console.print(Text(one_line(line), style="yellow"), soft_wrap=soft)
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("")
-    for name in ("baseline", "pruned", "ratio [95%]"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for metric in document["metrics"]:
-        if metric["group"] in _GROUPS:
-            values = [figure(_median(metric[side]), metric["unit"]) for side in ("baseline", "pruned")]
-            said = str(metric["verdict"])
-            table.add_row(
-                one_line(metric["label"]),
-                *values,
-                ratio_words(metric["ratio"]),
-                Text(said, style=_COLOURS.get(said, "")),
-            )
+        say(line, "yellow")
+    table = _metrics(document, intervals=console.width >= _WIDE)
     if table.row_count:
+        console.print()
         console.print(table)
-    for budget in document["budgets"]:
-        mark = {True: "met", False: "EXCEEDED", None: "not judged"}[budget["passed"]]
-        console.print(Text(f"budget {budget['name']}: {mark}"), soft_wrap=soft)
-    if text := budget_summary(document):
-        console.print(Text(text), soft_wrap=soft)
-    engine = document["engine"]
-    named = " ".join(plain(engine[key]) for key in ("name", "version") if engine.get(key))
+        console.print()
+    if any(metric["verdict"] == "not enough pairs" for metric in document["metrics"]):
+        say(f"fewer than {LEAST_PAIRS} pairs: no interval, and no measurement is called better or worse")
+        console.print()
+    if document["budgets"]:
+        console.print(_budgets(document))
+        console.print()
+        reasons: dict[str, list[str]] = {}
+        for budget in document["budgets"]:
+            if budget["passed"] is None:
+                reasons.setdefault(str(budget["reason"]), []).append(budget_name(budget["name"]))
+        for reason, names in reasons.items():
+            say(f"{', '.join(names)} not judged: {reason}", "yellow")
+        say(budget_summary(document))
     settings = document["settings"]
-    threads = f"{settings['threads']} thread{'s' * (settings['threads'] != 1)}"
-    how = f"batch size 1, {threads}, context {settings['context']}, {named}"
-    pairs = document["pairs"]
-    click.echo(one_line(f"{pairs} pair{'s' * (pairs != 1)}, {how}"))
+    threads, context = counted(settings["threads"], "thread"), settings["context"]
+    pairs = counted(document["pairs"], "pair")
+    say(f"{pairs}, batch size 1, {threads}, context {context}, {engine_name(document)}")
     for note in document["notes"]:
-        click.echo(one_line(f"note: {note}"))
-    click.echo(f"report: {result.out / 'report.html'}")
+        say(f"note: {note}")
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    # The first column alone gives way where the terminal is narrow: figures are never broken.
+    table.add_column(first, overflow="ellipsis")
+    for name in columns:
+        # Ratios begin with the figure that is read first, their intervals differ in length.
+        table.add_column(name, justify="left" if name in ("", _RATIO) else "right", no_wrap=True)
+    return table
+
+
+def _metrics(document: Mapping[str, Any], *, intervals: bool) -> Table:
+    from rich.text import Text
+
+    from runtime_bench.report.words import ratio_words
+
+    table = _table("", "baseline", "pruned", "", _RATIO if intervals else "ratio", "")
+    for metric in document["metrics"]:
+        if metric["group"] not in _GROUPS:
+            continue
+        baseline, pruned, unit = _amounts(metric["unit"], _median(metric["baseline"]), _median(metric["pruned"]))
+        ratio = ratio_words(metric["ratio"]).removesuffix(f" (n = {document['pairs']})")
+        ratio = ratio if intervals else ratio.partition(" ")[0]
+        said, style = _VERDICTS.get(metric["verdict"], ("", ""))
+        table.add_row(_name(_label(metric)), baseline, pruned, unit, ratio, Text(said, style=style))
+    return table
+
+
+def _budgets(document: Mapping[str, Any]) -> Table:
+    from rich.text import Text
+
+    from runtime_bench.report.words import budget_name
+
+    table = _table("budget", "measured", "limit", "", "")
+    for budget in document["budgets"]:
+        measured, limit, unit = _amounts(budget["unit"], budget["measured"], budget["limit"])
+        said, style = _RESULTS[budget["passed"]]
+        name, limit = budget_name(budget["name"]), f"{budget['bound']} {limit}"
+        table.add_row(_name(name), measured, limit, unit, Text(said, style=style))
+    return table
+
+
+def _name(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(one_line(text), no_wrap=True, overflow="ellipsis")
+
+
+def _label(metric: Mapping[str, Any]) -> str:
+    label = _LABELS.get(metric["key"], str(metric["label"]))
+    return label.replace("Decode at depth", "Decode, depth").replace("Decode after", "Decode,")
+
+
+def _amounts(unit: str, first: float | None, second: float | None) -> tuple[str, str, str]:
+    """Two figures of one quantity, and the unit that both are in."""
+    from runtime_bench.report.words import NONE, digits
+
+    known = [value for value in (first, second) if value is not None]
+    if unit == "bytes":
+        # In GB only where neither figure would lose its digits: a budget may be ten times what is needed.
+        low, high = min(known, default=0), max(known, default=0)
+        scale, unit = (1e9, "GB") if low >= 1e9 else (1e6, "MB") if high >= 1e5 else (1e3, "kB")
+        shown = [
+            NONE if value is None else f"{value / scale:,.{2 if unit == 'GB' else 1}f}" for value in (first, second)
+        ]
+    elif unit == "bits/byte":
+        shown = [NONE if value is None else f"{value:.3f}" for value in (first, second)]
+    else:
+        shown = [NONE if value is None else digits(value) for value in (first, second)]
+    return shown[0], shown[1], _UNITS.get(unit, unit)
 
 
 def _median(side: Mapping[str, Any] | None) -> float | None:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # Known to profiles, and a few more that tell llama.cpp's kernels apart.
-_FEATURES = (*ISA_FEATURES, "bmi2", "avx512bw", "avx512vl", "avx512_bf16", "sse3", "ssse3")
+_FEATURES = (*ISA_FEATURES, "avx512bw", "avx512vl", "avx512_bf16", "sse3", "ssse3")
 # The kernel's names of Arm's features (Documentation/arch/arm64/elf_hwcaps.rst) that are not ours already.
 _LINUX_NAMES = {"asimd": "neon", "asimddp": "dotprod", "sse4_2": "sse4.2", "pni": "sse3"}
 # macOS's names: `sysctl hw.optional` and machdep.cpu.features.

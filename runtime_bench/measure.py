@@ -131,7 +131,7 @@ def prepare(
         tokens = {side: counts[side][name] for side in SIDES}
         most = max(tokens.values())
         skipped = None if most <= room else f"needs {most + n_tokens} positions, the context has {room + n_tokens}"
-        prompts.append(Prompt(name, text, tokens, skipped))
+        prompts.append(Prompt(name, text, tokens, {side: len(sides[side].prompts[name]) for side in SIDES}, skipped))
     fitting = {depth: text for depth, text in texts.items() if max(depth_counts[s][depth] for s in SIDES) <= room}
     notes = [f"prompt {prompt.name} was not run: {prompt.skipped}" for prompt in prompts if prompt.skipped]
     notes += [f"depth {depth} was not run: it does not fit into the context" for depth in texts if depth not in fitting]

@@ -16,6 +16,8 @@ from runtime_bench.records import Generation, Memory, RunFacts, Sample, Side, Su
 from runtime_bench.statistics import Better, median, quantile
 
 ITL_QUANTILES = (50, 90, 99)
+# The name under which the engines that are Python packages put the interpreter's own memory among their buffers.
+PYTHON_BUFFER = "Python before loading"
 
 
 @dataclass(frozen=True)
@@ -174,14 +176,21 @@ def side_medians(samples: Sequence[Sample], facts: RunFacts, side: Side) -> dict
     return {key: value for key, value in medians.items() if value is not None}
 
 
+def before_loading(sample: Sample) -> float | None:
+    """Bytes of the engine's process before it loaded the model; None where the engine is a program of its own."""
+    value = sample.buffers.get(PYTHON_BUFFER)
+    return float(value) if value is not None and _positive(value) else None
+
+
 def _prefill(sample: Sample, facts: RunFacts) -> dict[str, float | None]:
     name = longest_prompt(facts)
-    text = next((prompt.text for prompt in facts.prompts if prompt.name == name), "")
+    # A side with another chat template reads another number of characters for the same conversation.
+    characters = next((prompt.characters.get(sample.side, 0) for prompt in facts.prompts if prompt.name == name), 0)
     for generation in sample.generations:
         if generation.depth is None and generation.name == name and _positive(generation.prompt_s):
             return {
                 "prefill_tokens_per_s": generation.prompt_tokens / generation.prompt_s,
-                "prefill_characters_per_s": len(text) / generation.prompt_s,
+                "prefill_characters_per_s": characters / generation.prompt_s,
             }
     return {}
 

@@ -129,18 +129,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, the same text for both sides.
+    """One prompt: the same conversation for both sides, each by its own chat template.
 
     Attributes:
         name: short name: `short`, `document`, `code`, `chat`.
-        text: what the engine gets, chat template applied.
+        text: what the pruned side's engine gets, chat template applied.
         tokens: tokens that each side needs for it.
+        characters: of the text that each side's engine gets; the same unless the sides' templates differ.
         skipped: why it was not run; None where it was.
     """
 
     name: str
     text: str
     tokens: Mapping[Side, int]
+    characters: Mapping[Side, int]
     skipped: str | None = None
 
 

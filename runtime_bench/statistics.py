@@ -2,7 +2,8 @@
 
 The two sides are measured in pairs whose order alternates (AB BA AB ...). Whatever changes slowly while the run goes
 on (the device warms up, a clock steps down) meets both sides of a pair nearly alike, and what is left of it has the
-opposite sign in the next pair, so it cancels in the ratio of a pair and in the median over pairs.
+opposite sign in the next pair, so it cancels in the ratio of a pair and in the median over pairs. An even number of
+pairs balances the two orders; with an odd number one of them counts once more than the other.
 
 The interval is that of the sign test: for n independent ratios of any continuous distribution, the number that lies
 below the true median is binomial (n, 1/2), so the k-th smallest and the k-th largest enclose it with probability

@@ -1,7 +1,7 @@
 """Several runs in one table: devices, quantizations or ratios beside each other.
 
 Only complete runs of like pairs on real devices are ranked, by the pruned model's characters a second, and only among
-runs of the same engine and the same prompts: a figure of one engine says nothing of a device that ran another.
+runs of the same engine, prompts and settings: a figure of one engine says nothing of a device that ran another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runtime_bench.report.headline import standing, why
 from runtime_bench.report.markdown import grid, text
 from runtime_bench.report.rows import first_metric
 from runtime_bench.report.svg import RatioRow, ratios
-from runtime_bench.report.words import NONE, device_name, engine_name, figure, ratio_words, subject_name
+from runtime_bench.report.words import NONE, device_name, engine_name, figure, plain, ratio_words, subject_name
 
 SCHEMA = "compact-edge/bench-comparison/1"
 SPEED = "characters_per_s"
@@ -26,7 +26,14 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("size", ("size_bytes",), "file size"),
     ("bits_per_byte", ("bits_per_byte",), "bits per byte"),
 )
-NOT_COMPARABLE = "Groups differ in engine or prompts: speeds are not comparable between them."
+# Settings that change a speed or a memory figure by themselves -> their name for a reader.
+_SETTINGS: Mapping[str, str] = {
+    "threads": "threads",
+    "context": "context",
+    "new_tokens": "new tokens",
+    "gpu_layers": "GPU layers",
+    "execution_provider": "execution provider",
+}
 
 
 class Combined(TypedDict):
@@ -63,19 +70,29 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for rank, run in enumerate(runs, 1):
             # A place among one is none, and neither is that of a run without a speed.
             run["rank"] = rank if len(runs) > 1 and _speed(run) > 0 else None
-        made.append({"name": _letter(number), "engine": runs[0]["engine"], "prompts": runs[0]["prompts"], "runs": runs})
+        alike = {key: runs[0][key] for key in ("engine", "prompts", "settings")}
+        made.append({"name": _letter(number), **alike, "runs": runs})
     return {
         "schema": SCHEMA,
         "title": f"{len(documents)} runs" if len(documents) != 1 else "1 run",
         "groups": made,
         "apart": apart,
-        "notes": [NOT_COMPARABLE] if len(made) > 1 else [],
+        "notes": _differences(list(groups)),
     }
 
 
 def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the ranked runs as text; `short` for a terminal: intervals of the speed only."""
-    header = ["run", "rank", "device", "engine", *(heading for _, _, heading in _COLUMNS), "budgets met"]
+    header = [
+        "run",
+        "rank",
+        "device",
+        "engine",
+        "threads",
+        "context",
+        *(heading for _, _, heading in _COLUMNS),
+        "budgets met",
+    ]
     several = len(document["groups"]) > 1
     rows = []
     for group in document["groups"]:
@@ -84,7 +101,8 @@ def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[lis
             place = f"{group['name']} {rank}".rstrip() if several else rank or NONE
             show = _shown_short if short else _shown
             figures = [show(run["metrics"].get(key)) for key, _, _ in _COLUMNS]
-            rows.append([run["name"], place, run["device"], run["engine"], *figures, _budgets(run["budgets"])])
+            how = [run["engine"], *(run["settings"].get(key, NONE) for key in ("threads", "context"))]
+            rows.append([run["name"], place, run["device"], *how, *figures, _budgets(run["budgets"])])
     return header, rows
 
 
@@ -104,6 +122,7 @@ def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
         "name": subject_name(document),
         "device": device_name(document),
         "engine": engine_name(document),
+        "settings": {key: plain(document["settings"][key]) for key in _SETTINGS if key in document["settings"]},
         "created": document["created"],
         "pairs": document["pairs"],
         "prompts": [prompt["name"] for prompt in document["prompts"] if prompt["skipped"] is None],
@@ -119,7 +138,15 @@ def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
 def _comparable(document: Mapping[str, Any]) -> tuple[Any, ...]:
     """What must be the same for two speeds to be compared."""
     prompts = sorted((prompt["name"], prompt["sha256"]) for prompt in document["prompts"] if prompt["skipped"] is None)
-    return engine_name(document), tuple(prompts)
+    settings = (plain(document["settings"].get(key)) for key in _SETTINGS)
+    return engine_name(document), tuple(prompts), *settings
+
+
+def _differences(groups: Sequence[tuple[Any, ...]]) -> list[str]:
+    """What parts the groups, in one line; nothing where there is one group."""
+    columns = zip(("engine", "prompts", *_SETTINGS.values()), zip(*groups, strict=True), strict=True) if groups else ()
+    names = [name for name, values in columns if len(set(values)) > 1]
+    return [f"Groups differ in {', '.join(names)}: speeds are not comparable between them."] if names else []
 
 
 def _speed(run: Mapping[str, Any]) -> float:
@@ -188,7 +215,11 @@ def _html(document: Mapping[str, Any]) -> str:
                 name,
                 [
                     page.cell("rank", page.words(place)),
-                    page.cell("device", f"<span>{page.words(device)}<br>{_soft(engine)}</span>"),
+                    page.cell(
+                        "device",
+                        f"<span>{page.words(device)}<br>{_soft(engine)}<br>"
+                        f"{_soft(f'threads {threads}, context {context}')}</span>",
+                    ),
                     *(
                         page.cell(heading, _stacked(value))
                         for (_, _, heading), value in zip(_COLUMNS, figures, strict=True)
@@ -196,9 +227,9 @@ def _html(document: Mapping[str, Any]) -> str:
                     page.cell("budgets met", page.words(budgets)),
                 ],
             )
-            for name, place, device, engine, *figures, budgets in rows
+            for name, place, device, engine, threads, context, *figures, budgets in rows
         ]
-        heads = [(name, "") for name in header if name != "engine"]
+        heads = [(name, "") for name in header if name not in ("engine", "threads", "context")]
         table = page.table(_explained(document), heads, [page.body(cells)])
         body.append(page.section("Runs", f'<div class="sheet wide">{table}</div>'))
     if document["apart"]:

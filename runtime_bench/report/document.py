@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime_bench.metrics import (
     Metric,
+    before_loading,
     characters_per_token,
     definitions,
     inter_token_ms,
@@ -22,6 +23,7 @@ from runtime_bench.metrics import (
 from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
 from runtime_bench.report.budgets import judge
 from runtime_bench.report.headline import summary, title
+from runtime_bench.report.published import published
 from runtime_bench.report.throttling import throttling
 from runtime_bench.statistics import (
     CONFIDENCE,
@@ -40,10 +42,10 @@ NOT_JUDGED = "not judged"
 NOT_COMPARED = "not compared"
 METHOD = (
     f"Ratios are medians over pairs of pruned/baseline; the two sides of a pair ran one after the other, their order "
-    f"alternating, so that slow drift cancels. Intervals enclose the median with at least {CONFIDENCE:.0%} (order "
-    f"statistics, the sign test; no distribution is assumed); fewer than {LEAST_PAIRS} pairs claim none. A difference "
-    "is called better or worse where the interval does not hold 1: of metrics without a true difference, up to one in "
-    "twenty is called different by chance."
+    f"alternating, so that slow drift cancels (an even number of pairs balances the order). Intervals enclose the "
+    f"median with at least {CONFIDENCE:.0%} (order statistics, the sign test; no distribution is assumed); fewer than "
+    f"{LEAST_PAIRS} pairs claim none. A difference is called better or worse where the interval does not hold 1: of "
+    "metrics without a true difference, up to one in twenty is called different by chance."
 )
 _PERCENTS = tuple(range(101))
 
@@ -68,10 +70,10 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         "tool_version": facts.tool_version,
         "command": facts.command,
         "batch_size": 1,
-        "device": facts.device,
+        "device": published(facts.device),
         "device_spec": facts.device_spec,
-        "engine": facts.engine,
-        "settings": facts.settings,
+        "engine": published(facts.engine),
+        "settings": published(facts.settings),
         "subjects": {side: asdict(facts.subjects[side]) for side in SIDES},
         "bits_per_byte_text": facts.bits_per_byte_text,
         "prompts": [_prompt(prompt) for prompt in facts.prompts],
@@ -93,6 +95,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         },
         "cold_load": sorted({sample.cold_why for sample in samples if sample.cold_why}),
         "memory_source": sorted({reading.source for sample in samples for reading in sample.memory.values()}),
+        "before_loading_bytes": {side: _before_loading(by_side[side]) for side in SIDES},
         "parent_cpu_share_max": max((sample.cpu_share for sample in samples), default=None),
         "method": METHOD,
         "notes": list(facts.notes),
@@ -130,17 +133,17 @@ def _measured(metric: Metric, columns: Mapping[Side, Sequence[float | None]], fa
     known = {side: [value for value in columns[side] if value is not None] for side in SIDES}
     paired = list(zip(columns["pruned"], columns["baseline"], strict=True))
     ratio = paired_ratio(paired)
-    if ratio is not None and _never_varies(metric, known):
+    if ratio is not None and _never_varies(metric, known, ratio.n):
         ratio = exact_ratio(known["pruned"][0], known["baseline"][0], ratio.n)
     judged = facts.status == "complete" and not (facts.emulated and metric.speed)
     return _row(metric, {side: _side(columns[side]) for side in SIDES}, ratio, judged=judged)
 
 
-def _never_varies(metric: Metric, known: Mapping[Side, Sequence[float]]) -> bool:
+def _never_varies(metric: Metric, known: Mapping[Side, Sequence[float]], pairs: int) -> bool:
     if any(len(set(values)) != 1 for values in known.values()):
         return False
-    # One reading of something that may vary does not show that it does not.
-    return metric.deterministic or (metric.unit == "bytes" and all(len(values) > 1 for values in known.values()))
+    # A few equal readings of something that may vary do not show that it does not.
+    return metric.deterministic or (metric.unit == "bytes" and pairs >= LEAST_PAIRS)
 
 
 def _row(metric: Metric, sides: Mapping[Side, Any], ratio: Ratio | None, *, judged: bool) -> dict[str, Any]:
@@ -176,11 +179,16 @@ def _side(values: Sequence[float | None]) -> dict[str, Any] | None:
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     return {
         "name": prompt.name,
-        "characters": len(prompt.text),
+        "characters": {side: prompt.characters.get(side) for side in SIDES},
         "sha256": hashlib.sha256(prompt.text.encode("utf-8", "surrogatepass")).hexdigest(),
         "tokens": {side: prompt.tokens.get(side) for side in SIDES},
         "skipped": prompt.skipped,
     }
+
+
+def _before_loading(samples: Sequence[Sample]) -> float | None:
+    found = (before_loading(sample) for sample in samples)
+    return median(value for value in found if value is not None)
 
 
 def _distribution(samples: Sequence[Sample]) -> list[float | None] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime_bench.report.words import budget_name, device_name, ratio_words, subject_name, times
+from runtime_bench.report.words import budget_name, counted, device_name, ratio_words, subject_name, times
 
 
 def standing(document: Mapping[str, Any]) -> list[str]:
@@ -18,9 +18,15 @@ def standing(document: Mapping[str, Any]) -> list[str]:
     return marks
 
 
+def same_file(document: Mapping[str, Any]) -> bool:
+    """Whether the pair is one artifact twice: such a run shows what the device's noise alone does."""
+    first, second = (document["subjects"][side]["sha256"] for side in ("pruned", "baseline"))
+    return bool(first) and first == second
+
+
 def why(document: Mapping[str, Any]) -> list[str]:
-    """The reason behind each mark of `standing`, one line each."""
-    lines = []
+    """The reason behind each mark of `standing`, one line each; before them, that a file was held against itself."""
+    lines = ["both sides are the same file"] if same_file(document) else []
     if document["status"] != "complete":
         lines.append(f"{document['status']}: {document['reason'] or 'no reason was given'}")
     if document["emulated"]:
@@ -61,11 +67,11 @@ def budget_summary(document: Mapping[str, Any]) -> str:
     failed = [budget_name(budget["name"]) for budget in budgets if budget["passed"] is False]
     unjudged = [budget_name(budget["name"]) for budget in budgets if budget["passed"] is None]
     if failed:
-        text = f"{len(failed)} of {len(budgets)} budgets{target} exceeded: {', '.join(failed)}"
+        text = f"{len(failed)} of {counted(len(budgets), 'budget')}{target} exceeded: {', '.join(failed)}"
     elif len(unjudged) == len(budgets):
         return f"no budget{target} could be judged"
     elif unjudged:
-        text = f"{len(budgets) - len(unjudged)} of {len(budgets)} budgets{target} met"
+        text = f"{len(budgets) - len(unjudged)} of {counted(len(budgets), 'budget')}{target} met"
     else:
         return (
             f"all {len(budgets)} budgets{target} met"
@@ -82,7 +88,7 @@ def _speed(metric: Mapping[str, Any]) -> str:
     if metric["verdict"] == "no difference":
         return f"no difference shown in characters a second ({ratio_words(ratio)})"
     text = f"decodes {times(ratio['median'])} times as many characters a second"
-    return text + (f" ({ratio['n']} pairs: no interval)" if metric["verdict"] == "not enough pairs" else "")
+    return text + (f" ({counted(ratio['n'], 'pair')}: no interval)" if metric["verdict"] == "not enough pairs" else "")
 
 
 def _amount(metric: Mapping[str, Any], noun: str, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime_bench.report import page
-from runtime_bench.report.headline import budget_summary, standing, why
+from runtime_bench.report.headline import budget_summary, same_file, standing, why
 from runtime_bench.report.plots import plots
 from runtime_bench.report.rows import (
     GROUPS,
@@ -76,6 +76,8 @@ def _header(document: Mapping[str, Any]) -> str:
         parts.append(
             f'<div class="marks" role="note"><p><strong>{page.words(", ".join(marks))}</strong></p>{lines}</div>'
         )
+    elif same_file(document):
+        parts.append(f'<div class="warn" role="note"><p>{page.words(why(document)[0])}</p></div>')
     if document["throttling"]["verdict"] == "warning":
         parts.append(
             '<div class="warn" role="note"><p><strong>Throttling</strong>: '

@@ -89,7 +89,11 @@ _SHAPE: Mapping[str, Any] = {
     "subjects": _sides(_SUBJECT),
     "bits_per_byte_text": _TEXT0,
     "prompts": [
-        {"name": _TEXT, "characters": _COUNT, "sha256": _TEXT, "tokens": _sides(_COUNT0), "skipped": _TEXT0},
+        {
+            **dict.fromkeys(("name", "sha256"), _TEXT),
+            **dict.fromkeys(("characters", "tokens"), _sides(_COUNT0)),
+            "skipped": _TEXT0,
+        },
     ],
     "depths": [_COUNT],
     "reference": {"characters": _COUNT, "tokens": _sides(_COUNT0), "characters_per_token": _sides(_NUMBER0)},
@@ -128,6 +132,7 @@ _SHAPE: Mapping[str, Any] = {
     },
     "cold_load": [_TEXT],
     "memory_source": [_TEXT],
+    "before_loading_bytes": _sides(_AMOUNT0),
     "parent_cpu_share_max": _NUMBER0,
     "method": _TEXT,
     "notes": [_TEXT],

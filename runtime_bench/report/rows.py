@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime_bench.report.words import NONE, budget_name, engine_name, fact_line, figure, plain, ratio_words
+from runtime_bench.report.published import published
+from runtime_bench.report.words import NONE, budget_name, counted, engine_name, fact_line, figure, ratio_words
 
 DECODE_AT_DEPTH = "decode_tokens_per_s:depth-"
 GROUPS: Mapping[str, str] = {
@@ -78,11 +79,11 @@ def outcome(passed: bool | None) -> str:
 
 def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of what a reader needs to judge the figures by."""
-    engine = {key: value for key, value in document["engine"].items() if key not in ("name", "version")}
+    settings = {key: value for key, value in published(document["settings"]).items() if key != "batch_size"}
     rows = [
-        ("Device", _joined(fact_line(document["device"]), document["device_spec"])),
-        ("Engine", _joined(engine_name(document), fact_line(engine))),
-        ("Settings", _joined("batch size 1 (one user, as on the edge)", fact_line(document["settings"]))),
+        ("Device", _joined(fact_line(published(document["device"])), document["device_spec"])),
+        ("Engine", _joined(engine_name(document), fact_line(_engine(published(document["engine"]))))),
+        ("Settings", _joined("batch size 1 (one user, as on the edge)", fact_line(settings))),
         ("Files", "; ".join(f"{side}: {_subject(document, side)}" for side in ("pruned", "baseline"))),
         ("Texts", _texts(document)),
         ("Pairs", f"{_pairs(document)}. {document['method']}"),
@@ -91,6 +92,8 @@ def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     sources = _joined(", ".join(document["memory_source"]), "; ".join(document["cold_load"]), "; ")
     if sources:
         rows.append(("Readings", sources))
+    if python := _python_memory(document):
+        rows.append(("Memory", python))
     return rows
 
 
@@ -116,7 +119,7 @@ def prompt_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, s
     return [
         (
             prompt["name"],
-            f"{prompt['characters']:,}",
+            _characters(prompt["characters"]),
             *(
                 NONE if prompt["tokens"][side] is None else f"{prompt['tokens'][side]:,}"
                 for side in ("pruned", "baseline")
@@ -125,6 +128,31 @@ def prompt_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, s
         )
         for prompt in document["prompts"]
     ]
+
+
+def _characters(sides: Mapping[str, int | None]) -> str:
+    pruned, baseline = (NONE if sides[side] is None else f"{sides[side]:,}" for side in ("pruned", "baseline"))
+    return pruned if pruned == baseline else f"{pruned}, baseline {baseline}"
+
+
+def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one build of an engine from another; report.json has all that is known."""
+    shown = {key: engine[key] for key in ("variant", "isa", "toolchain", "compiler", "build") if engine.get(key)}
+    if "variant" not in shown and "isa" not in shown:
+        shown |= {key: engine[key] for key in ("cpu_features",) if engine.get(key)}
+    return shown
+
+
+def _python_memory(document: Mapping[str, Any]) -> str:
+    """How much of each side's memory the interpreter and its packages are; empty for an engine without them."""
+    before = document["before_loading_bytes"]
+    metric = first_metric(document, ("peak_rss_bytes", "private_bytes"))
+    parts = []
+    for side in ("pruned", "baseline"):
+        if before[side] is not None and metric is not None and metric[side] is not None:
+            whole, python = _median(metric, side), figure(before[side], "bytes")
+            parts.append(f"{side} {whole}, of it Python and packages before loading {python}")
+    return f"{metric['label']}: {'; '.join(parts)}" if metric is not None and parts else ""
 
 
 def _label(document: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
@@ -139,7 +167,7 @@ def _median(metric: Mapping[str, Any], side: str) -> str:
 
 def _subject(document: Mapping[str, Any], side: str) -> str:
     subject = document["subjects"][side]
-    parts = [subject["name"], f"sha256 {subject['sha256'][:12]}", f"{plain(subject['threads'])} threads"]
+    parts = [subject["name"], f"sha256 {subject['sha256'][:12]}", counted(subject["threads"], "thread")]
     if subject["bits_per_weight"] is not None:
         parts.append(f"{subject['bits_per_weight']:.2f} bits per weight")
     if subject["parameters"] is not None:
@@ -151,14 +179,14 @@ def _texts(document: Mapping[str, Any]) -> str:
     reference = document["reference"]
     lengths = reference["characters_per_token"]
     prompts = ", ".join(
-        f"{name} ({pruned}/{baseline} tokens)" if not skipped else f"{name} (skipped: {skipped})"
+        f"{name} ({pruned}/{baseline})" if not skipped else f"{name} (skipped: {skipped})"
         for name, _, pruned, baseline, skipped in prompt_rows(document)
     )
-    text = f"prompts (pruned/baseline): {prompts or 'none'}"
+    text = f"prompts (tokens pruned/baseline): {prompts or 'none'}"
     if lengths["pruned"] is not None and lengths["baseline"] is not None:
         text += (
             f"; {lengths['pruned']:.2f} characters a token with the pruned vocabulary, {lengths['baseline']:.2f} with "
-            f"the baseline's, over {reference['characters']:,} characters"
+            f"the baseline's, over {counted(reference['characters'], 'character')}"
         )
     return text
 

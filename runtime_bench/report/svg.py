@@ -42,8 +42,10 @@ def number(value: float) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten) that span low..high, about `count` of them."""
-    if not high > low:
-        low, high = (low - 0.5, low + 0.5) if low == 0 else (low - abs(low) * 0.05, low + abs(low) * 0.05)
+    # A difference that is all but 0 has no logarithm that a step could be taken from.
+    if not high - low > 1e-290:
+        margin = abs(low) * 0.05 if abs(low) > 1e-280 else 0.5
+        low, high = low - margin, low + margin
     rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)

@@ -67,6 +67,11 @@ def _decimals(value: float) -> int:
     return 3 if value < 0.1 or 0 < abs(value - 1) < 0.05 else 2
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 pair`, `10 pairs`, `1,024 characters`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def plain(value: Any) -> str:
     """A value of the device's, engine's or settings' facts on one line."""
     if value is None:

@@ -79,7 +79,12 @@ def facts(**changes: Any) -> RunFacts:
             ),
         },
         prompts=tuple(
-            Prompt(name, "x" * characters, {"pruned": pruned, "baseline": baseline})
+            Prompt(
+                name,
+                "x" * characters,
+                {"pruned": pruned, "baseline": baseline},
+                {"pruned": characters, "baseline": characters},
+            )
             for name, (characters, pruned, baseline) in PROMPTS.items()
         ),
         depths=DEPTHS,

@@ -98,6 +98,9 @@ def test_a_pair_on_this_machine(both: Path, prompts: Path, tmp_path: Path, kind:
     assert "ttft_s:huge" not in found
     assert any(note.startswith("prompt huge was not run") for note in document["notes"])
     assert document["parent_cpu_share_max"] < 1
+    # What Python and its packages take is known before the model is there, and is a part of the whole.
+    for side, before in document["before_loading_bytes"].items():
+        assert 0 < before < found["peak_rss_bytes"][side]["median"]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "dml", "webgpu"])

@@ -12,7 +12,7 @@ from runtime_bench.report.combine import combine
 from runtime_bench.report.document import make_document
 from tests.runtime_bench import synthetic_run
 from tests.runtime_bench.test_html import outline
-from tests.runtime_bench.test_markdown import HOSTILE, PARSER, hostile_facts
+from tests.runtime_bench.test_markdown import HOSTILE, PARSER, cells, hostile_facts
 
 
 def named(name: str, **changes: Any) -> RunFacts:
@@ -72,6 +72,34 @@ def test_other_engines_and_other_prompts_are_not_comparable() -> None:
     assert [entry["rank"] for group in combined["json"]["groups"][1:] for entry in group["runs"]] == [None, None]
     for text in (combined["md"], combined["html"]):
         assert "not comparable" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("threads", 1, "threads"),
+        ("context", 512, "context"),
+        ("new_tokens", 8, "new tokens"),
+        ("gpu_layers", "all", "GPU layers"),
+        ("execution_provider", "cuda", "execution provider"),
+    ],
+)
+def test_other_settings_are_not_comparable(key: str, value: Any, name: str) -> None:
+    other = run("two", 90, settings={**synthetic_run.facts().settings, key: value})
+    combined = combine([run("one"), other, run("three", 70)])
+    groups = [[entry["device"] for entry in group["runs"]] for group in combined["json"]["groups"]]
+    assert groups == [["one", "three"], ["two"]]
+    assert combined["json"]["groups"][1]["settings"][key] == str(value)
+    for text in (combined["md"], combined["html"]):
+        assert f"Groups differ in {name}: speeds are not comparable" in text
+
+
+def test_the_table_shows_threads_and_context() -> None:
+    combined = combine([run("one"), run("two", 90)])
+    header, *rows = cells(PARSER.render(combined["md"]))
+    places = [header.index(name) for name in ("threads", "context")]
+    assert [[row[place] for place in places] for row in rows] == [["4", "2048"]] * 2
+    assert "threads 4, context 2048" in combined["html"]
 
 
 def test_a_run_without_speed_has_no_rank() -> None:

@@ -294,3 +294,10 @@ def test_what_was_done_about_the_cache_is_told(text: str, dropped: bool, word: s
     found, why = drop_file_cache(Saying(text), "/x")  # type: ignore[arg-type]
     assert found is dropped
     assert word in why
+
+
+def test_a_feature_is_named_once() -> None:
+    flags = "sse4_2 avx avx2 fma f16c bmi2 avx512f avx512bw pni ssse3"
+    facts = parse_facts(f"@ cpuinfo\nprocessor : 0\nflags : {flags}\n@ end\n", "@")
+    assert "bmi2" in facts.isa_features
+    assert len(set(facts.isa_features)) == len(facts.isa_features)

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 import runtime_bench.report
 from compact.errors import DamagedFileError
 from compact.store import write_json
-from runtime_bench.records import Budget, Memory, Prompt, Sample, Thermal
+from runtime_bench.records import SIDES, Budget, Memory, Prompt, Sample, Thermal
 from runtime_bench.report.document import make_document
 from runtime_bench.report.read import read_document
 from tests.runtime_bench import synthetic_run
@@ -302,7 +302,75 @@ def test_any_one_change_is_refused_or_harmless(data: st.DataObject) -> None:
 
 def test_prompts_of_other_texts_are_told_apart() -> None:
     first, second = (
-        make_document(synthetic_run.facts(prompts=(Prompt("chat", text, {"pruned": 1, "baseline": 1}),)), [])
+        make_document(
+            synthetic_run.facts(prompts=(Prompt("chat", text, dict.fromkeys(SIDES, 1), dict.fromkeys(SIDES, 3)),)), []
+        )
         for text in ("one", "two")
     )
     assert first["prompts"][0]["sha256"] != second["prompts"][0]["sha256"]
+
+
+def constant_memory(sample: Sample) -> Sample:
+    size = 90 if sample.side == "pruned" else 100
+    return replace(sample, memory={"end": Memory("x", rss_file=size, peak_rss=size)})
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(2, "not enough pairs"), (5, "not enough pairs"), (6, "better")])
+def test_equal_readings_of_few_pairs_claim_nothing(pairs: int, verdict: str) -> None:
+    document = make_document(synthetic_run.facts(), synthetic_run.samples(pairs, change=constant_memory))
+    for key in ("peak_rss_bytes", "rss_file_bytes"):
+        assert row(document, key)["verdict"] == verdict
+        assert row(document, key)["ratio"]["exact"] is (pairs == 6)
+    # A file's size and the key-value cache of a context are no measurements.
+    assert row(document, "size_bytes")["verdict"] == "better"
+    assert row(document, "kv_cache_bytes")["ratio"]["exact"] is True
+
+
+def test_where_things_lie_on_the_users_machine_is_not_published() -> None:
+    """report.json goes into pull requests; facts.json keeps everything."""
+    facts = synthetic_run.facts(
+        device={"model": "AMD EPYC", "python": "/home/me/.pyenv/shims/python3", "python_version": "3.11.7"},
+        engine={
+            "name": "llama-server",
+            "path": "/home/me/.cache/engine/abc",
+            "server": "llama-server",
+            "files": ["llama-server"],
+            "flags": {"GGML_AVX": "ON", "CMAKE_TOOLCHAIN_FILE": "C:\\Users\\me\\ndk\\android.cmake"},
+            "sources": ["~/llama.cpp", "x"],
+            "linker": "-L/home/me/lib -static",
+            "build": "build 1 (0c1e570) with GNU 12.2.0 for Linux x86_64",
+            "python": "3.11.7",
+        },
+        settings={"threads": 4, "cache": "/home/me/cache"},
+    )
+    document = make_document(facts, [])
+    assert document["device"] == {"model": "AMD EPYC", "python_version": "3.11.7"}
+    assert document["engine"] == {
+        "name": "llama-server",
+        "flags": {"GGML_AVX": "ON"},
+        "build": "build 1 (0c1e570) with GNU 12.2.0 for Linux x86_64",
+        "python": "3.11.7",
+    }
+    assert document["settings"] == {"threads": 4}
+
+
+def with_python(sample: Sample) -> Sample:
+    own = {"pruned": 95_000_000, "baseline": 96_000_000}[sample.side] + sample.pair
+    return replace(sample, buffers={**sample.buffers, "Python before loading": own})
+
+
+def test_the_memory_of_python_is_told_apart() -> None:
+    document = make_document(synthetic_run.facts(), synthetic_run.samples(7, change=with_python))
+    assert [error.message for error in VALIDATOR.iter_errors(document)] == []
+    assert document["before_loading_bytes"] == {"pruned": 95_000_003, "baseline": 96_000_003}
+    assert RUNS["ten pairs"]()["before_loading_bytes"] == {"pruned": None, "baseline": None}
+
+
+def test_characters_of_a_prompt_are_told_by_side() -> None:
+    prompt = Prompt("chat", "text", {"pruned": 2, "baseline": 1}, {"pruned": 4, "baseline": 7})
+    document = make_document(synthetic_run.facts(prompts=(prompt,)), [])
+    assert document["prompts"][0]["characters"] == {"pruned": 4, "baseline": 7}
+
+
+def test_the_method_says_that_an_even_number_of_pairs_balances_the_order() -> None:
+    assert "even number of pairs" in RUNS["ten pairs"]()["method"]

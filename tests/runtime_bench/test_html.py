@@ -131,3 +131,10 @@ def test_ticks_span_the_values_and_are_told_apart(a: float, b: float, count: int
     assert 2 <= len(found) <= count + 3
     labels = tick_labels(found)
     assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (-5e-324, 5e-324), (1.0, 1.0), (0.0, 0.0)])
+def test_ticks_of_values_that_are_all_but_equal(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    assert len(set(tick_labels(found))) == len(found) >= 2

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from runtime_bench.records import Sample
 from runtime_bench.report.document import make_document
 from runtime_bench.report.markdown import markdown, text
 from runtime_bench.report.rows import budget_rows, metric_rows
@@ -115,3 +116,70 @@ def test_escaped_text_renders_as_itself(value: str) -> None:
 
 def test_nobody_is_notified() -> None:
     assert not re.search(r"@\w", text("by @someone and a@b"))
+
+
+def fact(document: dict[str, Any], name: str) -> str:
+    found = re.search(rf"<li>{name}: (.*?)</li>", rendered(document), re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_facts_are_short_and_name_no_place_on_the_machine() -> None:
+    engine = {
+        "name": "llama-server",
+        "version": "0.5.0",
+        "path": "/home/me/.cache/engine",
+        "variant": "x86-64-v3",
+        "compiler": "GNU 12.2.0",
+        "toolchain": "native",
+        "flags": {f"GGML_{number}": "ON" for number in range(22)},
+        "sha256": {"llama-server": "9" * 64},
+        "cpu_features": ["AVX"],
+    }
+    document = make_document(
+        synthetic_run.facts(engine=engine, settings={"batch_size": 1, "threads": 1}), synthetic_run.samples(1)
+    )
+    # A report of another version may still hold what this one leaves out.
+    document["device"]["python"] = "/home/me/python"
+    assert fact(document, "Engine") == "llama-server 0.5.0, variant x86-64-v3, toolchain native, compiler GNU 12.2.0"
+    assert document["engine"]["flags"] == engine["flags"]
+    assert fact(document, "Settings") == "batch size 1 (one user, as on the edge), threads 1"
+    assert "/home" not in rendered(document)
+
+
+def test_one_is_singular() -> None:
+    facts = synthetic_run.facts()
+    subjects = {side: replace(subject, threads=1) for side, subject in facts.subjects.items()}
+    one = rendered(
+        make_document(
+            replace(facts, subjects=subjects, budgets=(replace(facts.budgets[0], limit=1.0),)), synthetic_run.samples(1)
+        )
+    )
+    assert "(1 pair: no interval)" in one
+    assert "1 of 1 budget of" in one
+    assert "1 thread," in one
+    two = rendered(make_document(facts, synthetic_run.samples(2)))
+    assert "(2 pairs: no interval)" in two
+    assert "4 threads," in two
+
+
+def test_a_file_against_itself_is_said_beside_the_summary() -> None:
+    from runtime_bench.report.html import html
+
+    facts = synthetic_run.facts()
+    same = replace(facts, subjects=dict.fromkeys(facts.subjects, facts.subjects["pruned"]))
+    said = "both sides are the same file"
+    for one, expected in ((same, True), (replace(same, emulated=True), True), (facts, False)):
+        document = make_document(one, synthetic_run.samples())
+        assert (said in rendered(document).split("<table>")[0]) is expected
+        assert (said in html(document).split("Key figures")[0]) is expected
+
+
+def test_memory_that_is_pythons_own() -> None:
+    def with_python(sample: Sample) -> Sample:
+        return replace(sample, buffers={"Python before loading": 95_000_000})
+
+    document = make_document(synthetic_run.facts(), synthetic_run.samples(change=with_python))
+    said = fact(document, "Memory")
+    assert said.count("of it Python and packages before loading 95.0 MB") == 2
+    assert "Memory: " not in rendered(make_document(synthetic_run.facts(), synthetic_run.samples()))

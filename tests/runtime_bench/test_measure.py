@@ -121,6 +121,12 @@ def test_what_does_not_fit_is_left_out_for_both_sides_and_said(sides: dict[Side,
     )
 
 
+def test_characters_are_those_of_each_sides_own_text(sides: dict[Side, BoundSide], opened: list[str]) -> None:
+    templated = {**sides["baseline"].prompts, "short": "System: why is it so"}
+    other: dict[Side, BoundSide] = {**sides, "baseline": replace(sides["baseline"], prompts=templated)}
+    assert ready(other, opened).prompts[0].characters == {"pruned": 12, "baseline": 20}
+
+
 def test_the_text_of_a_depth_has_so_many_tokens_of_the_baseline(
     sides: dict[Side, BoundSide], opened: list[str]
 ) -> None:

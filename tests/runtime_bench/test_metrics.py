@@ -23,8 +23,8 @@ def record(*generations: Generation) -> Sample:
     return replace(synthetic_run.samples(1)[0], generations=generations)
 
 
-CHAT = Prompt("chat", "y" * 400, {"pruned": 110, "baseline": 100})
-LONG = Prompt("document", "z" * 1200, {"pruned": 330, "baseline": 300})
+CHAT = Prompt("chat", "y" * 400, {"pruned": 110, "baseline": 100}, {"pruned": 400, "baseline": 400})
+LONG = Prompt("document", "z" * 1200, {"pruned": 330, "baseline": 300}, {"pruned": 1200, "baseline": 1500})
 
 
 def test_speeds_of_a_record() -> None:
@@ -55,6 +55,19 @@ def test_speeds_of_a_record() -> None:
     assert found["itl_p50_ms"] == pytest.approx(100)
     assert found["itl_p99_ms"] == pytest.approx(485)
     assert set(found) <= {metric.key for metric in definitions(facts)}
+
+
+def test_a_side_whose_chat_template_adds_text_reads_more_characters() -> None:
+    facts = synthetic_run.facts(prompts=(LONG,))
+    found = {
+        sample.side: metrics_of(
+            replace(sample, generations=(generation(2.1, 2.2, name="document", prompt_s=2.0),)), facts
+        )
+        for sample in synthetic_run.samples(1)
+    }
+    assert found["pruned"]["prefill_tokens_per_s"] == found["baseline"]["prefill_tokens_per_s"]
+    assert found["pruned"]["prefill_characters_per_s"] == pytest.approx(1200 / 2.0)
+    assert found["baseline"]["prefill_characters_per_s"] == pytest.approx(1500 / 2.0)
 
 
 def test_the_same_text_is_compared_and_not_the_same_tokens() -> None:

@@ -1,0 +1,26 @@
+"""What of a device's, engine's and settings' facts may leave the machine: a report is put into pull requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Where things lie on the user's machine; facts.json keeps them.
+_PRIVATE = frozenset({"path", "server", "bench", "files"})
+_PATH = re.compile(r"""(?:^|[\s=,:"'(]|(?<!\w)-[A-Za-z])(?:~?/|[A-Za-z]:[\\/]|\\\\)[\w.~-]""")
+
+
+def published(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts without the names of files, and without every value that holds an absolute path, at any depth."""
+    return {
+        key: published(value) if isinstance(value, Mapping) else value
+        for key, value in facts.items()
+        if key not in _PRIVATE and not _names_path(value)
+    }
+
+
+def _names_path(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_names_path(item) for item in value)
+    return isinstance(value, str) and _PATH.search(value) is not None
