@@ -157,7 +157,7 @@ def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], thre
 def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, local: bool) -> dict[Side, int]:
     """Threads of each side: as asked, else the target's on a device of its kind, else physical cores less one."""
     cores = device.physical_cores or device.logical_cores or 2
-    default = max(1, cores - 1)
+    default = max(1, min(cores - 1, device.usable_cores or cores))
     if not local and plan.profile is not None and plan.profile.threads is not None:
         wanted = plan.profile.threads.value
         default = min(wanted, device.logical_cores or wanted)

@@ -93,6 +93,7 @@ if command -v getprop >/dev/null; then
   done
 fi
 section python; command -v python3 && python3 --version
+section nproc; nproc
 section page; getconf PAGE_SIZE || getconf PAGESIZE
 section sysctl
 if [ "$(uname -s)" = Darwin ]; then
@@ -116,6 +117,7 @@ class DeviceFacts:
         isa_features: names as target profiles write them, those that all cores have.
         logical_cores: that the system schedules on.
         physical_cores: without second threads of one core.
+        usable_cores: logical ones that a program may run on (affinity, cgroup).
         memory_bytes: all of it.
         memory_available_bytes: what a new program can have.
         governors: frequency governors, each once.
@@ -136,6 +138,7 @@ class DeviceFacts:
     isa_features: tuple[str, ...] = ()
     logical_cores: int | None = None
     physical_cores: int | None = None
+    usable_cores: int | None = None
     memory_bytes: int | None = None
     memory_available_bytes: int | None = None
     governors: tuple[str, ...] = ()
@@ -183,6 +186,7 @@ def parse_facts(text: str, mark: str) -> DeviceFacts:
         isa_features=_linux_features(cpus) or _macos_features(mac),
         logical_cores=len(cores) or sum("processor" in cpu for cpu in cpus) or _number(mac.get("hw.logicalcpu")),
         physical_cores=_physical(cores, cpus) or _number(mac.get("hw.physicalcpu")),
+        usable_cores=_number((found.get("nproc") or [""])[0]),
         memory_bytes=_kib(memory.get("MemTotal")) or _number(mac.get("hw.memsize")),
         memory_available_bytes=_kib(memory.get("MemAvailable")),
         governors=tuple(sorted({core["governor"] for core in cores if core.get("governor", "?") != "?"})),

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from runtime_bench.records import Generation, Memory, RunFacts, Sample, Side, Subject
+from runtime_bench.records import PYTHON_BYTES, Generation, Memory, RunFacts, Sample, Side, Subject
 from runtime_bench.statistics import Better, median, quantile
 
 ITL_QUANTILES = (50, 90, 99)
-# The name under which the engines that are Python packages put the interpreter's own memory among their buffers.
-PYTHON_BUFFER = "Python before loading"
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def side_medians(samples: Sequence[Sample], facts: RunFacts, side: Side) -> dict
 
 def before_loading(sample: Sample) -> float | None:
     """Bytes of the engine's process before it loaded the model; None where the engine is a program of its own."""
-    value = sample.buffers.get(PYTHON_BUFFER)
+    value = sample.buffers.get(PYTHON_BYTES)
     return float(value) if value is not None and _positive(value) else None
 
 

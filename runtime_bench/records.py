@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Side = Literal["pruned", "baseline"]
+# Key of `Sample.buffers`: the interpreter with the engine's packages, for engines that are Python packages.
+PYTHON_BYTES = "Python before loading"
 SIDES: tuple[Side, Side] = ("pruned", "baseline")
 
 

@@ -23,11 +23,10 @@ from compact.errors import EngineCrashedError, ToolUnavailableError
 from compact.store import sha256_file
 from runtime_bench.engines.base import LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
 from runtime_bench.engines.server_log import cpu_features, figures_of, last_lines
-from runtime_bench.records import Generation
+from runtime_bench.records import PYTHON_BYTES, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
 LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
-PYTHON_BYTES = "Python before loading"  # key of `Figures.buffers`: the interpreter with the engine's packages
 NAMES = (LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0

@@ -27,6 +27,7 @@ T = TypeVar("T")
 NAME = "llama-server"
 _LOG = "llama-server.log"
 _POLL_SECONDS = 0.1
+_STATUS_SECONDS = 5.0
 # The device ends a server after this many seconds, whatever became of the connection.
 _LIMIT_SECONDS = 6 * 3600.0
 _REQUEST_SECONDS = 1800.0
@@ -80,6 +81,8 @@ class LlamaServer:
             log = read_log(self._transport, program.log)
             if port_of(log) is not None and loaded_after(log) is not None:
                 return log
+            if not alive and _unexplained(program):
+                raise _link_lost(self._transport)
             if not alive:
                 raise EngineCrashedError(
                     f"llama-server did not load the model: {last_lines(log) or 'no log'}", _OLD_HINT
@@ -146,19 +149,33 @@ class ServerSession:
 
     def _blame(self, error: NoAnswerError) -> EngineCrashedError | LinkLostError:
         """Whether the engine or the link is at fault: the device's own log says, if it can be read."""
-        if not self._program.alive() and self._program.returncode is None:
-            # The device ends the server when it loses sight of us; that it is gone is no fault of its own.
-            return LinkLostError(f"{self._transport.spec}: the link was lost during a measurement")
         try:
             gone = self._transport.run(["kill", "-0", str(self.pid)]).returncode != 0
             log = read_log(self._transport, self._program.log)
         except DeviceUnavailableError as lost:
             return LinkLostError(f"{self._transport.spec}: the link was lost during a measurement ({lost.message})")
+        if gone and _unexplained(self._program):
+            return _link_lost(self._transport)
         if gone:
             return EngineCrashedError(
                 f"llama-server died: {last_lines(log) or 'no log'}", "memory may have run out; try a smaller --context"
             )
         return LinkLostError(f"{self._transport.spec}: no answer from llama-server ({error})")
+
+
+def _unexplained(program: Program) -> bool:
+    """Whether a server is gone without the device having told its exit status.
+
+    The device ends the server when it loses sight of us; that it is gone is no fault of its own then.
+    """
+    end = time.monotonic() + _STATUS_SECONDS
+    while program.alive() and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    return program.returncode is None
+
+
+def _link_lost(transport: Transport) -> LinkLostError:
+    return LinkLostError(f"{transport.spec}: the link was lost during a measurement", "see whether the device is awake")
 
 
 def arguments(path: str, settings: Settings) -> list[str]:

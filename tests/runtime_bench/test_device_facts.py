@@ -48,6 +48,7 @@ def test_every_way_to_this_machine_tells_what_psutil_tells(device: Device) -> No
     assert 0 < facts.memory_available_bytes <= facts.memory_bytes
     assert facts.logical_cores == psutil.cpu_count()
     assert facts.physical_cores == psutil.cpu_count(logical=False)
+    assert facts.usable_cores == len(os.sched_getaffinity(0))
     assert facts.page_size == mmap.PAGESIZE
     flags = Path("/proc/cpuinfo").read_text("utf-8")
     assert ("avx2" in facts.isa_features) == (" avx2 " in flags)
