@@ -93,7 +93,7 @@ if command -v getprop >/dev/null; then
   done
 fi
 section python; command -v python3 && python3 --version
-section nproc; nproc
+section nproc; unset OMP_NUM_THREADS OMP_THREAD_LIMIT; nproc
 section page; getconf PAGE_SIZE || getconf PAGESIZE
 section sysctl
 if [ "$(uname -s)" = Darwin ]; then
