@@ -29,7 +29,7 @@ _LOG = "llama-server.log"
 _POLL_SECONDS = 0.1
 _STATUS_SECONDS = 5.0
 # The device ends a server after this many seconds, whatever became of the connection.
-_LIMIT_SECONDS = 6 * 3600.0
+_LIMIT_SECONDS = 3600.0
 _REQUEST_SECONDS = 1800.0
 _OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes the one that is known to fit"
 

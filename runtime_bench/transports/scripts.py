@@ -53,29 +53,42 @@ end() {
   done
   kill -s KILL -- "-$pid" || kill -s KILL "$pid"
 }
+# exec, because a redirection of the whole subshell leaves copies of the connection open in mksh.
 (
-  trap '[ "$!" = "$pid" ] || kill "$!"; exit 0' TERM
-  sleep "$limit" &
-  wait "$!"
+  exec </dev/null >/dev/null 2>&1 3<&-
+  while [ "$limit" -gt 0 ]; do
+    nap=$limit
+    [ "$nap" -lt 10 ] || nap=10
+    sleep "$nap"
+    limit=$((limit - nap))
+  done
   end
-) </dev/null >/dev/null 2>&1 3<&- &
+) &
 timer=$!
 (
+<<<<<<< HEAD
   trap '' PIPE
   while read -r line; do :; done
   echo
   echo "$mark lost"
   end >/dev/null 2>&1
 ) <&3 2>/dev/null 3<&- &
+=======
+  exec <&3 >/dev/null 2>&1 3<&-
+  while read -r line; do :; done
+  end
+) &
+>>>>>>> w-transports
 reader=$!
-trap 'again=1; end </dev/null >/dev/null 2>&1 3<&- &' HUP INT TERM
+trap 'again=1; (exec </dev/null >/dev/null 2>&1 3<&-; end) &' HUP INT TERM
 while :; do
   again=
   wait "$pid"
   code=$?
   [ -n "$again" ] || break
 done
-kill "$timer" "$reader"
+# KILL, because mksh loses a TERM that comes while a subshell starts. What is left of the timer is a nap of ten seconds.
+kill -s KILL "$timer" "$reader"
 kill -s KILL -- "-$pid"
 [ "$input" = /dev/null ] || rm -f "$input"
 echo
