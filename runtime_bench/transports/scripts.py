@@ -66,19 +66,13 @@ end() {
 ) &
 timer=$!
 (
-<<<<<<< HEAD
   trap '' PIPE
+  exec <&3 2>/dev/null 3<&-
   while read -r line; do :; done
   echo
   echo "$mark lost"
   end >/dev/null 2>&1
-) <&3 2>/dev/null 3<&- &
-=======
-  exec <&3 >/dev/null 2>&1 3<&-
-  while read -r line; do :; done
-  end
 ) &
->>>>>>> w-transports
 reader=$!
 trap 'again=1; (exec </dev/null >/dev/null 2>&1 3<&-; end) &' HUP INT TERM
 while :; do
