@@ -123,7 +123,7 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
         )
         if options.clean_device:
             transport.clean()
-        return _measured(unmeasured, options, plan, workload, engine, outcome), outcome
+        return _measured(unmeasured, options, sides["pruned"], workload, engine, outcome), outcome
 
 
 def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
@@ -241,13 +241,12 @@ def _device_name(device: DeviceFacts) -> str | None:
 def _measured(
     facts: RunFacts,
     options: BenchOptions,
-    plan: BenchPlan,
+    pruned: BoundSide,
     workload: Workload,
     engine: Mapping[str, Any],
     outcome: Outcome,
 ) -> RunFacts:
     """The facts, with what the engines said and what came of the run."""
-    del plan
     figures = workload.figures["pruned"]
     status: Literal["complete", "partial"] = "partial" if outcome.lost else "complete"
     notes = [*facts.notes, *workload.notes, *outcome.notes]
@@ -261,7 +260,7 @@ def _measured(
         status=status,
         reason=outcome.lost,
         engine={**facts.engine, **engine, **figures.engine},
-        settings={**facts.settings, **figures.settings},
+        settings={**facts.settings, **figures.settings, "load_time_from": pruned.engine.times_load_from},
         prompts=workload.prompts,
         depths=tuple(workload.depths),
         reference_tokens=workload.reference_tokens,

@@ -61,7 +61,7 @@ class Known:
 class AgentEngine:
     """One Python engine on one device."""
 
-    times_load_from = "call that loads the model (Python's own start not counted)"
+    times_load_from = "the call that loads the model (Python's own start not counted)"
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class LlamaServer:
     """llama-server on one device; the binaries are placed there once."""
 
     name = NAME
-    times_load_from = "start of the process"
+    times_load_from = "the start of the process"
 
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
         """Place the engine's files on the device. Raises as `Transport.place_folder`."""
