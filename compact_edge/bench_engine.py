@@ -103,10 +103,16 @@ class EngineChoice:
         return find_engine(self._cache, self._machine, self._facts.isa_features, system=self._system)
 
     def _no_server(self) -> ToolUnavailableError:
-        return ToolUnavailableError(
-            f"no llama-server for {self._machine} is at hand",
-            f"run: compact-edge engine build --arch {self._machine}, or name a folder with one by --engine-dir",
-        )
+        from runtime_bench.engine_flags import architecture_named, variant_for
+
+        try:
+            fitting = variant_for(architecture_named(self._machine), self._facts.isa_features).name
+        except UsageError:
+            hint = "name a folder with one by --engine-dir"
+        else:
+            build = f"compact-edge engine build --arch {self._machine} --isa {fitting}"
+            hint = f"run: {build}, or name a folder with one by --engine-dir"
+        return ToolUnavailableError(f"no llama-server that runs on this {self._machine} is at hand", hint)
 
     @property
     def _machine(self) -> str:
