@@ -18,7 +18,6 @@ from runtime_bench.transports.base import Transport
 
 if TYPE_CHECKING:
     from runtime_bench.device_facts import DeviceFacts
-
     from runtime_bench.engine_folder import EngineFolder
 
 ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), "onnx": (GENAI, ONNXRUNTIME)}
