@@ -68,6 +68,7 @@ class Session:
     """What one run of the command line knows before any command does."""
 
     debug: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -145,7 +146,8 @@ cli = click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(v
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line with `arguments` and return the exit code; prints at most an error to stderr."""
-    session = Session(debug=os.environ.get("COMPACT_EDGE_DEBUG", "") not in ("", "0"))
+    debug = os.environ.get("COMPACT_EDGE_DEBUG", "") not in ("", "0")
+    session = Session(debug, tuple(arguments))
     try:
         if _COMPLETE_VARIABLE in os.environ:
             from click.shell_completion import shell_complete

@@ -112,6 +112,8 @@ def bench(as_json: bool, **values: Any) -> None:
 
 
 def _command() -> str:
-    import sys
+    """The command line, for the report."""
+    from compact_edge.cli import Session
 
-    return shlex.join(["compact-edge", *sys.argv[1:]])
+    session = click.get_current_context().find_object(Session)
+    return shlex.join(["compact-edge", *(session.arguments if session is not None else ("bench",))])

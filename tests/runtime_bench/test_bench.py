@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_a_pair_on_this_machine(both: Path, prompts: Path, tmp_path: Path, kind:
     assert (document["status"], document["pairs"], document["batch_size"]) == ("complete", 2, 1)
     assert document["engine"]["name"] == engine
     assert document["settings"]["context"] == 128
+    assert document["command"] == shlex.join(["compact-edge", *line])
     found = metrics(document)
     for key in ("size_bytes", "peak_rss_bytes", "kv_cache_bytes", "load_warm_s", "ttft_s:short", "ttft_s:chat"):
         assert found[key]["pruned"]["median"] > 0, key
