@@ -58,8 +58,13 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The comparison as plain values: `groups` of comparable runs, best first, and the runs that stand `apart`."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     apart = []
+    ways: dict[str, set[str]] = {}
+    for document in documents:
+        ways.setdefault(device_name(document), set()).add(document["device_spec"])
     for document in documents:
         entry = _entry(document)
+        if len(ways[entry["device"]]) > 1:  # two of one model, or one reached in two ways
+            entry["device"] += f" ({document['device_spec'].partition(':')[0]})"
         if standing(document):
             apart.append(entry | {"marks": standing(document), "why": why(document)})
         else:

@@ -128,3 +128,9 @@ def test_only_runs_apart() -> None:
     combined = combine([run("x", status="partial", reason="y")] * 2)
     assert combined["json"]["groups"] == []
     outline(combined["html"])
+
+
+def test_one_device_reached_in_two_ways_is_told_apart() -> None:
+    found = combine([run("pi", 80, device_spec="local"), run("pi", 90, device_spec="ssh:me@pi:22"), run("other")])
+    devices = {entry["device"] for group in found["json"]["groups"] for entry in group["runs"]}
+    assert devices == {"pi (local)", "pi (ssh)", "other"}
