@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoints import TEXTS, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,17 @@ class Workshop:
             *("--calibration", str(self.calibration), "--calibration-tokens", "512", "--eval-text", str(self.text)),
             *options,
         ]
+
+    def build_both(self) -> Path:
+        """The output of one build of both formats, with baselines."""
+        from compact_edge import cli
+
+        out = self.root / "both"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COMPACT_EDGE_CACHE", str(self.cache))
+            options = ("--target", "onnx", "--quant", "onnx=int4", "--with-baseline")
+            assert cli.run(self.build(out, *options, quant="gguf=Q8_0")) == 0
+        return out
 
     def environment(self, **changes: str) -> dict[str, str]:
         """Of a child process: this cache, and a folder of its own for temporary files."""

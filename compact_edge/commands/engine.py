@@ -107,7 +107,6 @@ def choose_variant(
         UsageError: an unknown architecture, variant or target, or a target of another architecture than `arch`.
     """
     from compact.errors import UsageError
-    from runtime_bench.cpu_features import this_cpu
     from runtime_bench.engine_flags import (
         AARCH64,
         architecture_named,
@@ -134,7 +133,7 @@ def choose_variant(
         return variant_named(architecture, isa), "as asked for"
     if features:
         return variant_for(architecture, features), f"the best that {target_name} has the instructions for"
-    if not android and architecture == _this_or_none() and (here := this_cpu()):
+    if not android and architecture == _this_or_none() and (here := _features_here()):
         return variant_for(architecture, here), "the best that this machine's CPU runs"
     return variants_of(architecture)[-1], "most devices of the last years run it; --isa chooses another one"
 
@@ -153,6 +152,15 @@ def describe(folder: EngineFolder, took: str) -> str:
             f"use: compact-edge bench ... --engine {SERVER}",
         )
     )
+
+
+def _features_here() -> tuple[str, ...]:
+    """What this machine's processor can do; empty where the system does not tell."""
+    from runtime_bench.device_facts import read_facts
+    from runtime_bench.transports.registry import open_transport
+
+    with open_transport("local") as transport:
+        return read_facts(transport).isa_features
 
 
 def _this_or_none() -> str | None:

@@ -34,13 +34,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def both(shop: Workshop) -> Path:
-    """One build of both formats, with baselines."""
-    out = shop.root / "both"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
-        line = shop.build(out, "--target", "onnx", "--quant", "onnx=int4", "--with-baseline", quant="gguf=Q8_0")
-        assert cli.run(line) == 0
-    return out
+    return shop.build_both()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 
 from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
 from runtime_bench.binary_header import read_header
-from runtime_bench.cpu_features import parse_cpuinfo
 from runtime_bench.engine_flags import architecture_of, variant_for
 from runtime_bench.engine_folder import read_engine_dir, this_system
 from targets.profile import list_profiles
@@ -149,14 +148,3 @@ def test_every_profile_has_an_engine_with_its_instructions() -> None:
     assert chosen["raspberry-pi-5"] == "armv8.2-a+dotprod+fp16"
     assert chosen["laptop-x86"] == "x86-64-v3"
     assert chosen["laptop-windows"] == "x86-64-v3"
-
-
-def test_features_are_those_that_every_core_has() -> None:
-    # A Cortex-A76 with a core that lacks the dot product, as in phones with cores of two generations.
-    text = (
-        "processor\t: 0\nFeatures\t: fp asimd evtstrm aes fphp asimdhp cpuid asimddp\n"
-        "processor\t: 1\nFeatures\t: fp asimd evtstrm aes fphp asimdhp cpuid\n"
-    )
-    assert parse_cpuinfo(text) == {"neon", "fp16"}
-    assert "avx2" in parse_cpuinfo("flags\t\t: fpu sse4_2 avx avx2 fma f16c bmi2\n")
-    assert parse_cpuinfo("no such line") == frozenset()
