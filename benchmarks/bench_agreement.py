@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from common import cache, record
-from runtime_bench.device_facts import read_facts
-from runtime_bench.transports.registry import open_transport
 
 from compact.store import sha256_file
+from runtime_bench.device_facts import read_facts
 from runtime_bench.engine_folder import find_engine, read_engine_dir
 from runtime_bench.engines.base import Settings
 from runtime_bench.engines.llama_server import LlamaServer
 from runtime_bench.measure import text_of_tokens
 from runtime_bench.prompts import read_prompts, reference_text
+from runtime_bench.transports.registry import open_transport
 
 PROMPT, NEW, CONTEXT = 512, 128, 1024
 LIMIT = 0.05
