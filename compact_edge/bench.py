@@ -134,7 +134,7 @@ def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
         ("--engine-dir", options.engine_dir is not None and not server, "llama-server"),
         ("--device-python", options.device_python is not None and engines == {"llama-server"}, "the Python engines"),
         ("--gpu-layers", options.gpu_layers != 0 and not gguf, "GGUF artifacts"),
-        ("--execution-provider", options.execution_provider != "cpu" and engines <= gguf, "ONNX artifacts"),
+        ("--execution-provider", options.execution_provider is not None and engines <= gguf, "ONNX artifacts"),
     ]
     for option, is_unused, meant in unused:
         if is_unused:
@@ -169,7 +169,7 @@ def _bind(
         # genai opens a folder, every other engine a file.
         opened = folder if names[side] == "onnxruntime-genai" else f"{folder}/{artifact.main}"
         choice.remember(opened, artifact)
-        settings = Settings(threads[side], plan.context, options.gpu_layers, options.execution_provider)
+        settings = Settings(threads[side], plan.context, options.gpu_layers, plan.provider(options))
         weights = tuple(f"{folder}/{name}" for name in artifact.weights)
         sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side], artifact.bos)
     return sides, known
@@ -194,7 +194,7 @@ def _facts(
         "sampling": "greedy",
     }
     if any(artifact.format == "onnx" for artifact in plan.artifacts.values()):
-        settings["execution_provider"] = options.execution_provider
+        settings["execution_provider"] = plan.provider(options)
         del settings["gpu_layers"]
     return RunFacts(
         status="not measured",

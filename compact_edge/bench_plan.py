@@ -45,7 +45,7 @@ class BenchOptions:
     prompts: Path | None
     text: Path | None
     gpu_layers: int
-    execution_provider: str
+    execution_provider: str | None
     target: str | None
     allow_unlike: bool
     fail_over_budget: bool
@@ -78,6 +78,10 @@ class BenchPlan:
     bits_per_byte: Mapping[Side, float]
     out: Path
     notes: tuple[str, ...]
+
+    def provider(self, options: BenchOptions) -> str:
+        """onnxruntime's execution provider: as asked, else what the pruned artifact is laid out for."""
+        return options.execution_provider or self.artifacts["pruned"].execution_provider
 
     def budgets(self) -> tuple[Budget, ...]:
         """The limits of the target: bytes, seconds, tokens a second."""
@@ -143,6 +147,7 @@ def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], thre
         ("quantization", quants),
         ("engine", engines),
         ("threads", threads),
+        ("execution provider", {side: artifact.execution_provider for side, artifact in artifacts.items()}),
     )
     found = [
         f"{what}: pruned {values['pruned']}, baseline {values['baseline']}"

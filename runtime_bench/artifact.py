@@ -44,6 +44,7 @@ class Artifact:
         chat_template: Jinja text; None for a model without one.
         bos: text of the BOS token; empty where there is none.
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
+        execution_provider: what genai_config.json asks for (`cpu`, `cuda`, `dml`, ...); `cpu` for a GGUF.
         cache_shape: key-value heads and width of a head, where the engine must be told; None else.
         kv_cache_bytes_per_position: None where the engine says it itself.
         manifest: of the build that published it; None for a bare file.
@@ -61,6 +62,7 @@ class Artifact:
     chat_template: str | None
     bos: str
     special: Mapping[str, str]
+    execution_provider: str
     cache_shape: tuple[int, int] | None
     kv_cache_bytes_per_position: int | None
     manifest: Mapping[str, Any] | None
@@ -198,6 +200,7 @@ def _read_gguf(path: Path) -> Artifact:
         chat_template=template if isinstance(template, str) and template else None,
         bos=special["bos_token"],
         special=special,
+        execution_provider="cpu",
         cache_shape=None,
         kv_cache_bytes_per_position=None,
         manifest=_manifest(path.parent),
@@ -233,6 +236,7 @@ def _read_onnx(path: Path) -> Artifact:
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         bos=special.get("bos_token", ""),
         special=special,
+        execution_provider=described.execution_provider,
         cache_shape=(described.cache_heads, described.head_size),
         kv_cache_bytes_per_position=_cache_bytes(graph, described.cache_heads * described.head_size),
         manifest=manifest,

@@ -70,9 +70,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.option(
     "--execution-provider",
     type=click.Choice(_PROVIDERS),
-    default="cpu",
-    show_default=True,
-    help="onnxruntime's device.",
+    help="onnxruntime's device (default: what the folder was built for).",
 )
 @click.option("--target", help="Device profile whose budgets are judged (default: the one it was built for).")
 @click.option("--allow-unlike", is_flag=True, help="Compare a pair of other types, engines or threads all the same.")
