@@ -1,6 +1,6 @@
 """The bench's speeds beside llama-bench's, on the same file, threads and machine.
 
-    python benchmarks/bench_agreement.py --artifact FILE.gguf [--rounds 7] [--threads 1] [--engine-dir DIR]
+    python benchmarks/bench_agreement.py --artifact FILE.gguf [--rounds 11] [--threads 1] [--engine-dir DIR]
 
 Each round runs llama-server as the bench does (a text of 512 tokens, then 128 new tokens behind a short prompt) and
 llama-bench (`-p 512 -n 128`), one after the other. llama-bench feeds random ids and says nothing of text; only prefill
@@ -27,6 +27,7 @@ from runtime_bench.engines.base import Settings
 from runtime_bench.engines.llama_server import LlamaServer
 from runtime_bench.measure import text_of_tokens
 from runtime_bench.prompts import read_prompts, reference_text
+from runtime_bench.report.published import published
 from runtime_bench.transports.registry import open_transport
 
 PROMPT, NEW, CONTEXT = 512, 128, 1024
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--engine-dir", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     artifact = arguments.artifact.absolute()
@@ -87,7 +88,7 @@ def main() -> None:
         {
             "artifact": artifact.name,
             "sha256": sha256_file(artifact),
-            "engine": folder.as_dict(),
+            "engine": published(folder.as_dict()),
             "threads": arguments.threads,
             "rounds": arguments.rounds,
             "medians_tokens_per_s": {

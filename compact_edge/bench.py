@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from compact.progress import Progress
 from compact.store import publish, write_sums
 from compact_edge import __version__
 from compact_edge.bench_engine import ENGINES, EngineChoice
-from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike
+from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike, with_bits_per_byte
 from runtime_bench.engines.agent import ONNXRUNTIME
 from runtime_bench.engines.base import ALL_LAYERS, Settings
 from runtime_bench.measure import BoundSide, Outcome, Workload, measure, prepare
@@ -62,7 +63,7 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     from runtime_bench.report.document import make_document
     from runtime_bench.report.write import write_report
 
-    plan = settle(options, progress)
+    plan = settle(options)
     with open_cache() as cache:
         facts, outcome = _on_device(options, plan, cache, progress)
     with publish(plan.out, force=options.force) as work:
@@ -100,30 +101,48 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
                 f"the pair is not alike ({'; '.join(differences)})",
                 "compare like with like, or give --allow-unlike: the report's title then says so",
             )
+        # Minutes on this machine, so only for a pair that will be measured.
+        plan = with_bits_per_byte(options, plan, progress)
         unmeasured = _facts(options, plan, transport, device, names, threads, differences)
         try:
-            sides, engine = _bind(options, plan, transport, choice, names, threads)
-            workload = prepare(
-                sides,
-                depths=options.depths,
-                n_tokens=options.n_tokens,
-                reference=reference_text(plan.conversations),
-                progress=progress,
-            )
+            return _run(options, plan, transport, choice, names, threads, unmeasured, progress)
         except DeviceUnavailableError as error:
             # A device without the engine (or one that went away) is a finding for the report, not an end without one.
             return replace(unmeasured, status="not measured", reason=error.message), Outcome()
-        outcome = measure(
-            transport,
-            sides,
-            workload,
-            repetitions=options.repetitions,
-            seconds=options.seconds,
-            progress=progress,
-        )
-        if options.clean_device:
-            transport.clean()
-        return _measured(unmeasured, options, sides["pruned"], workload, engine, outcome), outcome
+        finally:
+            if options.clean_device:
+                with contextlib.suppress(DeviceUnavailableError):
+                    transport.clean()
+
+
+def _run(
+    options: BenchOptions,
+    plan: BenchPlan,
+    transport: Transport,
+    choice: EngineChoice,
+    names: Mapping[Side, str],
+    threads: Mapping[Side, int],
+    unmeasured: RunFacts,
+    progress: Progress,
+) -> tuple[RunFacts, Outcome]:
+    """Place, prepare, measure. Raises DeviceUnavailableError before anything was measured."""
+    sides, engine = _bind(options, plan, transport, choice, names, threads)
+    workload = prepare(
+        sides,
+        depths=options.depths,
+        n_tokens=options.n_tokens,
+        reference=reference_text(plan.conversations),
+        progress=progress,
+    )
+    outcome = measure(
+        transport,
+        sides,
+        workload,
+        repetitions=options.repetitions,
+        seconds=options.seconds,
+        progress=progress,
+    )
+    return _measured(unmeasured, options, sides["pruned"], workload, engine, outcome), outcome
 
 
 def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
@@ -221,10 +240,7 @@ def _facts(
         reference_tokens=dict.fromkeys(SIDES, 0),
         bits_per_byte_text=plan.bits_per_byte_text,
         target=None if plan.profile is None else plan.profile.name,
-        # The cache of a plain session grows with the text, so its peak says nothing of the whole context.
-        budgets=tuple(
-            budget for budget in plan.budgets() if not (budget.name == "memory" and names["pruned"] == ONNXRUNTIME)
-        ),
+        budgets=plan.budgets(),
         notes=plan.notes,
         command=options.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -248,7 +264,9 @@ def _measured(
 ) -> RunFacts:
     """The facts, with what the engines said and what came of the run."""
     figures = workload.figures["pruned"]
-    status: Literal["complete", "partial"] = "partial" if outcome.lost else "complete"
+    status: Literal["complete", "partial", "not measured"] = "complete"
+    if outcome.lost:
+        status = "partial" if outcome.samples else "not measured"
     notes = [*facts.notes, *workload.notes, *outcome.notes]
     if facts.engine["name"] == ONNXRUNTIME:
         notes.append("prompts were tokenized here, not on the device; no figure holds the time for it")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from runtime_bench.engine_folder import EngineFolder
 
 ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), "onnx": (GENAI, ONNXRUNTIME)}
-NAMES = (LLAMA_SERVER, LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
 
 
 class EngineChoice:

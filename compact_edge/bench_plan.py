@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compact.errors import UsageError
-from compact_edge.output import check_output
+from compact_edge.output import check_output, existing
 from runtime_bench.artifact import GGUF, Artifact, find_artifact, find_baseline, read_artifact
 from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
 from runtime_bench.records import SIDES, Budget, Side
@@ -104,7 +104,7 @@ class BenchPlan:
         return tuple(found)
 
 
-def settle(options: BenchOptions, progress: Progress) -> BenchPlan:
+def settle(options: BenchOptions) -> BenchPlan:
     """Find, read and check everything that needs no device.
 
     Raises:
@@ -119,25 +119,31 @@ def settle(options: BenchOptions, progress: Progress) -> BenchPlan:
             "name it by --baseline; compact-edge build --with-baseline publishes one",
         )
     out = (options.out or Path(f"{_stem(path)}-bench")).absolute()
-    check_output(out, force=options.force, inputs=[path, other])
+    named = (options.prompts, options.text, options.engine_dir)
+    check_output(out, force=options.force, inputs=[path, other, *existing(*named)])
     conversations = read_prompts(options.prompts or BUILT_IN)
     artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
     profile, notes = _profile(options, artifacts["pruned"])
     texts = {side: render(conversations, artifacts[side]) for side in SIDES}
     if texts["pruned"] != texts["baseline"]:
         notes.append("the two artifacts' chat templates differ: each side's prompts went through its own")
-    name, bits = _bits_per_byte(options, artifacts, progress)
     return BenchPlan(
         artifacts=artifacts,
         profile=profile,
         conversations=conversations,
         texts=texts,
         context=_context(options, profile, artifacts),
-        bits_per_byte_text=name,
-        bits_per_byte=bits,
+        bits_per_byte_text=None,
+        bits_per_byte={},
         out=out,
         notes=tuple(notes),
     )
+
+
+def with_bits_per_byte(options: BenchOptions, plan: BenchPlan, progress: Progress) -> BenchPlan:
+    """The plan with bits per byte: measured here on `--text`, else what the build published."""
+    name, bits = _bits_per_byte(options, plan.artifacts, progress)
+    return replace(plan, bits_per_byte_text=name, bits_per_byte=bits)
 
 
 def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], threads: Mapping[Side, int]) -> list[str]:

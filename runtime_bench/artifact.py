@@ -73,9 +73,10 @@ class Artifact:
         if self.format == GGUF:
             return self.path.name
         named = _inside(self.manifest, "model", "name")
-        if not isinstance(named, str):
-            return self.path.name
-        return named if self.path.name.startswith(BASELINE) else f"{named}-compact"
+        # The folders that a build publishes; another folder's own name says more than the model's.
+        if isinstance(named, str) and self.path.name in (ONNX, BASELINE, f"{BASELINE}-{ONNX}"):
+            return f"{named}-compact" if self.path.name == ONNX else named
+        return self.path.name
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -112,7 +113,8 @@ def find_artifact(path: Path) -> Path:
         ModelNotFoundError: nothing there, or no artifact in the folder.
         UsageError: a build's output with artifacts of both formats.
     """
-    if any(mark in str(path.absolute()) for mark in "\r\n\0"):
+    path = path.absolute()  # names of folders are looked at
+    if any(mark in str(path) for mark in "\r\n\0"):
         raise UsageError(f"{str(path)!a}: a path with line breaks cannot be sent to a device", "rename it")
     if not path.exists():
         raise ModelNotFoundError(f"{path}: no such file or folder", "name a .gguf, an ONNX folder, or a build's --out")
@@ -219,9 +221,11 @@ def _read_onnx(path: Path) -> Artifact:
             raise ModelNotFoundError(f"{file}: missing, the graph's data", "download or export it again")
     manifest = _manifest(path)
     quant = _inside(manifest, "artifact", "quant")
-    total = _inside(manifest, "before" if path.name.startswith(BASELINE) else "after", "parameters", "total")
     template, special = path / "chat_template.jinja", _onnx_special(path)
     size = sum(file.stat().st_size for file in weights)
+    # The manifest of a baseline's folder holds both sides; the size tells which one this is.
+    sides = [part for part in ("after", "before") if _inside(manifest, part, "size_bytes") == size]
+    total = _inside(manifest, sides[0], "parameters", "total") if sides else None
     parameters = total if isinstance(total, int) and total > 0 else None
     return Artifact(
         path=path,

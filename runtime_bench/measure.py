@@ -17,10 +17,6 @@ from runtime_bench.engines.base import Engine, Figures, Session, Settings
 from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
-DEFAULT_DEPTHS = (128, 512, 1024)
-DEFAULT_TOKENS = 64
-DEFAULT_REPETITIONS = 10
-
 
 @dataclass(frozen=True)
 class BoundSide:
@@ -104,6 +100,10 @@ def prepare(
         UsageError: nothing fits into the context.
         CompactEdgeError: what the engines raise.
     """
+    if not reference.strip():
+        raise UsageError("the prompts hold no text", "give prompts with words in them")
+    room = min(bound.settings.context for bound in sides.values()) - n_tokens
+    wanted = sorted(set(depths))
     counts: dict[Side, dict[str, int]] = {}
     totals: dict[Side, int] = {}
     figures: dict[Side, Figures] = {}
@@ -121,20 +121,20 @@ def prepare(
                 counts[side] = dict(zip(own, session.count_tokens(list(own.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
                 if side == "baseline":
-                    texts = {depth: text_of_tokens(session, reference, depth) for depth in sorted(set(depths))}
+                    texts = {depth: text_of_tokens(session, reference, depth) for depth in wanted if depth <= room}
                 depth_counts[side] = dict(zip(texts, session.count_tokens(list(texts.values())), strict=True))
                 figures[side] = session.figures
             task.advance()
-    room = min(bound.settings.context for bound in sides.values()) - n_tokens
     prompts = []
     for name, text in given["pruned"].items():
         tokens = {side: counts[side][name] for side in SIDES}
         most = max(tokens.values())
         skipped = None if most <= room else f"needs {most + n_tokens} positions, the context has {room + n_tokens}"
-        prompts.append(Prompt(name, text, tokens, {side: len(sides[side].prompts[name]) for side in SIDES}, skipped))
+        prompts.append(Prompt(name, text, tokens, {side: len(given[side][name]) for side in SIDES}, skipped))
     fitting = {depth: text for depth, text in texts.items() if max(depth_counts[s][depth] for s in SIDES) <= room}
     notes = [f"prompt {prompt.name} was not run: {prompt.skipped}" for prompt in prompts if prompt.skipped]
-    notes += [f"depth {depth} was not run: it does not fit into the context" for depth in texts if depth not in fitting]
+    left_out = [depth for depth in wanted if depth not in fitting]
+    notes += [f"depth {depth} was not run: it does not fit into the context" for depth in left_out]
     if all(prompt.skipped for prompt in prompts):
         raise UsageError(
             f"no prompt fits into a context of {room + n_tokens} positions",

@@ -8,20 +8,34 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import Any
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import Any, Self
 
 MOST_MEMORY = 2 << 30
 LONGEST_TEXT = 16 << 20  # characters
 
 
+class _Day(datetime):
+    """A clock that stands."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(2025, 1, 1, tzinfo=tz)
+
+
 def render(request: dict[str, Any]) -> list[str]:
     """The text of each conversation, ready for an answer. Raises whatever the template makes Jinja raise."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
-    texts, _ = render_jinja_template(
+    # A template that tells the day must give the same prompt on every day; a function given by name is not called.
+    chat_template_utils.datetime = _Day  # type: ignore[attr-defined]
+    _limit_memory()
+    texts, _ = chat_template_utils.render_jinja_template(
         conversations=request["conversations"],
         chat_template=request["template"],
         add_generation_prompt=True,
+        date_string=_Day.now().strftime("%d %b %Y"),
         **request["special"],
     )
     if any(len(text) > LONGEST_TEXT for text in texts):
@@ -29,15 +43,23 @@ def render(request: dict[str, Any]) -> list[str]:
     return [str(text) for text in texts]
 
 
-def main() -> None:
-    """Answer one request."""
-    request = json.load(sys.stdin)
+def _limit_memory() -> None:
+    """Let the address space grow by so much from here, where the system can: the libraries are loaded by now."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + MOST_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.load(sys.stdin)
     try:
         answer: dict[str, Any] = {"texts": render(request)}
+    except ImportError as error:
+        answer = {"missing": str(error)}
     except Exception as error:  # a division by zero, endless recursion, anything
         answer = {"error": " ".join(str(error).split())[:200] or type(error).__name__}
     # Plain ASCII: a lone surrogate in a template must not end this process.

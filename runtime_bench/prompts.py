@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DataError, ModelNotFoundError
+from compact.errors import DataError, ModelNotFoundError, ToolUnavailableError
 from runtime_bench.artifact import Artifact
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
@@ -87,13 +87,22 @@ def _through_template(conversations: list[list[dict[str, str]]], artifact: Artif
             capture_output=True,
             timeout=RENDER_SECONDS,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in [_ROOT, *sys.path] if path)},
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(path for path in [_ROOT, *sys.path] if path),
+            },
         )
         answer = json.loads(child.stdout)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{artifact.name}: its chat template takes longer than {RENDER_SECONDS:.0f} s", hint) from error
     except ValueError as error:
         raise DataError(f"{artifact.name}: its chat template ends the process that renders it", hint) from error
+    if "missing" in answer:
+        raise ToolUnavailableError(
+            f"chat templates cannot be rendered: {answer['missing']}",
+            "install the extra: pip install 'compact-edge[prune]'",
+        )
     if "error" in answer:
         raise DataError(f"{artifact.name}: its chat template refuses the prompts ({answer['error']})", hint)
     return [str(text) for text in answer["texts"]]

@@ -48,8 +48,15 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="What runs the model (default: llama-server where there is one, else llama-cpp-python; onnxruntime-genai).",
 )
 @click.option("--engine-dir", type=DIRECTORY, help="A folder with your own llama-server for the device.")
-@click.option("--device-python", help="Python on the device, for the engines that are packages (default: python3).")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads (default: physical cores less one).")
+@click.option(
+    "--device-python",
+    help="Python for the engines that are packages (default: python3 of the device; locally this one).",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads (default: physical cores less one; of a remote device, its target's).",
+)
 @click.option("--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline, where not the same.")
 @click.option("--context", type=click.IntRange(16), help="Positions of the key-value cache (default: the target's).")
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=10, show_default=True, help="Pairs to run.")
@@ -74,7 +81,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 )
 @click.option("--target", help="Device profile whose budgets are judged (default: the one it was built for).")
 @click.option("--allow-unlike", is_flag=True, help="Compare a pair of other types, engines or threads all the same.")
-@click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 where a budget is exceeded.")
+@click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 where a judged budget is exceeded.")
 @click.option("--clean-device", is_flag=True, help="Leave no file on the device, so that the next run copies anew.")
 @click.option("--json", "as_json", is_flag=True, help="Write report.json to stdout too.")
 def bench(as_json: bool, **values: Any) -> None:

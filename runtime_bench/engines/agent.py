@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,6 @@ from runtime_bench.records import PYTHON_BYTES, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
 LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
-NAMES = (LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME)
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
@@ -87,7 +87,7 @@ class AgentEngine:
         self._known_of = known_of
         local = transport.spec == "local"
         self._python = python or (sys.executable if local else "python3")
-        if not local and transport.run([self._python, "-c", "pass"]).returncode != 0:
+        if (python or not local) and transport.run([self._python, "-c", "pass"]).returncode != 0:
             raise DeviceUnavailableError(
                 f"{transport.spec}: no {self._python} on the device, which {name} needs",
                 "a GGUF artifact is measured without Python; or name an interpreter with --device-python",
@@ -197,7 +197,7 @@ class AgentSession:
         try:
             self._child.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            _kill(self._child)
             self._child.wait()
         if self._child.stdout is not None:
             self._child.stdout.close()
@@ -209,9 +209,15 @@ class AgentSession:
     def _exchange(self, request: Mapping[str, Any], seconds: float) -> bytes:
         """The answer's line. An agent that gives none in time is ended: over a link, by the end of its stdin."""
         assert self._child.stdin is not None and self._child.stdout is not None
-        late = threading.Timer(seconds, self._child.kill)
-        late.daemon = True
-        late.start()
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(self._child)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
         try:
             self._child.stdin.write(json.dumps(request).encode("ascii") + b"\n")
             self._child.stdin.flush()
@@ -219,11 +225,10 @@ class AgentSession:
         except OSError:
             line = b""
         finally:
-            in_time = late.is_alive()
-            late.cancel()
+            timer.cancel()
         if line.endswith(b"\n"):
             return line
-        if not in_time:
+        if late.is_set():
             raise DeviceUnavailableError(
                 f"{self._engine}: no answer within {seconds:.0f} s", "see whether the device is busy"
             )
@@ -252,7 +257,7 @@ class AgentSession:
         try:
             code = self._child.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            _kill(self._child)
             code = self._child.wait()
         said = last_lines(self._stderr.text())
         if code in _LINK_LOST and self._device != "local":
@@ -261,6 +266,14 @@ class AgentSession:
             f"{self._engine} died (exit code {code}){f': {said}' if said else ''}",
             "memory may have run out; try a smaller --context",
         )
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a client at once, with what it started here: the shell before a local agent is no agent."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)  # every client has a session of its own
+    child.kill()
 
 
 class _Drain:

@@ -15,6 +15,8 @@ from runtime_bench.records import Generation
 
 ALL_LAYERS = -1
 LOAD_SECONDS = 600.0  # for one engine to load a model
+# The device ends an engine's process after this, whatever became of the connection: longer than any one takes.
+PROCESS_SECONDS = 4 * 3600.0
 WARM_UP = "The quick brown fox jumps over the lazy dog."
 WARM_UP_TOKENS = 8
 

@@ -27,6 +27,9 @@ _PROMPT_CHUNK = 2048  # tokens of a prompt that are fed at once: the default n_b
 Run = tuple[float, list[float], list[int], Any]
 
 
+LIMIT_SECONDS = 4 * 3600.0
+
+
 class RefusedError(Exception):
     """An answer that is an error."""
 
@@ -306,6 +309,10 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    # For a link that is lost in silence, when stdin does not end.
+    limit = threading.Timer(LIMIT_SECONDS, os._exit, (1,))
+    limit.daemon = True
+    limit.start()
     state: dict[str, Any] = {}
     while True:
         try:

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from compact.errors import EngineCrashedError
 from compact.store import sha256_file
-from runtime_bench.engines.base import ALL_LAYERS, LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.base import (
+    ALL_LAYERS,
+    LOAD_SECONDS,
+    PROCESS_SECONDS,
+    WARM_UP,
+    WARM_UP_TOKENS,
+    Figures,
+    Settings,
+)
 from runtime_bench.engines.server_log import figures_of, last_lines, loaded_after, port_of
-from runtime_bench.engines.stream import NoAnswerError, Saved, completion_of, json_of, post
+from runtime_bench.engines.stream import OLD_HINT, NoAnswerError, Saved, completion_of, json_of, post, unexpected
 from runtime_bench.records import Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
 
@@ -28,10 +36,7 @@ NAME = "llama-server"
 _LOG = "llama-server.log"
 _POLL_SECONDS = 0.1
 _STATUS_SECONDS = 5.0
-# The device ends a server after this many seconds, whatever became of the connection.
-_LIMIT_SECONDS = 3600.0
 _REQUEST_SECONDS = 1800.0
-_OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes the one that is known to fit"
 
 
 class LlamaServer:
@@ -61,7 +66,7 @@ class LlamaServer:
         program = self._transport.start(
             [*self._without, self._program, *arguments(path, settings)],
             log=_LOG,
-            limit=_LIMIT_SECONDS,
+            limit=PROCESS_SECONDS,
             environment=self._environment,
         )
         try:
@@ -85,7 +90,7 @@ class LlamaServer:
                 raise _link_lost(self._transport)
             if not alive:
                 raise EngineCrashedError(
-                    f"llama-server did not load the model: {last_lines(log) or 'no log'}", _OLD_HINT
+                    f"llama-server did not load the model: {last_lines(log) or 'no log'}", OLD_HINT
                 )
             time.sleep(_POLL_SECONDS)
         raise DeviceUnavailableError(f"llama-server did not load the model within {LOAD_SECONDS:.0f} s")
@@ -113,7 +118,10 @@ class ServerSession:
 
     def _count(self, text: str) -> int:
         saved = self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
-        return len(self._parsed(lambda: json_of(saved))["tokens"])
+        tokens = self._parsed(lambda: json_of(saved)).get("tokens")
+        if not isinstance(tokens, list):
+            raise unexpected("no tokens in its answer")
+        return len(tokens)
 
     def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
         """See `Session.generate`."""
@@ -171,7 +179,7 @@ def _unexplained(program: Program) -> bool:
     end = time.monotonic() + _STATUS_SECONDS
     while program.alive() and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
-    return program.returncode is None
+    return program.returncode is None or program.lost
 
 
 def _link_lost(transport: Transport) -> LinkLostError:

@@ -22,6 +22,14 @@ _CONNECT_SECONDS = 10.0
 _CHUNK = 1 << 20
 
 
+OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes the one that is known to fit"
+
+
+def unexpected(what: str) -> EngineCrashedError:
+    """The error for an answer that is whole and not what this client knows."""
+    return EngineCrashedError(f"llama-server answered otherwise than expected: {what}", OLD_HINT)
+
+
 class NoAnswerError(Exception):
     """The connection broke or gave no whole answer; the caller knows whether the engine or the link is to blame."""
 
@@ -101,9 +109,9 @@ def json_of(saved: Saved) -> dict[str, Any]:
     try:
         value = json.loads(body_of(saved))
     except ValueError as error:
-        raise NoAnswerError("the answer is no JSON") from error
+        raise unexpected("no JSON") from error
     if not isinstance(value, dict):
-        raise NoAnswerError("the answer is no JSON object")
+        raise unexpected("no JSON object")
     return value
 
 
@@ -147,7 +155,7 @@ def completion_of(saved: Saved) -> Completion:
             seen.setdefault(int(timings["predicted_n"]), float(timings["predicted_ms"]))
             ended = ended or bool(event.get("stop")) or "tokens" not in event
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise NoAnswerError("an event of the answer is not as expected") from error
+            raise unexpected("an event without what it should hold") from error
     if not ended or not prompt_tokens:
         raise NoAnswerError("the answer has no end")
     seen.pop(0, None)

@@ -64,6 +64,10 @@ class Program(Protocol):
     def returncode(self) -> int | None:
         """Its exit status; None while it runs, and where the link was lost before it could be told."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device ended it because it lost sight of this end."""
+
     def alive(self) -> bool:
         """Whether it runs, as far as this end of the connection knows."""
 

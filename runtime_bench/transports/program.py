@@ -35,6 +35,11 @@ class WatchedProgram:
                 return int(answer[5:])
         return None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device ended it because its stdin ended, other than by `stop`."""
+        return not self._stopped and f"\n{self._mark} lost\n".encode() in self._child.stdout
+
     def alive(self) -> bool:
         """Whether it runs, as far as this end of the connection knows."""
         return self.returncode is None and not self._child.ended

@@ -173,7 +173,8 @@ STORE = 'cat >"$2"\ncode=$?\necho\necho "$1 stored $code"\n'
 FETCH = '[ -f "$2" ] && [ -r "$2" ] || exit 66\necho\necho "$1 begin"\nexec cat <"$2"\n'
 
 # $1 directory of the run, then the command: a program that reads its own stdin.
-CONVERSE = 'cd "$1" || exit 125\nshift\nexec "$@"\n'
+# The shell stays: a program that a signal ends is 128 and more then, not the 255 by which ssh tells of a lost link.
+CONVERSE = 'cd "$1" || exit 125\nshift\n"$@"\nexit $?\n'
 
 # $1 process, $2 directory of the run. Ends a process that outlived its watcher, where it is surely ours.
 END = r"""

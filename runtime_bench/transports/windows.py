@@ -39,6 +39,11 @@ class WindowsProgram:
         """Its exit status; None while it runs."""
         return self._process.poll()
 
+    @property
+    def lost(self) -> bool:
+        """Never: there is no link."""
+        return False
+
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None

@@ -115,6 +115,15 @@ def test_a_template_that_fails_is_the_artifacts_fault(tmp_path: Path, template: 
         render([Conversation("x", None, ({"role": "user", "content": "one"},))], artifact)
 
 
+def test_a_template_that_tells_the_day_gives_the_same_prompt_every_day(tmp_path: Path) -> None:
+    with_template(tmp_path, None)
+    artifact = replace(
+        read_artifact(tmp_path / "model.gguf"), chat_template="{{ strftime_now('%Y') }} {{ date_string }}"
+    )
+    conversation = Conversation("x", None, ({"role": "user", "content": "one"},))
+    assert render([conversation], artifact) == {"x": "2025 01 Jan 2025"}
+
+
 def test_a_template_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_template(tmp_path, None)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
