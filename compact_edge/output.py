@@ -8,6 +8,9 @@ from pathlib import Path
 from compact.errors import OutputExistsError, UsageError
 from compact.store import SUMS
 
+# What a build publishes, each with checksums of its own, and nothing beside them.
+_BUILD_FOLDERS = frozenset({"gguf", "onnx", "baseline", "baseline-gguf", "baseline-onnx"})
+
 
 def existing(*named: str | Path | None) -> list[Path]:
     """Those of the named inputs that are files or directories; a built-in's name is none."""
@@ -19,8 +22,9 @@ def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None
 
     Args:
         out: the directory to make.
-        force: an earlier output may be replaced. Only an empty directory or one with our checksums counts as that:
-            `--out ~ --force` must not cost anybody a home directory.
+        force: an earlier output may be replaced. Only an empty directory, one with our checksums, or one with
+            nothing but a build's folders counts as that: `--out ~ --force` must not cost anybody a home directory, nor
+            a project the folder that it keeps its reports and builds in.
         inputs: what the command reads; none of it may lie in a directory that is replaced.
 
     Raises:
@@ -37,8 +41,14 @@ def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None
         raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
     if not out.is_dir():
         raise OutputExistsError(f"{out}: exists already and is no directory", "remove it, or name another --out")
-    if any(out.iterdir()) and not (out / SUMS).is_file() and not any(out.glob(f"*/{SUMS}")):
+    if not _is_output(out):
         raise OutputExistsError(
-            f"{out}: holds no {SUMS}, so it is no earlier output, and --force does not replace it",
+            f"{out}: is no earlier output, and --force does not replace it",
             "remove it yourself, or name another --out",
         )
+
+
+def _is_output(out: Path) -> bool:
+    if (out / SUMS).is_file():
+        return True
+    return all(entry.name in _BUILD_FOLDERS and (entry / SUMS).is_file() for entry in out.iterdir())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from runtime_bench.records import PYTHON_BYTES, Generation, Memory, RunFacts, Sample, Side, Subject
-from runtime_bench.statistics import Better, median, quantile
+from runtime_bench.statistics import Better, quantile
 
 ITL_QUANTILES = (50, 90, 99)
 
@@ -45,6 +45,8 @@ _SUBJECT = (
     Metric("size_bytes", "File size", "bytes", "lower", "size", deterministic=True),
     Metric("bits_per_byte", "Bits per byte", "bits/byte", "lower", "quality", deterministic=True),
 )
+# Where `Memory.private` was read -> what that system calls it; it means something else on each.
+_PRIVATE = {"/proc/PID/status": "PSS", "proc_pid_rusage": "phys_footprint", "psutil": "Private bytes"}
 _MEMORY = (
     Metric("peak_rss_bytes", "Peak RSS", "bytes", "lower", "memory"),
     Metric("rss_anon_bytes", "RssAnon", "bytes", "lower", "memory"),
@@ -163,15 +165,11 @@ def characters_per_token(facts: RunFacts, side: Side) -> float | None:
     return facts.reference_characters / tokens if tokens > 0 and facts.reference_characters > 0 else None
 
 
-def side_medians(samples: Sequence[Sample], facts: RunFacts, side: Side) -> dict[str, float]:
-    """Key -> median over this side's records."""
-    values: dict[str, list[float]] = {}
-    for sample in samples:
-        if sample.side == side:
-            for key, value in metrics_of(sample, facts).items():
-                values.setdefault(key, []).append(value)
-    medians = {key: median(found) for key, found in values.items()}
-    return {key: value for key, value in medians.items() if value is not None}
+def private_label(samples: Sequence[Sample]) -> str:
+    """What `private_bytes` is called where these records were read; `Private memory` where that is not known."""
+    readings = (reading for sample in samples for reading in sample.memory.values() if reading.private is not None)
+    sources = {str(reading.source) for reading in readings}
+    return _PRIVATE.get(sources.pop(), "Private memory") if len(sources) == 1 else "Private memory"
 
 
 def before_loading(sample: Sample) -> float | None:

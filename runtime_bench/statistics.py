@@ -45,11 +45,6 @@ class Ratio:
     exact: bool = False
 
 
-def usable(value: float | None) -> bool:
-    """Whether a value is a finite number."""
-    return value is not None and math.isfinite(value)
-
-
 def median(values: Iterable[float]) -> float | None:
     """Middle value, or the mean of the two middle ones; None of nothing."""
     return quantile(sorted(values), 0.5)

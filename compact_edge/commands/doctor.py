@@ -92,7 +92,8 @@ def run_checks() -> list[Check]:
 
     checks = [_python()]
     checks += [_package(package) for package in PACKAGES]
-    checks += [_llama_cpp(), _compiler(), _cmake(), *map(_tool, _TOOLS), _disk(), _memory(), _cache(), _import_names()]
+    checks += [_llama_cpp(), _compiler(), _cmake(), _llama_server(), *map(_tool, _TOOLS)]
+    checks += [_disk(), _memory(), _cache(), _import_names()]
     return checks
 
 
@@ -196,8 +197,35 @@ def _compiler() -> Check:
 
 
 def _cmake() -> Check:
+    job = "needed for: compact-edge engine build"
     found = shutil.which("cmake")
-    return Check("cmake", OK, found or "none found; optional, pip brings its own to compile llama-cpp-python")
+    if found:
+        return Check("cmake", OK, f"{found} ({job})")
+    next_step = "install it (Debian: apt install cmake ninja-build; macOS: brew install cmake ninja)"
+    return Check("cmake", WARNING, f"none found; {job}", next_step)
+
+
+def _llama_server() -> Check:
+    """Look for an engine that was built for this machine; `bench` takes it before any other."""
+    from compact.errors import CompactEdgeError
+
+    name = "llama-server"
+    try:
+        from compact.cache import Cache, default_root
+        from runtime_bench.engine_flags import this_architecture
+        from runtime_bench.engine_folder import list_engines, this_system
+
+        here, system = this_architecture(), this_system()
+        built = list_engines(Cache(default_root(), [], []))
+    except ModuleNotFoundError as error:
+        return Check(name, WARNING, f"unknown without {error.name}", f"install {error.name} (see above)")
+    except (CompactEdgeError, OSError) as error:
+        return Check(name, WARNING, f"unknown: {error}", "bench uses llama-cpp-python without one")
+    engines = [engine for engine in built if (engine.architecture, engine.system) == (here, system)]
+    if engines:
+        found = ", ".join(f"{engine.version} for {engine.variant}" for engine in engines)
+        return Check(name, OK, f"{found} (for: compact-edge bench)")
+    return Check(name, WARNING, "none built; bench uses llama-cpp-python", "run: compact-edge engine build")
 
 
 def _tool(tool: tuple[str, str, str, str]) -> Check:

@@ -14,7 +14,7 @@ from compact_edge.commands.shared import DIRECTORY
 @click.command()
 @click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=DIRECTORY, help="Write report.json, report.md and report.html to this new directory.")
-@click.option("--force", is_flag=True, help="Replace --out where it exists.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) -> None:
     """Show one run of the bench, or compare several.
@@ -24,6 +24,7 @@ def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) 
     """
     from compact.errors import UsageError
     from compact_edge.console import print_json
+    from compact_edge.output import check_output
     from runtime_bench.report.combine import combine
     from runtime_bench.report.html import html
     from runtime_bench.report.markdown import markdown
@@ -31,6 +32,8 @@ def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) 
 
     if force and out is None:
         raise UsageError("--force replaces the directory of --out, which was not given", "add --out DIR")
+    if out is not None:
+        check_output(out.absolute(), force=force, inputs=run)
     documents = [load_run(path) for path in run]
     if len(documents) == 1:
         made, shown = documents[0], _one(documents[0])

@@ -16,21 +16,27 @@ _KINDS: Mapping[str, tuple[str, bool, str]] = {
     "decode": ("tokens/s", False, "decode speed"),
 }
 
+_GROWING = (
+    "the key-value cache of a plain onnxruntime session grows with the text, so its peak says nothing of the whole "
+    "context"
+)
 
-def judge(facts: RunFacts, pruned: Mapping[str, float]) -> list[dict[str, Any]]:
+
+def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
     """Each budget with what was measured (median of the pruned side) and whether it holds.
 
     Args:
         facts: of the run; a run that is not complete judges nothing but storage.
         pruned: metric key -> median of the pruned side.
+        private: what `private_bytes` is called on the device (`runtime_bench.metrics.private_label`).
 
     Returns:
         `passed` is None where the budget could not be judged, and `reason` says why.
     """
-    return [_judge_one(budget, facts, pruned) for budget in facts.budgets]
+    return [_judge_one(budget, facts, pruned, private) for budget in facts.budgets]
 
 
-def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float]) -> dict[str, Any]:
+def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float], private: str) -> dict[str, Any]:
     unit, at_most, what = _KINDS.get(budget.name, ("", True, budget.name))
     result: dict[str, Any] = {
         "name": budget.name,
@@ -45,24 +51,26 @@ def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float]) -> 
     }
     if budget.name not in _KINDS:
         return result | {"reason": "this version knows no such budget"}
-    measured, what = _measured(budget.name, facts, pruned)
+    measured, what = _measured(budget.name, facts, pruned, private)
     result |= {"measured": measured, "what": what}
     if facts.status != "complete" and budget.name != "storage":
         return result | {"reason": f"the run is {facts.status}: nothing but storage is judged"}
     if facts.emulated and budget.name in ("ttft", "decode"):
         return result | {"reason": "the device is an emulator, whose speed means nothing"}
+    if budget.name == "memory" and facts.engine.get("name") == "onnxruntime":
+        return result | {"reason": _GROWING}
     if measured is None:
         return result | {"reason": "not measured on this device"}
     return result | {"passed": measured <= budget.limit if at_most else measured >= budget.limit}
 
 
-def _measured(name: str, facts: RunFacts, pruned: Mapping[str, float]) -> tuple[float | None, str]:
+def _measured(name: str, facts: RunFacts, pruned: Mapping[str, float], private: str) -> tuple[float | None, str]:
     if name == "storage":
         return pruned.get("size_bytes"), "size of the files"
     if name == "memory":
-        context = next((facts.settings[key] for key in ("context", "context_length") if facts.settings.get(key)), None)
-        place = "" if context is None else f" at a context of {context} tokens"
-        for key, label in (("peak_rss_bytes", "peak RSS"), ("private_bytes", "private memory")):
+        context = facts.settings.get("context")
+        place = f" at a context of {context} tokens" if context else ""
+        for key, label in (("peak_rss_bytes", "peak RSS"), ("private_bytes", private)):
             if key in pruned:
                 return pruned[key], label + place
         return None, f"peak RSS{place}"

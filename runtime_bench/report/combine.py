@@ -160,7 +160,13 @@ def _speed(run: Mapping[str, Any]) -> float:
 
 
 def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"A{number}"
+    """A, B, ... Z, AA, AB, ..., as columns of a spreadsheet."""
+    letters = ""
+    number += 1
+    while number:
+        number, place = divmod(number - 1, 26)
+        letters = chr(ord("A") + place) + letters
+    return letters
 
 
 def _shown(metric: Mapping[str, Any] | None) -> str:

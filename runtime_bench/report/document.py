@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from runtime_bench.metrics import (
@@ -18,6 +18,7 @@ from runtime_bench.metrics import (
     definitions,
     inter_token_ms,
     metrics_of,
+    private_label,
     subject_metrics,
 )
 from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
@@ -87,7 +88,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         "records": {side: len(by_side[side]) for side in SIDES},
         "metrics": metrics,
         "target": facts.target,
-        "budgets": judge(facts, pruned),
+        "budgets": judge(facts, pruned, private_label(samples)),
         "throttling": throttling(samples),
         "inter_token_latency": {
             "percent": list(_PERCENTS),
@@ -112,7 +113,8 @@ def _metrics(facts: RunFacts, samples: Sequence[Sample]) -> list[dict[str, Any]]
     subjects = {side: subject_metrics(facts.subjects[side]) for side in SIDES}
     pairs = sorted({pair for pair, _ in values})
     rows = []
-    for metric in definitions(facts):
+    for defined in definitions(facts):
+        metric = replace(defined, label=private_label(samples)) if defined.key == "private_bytes" else defined
         fixed = {side: subjects[side].get(metric.key) for side in SIDES}
         if any(value is not None for value in fixed.values()):
             rows.append(_fixed(metric, fixed))

@@ -95,7 +95,7 @@ def _cards(document: Mapping[str, Any]) -> str:
         base, _, scope = metric["key"].partition(":")
         name = f"{heading}, {_SCOPES[base].format(scope)}" if base in _SCOPES else heading
         if metric["key"] == "private_bytes":
-            name = f"{heading}, private"
+            name = f"{heading}, private" if metric["label"] == "Private memory" else f"{heading}, {metric['label']}"
         elif metric["key"] == "peak_rss_bytes":
             name = f"{heading}, peak RSS"
         value = NONE if metric["pruned"] is None else figure(metric["pruned"]["median"], metric["unit"])

@@ -13,6 +13,9 @@ import pytest
 from compact_edge.cli import run
 from compact_edge.commands import doctor
 from compact_edge.commands.doctor import Check, foreign_owners, report, version_at_least
+from runtime_bench import engine_folder
+from runtime_bench.engine_flags import ARCHITECTURES, this_architecture
+from runtime_bench.engine_folder import EngineFolder
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +103,46 @@ def test_a_library_that_does_not_load_is_missing(monkeypatch: pytest.MonkeyPatch
 def test_no_compiler_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert finding("C++ compiler").status == doctor.WARNING
+
+
+def test_no_cmake_is_a_warning_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/somewhere/{name}")
     assert finding("cmake").status == doctor.OK
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    check = finding("cmake")
+    assert check.status == doctor.WARNING
+    assert not check.needed_for_build
+    assert "compact-edge engine build" in check.detail
+    assert "apt install cmake ninja-build" in str(check.next_step)
+
+
+def test_llama_server_is_found_where_one_was_built_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = finding("llama-server")
+    assert (check.status, check.needed_for_build) == (doctor.WARNING, False)
+    assert "llama-cpp-python" in check.detail
+    assert "compact-edge engine build" in str(check.next_step)
+
+    def engine(architecture: str, version: str) -> EngineFolder:
+        server = Path("llama-server")
+        system = engine_folder.this_system()
+        return EngineFolder(Path(), server, None, (server,), architecture, system, "v1", version, "0.3", {}, "built")
+
+    here = this_architecture()
+    other = next(name for name in ARCHITECTURES if name != here)
+    built = [engine(other, "b1")]
+    monkeypatch.setattr(engine_folder, "list_engines", lambda cache: built)
+    assert finding("llama-server").status == doctor.WARNING
+    built.append(engine(here, "b2"))
+    check = finding("llama-server")
+    assert check.status == doctor.OK
+    assert "b2 for v1" in check.detail
+    assert "b1" not in check.detail
+
+
+def test_a_cache_that_cannot_be_read_is_only_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "engine").write_text("no directory", encoding="utf-8")
+    assert finding("llama-server").status == doctor.WARNING
 
 
 @pytest.mark.parametrize(

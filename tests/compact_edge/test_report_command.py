@@ -66,3 +66,21 @@ def test_what_is_no_run_ends_with_65(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_force_alone_is_refused(runs: tuple[Path, Path]) -> None:
     assert run(["report", str(runs[0]), "--force"]) == 2
+
+
+def test_force_replaces_neither_a_run_that_is_read_nor_what_is_no_output(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = (runs[0] / "samples.jsonl").read_bytes()
+    for named in ("first", "first/report.json"):
+        assert run(["report", named, "--out", "first", "--force"]) == 2
+    # The folder that holds the runs, as a home directory might.
+    assert run(["report", "first", "--out", str(tmp_path), "--force"]) == 2
+    home = tmp_path / "home"
+    (home / "report").mkdir(parents=True)
+    (home / "report" / "SHA256SUMS").write_text("", encoding="utf-8")
+    assert run(["report", "first", "--out", str(home), "--force"]) == 2
+    assert "no earlier output" in capsys.readouterr().err
+    assert (runs[0] / "samples.jsonl").read_bytes() == raw
+    assert (home / "report" / "SHA256SUMS").exists()

@@ -134,3 +134,11 @@ def test_one_device_reached_in_two_ways_is_told_apart() -> None:
     found = combine([run("pi", 80, device_spec="local"), run("pi", 90, device_spec="ssh:me@pi:22"), run("other")])
     devices = {entry["device"] for group in found["json"]["groups"] for entry in group["runs"]}
     assert devices == {"pi (local)", "pi (ssh)", "other"}
+
+
+def test_more_groups_than_letters_have_names_of_their_own() -> None:
+    settings = synthetic_run.facts().settings
+    runs = [run("device", settings={**settings, "threads": threads}) for threads in range(1, 29)]
+    names = [group["name"] for group in combine(runs)["json"]["groups"]]
+    assert names[0] == "A"
+    assert names[24:] == ["Y", "Z", "AA", "AB"]

@@ -19,6 +19,8 @@ from compact.errors import DamagedFileError
 from compact.store import write_json
 from runtime_bench.records import SIDES, Budget, Memory, Prompt, Sample, Thermal
 from runtime_bench.report.document import make_document
+from runtime_bench.report.html import html
+from runtime_bench.report.markdown import markdown
 from runtime_bench.report.read import read_document
 from tests.runtime_bench import synthetic_run
 
@@ -171,8 +173,40 @@ def test_memory_falls_back_to_the_private_share() -> None:
 
     document = make_document(synthetic_run.facts(), synthetic_run.samples(change=only_private))
     memory = document["budgets"][0]
-    assert memory["what"].startswith("private memory")
+    assert memory["what"].startswith("Private bytes at")
     assert memory["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("sources", "label"),
+    [
+        (("/proc/PID/status",), "PSS"),
+        (("proc_pid_rusage",), "phys_footprint"),
+        (("psutil",), "Private bytes"),
+        (("elsewhere",), "Private memory"),
+        (("psutil", "proc_pid_rusage"), "Private memory"),
+    ],
+)
+def test_the_private_share_has_the_name_of_its_system(sources: tuple[str, ...], label: str) -> None:
+    def change(sample: Sample) -> Sample:
+        source = sources[sample.pair % len(sources)]
+        return replace(sample, memory={"loaded": Memory("ps", rss=1), "end": Memory(source, private=3 * 2**30)})
+
+    document = make_document(synthetic_run.facts(), synthetic_run.samples(change=change))
+    assert row(document, "private_bytes")["label"] == label
+    assert document["budgets"][0]["what"].startswith(label)
+    escaped = label.replace("_", "\\_")
+    assert f"| {escaped} |" in markdown(document)
+    assert ("Memory, private" if label == "Private memory" else f"Memory, {label}") in html(document)
+
+
+def test_memory_of_a_growing_cache_is_not_judged() -> None:
+    for name, passed in (("onnxruntime", None), ("onnxruntime-genai", True)):
+        document = make_document(synthetic_run.facts(engine={"name": name}), synthetic_run.samples())
+        memory, *others = document["budgets"]
+        assert memory["passed"] is passed
+        assert all(budget["passed"] for budget in others)
+        assert memory["reason"] is None or "grows with the text" in memory["reason"]
 
 
 def test_without_a_chat_prompt_the_first_measured_one_is_judged() -> None:
