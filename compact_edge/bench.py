@@ -270,7 +270,6 @@ def _measured(
     notes = [*facts.notes, *workload.notes, *outcome.notes]
     if facts.engine["name"] == ONNXRUNTIME:
         notes.append("prompts were tokenized here, not on the device; no figure holds the time for it")
-        notes.append("the key-value cache grew with the text: memory is less than at the whole context, and not judged")
     if options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
         notes.append("layers were to be offloaded, but the engine reports no memory on an accelerator")
     return replace(

@@ -29,7 +29,7 @@ def render(request: dict[str, Any]) -> list[str]:
     from transformers.utils import chat_template_utils
 
     # A template that tells the day must give the same prompt on every day; a function given by name is not called.
-    chat_template_utils.datetime = _Day  # type: ignore[attr-defined]
+    chat_template_utils.datetime = _Day
     _limit_memory()
     texts, _ = chat_template_utils.render_jinja_template(
         conversations=request["conversations"],
