@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from runtime_bench.transports.scripts import KEEP, WATCH
+from tests.runtime_bench.devices import eventually, gone
 from tests.runtime_bench.test_quoting import SHELLS
-from tests.runtime_bench.test_transports import eventually, gone
 
 SECONDS = 25
 
