@@ -18,21 +18,23 @@ import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from compact.cache import Cache, default_root
 from compact.families import family_of
 from compact.gguf_file import read_gguf
 from compact.source import CONFIG
 from compact.store import read_json_object
+from compact_edge.console import Console
 from exporters.engine import LlamaEngine
 from exporters.gguf import write_gguf
 from exporters.imatrix import Imatrix
 from exporters.imatrix_files import read_imatrix
 from exporters.imatrix_torch import collect
 from exporters.quantize import quantize_gguf
+from runtime_bench.engine_sources import require_version, source_archive
 
 CHUNK = 512
 LIMIT = 1e-3
@@ -55,16 +57,13 @@ def run(command: Sequence[str | Path]) -> None:
 
 def build_tools(work: Path, jobs: int) -> Path:
     """Directory of llama.cpp's tools, built once a work directory."""
-    release = version("llama-cpp-python")
+    release = require_version()
     source, build = work / f"llama_cpp_python-{release}", work / "build"
     binaries = build / "bin"
     if all((binaries / tool).exists() for tool in _TOOLS):
         return binaries
     if not source.exists():
-        name = "llama-cpp-python"
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, f"{name}=={release}"]
-        run([*pip, "--dest", work])
-        with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        with tarfile.open(source_archive(Cache(default_root(), [], []), release, Console())) as archive:
             archive.extractall(work, filter="data")
     flags = [f"-D{name}=OFF" for name in (*_OFF, *_OFF_TOO)] + [f"-D{name}=ON" for name in _ON]
     run(["cmake", "-S", source / "vendor" / "llama.cpp", "-B", build, "-DCMAKE_BUILD_TYPE=Release", *flags])

@@ -16,7 +16,6 @@ write them.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -65,25 +64,18 @@ write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 
 
 def fetch_converter(work: Path) -> Path:
-    """The folder of llama.cpp's converter and vocabularies, from the source archive of llama-cpp-python.
+    """The folder of llama.cpp's converter and vocabularies in `work`, from the source archive of llama-cpp-python."""
+    from compact.cache import Cache, default_root
+    from compact_edge.console import Console
+    from runtime_bench.engine_folder import installed_version
+    from runtime_bench.engine_sources import source_archive
 
-    It is kept in `work`, and so is the archive.
-    """
-    try:
-        version = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        version = PINNED
+    version = installed_version() or PINNED
     folder = work / f"llama_cpp_python-{version}"
     converter = folder / "vendor" / "llama.cpp"
     wanted = (converter / "convert_hf_to_gguf.py", converter / "models")
     if not all(path.exists() for path in wanted):
-        archive = work / f"llama_cpp_python-{version}.tar.gz"
-        if not archive.is_file():
-            print(f"fetching llama-cpp-python {version} (source)", flush=True)
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary"]
-            command += ["llama-cpp-python", "--dest", str(work), f"llama-cpp-python=={version}"]
-            subprocess.run(command, check=True)
-        with tarfile.open(archive) as tar:
+        with tarfile.open(source_archive(Cache(default_root(), [], []), version, Console())) as tar:
             members = [member for member in tar.getmembers() if _WANTED_PARTS.match(member.name)]
             # The `data` filter refuses absolute paths, `..`, links out of the folder and special files.
             tar.extractall(work, members=members, filter="data")

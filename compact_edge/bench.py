@@ -16,8 +16,10 @@ from compact.store import publish, write_sums
 from compact_edge import __version__
 from compact_edge.bench_engine import ENGINES, EngineChoice
 from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike, with_bits_per_byte
-from runtime_bench.engines.agent import ONNXRUNTIME
+from runtime_bench.artifact import GGUF, ONNX
+from runtime_bench.engines.agent import GENAI, ONNXRUNTIME
 from runtime_bench.engines.base import ALL_LAYERS, Settings
+from runtime_bench.engines.llama_server import NAME as LLAMA_SERVER
 from runtime_bench.measure import BoundSide, Outcome, Workload, measure, prepare
 from runtime_bench.prompts import reference_text
 from runtime_bench.records import SIDES, Prompt, RunFacts, Side, Subject
@@ -60,16 +62,14 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
         OverBudgetError: with `fail_over_budget`; the report was published.
         CompactEdgeError: what the stages raise; nothing is published.
     """
-    from runtime_bench.report.document import make_document
     from runtime_bench.report.write import write_report
 
     plan = settle(options)
     with open_cache() as cache:
         facts, outcome = _on_device(options, plan, cache, progress)
     with publish(plan.out, force=options.force) as work:
-        write_report(work, facts, outcome.samples)
+        document = write_report(work, facts, outcome.samples)
         write_sums(work)
-    document = make_document(facts, outcome.samples)
     result = BenchResult(document, plan.out)
     if facts.status != "complete":
         what = "nothing was measured" if facts.status == "not measured" else "the run is partial"
@@ -102,10 +102,10 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
                 "compare like with like, or give --allow-unlike: the report's title then says so",
             )
         # Minutes on this machine, so only for a pair that will be measured.
-        plan = with_bits_per_byte(options, plan, progress)
-        unmeasured = _facts(options, plan, transport, device, names, threads, differences)
+        setup = _Setup(options, with_bits_per_byte(options, plan, progress), transport, choice, names, threads)
+        unmeasured = _facts(setup, device, differences)
         try:
-            return _run(options, plan, transport, choice, names, threads, unmeasured, progress)
+            return _run(setup, unmeasured, progress)
         except DeviceUnavailableError as error:
             # A device without the engine (or one that went away) is a finding for the report, not an end without one.
             return replace(unmeasured, status="not measured", reason=error.message), Outcome()
@@ -115,27 +115,31 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
                     transport.clean()
 
 
-def _run(
-    options: BenchOptions,
-    plan: BenchPlan,
-    transport: Transport,
-    choice: EngineChoice,
-    names: Mapping[Side, str],
-    threads: Mapping[Side, int],
-    unmeasured: RunFacts,
-    progress: Progress,
-) -> tuple[RunFacts, Outcome]:
+@dataclass(frozen=True)
+class _Setup:
+    """What is settled once the device is open: by side, the engine's name and the threads."""
+
+    options: BenchOptions
+    plan: BenchPlan
+    transport: Transport
+    choice: EngineChoice
+    names: Mapping[Side, str]
+    threads: Mapping[Side, int]
+
+
+def _run(setup: _Setup, unmeasured: RunFacts, progress: Progress) -> tuple[RunFacts, Outcome]:
     """Place, prepare, measure. Raises DeviceUnavailableError before anything was measured."""
-    sides, engine = _bind(options, plan, transport, choice, names, threads)
+    options = setup.options
+    sides, engine = _bind(setup)
     workload = prepare(
         sides,
         depths=options.depths,
         n_tokens=options.n_tokens,
-        reference=reference_text(plan.conversations),
+        reference=reference_text(setup.plan.conversations),
         progress=progress,
     )
     outcome = measure(
-        transport,
+        setup.transport,
         sides,
         workload,
         repetitions=options.repetitions,
@@ -148,10 +152,10 @@ def _run(
 def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
     """Options that no engine of this run looks at. Raises UsageError."""
     engines = set(names.values())
-    server, gguf = "llama-server" in engines, engines & {"llama-server", "llama-cpp-python"}
+    server, gguf = LLAMA_SERVER in engines, engines & set(ENGINES[GGUF])
     unused = [
-        ("--engine-dir", options.engine_dir is not None and not server, "llama-server"),
-        ("--device-python", options.device_python is not None and engines == {"llama-server"}, "the Python engines"),
+        ("--engine-dir", options.engine_dir is not None and not server, LLAMA_SERVER),
+        ("--device-python", options.device_python is not None and engines == {LLAMA_SERVER}, "the Python engines"),
         ("--gpu-layers", options.gpu_layers != 0 and not gguf, "GGUF artifacts"),
         ("--execution-provider", options.execution_provider is not None and engines <= gguf, "ONNX artifacts"),
     ]
@@ -168,42 +172,26 @@ def _wanted(options: BenchOptions, plan: BenchPlan, side: Side) -> str | None:
     return options.engine if options.engine in ENGINES[plan.artifacts[side].format] else None
 
 
-def _bind(
-    options: BenchOptions,
-    plan: BenchPlan,
-    transport: Transport,
-    choice: EngineChoice,
-    names: Mapping[Side, str],
-    threads: Mapping[Side, int],
-) -> tuple[dict[Side, BoundSide], dict[str, Any]]:
+def _bind(setup: _Setup) -> tuple[dict[Side, BoundSide], Mapping[str, Any]]:
     """Place engines and artifacts on the device; the sides, and what is known of the pruned side's engine."""
+    options, plan = setup.options, setup.plan
     sides: dict[Side, BoundSide] = {}
-    known: dict[str, Any] = {}
     for side in SIDES:
         artifact = plan.artifacts[side]
-        engine, described = choice.engine(names[side])
-        if side == "pruned":
-            known.update(described)
-        folder = transport.place_folder(artifact.files)
+        engine, _ = setup.choice.engine(setup.names[side])
+        folder = setup.transport.place_folder(artifact.files)
         # genai opens a folder, every other engine a file.
-        opened = folder if names[side] == "onnxruntime-genai" else f"{folder}/{artifact.main}"
-        choice.remember(opened, artifact)
-        settings = Settings(threads[side], plan.context, options.gpu_layers, plan.provider(options))
+        opened = folder if setup.names[side] == GENAI else f"{folder}/{artifact.main}"
+        setup.choice.remember(opened, artifact)
+        settings = Settings(setup.threads[side], plan.context, options.gpu_layers, plan.provider(options))
         weights = tuple(f"{folder}/{name}" for name in artifact.weights)
         sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side], artifact.bos)
-    return sides, known
+    return sides, setup.choice.engine(setup.names["pruned"])[1]
 
 
-def _facts(
-    options: BenchOptions,
-    plan: BenchPlan,
-    transport: Transport,
-    device: DeviceFacts,
-    names: Mapping[Side, str],
-    threads: Mapping[Side, int],
-    differences: Sequence[str],
-) -> RunFacts:
+def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> RunFacts:
     """All that is known before anything ran."""
+    options, plan, names, threads = setup.options, setup.plan, setup.names, setup.threads
     settings: dict[str, Any] = {
         "batch_size": 1,
         "threads": threads["pruned"],
@@ -212,7 +200,7 @@ def _facts(
         "gpu_layers": "all" if options.gpu_layers == ALL_LAYERS else options.gpu_layers,
         "sampling": "greedy",
     }
-    if any(artifact.format == "onnx" for artifact in plan.artifacts.values()):
+    if any(artifact.format == ONNX for artifact in plan.artifacts.values()):
         settings["execution_provider"] = plan.provider(options)
         del settings["gpu_layers"]
     return RunFacts(
@@ -220,8 +208,8 @@ def _facts(
         reason="",
         unlike=tuple(differences),
         device={"model": _device_name(device), **device.as_dict()},
-        device_spec=transport.spec,
-        emulated=transport.emulated,
+        device_spec=setup.transport.spec,
+        emulated=setup.transport.emulated,
         engine={"name": names["pruned"]},
         settings=settings,
         subjects={side: _subject(plan, side, threads[side], names[side]) for side in SIDES},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache
 from compact.errors import ToolUnavailableError, UsageError
-from runtime_bench.artifact import GGUF, Artifact
+from runtime_bench.artifact import GGUF, ONNX, Artifact
 from runtime_bench.engines.agent import GENAI, LLAMA_CPP_PYTHON, ONNXRUNTIME, AgentEngine, Known
 from runtime_bench.engines.base import Engine
 from runtime_bench.engines.llama_server import NAME as LLAMA_SERVER
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from runtime_bench.device_facts import DeviceFacts
     from runtime_bench.engine_folder import EngineFolder
 
-ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), "onnx": (GENAI, ONNXRUNTIME)}
+ENGINES = {GGUF: (LLAMA_SERVER, LLAMA_CPP_PYTHON), ONNX: (GENAI, ONNXRUNTIME)}
 
 
 class EngineChoice:
@@ -57,7 +58,7 @@ class EngineChoice:
             return wanted
         if artifact.format != GGUF:
             return GENAI
-        if self._engine_dir is not None or self._built() is not None:
+        if self._engine_dir is not None or self._built is not None:
             return LLAMA_SERVER
         if self._transport.spec == "local" and find_spec("llama_cpp") is not None:
             return LLAMA_CPP_PYTHON
@@ -90,12 +91,13 @@ class EngineChoice:
 
         if self._engine_dir is not None:
             return read_engine_dir(self._engine_dir, architecture=self._machine, system=self._system)
-        found = self._built()
-        if found is None:
+        if self._built is None:
             raise self._no_server()
-        return found
+        return self._built
 
+    @cached_property
     def _built(self) -> EngineFolder | None:
+        """The best engine in the cache; its files are hashed whenever it is looked for, so once."""
         from runtime_bench.engine_folder import find_engine
 
         return find_engine(self._cache, self._machine, self._facts.isa_features, system=self._system)

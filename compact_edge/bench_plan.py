@@ -28,29 +28,29 @@ class BenchOptions:
     """What the user asked for; see the command's help."""
 
     artifact: Path
-    baseline: Path | None
-    device: str
-    out: Path | None
-    force: bool
-    engine: str | None
-    engine_dir: Path | None
-    device_python: str | None
-    threads: int | None
-    baseline_threads: int | None
-    context: int | None
     repetitions: int
     depths: Sequence[int]
     n_tokens: int
-    seconds: float | None
-    prompts: Path | None
-    text: Path | None
-    gpu_layers: int
-    execution_provider: str | None
-    target: str | None
-    allow_unlike: bool
-    fail_over_budget: bool
-    clean_device: bool
     command: str
+    baseline: Path | None = None
+    device: str = "local"
+    out: Path | None = None
+    force: bool = False
+    engine: str | None = None
+    engine_dir: Path | None = None
+    device_python: str | None = None
+    threads: int | None = None
+    baseline_threads: int | None = None
+    context: int | None = None
+    seconds: float | None = None
+    prompts: Path | None = None
+    text: Path | None = None
+    gpu_layers: int = 0
+    execution_provider: str | None = None
+    target: str | None = None
+    allow_unlike: bool = False
+    fail_over_budget: bool = False
+    clean_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def settle(options: BenchOptions) -> BenchPlan:
     conversations = read_prompts(options.prompts or BUILT_IN)
     artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
     profile, notes = _profile(options, artifacts["pruned"])
-    texts = {side: render(conversations, artifacts[side]) for side in SIDES}
+    texts = _texts(conversations, artifacts)
     if texts["pruned"] != texts["baseline"]:
         notes.append("the two artifacts' chat templates differ: each side's prompts went through its own")
     return BenchPlan(
@@ -174,6 +174,14 @@ def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, l
         default = min(wanted, device.logical_cores or wanted)
     pruned = options.threads or default
     return {"pruned": pruned, "baseline": options.baseline_threads or pruned}
+
+
+def _texts(conversations: tuple[Conversation, ...], artifacts: Mapping[Side, Artifact]) -> dict[Side, dict[str, str]]:
+    """The prompts' texts by side; one template, as a pair has it, is rendered once."""
+    pruned, baseline = artifacts["pruned"], artifacts["baseline"]
+    texts = render(conversations, pruned)
+    alike = (pruned.chat_template, pruned.special) == (baseline.chat_template, baseline.special)
+    return {"pruned": texts, "baseline": texts if alike else render(conversations, baseline)}
 
 
 def _stem(path: Path) -> str:

@@ -81,7 +81,7 @@ class NativeChild:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=_environment(),
+                env=child_environment(),
             )
         except OSError as error:
             self._stderr.close()
@@ -215,7 +215,8 @@ def last_lines(stderr: IO[bytes]) -> str:
     return _BUILD_PATH.sub("", "; ".join((telling or lines)[-_QUOTED_LINES:]))
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The variables of a child that runs a module of ours: this process's, its module path, and a quiet ggml."""
     environment = dict(os.environ)
     # The child finds modules exactly where the parent does, and this package even when it is run from a clone.
     root = str(Path(__file__).resolve().parent.parent)

@@ -7,7 +7,6 @@ line. The built-in ones (`prompts.jsonl`) are a short question, a long document,
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import DataError, ModelNotFoundError, ToolUnavailableError
+from exporters.native import child_environment
 from runtime_bench.artifact import Artifact
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _LARGEST_FILE = 16 << 20
 _MOST_PROMPTS = 64
 _HINT = 'each line is {"name": ..., "text": ...} or {"name": ..., "messages": [...]}'
-_ROOT = str(Path(__file__).resolve().parents[1])
 # Rendering takes a blink; importing Transformers takes seconds on a slow machine.
 RENDER_SECONDS = 60.0
 _ROLES = ("system", "user", "assistant")
@@ -87,11 +86,8 @@ def _through_template(conversations: list[list[dict[str, str]]], artifact: Artif
             capture_output=True,
             timeout=RENDER_SECONDS,
             check=False,
-            env={
-                **os.environ,
-                "OPENBLAS_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(path for path in [_ROOT, *sys.path] if path),
-            },
+            # Few threads: the child has little memory.
+            env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
         )
         answer = json.loads(child.stdout)
     except subprocess.TimeoutExpired as error:

@@ -48,7 +48,12 @@ class LlamaServer:
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
         """Place the engine's files on the device. Raises as `Transport.place_folder`."""
         self._transport = transport
-        files = {path.name: (path, sha256_file(path)) for path in folder.files if path != folder.bench}
+        # What was built here was hashed when it was found.
+        files = {
+            path.name: (path, folder.sha256.get(path.name) or sha256_file(path))
+            for path in folder.files
+            if path != folder.bench
+        }
         self._folder = transport.place_folder(files)
         self._program = f"{self._folder}/{folder.server.name}"
         if transport.spec != "local":

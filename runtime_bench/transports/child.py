@@ -11,7 +11,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -27,26 +27,17 @@ PATIENCE = 12.0
 class Child:
     """One client process, its stdout and stderr collected by threads. Not for binary streams of any size."""
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        *,
-        hint: str,
-        directory: str | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, argv: Sequence[str], *, hint: str) -> None:
         """Start it.
 
         Args:
             argv: program and arguments.
             hint: the next step where the program is not installed.
-            directory: to start it in.
-            environment: variables set beside those of this process.
 
         Raises:
             DeviceUnavailableError: the program is not there.
         """
-        self._process = spawn(argv, hint=hint, directory=directory, environment=environment)
+        self._process = spawn(argv, hint=hint)
         self._changed = threading.Condition()
         self._stdout = bytearray()
         self._stderr = bytearray()
@@ -135,13 +126,7 @@ class Child:
                 self._process.wait()
 
 
-def spawn(
-    argv: Sequence[str],
-    *,
-    hint: str,
-    directory: str | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen[bytes]:
+def spawn(argv: Sequence[str], *, hint: str) -> subprocess.Popen[bytes]:
     """Start a client with three pipes, in a session of its own: Ctrl-C is for this process, which then cleans up.
 
     Raises:
@@ -154,17 +139,10 @@ def spawn(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            cwd=directory,
-            env=environment_with(environment),
         )
     except OSError as error:
         name = Path(argv[0]).name
         raise DeviceUnavailableError(f"{name} cannot be started ({error.strerror or error})", hint) from error
-
-
-def environment_with(environment: Mapping[str, str] | None) -> dict[str, str] | None:
-    """The variables of this process and `environment`; None where there is nothing to set."""
-    return {**os.environ, **environment} if environment else None
 
 
 def close_stdin(process: subprocess.Popen[bytes]) -> None:

@@ -21,7 +21,65 @@ from runtime_bench.transports.shell import ShellTransport, check_name
 FOLDER = "bench"
 
 
-class LocalTransport(ShellTransport):
+class FilesHere:
+    """The part of `base.Transport` that needs no way at all: this machine's files and ports, on every system."""
+
+    work_dir: str
+
+    def place(self, source: Path, sha256: str) -> str:
+        """See `base.Transport`: the file itself. Raises StorageError where it is none."""
+        del sha256
+        if not source.is_file():
+            raise StorageError(f"{source}: no such file", "check the path")
+        return str(source.absolute())
+
+    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
+        """See `base.Transport`: the files' one folder, else a new one of links. Raises StorageError."""
+        for name, (source, digest) in files.items():
+            check_name(name)
+            self.place(source, digest)
+        folders = {source.absolute().parent for source, _ in files.values()}
+        if len(folders) == 1 and all(name == source.name for name, (source, _) in files.items()):
+            return str(folders.pop())
+        work_dir = Path(self.work_dir)
+        try:
+            number = sum(1 for path in work_dir.iterdir() if path.name.startswith("folder-"))
+            folder = work_dir / f"folder-{number}"
+            folder.mkdir()
+            for name, (source, _) in files.items():
+                try:
+                    (folder / name).symlink_to(source.absolute())
+                except OSError:  # Windows allows links to administrators only
+                    shutil.copyfile(source, folder / name)
+        except OSError as error:
+            raise as_storage_error(error, work_dir) from error
+        return str(folder)
+
+    def pull(self, remote: str, target: Path) -> None:
+        """See `base.Transport`; whole or not at all.
+
+        Raises:
+            DeviceUnavailableError: there is no such file.
+            StorageError: `target` cannot be written.
+        """
+        if not Path(remote).is_file():
+            raise DeviceUnavailableError(f"local: {remote} cannot be read", "check its path")
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(remote, part)
+            part.replace(target)
+        except OSError as error:
+            raise as_storage_error(error, target) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def forward(self, port: int) -> Iterator[int]:
+        """See `base.Transport`: the port itself."""
+        yield port
+
+
+class LocalTransport(FilesHere, ShellTransport):
     """See `base.Transport`."""
 
     client_hint = "a POSIX system has sh"
@@ -37,69 +95,3 @@ class LocalTransport(ShellTransport):
         lines = stderr.strip().splitlines()
         reason = f" ({lines[-1][:200]})" if lines else ""
         return DeviceUnavailableError(f"local: the shell ended{reason}", "run the command again")
-
-    def place(self, source: Path, sha256: str) -> str:
-        """See `base.Transport`: the file itself."""
-        del sha256
-        return place_here(source)
-
-    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """See `base.Transport`: the folder itself where the files lie in one, else one of links."""
-        return place_folder_here(files, Path(self.work_dir))
-
-    def pull(self, remote: str, target: Path) -> None:
-        """See `base.Transport`."""
-        pull_here(remote, target)
-
-    @contextmanager
-    def forward(self, port: int) -> Iterator[int]:
-        """See `base.Transport`: the port itself."""
-        yield port
-
-
-def place_here(source: Path) -> str:
-    """The absolute path of a file. Raises StorageError where it is none."""
-    if not source.is_file():
-        raise StorageError(f"{source}: no such file", "check the path")
-    return str(source.absolute())
-
-
-def place_folder_here(files: Mapping[str, tuple[Path, str]], work_dir: Path) -> str:
-    """The one folder of `files`, or a new one of links below `work_dir`. Raises StorageError."""
-    for name, (source, _) in files.items():
-        check_name(name)
-        place_here(source)
-    folders = {source.absolute().parent for source, _ in files.values()}
-    if len(folders) == 1 and all(name == source.name for name, (source, _) in files.items()):
-        return str(folders.pop())
-    try:
-        number = sum(1 for path in work_dir.iterdir() if path.name.startswith("folder-"))
-        folder = work_dir / f"folder-{number}"
-        folder.mkdir()
-        for name, (source, _) in files.items():
-            try:
-                (folder / name).symlink_to(source.absolute())
-            except OSError:  # Windows allows links to administrators only
-                shutil.copyfile(source, folder / name)
-    except OSError as error:
-        raise as_storage_error(error, work_dir) from error
-    return str(folder)
-
-
-def pull_here(remote: str, target: Path) -> None:
-    """Copy a file of this machine; whole or not at all.
-
-    Raises:
-        DeviceUnavailableError: there is no such file.
-        StorageError: `target` cannot be written.
-    """
-    if not Path(remote).is_file():
-        raise DeviceUnavailableError(f"local: {remote} cannot be read", "check its path")
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.copyfile(remote, part)
-        part.replace(target)
-    except OSError as error:
-        raise as_storage_error(error, target) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -17,8 +17,7 @@ from compact.cache import default_root
 from compact.progress import SILENT, Progress
 from compact.store import as_storage_error
 from runtime_bench.transports.base import NO_ENVIRONMENT, TIMEOUT, Completed, DeviceUnavailableError
-from runtime_bench.transports.child import environment_with
-from runtime_bench.transports.local import FOLDER, place_folder_here, place_here, pull_here
+from runtime_bench.transports.local import FOLDER, FilesHere
 from runtime_bench.transports.shell import check_name, program_of
 
 
@@ -56,7 +55,7 @@ class WindowsProgram:
         self._file.close()
 
 
-class WindowsTransport:
+class WindowsTransport(FilesHere):
     """See `base.Transport`."""
 
     def __init__(self, progress: Progress = SILENT) -> None:
@@ -81,19 +80,6 @@ class WindowsTransport:
             raise DeviceUnavailableError(f"local: {program} cannot be started ({error.strerror})") from error
         return Completed(done.returncode, done.stdout, done.stderr)
 
-    def place(self, source: Path, sha256: str) -> str:
-        """See `base.Transport`: the file itself."""
-        del sha256
-        return place_here(source)
-
-    def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """See `base.Transport`."""
-        return place_folder_here(files, Path(self.work_dir))
-
-    def pull(self, remote: str, target: Path) -> None:
-        """See `base.Transport`."""
-        pull_here(remote, target)
-
     def start(
         self,
         words: Sequence[str],
@@ -113,7 +99,7 @@ class WindowsTransport:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self.work_dir,
-                env=environment_with(environment),
+                env=_environment_with(environment),
             )
         except OSError as error:
             file.close()
@@ -131,15 +117,10 @@ class WindowsTransport:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=self.work_dir,
-                env=environment_with(environment),
+                env=_environment_with(environment),
             )
         except OSError as error:
             raise DeviceUnavailableError(f"local: {program_of(words)} cannot be started ({error.strerror})") from error
-
-    @contextmanager
-    def forward(self, port: int) -> Iterator[int]:
-        """See `base.Transport`: the port itself."""
-        yield port
 
     def clean(self) -> None:
         """See `base.Transport`."""
@@ -159,3 +140,8 @@ class WindowsTransport:
     ) -> None:
         with contextlib.suppress(OSError):
             shutil.rmtree(self.work_dir)
+
+
+def _environment_with(environment: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The variables of this process and `environment`; None where there is nothing to set."""
+    return {**os.environ, **environment} if environment else None
