@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache, default_root
+from compact.decide import decide
 from compact.evaluate import read_text
 from compact.evaluation_text import default_evaluation_text
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions, make_plan, prune
+from compact.prune import PruneOptions, prune
 from compact.source import ModelSource
 from compact_edge.console import Console
 
@@ -72,8 +73,13 @@ class Pruned:
 def pruned_checkpoint(source: ModelSource, options: PruneOptions, store: Cache) -> Pruned:
     """Plan and prune, with every stage through the cache."""
     console = Console()
-    plan = make_plan(source, options, store, progress=console)
-    directory = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))
+    decision = decide(source, options, store, progress=console)
+    plan = decision.plan
+    directory = store.get_or_make(
+        "pruned-bench",
+        plan.id,
+        lambda work: prune(source, plan, work, updates=decision.updates, progress=console),
+    )
     return Pruned(plan, directory)
 
 

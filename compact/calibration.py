@@ -44,6 +44,14 @@ _CHAT_SHARE = 8
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Text of one calibration source that the calibration set does not hold: what choices are judged on."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Token sequences to run the original model over.
 
@@ -54,6 +62,7 @@ class Calibration:
         sequences: ids, each at most `sequence_length` long.
         options: what it was made with (tokens, sequence_length, seed).
         id: sha256 of the canonical JSON of name-independent inputs.
+        held_out: of every source, text that is in none of the sequences; empty where a source has none to spare.
     """
 
     name: str
@@ -62,6 +71,7 @@ class Calibration:
     sequences: tuple[tuple[int, ...], ...]
     options: dict[str, int]
     id: str
+    held_out: tuple[HeldOut, ...] = ()
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ from compact.store import canonical_json, read_json_object, sha256_json, write_t
 
 PLAN = "plan.json"
 UPDATES = "updates.safetensors"
-SCHEMA = "compact-edge/plan/1"
+SCHEMA = "compact-edge/plan/2"
 
 # Types of a plan's fields; the two lists of ids are looked at more closely.
 _KINDS: dict[str, type | types.UnionType] = {
@@ -29,6 +29,9 @@ _KINDS: dict[str, type | types.UnionType] = {
     "calibration": dict | None,
     "pre": str,
     "updates_sha256": str | None,
+    "search": dict | None,
+    "repair": dict | None,
+    "recovery": dict | None,
 }
 
 
@@ -48,6 +51,9 @@ class PrunePlan:
         kept_token_ids: rows of the source's embedding, ascending; new id i is row `kept_token_ids[i]`.
         kept_channels: per layer, FFN channels of the source, ascending.
         updates_sha256: of an `updates.safetensors` beside the plan whose tensors replace the selected ones, or None.
+        search: how the sizes were found, where they were searched; for people, like `options`.
+        repair: how weights were repaired (ridge, held-out errors), or None; for people.
+        recovery: how the model was trained after the cut (text, tokens, losses), or None; for people.
     """
 
     schema: str
@@ -63,6 +69,9 @@ class PrunePlan:
     kept_token_ids: list[int]
     kept_channels: list[list[int]]
     updates_sha256: str | None = None
+    search: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
 
     @property
     def vocab_size(self) -> int:

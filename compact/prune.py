@@ -306,13 +306,27 @@ def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[
     return scores
 
 
-def prune(source: ModelSource, plan: PrunePlan, target: Path, *, progress: Progress = SILENT) -> None:
+def prune(
+    source: ModelSource,
+    plan: PrunePlan,
+    target: Path,
+    *,
+    updates: Path | None = None,
+    progress: Progress = SILENT,
+) -> None:
     """Apply a plan into `target` (a directory that `store.publish` yielded) and check what was written.
+
+    Args:
+        source: the checkpoint that the plan was made for.
+        plan: what to keep.
+        target: where the files go.
+        updates: the `updates.safetensors` that the plan names, where it names one.
+        progress: told of every tensor.
 
     Raises:
         DamagedFileError: a checkpoint of other sizes than the plan's came out, which would be a bug of ours.
     """
-    apply_plan(source, plan, target, progress=progress)
+    apply_plan(source, plan, target, updates=updates, progress=progress)
     config = read_json_object(target / "config.json")
     if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
         raise DamagedFileError(f"{target}: the sizes written differ from the plan's")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
+from compact.decide import decide
 from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -21,7 +22,7 @@ from compact.languages import LanguageCost, language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.prune import PruneOptions, calibration_for, prune
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
@@ -162,10 +163,11 @@ def _run(
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
     calibration = calibration_for(source, pruning, cache=cache, progress=progress)
-    plan = make_plan(source, pruning, cache, calibration=calibration, progress=progress)
+    decision = decide(source, pruning, cache, calibration=calibration, progress=progress)
+    plan = decision.plan
 
     def make(work: Path) -> None:
-        prune(source, plan, work, progress=progress)
+        prune(source, plan, work, updates=decision.updates, progress=progress)
 
     needed = 4 * source.n_params
     pruned = cache.get_or_make("pruned", f"{plan.id}-{_PRUNE_VERSION}", make, needed_bytes=needed)

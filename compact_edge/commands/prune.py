@@ -34,8 +34,9 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
+    from compact.decide import decide
     from compact.licences import derived_name, licence_note, write_notice
-    from compact.prune import check_calibration, make_plan
+    from compact.prune import check_calibration
     from compact.prune import prune as apply
     from compact.source import open_source
     from compact.store import publish, write_sums
@@ -59,10 +60,11 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
             console.note(licence_note(licence, source.directory, card=False))
             if derived_name(out.name, licence) != out.name:
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
-        plan = make_plan(source, options, cache, progress=console)
+        decision = decide(source, options, cache, progress=console)
+        plan = decision.plan
         needed = sum(ref.n_bytes for ref in source.tensors.values())
         with publish(out, force=force, needed_bytes=needed) as work:
-            apply(source, plan, work, progress=console)
+            apply(source, plan, work, updates=decision.updates, progress=console)
             write_notice(licence, work)
             write_sums(work)
     after = sizes_by_part(out)
