@@ -88,10 +88,12 @@ class Both:
 
 def hooked(model: Any, sums: torch.Tensor) -> None:
     """Have every layer's `down_proj` add its inputs' squares: what a first version of this would do."""
+
+    def add(number: int, activations: torch.Tensor) -> None:
+        sums[number] += activations.double().square().sum(0)
+
     for number, layer in enumerate(model.model.layers):
-        layer.mlp.down_proj.register_forward_pre_hook(
-            lambda _module, inputs, number=number: sums[number].add_(inputs[0][0].double().square().sum(0))
-        )
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _module, inputs, number=number: add(number, inputs[0][0]))
 
 
 def gemm_rate(size: int, device: str, dtype: torch.dtype) -> float:

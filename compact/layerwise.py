@@ -118,7 +118,7 @@ class LayerStream:
         self.hidden_size = int(config.hidden_size)
 
     def run(self, visitor: Visitor, *, progress: Progress = SILENT, description: str = "calibrating") -> None:
-        """Go through the layers once.
+        """Go through the layers once; may be called again.
 
         Args:
             visitor: sees the inputs of every layer's `down_proj`.
@@ -161,7 +161,7 @@ class LayerStream:
                 finally:
                     handle.remove()
                 visitor.end(number)
-                layer.to_empty(device="meta")
+                _let_go(layer)
 
     def _visit(self, visitor: Visitor, layer: int, activations: torch.Tensor, last: bool) -> None:
         visitor.inputs(layer, self._index, activations.reshape(-1, self.intermediate_size))
@@ -194,7 +194,7 @@ class LayerStream:
             model.layers = layers
             for each in record:
                 each.hidden = each.call = None
-            model.embed_tokens.to_empty(device="meta")
+            _let_go(model.embed_tokens)
         return calls
 
     @contextmanager
@@ -291,6 +291,14 @@ def _recorders(count: int) -> list[Any]:
             return hidden
 
     return [Recorder(number == count - 1) for number in range(count)]
+
+
+def _let_go(module: torch.nn.Module) -> None:
+    """Replace a module's weights by ones without memory; its buffers stay, for nothing could read them again."""
+    import torch
+
+    empty = {name: torch.empty_like(weight, device="meta") for name, weight in module.named_parameters()}
+    module.load_state_dict(empty, assign=True)
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -116,6 +116,14 @@ def test_hidden_states_in_a_file_are_the_same(tmp_path: Path, dtype: str) -> Non
     assert list(scratch.iterdir()) == []
 
 
+def test_a_second_run_sees_the_same(tmp_path: Path) -> None:
+    """Gemma scales its embeddings by a number that no file holds."""
+    stream, first = stream_of(random_model(tmp_path / "m", "Gemma3ForCausalLM"))
+    again = Keep()
+    stream.run(again)
+    assert all(torch.equal(first.seen[key], again.seen[key]) for key in first.seen)
+
+
 def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = random_model(tmp_path / "m", "LlamaForCausalLM")
     usage = shutil.disk_usage(tmp_path)
