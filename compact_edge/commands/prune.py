@@ -39,7 +39,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from compact.distributed import joined
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model, values["calibration"])
+    quiet_libraries(model, *values["calibration"])
     with joined(values["device"]):
         _prune(model, out, quant, force=force, use_cache=not no_cache, as_json=as_json, values=values)
 
@@ -62,7 +62,7 @@ def _prune(
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     check_calibration(model, options)
