@@ -46,6 +46,12 @@ _BUDGET = (
         help="Make the final vocab_size a multiple of this.",
     ),
     click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text, not by merge order."),
+    click.option(
+        "--vocab-floor",
+        type=click.IntRange(0),
+        help="With --vocab-corpus: keep the vocabulary of this size by merge order whole (default: half of the final "
+        "vocab_size; 0: the corpus decides alone).",
+    ),
     click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
     click.option(
         "--method",
