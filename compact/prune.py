@@ -28,7 +28,9 @@ from compact.vocabulary import kept_ids
 
 # FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
 RATIO_GRID = 32
-METHODS = ("compact", "magnitude", "random")
+METHODS = ("compact", "repair", "magnitude", "random")
+# Those whose channels are scored by activations, and which need a calibration.
+CALIBRATED = ("compact", "repair")
 # Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
 _SCORES_VERSION = 1
 
@@ -48,7 +50,8 @@ class PruneOptions:
         calibration: file, built-in text or Hub data set; None takes the model's default.
         calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
             524,288 of a Hub data set), and sequences of the smaller of 2048 and the model's maximum.
-        method: `compact`; `magnitude` and `random` are there to compare with.
+        method: `compact`; `repair` adapts what stays (`compact.repair`); `magnitude` and `random` are there to compare
+            with.
         device, dtype, batch_size: of the calibration pass.
     """
 
@@ -81,7 +84,7 @@ def default_calibration(source: ModelSource) -> str:
 def check_calibration(model: str, options: PruneOptions) -> None:
     """Refuse a calibration that cannot be read here, before a model is fetched. Raises ToolUnavailableError."""
     name = options.calibration or (calibrating.C4 if names_hub_model(model) else None)
-    if name is not None and options.method == "compact" and names_hub_dataset(name):
+    if name is not None and options.method in CALIBRATED and names_hub_dataset(name):
         require_datasets(name)
 
 
@@ -165,7 +168,7 @@ def make_plan(
     if sizes.intermediate_size == source.intermediate_size:
         channels = [list(range(source.intermediate_size))] * source.num_hidden_layers
     else:
-        if options.method == "compact":
+        if options.method in CALIBRATED:
             used = calibration or calibration_for(source, options, cache=cache, progress=progress)
             scores = common_act2(source, used, ranking, sizes, options, cache, progress)
         else:

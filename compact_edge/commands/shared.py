@@ -55,10 +55,11 @@ _BUDGET = (
     click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
     click.option(
         "--method",
-        type=click.Choice(["compact", "magnitude", "random"]),
+        type=click.Choice(["compact", "repair", "magnitude", "random"]),
         default="compact",
         show_default=True,
-        help="How FFN channels are scored; the others are for comparison.",
+        help="compact: as in the paper, weights unchanged. repair: the same channels, and every down_proj fitted to "
+        "its original output on the calibration text. The others are for comparison.",
     ),
 )
 _CALIBRATION = (
