@@ -321,7 +321,8 @@ def choose(
     home = gram.device
     wide = weight.to(home, torch.float64)
     inputs = torch.cat(list(held_out)).to(home)
-    outputs = torch.cat([part.to(torch.float64) @ wide.T for part in inputs.split(_ROWS)])
+    parts = [inputs[start : start + _ROWS] for start in range(0, inputs.shape[0], _ROWS)]
+    outputs = torch.cat([part.to(torch.float64) @ wide.T for part in parts])
     best: torch.Tensor = weight.index_select(1, torch.tensor(kept, dtype=torch.int64))
     plain = output_error(inputs, outputs, best.to(home, torch.float64), kept)
     chosen, least = None, plain
