@@ -70,8 +70,11 @@ def config(layers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_checkpoint(out: Path, layers: int) -> Path:
-    """Random bfloat16 weights, written one tensor at a time in shards of 1 GB, and the built-in model's tokenizer."""
+def make_checkpoint(out: Path, layers: int, **changes: Any) -> Path:
+    """Random bfloat16 weights, written one tensor at a time in shards of 1 GB, and the built-in model's tokenizer.
+
+    `changes` are put on top of `config`.
+    """
     import torch
 
     from compact.checkpoint import TensorSpec, write_checkpoint
@@ -82,7 +85,7 @@ def make_checkpoint(out: Path, layers: int) -> Path:
         return out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    values = config(layers)
+    values = config(layers) | changes
     shapes = expected_shapes(family_of(values, "config.json"), values, 1 << 20, "config.json")
     rng = np.random.default_rng(0)
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.errors import CompactEdgeError, OutputExistsError
+from compact import distributed
+from compact.errors import CompactEdgeError, OutputExistsError, StorageError
 from compact.store import publish, read_json_object, sha256_file, tree_bytes, write_json
 
 ENTRY = "entry.json"
@@ -57,19 +58,50 @@ class Cache:
         return path if whole else None
 
     def get_or_make(
-        self, kind: str, key: str, make: Callable[[Path], None], *, needed_bytes: int = 0, anew: bool = False
+        self,
+        kind: str,
+        key: str,
+        make: Callable[[Path], None],
+        *,
+        needed_bytes: int = 0,
+        anew: bool = False,
+        together: bool = False,
     ) -> Path:
         """The entry's directory; `make` fills it (given a temporary directory) when it is not there yet.
 
         `anew` makes it again and replaces the entry that is there, which stays until the new one is whole.
+
+        Where several processes are joined (`compact.distributed`), all must call this alike; the first one looks, and
+        writes. `together`: all of them run `make`, which shares the work out, and what the others write is thrown
+        away; else the others wait.
+
+        Raises:
+            StorageError: another process's cache does not hold what the first one wrote.
         """
-        if not anew and (found := self.find(kind, key)) is not None:
+        if distributed.broadcast_json(not anew and self.find(kind, key) is not None):
             self.hits.append(kind)
             if (kind, key) not in self.made:
                 self.reused.append(kind)
-            return found
+            return self._shared(kind, key)
         self.misses.append(kind)
         self.made.add((kind, key))
+        if distributed.is_main():
+            self._make(kind, key, make, needed_bytes)
+        elif together:
+            with tempfile.TemporaryDirectory(prefix="compact-edge-") as aside:
+                make(Path(aside))
+        distributed.barrier()
+        return self._shared(kind, key)
+
+    def _shared(self, kind: str, key: str) -> Path:
+        if not distributed.is_main() and self.find(kind, key) is None:
+            raise StorageError(
+                f"{self.path(kind, key)}: written by process 0 and not seen by process {distributed.rank()}",
+                f"set {ENVIRONMENT} to a folder that all machines share",
+            )
+        return self.path(kind, key)
+
+    def _make(self, kind: str, key: str, make: Callable[[Path], None], needed_bytes: int) -> None:
         target = self.path(kind, key)
         try:
             with publish(target, force=target.exists(), needed_bytes=needed_bytes) as work:
@@ -84,7 +116,6 @@ class Cache:
             # Another process finished the same entry meanwhile; equal keys mean equal content.
             if self.find(kind, key) is None:
                 raise
-        return target
 
     def recorded_sha256(self, kind: str, key: str, name: str) -> str:
         """The sha256 that a file of an entry had when it was made."""
@@ -98,12 +129,17 @@ class Cache:
 
 @contextmanager
 def open_cache(*, enabled: bool = True, root: Path | None = None, scratch: Path | None = None) -> Iterator[Cache]:
-    """The user's cache, or (`enabled` false) one that lives as long as the block, in `scratch`."""
+    """The user's cache, or (`enabled` false) one that lives as long as the block, in `scratch`.
+
+    Joined processes share the one of the first.
+    """
     if enabled:
         yield Cache(root or default_root(), [], [])
         return
-    temporary = Path(tempfile.mkdtemp(prefix="compact-edge-", dir=scratch))
+    made = tempfile.mkdtemp(prefix="compact-edge-", dir=scratch) if distributed.is_main() else None
     try:
-        yield Cache(temporary, [], [])
+        yield Cache(Path(distributed.broadcast_json(made)), [], [])
+        distributed.barrier()  # the others may still be reading
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)

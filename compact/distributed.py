@@ -92,7 +92,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
     """Connect the processes that torchrun started, for the length of the block; nothing where there is one.
 
     Args:
-        device: torch device of the work; with `cuda`, every process of a machine takes a card of its own.
+        device: of the work, as `--device` names it; on CUDA every process of a machine takes a card of its own.
 
     Raises:
         UsageError: more processes on this machine than cards.
@@ -112,7 +112,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    cuda = device.startswith("cuda")
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     local = _number("LOCAL_RANK", 0)
     if cuda and local >= torch.cuda.device_count():
         raise UsageError(

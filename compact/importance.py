@@ -8,7 +8,6 @@ is there, from one pass.
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 import zlib
 from bisect import bisect_left
@@ -19,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compact.distributed import all_reduce_sum, share, world_size
 from compact.errors import DamagedFileError, EngineCrashedError, UsageError
 from compact.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch
 
+    from compact.layerwise import LayerStream
+
 MAX_EDGES = 64
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# Positions whose squares are widened to float64 at once: bounds the extra memory for wide FFNs.
-_ROWS_AT_ONCE = 256
+# Activations that are widened and squared at once on the CPU, and positions of a block on an accelerator.
+_CACHED_ELEMENTS = 1 << 16
+_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def collect_scores(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 1,
+    scratch: Path | None = None,
     progress: Progress = SILENT,
 ) -> Scores:
     """Run the original model once over the calibration set and sum act² per layer, bucket and channel.
@@ -154,74 +158,80 @@ def collect_scores(
         sequences: ids; those of equal length are batched.
         buckets: bucket of every id (`bucket_of_ids`).
         edges: the vocabulary sizes.
-        device, dtype: where and how the forward pass runs; sums are float64 on every device that has it.
+        device, dtype: where and how the forward pass runs; sums are float64, of blocks in float32 on an accelerator.
         batch_size: sequences a forward pass; does not change the result beyond 1e-6 of a layer's largest score.
+        scratch: where hidden states that do not fit in memory go; None takes the system's temporary directory.
+        progress: told the tokens done.
 
-    The sums of all layers lie in a mapped temporary file, so peak memory does not grow with layers times buckets, nor
-    with the number of samples.
+    The layers run one after another (`compact.layerwise`), so the model never lies in memory whole. Where several
+    processes are joined (`compact.distributed`), each takes its share of the sequences, and all return the same sums.
+
+    Raises:
+        EngineCrashedError: activations overflow in `dtype`.
+        UsageError, DataError, StorageError: as `compact.layerwise.LayerStream`.
     """
-    import torch
+    from compact.layerwise import LayerStream
 
-    place = resolve_device(device)
-    model = load_model(model_dir, device=place, dtype=resolve_dtype(dtype, place))
-    layers = model.model.layers
-    shape = (len(layers), len(edges) + 1, int(model.config.intermediate_size))
-    bucket_table = torch.tensor(buckets, dtype=torch.int64)
-    current: dict[str, torch.Tensor] = {}
-    with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
-        sums = np.lib.format.open_memmap(Path(scratch) / "sums.npy", mode="w+", dtype=np.float64, shape=shape)
-
-        def hook(layer: int) -> Any:
-            def before_down_proj(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                # The input of down_proj is act(x W_gate) * (x W_up): the paper's channel activations, [.., I].
-                _add_squares(sums[layer], inputs[0].reshape(-1, shape[2]), current["buckets"])
-
-            return before_down_proj
-
-        handles = [layer.mlp.down_proj.register_forward_pre_hook(hook(n)) for n, layer in enumerate(layers)]
-        try:
-            total = sum(len(sequence) for sequence in sequences)
-            with torch.inference_mode(), progress.task("calibrating", total, "tokens") as task:
-                for batch in _batches(sequences, batch_size):
-                    ids = torch.tensor(batch, dtype=torch.int64)
-                    current["buckets"] = bucket_table[ids.reshape(-1)]
-                    # The backbone alone: logits are not needed, and with a large vocabulary they cost the most.
-                    model.model(input_ids=ids.to(place), use_cache=False)
-                    task.advance(ids.numel())
-        finally:
-            for handle in handles:
-                handle.remove()
-        result = np.array(sums)
-    if not np.isfinite(result).all():
+    own = share(sequences)
+    stream = LayerStream(model_dir, own, device=device, dtype=dtype, batch_size=batch_size, scratch=scratch)
+    sums = np.empty((stream.n_layers, len(edges) + 1, stream.intermediate_size), dtype=np.float64)
+    description = "calibrating" if world_size() == 1 else f"calibrating (1 of {world_size()} processes)"
+    stream.run(_Act2(stream, buckets, sums), progress=progress, description=description)
+    if not np.isfinite(sums).all():
         raise EngineCrashedError(
             f"{model_dir}: activations overflow in {dtype}", "calibrate with --dtype float32, or bfloat16"
         )
-    return Scores(tuple(edges), result)
+    return Scores(tuple(edges), sums)
 
 
-def _batches(sequences: Sequence[Sequence[int]], size: int) -> list[list[Sequence[int]]]:
-    batches: list[list[Sequence[int]]] = []
-    for sequence in sequences:
-        if batches and len(batches[-1]) < size and len(batches[-1][0]) == len(sequence):
-            batches[-1].append(sequence)
-        else:
-            batches.append([sequence])
-    return batches
+class _Act2:
+    """Sums squares by layer and bucket (a `compact.layerwise.Visitor`)."""
+
+    def __init__(
+        self, stream: LayerStream, buckets: Sequence[int], sums: np.ndarray[Any, np.dtype[np.float64]]
+    ) -> None:
+        import torch
+
+        table = torch.tensor(buckets, dtype=torch.int64)
+        self._index = [table[ids.reshape(-1)].to(stream.device) for ids in stream.batches]
+        self._sums = sums
+        # MPS has no float64.
+        self._home = "cpu" if stream.device == "mps" else stream.device
+
+    def begin(self, layer: int) -> None:
+        import torch
+
+        del layer
+        self._total = torch.zeros(self._sums.shape[1:], dtype=torch.float64, device=self._home)
+
+    def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
+        del layer
+        _add_squares(self._total, activations, self._index[batch])
+
+    def end(self, layer: int) -> None:
+        self._sums[layer] = all_reduce_sum(self._total).cpu().numpy()
 
 
-def _add_squares(sums: np.ndarray[Any, np.dtype[np.float64]], activations: torch.Tensor, buckets: torch.Tensor) -> None:
-    """Add the squares of `activations` [positions, I] to `sums` [buckets, I], by the bucket of each position."""
+def _add_squares(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
+    """Add the squares of `activations` [positions, I] to `total` float64 [buckets, I], by the bucket of each position.
+
+    The squares are float64 on the CPU. On an accelerator a product with the positions' buckets adds those of a block in
+    float32: adding row by row would have thousands of threads wait for the same few sums.
+    """
     import torch
 
-    wide = torch.float32 if activations.device.type == "mps" else torch.float64  # MPS has no float64
-    total = torch.zeros(sums.shape, dtype=wide, device=activations.device)
-    index = buckets.to(activations.device)
-    for start in range(0, activations.shape[0], _ROWS_AT_ONCE):
-        part = activations[start : start + _ROWS_AT_ONCE].to(wide)
-        # Not in place: where the type is wide already, `part` is the model's own activations.
-        total.index_add_(0, index[start : start + _ROWS_AT_ONCE], part.square())
-    present = torch.unique(buckets).tolist()
-    sums[present] += total[present].cpu().numpy().astype(np.float64)
+    if activations.device.type == "cpu":
+        # Blocks that stay in the processor's cache: larger ones take twenty times as long.
+        rows = max(1, _CACHED_ELEMENTS // activations.shape[1])
+        for start in range(0, activations.shape[0], rows):
+            # Not squared in place: where the type is wide already, this is the model's own memory.
+            squares = activations[start : start + rows].to(torch.float64).square()
+            total.index_add_(0, buckets[start : start + rows], squares)
+        return
+    for start in range(0, activations.shape[0], _BLOCK_ROWS):
+        squares = activations[start : start + _BLOCK_ROWS].to(torch.float32).square()
+        chosen = torch.nn.functional.one_hot(buckets[start : start + _BLOCK_ROWS], total.shape[0])
+        total += torch.mm(chosen.T.to(torch.float32), squares).to(total.device)
 
 
 def top_channels(scores: np.ndarray[Any, np.dtype[np.float64]], count: int) -> list[list[int]]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compact.checkpoint import TensorRef, open_tensors, read_index
+from compact.checkpoint import open_tensors, read_index
 from compact.errors import DamagedFileError
 from compact.progress import SILENT, Progress
 from compact.store import as_storage_error, check_free_space
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 # Hidden states above this go to a file. On an accelerator they stay there while they fill a quarter of what is free.
 STATE_BYTES = 1 << 30
 _DEVICE_SHARE = 4
+
+
+# Name and shape of a tensor -> the tensor.
+Weights = Callable[[str, tuple[int, ...]], "torch.Tensor"]
 
 
 class Visitor(Protocol):
@@ -81,6 +85,7 @@ class LayerStream:
         batch_size: int = 1,
         state_bytes: int = STATE_BYTES,
         scratch: Path | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Build the model without its weights.
 
@@ -91,6 +96,7 @@ class LayerStream:
             batch_size: sequences of a batch.
             state_bytes: hidden states above this lie in a mapped file, not in memory.
             scratch: where that file goes; None takes the system's temporary directory.
+            weights: gives a tensor by its name and shape; None reads the checkpoint's.
 
         Raises:
             UsageError: the device is not there. DamagedFileError: Transformers does not accept the configuration.
@@ -102,8 +108,7 @@ class LayerStream:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.batches = [torch.tensor(batch, dtype=torch.int64) for batch in make_batches(sequences, batch_size)]
-        self._where = model_dir
-        self._tensors = read_index(model_dir)
+        self._weights = weights or _weights_of(model_dir)
         self._model = _model_without_weights(model_dir, self.dtype)
         self._state_bytes = state_bytes
         self._scratch = scratch
@@ -113,7 +118,7 @@ class LayerStream:
         self.hidden_size = int(config.hidden_size)
 
     def run(self, visitor: Visitor, *, progress: Progress = SILENT, description: str = "calibrating") -> None:
-        """Go through the layers once.
+        """Go through the layers once; may be called again.
 
         Args:
             visitor: sees the inputs of every layer's `down_proj`.
@@ -156,7 +161,7 @@ class LayerStream:
                 finally:
                     handle.remove()
                 visitor.end(number)
-                layer.to_empty(device="meta")
+                _let_go(layer)
 
     def _visit(self, visitor: Visitor, layer: int, activations: torch.Tensor, last: bool) -> None:
         visitor.inputs(layer, self._index, activations.reshape(-1, self.intermediate_size))
@@ -171,7 +176,7 @@ class LayerStream:
         if not self.batches:
             return calls
         model, layers = self._model, self._model.layers
-        weights = _read_module(model.embed_tokens, "model.embed_tokens.", self._tensors, self._where, self.dtype)
+        weights = self._read(model.embed_tokens, "model.embed_tokens.")
         model.embed_tokens.load_state_dict({n: w.to(self.device) for n, w in weights.items()}, assign=True)
         model.rotary_emb.to(self.device)
         for buffer in model.embed_tokens.buffers():
@@ -189,7 +194,7 @@ class LayerStream:
             model.layers = layers
             for each in record:
                 each.hidden = each.call = None
-            model.embed_tokens.to_empty(device="meta")
+            _let_go(model.embed_tokens)
         return calls
 
     @contextmanager
@@ -211,16 +216,20 @@ class LayerStream:
                 flat = torch.from_file(str(path), shared=True, size=count, dtype=self.dtype)
                 yield _States(flat, shapes, self.device)
 
+    def _read(self, module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+        """The weights of one module in the compute type."""
+        named = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        return {name: self._weights(prefix + name, shape).to(self.dtype) for name, shape in named.items()}
+
     @contextmanager
     def _loader(self, layers: Any) -> Iterator[Callable[[int], dict[str, torch.Tensor]]]:
         """Yield what gives a layer's weights on the device, in order; for an accelerator, read one layer ahead."""
 
         def read(number: int) -> dict[str, torch.Tensor]:
-            prefix = f"model.layers.{number}."
-            weights = _read_module(layers[number], prefix, self._tensors, self._where, self.dtype)
+            weights = self._read(layers[number], f"model.layers.{number}.")
             if not self.device.startswith("cuda"):
                 return weights
-            return {name: weight.pin_memory() for name, weight in weights.items()}
+            return {name: weight if weight.is_cuda else weight.pin_memory() for name, weight in weights.items()}
 
         if self.device == "cpu":
             yield read
@@ -284,6 +293,14 @@ def _recorders(count: int) -> list[Any]:
     return [Recorder(number == count - 1) for number in range(count)]
 
 
+def _let_go(module: torch.nn.Module) -> None:
+    """Replace a module's weights by ones without memory; its buffers stay, for nothing could read them again."""
+    import torch
+
+    empty = {name: torch.empty_like(weight, device="meta") for name, weight in module.named_parameters()}
+    module.load_state_dict(empty, assign=True)
+
+
 def _first(output: Any) -> torch.Tensor:
     """The hidden states of what a decoder layer returns; older layouts return a tuple that begins with them."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -319,21 +336,19 @@ def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
     return model.model.eval()
 
 
-def _read_module(
-    module: torch.nn.Module, prefix: str, tensors: Mapping[str, TensorRef], where: Path, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The weights of one module on the CPU. The files are closed again, so that no mapping outlives its layer."""
-    weights = {}
-    with open_tensors(tensors) as read:
-        for name, parameter in module.named_parameters():
-            ref = tensors.get(prefix + name)
-            if ref is None or ref.shape != tuple(parameter.shape):
-                found = "missing" if ref is None else f"of shape {list(ref.shape)}"
-                raise DamagedFileError(
-                    f"{where}: tensor {prefix + name!r} is {found}, {list(parameter.shape)} was expected"
-                )
-            weights[name] = read(prefix + name).to(dtype)
-    return weights
+def _weights_of(model_dir: Path) -> Weights:
+    """A checkpoint's tensors. Its files are opened for each anew, so that no mapping outlives its layer."""
+    tensors = read_index(model_dir)
+
+    def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        ref = tensors.get(name)
+        if ref is None or ref.shape != shape:
+            found = "missing" if ref is None else f"of shape {list(ref.shape)}"
+            raise DamagedFileError(f"{model_dir}: tensor {name!r} is {found}, {list(shape)} was expected")
+        with open_tensors(tensors) as tensor:
+            return tensor(name)
+
+    return read
 
 
 def _allocate(path: Path, n_bytes: int) -> None:

@@ -247,12 +247,13 @@ def common_act2(
             device=options.device,
             dtype=options.dtype,
             batch_size=options.batch_size,
+            scratch=work,
             progress=progress,
         )
         scores.save(work / "scores.npz")
 
     needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * 8
-    directory = cache.get_or_make("scores", key, make, needed_bytes=needed)
+    directory = cache.get_or_make("scores", key, make, needed_bytes=needed, together=True)
     return Scores.load(directory / "scores.npz").at(sizes.vocab_size)
 
 

@@ -22,6 +22,7 @@ from compact_edge import __version__
 from compact_edge.console import print_error
 
 try:
+    from compact.distributed import launched
     from compact_edge.errors import EXIT_BROKEN_PIPE, Failure, Terminated, describe
 except ImportError:
     # `compact` is an everyday name; where another distribution's package shadows ours, even `doctor` cannot start.
@@ -38,16 +39,22 @@ _COMPLETE_VARIABLE = "_COMPACT_EDGE_COMPLETE"
 
 @dataclass(frozen=True)
 class Entry:
-    """One command: the module that holds it, its name there, and its line in the group's help."""
+    """One command: the module that holds it, its name there, and its line in the group's help.
+
+    `parallel`: it can run in several processes, as `torchrun` starts them.
+    """
 
     module: str
     function: str
     short_help: str
+    parallel: bool = False
 
 
 COMMANDS: dict[str, Entry] = {
     "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
-    "prune": Entry("compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint."),
+    "prune": Entry(
+        "compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint.", parallel=True
+    ),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
@@ -99,10 +106,14 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of `cmd_name` and return its command."""
-        del ctx
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
+        if launched() > 1 and not entry.parallel:
+            able = ", ".join(name for name, each in COMMANDS.items() if each.parallel)
+            raise click.UsageError(
+                f"{cmd_name} runs in one process, and torchrun started {launched()} ({able}: any)", ctx
+            )
         command = getattr(import_module(entry.module), entry.function)
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.module}.{entry.function} is not a click command")
@@ -177,7 +188,12 @@ def main() -> None:
     # A model's reply can hold characters that the terminal's encoding lacks; that must not fail a finished build.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code and launched() > 1:
+        # A thread of torch that waits for another process would keep this one, and with it the failed job.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _report(error: BaseException, failure: Failure, debug: bool) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from compact.distributed import PeerFailedError, launched_rank
 from compact.errors import EXIT_IO, EXIT_UNAVAILABLE, EXIT_USAGE, CompactEdgeError
 
 EXIT_BUG = 1
@@ -52,9 +53,13 @@ class Failure:
 
 def describe(error: BaseException) -> Failure:
     """Return what to tell the user about `error` and the exit code to end with."""
+    if isinstance(error, PeerFailedError):
+        return Failure(error.exit_code)
     if isinstance(error, CompactEdgeError):
         return Failure(error.exit_code, error.message, error.hint)
     if isinstance(error, click.ClickException):
+        if launched_rank() > 0:  # every process of the job reads the same line, and one says what is wrong with it
+            return Failure(EXIT_USAGE)
         return _describe_click(error)
     if isinstance(error, click.Abort | KeyboardInterrupt | EOFError):
         return Failure(EXIT_INTERRUPTED, "interrupted")

@@ -32,28 +32,42 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
+
+    Several devices share the calibration when torchrun starts one process for each: torchrun --nproc-per-node 2
+    -m compact_edge prune MODEL --out DIR.
     """
+    from compact.distributed import joined
+    from compact_edge.quiet import quiet_libraries
+
+    quiet_libraries(model, values["calibration"])
+    with joined(values["device"]):
+        _prune(model, out, quant, force=force, use_cache=not no_cache, as_json=as_json, values=values)
+
+
+def _prune(
+    model: str, out: Path, quant: str | None, *, force: bool, use_cache: bool, as_json: bool, values: dict[str, Any]
+) -> None:
     from compact.cache import open_cache
     from compact.decide import decide
+    from compact.distributed import is_main
     from compact.licences import derived_name, licence_note, write_notice
+    from compact.progress import SILENT
     from compact.prune import check_calibration
     from compact.prune import prune as apply
     from compact.source import open_source
     from compact.store import publish, write_sums
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing
-    from compact_edge.quiet import quiet_libraries
     from compact_edge.side import sizes_by_part
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    quiet_libraries(model, values["calibration"])
     inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     check_calibration(model, options)
-    console = Console()
-    with open_cache(enabled=not no_cache) as cache:
+    console = Console() if is_main() else SILENT
+    with open_cache(enabled=use_cache) as cache:
         source = open_source(model, cache, console)
         licence = licence_of(source)
         if licence is not None:
@@ -62,6 +76,8 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
         decision = decide(source, options, cache, progress=console)
         plan = decision.plan
+        if not is_main():
+            return
         needed = sum(ref.n_bytes for ref in source.tensors.values())
         with publish(out, force=force, needed_bytes=needed) as work:
             apply(source, plan, work, updates=decision.updates, progress=console)

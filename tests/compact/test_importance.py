@@ -202,7 +202,7 @@ def test_an_overflow_is_said(tmp_path: Path) -> None:
 def test_the_model_s_own_activations_are_not_touched() -> None:
     """Where activations are wide already, squaring them in place would change what the model computes next."""
     activations = torch.full((3, 4), 3.0, dtype=torch.float64)
-    sums = np.zeros((2, 4))
+    sums = torch.zeros((2, 4), dtype=torch.float64)
     compact.importance._add_squares(sums, activations, torch.tensor([0, 1, 1]))
     assert (activations == 3.0).all()
     assert sums.tolist() == [[9.0] * 4, [18.0] * 4]

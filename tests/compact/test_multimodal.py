@@ -33,7 +33,11 @@ VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "n
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As Transformers saves it, its tokenizer beside it."""
-    out = tmp_path_factory.mktemp("multimodal") / "gemma-3-tiny"
+    return write_multimodal(tmp_path_factory.mktemp("multimodal") / "gemma-3-tiny")
+
+
+def write_multimodal(out: Path) -> Path:
+    """A small random Gemma 3 with a vision tower, as Transformers saves it, and a tokenizer beside it."""
     torch.manual_seed(0)
     config = Gemma3Config(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=4, image_token_index=420)
     whole = Gemma3ForConditionalGeneration(config)
