@@ -13,7 +13,8 @@ from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.plan import PrunePlan
 from compact.progress import SILENT, Progress
-from compact.prune import PruneOptions, make_plan
+from compact.prune import PruneOptions, calibration_for, make_plan
+from compact.repair import repair
 from compact.source import ModelSource
 
 
@@ -47,4 +48,10 @@ def decide(
         calibration: drawn already, where the caller needs it too.
         progress: told of every stage.
     """
-    return Decision(make_plan(source, options, cache, calibration=calibration, progress=progress))
+    if options.method == "repair" and calibration is None:
+        calibration = calibration_for(source, options, cache=cache, progress=progress)
+    plan = make_plan(source, options, cache, calibration=calibration, progress=progress)
+    updates = None
+    if options.method == "repair" and calibration is not None:
+        plan, updates = repair(source, plan, calibration, options, cache, progress)
+    return Decision(plan, updates)

@@ -43,7 +43,7 @@ class PrunePlan:
         schema: version of this format.
         source_name, source_id, source_hashes: the checkpoint the plan is for (`ModelSource`).
         options: what was asked for (ratio, sizes, grid, dtype), for people; `apply` does not read it.
-        method: how channels were scored: `compact`, `magnitude` or `random`.
+        method: how channels were scored: `compact`, `magnitude` or `random`; `repair` is `compact` with new weights.
         ranking: how tokens were ranked: `merges` or `corpus`.
         ranking_sha256: of the corpus, or None.
         calibration: name, sha256, id, sources and options of the calibration set, or None.

@@ -12,7 +12,7 @@ from compact import calibration as calibrating
 from compact.apply import apply_plan
 from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
 from compact.cache import Cache
-from compact.calibration import Calibration, make_calibration, read_documents
+from compact.calibration import Calibration, make_calibration
 from compact.checkpoint import open_tensors
 from compact.errors import DamagedFileError, UsageError
 from compact.hub import names_hub_model
@@ -21,23 +21,17 @@ from compact.importance import Scores, bucket_of_ids, collect_scores, top_channe
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
+from compact.ranking import Ranking, rank_vocabulary
 from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TINY, TOKENIZER, ModelSource
-from compact.store import read_json_object, sha256_file, sha256_json
-from compact.tokenizer import encode, load_tokenizer, named_tokens, referenced_ids
-from compact.vocabulary import (
-    Vocabulary,
-    always_kept,
-    count_tokens,
-    kept_ids,
-    rank_by_corpus,
-    rank_by_merges,
-    read_vocabulary,
-)
+from compact.store import read_json_object, sha256_json
+from compact.vocabulary import kept_ids
 
 # FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
 RATIO_GRID = 32
-METHODS = ("compact", "magnitude", "random")
+METHODS = ("compact", "repair", "magnitude", "random")
+# Those whose channels are scored by activations, and which need a calibration.
+CALIBRATED = ("compact", "repair")
 # Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
 _SCORES_VERSION = 1
 
@@ -52,12 +46,14 @@ class PruneOptions:
         channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
+        vocab_floor: with `vocab_corpus`, the vocabulary of this size by merge order stays whole; None takes half of V'.
         keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
         calibration: files, built-in texts, Hub data sets or `self`, which give equal shares of the tokens; none takes
             the model's default.
         calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
             524,288 where a Hub data set is among them), and sequences of the smaller of 2048 and the model's maximum.
-        method: `compact`; `magnitude` and `random` are there to compare with.
+        method: `compact`; `repair` adapts what stays (`compact.repair`); `magnitude` and `random` are there to compare
+            with.
         device, dtype, batch_size: of the calibration pass.
     """
 
@@ -67,6 +63,7 @@ class PruneOptions:
     channel_grid: int = 32
     pad_vocab_to_multiple_of: int = 1
     vocab_corpus: Path | None = None
+    vocab_floor: int | None = None
     keep_tokens: Path | None = None
     calibration: tuple[str, ...] = ()
     calibration_tokens: int | None = None
@@ -90,7 +87,7 @@ def check_calibration(model: str, options: PruneOptions) -> None:
     """Refuse a calibration that cannot be read here, before a model is fetched. Raises ToolUnavailableError."""
     names = options.calibration or ((calibrating.C4,) if names_hub_model(model) else ())
     for name in names:
-        if options.method == "compact" and names_hub_dataset(name):
+        if options.method in CALIBRATED and names_hub_dataset(name):
             require_datasets(name)
 
 
@@ -155,36 +152,6 @@ def calibration_for(
     )
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The vocabulary's part of a plan: always-kept ids and the order of the rest."""
-
-    vocabulary: Vocabulary
-    always: frozenset[int]
-    order: list[int]
-    corpus_sha256: str | None
-
-
-def rank_vocabulary(source: ModelSource, options: PruneOptions) -> Ranking:
-    """Rank the source's tokens as the options ask."""
-    where = source.directory / TOKENIZER
-    vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
-    named = named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
-    always = always_kept(vocabulary, sorted(named), referenced_ids(source.directory))
-    if options.vocab_corpus is None:
-        return Ranking(vocabulary, always, rank_by_merges(vocabulary, always), None)
-    documents = read_documents(options.vocab_corpus)
-    counts = count_tokens(encode(load_tokenizer(source.directory), documents, add_special_tokens=False))
-    order = rank_by_corpus(vocabulary, always, counts)
-    return Ranking(vocabulary, always, order, sha256_file(options.vocab_corpus))
-
-
-def _named_by_user(path: Path | None) -> set[str]:
-    if path is None:
-        return set()
-    return {line for document in read_documents(path) for line in document.splitlines() if line}
-
-
 def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
     """The final sizes: explicit, or from the ratio (0.2 where nothing is asked)."""
     explicit = options.vocab_size is not None or options.intermediate_size is not None
@@ -224,14 +191,15 @@ def make_plan(
     if options.method not in METHODS:
         raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = rank_vocabulary(source, options)
+    ranking = rank_vocabulary(source, options.vocab_corpus, options.keep_tokens)
     sizes = sizes_of(source, ranking, options)
+    ranking = ranking.for_size(sizes.vocab_size, options.vocab_floor)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
     used: Calibration | None = None
     if sizes.intermediate_size == source.intermediate_size:
         channels = [list(range(source.intermediate_size))] * source.num_hidden_layers
     else:
-        if options.method == "compact":
+        if options.method in CALIBRATED:
             used = calibration or calibration_for(source, options, cache=cache, progress=progress)
             scores = common_act2(source, used, ranking, sizes, options, cache, progress)
         else:
@@ -243,6 +211,7 @@ def make_plan(
         "intermediate_size": options.intermediate_size,
         "channel_grid": options.channel_grid,
         "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
+        "vocab_floor": ranking.floor,
         "dtype": options.dtype,
         "seed": options.seed,
     }

@@ -276,6 +276,19 @@ def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping
     return _with_fillers(vocabulary, kept, _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept))
 
 
+def with_floor(order: Sequence[int], floor: Sequence[int]) -> list[int]:
+    """`order` with the ids of `floor` in front.
+
+    Every prefix stays closed under merges where both are: a part comes before its token in either, or in the floor.
+
+    Args:
+        order: droppable ids, most worth keeping first.
+        floor: the first ids of another ranking of the same vocabulary.
+    """
+    first = set(floor)
+    return [*floor, *(i for i in order if i not in first)]
+
+
 def _with_fillers(vocabulary: Vocabulary, kept: frozenset[int], ranking: list[int]) -> list[int]:
     """The ranking, and behind it the fillers that may go: the rarest of all."""
     ranked = kept.union(ranking)

@@ -46,13 +46,20 @@ _BUDGET = (
         help="Make the final vocab_size a multiple of this.",
     ),
     click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text, not by merge order."),
+    click.option(
+        "--vocab-floor",
+        type=click.IntRange(0),
+        help="With --vocab-corpus: keep the vocabulary of this size by merge order whole (default: half of the final "
+        "vocab_size; 0: the corpus decides alone).",
+    ),
     click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
     click.option(
         "--method",
-        type=click.Choice(["compact", "magnitude", "random"]),
+        type=click.Choice(["compact", "repair", "magnitude", "random"]),
         default="compact",
         show_default=True,
-        help="How FFN channels are scored; the others are for comparison.",
+        help="compact: as in the paper, weights unchanged. repair: the same channels, and every down_proj fitted to "
+        "its original output on the calibration text. The others are for comparison.",
     ),
 )
 _CALIBRATION = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from compact.cache import Cache
 from compact.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
@@ -69,6 +70,69 @@ def test_no_path_of_this_machine_is_written(
     assert plan.ranking == "corpus"
     assert str(text.parent) not in json.dumps(asdict(plan))
     assert str(source.directory) not in json.dumps(asdict(plan))
+
+
+@pytest.fixture(scope="module")
+def strange(source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
+    """A text of one kind only, and the ids of its tokens."""
+    path = tmp_path_factory.mktemp("strange") / "strange.txt"
+    path.write_text(TEXTS[2] * 20, encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
+    return path, set(tokenizer.encode(TEXTS[2] * 20, add_special_tokens=False).ids)
+
+
+def test_a_corpus_cannot_push_out_the_floor(
+    source: ModelSource, options: PruneOptions, cache: Cache, strange: tuple[Path, set[int]]
+) -> None:
+    asked = replace(options, vocab_size=330, intermediate_size=96)
+    corpus, its_tokens = strange
+    by_merges = {n: set(make_plan(source, replace(asked, vocab_size=n), cache).kept_token_ids) for n in (300, 330)}
+    free = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=0), cache)
+    held = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=300), cache)
+    whole = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=330), cache)
+    assert not by_merges[300] <= set(free.kept_token_ids)
+    assert its_tokens <= set(free.kept_token_ids)
+    assert by_merges[300] <= set(held.kept_token_ids) != by_merges[330]
+    assert len(its_tokens & set(held.kept_token_ids)) > len(its_tokens & by_merges[330]), "the rest is the corpus's"
+    assert set(whole.kept_token_ids) == by_merges[330]
+    assert [plan.options["vocab_floor"] for plan in (free, held, whole)] == [0, 300, 330]
+    assert {plan.vocab_size for plan in (free, held, whole)} == {330}
+
+
+def test_the_floor_is_half_of_the_vocabulary_unless_asked_otherwise(
+    source: ModelSource, options: PruneOptions, cache: Cache, strange: tuple[Path, set[int]]
+) -> None:
+    plan = make_plan(source, replace(options, vocab_corpus=strange[0]), cache)
+    assert plan.options["vocab_floor"] == 160
+    assert (
+        plan.kept_token_ids
+        == make_plan(source, replace(options, vocab_corpus=strange[0], vocab_floor=160), cache).kept_token_ids
+    )
+    assert make_plan(source, options, cache).options["vocab_floor"] is None
+
+
+def test_scores_are_those_of_the_ranking_with_its_floor(
+    source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path, strange: tuple[Path, set[int]]
+) -> None:
+    """Scores that another floor left in the cache are not taken: the plan is that of an empty cache."""
+    asked = replace(options, vocab_corpus=strange[0], vocab_floor=310)
+    for floor in (0, 300):
+        make_plan(source, replace(asked, vocab_floor=floor), cache)
+    fresh = make_plan(source, asked, Cache(tmp_path / "fresh", [], []))
+    assert make_plan(source, asked, cache) == fresh
+
+
+@pytest.mark.parametrize("floor", [-1, 321])
+def test_a_floor_out_of_range_names_the_range(
+    source: ModelSource, options: PruneOptions, cache: Cache, text: Path, floor: int
+) -> None:
+    with pytest.raises(UsageError, match=f"--vocab-floor {floor}: this vocabulary takes 0 to 320"):
+        make_plan(source, replace(options, vocab_corpus=text, vocab_floor=floor), cache)
+
+
+def test_a_floor_without_a_corpus_is_refused(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
+    with pytest.raises(UsageError, match="--vocab-floor 300: is for --vocab-corpus"):
+        make_plan(source, replace(options, vocab_floor=300), cache)
 
 
 def test_scores_of_one_pass_serve_other_sizes(source: ModelSource, options: PruneOptions, cache: Cache) -> None:

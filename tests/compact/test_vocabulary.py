@@ -23,6 +23,7 @@ from compact.vocabulary import (
     rank_by_corpus,
     rank_by_merges,
     read_vocabulary,
+    with_floor,
 )
 from tests.checkpoints import SPECIALS, TEXTS, USER_DEFINED, train_tokenizer
 from tests.compact.pruning import reachable
@@ -225,3 +226,17 @@ def test_a_broken_vocabulary_is_refused(case: str) -> None:
     document, expected = BROKEN[case]
     with pytest.raises(expected, match="here"):
         read_vocabulary(document, N_TOKENS, "here")
+
+
+def test_a_floor_stays_whole_and_every_prefix_stays_closed() -> None:
+    by_merges = rank_by_merges(VOCABULARY, ALWAYS)
+    strange = {i: 1000 - n for n, i in enumerate(reversed(by_merges)) if n < 60}  # a text of the rarest tokens only
+    by_corpus = rank_by_corpus(VOCABULARY, ALWAYS, strange)
+    ranking = with_floor(by_corpus, by_merges[:30])
+    assert sorted(ranking) == sorted(by_merges)
+    assert ranking[:30] == by_merges[:30] != by_corpus[:30]
+    behind = [i for i in ranking[30:] if i in strange]
+    assert behind == [i for i in by_corpus if i in behind], "behind the floor, the corpus decides"
+    for size in range(len(ALWAYS), N_TOKENS + 1, 7):
+        result = pruned(kept_ids(VOCABULARY, ALWAYS, ranking, size))
+        assert reachable(result) == BEFORE & result["model"]["vocab"].keys()

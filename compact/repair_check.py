@@ -1,0 +1,143 @@
+"""Whether a repair helps: bits per byte of the pruned model with and without it, on text that it was not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.apply import selection
+from compact.calibration import HeldOut
+from compact.evaluate import DEFAULT_WINDOW, evaluate, hf_score, token_bytes
+from compact.importance import load_model, resolve_device, resolve_dtype
+from compact.plan import PrunePlan
+from compact.progress import Progress
+from compact.source import TOKENIZER, ModelSource
+from compact.tokenizer import bos_id, encode, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+# Of each held-out text: enough to tell the two apart, and seconds of work.
+TEXT_BYTES = 8192
+# Of the memory that is free, what the model may take.
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check found.
+
+    Attributes:
+        share: of the change that is kept; 0 where even the smallest was worse than the plain cut somewhere.
+        plain: bits per byte of the plain cut, by text.
+        repaired: those of the model with this share, by text.
+    """
+
+    share: float
+    plain: Mapping[str, float]
+    repaired: Mapping[str, float]
+
+
+def fits_in_memory(source: ModelSource, device: str, dtype: str) -> bool:
+    """Whether the whole model can be loaded to be judged."""
+    import psutil
+    import torch
+
+    place = resolve_device(device)
+    free = torch.cuda.mem_get_info()[0] if place == "cuda" else psutil.virtual_memory().available
+    return source.n_params * resolve_dtype(dtype, place).itemsize <= _MEMORY_SHARE * free
+
+
+def judge(
+    source: ModelSource,
+    plan: PrunePlan,
+    tokenizer_dir: Path,
+    held_out: Sequence[HeldOut],
+    changed: Callable[[str, float], torch.Tensor],
+    names: Sequence[str],
+    shares: Sequence[float],
+    *,
+    device: str,
+    dtype: str,
+    progress: Progress,
+) -> Verdict:
+    """Try shares of a change until one is nowhere worse than the plain cut.
+
+    Args:
+        source: the checkpoint.
+        plan: the plain cut.
+        tokenizer_dir: the pruned tokenizer.
+        held_out: the texts.
+        changed: the tensor of a name at a share, as it would be written.
+        names: of the tensors that change.
+        shares: from the whole change to the smallest.
+        device, dtype: where and how the model runs.
+        progress: told of every text.
+    """
+    import torch
+
+    place = resolve_device(device)
+    model = load_model(source.directory, device=place, dtype=resolve_dtype(dtype, place))
+    cut_model(model, plan)
+    texts = _named(held_out)
+    plain = _bits(model, tokenizer_dir, texts, source, progress, "judging the plain cut")
+    repaired: Mapping[str, float] = plain
+    parameters = dict(model.named_parameters())
+    for share in shares:
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(changed(name, share))
+        repaired = _bits(model, tokenizer_dir, texts, source, progress, "judging the repair")
+        if all(repaired[name] <= plain[name] for name in texts):
+            return Verdict(share, plain, repaired)
+    return Verdict(0.0, plain, repaired)
+
+
+def cut_model(model: Any, plan: PrunePlan) -> None:
+    """Cut the parameters of a loaded model as the plan says; modules compute with the weights that they have."""
+    import torch
+
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for name, parameter in list(model.named_parameters()):
+        if (cut := selection(name, plan)) is not None:
+            dim, indices = cut
+            index = torch.tensor(indices, dtype=torch.int64, device=parameter.device)
+            owner, _, attribute = name.rpartition(".")
+            value = torch.nn.Parameter(parameter.data.index_select(dim, index), requires_grad=False)
+            setattr(model.get_submodule(owner), attribute, value)
+    # A padding id of the source may lie beyond the rows that stay; it has no part in a forward pass.
+    model.get_input_embeddings().padding_idx = None
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+
+def _named(held_out: Sequence[HeldOut]) -> dict[str, str]:
+    """The head of each text, by a name that no other has."""
+    texts: dict[str, str] = {}
+    for part in held_out:
+        name = part.name if part.name not in texts else f"{part.name} ({len(texts) + 1})"
+        texts[name] = part.text.encode("utf-8", "surrogatepass")[:TEXT_BYTES].decode("utf-8", "ignore")
+    return texts
+
+
+def _bits(
+    model: Any, tokenizer_dir: Path, texts: Mapping[str, str], source: ModelSource, progress: Progress, label: str
+) -> dict[str, float]:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    found = {}
+    for name, text in texts.items():
+        ids = encode(tokenizer, [text], add_special_tokens=False)[0]
+        evaluation = evaluate(
+            ids,
+            text,
+            hf_score(model),
+            bos=bos_id(tokenizer),
+            first_token_bytes=token_bytes(tokenizer_dir / TOKENIZER, ids[0]) if ids else 0,
+            window=min(DEFAULT_WINDOW, source.max_positions),
+            progress=progress,
+            label=label,
+        )
+        found[name] = evaluation.bits_per_byte
+    return found

@@ -1,0 +1,273 @@
+"""Repair fits `down_proj` to its original output: as numpy's least squares does, never for the worse, and byte for byte
+the same again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compact import repair as repairing
+from compact.cache import Cache
+from compact.calibration import HeldOut
+from compact.decide import Decision, decide
+from compact.errors import CalibrationError
+from compact.least_squares import output_error, ridge_solutions
+from compact.plan import UPDATES, read_plan
+from compact.prune import PruneOptions, calibration_for, prune
+from compact.repair import choose, repair_texts
+from compact.source import ModelSource, open_directory, open_source
+from compact.store import publish
+from tests.checkpoints import TEXTS, random_model
+from tests.family_models import CASE_NAMES, CASES
+
+SIZES = {"vocab_size": 380, "intermediate_size": 64}
+
+
+def correlated(n: int, size: int, seed: int) -> torch.Tensor:
+    """Positions whose channels can be told from each other, as those of a network can."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(size // 2, size, generator=torch.Generator().manual_seed(9))
+    return torch.randn(n, size // 2, generator=generator) @ mix + 0.3 * torch.randn(n, size, generator=generator)
+
+
+# --- the algebra ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ridge", [0.001, 0.1, 10.0])
+def test_solutions_are_those_of_numpy(ridge: float) -> None:
+    """Against least squares over the positions and, under them, one row a channel for the ridge."""
+    x = correlated(200, 24, 0).double()
+    weight = torch.randn(10, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kept = [0, 3, 4, 7, 8, 9, 15, 16, 21, 23]
+    inputs, outputs = x[:, kept].numpy(), (x @ weight.T).numpy()
+    penalty = np.sqrt(ridge * np.mean(np.square(inputs).sum(axis=0)))
+    stacked = np.vstack([inputs, penalty * np.eye(len(kept))])
+    expected = np.linalg.lstsq(stacked, np.vstack([outputs, penalty * weight[:, kept].T.numpy()]), rcond=None)[0].T
+    [(used, found)] = ridge_solutions(x.T @ x, weight, kept, [ridge])
+    assert used == ridge
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-10)
+    error = np.square(outputs - inputs @ found.T.numpy()).sum()
+    assert output_error(x.float(), torch.from_numpy(outputs), found, kept) == pytest.approx(error, rel=1e-5)
+
+
+def test_channels_that_never_fire_leave_nothing_to_solve() -> None:
+    weight = torch.ones(2, 4, dtype=torch.float64)
+    assert list(ridge_solutions(torch.zeros(4, 4, dtype=torch.float64), weight, [0, 1], [0.1])) == []
+    bad = torch.full((4, 4), float("nan"), dtype=torch.float64)
+    assert list(ridge_solutions(bad, weight, [0, 1], [0.1])) == []
+
+
+def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
+    weight = torch.randn(10, 24, generator=torch.Generator().manual_seed(1))
+    kept = list(range(16))
+    fitted, same, other = correlated(400, 24, 0).double(), correlated(100, 24, 2), torch.zeros(100, 24)
+    other[:, 16:] = 0  # only channels that stay, each alone: what the original columns map exactly
+    other[torch.arange(100), torch.arange(100) % 16] = 1.0
+    gram = fitted.T @ fitted
+    ridge, error, found = choose(gram, [same], weight, kept)
+    assert ridge in repairing.RIDGES[:4]
+    assert error < 0.5
+    assert (found.dtype, found.shape) == (weight.dtype, (10, 16))
+    ridge, error, found = choose(gram, [other], weight, kept)
+    assert (ridge, error) == (None, 1.0)
+    assert torch.equal(found, weight[:, kept])
+
+
+# --- a model ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(f"{n} {text}" for n in range(40) for text in TEXTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    directory = random_model(tmp_path_factory.mktemp("repair") / "m", "LlamaForCausalLM")
+    return open_directory(directory, name="m", origin="m")
+
+
+def asked(text: Path, **changes: Any) -> PruneOptions:
+    values = {"method": "repair", "calibration": str(text), "calibration_tokens": 3000, "sequence_length": 64}
+    return PruneOptions(**{**SIZES, **values, "device": "cpu", **changes})
+
+
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model too large to be loaded whole: random weights predict nothing, so bits per byte say nothing."""
+    monkeypatch.setattr(repairing, "fits_in_memory", lambda *_: False)
+
+
+def applied(source: ModelSource, decision: Decision, out: Path) -> Path:
+    with publish(out) as work:
+        prune(source, decision.plan, work, updates=decision.updates)
+    return out
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_the_weights_are_least_squares_of_the_original_model(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    """Against numpy, on activations that Transformers gives for the text as the pruned tokenizer cuts it."""
+    options = asked(text)
+    cache = Cache(tmp_path / "cache", [], [])
+    decision = decide(source, options, cache)
+    plan = decision.plan
+    assert plan.method == "repair"
+    assert plan.repair is not None
+    assert max(plan.repair["held_out_error"]) < 1
+    out = applied(source, decision, tmp_path / "out")
+    after = load_file(out / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.float32)
+    seen: list[list[torch.Tensor]] = [[], []]
+    for layer in (0, 1):
+        model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
+            lambda _m, inputs, layer=layer: seen[layer].append(inputs[0][0])
+        )
+    texts = repair_texts(calibration_for(source, options)).fitted
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    ids = [plan.kept_token_ids[i] for part in texts for i in tokenizer(part)["input_ids"]]
+    assert len(ids) == plan.repair["tokens"]
+    with torch.no_grad():
+        for start in range(0, len(ids), 64):
+            model(torch.tensor([ids[start : start + 64]]))
+    for layer in (0, 1):
+        x = torch.cat(seen[layer]).double().numpy()
+        weight = model.model.layers[layer].mlp.down_proj.weight.detach().double().numpy()
+        kept, ridge = plan.kept_channels[layer], plan.repair["ridge"][layer]
+        inputs, outputs = x[:, kept], x @ weight.T
+        penalty = np.sqrt(ridge * np.mean(np.square(inputs).sum(axis=0)))
+        stacked = np.vstack([inputs, penalty * np.eye(len(kept))])
+        expected = np.linalg.lstsq(stacked, np.vstack([outputs, penalty * weight[:, kept].T]), rcond=None)[0].T
+        found = after[f"model.layers.{layer}.mlp.down_proj.weight"].double().numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+        fitted, plain = (np.square(outputs - inputs @ w.T).sum() for w in (found, weight[:, kept]))
+        assert fitted < plain
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_equal_inputs_give_equal_bytes(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    first, again = (decide(source, asked(text), Cache(tmp_path / name, [], [])) for name in ("a", "b"))
+    assert first.plan == again.plan
+    one, two = applied(source, first, tmp_path / "one"), applied(source, again, tmp_path / "two")
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    assert all(path.read_bytes() == (two / path.name).read_bytes() for path in one.iterdir())
+    # What was published is enough to do it again.
+    plan = read_plan(one / "plan.json")
+    three = applied(source, Decision(plan, one / UPDATES), tmp_path / "three")
+    assert all(path.read_bytes() == (three / path.name).read_bytes() for path in one.iterdir())
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_the_cache_knows_what_a_repair_depends_on(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", [], [])
+    first = decide(source, asked(text), cache)
+    assert decide(source, asked(text), cache) == first
+    assert cache.misses == ["scores", "repair"]
+    held = replace(calibration_for(source, asked(text)), held_out=(HeldOut("other", TEXTS[0] * 9),))
+    for options, calibration in (
+        (asked(text, seed=1), None),
+        (asked(text, dtype="bfloat16"), None),
+        (asked(text), held),
+    ):
+        assert decide(source, options, cache, calibration=calibration).plan.id != first.plan.id
+    assert cache.misses.count("repair") == 4
+
+
+@pytest.mark.usefixtures("unjudged")
+@pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
+def test_every_family(architecture: str, variant: str, text: Path, tmp_path: Path) -> None:
+    """The checkpoint differs from the plain cut in `down_proj` alone, and Transformers loads it."""
+    from tests.family_models import VARIANTS
+
+    directory = random_model(tmp_path / "m", architecture, torch.bfloat16, **VARIANTS[architecture][variant])
+    source = open_directory(directory, name="m", origin="m")
+    cache = Cache(tmp_path / "cache", [], [])
+    options = asked(text, calibration_tokens=1500)
+    repaired = applied(source, decide(source, options, cache), tmp_path / "repaired")
+    plain = applied(source, decide(source, replace(options, method="compact"), cache), tmp_path / "plain")
+    ours, theirs = load_file(repaired / "model.safetensors"), load_file(plain / "model.safetensors")
+    changed = {name for name in theirs if not torch.equal(ours[name], theirs[name])}
+    assert changed == {f"model.layers.{n}.mlp.down_proj.weight" for n in range(source.num_hidden_layers)}
+    assert {name: (t.dtype, t.shape) for name, t in ours.items()} == {n: (t.dtype, t.shape) for n, t in theirs.items()}
+    model = AutoModelForCausalLM.from_pretrained(repaired)
+    assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
+
+
+def test_sequences_of_a_batch_may_be_fitted_and_held_out(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repairing, "fits_in_memory", lambda *_: False)
+        one, many = (
+            decide(source, asked(text, batch_size=size), Cache(tmp_path / str(size), [], [])) for size in (1, 7)
+        )
+    assert one.updates is not None
+    assert many.updates is not None
+    for name, tensor in load_file(one.updates).items():
+        torch.testing.assert_close(load_file(many.updates)[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_model_is_repaired_where_that_helps_and_never_for_the_worse(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", [], [])
+    tiny = open_source("tiny", cache)
+    options = PruneOptions(intermediate_size=320, method="repair", device="cpu", calibration_tokens=3000)
+    decision = decide(tiny, options, cache)
+    report = decision.plan.repair
+    assert report is not None
+    assert report["share"] == 1.0
+    assert decision.updates is not None
+    for bits in report["bits_per_byte"].values():
+        assert bits["repaired"] < bits["plain"]
+
+
+def test_what_is_worse_on_a_held_out_text_is_not_kept(
+    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge's bits per byte are set: worse with the whole change, then worse with any."""
+    calls: list[str] = []
+    worse = {"after all": {"a": 3.0, "b": 2.1}, "after half": {"a": 2.9, "b": 1.9}}
+
+    def bits(*_: Any) -> dict[str, float]:
+        calls.append("asked")
+        return [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
+
+    monkeypatch.setattr("compact.repair_check._bits", bits)
+    monkeypatch.setattr("compact.repair_check._named", lambda _: {"a": "", "b": ""})
+    halved = decide(source, asked(text), Cache(tmp_path / "half", [], []))
+    assert halved.plan.repair is not None
+    assert halved.plan.repair["share"] == 0.5
+    assert halved.updates is not None
+    plain = load_file(applied(source, replace(halved, plan=replace(halved.plan, updates_sha256=None), updates=None),
+                              tmp_path / "plain") / "model.safetensors")  # fmt: skip
+    calls.clear()
+    worse["after half"] = {"a": 3.1, "b": 1.9}
+    dropped = decide(source, asked(text), Cache(tmp_path / "none", [], []))
+    assert dropped.plan.repair is not None
+    assert (dropped.plan.repair["share"], dropped.updates, dropped.plan.updates_sha256) == (0.0, None, None)
+    monkeypatch.setattr(repairing, "fits_in_memory", lambda *_: False)
+    whole = decide(source, asked(text), Cache(tmp_path / "whole", [], []))
+    assert whole.updates is not None
+    for name, tensor in load_file(halved.updates).items():
+        torch.testing.assert_close(tensor, (plain[name] + load_file(whole.updates)[name]) / 2)
+
+
+def test_nothing_is_repaired_where_no_channel_goes(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    decision = decide(source, asked(text, intermediate_size=96), Cache(tmp_path / "cache", [], []))
+    assert decision.updates is None
+    assert decision.plan.repair == {"share": 0.0, "why": "every channel is kept"}
+
+
+def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("xqzjvkwxqzjvkwbpx", encoding="utf-8")
+    with pytest.raises(CalibrationError, match="too few"):
+        decide(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], []))
