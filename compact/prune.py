@@ -22,6 +22,7 @@ from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
 from compact.ranking import Ranking, rank_vocabulary
+from compact.recovery.options import RecoverOptions
 from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TINY, TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_json
@@ -54,6 +55,7 @@ class PruneOptions:
             524,288 where a Hub data set is among them), and sequences of the smaller of 2048 and the model's maximum.
         method: `compact`; `repair` adapts what stays (`compact.repair`); `magnitude` and `random` are there to compare
             with.
+        recover: how the model is trained after the cut; None leaves it as it is.
         device, dtype, batch_size: of the calibration pass.
     """
 
@@ -70,6 +72,7 @@ class PruneOptions:
     sequence_length: int | None = None
     seed: int = 0
     method: str = "compact"
+    recover: RecoverOptions | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 1
@@ -337,4 +340,7 @@ def prune(
 def options_as_json(options: PruneOptions) -> dict[str, Any]:
     """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
     values = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
-    return {**values, "calibration": [calibrating.plain_name(name) for name in options.calibration]}
+    values["calibration"] = [calibrating.plain_name(name) for name in options.calibration]
+    if options.recover is not None:
+        values["recover"]["text"] = [calibrating.plain_name(name) for name in options.recover.text]
+    return values

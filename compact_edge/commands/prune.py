@@ -14,6 +14,7 @@ from compact_edge.commands.shared import (
     calibration_options,
     compute_options,
     prune_options,
+    recovery_options,
 )
 
 
@@ -23,6 +24,7 @@ from compact_edge.commands.shared import (
 @budget_options
 @click.option("--quant", help="Keep intermediate_size on the grid of this GGUF type.")
 @calibration_options
+@recovery_options
 @compute_options
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
