@@ -339,7 +339,7 @@ def prune(
 
 def options_as_json(options: PruneOptions) -> dict[str, Any]:
     """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
-    values = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    values: dict[str, Any] = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
     values["calibration"] = [calibrating.plain_name(name) for name in options.calibration]
     if options.recover is not None:
         values["recover"]["text"] = [calibrating.plain_name(name) for name in options.recover.text]

@@ -1,4 +1,4 @@
-"""The text to learn from: endless, mixed in equal shares, never what is kept out, and never more of a file than needed."""
+"""The text to learn from: endless, mixed in equal shares, and never what is kept out."""
 
 from __future__ import annotations
 
