@@ -6,14 +6,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache, default_root
 from compact.decide import decide
-from compact.evaluate import read_text
+from compact.evaluate import evaluate_checkpoint, read_text
 from compact.evaluation_text import default_evaluation_text
 from compact.plan import PrunePlan
 from compact.prune import PruneOptions, prune
@@ -39,9 +39,29 @@ def cache() -> Cache:
 
 def wikitext_train(work: Path) -> Path:
     """The first 80% of WikiText-2's validation text, as a file: what the figures are calibrated on."""
-    path = work / "wikitext2-valid-first-80.txt"
-    path.write_text(read_text(data_folder() / "text" / "wikitext2-valid.txt", split="train"), encoding="utf-8")
+    return first_part("wikitext2-valid", work)
+
+
+def first_part(name: str, work: Path) -> Path:
+    """The first 80% of `text/NAME.txt`, as a file of `work`: what is calibrated and learned from."""
+    path = work / f"{name}-first-80.txt"
+    path.write_text(read_text(data_folder() / "text" / f"{name}.txt", split="train"), encoding="utf-8")
     return path
+
+
+def texts_to_learn_from() -> dict[str, str]:
+    """Name -> file, in the cache: the same path in every run, so that what was made of them is found again."""
+    work = default_root() / "benchmark-texts"
+    work.mkdir(parents=True, exist_ok=True)
+    return {"wikitext": str(first_part("wikitext2-valid", work)), "peps": str(first_part("peps", work))}
+
+
+def bits_per_byte(directory: Path, texts: Mapping[str, str], *, window: int = 1024) -> dict[str, float]:
+    """Bits per byte of a checkpoint on every text, in float32 through Transformers."""
+    return {
+        kind: round(evaluate_checkpoint(directory, text, device="cpu", dtype="float32", window=window).bits_per_byte, 4)
+        for kind, text in texts.items()
+    }
 
 
 def head(text: str, n_bytes: int) -> str:
@@ -108,6 +128,30 @@ def record(name: str, value: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n", encoding="utf-8")
     print(f"\nrecorded in {path}")
+
+
+class Cells:
+    """Cells of a table that takes hours: each is recorded when it is done, and a later run goes on behind it.
+
+    Args:
+        name: of the result in `benchmarks/results`.
+        settings: what all cells have in common; where an earlier run had others, its cells are not taken.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self._name, self._settings = name, settings
+        self.cells: dict[str, dict[str, Any]] = {}
+        if (RESULTS / f"{name}.json").is_file():
+            earlier = recorded(name)
+            if earlier.get("settings") == settings:
+                self.cells = earlier["cells"]
+
+    def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell, computed where it is not there yet."""
+        if key not in self.cells:
+            self.cells[key] = make()
+            record(self._name, {"settings": self._settings, "cells": self.cells})
+        return self.cells[key]
 
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
