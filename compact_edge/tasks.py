@@ -223,13 +223,19 @@ def _loaded(manager: Any, names: Sequence[str]) -> Any:
         raise
     except Exception as error:  # reading a data set can fail in as many ways as there are tasks
         what = f"the data of {', '.join(names)}"
-        if type(error).__module__.partition(".")[0] in ("huggingface_hub", "datasets", "httpx", "httpx2", "requests"):
-            ours = translate(error, what, None, "dataset")
-            if ours is not None:
-                raise ours from error
+        for each in (error.__cause__, error):  # `datasets` wraps what the Hub's library raised
+            if isinstance(each, Exception) and _is_of_the_hub(each):
+                ours = translate(each, what, None, "dataset")
+                if ours is not None:
+                    raise ours from error
         raise DataError(
             f"{what} cannot be read ({_one_line(error)})", "check the task's files and the network"
         ) from error
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    libraries = ("huggingface_hub", "datasets", "httpx", "httpx2", "requests")
+    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in libraries
 
 
 def _set_up(name: str, task: Any, num_fewshot: int | None) -> None:
