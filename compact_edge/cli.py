@@ -56,7 +56,9 @@ COMMANDS: dict[str, Entry] = {
         "compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint.", parallel=True
     ),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
-    "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
+    "eval": Entry(
+        "compact_edge.commands.eval", "evaluate", "Bits per byte, or accuracy on tasks, of a checkpoint or artifact."
+    ),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
     "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),

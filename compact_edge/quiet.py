@@ -26,18 +26,24 @@ _ENVIRONMENT = {
 }
 
 
-def quiet_libraries(*named: str | None) -> None:
+# What lm_eval draws and forks besides.
+_TASKS = {"TQDM_DISABLE": "1", "DISABLE_MULTIPROC": "1"}
+
+
+def quiet_libraries(*named: str | None, tasks: bool = False, hub: bool = False) -> None:
     """Silence progress bars and advice of the Hugging Face libraries, and keep them off the network.
 
     Args:
         named: the model and the calibration that the user named; only where one of them is on the Hub may the
             libraries reach for the network.
+        tasks: whether lm_eval is to be imported.
+        hub: whether a task's data set on the Hub was named.
     """
     from compact.hub import names_hub_model
     from compact.hub_dataset import names_hub_dataset
 
-    online = any(word is not None and (names_hub_model(word) or names_hub_dataset(word)) for word in named)
-    for name, value in _ENVIRONMENT.items():
+    online = hub or any(word is not None and (names_hub_model(word) or names_hub_dataset(word)) for word in named)
+    for name, value in {**_ENVIRONMENT, **(_TASKS if tasks else {})}.items():
         if not (online and name == _OFFLINE):
             os.environ.setdefault(name, value)
     if "transformers" in sys.modules:  # it read the variables when it was imported

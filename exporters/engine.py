@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import ModelNotFoundError, UsageError
+from exporters.branches import Group, Score, ids_fit, pack, unpack_scores
 from exporters.frames import Array
 from exporters.native import ChildEngine, NativeChild
 
@@ -80,6 +81,7 @@ class LlamaEngine(ChildEngine):
         n_ctx: int = 512,
         n_batch: int | None = None,
         n_threads: int = 1,
+        n_seq: int = 1,
         vocab_only: bool = False,
     ) -> None:
         """Open a GGUF.
@@ -89,6 +91,7 @@ class LlamaEngine(ChildEngine):
             n_ctx: most tokens of a sequence.
             n_batch: tokens fed at a time, at most `n_ctx`; the default bounds the memory for logits.
             n_threads: threads of llama.cpp. More threads than free cores are very slow (they spin).
+            n_seq: most sequences that `branches` scores at a time; they share the `n_ctx` cells of one cache.
             vocab_only: read the vocabulary only; `tokenize` and `detokenize` work.
 
         Raises:
@@ -103,6 +106,7 @@ class LlamaEngine(ChildEngine):
         if n_ctx < 1 or n_threads < 1 or (n_batch is not None and not 1 <= n_batch <= n_ctx):
             raise UsageError(f"context of {n_ctx}, batch of {n_batch} and {n_threads} threads do not fit together")
         self._n_ctx = n_ctx
+        self._n_seq = n_seq
         self._vocab_only = vocab_only
         self._name = path.name
         self._child = NativeChild("exporters.engine_child", path.name)
@@ -114,6 +118,7 @@ class LlamaEngine(ChildEngine):
                     "n_ctx": n_ctx,
                     "n_batch": n_batch or min(n_ctx, _DEFAULT_BATCH),
                     "n_threads": n_threads,
+                    "n_seq": n_seq,
                     "vocab_only": vocab_only,
                 }
             )
@@ -167,12 +172,38 @@ class LlamaEngine(ChildEngine):
         _, (values,) = self._ask_model({"op": "score"}, self._ids(ids, 2, self._n_ctx))
         return values
 
-    def generate(self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = ()) -> Generation:
-        """Greedy continuation of `ids` by at most `max_tokens` (together at most n_ctx). Raises as `logits`."""
+    def branches(self, groups: Sequence[Group]) -> list[list[list[Score]]]:
+        """Scores of groups, which have at most n_ctx tokens and n_seq branches together; nothing is kept of them.
+
+        Returns:
+            By group, branch and row of targets.
+
+        Raises as `logits`.
+        """
+        tokens, count = sum(group.n_tokens for group in groups), sum(len(group.branches) for group in groups)
+        if tokens > self._n_ctx or count > self._n_seq:
+            raise UsageError(
+                f"{self._name}: {count} sequences of {tokens} tokens, {self._n_seq} of {self._n_ctx} fit here",
+                "open the engine with a larger context",
+            )
+        if not ids_fit(groups, self.n_vocab):
+            raise UsageError(f"{self._name}: token ids outside 0 to {self.n_vocab - 1}")
+        lengths, ids = pack(groups)
+        _, arrays = self._ask_model({"op": "branches", "lengths": lengths}, ids)
+        return unpack_scores(groups, arrays)
+
+    def generate(
+        self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = (), *, reuse: bool = False
+    ) -> Generation:
+        """Greedy continuation of `ids` by at most `max_tokens` (together at most n_ctx). Raises as `logits`.
+
+        With `reuse`, what the last call left in the key-value cache is not computed again where `ids` begin alike.
+        """
         if max_tokens < 1:
             raise UsageError(f"{max_tokens} tokens cannot be generated")
         prompt = self._ids(ids, 1, self._n_ctx - max_tokens)
-        request = {"op": "generate", "max_tokens": max_tokens, "stop": sorted(int(token) for token in stop)}
+        stops = sorted(int(token) for token in stop)
+        request = {"op": "generate", "max_tokens": max_tokens, "stop": stops, "reuse": reuse}
         answer, _ = self._ask_model(request, prompt)
         return Generation(answer["ids"], answer["gaps"])
 

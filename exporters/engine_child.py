@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.branches import Group, Scored, unpack
 from exporters.frames import Array
 from exporters.native_main import Answer, Channel, NativeLog, RefusedError
 
@@ -23,13 +24,15 @@ _INT32_MIN = -(2**31)
 
 
 class Model:
-    """A llama.cpp model and, unless `vocab_only`, a context for one sequence."""
+    """A llama.cpp model and, unless `vocab_only`, a context for one sequence, or for several that share its cells."""
 
     def __init__(self, library: Any, log: NativeLog, request: Mapping[str, Any]) -> None:
         self._lib = library
         self._log = log
         self._n_ctx = int(request["n_ctx"])
         self._n_batch = int(request["n_batch"])
+        self._n_seq = int(request["n_seq"])
+        self._held: list[int] = []  # what the cache holds of sequence 0, where `generate` may go on from it
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = bool(request["vocab_only"])
@@ -44,7 +47,9 @@ class Model:
         params = self._lib.llama_context_default_params()
         params.n_ctx = self._n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
-        params.n_seq_max = 1
+        params.n_seq_max = self._n_seq
+        # Sequences share the cells: a beginning that several have in common is held once.
+        params.kv_unified = self._n_seq > 1
         params.n_threads = params.n_threads_batch = n_threads
         # Float32 keys and values and plain attention: the same arithmetic as Transformers in float32.
         params.type_k = params.type_v = _GGML_TYPE_F32
@@ -109,6 +114,7 @@ class Model:
 
     def clear(self) -> None:
         """Empty the key-value cache."""
+        self._held = []
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def decode(self, ids: NDArray[np.int32], start: int, every_position: bool) -> NDArray[np.float32]:
@@ -118,25 +124,33 @@ class Model:
             float32 logits [len(ids), n_vocab], or [1, n_vocab] of the last position; a view that the next call
             overwrites.
         """
-        lib, count = self._lib, len(ids)
-        batch = lib.llama_batch_init(count, 0, 1)
+        last = len(ids) - 1
+        tokens = ((token, start + i, (0,), every_position or i == last) for i, token in enumerate(ids.tolist()))
+        return self._decode(list(tokens))
+
+    def _decode(self, tokens: Sequence[tuple[int, int, Sequence[int], bool]]) -> NDArray[np.float32]:
+        """Feed at most one batch of (id, position, sequences, whether its logits are wanted); the wanted rows."""
+        lib = self._lib
+        batch = lib.llama_batch_init(len(tokens), 0, self._n_seq)
         try:
-            batch.n_tokens = count
-            for index, token in enumerate(ids.tolist()):
+            batch.n_tokens = len(tokens)
+            for index, (token, position, sequences, wanted) in enumerate(tokens):
                 batch.token[index] = token
-                batch.pos[index] = start + index
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
-                batch.logits[index] = 1 if every_position or index == count - 1 else 0
+                batch.pos[index] = position
+                batch.n_seq_id[index] = len(sequences)
+                for place, sequence in enumerate(sequences):
+                    batch.seq_id[index][place] = sequence
+                batch.logits[index] = wanted
             code = lib.llama_decode(self._context, batch)
         finally:
             lib.llama_batch_free(batch)
         if code != 0:
             raise RefusedError("unavailable", f"llama_decode returned {code}: {self._log.reason() or 'no reason'}")
+        rows = sum(wanted for *_, wanted in tokens)
+        if not rows:
+            return np.empty((0, self.n_vocab), dtype=np.float32)
         # llama_get_logits waits for the computation; rows are the requested positions in order.
-        pointer = lib.llama_get_logits(self._context)
-        rows = count if every_position else 1
-        return np.ctypeslib.as_array(pointer, shape=(rows, self.n_vocab))
+        return np.ctypeslib.as_array(lib.llama_get_logits(self._context), shape=(rows, self.n_vocab))
 
     def batches(self, ids: NDArray[np.int32]) -> Sequence[tuple[int, NDArray[np.int32]]]:
         """(position, ids) of the batches that `ids` is fed in."""
@@ -163,13 +177,58 @@ class Model:
                 out[start + index] = row[ids[start + index + 1]] - total
         return out
 
-    def generate(self, ids: NDArray[np.int32], max_tokens: int, stop: frozenset[int]) -> tuple[list[int], list[float]]:
-        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second."""
+    def branches(self, groups: Sequence[Group]) -> Sequence[Array]:
+        """Scores of groups, which together fit into the context: a shared token belongs to all of its sequences."""
         self.clear()
+        scored = Scored(groups)
+        tokens: list[tuple[int, int, Sequence[int], bool]] = []
+        wanted: list[tuple[int, int, int] | None] = []
+        sequence = 0
+        for g, group in enumerate(groups):
+            every = range(sequence, sequence + len(group.branches))
+            tokens += [(token, position, every, False) for position, token in enumerate(group.prefix)]
+            wanted += [None] * len(group.prefix)
+            for b, branch in enumerate(group.branches):
+                for index, token in enumerate(branch.ids):
+                    needed = index >= branch.first
+                    tokens.append((token, len(group.prefix) + index, (sequence,), needed))
+                    wanted.append((g, b, index) if needed else None)
+                sequence += 1
+        for begin in range(0, len(tokens), self._n_batch):
+            rows = self._decode(tokens[begin : begin + self._n_batch])
+            places = [place for place in wanted[begin : begin + self._n_batch] if place is not None]
+            for place, row in zip(places, rows, strict=True):
+                scored.add(*place, row)
+        return scored.arrays()
+
+    def _keep(self, ids: list[int]) -> int:
+        """Cut the cache to the beginning that it shares with `ids`; its length, less than that of `ids`."""
+        pairs = enumerate(zip(self._held, ids, strict=False))
+        kept = next((index for index, (a, b) in pairs if a != b), min(len(self._held), len(ids)))
+        kept = min(kept, len(ids) - 1)
+        memory = self._lib.llama_get_memory(self._context)
+        # Some caches cannot forget a part.
+        if not kept or not self._lib.llama_memory_seq_rm(memory, 0, kept, -1):
+            self.clear()
+            return 0
+        self._held = self._held[:kept]
+        return kept
+
+    def generate(
+        self, ids: NDArray[np.int32], max_tokens: int, stop: frozenset[int], *, reuse: bool
+    ) -> tuple[list[int], list[float]]:
+        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second.
+
+        With `reuse` it goes on from what an earlier call left in the cache.
+        """
+        if not reuse:
+            self.clear()
         made: list[int] = []
         gaps: list[float] = []
-        for start, part in self.batches(ids):
-            row = self.decode(part, start, every_position=False)[0]
+        kept = self._keep(ids.tolist())
+        for start, part in self.batches(ids[kept:]):
+            row = self.decode(part, kept + start, every_position=False)[0]
+        self._held = ids.tolist()
         for position in range(len(ids), len(ids) + max_tokens):
             best = int(row.argmax())
             top = np.partition(row, -2)[-2:]
@@ -178,6 +237,7 @@ class Model:
             if best in stop or len(made) == max_tokens:
                 break
             row = self.decode(np.array([best], dtype=np.int32), position, every_position=False)[0]
+            self._held.append(best)
         return made, gaps
 
     def speed(self, ids: NDArray[np.int32], n_decode: int) -> dict[str, float]:
@@ -232,8 +292,11 @@ class _Server:
                 return {}, (model.logits(arrays[0]),)
             case "score":
                 return {}, (model.score(arrays[0]),)
+            case "branches":
+                return {}, model.branches(unpack(request["lengths"], arrays[0]))
             case "generate":
-                made, gaps = model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
+                stop, reuse = frozenset(request["stop"]), request["reuse"]
+                made, gaps = model.generate(arrays[0], request["max_tokens"], stop, reuse=reuse)
                 return {"ids": made, "gaps": gaps}, ()
             case "speed":
                 return model.speed(arrays[0], request["n_decode"]), ()

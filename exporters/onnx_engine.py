@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import UsageError
+from exporters.branches import Group, Score, ids_fit, pack, unpack_scores
 from exporters.engine import Generation
 from exporters.native import ChildEngine, NativeChild
 from exporters.onnx_folder import read_folder
@@ -106,19 +107,38 @@ class OnnxEngine(ChildEngine):
         _, (values,) = self._ask({"op": "score"}, ids, 2, self.context_length)
         return values
 
-    def generate(self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = ()) -> Generation:
+    def branches(self, groups: Sequence[Group]) -> list[list[list[Score]]]:
+        """Scores of groups, of which each sequence fits into `context_length`. Raises as `logits`.
+
+        Returns:
+            By group, branch and row of targets.
+        """
+        longest = max((len(g.prefix) + len(b.ids) for g in groups for b in g.branches), default=0)
+        if longest > self.context_length:
+            raise UsageError(f"{self._name}: a sequence of {longest} tokens, at most {self.context_length} fit here")
+        if not ids_fit(groups, self.n_vocab):
+            raise UsageError(f"{self._name}: token ids outside 0 to {self.n_vocab - 1}")
+        lengths, ids = pack(groups)
+        _, arrays = self._child.ask({"op": "branches", "lengths": lengths}, (ids,))
+        return unpack_scores(groups, arrays)
+
+    def generate(
+        self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = (), *, reuse: bool = False
+    ) -> Generation:
         """Continue greedily.
 
         Args:
             ids: the prompt.
             max_tokens: most new tokens, at least 1; prompt and continuation fit into `context_length`.
             stop: ids that end the continuation (`eog` for the model's own). None are used unasked.
+            reuse: go on from the key-value cache of the last call, where `ids` begin with all that it holds.
 
         Raises as `logits`.
         """
         if max_tokens < 1:
             raise UsageError(f"{self._name}: max_tokens is {max_tokens}")
-        request = {"op": "generate", "max_tokens": max_tokens, "stop": [int(token) for token in stop]}
+        stops = [int(token) for token in stop]
+        request = {"op": "generate", "max_tokens": max_tokens, "stop": stops, "reuse": reuse}
         answer, _ = self._ask(request, ids, 1, self.context_length - max_tokens)
         return Generation(answer["ids"], answer["gaps"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import CompactEdgeError, UnsafePathError
+from exporters.branches import Group, Scored, unpack
 from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
 from exporters.onnx_folder import INSTALL_HINT
 
 # Rows of logits that are held at a time: 128 x 262,144 (Gemma) floats are 134 MB.
 _CHUNK = 128
+_LAST_ONLY = "the graph gives the logits of the last position only"
 _PAST, _PRESENT = "past_key_values.", "present."
 _TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -53,6 +55,7 @@ class Model:
         self.n_vocab = width if isinstance(width, int) else int(request["vocab_size"])
         self._cache: dict[str, Any] = {}
         self._length = 0
+        self._held: list[int] = []  # what the cache holds, where `generate` may go on from it
 
     def _refuse_other_graph(self, outputs: Mapping[str, Any]) -> None:
         known = {"input_ids", "attention_mask", "position_ids", *self._past}
@@ -73,6 +76,7 @@ class Model:
     def clear(self) -> None:
         """Empty the key-value cache."""
         self._length = 0
+        self._held = []
         for name in self._past:
             empty = np.zeros((1, self._heads, 0, self._head_size), dtype=self._dtypes[name])
             self._cache[name] = self._value(empty)
@@ -106,7 +110,7 @@ class Model:
         for begin, end in itertools.pairwise(bounds):
             rows = self.feed(ids[begin:end])
             if len(rows) != end - begin:
-                raise RefusedError("damaged", "the graph gives the logits of the last position only")
+                raise RefusedError("damaged", _LAST_ONLY)
             yield begin, rows
 
     def logits(self, ids: NDArray[np.int64], n_decode: int) -> NDArray[np.float32]:
@@ -126,13 +130,43 @@ class Model:
                 out[begin + index] = row[ids[begin + index + 1]] - top - np.log(np.exp(row - top).sum())
         return out
 
-    def generate(self, ids: NDArray[np.int64], max_tokens: int, stop: frozenset[int]) -> tuple[list[int], list[float]]:
-        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second."""
-        self.clear()
+    def branches(self, groups: Sequence[Group]) -> Sequence[Array]:
+        """Scores of groups: the cache after a group's beginning is where each of its branches starts."""
+        scored = Scored(groups)
+        for g, group in enumerate(groups):
+            self.clear()
+            prefix = np.array(group.prefix, dtype=np.int64)
+            for begin in range(0, len(prefix), _CHUNK):
+                self.feed(prefix[begin : begin + _CHUNK])
+            cache, length = self._cache.copy(), self._length
+            for b, branch in enumerate(group.branches):
+                self._cache, self._length = cache.copy(), length
+                ids = np.array(branch.ids, dtype=np.int64)
+                for begin in range(0, len(ids), _CHUNK):
+                    part = ids[begin : begin + _CHUNK]
+                    rows = self.feed(part)
+                    if len(rows) != len(part):
+                        raise RefusedError("damaged", _LAST_ONLY)
+                    for index in range(max(branch.first - begin, 0), len(part)):
+                        scored.add(g, b, begin + index, rows[index])
+        return scored.arrays()
+
+    def generate(
+        self, ids: NDArray[np.int64], max_tokens: int, stop: frozenset[int], *, reuse: bool
+    ) -> tuple[list[int], list[float]]:
+        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second.
+
+        With `reuse` it goes on from what an earlier call left in the cache, where `ids` begin with all of that.
+        """
+        kept = len(self._held)
+        if not (reuse and 0 < kept < len(ids) and self._held == ids[:kept].tolist()):
+            self.clear()
+            kept = 0
         made: list[int] = []
         gaps: list[float] = []
-        for begin in range(0, len(ids), _CHUNK):
+        for begin in range(kept, len(ids), _CHUNK):
             row = self.feed(ids[begin : begin + _CHUNK])[-1]
+        self._held = ids.tolist()
         while True:
             best, gap = first_choice(row)
             made.append(best)
@@ -140,6 +174,7 @@ class Model:
             if best in stop or len(made) == max_tokens:
                 return made, gaps
             row = self.feed(np.array([best], dtype=np.int64))[-1]
+            self._held.append(best)
 
 
 def first_choice(row: NDArray[np.float32]) -> tuple[int, float]:
@@ -191,8 +226,11 @@ class _Server:
                 return {}, (self._model.logits(arrays[0], request["n_decode"]),)
             case "score":
                 return {}, (self._model.score(arrays[0]),)
+            case "branches":
+                return {}, self._model.branches(unpack(request["lengths"], arrays[0]))
             case "generate":
-                made, gaps = self._model.generate(arrays[0], request["max_tokens"], frozenset(request["stop"]))
+                stop, reuse = frozenset(request["stop"]), request["reuse"]
+                made, gaps = self._model.generate(arrays[0], request["max_tokens"], stop, reuse=reuse)
                 return {"ids": made, "gaps": gaps}, ()
         raise ValueError(f"unknown request {request['op']!r}")
 

@@ -1,0 +1,181 @@
+"""A checkpoint that scores tasks through Transformers, in float32."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compact.importance import load_model, resolve_device
+from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
+from exporters.branches import Group, Score
+
+# Rows of logits whose log-probabilities are computed at a time.
+_ROWS = 256
+# Tokens of a pass, unless one group has more.
+_TOKENS = 2048
+
+
+class CheckpointRuntime(CheckpointTokenizer):
+    """See `compact_edge.task_runtime.Runtime`."""
+
+    name = "Transformers, float32"
+
+    def __init__(self, directory: Path, *, device: str = "auto", batch_size: int = BATCH_SIZE) -> None:
+        """Load a checkpoint.
+
+        Args:
+            directory: the checkpoint.
+            device: auto, cpu, cuda or mps.
+            batch_size: most sequences of a pass.
+
+        Raises:
+            DamagedFileError: Transformers cannot load it.
+            DataError: its tokenizer has neither BOS nor EOS.
+        """
+        import torch
+
+        super().__init__(directory)
+        self._model = load_model(directory, device=resolve_device(device), dtype=torch.float32)
+        self._batch_size = batch_size
+        self.max_length = int(getattr(self._model.config, "max_position_embeddings", None) or 2048)
+        generation = getattr(self._model, "generation_config", None)
+        # Transformers renamed it in 5.24; the old name goes in 5.40.
+        parameters = inspect.signature(self._model.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        own = getattr(generation, "eos_token_id", None)
+        self.ends |= frozenset([own] if isinstance(own, int) else own or ())
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+    def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
+        """See `Runtime.score`."""
+        return score_in_packs(groups, self._pass, advance, max_branches=self._batch_size, max_tokens=_TOKENS)
+
+    def _pass(self, groups: Sequence[Group]) -> list[GroupScores]:
+        """One pass over the beginnings, padded at the left, then one over all branches, padded at the right."""
+        import torch
+
+        rows = [(g, b) for g, group in enumerate(groups) for b in range(len(group.branches))]
+        branches = [groups[g].branches[b] for g, b in rows]
+        length = max(len(branch.ids) for branch in branches)
+        first = min(branch.first for branch in branches)
+        ids = self._padded([branch.ids for branch in branches], length, left=False)
+        extra: dict[str, Any] = {"use_cache": False}
+        with torch.inference_mode():
+            width = max(len(group.prefix) for group in groups)
+            if width:
+                owners = torch.tensor([g for g, _ in rows], device=self._model.device)
+                cache, seen = self._beginnings(groups, width)
+                cache.batch_select_indices(owners)
+                seen = seen[owners]
+                # After each branch's own beginning; what pads at the right is seen by nothing that counts.
+                positions = seen.sum(dim=1, keepdim=True) + torch.arange(length, device=seen.device)
+                mask = torch.cat([seen, torch.ones_like(ids)], dim=1)
+                extra = {self._cache_name: cache, "attention_mask": mask, "position_ids": positions}
+            logits = self._model(input_ids=ids, logits_to_keep=length - first, **extra).logits
+            return self._scores(groups, rows, logits, first)
+
+    def _padded(self, parts: Sequence[Sequence[int]], length: int, *, left: bool) -> Any:
+        import torch
+
+        ids = torch.zeros((len(parts), length), dtype=torch.int64)
+        for row, part in enumerate(parts):
+            if part:
+                place = slice(length - len(part), length) if left else slice(0, len(part))
+                ids[row, place] = torch.tensor(part, dtype=torch.int64)
+        return ids.to(self._model.device)
+
+    def _beginnings(self, groups: Sequence[Group], width: int) -> tuple[Any, Any]:
+        """The cache after the groups' beginnings, and which of its [G, width] places hold a token."""
+        import torch
+
+        ids = self._padded([group.prefix for group in groups], width, left=True)
+        lengths = torch.tensor([[len(group.prefix)] for group in groups], device=ids.device)
+        seen = (torch.arange(width, device=ids.device) >= width - lengths).long()
+        positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
+        out = self._model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=True, logits_to_keep=1)
+        return out[self._cache_name], seen
+
+    def _scores(
+        self, groups: Sequence[Group], rows: Sequence[tuple[int, int]], logits: Any, first: int
+    ) -> list[GroupScores]:
+        import torch
+
+        wanted: list[tuple[int, int, int]] = []  # row, position among the kept ones, target id
+        for row, (g, b) in enumerate(rows):
+            branch = groups[g].branches[b]
+            for target in branch.targets:
+                begin = len(branch.ids) - len(target) - first
+                wanted += [(row, begin + index, token) for index, token in enumerate(target)]
+        places = torch.tensor(wanted, device=logits.device)
+        values: list[float] = []
+        best: list[bool] = []
+        for part in torch.split(places, _ROWS):
+            chosen = logits[part[:, 0], part[:, 1]].float()
+            own = chosen.gather(1, part[:, 2:])[:, 0]
+            values += (own - chosen.logsumexp(dim=1)).tolist()
+            best += (chosen.argmax(dim=1) == part[:, 2]).tolist()
+        at = 0
+        result: list[GroupScores] = [[] for _ in groups]
+        for g, b in rows:
+            scores = []
+            for target in groups[g].branches[b].targets:
+                end = at + len(target)
+                scores.append(Score(sum(values[at:end]), all(best[at:end])))
+                at = end
+            result[g].append(scores)
+        return result
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance
+    ) -> list[list[int]]:
+        """See `Runtime.generate`."""
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        results: list[list[int]] = [[] for _ in prompts]
+        for begin in range(0, len(order), self._batch_size):
+            part = order[begin : begin + self._batch_size]
+            for index, made in zip(part, self._greedy([prompts[i] for i in part], max_tokens, ended), strict=True):
+                results[index] = made
+                advance(1)
+        return results
+
+    def _greedy(self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended) -> list[list[int]]:
+        """Plain greedy decoding: a repetition penalty of generation_config.json would score another model."""
+        import torch
+
+        made: list[list[int]] = [[] for _ in prompts]
+        running = set(range(len(prompts)))
+        width = max(map(len, prompts))
+        ids = self._padded(prompts, width, left=True)
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=ids.device)
+        seen = (torch.arange(width, device=ids.device) >= width - lengths).long()
+        positions = (seen.cumsum(dim=1) - 1).clamp(min=0)
+        cache: Any = None
+        with torch.inference_mode():
+            for _ in range(max_tokens):
+                out = self._model(
+                    input_ids=ids,
+                    attention_mask=seen,
+                    position_ids=positions,
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **{self._cache_name: cache},
+                )
+                cache = out[self._cache_name]
+                chosen = out.logits[:, -1].argmax(dim=-1)
+                for row, token in enumerate(chosen.tolist()):
+                    if row not in running:
+                        continue
+                    if token not in self.ends:
+                        made[row].append(token)
+                    if token in self.ends or ended(made[row]):
+                        running.discard(row)
+                if not running:
+                    break
+                ids, positions = chosen[:, None], positions[:, -1:] + 1
+                seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
+        return made

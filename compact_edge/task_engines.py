@@ -1,0 +1,152 @@
+"""Artifacts that score tasks: a GGUF through llama.cpp, an ONNX folder through onnxruntime. What ships is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compact.errors import DataError
+from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
+from exporters.branches import Group
+from exporters.engine import Generation, LlamaEngine
+from exporters.onnx_engine import OnnxEngine
+from exporters.onnx_folder import read_folder
+
+# Tokens generated between two looks for a stop string.
+_CHUNK = 16
+# Floats of logits that llama.cpp holds at a time (134 MB), and tokens that it is fed at most at a time.
+_LOGITS, _MOST_FED, _LEAST_FED = 2**25, 512, 32
+
+
+class GgufRuntime:
+    """See `compact_edge.task_runtime.Runtime`. llama.cpp's own tokenizer, float32 keys and values."""
+
+    name = "llama.cpp"
+
+    def __init__(self, path: Path, *, threads: int, batch_size: int = BATCH_SIZE) -> None:
+        """Open a GGUF; its context is made when it is known how long the sequences are.
+
+        Raises:
+            DataError: it names neither BOS nor EOS.
+            CompactEdgeError: as `exporters.engine.LlamaEngine`.
+        """
+        self._path, self._threads, self._batch_size = path, threads, batch_size
+        self._engine: LlamaEngine | None = None
+        self._cells = 0
+        self._vocabulary = LlamaEngine(path, vocab_only=True)
+        try:
+            metadata = self._vocabulary.metadata
+            self.max_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
+            # llama.cpp has defaults of its own where a file names none.
+            named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos"))
+            token = next((int(value) for value in named if value is not None), None)
+            if token is None:
+                raise DataError(f"{path.name}: the vocabulary names neither BOS nor EOS", "export the model again")
+            self.prefix_token = token
+            self._prefix_text = self._vocabulary.detokenize([token]).decode("utf-8", "replace")
+            # A text of this kind of vocabulary begins with a space that is no part of it.
+            kind, prefix = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.add_space_prefix")
+            self._put_in_front = kind == "llama" and prefix != "false"
+        except BaseException:
+            self._vocabulary.close()
+            raise
+
+    def close(self) -> None:
+        """End the child processes."""
+        self._vocabulary.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def encode(self, text: str, *, special: bool | None = None) -> list[int]:
+        """See `Runtime.encode`."""
+        if special is None:
+            special = not text.startswith(self._prefix_text)
+        ids = self._vocabulary.tokenize([text], parse_special=True)[0]
+        return [self._vocabulary.bos, *ids] if special and self._vocabulary.add_bos else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Runtime.decode`."""
+        text = self._vocabulary.detokenize(ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._put_in_front else text
+
+    def _open(self, cells: int) -> LlamaEngine:
+        """The engine with a cache of at least `cells` tokens."""
+        if self._engine is None or cells > self._cells:
+            if self._engine is not None:
+                self._engine.close()
+            self._cells = -(-cells // 256) * 256
+            fed = max(_LEAST_FED, min(_MOST_FED, _LOGITS // self._vocabulary.n_vocab, self._cells))
+            self._engine = LlamaEngine(
+                self._path, n_ctx=self._cells, n_batch=fed, n_threads=self._threads, n_seq=self._batch_size
+            )
+        return self._engine
+
+    def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
+        """See `Runtime.score`."""
+        # More cells would not make it faster: every token is compared with all cells that are in use.
+        cells = max(_MOST_FED, *(group.n_tokens for group in groups))
+        engine = self._open(cells)
+        return score_in_packs(groups, engine.branches, advance, max_branches=self._batch_size, max_tokens=cells)
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance
+    ) -> list[list[int]]:
+        """See `Runtime.generate`."""
+        engine = self._open(max(map(len, prompts)) + max_tokens)
+        return _generate_each(engine.generate, engine.eog, prompts, max_tokens, ended, advance)
+
+
+class OnnxRuntime(CheckpointTokenizer):
+    """See `compact_edge.task_runtime.Runtime`. The folder's tokenizer.json."""
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        """Open an ONNX folder.
+
+        Raises:
+            DataError: its tokenizer has neither BOS nor EOS.
+            CompactEdgeError: as `exporters.onnx_engine.OnnxEngine`.
+        """
+        self.max_length = read_folder(folder).context_length
+        super().__init__(folder)
+        self._engine = OnnxEngine(folder, n_ctx=self.max_length, n_threads=threads)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._engine.close()
+
+    def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
+        """See `Runtime.score`."""
+        # The graph takes one sequence at a time; a request to the child is one group.
+        return score_in_packs(groups, self._engine.branches, advance, max_branches=1, max_tokens=1)
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance
+    ) -> list[list[int]]:
+        """See `Runtime.generate`."""
+        stop = (*self._engine.eog, *self.ends)
+        return _generate_each(self._engine.generate, stop, prompts, max_tokens, ended, advance)
+
+
+def _generate_each(
+    generate: Callable[..., Generation],
+    stop: Sequence[int],
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    ended: Ended,
+    advance: Advance,
+) -> list[list[int]]:
+    """One prompt after another, a few tokens at a time, each time from the cache that the last left."""
+    results = []
+    for prompt in prompts:
+        made: list[int] = []
+        while len(made) < max_tokens:
+            ids = generate([*prompt, *made], min(_CHUNK, max_tokens - len(made)), stop, reuse=True).ids
+            finished = ids[-1] in stop
+            made += ids[:-1] if finished else ids
+            if finished or ended(made):
+                break
+        results.append(made)
+        advance(1)
+    return results
