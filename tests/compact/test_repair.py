@@ -3,6 +3,8 @@ the same again."""
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from compact.errors import CalibrationError
 from compact.least_squares import output_error, ridge_solutions
 from compact.plan import UPDATES, read_plan
 from compact.prune import PruneOptions, calibration_for, prune
-from compact.repair import choose, repair_texts
+from compact.repair import repair_texts
+from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
 from compact.store import publish
 from tests.checkpoints import TEXTS, random_model
+from tests.compact.test_distributed import finish, pair
 from tests.family_models import CASE_NAMES, CASES
 
 SIZES = {"vocab_size": 380, "intermediate_size": 64}
@@ -72,7 +76,7 @@ def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
     other[torch.arange(100), torch.arange(100) % 16] = 1.0
     gram = fitted.T @ fitted
     ridge, error, found = choose(gram, [same], weight, kept)
-    assert ridge in repairing.RIDGES[:4]
+    assert ridge in RIDGES[:4]
     assert error < 0.5
     assert (found.dtype, found.shape) == (weight.dtype, (10, 16))
     ridge, error, found = choose(gram, [other], weight, kept)
@@ -271,3 +275,32 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
     short.write_text("xqzjvkwxqzjvkwbpx", encoding="utf-8")
     with pytest.raises(CalibrationError, match="too few"):
         decide(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], []))
+
+
+def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    """Each takes a share of the text; what is written differs in the order of a sum at most."""
+    program = (
+        "import json, sys; from pathlib import Path; from compact import repair\n"
+        "from compact.cache import Cache; from compact.decide import decide; from compact.distributed import joined\n"
+        "from compact.prune import PruneOptions; from compact.source import open_directory\n"
+        "repair.fits_in_memory = lambda *_: False\n"
+        "with joined():\n"
+        "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"
+        "    decision = decide(source, PruneOptions(**json.loads(sys.argv[3])), Cache(Path(sys.argv[2]), [], []))\n"
+        "    print(json.dumps([decision.plan.id, str(decision.updates)]))\n"
+    )
+    options = {**SIZES, "method": "repair", "calibration": str(text), "calibration_tokens": 3000, "device": "cpu"}
+    options["sequence_length"] = 64
+    arguments = [sys.executable, "-c", program, str(source.directory), str(tmp_path / "two"), json.dumps(options)]
+    answers = []
+    for code, out, errors in finish(pair(arguments)):
+        assert code == 0, errors
+        answers.append(json.loads(out))
+    assert answers[0] == answers[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repairing, "fits_in_memory", lambda *_: False)
+        alone = decide(source, asked(text), Cache(tmp_path / "one", [], []))
+    assert alone.updates is not None
+    shared = load_file(answers[0][1])
+    for name, tensor in load_file(alone.updates).items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-5, rtol=1e-4)
