@@ -10,7 +10,7 @@ from compact.checkpoint import TensorRef, TensorSpec, open_tensors, write_checkp
 from compact.distributed import is_main
 from compact.errors import EngineCrashedError
 from compact.gram import Gram
-from compact.least_squares import output_error, ridge_solutions
+from compact.least_squares import NormalEquations, output_error
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,8 @@ class LayerFit:
             self._held_out.append(activations[at:].clone())
 
     def end(self, layer: int) -> None:
+        import torch
+
         assert self._gram is not None
         name, kept = self._names[layer], self._kept[layer]
         gram, self._gram = self._gram.value(), None
@@ -92,7 +94,9 @@ class LayerFit:
             return
         with open_tensors(self._tensors) as read:
             weight = read(name)
-        ridge, error, chosen = choose(gram, self._held_out, weight, kept)
+        equations = NormalEquations.of(gram, weight.to(gram.device, torch.float64), kept)
+        del gram
+        ridge, error, chosen = choose(equations, self._held_out, weight, kept)
         self._held_out = []
         self.ridges.append(ridge)
         self.errors.append(round(error, 4))
@@ -103,13 +107,13 @@ class LayerFit:
 
 
 def choose(
-    gram: torch.Tensor, held_out: Sequence[torch.Tensor], weight: torch.Tensor, kept: Sequence[int]
+    equations: NormalEquations, held_out: Sequence[torch.Tensor], weight: torch.Tensor, kept: Sequence[int]
 ) -> tuple[float | None, float, torch.Tensor]:
     """The best of the ridges for one layer, by the error on what it was not fitted to.
 
     Args:
-        gram: H of the fitted positions, float64 [I, I].
-        held_out: inputs [positions, I] that H does not hold.
+        equations: of the fitted positions; used up.
+        held_out: inputs [positions, I] that they do not hold.
         weight: the original matrix [hidden, I], in the checkpoint's type; what is chosen has this type too.
         kept: channels that stay.
 
@@ -119,7 +123,7 @@ def choose(
     """
     import torch
 
-    home = gram.device
+    home = equations.square.device
     wide = weight.to(home, torch.float64)
     inputs = torch.cat(list(held_out)).to(home)
     parts = [inputs[start : start + _ROWS] for start in range(0, inputs.shape[0], _ROWS)]
@@ -127,7 +131,7 @@ def choose(
     best: torch.Tensor = weight.index_select(1, torch.tensor(kept, dtype=torch.int64))
     plain = output_error(inputs, outputs, best.to(home, torch.float64), kept)
     chosen, least = None, plain
-    for ridge, solution in ridge_solutions(gram, wide, kept, RIDGES):
+    for ridge, solution in equations.solutions(RIDGES):
         rounded = solution.to(weight.dtype)
         error = output_error(inputs, outputs, rounded.double(), kept)
         # A number that the type cannot hold makes the error infinite or no number, and is never less.

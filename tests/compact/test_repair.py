@@ -20,7 +20,7 @@ from compact.cache import Cache
 from compact.calibration import HeldOut
 from compact.decide import Decision, decide
 from compact.errors import CalibrationError
-from compact.least_squares import output_error, ridge_solutions
+from compact.least_squares import NormalEquations, output_error
 from compact.plan import UPDATES, read_plan
 from compact.prune import PruneOptions, calibration_for, prune
 from compact.repair import repair_texts
@@ -54,7 +54,7 @@ def test_solutions_are_those_of_numpy(ridge: float) -> None:
     penalty = np.sqrt(ridge * np.mean(np.square(inputs).sum(axis=0)))
     stacked = np.vstack([inputs, penalty * np.eye(len(kept))])
     expected = np.linalg.lstsq(stacked, np.vstack([outputs, penalty * weight[:, kept].T.numpy()]), rcond=None)[0].T
-    [(used, found)] = ridge_solutions(x.T @ x, weight, kept, [ridge])
+    [(used, found)] = NormalEquations.of(x.T @ x, weight, kept).solutions([ridge])
     assert used == ridge
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-10)
     error = np.square(outputs - inputs @ found.T.numpy()).sum()
@@ -63,9 +63,8 @@ def test_solutions_are_those_of_numpy(ridge: float) -> None:
 
 def test_channels_that_never_fire_leave_nothing_to_solve() -> None:
     weight = torch.ones(2, 4, dtype=torch.float64)
-    assert list(ridge_solutions(torch.zeros(4, 4, dtype=torch.float64), weight, [0, 1], [0.1])) == []
-    bad = torch.full((4, 4), float("nan"), dtype=torch.float64)
-    assert list(ridge_solutions(bad, weight, [0, 1], [0.1])) == []
+    equations = NormalEquations.of(torch.zeros(4, 4, dtype=torch.float64), weight, [0, 1])
+    assert list(equations.solutions([0.1, 1.0])) == []
 
 
 def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
@@ -74,12 +73,12 @@ def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
     fitted, same, other = correlated(400, 24, 0).double(), correlated(100, 24, 2), torch.zeros(100, 24)
     other[:, 16:] = 0  # only channels that stay, each alone: what the original columns map exactly
     other[torch.arange(100), torch.arange(100) % 16] = 1.0
-    gram = fitted.T @ fitted
-    ridge, error, found = choose(gram, [same], weight, kept)
+    gram, wide = fitted.T @ fitted, weight.double()
+    ridge, error, found = choose(NormalEquations.of(gram, wide, kept), [same], weight, kept)
     assert ridge in RIDGES[:4]
     assert error < 0.5
     assert (found.dtype, found.shape) == (weight.dtype, (10, 16))
-    ridge, error, found = choose(gram, [other], weight, kept)
+    ridge, error, found = choose(NormalEquations.of(gram, wide, kept), [other], weight, kept)
     assert (ridge, error) == (None, 1.0)
     assert torch.equal(found, weight[:, kept])
 
