@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,6 +114,7 @@ class LayerStream:
         self._state_bytes = state_bytes
         self._scratch = scratch
         config = self._model.config
+        self._index = 0
         self.n_layers = int(config.num_hidden_layers)
         self.intermediate_size = int(config.intermediate_size)
         self.hidden_size = int(config.hidden_size)
@@ -134,7 +136,7 @@ class LayerStream:
         n_tokens = sum(ids.numel() for ids in self.batches)
         layers = self._model.layers
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             progress.task(description, n_tokens, "tokens") as task,
             self._states() as states,
             self._loader(layers) as load,
@@ -224,6 +226,7 @@ class LayerStream:
     @contextmanager
     def _loader(self, layers: Any) -> Iterator[Callable[[int], dict[str, torch.Tensor]]]:
         """Yield what gives a layer's weights on the device, in order; for an accelerator, read one layer ahead."""
+        import torch
 
         def read(number: int) -> dict[str, torch.Tensor]:
             weights = self._read(layers[number], f"model.layers.{number}.")
@@ -234,7 +237,10 @@ class LayerStream:
         if self.device == "cpu":
             yield read
             return
-        with ThreadPoolExecutor(1) as pool:
+        # A thread begins on the first card, whatever this process works on.
+        cuda = self.device.startswith("cuda")
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if cuda else None
+        with ThreadPoolExecutor(1, initializer=begin) as pool:
             ahead: dict[int, Future[dict[str, torch.Tensor]]] = {}
 
             def load(number: int) -> dict[str, torch.Tensor]:
