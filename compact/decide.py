@@ -6,16 +6,19 @@ training what stays) is strung together here, so that every command decides alik
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.plan import PrunePlan
 from compact.progress import SILENT, Progress
-from compact.prune import PruneOptions, calibration_for, make_plan
+from compact.prune import PruneOptions, calibration_for, default_calibration, make_plan, prune
 from compact.repair import repair
 from compact.source import ModelSource
+
+# Raised when a pruned checkpoint's files change for an equal plan.
+PRUNE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,4 +57,40 @@ def decide(
     updates = None
     if options.method == "repair" and calibration is not None:
         plan, updates = repair(source, plan, calibration, options, cache, progress)
+    decision = Decision(plan, updates)
+    return decision if options.recover is None else _recover(source, decision, options, cache, progress)
+
+
+def pruned_checkpoint(
+    source: ModelSource, decision: Decision, cache: Cache, *, progress: Progress = SILENT
+) -> tuple[Path, str]:
+    """The checkpoint that a decision makes, in the cache, and the id that it is known by there."""
+
+    def make(work: Path) -> None:
+        prune(source, decision.plan, work, updates=decision.updates, progress=progress)
+
+    name = f"{decision.plan.id}-{PRUNE_VERSION}"
+    return cache.get_or_make("pruned", name, make, needed_bytes=4 * source.n_params), name
+
+
+def _recover(
+    source: ModelSource, decision: Decision, options: PruneOptions, cache: Cache, progress: Progress
+) -> Decision:
+    from compact.recovery.distill import recover  # torch is loaded where something is trained
+
+    assert options.recover is not None
+    text = options.recover.text or options.calibration or default_calibration(source)
+    student, _ = pruned_checkpoint(source, decision, cache, progress=progress)
+    plan, updates = recover(
+        source,
+        decision.plan,
+        student,
+        replace(options.recover, text=text),
+        cache,
+        updates=decision.updates,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+        progress=progress,
+    )
     return Decision(plan, updates)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
-from compact.decide import decide
+from compact.decide import decide, pruned_checkpoint
 from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -22,7 +22,7 @@ from compact.languages import LanguageCost, language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for, prune
+from compact.prune import PruneOptions, calibration_for
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 # What both models are asked when the user names no prompt.
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
-# Raised when a pruned checkpoint's files change for an equal plan, or the gate's meaning for an equal artifact.
-_PRUNE_VERSION = 2
+# Raised when the gate's meaning changes for an equal artifact.
 _GATE_VERSION = 4
 
 
@@ -165,12 +164,7 @@ def _run(
     calibration = calibration_for(source, pruning, cache=cache, progress=progress)
     decision = decide(source, pruning, cache, calibration=calibration, progress=progress)
     plan = decision.plan
-
-    def make(work: Path) -> None:
-        prune(source, plan, work, updates=decision.updates, progress=progress)
-
-    needed = 4 * source.n_params
-    pruned = cache.get_or_make("pruned", f"{plan.id}-{_PRUNE_VERSION}", make, needed_bytes=needed)
+    pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
     removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
     original = Request(
@@ -188,7 +182,7 @@ def _run(
         original,
         label="pruned",
         checkpoint=pruned,
-        checkpoint_id=f"{plan.id}-{_PRUNE_VERSION}",
+        checkpoint_id=pruned_id,
         name=f"{model_name}-compact",
         description=f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): "
         f"vocabulary {source.vocab_size} -> {plan.vocab_size}, "

@@ -118,5 +118,6 @@ def settle_format(options: BuildOptions, profile: Profile, quants: Quants, sourc
 def inputs_of(options: BuildOptions) -> list[Path]:
     """The files and directories that the build reads."""
     asked = options.prune
-    texts = (asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
-    return existing(options.model, *texts, options.imatrix)
+    texts = (*asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
+    learned = asked.recover.text if asked.recover is not None else ()
+    return existing(options.model, *texts, *learned, options.imatrix)

@@ -19,6 +19,7 @@ from compact_edge.commands.shared import (
     onnx_choices,
     onnx_options,
     prune_options,
+    recovery_options,
 )
 
 
@@ -42,6 +43,7 @@ from compact_edge.commands.shared import (
 @click.option("--embedding-quant", help="GGUF: type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
 @calibration_options
+@recovery_options
 @compute_options
 @file_options
 @onnx_options
@@ -69,7 +71,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model, values["calibration"])
+    quiet_libraries(model, *values["calibration"])
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,

@@ -14,6 +14,7 @@ from compact_edge.commands.shared import (
     calibration_options,
     compute_options,
     prune_options,
+    recovery_options,
 )
 
 
@@ -23,6 +24,7 @@ from compact_edge.commands.shared import (
 @budget_options
 @click.option("--quant", help="Keep intermediate_size on the grid of this GGUF type.")
 @calibration_options
+@recovery_options
 @compute_options
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
@@ -39,7 +41,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from compact.distributed import joined
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model, values["calibration"])
+    quiet_libraries(model, *values["calibration"])
     with joined(values["device"]):
         _prune(model, out, quant, force=force, use_cache=not no_cache, as_json=as_json, values=values)
 
@@ -62,7 +64,7 @@ def _prune(
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     check_calibration(model, options)

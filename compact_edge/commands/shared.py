@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from compact.prune import PruneOptions
+    from compact.recovery.options import RecoverOptions
     from compact_edge.artifact_files import FileOptions
     from compact_edge.formats import OnnxChoices
 
@@ -65,8 +66,10 @@ _BUDGET = (
 _CALIBRATION = (
     click.option(
         "--calibration",
+        multiple=True,
         help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
-        "stdlib-prose. A model from the Hub takes allenai/c4 unless you say otherwise.",
+        "stdlib-prose, self (text that the model writes). Given several times, each gives an equal share. "
+        "A model from the Hub takes allenai/c4 unless you say otherwise.",
     ),
     click.option(
         "--calibration-tokens",
@@ -95,6 +98,30 @@ _COMPUTE = (
 )
 
 
+_RECOVERY = (
+    click.option(
+        "--recover",
+        type=click.Choice(["distill"]),
+        help="Train what stays after the cut: the unpruned model teaches it on plain text. Not part of COMPACT.",
+    ),
+    click.option(
+        "--recover-text",
+        multiple=True,
+        help="Text to learn from, named as for --calibration (default: the calibration's). Several take equal shares.",
+    ),
+    click.option("--recover-tokens", type=click.IntRange(1), help="Budget of the training, in tokens."),
+    click.option("--recover-minutes", type=float, help="Budget of the training, in minutes (default: 30)."),
+    click.option(
+        "--learning-rate", type=float, default=3e-4, show_default=True, help="Of the training, at its highest."
+    ),
+    click.option(
+        "--train",
+        type=click.Choice(["all", "embeddings"]),
+        default="all",
+        show_default=True,
+        help="Weights that are trained: all, or the embedding and the LM head.",
+    ),
+)
 _FILES = (
     click.option("--save-imatrix", is_flag=True, help="GGUF: publish the importance matrix too, as imatrix.gguf."),
     click.option("--modelfile", is_flag=True, help="GGUF: publish a Modelfile for Ollama too."),
@@ -127,6 +154,11 @@ def calibration_options(function: Function) -> Function:
 def compute_options(function: Function) -> Function:
     """Where and in what type the original model runs."""
     return _apply(_COMPUTE, function)
+
+
+def recovery_options(function: Function) -> Function:
+    """Whether and how the pruned model is trained."""
+    return _apply(_RECOVERY, function)
 
 
 def file_options(function: Function) -> Function:
@@ -166,5 +198,29 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
     from compact.prune import PruneOptions
 
-    names = {field.name for field in fields(PruneOptions)} & values.keys()
-    return PruneOptions(**{name: values[name] for name in names}, channel_grid=channel_grid)
+    names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
+    chosen = {name: values[name] for name in names}
+    return PruneOptions(**chosen, channel_grid=channel_grid, recover=_recover_options(values))
+
+
+def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
+    from compact.errors import UsageError
+    from compact.recovery.options import RecoverOptions
+
+    given = {
+        "--recover-text": bool(values["recover_text"]),
+        "--recover-tokens": values["recover_tokens"] is not None,
+        "--recover-minutes": values["recover_minutes"] is not None,
+    }
+    if values["recover"] is None:
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UsageError(f"{name}: nothing is trained", "add --recover distill")
+        return None
+    return RecoverOptions(
+        method=values["recover"],
+        text=tuple(values["recover_text"]),
+        tokens=values["recover_tokens"],
+        minutes=values["recover_minutes"],
+        learning_rate=values["learning_rate"],
+        train=values["train"],
+    )

@@ -1,0 +1,104 @@
+"""The state of a run of training on disk: what a run that was cut goes on from, and the best model so far."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compact.errors import DamagedFileError
+from compact.recovery.state import State
+from compact.store import publish, read_json_object, write_json
+
+if TYPE_CHECKING:
+    from compact.recovery.train import Trainer
+
+STATE = "state.json"
+WEIGHTS = "weights.safetensors"
+BEST = "best.safetensors"
+_SETTINGS = "optimizer.json"
+# safetensors name of a type -> torch's.
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _trained(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
+    own = {id(parameter) for parameter in trainer.parameters}
+    return {name: parameter for name, parameter in trainer.model.named_parameters() if id(parameter) in own}
+
+
+def save(directory: Path, trainer: Trainer, state: State, dtypes: Mapping[str, torch.dtype], *, is_best: bool) -> None:
+    """Write the run's state; the directory is replaced whole, so a run that is cut here goes on from the one before.
+
+    Args:
+        directory: of this run.
+        trainer, state: what to write: float32 weights, both moments of AdamW, and where the run is.
+        dtypes: the checkpoint's type of every tensor, for the best model.
+        is_best: whether the weights are the best so far.
+    """
+    from safetensors.torch import save_file
+
+    weights = _trained(trainer)
+    tensors = {f"weight.{name}": parameter.detach().cpu().contiguous() for name, parameter in weights.items()}
+    steps = {}
+    for name, parameter in weights.items():
+        moments = trainer.optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in moments:
+                tensors[f"{key}.{name}"] = moments[key].cpu().contiguous()
+        if "step" in moments:
+            steps[name] = float(moments["step"])
+    earlier = directory / BEST
+    with publish(directory, force=True) as work:
+        save_file(tensors, str(work / WEIGHTS))
+        write_json(work / _SETTINGS, steps)
+        write_json(work / STATE, state.as_dict())
+        if is_best:
+            best = {name: parameter.detach().to(dtypes[name]).cpu().contiguous() for name, parameter in weights.items()}
+            save_file(best, str(work / BEST), metadata={"format": "pt"})
+        elif earlier.is_file():
+            shutil.copyfile(earlier, work / BEST)
+
+
+def write_updates(directory: Path, earlier: Path | None, target: Path) -> None:
+    """The best model of a run as a plan's updates, with those tensors of `earlier` ones that were not trained."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(str(earlier)) if earlier is not None else {}
+    tensors.update(load_file(str(directory / BEST)))
+    save_file(tensors, str(target), metadata={"format": "pt"})
+
+
+def load(directory: Path, trainer: Trainer) -> State:
+    """Bring a trainer to where a run was cut; a fresh state where there was none.
+
+    Raises:
+        DamagedFileError: files that are no state of this run.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (directory / STATE).is_file():
+        return State()
+    try:
+        state = State(**read_json_object(directory / STATE))
+        steps = read_json_object(directory / _SETTINGS)
+        tensors = load_file(str(directory / WEIGHTS))
+        for name, parameter in _trained(trainer).items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            if name in steps:
+                trainer.optimizer.state[parameter] = _moments(tensors, name, steps[name], parameter)
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise DamagedFileError(
+            f"{directory}: not the state of a recovery ({' '.join(str(error).split())[:120]})", "remove the folder"
+        ) from error
+    return state
+
+
+def _moments(tensors: Mapping[str, torch.Tensor], name: str, step: float, parameter: torch.Tensor) -> dict[str, Any]:
+    moments: dict[str, Any] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+    moments["step"] = torch.tensor(step, device=parameter.device if parameter.device.type == "cuda" else None)
+    return moments

@@ -1,0 +1,325 @@
+"""`--recover distill`: the unpruned model teaches the pruned one, and what it learned becomes the plan's updates.
+
+The run can be cut and resumed: its state lies in the cache until it ends. What is written is the best of the models
+that were judged on text kept out, the one it began with among them, so a run never makes a model worse there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compact import calibration as calibrating
+from compact import stdlib_text
+from compact.cache import Cache
+from compact.calibration import HeldOut
+from compact.distributed import all_reduce_mean_, broadcast_json, is_main, share, world_size
+from compact.errors import CalibrationError, ToolUnavailableError
+from compact.evaluate import token_bytes
+from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
+from compact.importance import load_model, resolve_device
+from compact.plan import UPDATES, PrunePlan
+from compact.progress import SILENT, Progress
+from compact.recovery import checkpoint
+from compact.recovery.align import Alignment, align
+from compact.recovery.checkpoint import TORCH_DTYPES
+from compact.recovery.lesson import Lesson, make_lesson
+from compact.recovery.options import PIECE_TOKENS, RecoverOptions
+from compact.recovery.state import State
+from compact.recovery.teacher import Teacher
+from compact.recovery.text import Documents, TrainingText, file_documents, in_memory
+from compact.recovery.train import Judge, Schedule, Trainer, make_optimizer, trained_parameters
+from compact.sampling import sample_texts
+from compact.source import TOKENIZER, ModelSource
+from compact.store import read_json_object, sha256_file, sha256_json, write_json
+from compact.tokenizer import bos_id, encode, load_tokenizer
+from compact.vocabulary import read_vocabulary
+
+# Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
+_PIECE_CHARACTERS = 4 * PIECE_TOKENS
+# A piece in a script that the vocabulary cuts finely is cut here.
+_LONGEST = 2 * PIECE_TOKENS
+# Pieces whose answers the teacher gives, and the cache keeps, together.
+_SHARD = 16
+# Weight of positions inside a token that the student does not have.
+_INNER_WEIGHT = 0.3
+# What the model writes itself where `self` is among the texts; more is the same text again.
+_SELF_TOKENS = 131_072
+_SEQUENCES_PER_BATCH = 2
+_SAVE_EVERY = 300.0
+# AdamW over float32: weights, gradients and two moments; the best weights and the teacher lie beside them.
+_BYTES_PER_PARAMETER = 16
+_FILE = "recovery.json"
+# Raised when equal inputs mean another training.
+_VERSION = 1
+
+
+def recover(
+    source: ModelSource,
+    plan: PrunePlan,
+    student: Path,
+    options: RecoverOptions,
+    cache: Cache,
+    *,
+    updates: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[PrunePlan, Path | None]:
+    """Train the pruned model and put what it learned into the plan.
+
+    Args:
+        source: the teacher.
+        plan: what was cut.
+        student: the pruned checkpoint, repaired or not.
+        options: text, budget and rate; `text` must name something.
+        cache: keeps the teacher's answers, the run while it lasts, and its result.
+        updates: those that the plan names already (of a repair).
+        device, dtype: where and in what type matrices are multiplied; weights and sums are float32.
+        seed: of the order of the text.
+        progress: told of every token, and of every judgement.
+
+    Returns:
+        The plan with `recovery`, and its updates; plan and updates as they were where no model judged was better.
+
+    Raises:
+        CalibrationError: too little text. ToolUnavailableError: too little memory for AdamW.
+    """
+    place = resolve_device(device)
+    compute = training_dtype(dtype, place)
+    text = training_text(source, options, cache, seed=seed, device=place, progress=progress)
+    run = {
+        "version": _VERSION,
+        "plan": plan.id,
+        "text": text.id,
+        "tokens": options.tokens,
+        "seconds": options.seconds,
+        "learning_rate": options.learning_rate,
+        "train": options.train,
+        "pieces_per_step": options.pieces_per_step,
+        "device": place,
+        "dtype": str(compute),
+        "seed": seed,
+        "processes": world_size(),
+    }
+    key = sha256_json(run)
+
+    def make(work: Path) -> None:
+        _require_memory(source, plan, place)
+        resumed = cache.path("recovering", key)
+        session = _Session(source, plan, student, options, text, cache, place, compute, seed, resumed, progress)
+        state = session.run()
+        if is_main():
+            if state.best > 0:
+                checkpoint.write_updates(resumed, updates, work / UPDATES)
+            write_json(work / _FILE, {"run": run, "history": state.history, "best": state.best})
+
+    found = cache.get_or_make("recovered", key, make, together=True)
+    if is_main():
+        shutil.rmtree(cache.path("recovering", key), ignore_errors=True)
+    result = read_json_object(found / _FILE)
+    first, best = result["history"][0], result["history"][result["best"]]
+    progress.note(_outcome(first, best, result["best"] > 0))
+    if result["best"] == 0:
+        return plan, updates
+    recovery = {
+        "method": options.method,
+        "text": [calibrating.plain_name(name) for name in options.text],
+        "learning_rate": options.learning_rate,
+        "train": options.train,
+        "seed": seed,
+        "before": first["bits_per_byte"],
+        "after": best["bits_per_byte"],
+        "tokens": best["tokens"],
+        "seconds": best["seconds"],
+        "history": result["history"],
+    }
+    learned = found / UPDATES
+    return replace(plan, updates_sha256=sha256_file(learned), recovery=recovery), learned
+
+
+def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
+    if not is_better:
+        return "recovery: no better model was found on the text kept out; the pruned one stays as it is"
+    before, after = first["bits_per_byte"], best["bits_per_byte"]
+    changes = ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in before)
+    return f"recovery: bits per byte on text kept out {changes} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
+
+
+def training_dtype(dtype: str, device: str) -> torch.dtype:
+    """The type in which matrices are multiplied.
+
+    `auto` is bfloat16 where the device multiplies in it, else float32. float16, which would need a scaled loss, is too.
+    """
+    if dtype == "bfloat16":
+        return torch.bfloat16
+    if dtype != "auto":
+        return torch.float32
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device == "cpu" and cpu_multiplies_bfloat16() else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products (AVX512-BF16, AMX); else it would be slower."""
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return any(bool(each()) for each in (check, amx) if each is not None)
+
+
+def training_text(
+    source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
+) -> TrainingText:
+    """The text that the options name. Raises CalibrationError for one that is not there."""
+    sources: dict[str, Documents] = {}
+    for name in options.text:
+        if name in calibrating.BUILT_IN:
+            kind: stdlib_text.Source = "stdlib" if name == calibrating.STDLIB else "stdlib-prose"
+            # Docstrings are short: joined they fill a piece.
+            sources[name] = in_memory(["\n\n".join(stdlib_text.documents(kind))])
+        elif name == calibrating.SELF:
+            wanted = min(_SELF_TOKENS, options.tokens or _SELF_TOKENS)
+            sources[name] = in_memory(
+                sample_texts(
+                    source.directory,
+                    wanted,
+                    seed=seed,
+                    device=device,
+                    cache=cache,
+                    source_id=source.id,
+                    progress=progress,
+                )
+            )
+        elif names_hub_dataset(name) and (dataset := parse_dataset(name)) is not None:
+            characters = 4 * (options.tokens or 1_000_000)
+            documents, _ = draw_documents(dataset, characters, 4 * 2048, seed, cache=cache, progress=progress)
+            sources[name] = in_memory(documents)
+        elif Path(name).is_file():
+            sources[name] = file_documents(Path(name))
+        else:
+            raise CalibrationError(f"{name}: no such file", "name a text, jsonl or parquet file (--recover-text)")
+    return TrainingText(sources, _PIECE_CHARACTERS, seed)
+
+
+def _require_memory(source: ModelSource, plan: PrunePlan, device: str) -> None:
+    """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
+    import psutil
+
+    from compact.budget import count_parts
+
+    parts = count_parts(source.tensors, source.config)
+    student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
+    student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
+    needed = _BYTES_PER_PARAMETER * student + 2 * student + 2 * source.n_params
+    there = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if needed > there:
+        raise ToolUnavailableError(
+            f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",
+            "use a machine with more memory, or --train embeddings",
+        )
+
+
+class _Session:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        plan: PrunePlan,
+        student: Path,
+        options: RecoverOptions,
+        text: TrainingText,
+        cache: Cache,
+        device: str,
+        dtype: torch.dtype,
+        seed: int,
+        saved: Path,
+        progress: Progress,
+    ) -> None:
+        self._source, self._options, self._text = source, options, text
+        self._saved, self._progress, self._seed = saved, progress, seed
+        self._tokenizer = load_tokenizer(student)
+        vocabulary = read_vocabulary(
+            read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
+        )
+        self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
+        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=_LONGEST)
+        model = load_model(student, device=device, dtype=torch.float32)
+        self._dtypes = {name: TORCH_DTYPES[ref.dtype] for name, ref in source.tensors.items()}
+        parameters = trained_parameters(model, options.train)
+        limit = int(getattr(model.config, "max_position_embeddings", PIECE_TOKENS))
+        self._judge = Judge(
+            texts=[(held, self._ids(held)) for held in text.held_out],
+            bos=bos_id(self._tokenizer),
+            window=min(PIECE_TOKENS, limit),
+            first_token_bytes=lambda token: token_bytes(student / TOKENIZER, token),
+        )
+        self._trainer = Trainer(
+            model=model,
+            parameters=parameters,
+            optimizer=make_optimizer(parameters),
+            schedule=Schedule(options.learning_rate, options.tokens, options.seconds),
+            judge=self._judge,
+            device=device,
+            dtype=dtype,
+            batch_size=_SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH,
+            average=all_reduce_mean_,
+            agree=broadcast_json,
+            processes=world_size(),
+        )
+
+    def _ids(self, held: HeldOut) -> list[int]:
+        return encode(self._tokenizer, [held.text], add_special_tokens=False)[0]
+
+    def run(self) -> State:
+        """Train to the end of the budget, from where an earlier run was cut."""
+        state = checkpoint.load(self._saved, self._trainer)
+        if state.step:
+            self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
+        saved_at = state.seconds
+        schedule = self._trainer.schedule
+        total = schedule.tokens if schedule.tokens and not schedule.seconds else 1000
+        unit = "tokens" if total == schedule.tokens else "thousandths of the time"
+        shown = 0
+        with self._progress.task("recovering", total, unit) as task:
+            for now, is_judged in self._trainer.steps(self._groups(state.pieces), state):
+                at = min(total, int(total * schedule.done(now.tokens, now.seconds)))
+                task.advance(at - shown)
+                shown = at
+                if is_judged:
+                    self._tell(now)
+                is_best = is_judged and now.best == len(now.history) - 1
+                if is_main() and (is_best or now.seconds - saved_at > _SAVE_EVERY):
+                    checkpoint.save(self._saved, self._trainer, now, self._dtypes, is_best=is_best)
+                    saved_at = now.seconds
+        return state
+
+    def _tell(self, state: State) -> None:
+        entry = state.history[-1]
+        bits = ", ".join(f"{name} {value:.4f}" for name, value in entry["bits_per_byte"].items())
+        loss = f"loss {entry['loss']:.4f}, " if entry["step"] else ""
+        self._progress.note(f"recovery: {entry['tokens']:,} tokens, {loss}bits per byte {bits}")
+
+    def _groups(self, skip: int) -> Iterator[list[Lesson]]:
+        """The lessons of one step after another; every process takes its share of each step's."""
+        pieces = self._text.pieces()
+        for _ in range(skip):
+            next(pieces)
+        per_step = self._options.pieces_per_step * world_size()
+        while True:
+            shard = [next(pieces) for _ in range(max(1, _SHARD // per_step) * per_step)]
+            own = share(shard)
+            answers = self._teacher.answers(own)
+            ids = encode(self._tokenizer, own, add_special_tokens=True)
+            lessons = [
+                make_lesson(answer, row[:_LONGEST], self._alignment, _INNER_WEIGHT)
+                for answer, row in zip(answers, ids, strict=True)
+            ]
+            for start in range(0, len(lessons), self._options.pieces_per_step):
+                yield lessons[start : start + self._options.pieces_per_step]

@@ -1,0 +1,85 @@
+"""From the teacher's answers on a text to what the student should say at each of its own positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compact.recovery.align import Alignment
+from compact.recovery.loss import Targets
+from compact.recovery.teacher import Answers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One piece of text for the student.
+
+    Attributes:
+        ids: the student's ids, BOS included where its tokenizer puts one.
+        positions: [N] the positions that have a target, ascending.
+        targets: of these N positions.
+    """
+
+    ids: list[int]
+    positions: torch.Tensor
+    targets: Targets
+
+
+def make_lesson(answers: Answers, student_ids: Sequence[int], alignment: Alignment, inner_weight: float) -> Lesson:
+    """Project the teacher's answers on the student's vocabulary.
+
+    Args:
+        answers: the teacher's, on the piece.
+        student_ids: the piece by the student's tokenizer.
+        alignment: of the two vocabularies.
+        inner_weight: weight of the cross-entropy at positions inside a token that the student does not have, where the
+            teacher says nothing; a position with a distribution weighs 1.
+    """
+    # What the teacher's text was cut to, the student does not read either.
+    end = int(alignment.teacher_lengths[answers.ids].sum())
+    n_read = int(np.searchsorted(np.cumsum(alignment.student_lengths[np.asarray(student_ids)]), end, side="right"))
+    ids = list(student_ids[: max(n_read, 1)])
+    at, teacher_at = alignment.boundaries(answers.ids.tolist(), ids)
+    pieces = torch.from_numpy(alignment.first_piece[answers.top_ids[teacher_at]])
+    mass = torch.from_numpy(np.exp(answers.top_log_probs[teacher_at]))
+    outer = _merged(pieces, mass)
+    inner = np.setdiff1d(np.arange(len(ids) - 1), at)
+    labels = torch.tensor([ids[n + 1] for n in inner], dtype=torch.int64)
+    k = outer.ids.shape[1]
+    q = torch.zeros(len(inner), k)
+    valid = torch.zeros(len(inner), k, dtype=torch.bool)
+    q[:, :1], valid[:, :1] = 1.0, True
+    positions = torch.from_numpy(np.concatenate([at, inner]))
+    order = positions.argsort()
+    targets = Targets(
+        torch.cat([outer.ids, labels[:, None].expand(-1, k)])[order],
+        torch.cat([outer.q, q])[order],
+        torch.cat([outer.valid, valid])[order],
+        torch.cat([outer.weights, torch.full((len(inner),), inner_weight)])[order],
+    )
+    return Lesson(ids, positions[order], targets)
+
+
+def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
+    """Add up the mass of equal pieces in every row: `q(s)` of the teacher's likeliest tokens.
+
+    Args:
+        pieces: int64 [N, k], -1 where a token has no piece (its mass goes to the tail).
+        mass: [N, k].
+    """
+    pieces, order = pieces.sort(dim=1, descending=True)
+    mass = mass.gather(1, order)
+    fresh = torch.ones_like(pieces, dtype=torch.bool)
+    fresh[:, 1:] = pieces[:, 1:] != pieces[:, :-1]
+    slot = fresh.cumsum(1) - 1
+    there = pieces >= 0
+    q = torch.zeros_like(mass).scatter_add_(1, slot, mass * there)
+    ids = torch.zeros_like(pieces).scatter_(1, slot, pieces.clamp_min(0))
+    # The -1 come last, so the slots of real pieces are the first ones.
+    count = (fresh & there).sum(1, keepdim=True)
+    valid = torch.arange(pieces.shape[1])[None, :] < count
+    ids = torch.where(valid, ids, ids[:, :1])
+    return Targets(ids, torch.where(valid, q, 0), valid, (count[:, 0] > 0).float())

@@ -1,0 +1,28 @@
+"""Where a run of training is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class State:
+    """Where a run is.
+
+    Attributes:
+        step, pieces, tokens, seconds: done so far; tokens are the student's, pieces those taken from the text.
+        loss: mean loss of the rows since the last evaluation, in nats.
+        history: one entry an evaluation: step, tokens, seconds, loss and bits per byte of every held-out text.
+        best: index of the best entry.
+    """
+
+    step: int = 0
+    pieces: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,142 @@
+"""What the unpruned model says at every position of a text: its likeliest next tokens and their log-probabilities.
+
+The answers depend on the model and the text alone, so they lie in the cache, and several cuts of one model learn from
+the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compact.cache import Cache
+from compact.distributed import world_size
+from compact.recovery.align import IntArray
+from compact.store import sha256_json
+from compact.tokenizer import encode, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+# Next tokens kept of every position; what the rest of the vocabulary has together is their tail.
+TOP_K = 64
+# Raised when equal inputs give other answers.
+_VERSION = 1
+_FILE = "answers.npz"
+# Logits alive at once, in bytes.
+_LOGITS_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The teacher's answers on one piece of text.
+
+    Attributes:
+        ids: [T] the teacher's ids of the piece, BOS included where the tokenizer puts one.
+        top_ids: int64 [T, k]; row i is about the token behind position i.
+        top_log_probs: float32 [T, k], descending.
+    """
+
+    ids: IntArray
+    top_ids: IntArray
+    top_log_probs: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Teacher:
+    """The unpruned model, loaded when the first text comes that the cache does not know.
+
+    Args:
+        directory: its checkpoint.
+        source_id: what the cache knows it by.
+        device, dtype: where and how it runs (resolved; no `auto`).
+        length: positions of a piece at most.
+    """
+
+    def __init__(
+        self, directory: Path, source_id: str, cache: Cache, *, device: str, dtype: torch.dtype, length: int
+    ) -> None:
+        self._directory, self._cache, self._device, self._dtype = directory, cache, device, dtype
+        self._length = length
+        self._tokenizer = load_tokenizer(directory)
+        self._model: Any = None
+        self._key = {"version": _VERSION, "source": source_id, "dtype": str(dtype), "k": TOP_K, "length": length}
+
+    def answers(self, pieces: Sequence[str]) -> list[Answers]:
+        """One `Answers` a piece, in order.
+
+        Joined processes have pieces of their own each, and keep nothing.
+        """
+        if world_size() > 1:
+            return self._answer(self._cut(pieces))
+        key = sha256_json({**self._key, "pieces": [piece.encode("utf-8", "surrogatepass").hex() for piece in pieces]})
+
+        def make(work: Path) -> None:
+            _save(work / _FILE, self._answer(self._cut(pieces)))
+
+        return _load(self._cache.get_or_make("teacher", key, make) / _FILE)
+
+    def _cut(self, pieces: Sequence[str]) -> list[list[int]]:
+        return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]
+
+    def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
+        import torch
+
+        from compact.importance import load_model
+
+        if self._model is None:
+            self._model = load_model(self._directory, device=self._device, dtype=self._dtype)
+        vocab = int(self._model.config.vocab_size)
+        k = min(TOP_K, vocab)
+        results: dict[int, Answers] = {}
+        order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
+        longest = max(map(len, sequences))
+        size = max(1, _LOGITS_BYTES // (4 * vocab * longest))
+        with torch.inference_mode():
+            for start in range(0, len(order), size):
+                group = order[start : start + size]
+                # Padding stands behind the text, where a causal model's earlier positions do not see it.
+                width = max(len(sequences[n]) for n in group)
+                batch = torch.zeros(len(group), width, dtype=torch.int64)
+                for row, n in enumerate(group):
+                    batch[row, : len(sequences[n])] = torch.tensor(sequences[n])
+                logits = self._model(input_ids=batch.to(self._device), use_cache=False).logits
+                for row, n in enumerate(group):
+                    own = logits[row, : len(sequences[n])].float()
+                    top, ids = own.topk(k, dim=-1)
+                    top = top - own.logsumexp(dim=-1, keepdim=True)
+                    results[n] = Answers(
+                        np.asarray(sequences[n], dtype=np.int64),
+                        ids.cpu().numpy().astype(np.int64),
+                        top.cpu().numpy().astype(np.float32),
+                    )
+        return [results[n] for n in range(len(sequences))]
+
+
+def _save(path: Path, answers: Sequence[Answers]) -> None:
+    ids = np.concatenate([a.top_ids for a in answers])
+    np.savez(
+        path,
+        lengths=np.array([len(a.ids) for a in answers], dtype=np.int64),
+        ids=np.concatenate([a.ids for a in answers]).astype(np.uint32),
+        top_ids=ids.astype(np.uint16 if ids.max() < 1 << 16 else np.uint32),
+        top_log_probs=np.concatenate([a.top_log_probs for a in answers]).astype(np.float16),
+    )
+
+
+def _load(path: Path) -> list[Answers]:
+    from compact.errors import DamagedFileError
+
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            ends = np.cumsum(data["lengths"])[:-1]
+            parts = [np.split(data[name], ends) for name in ("ids", "top_ids", "top_log_probs")]
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"{path}: not a file of teacher answers ({error})") from error
+    return [
+        Answers(ids.astype(np.int64), top_ids.astype(np.int64), probs.astype(np.float32))
+        for ids, top_ids, probs in zip(*parts, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""The text that a pruned model is taught on: an endless stream of pieces, and pieces kept out of it to judge by.
+
+Files are read as they are needed and shuffled within a buffer, so a file may be larger than memory. Which pieces are
+kept out depends on their text alone: neither on the seed nor on where a run was cut and resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compact.calibration import HeldOut, cut, plain_name, read_documents, text_of
+from compact.errors import CalibrationError, DamagedFileError, StorageError
+from compact.store import sha256_json
+
+_BLOCK = 1 << 20
+_BUFFER = 4096
+# One piece in this many may be kept out, up to `_HELD_OUT_CHARACTERS` of a source.
+_ONE_IN = 16
+_HELD_OUT_CHARACTERS = 12_000
+_SHORTEST = 64
+
+# One pass over a source's documents, in their order.
+Documents = Callable[[], Iterator[str]]
+
+
+@dataclass
+class TrainingText:
+    """Pieces of several sources, interleaved so that each gives an equal share of the characters.
+
+    Attributes:
+        sources: name -> its documents.
+        characters: of a piece.
+        seed: of the order.
+        held_out: of every source, what the stream never gives.
+    """
+
+    sources: dict[str, Documents]
+    characters: int
+    seed: int
+    held_out: tuple[HeldOut, ...] = field(init=False)
+    _kept_out: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        chosen = {name: self._choose(name) for name in self.sources}
+        self._kept_out = frozenset(piece for pieces in chosen.values() for piece in pieces)
+        self.held_out = tuple(HeldOut(plain_name(name), "".join(pieces)) for name, pieces in chosen.items() if pieces)
+
+    @property
+    def id(self) -> str:
+        """Of the sources' names and first pieces: what a run that is resumed must find again."""
+        first = {plain_name(name): list(itertools.islice(self._pieces(name), 8)) for name in self.sources}
+        return sha256_json([first, self.characters, self.seed])
+
+    def _pieces(self, name: str) -> Iterator[str]:
+        for document in self.sources[name]():
+            yield from (piece for piece in cut(document, self.characters) if len(piece) >= _SHORTEST)
+
+    def _choose(self, name: str) -> list[str]:
+        chosen: list[str] = []
+        n_pieces = 0
+        for piece in itertools.islice(self._pieces(name), 8 * _BUFFER):
+            n_pieces += 1
+            if hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0:
+                chosen.append(piece)
+                if sum(map(len, chosen)) >= _HELD_OUT_CHARACTERS:
+                    break
+        if n_pieces < 2:
+            raise CalibrationError(
+                f"{plain_name(name)}: too short to learn from and to judge by", "give a longer text (--recover-text)"
+            )
+        # A short text may have no such piece.
+        return chosen or list(itertools.islice(self._pieces(name), 1))
+
+    def pieces(self) -> Iterator[str]:
+        """Endless: when a source ends, it begins anew in another order."""
+        streams = {name: self._endless(name) for name in self.sources}
+        given = dict.fromkeys(streams, 0)
+        while True:
+            name = min(given, key=lambda n: given[n])
+            piece = next(streams[name])
+            given[name] += len(piece)
+            yield piece
+
+    def _endless(self, name: str) -> Iterator[str]:
+        for epoch in itertools.count():
+            draw = random.Random(f"{self.seed} {epoch} {plain_name(name)}")  # noqa: S311 (an order, not a secret)
+            buffer: list[str] = []
+            for piece in self._pieces(name):
+                if piece in self._kept_out:
+                    continue
+                buffer.append(piece)
+                if len(buffer) >= _BUFFER:
+                    yield buffer.pop(draw.randrange(len(buffer)))
+            draw.shuffle(buffer)
+            yield from buffer
+
+
+def file_documents(path: Path) -> Documents:
+    """The documents of a text, jsonl or parquet file, read anew at every pass and no more than needed at once.
+
+    The iterator raises what `compact.calibration.read_documents` raises.
+    """
+    if path.suffix == ".parquet":
+        return lambda: iter(read_documents(path))
+    return lambda: _records(path) if path.suffix == ".jsonl" else _blocks(path)
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            while block := file.read(_BLOCK):
+                # To the end of the line, so that a piece does not end within a word because a block does.
+                yield block + file.readline()
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _records(path: Path) -> Iterator[str]:
+    import json
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        record = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise DamagedFileError(f"{path}:{number}: not valid JSON ({error})") from error
+                    yield text_of(record, f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def in_memory(documents: Sequence[str]) -> Documents:
+    """Documents that are there already."""
+    return lambda: iter(documents)

@@ -1,0 +1,123 @@
+"""Two tokenizers over one text: first kept pieces and shared boundaries, against the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from compact.recovery.align import Alignment, align
+from compact.recovery.lesson import make_lesson
+from compact.recovery.teacher import Answers
+from compact.tokenizer import prune_tokenizer_json
+from compact.vocabulary import always_kept, kept_ids, rank_by_corpus, rank_by_merges, read_vocabulary
+from tests.checkpoints import TEXTS, train_tokenizer
+
+TEXT = " ".join(TEXTS)
+
+
+class Pair:
+    """A tokenizer and what a plan leaves of it."""
+
+    def __init__(self, document: dict[str, Any], *, corpus: bool, vocab_size: int) -> None:
+        rows = 1 + max(entry for entry in document["model"]["vocab"].values())
+        rows = max(rows, 1 + max(entry["id"] for entry in document["added_tokens"]))
+        self.vocabulary = read_vocabulary(document, rows, "test")
+        always = always_kept(self.vocabulary, [], set())
+        counts = {i: i % 7 for i in range(rows)}
+        ranked = rank_by_corpus(self.vocabulary, always, counts) if corpus else rank_by_merges(self.vocabulary, always)
+        self.kept = kept_ids(self.vocabulary, always, ranked, vocab_size)
+        self.pruned = prune_tokenizer_json(document, {old: new for new, old in enumerate(self.kept)})
+        self.teacher = Tokenizer.from_str(json.dumps(document))
+        self.student = Tokenizer.from_str(json.dumps(self.pruned))
+        self.alignment: Alignment = align(self.vocabulary, self.kept)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["merges", "corpus"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return Pair(train_tokenizer("gpt-2"), corpus=request.param, vocab_size=330)
+
+
+def test_the_first_piece_of_every_token_is_what_the_pruned_bpe_begins_it_with(pair: Pair) -> None:
+    model = pair.pruned["model"]
+    # The bare model, without a pre-tokenizer, cuts a token's own spelling.
+    bare = Tokenizer(models.BPE(model["vocab"], [tuple(merge) for merge in model["merges"]]))
+    dropped = [t for t, i in pair.vocabulary.tokens.items() if i not in set(pair.kept)]
+    assert len(dropped) > 50
+    for token in dropped:
+        expected = bare.encode(token, add_special_tokens=False).ids[0]
+        assert pair.alignment.first_piece[pair.vocabulary.tokens[token]] == expected, token
+    assert [pair.alignment.first_piece[old] for old in pair.kept] == list(range(len(pair.kept)))
+
+
+def test_boundaries_are_where_both_have_read_the_same_characters(pair: Pair) -> None:
+    teacher, student = (t.encode(TEXT, add_special_tokens=False) for t in (pair.teacher, pair.student))
+    at, teacher_at = pair.alignment.boundaries(teacher.ids, student.ids)
+    assert len(student.ids) > len(teacher.ids) >= len(at) > len(teacher.ids) // 2
+    for mine, theirs in zip(at, teacher_at, strict=True):
+        assert pair.student.decode(student.ids[: mine + 1]) == pair.teacher.decode(teacher.ids[: theirs + 1])
+    assert at[-1] == len(student.ids) - 1
+    # Where the student has no boundary of the teacher's, it is inside one of the teacher's tokens.
+    ends = {end for _, end in teacher.offsets}
+    inside = set(range(len(student.ids))) - set(at.tolist())
+    ascii_inside = [n for n in inside if TEXT[: student.offsets[n][1]].isascii()]
+    assert all(student.offsets[n][1] not in ends for n in ascii_inside)
+
+
+def test_a_target_is_the_sum_of_the_teachers_probabilities_by_first_piece(pair: Pair) -> None:
+    ids = pair.teacher.encode(TEXT, add_special_tokens=False).ids
+    student = pair.student.encode(TEXT, add_special_tokens=False).ids
+    rows = pair.vocabulary.n_rows
+    logits = torch.randn(len(ids), rows, generator=torch.Generator().manual_seed(0))
+    log_probs, top = logits.log_softmax(-1).sort(dim=-1, descending=True)
+    answers = Answers(np.array(ids), top.numpy(), log_probs.numpy())
+    lesson = make_lesson(answers, student, pair.alignment, 0.25)
+    assert lesson.ids == student
+    at, teacher_at = pair.alignment.boundaries(ids, student)
+    where = {int(p): n for n, p in enumerate(lesson.positions)}
+    for mine, theirs in zip(at, teacher_at, strict=True):
+        expected = torch.zeros(len(pair.kept))
+        for token in range(rows):
+            piece = pair.alignment.first_piece[token]
+            if piece >= 0:
+                expected[piece] += logits[theirs].softmax(-1)[token]
+        n = where[int(mine)]
+        got = torch.zeros(len(pair.kept))
+        valid = lesson.targets.valid[n]
+        got[lesson.targets.ids[n][valid]] = lesson.targets.q[n][valid]
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+        assert lesson.targets.weights[n] == 1
+    inner = sorted(set(range(len(student) - 1)) - set(at.tolist()))
+    assert inner
+    for position in inner:
+        n = where[position]
+        assert (int(lesson.targets.ids[n][0]), float(lesson.targets.q[n].sum())) == (student[position + 1], 1.0)
+        assert lesson.targets.weights[n] == 0.25
+
+
+def test_a_text_that_the_teacher_was_cut_short_in_ends_there_for_the_student_too(pair: Pair) -> None:
+    ids = pair.teacher.encode(TEXT, add_special_tokens=False).ids[:40]
+    student = pair.student.encode(TEXT, add_special_tokens=False).ids
+    top = np.zeros((40, 1), dtype=np.int64)
+    lesson = make_lesson(Answers(np.array(ids), top, np.zeros((40, 1), np.float32)), student, pair.alignment, 1.0)
+    assert TEXT.startswith(pair.student.decode(lesson.ids))
+    assert len(pair.student.decode(lesson.ids)) <= len(pair.teacher.decode(ids))
+
+
+def test_real_tokenizers_of_both_kinds(data_dir: Path) -> None:
+    for name, share in (("llama3", 0.5), ("gemma4", 0.4)):
+        document = json.loads((data_dir / "tokenizers" / name / "tokenizer.json").read_text(encoding="utf-8"))
+        size = len(document["model"]["vocab"])
+        pair = Pair(document, corpus=False, vocab_size=int(share * size))
+        text = (data_dir / "text" / "peps.txt").read_text(encoding="utf-8")[:6000] + TEXT
+        teacher, student = (t.encode(text, add_special_tokens=False).ids for t in (pair.teacher, pair.student))
+        at, teacher_at = pair.alignment.boundaries(teacher, student)
+        assert len(at) > 0.95 * len(teacher)
+        assert at[-1] == len(student) - 1
+        for mine, theirs in list(zip(at, teacher_at, strict=True))[::50]:
+            assert pair.student.decode(student[: mine + 1]) == pair.teacher.decode(teacher[: theirs + 1])

@@ -1,0 +1,193 @@
+"""A whole recovery: it helps, it never harms, it goes on where it was cut, and applying it gives equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compact.cache import Cache
+from compact.decide import Decision, decide, pruned_checkpoint
+from compact.errors import CalibrationError, ToolUnavailableError, UsageError
+from compact.evaluate import evaluate_checkpoint
+from compact.plan import UPDATES, read_plan
+from compact.progress import Task
+from compact.prune import PruneOptions, prune
+from compact.recovery import distill
+from compact.recovery.options import RecoverOptions
+from compact.source import ModelSource, open_source
+from compact.stdlib_text import documents
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "train.txt"
+    path.write_text("\n\n".join(documents("stdlib"))[:120_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"), [], [])
+
+
+@pytest.fixture(scope="module")
+def source(cache: Cache) -> ModelSource:
+    return open_source("tiny", cache)
+
+
+def _options(calibration: Path, **changes: object) -> PruneOptions:
+    chosen = {"tokens": 6000, "learning_rate": 3e-3, "pieces_per_step": 2, **changes}
+    return PruneOptions(
+        vocab_size=6000,
+        intermediate_size=256,
+        calibration=(str(calibration),),
+        calibration_tokens=2048,
+        recover=RecoverOptions(**chosen),  # type: ignore[arg-type]
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(source: ModelSource, text: Path, cache: Cache) -> Decision:
+    return decide(source, replace(_options(text), recover=None), cache)
+
+
+@pytest.fixture(scope="module")
+def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
+    return decide(source, _options(text), cache)
+
+
+def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
+    source: ModelSource, plain: Decision, recovered: Decision, cache: Cache
+) -> None:
+    other = "\n\n".join(documents("stdlib", "held_out"))[:4000]
+    before, after = (
+        evaluate_checkpoint(pruned_checkpoint(source, decision, cache)[0], other, device="cpu").bits_per_byte
+        for decision in (plain, recovered)
+    )
+    assert after < before - 0.02
+    recovery = recovered.plan.recovery
+    assert recovery is not None
+    assert recovery["after"]["train.txt"] < recovery["before"]["train.txt"]
+    assert recovered.plan.kept_token_ids == plain.plan.kept_token_ids
+
+
+def test_applying_what_was_learned_gives_equal_bytes(source: ModelSource, recovered: Decision, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        prune(source, recovered.plan, tmp_path / name, updates=recovered.updates)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert UPDATES in files
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in files)
+    assert read_plan(tmp_path / "a" / "plan.json") == recovered.plan
+
+
+def test_the_same_question_trains_nothing_anew(
+    source: ModelSource, text: Path, recovered: Decision, cache: Cache
+) -> None:
+    cache.misses.clear()
+    assert decide(source, _options(text), cache) == recovered
+    assert cache.misses == []
+
+
+class _CutError(Exception):
+    pass
+
+
+class _Cutter:
+    """Ends the run after so many reports of progress."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.notes = after, []
+
+    @contextmanager
+    def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
+        del total, unit
+        cutter = self
+
+        class _Task:
+            def advance(self, amount: int = 1) -> None:
+                del amount
+                if description == "recovering":
+                    cutter.left -= 1
+                    if cutter.left == 0:
+                        raise _CutError
+
+        yield _Task()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_run_that_is_cut_goes_on_and_learns_the_same(
+    source: ModelSource,
+    text: Path,
+    recovered: Decision,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+    own = Cache(tmp_path / "own", [], [])
+    again = open_source("tiny", own)
+    with pytest.raises(_CutError):
+        decide(again, _options(text), own, progress=_Cutter(5))
+    assert own.find("recovered", "") is None
+    watcher = _Cutter(10_000)
+    decision = decide(again, _options(text), own, progress=watcher)
+    assert any("resumed at step" in note for note in watcher.notes)
+    assert recovered.updates is not None
+    assert decision.updates is not None
+    one, other = load_file(recovered.updates), load_file(decision.updates)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name].float(), tensor.float(), rtol=0.02, atol=2e-4)
+    assert not (own.root / "recovering").exists() or not any((own.root / "recovering").iterdir())
+
+
+def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
+    source: ModelSource, text: Path, plain: Decision, cache: Cache
+) -> None:
+    watcher = _Cutter(10_000)
+    decision = decide(source, _options(text, learning_rate=0.9, tokens=3000), cache, progress=watcher)
+    assert decision == plain
+    assert any("stays as it is" in note for note in watcher.notes)
+
+
+def test_embeddings_alone(source: ModelSource, text: Path, plain: Decision, cache: Cache) -> None:
+    decision = decide(source, _options(text, train="embeddings", tokens=3000), cache)
+    assert decision.updates is not None
+    assert list(load_file(decision.updates)) == ["model.embed_tokens.weight"]
+
+
+def test_it_goes_on_from_a_repair(source: ModelSource, text: Path, cache: Cache) -> None:
+    options = replace(_options(text, train="embeddings", tokens=3000), method="repair")
+    decision = decide(source, options, cache)
+    assert decision.plan.repair is not None
+    assert decision.updates is not None
+    names = set(load_file(decision.updates))
+    assert "model.embed_tokens.weight" in names
+    assert any(name.endswith("mlp.down_proj.weight") for name in names) == (decision.plan.repair["share"] > 0)
+
+
+def test_cuts_share_what_the_teacher_said(source: ModelSource, text: Path, recovered: Decision, cache: Cache) -> None:
+    cache.misses.clear()
+    decide(source, replace(_options(text, tokens=2000), vocab_size=9000), cache)
+    assert "teacher" not in cache.misses
+
+
+def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(text.parent / "cache", [], [])
+    with pytest.raises(CalibrationError, match="no such file"):
+        decide(source, _options(text, text=("nowhere.txt",)), cache)
+    monkeypatch.setattr(distill, "_BYTES_PER_PARAMETER", 1 << 30)
+    with pytest.raises(ToolUnavailableError, match="needs about"):
+        decide(source, _options(text), cache)
+    for wrong in ({"tokens": 0}, {"minutes": -1.0}, {"learning_rate": 0.0}, {"train": "some"}, {"method": "magic"}):
+        with pytest.raises(UsageError):
+            RecoverOptions(**wrong)  # type: ignore[arg-type]
