@@ -11,44 +11,60 @@ the rows of H that stay. The pull towards the original columns W_S keeps what th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 
-def ridge_solutions(
-    gram: torch.Tensor, weight: torch.Tensor, kept: Sequence[int], ridges: Sequence[float]
-) -> Iterator[tuple[float, torch.Tensor]]:
-    """(ridge, W') for every ridge under which the equations can be solved, one after another.
+@dataclass(frozen=True)
+class NormalEquations:
+    """What is solved for W': H_SS [k, k], H_S W^T [k, hidden] and W_S^T [k, hidden], float64, k = len(S)."""
 
-    Args:
-        gram: H, float64 [I, I], symmetric.
-        weight: W, float64 [hidden, I], on the same device.
-        kept: the channels S, ascending.
-        ridges: l as multiples of the mean diagonal of H_SS, each above 0.
+    square: torch.Tensor
+    target: torch.Tensor
+    original: torch.Tensor
 
-    Yields:
-        W', float64 [hidden, len(kept)]. A ridge that leaves H_SS not positive definite is left out, as is all where
-        the channels never fire (a mean diagonal of 0) or H holds what is no number.
-    """
-    import torch
+    @staticmethod
+    def of(gram: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> NormalEquations:
+        """The part of H that is needed, after which H can go.
 
-    index = torch.tensor(kept, dtype=torch.int64, device=gram.device)
-    rows = gram[index]
-    square = rows[:, index]
-    mean = float(square.diagonal().mean())
-    if not 0 < mean < float("inf"):
-        return
-    target = rows @ weight.T
-    original = weight[:, index].T
-    for ridge in ridges:
-        shifted = square.clone()
-        shifted.diagonal().add_(ridge * mean)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        del shifted
-        if int(info) == 0:
-            yield ridge, torch.cholesky_solve(target + ridge * mean * original, factor).T
+        Args:
+            gram: H, float64 [I, I], symmetric.
+            weight: W, float64 [hidden, I], on the same device.
+            kept: the channels S, ascending.
+        """
+        import torch
+
+        index = torch.tensor(kept, dtype=torch.int64, device=gram.device)
+        # All of H times W^T, then its rows: a copy of H's rows would be as large as H.
+        return NormalEquations(
+            gram[index[:, None], index[None, :]], (gram @ weight.T).index_select(0, index), weight[:, index].T
+        )
+
+    def solutions(self, ridges: Sequence[float]) -> Iterator[tuple[float, torch.Tensor]]:
+        """(ridge, W') for every ridge under which the equations can be solved, one after another.
+
+        Args:
+            ridges: l as multiples of the mean diagonal of H_SS, each above 0.
+
+        Yields:
+            W', float64 [hidden, k]. A ridge that leaves H_SS not positive definite is left out, as are all where the
+            channels never fire (a mean diagonal of 0). The diagonal of `square` is then that of the last ridge.
+        """
+        import torch
+
+        diagonal = self.square.diagonal().clone()
+        mean = float(diagonal.mean())
+        if not mean > 0:
+            return
+        for ridge in ridges:
+            # In place, from the diagonal as it was: no other copy of H_SS but its factor.
+            self.square.diagonal().copy_(diagonal + ridge * mean)
+            factor, info = torch.linalg.cholesky_ex(self.square)
+            if int(info) == 0:
+                yield ridge, torch.cholesky_solve(self.target + ridge * mean * self.original, factor).T
 
 
 def output_error(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> float:

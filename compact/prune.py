@@ -194,9 +194,9 @@ def make_plan(
     if options.method not in METHODS:
         raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = rank_vocabulary(source, options.vocab_corpus, options.keep_tokens)
+    ranking = rank_vocabulary(source, options)
     sizes = sizes_of(source, ranking, options)
-    ranking = ranking.for_size(sizes.vocab_size, options.vocab_floor)
+    floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
     used: Calibration | None = None
     if sizes.intermediate_size == source.intermediate_size:
@@ -214,7 +214,7 @@ def make_plan(
         "intermediate_size": options.intermediate_size,
         "channel_grid": options.channel_grid,
         "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
-        "vocab_floor": ranking.floor,
+        "vocab_floor": floor,
         "dtype": options.dtype,
         "seed": options.seed,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compact.calibration import read_documents
 from compact.errors import UsageError
@@ -20,6 +21,9 @@ from compact.vocabulary import (
     with_floor,
 )
 
+if TYPE_CHECKING:
+    from compact.prune import PruneOptions
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -28,9 +32,9 @@ class Ranking:
     Attributes:
         vocabulary: of the source's tokenizer.
         always: ids that no budget drops.
-        order: the droppable ids, most worth keeping first: by merges, or by the corpus alone (see `for_size`).
+        order: the droppable ids, most worth keeping first; the same for every vocabulary size.
         corpus_sha256: of the corpus, or None.
-        floor: the vocabulary size whose tokens by merge order `order` puts first; None where it does so for none.
+        floor: the vocabulary size whose tokens by merge order a corpus cannot push out; None for half of V'.
     """
 
     vocabulary: Vocabulary
@@ -39,51 +43,43 @@ class Ranking:
     corpus_sha256: str | None
     floor: int | None = None
 
-    def for_size(self, vocab_size: int, floor: int | None) -> Ranking:
-        """The ranking that decides a vocabulary of `vocab_size`: with a corpus, the floor comes first.
-
-        Without the floor a corpus of one kind drops what every other kind of text needs. As the usual floor is a
-        share of V', the order depends on V' too, and so do scores summed by it.
-
-        Args:
-            vocab_size: V', always-kept tokens included.
-            floor: `PruneOptions.vocab_floor`; None takes half of V'.
+    def floor_at(self, vocab_size: int) -> int | None:
+        """The floor of a vocabulary of this size; None where tokens are ranked by merges.
 
         Raises:
-            UsageError: a floor outside 0 to V', or one where tokens are ranked by merges.
+            UsageError: a floor outside 0 to V'.
         """
         if self.corpus_sha256 is None:
-            if floor is not None:
-                raise UsageError(f"--vocab-floor {floor}: is for --vocab-corpus", "name a corpus, or leave it out")
-            return self
-        size = vocab_size // 2 if floor is None else floor
+            return None
+        size = vocab_size // 2 if self.floor is None else self.floor
         if not 0 <= size <= vocab_size:
             raise UsageError(f"--vocab-floor {size}: this vocabulary takes 0 to {vocab_size}")
-        merged = rank_by_merges(self.vocabulary, self.always)
-        return replace(self, order=with_floor(self.order, merged[: max(0, size - len(self.always))]), floor=size)
+        return size
 
 
-def rank_vocabulary(source: ModelSource, corpus: Path | None = None, keep_tokens: Path | None = None) -> Ranking:
-    """Rank the source's tokens; `Ranking.for_size` adds the floor.
+def rank_vocabulary(source: ModelSource, options: PruneOptions) -> Ranking:
+    """Rank the source's tokens as the options ask: by merges, or by a corpus above a floor by merges.
 
-    Args:
-        source: the checked checkpoint.
-        corpus: a text whose token frequencies rank them; None ranks by merges.
-        keep_tokens: file of tokens never to drop, one a line, as tokenizer.json spells them.
+    Without a floor, a corpus of one kind drops what every other kind of text needs.
 
     Raises:
+        UsageError: a floor without a corpus.
         CompactEdgeError: what reading the files and the tokenizer raises.
     """
+    corpus, floor = options.vocab_corpus, options.vocab_floor
+    if corpus is None and floor is not None:
+        raise UsageError(f"--vocab-floor {floor}: is for --vocab-corpus", "name a corpus, or leave it out")
     where = source.directory / TOKENIZER
     vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
-    named = named_tokens(source.directory, vocabulary) | _named_by_user(keep_tokens)
+    named = named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
     always = always_kept(vocabulary, sorted(named), referenced_ids(source.directory))
+    by_merges = rank_by_merges(vocabulary, always)
     if corpus is None:
-        return Ranking(vocabulary, always, rank_by_merges(vocabulary, always), None)
+        return Ranking(vocabulary, always, by_merges, None)
     documents = read_documents(corpus)
     counts = count_tokens(encode(load_tokenizer(source.directory), documents, add_special_tokens=False))
-    order = rank_by_corpus(vocabulary, always, counts)
-    return Ranking(vocabulary, always, order, sha256_file(corpus))
+    order = with_floor(rank_by_corpus(vocabulary, always, counts), by_merges, len(always), floor)
+    return Ranking(vocabulary, always, order, sha256_file(corpus), floor)
 
 
 def _named_by_user(path: Path | None) -> set[str]:

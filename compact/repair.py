@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.distributed import is_main, share
 from compact.errors import CalibrationError
-from compact.gram import Gram
 from compact.layerwise import LayerStream
-from compact.least_squares import output_error, ridge_solutions
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.repair_check import fits_in_memory, judge
+from compact.repair_fit import LayerFit, down_names
 from compact.source import CONFIG, ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import encode, load_tokenizer, remap_config, write_pruned_tokenizer
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from compact.prune import PruneOptions
 
-# Multiples of the mean diagonal of H.
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Tokens of held-out text whose activations are kept while a layer's ridge is chosen; all sources together.
 _HELD_OUT_TOKENS = 4096
 # Where the calibration holds no text back, one part in this many of it is.
@@ -45,8 +43,8 @@ _HELD_OUT_SHARE = 8
 # Shares of the change that are tried, until one is not worse than the plain cut on any text.
 _SHARES = (1.0, 0.5)
 _REPORT = "repair.json"
-# Positions that are widened to float64 at once.
-_ROWS = 1024
+# A shard's limit that no checkpoint reaches: a plan names one file.
+_ONE_FILE = 1 << 62
 # Raised when the tensors written for equal inputs change.
 _REPAIR_VERSION = 1
 
@@ -124,10 +122,12 @@ def repair(
     def make(work: Path) -> None:
         length = calibration.options["sequence_length"]
         report = _make_updates(source, plan, texts, length, options, work, progress)
-        write_json(work / _REPORT, report)
+        if report is not None:
+            write_json(work / _REPORT, report)
 
-    needed = 2 * sum(ref.n_bytes for name, ref in source.tensors.items() if name in _down_names(source))
-    directory = cache.get_or_make("repair", key, make, needed_bytes=needed)
+    names = set(down_names(source.num_hidden_layers))
+    needed = 2 * sum(ref.n_bytes for name, ref in source.tensors.items() if name in names)
+    directory = cache.get_or_make("repair", key, make, needed_bytes=needed, together=True)
     report = read_json_object(directory / _REPORT)
     updates = directory / UPDATES
     if not updates.is_file():
@@ -143,9 +143,12 @@ def _hex(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").hex()
 
 
-def _down_names(source: ModelSource) -> list[str]:
-    """`down_proj` of every layer, in order."""
-    return [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(source.num_hidden_layers)]
+@dataclass(frozen=True)
+class _Streams:
+    """The texts as the pruned tokenizer cuts them, in ids of the source."""
+
+    fitted: list[tuple[int, ...]]
+    held_out: list[tuple[int, ...]]
 
 
 def _make_updates(
@@ -156,82 +159,107 @@ def _make_updates(
     options: PruneOptions,
     work: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Write `updates.safetensors` into `work`, if the repair is kept; return the report."""
-    import torch
+) -> dict[str, Any] | None:
+    """Write `updates.safetensors` into `work`, if the repair is kept; return the report.
 
-    names = _down_names(source)
-    with tempfile.TemporaryDirectory(prefix="fit-", dir=work) as scratch, open_tensors(source.tensors) as read:
+    Of joined processes each takes a share of the fitted text; the first one solves, judges and writes, and the others
+    return None.
+    """
+    with tempfile.TemporaryDirectory(prefix="fit-", dir=work) as scratch:
         tokenizer_dir, fitted_dir = Path(scratch) / "tokenizer", Path(scratch) / "layers"
         tokenizer_dir.mkdir()
         fitted_dir.mkdir()
         _write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
-        fitted = _sequences(tokenizer_dir, texts.fitted, sequence_length, plan)
-        each = _HELD_OUT_TOKENS // len(texts.held_out)
-        held_out = [
-            ids
-            for part in texts.held_out
-            for ids in _sequences(tokenizer_dir, [part.text], sequence_length, plan, each)
-        ]
-        n_fitted = sum(map(len, fitted))
-        if n_fitted < 16 or not held_out:
-            raise CalibrationError(
-                f"{n_fitted} tokens to repair with: too few, with some kept out to choose on",
-                "give a longer calibration text, or use --method compact",
-            )
-        stream = LayerStream(
+        streams = _cut_texts(tokenizer_dir, texts, sequence_length, plan)
+        own = share(streams.fitted)
+        layers = LayerStream(
             source.directory,
-            [*fitted, *held_out],
+            [*own, *streams.held_out],
             device=options.device,
             dtype=options.dtype,
             batch_size=options.batch_size,
             scratch=Path(scratch),
         )
-        fit = _Fit(stream, len(fitted), plan, source, fitted_dir)
-        stream.run(fit, progress=progress, description="repairing")
-        done = read_shards(sorted(fitted_dir.glob(f"*/{SINGLE}")))
-        specs = [TensorSpec(name, done[name].dtype, done[name].shape) for name in names]
+        fit = LayerFit(layers, len(own), plan.kept_channels, source.tensors, fitted_dir)
+        layers.run(fit, progress=progress, description="repairing")
+        if not is_main():
+            return None
+        report: dict[str, Any] = {
+            "ridge": fit.ridges,
+            "held_out_error": fit.errors,
+            "tokens": sum(map(len, streams.fitted)),
+            "held_out_tokens": sum(map(len, streams.held_out)),
+        }
+        return report | _judge_and_write(source, plan, texts, fitted_dir, tokenizer_dir, options, work, progress)
 
-        with open_tensors(done) as read_fitted:
 
-            def changed(name: str, share: float) -> torch.Tensor:
-                tensor = read_fitted(name)
-                if share == 1.0:
-                    return tensor
-                kept = torch.tensor(plan.kept_channels[names.index(name)], dtype=torch.int64)
-                original = read(name).index_select(1, kept).double()
-                return original.lerp(tensor.double(), share).to(tensor.dtype)
+def _judge_and_write(
+    source: ModelSource,
+    plan: PrunePlan,
+    texts: RepairTexts,
+    fitted_dir: Path,
+    tokenizer_dir: Path,
+    options: PruneOptions,
+    work: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by."""
+    import torch
 
-            share, judged = 1.0, None
-            if fits_in_memory(source, options.device, options.dtype):
-                verdict = judge(
-                    source,
-                    plan,
-                    tokenizer_dir,
-                    texts.held_out,
-                    changed,
-                    names,
-                    _SHARES,
-                    device=options.device,
-                    dtype=options.dtype,
-                    progress=progress,
-                )
-                share = verdict.share
-                judged = {
-                    name: {"plain": round(bits, 4), "repaired": round(verdict.repaired[name], 4)}
-                    for name, bits in verdict.plain.items()
-                }
-            if share > 0:
-                write_checkpoint(work, specs, lambda spec: changed(spec.name, share), max_shard_bytes=1 << 62)
-                (work / SINGLE).rename(work / UPDATES)
-    return {
-        "share": share,
-        "ridge": fit.ridges,
-        "held_out_error": fit.errors,
-        "tokens": n_fitted,
-        "held_out_tokens": sum(map(len, held_out)),
-        "bits_per_byte": judged,
-    }
+    fitted = read_shards(sorted(fitted_dir.glob(f"*/{SINGLE}")))
+    kept_of = dict(zip(down_names(source.num_hidden_layers), plan.kept_channels, strict=True))
+    with open_tensors(source.tensors) as read, open_tensors(fitted) as read_fitted:
+
+        def changed(name: str, part: float) -> torch.Tensor:
+            tensor = read_fitted(name)
+            if part == 1.0:
+                return tensor
+            original = read(name).index_select(1, torch.tensor(kept_of[name], dtype=torch.int64))
+            return original.double().lerp(tensor.double(), part).to(tensor.dtype)
+
+        part, bits = 1.0, None
+        if fits_in_memory(source, options.device, options.dtype):
+            verdict = judge(
+                source,
+                plan,
+                tokenizer_dir,
+                texts.held_out,
+                changed,
+                list(kept_of),
+                _SHARES,
+                device=options.device,
+                dtype=options.dtype,
+                progress=progress,
+            )
+            part = verdict.share
+            bits = {
+                name: {"plain": round(plain, 4), "repaired": round(verdict.repaired[name], 4)}
+                for name, plain in verdict.plain.items()
+            }
+        if part > 0:
+            specs = [TensorSpec(name, fitted[name].dtype, fitted[name].shape) for name in kept_of]
+            write_checkpoint(work, specs, lambda spec: changed(spec.name, part), max_shard_bytes=_ONE_FILE)
+            (work / SINGLE).rename(work / UPDATES)
+    return {"share": part, "bits_per_byte": bits}
+
+
+def _cut_texts(tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan) -> _Streams:
+    """Raises CalibrationError: too little text to fit to, or none to choose on."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+
+    def sequences(parts: Sequence[str], most: int | None = None) -> list[tuple[int, ...]]:
+        stream = [plan.kept_token_ids[i] for ids in encode(tokenizer, parts, add_special_tokens=True) for i in ids]
+        return split_stream(stream[:most], length)
+
+    fitted, each = sequences(texts.fitted), _HELD_OUT_TOKENS // len(texts.held_out)
+    held_out = [ids for part in texts.held_out for ids in sequences([part.text], each)]
+    count = sum(map(len, fitted))
+    if count < 16 or not held_out:
+        raise CalibrationError(
+            f"{count} tokens to repair with: too few, with some kept out to choose on",
+            "give a longer calibration text, or use --method compact",
+        )
+    return _Streams(fitted, held_out)
 
 
 def _write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> None:
@@ -239,97 +267,3 @@ def _write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> 
     new_id = {old: new for new, old in enumerate(kept)}
     write_json(target / CONFIG, {**remap_config(source.config, new_id, CONFIG), "vocab_size": len(kept)})
     write_pruned_tokenizer(source.directory, target, kept)
-
-
-def _sequences(
-    tokenizer_dir: Path, texts: Sequence[str], length: int, plan: PrunePlan, most: int | None = None
-) -> list[tuple[int, ...]]:
-    """The texts as the pruned tokenizer cuts them, in ids of the source; of all tokens the first `most`."""
-    tokenizer = load_tokenizer(tokenizer_dir)
-    stream = [plan.kept_token_ids[i] for ids in encode(tokenizer, texts, add_special_tokens=True) for i in ids]
-    return split_stream(stream[:most], length)
-
-
-class _Fit:
-    """Visits the layers: sums H over the fitted sequences, keeps the held-out ones, and solves when a layer is done.
-
-    Attributes:
-        ridges: of every layer, the ridge chosen; None where the original columns are best.
-        errors: of every layer, the held-out error of what is written relative to that of the plain cut.
-    """
-
-    def __init__(self, stream: LayerStream, n_fitted: int, plan: PrunePlan, source: ModelSource, target: Path) -> None:
-        self.ridges: list[float | None] = []
-        self.errors: list[float] = []
-        self._stream, self._plan, self._source, self._target = stream, plan, source, target
-        self._names = _down_names(source)
-        # Sequences of a batch that are fitted; the others are held out.
-        self._fitted: list[int] = []
-        done = 0
-        for batch in stream.batches:
-            self._fitted.append(min(max(n_fitted - done, 0), batch.shape[0]))
-            done += batch.shape[0]
-        self._gram: Gram | None = None
-        self._held_out: list[torch.Tensor] = []
-
-    def begin(self, layer: int) -> None:
-        del layer
-        self._gram, self._held_out = Gram(self._stream.intermediate_size, self._stream.device), []
-
-    def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
-        del layer
-        assert self._gram is not None
-        at = self._fitted[batch] * self._stream.batches[batch].shape[1]
-        if at:
-            self._gram.add(activations[:at])
-        if at < activations.shape[0]:
-            self._held_out.append(activations[at:].clone())
-
-    def end(self, layer: int) -> None:
-        assert self._gram is not None
-        name, kept = self._names[layer], self._plan.kept_channels[layer]
-        gram, self._gram = self._gram.value(), None
-        with open_tensors(self._source.tensors) as read:
-            weight = read(name)
-        ridge, error, chosen = choose(gram, self._held_out, weight, kept)
-        self._held_out = []
-        self.ridges.append(ridge)
-        self.errors.append(round(error, 4))
-        folder = self._target / f"{layer:05d}"
-        folder.mkdir()
-        spec = TensorSpec(name, self._source.tensors[name].dtype, tuple(chosen.shape))
-        write_checkpoint(folder, [spec], lambda _spec: chosen)
-
-
-def choose(
-    gram: torch.Tensor, held_out: Sequence[torch.Tensor], weight: torch.Tensor, kept: Sequence[int]
-) -> tuple[float | None, float, torch.Tensor]:
-    """The best of the ridges for one layer, by the error on what it was not fitted to.
-
-    Args:
-        gram: H of the fitted positions, float64 [I, I].
-        held_out: inputs [positions, I] that H does not hold.
-        weight: the original matrix [hidden, I], in the checkpoint's type; what is chosen has this type too.
-        kept: channels that stay.
-
-    Returns:
-        The ridge (None where the original columns are best), the squared error of the held-out outputs relative to
-        that of the original columns, and the matrix [hidden, len(kept)].
-    """
-    import torch
-
-    home = gram.device
-    wide = weight.to(home, torch.float64)
-    inputs = torch.cat(list(held_out)).to(home)
-    parts = [inputs[start : start + _ROWS] for start in range(0, inputs.shape[0], _ROWS)]
-    outputs = torch.cat([part.to(torch.float64) @ wide.T for part in parts])
-    best: torch.Tensor = weight.index_select(1, torch.tensor(kept, dtype=torch.int64))
-    plain = output_error(inputs, outputs, best.to(home, torch.float64), kept)
-    chosen, least = None, plain
-    for ridge, solution in ridge_solutions(gram, wide, kept, RIDGES):
-        rounded = solution.to(weight.dtype)
-        error = output_error(inputs, outputs, rounded.double(), kept)
-        # A number that the type cannot hold makes the error infinite or no number, and is never less.
-        if error < least:
-            chosen, least, best = ridge, error, rounded.cpu()
-    return chosen, least / plain if plain else 1.0, best.contiguous()

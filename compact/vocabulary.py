@@ -276,17 +276,35 @@ def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping
     return _with_fillers(vocabulary, kept, _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept))
 
 
-def with_floor(order: Sequence[int], floor: Sequence[int]) -> list[int]:
-    """`order` with the ids of `floor` in front.
+def with_floor(order: Sequence[int], by_merges: Sequence[int], always: int, floor: int | None) -> list[int]:
+    """A ranking whose smaller half, or first part, is another's: what a corpus says of the rest cannot push it out.
 
-    Every prefix stays closed under merges where both are: a part comes before its token in either, or in the floor.
+    With a share of V' for the floor, what V' keeps is always a part of what V' + 1 keeps: at each step either the next
+    id by merges is added or, where that is there already or the floor does not grow, the next one of `order`. So one
+    order serves every V'. Every prefix is closed under merges where both rankings are: a part comes before its token in
+    either.
 
     Args:
         order: droppable ids, most worth keeping first.
-        floor: the first ids of another ranking of the same vocabulary.
+        by_merges: the same ids, by merge order.
+        always: how many ids are always kept.
+        floor: the vocabulary size whose ids by merge order come first; None keeps, in every V', those of V' // 2.
     """
-    first = set(floor)
-    return [*floor, *(i for i in order if i not in first)]
+    ranking: dict[int, None] = {}
+    merged, wanted = iter(by_merges), iter(order)
+    if floor is not None:
+        ranking = dict.fromkeys(by_merges[: max(0, floor - always)])
+        return [*ranking, *(i for i in order if i not in ranking)]
+    grown = 0
+    for size in range(always + 1, always + len(order) + 1):
+        added = None
+        if max(0, size // 2 - always) > grown:
+            grown += 1
+            added = next(merged)
+        if added is None or added in ranking:
+            added = next(i for i in wanted if i not in ranking)
+        ranking[added] = None
+    return list(ranking)
 
 
 def _with_fillers(vocabulary: Vocabulary, kept: frozenset[int], ranking: list[int]) -> list[int]:

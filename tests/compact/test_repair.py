@@ -3,6 +3,8 @@ the same again."""
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ from compact.cache import Cache
 from compact.calibration import HeldOut
 from compact.decide import Decision, decide
 from compact.errors import CalibrationError
-from compact.least_squares import output_error, ridge_solutions
+from compact.least_squares import NormalEquations, output_error
 from compact.plan import UPDATES, read_plan
 from compact.prune import PruneOptions, calibration_for, prune
-from compact.repair import choose, repair_texts
+from compact.repair import repair_texts
+from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
 from compact.store import publish
 from tests.checkpoints import TEXTS, random_model
+from tests.compact.test_distributed import finish, pair
 from tests.family_models import CASE_NAMES, CASES
 
 SIZES = {"vocab_size": 380, "intermediate_size": 64}
@@ -50,7 +54,7 @@ def test_solutions_are_those_of_numpy(ridge: float) -> None:
     penalty = np.sqrt(ridge * np.mean(np.square(inputs).sum(axis=0)))
     stacked = np.vstack([inputs, penalty * np.eye(len(kept))])
     expected = np.linalg.lstsq(stacked, np.vstack([outputs, penalty * weight[:, kept].T.numpy()]), rcond=None)[0].T
-    [(used, found)] = ridge_solutions(x.T @ x, weight, kept, [ridge])
+    [(used, found)] = NormalEquations.of(x.T @ x, weight, kept).solutions([ridge])
     assert used == ridge
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-10)
     error = np.square(outputs - inputs @ found.T.numpy()).sum()
@@ -59,9 +63,8 @@ def test_solutions_are_those_of_numpy(ridge: float) -> None:
 
 def test_channels_that_never_fire_leave_nothing_to_solve() -> None:
     weight = torch.ones(2, 4, dtype=torch.float64)
-    assert list(ridge_solutions(torch.zeros(4, 4, dtype=torch.float64), weight, [0, 1], [0.1])) == []
-    bad = torch.full((4, 4), float("nan"), dtype=torch.float64)
-    assert list(ridge_solutions(bad, weight, [0, 1], [0.1])) == []
+    equations = NormalEquations.of(torch.zeros(4, 4, dtype=torch.float64), weight, [0, 1])
+    assert list(equations.solutions([0.1, 1.0])) == []
 
 
 def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
@@ -70,12 +73,12 @@ def test_the_ridge_is_chosen_on_what_was_not_fitted() -> None:
     fitted, same, other = correlated(400, 24, 0).double(), correlated(100, 24, 2), torch.zeros(100, 24)
     other[:, 16:] = 0  # only channels that stay, each alone: what the original columns map exactly
     other[torch.arange(100), torch.arange(100) % 16] = 1.0
-    gram = fitted.T @ fitted
-    ridge, error, found = choose(gram, [same], weight, kept)
-    assert ridge in repairing.RIDGES[:4]
+    gram, wide = fitted.T @ fitted, weight.double()
+    ridge, error, found = choose(NormalEquations.of(gram, wide, kept), [same], weight, kept)
+    assert ridge in RIDGES[:4]
     assert error < 0.5
     assert (found.dtype, found.shape) == (weight.dtype, (10, 16))
-    ridge, error, found = choose(gram, [other], weight, kept)
+    ridge, error, found = choose(NormalEquations.of(gram, wide, kept), [other], weight, kept)
     assert (ridge, error) == (None, 1.0)
     assert torch.equal(found, weight[:, kept])
 
@@ -271,3 +274,32 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
     short.write_text("xqzjvkwxqzjvkwbpx", encoding="utf-8")
     with pytest.raises(CalibrationError, match="too few"):
         decide(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], []))
+
+
+def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    """Each takes a share of the text; what is written differs in the order of a sum at most."""
+    program = (
+        "import json, sys; from pathlib import Path; from compact import repair\n"
+        "from compact.cache import Cache; from compact.decide import decide; from compact.distributed import joined\n"
+        "from compact.prune import PruneOptions; from compact.source import open_directory\n"
+        "repair.fits_in_memory = lambda *_: False\n"
+        "with joined():\n"
+        "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"
+        "    decision = decide(source, PruneOptions(**json.loads(sys.argv[3])), Cache(Path(sys.argv[2]), [], []))\n"
+        "    print(json.dumps([decision.plan.id, str(decision.updates)]))\n"
+    )
+    options = {**SIZES, "method": "repair", "calibration": str(text), "calibration_tokens": 3000, "device": "cpu"}
+    options["sequence_length"] = 64
+    arguments = [sys.executable, "-c", program, str(source.directory), str(tmp_path / "two"), json.dumps(options)]
+    answers = []
+    for code, out, errors in finish(pair(arguments)):
+        assert code == 0, errors
+        answers.append(json.loads(out))
+    assert answers[0] == answers[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repairing, "fits_in_memory", lambda *_: False)
+        alone = decide(source, asked(text), Cache(tmp_path / "one", [], []))
+    assert alone.updates is not None
+    shared = load_file(answers[0][1])
+    for name, tensor in load_file(alone.updates).items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-5, rtol=1e-4)

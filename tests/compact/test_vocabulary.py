@@ -228,15 +228,37 @@ def test_a_broken_vocabulary_is_refused(case: str) -> None:
         read_vocabulary(document, N_TOKENS, "here")
 
 
-def test_a_floor_stays_whole_and_every_prefix_stays_closed() -> None:
+def expected_floor(by_corpus: list[int], by_merges: list[int], size: int, floor: int) -> set[int]:
+    """What a vocabulary keeps, by the words of the option: the floor's tokens, and the corpus's from the top."""
+    first = by_merges[: max(0, floor - len(ALWAYS))]
+    rest = [i for i in by_corpus if i not in first]
+    return ALWAYS | set(first) | set(rest[: size - len(ALWAYS) - len(first)])
+
+
+@pytest.mark.parametrize("floor", [0, len(ALWAYS) + 30, None])
+def test_a_floor_stays_whole_and_every_prefix_stays_closed(floor: int | None) -> None:
     by_merges = rank_by_merges(VOCABULARY, ALWAYS)
     strange = {i: 1000 - n for n, i in enumerate(reversed(by_merges)) if n < 60}  # a text of the rarest tokens only
     by_corpus = rank_by_corpus(VOCABULARY, ALWAYS, strange)
-    ranking = with_floor(by_corpus, by_merges[:30])
+    ranking = with_floor(by_corpus, by_merges, len(ALWAYS), floor)
     assert sorted(ranking) == sorted(by_merges)
-    assert ranking[:30] == by_merges[:30] != by_corpus[:30]
-    behind = [i for i in ranking[30:] if i in strange]
-    assert behind == [i for i in by_corpus if i in behind], "behind the floor, the corpus decides"
-    for size in range(len(ALWAYS), N_TOKENS + 1, 7):
-        result = pruned(kept_ids(VOCABULARY, ALWAYS, ranking, size))
+    for size in range(len(ALWAYS) + 31, N_TOKENS + 1, 7):
+        kept = kept_ids(VOCABULARY, ALWAYS, ranking, size)
+        assert set(kept) == expected_floor(by_corpus, by_merges, size, size // 2 if floor is None else floor)
+        assert reachable(pruned(kept)) == BEFORE & pruned(kept)["model"]["vocab"].keys()
+    mixed = with_floor(by_corpus, by_merges, 0, None)  # as if nothing were always kept: every second token is by merges
+    for count in range(0, len(mixed), 9):
+        result = pruned(sorted(ALWAYS.union(mixed[:count])))
         assert reachable(result) == BEFORE & result["model"]["vocab"].keys()
+
+
+@settings(max_examples=100)
+@given(data=st.data(), count=st.integers(1, 60), always=st.integers(0, 40))
+def test_one_order_holds_the_half_of_every_size(data: st.DataObject, count: int, always: int) -> None:
+    by_merges = data.draw(st.permutations(range(count)))
+    by_corpus = data.draw(st.permutations(range(count)))
+    ranking = with_floor(by_corpus, by_merges, always, None)
+    for size in range(always, always + count + 1):
+        first = set(by_merges[: max(0, size // 2 - always)])
+        rest = [i for i in by_corpus if i not in first]
+        assert set(ranking[: size - always]) == first | set(rest[: size - always - len(first)])
