@@ -1,0 +1,269 @@
+"""The ways to make a model smaller that `compare_methods.py` compares, each behind one function.
+
+A method takes a `Setting` (the model, the parameters to reach, the calibration) and writes a checkpoint. All of them but
+depth pruning reach the same sizes as COMPACT does at the ratio, or the same number of parameters where they cut only the
+vocabulary or only FFN channels.
+
+    python benchmarks/methods.py NAME --ratio 0.2 --seed 0 --out DIR      # one of them, with its seconds and memory
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from common import cache, texts_to_learn_from
+
+from compact.budget import Sizes, count_parts
+from compact.cache import Cache, open_cache
+from compact.calibration import Calibration
+from compact.decide import decide
+from compact.errors import BudgetError
+from compact.importance import collect_scores, top_channels
+from compact.layerwise import LayerStream
+from compact.plan import PrunePlan
+from compact.prune import PruneOptions, calibration_for, make_plan, prune, rank_vocabulary, sizes_of
+from compact.recovery.options import RecoverOptions
+from compact.source import ModelSource, open_source
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+# What is learned after the cut, of the calibration's text.
+RECOVERY_TOKENS = 131_072
+CALIBRATION_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is asked for.
+
+    Attributes:
+        source: the model.
+        ratio: share of all parameters to remove.
+        seed: of the calibration set, and of what a method draws.
+        stages: an empty cache: what is measured is made here and now.
+    """
+
+    source: ModelSource
+    ratio: float
+    seed: int
+    stages: Cache
+
+    @property
+    def options(self) -> PruneOptions:
+        """COMPACT's options at the ratio, calibrated on encyclopedic and technical text in equal shares."""
+        return PruneOptions(
+            ratio=self.ratio,
+            channel_grid=32,
+            calibration=tuple(texts_to_learn_from().values()),
+            calibration_tokens=CALIBRATION_TOKENS,
+            seed=self.seed,
+        )
+
+    @property
+    def sizes(self) -> Sizes:
+        """COMPACT's sizes at the ratio."""
+        return sizes_of(self.source, rank_vocabulary(self.source, self.options), self.options)
+
+    @property
+    def removed(self) -> int:
+        """Parameters that COMPACT removes at the ratio."""
+        parts = count_parts(self.source.tensors, self.source.config)
+        rows = self.source.vocab_size - self.sizes.vocab_size
+        channels = self.source.intermediate_size - self.sizes.intermediate_size
+        return rows * parts.per_row + channels * parts.per_channel
+
+    def calibration(self) -> Calibration:
+        """The set that COMPACT is calibrated on."""
+        return calibration_for(self.source, self.options, cache=self.stages)
+
+
+Method = Callable[[Setting, Path], None]
+
+
+def _of_options(change: Callable[[Setting], PruneOptions]) -> Method:
+    """What the product does under other options."""
+
+    def make(setting: Setting, out: Path) -> None:
+        decision = decide(setting.source, change(setting), setting.stages)
+        prune(setting.source, decision.plan, out, updates=decision.updates)
+
+    return make
+
+
+def _of_scores(score: Callable[[Setting], Array]) -> Method:
+    """COMPACT's sizes and vocabulary, with channels chosen by another score [layers, channels]."""
+
+    def make(setting: Setting, out: Path) -> None:
+        sizes = setting.sizes
+        # The vocabulary's part of the plan; with all channels kept, nothing is calibrated.
+        whole = replace(setting.options, ratio=None, vocab_size=sizes.vocab_size)
+        plan: PrunePlan = make_plan(setting.source, whole, setting.stages)
+        channels = top_channels(score(setting), sizes.intermediate_size)
+        prune(setting.source, replace(plan, kept_channels=channels), out)
+
+    return make
+
+
+def _unweighted_act2(setting: Setting) -> Array:
+    """act² of every token, those that are dropped included."""
+    source, rows = setting.source, setting.source.vocab_size
+    found = collect_scores(source.directory, setting.calibration().sequences, [0] * rows, [rows])
+    return found.at(rows)
+
+
+class _Moments:
+    """First and second moments of every channel (a `compact.layerwise.Visitor`)."""
+
+    def __init__(self, stream: LayerStream) -> None:
+        shape = (stream.n_layers, stream.intermediate_size)
+        self.sums, self.squares, self.count = np.zeros(shape), np.zeros(shape), np.zeros(stream.n_layers)
+
+    def begin(self, layer: int) -> None:
+        """Nothing to prepare."""
+
+    def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
+        """Add a batch."""
+        del batch
+        wide = activations.double()
+        self.sums[layer] += wide.sum(0).numpy()
+        self.squares[layer] += wide.square().sum(0).numpy()
+        self.count[layer] += wide.shape[0]
+
+    def end(self, layer: int) -> None:
+        """Nothing to close."""
+
+
+def _fluctuation(setting: Setting) -> Array:
+    """FLAP (arXiv 2312.11983), equation of WIFV: a channel's variance times the squared norm of its down column.
+
+    Its bias for the removed channels' means is left out: a standard checkpoint has no place for it.
+    """
+    from compact.checkpoint import open_tensors
+
+    stream = LayerStream(setting.source.directory, setting.calibration().sequences, device="cpu")
+    moments = _Moments(stream)
+    stream.run(moments)
+    count = moments.count[:, None]
+    variance = moments.squares / count - (moments.sums / count) ** 2
+    with open_tensors(setting.source.tensors) as read:
+        norms = [
+            read(f"model.layers.{n}.mlp.down_proj.weight").double().square().sum(0).numpy()
+            for n in range(stream.n_layers)
+        ]
+    found: Array = variance * np.stack(norms)
+    return found
+
+
+def _depth(setting: Setting, out: Path) -> None:
+    """ShortGPT (arXiv 2403.03853): whole layers go, those first whose output is most like their input.
+
+    Block influence of a layer is 1 - the mean cosine of its input and output. To the nearest number of layers.
+    """
+    import torch
+
+    from compact.importance import load_model
+    from compact.tokenizer import load_tokenizer
+
+    source = setting.source
+    model = load_model(source.directory)
+    similar = torch.zeros(source.num_hidden_layers, dtype=torch.float64)
+    count = 0
+    with torch.inference_mode():
+        for sequence in setting.calibration().sequences:
+            states = model.model(
+                input_ids=torch.tensor([sequence]), output_hidden_states=True, use_cache=False
+            ).hidden_states
+            # The last state is behind the final norm; the norm does not change what the last layer is compared by much.
+            for layer in range(source.num_hidden_layers):
+                before, after = states[layer][0].double(), states[layer + 1][0].double()
+                similar[layer] += torch.nn.functional.cosine_similarity(before, after, dim=-1).sum()
+            count += len(sequence)
+    per_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    n_dropped = round(setting.removed / per_layer)
+    dropped = set((1 - similar / count).argsort()[:n_dropped].tolist())
+    kept = [layer for n, layer in enumerate(model.model.layers) if n not in dropped]
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    dtype = {"F32": torch.float32, "F16": torch.float16}.get(next(iter(source.tensors.values())).dtype, torch.bfloat16)
+    model.to(dtype).save_pretrained(out)
+    load_tokenizer(source.directory).save_pretrained(out)
+
+
+def _vocabulary_only(setting: Setting) -> PruneOptions:
+    parts = count_parts(setting.source.tensors, setting.source.config)
+    size = setting.source.vocab_size - round(setting.removed / parts.per_row)
+    if size < len(rank_vocabulary(setting.source, setting.options).always):
+        raise BudgetError("the vocabulary alone cannot give that much")
+    return replace(setting.options, ratio=None, vocab_size=size)
+
+
+def _ffn_only(setting: Setting) -> PruneOptions:
+    parts = count_parts(setting.source.tensors, setting.source.config)
+    exact = setting.source.intermediate_size - setting.removed / parts.per_channel
+    inner = round(exact / 32) * 32
+    if inner < 32:
+        raise BudgetError("the FFN alone cannot give that much")
+    return replace(setting.options, ratio=None, intermediate_size=inner)
+
+
+def _with_recovery(setting: Setting) -> PruneOptions:
+    text = tuple(texts_to_learn_from().values())
+    recover = RecoverOptions(text=text, tokens=RECOVERY_TOKENS)
+    return replace(setting.options, method="repair", recover=recover)
+
+
+METHODS: dict[str, Method] = {
+    "COMPACT": _of_options(lambda setting: setting.options),
+    "repair": _of_options(lambda setting: replace(setting.options, method="repair")),
+    "repair + distill": _of_options(_with_recovery),
+    "vocabulary only": _of_options(_vocabulary_only),
+    "FFN only": _of_options(_ffn_only),
+    "act² without token weights": _of_scores(_unweighted_act2),
+    "FLAP's fluctuation": _of_scores(_fluctuation),
+    "magnitude": _of_options(lambda setting: replace(setting.options, method="magnitude")),
+    "random": _of_options(lambda setting: replace(setting.options, method="random")),
+    "depth (block influence)": _depth,
+}
+# Methods that draw nothing: one seed says all.
+SEEDLESS: Sequence[str] = ("vocabulary only", "magnitude")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(METHODS)))
+@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--ratio", default=0.2, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(name: str, model: str, ratio: float, seed: int, out: Path) -> None:
+    """Run one method into OUT; prints seconds, peak memory and whether it can be as one line of JSON."""
+    import resource
+
+    source = open_source(model, cache())
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    start = time.monotonic()
+    with open_cache(enabled=False) as stages:
+        # What the teacher said is shared: it is the same for every cut.
+        (stages.root / "teacher").symlink_to(cache().root / "teacher")
+        (cache().root / "teacher").mkdir(exist_ok=True)
+        try:
+            METHODS[name](Setting(source, ratio, seed, stages), out)
+        except BudgetError as error:
+            print(json.dumps({"impossible": str(error)}))
+            return
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": round(time.monotonic() - start, 1), "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()
