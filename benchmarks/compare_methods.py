@@ -4,10 +4,10 @@
     python benchmarks/compare_methods.py --work-dir DIR --ratios 0.2 --seeds 0     # a part; the rest another time
     python benchmarks/compare_methods.py --write                                  # table and plot from what is there
 
-Every method (`methods.py`) runs in a process of its own, with its seconds and peak memory; its checkpoint is then scored
-in float32 through Transformers. Calibrated on 32,768 tokens of encyclopedic and technical text in equal shares (their
-first 80%); fiction is a kind that no method has seen. A finished cell is kept; about 3 minutes a cell on 2 cores. Writes
-the table of `docs/quality.md` and `docs/methods.svg`.
+Every method (`methods.py`) runs in a process of its own, with its seconds and peak memory; its checkpoint is then
+scored in float32 through Transformers. Calibrated on 32,768 tokens of encyclopedic and technical text in equal shares
+(their first 80%); fiction is a kind that no method has seen. A finished cell is kept; about 3 minutes a cell on 2 cores.
+Writes the table of `docs/quality.md` and `docs/methods.svg`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_method(name: str, ratio: float, seed: int, out: Path) -> dict[str, Any]:
     """One method in a process of its own."""
     script = str(Path(__file__).with_name("methods.py"))
     command = [sys.executable, script, name, "--ratio", str(ratio), "--seed", str(seed), "--out", str(out)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 (our own script)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
 
