@@ -213,7 +213,7 @@ class _Act2:
 
 
 def _add_squares(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
-    """Add the squares of `activations` [positions, I] to `total` float64 [buckets, I], by the bucket of each position."""
+    """Add the squares of `activations` [positions, I] to `total` float64 [buckets, I], by each position's bucket."""
     import torch
 
     if activations.device.type != "cpu":
