@@ -213,21 +213,27 @@ class _Act2:
 
 
 def _add_squares(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
-    """Add the squares of `activations` [positions, I] to `total` float64 [buckets, I], by the bucket of each position.
+    """Add the squares of `activations` [positions, I] to `total` float64 [buckets, I], by each position's bucket."""
+    import torch
 
-    The squares are float64 on the CPU. On an accelerator a product with the positions' buckets adds those of a block in
-    float32: adding row by row would have thousands of threads wait for the same few sums.
+    if activations.device.type != "cpu":
+        _add_by_products(total, activations, buckets)
+        return
+    # Blocks that stay in the processor's cache: larger ones take many times as long.
+    rows = max(1, _CACHED_ELEMENTS // activations.shape[1])
+    for start in range(0, activations.shape[0], rows):
+        # Not squared in place: where the type is wide already, this is the model's own memory.
+        squares = activations[start : start + rows].to(torch.float64).square()
+        total.index_add_(0, buckets[start : start + rows], squares)
+
+
+def _add_by_products(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
+    """The same for an accelerator, in float32 within a block of positions: a product with the positions' buckets.
+
+    Row by row, thousands of threads would wait for the same few sums.
     """
     import torch
 
-    if activations.device.type == "cpu":
-        # Blocks that stay in the processor's cache: larger ones take twenty times as long.
-        rows = max(1, _CACHED_ELEMENTS // activations.shape[1])
-        for start in range(0, activations.shape[0], rows):
-            # Not squared in place: where the type is wide already, this is the model's own memory.
-            squares = activations[start : start + rows].to(torch.float64).square()
-            total.index_add_(0, buckets[start : start + rows], squares)
-        return
     for start in range(0, activations.shape[0], _BLOCK_ROWS):
         squares = activations[start : start + _BLOCK_ROWS].to(torch.float32).square()
         chosen = torch.nn.functional.one_hot(buckets[start : start + _BLOCK_ROWS], total.shape[0])

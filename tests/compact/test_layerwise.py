@@ -155,6 +155,17 @@ def test_the_same_channels_lead_in_bfloat16(tmp_path: Path) -> None:
         assert len(set(np.argsort(-a)[:48]) & set(np.argsort(-b)[:48])) >= 44
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma3ForCausalLM"])
+def test_cuda_scores_are_the_cpu_s(tmp_path: Path, architecture: str) -> None:
+    directory = random_model(tmp_path / "m", architecture)
+    cpu, cuda = (
+        collect_scores(directory, SEQUENCES, [0] * 500, (500,), device=device, dtype="float32").at(500)
+        for device in ("cpu", "cuda")
+    )
+    assert (np.abs(cuda - cpu) / cpu.max(axis=1, keepdims=True)).max() <= 1e-5
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(96, torch.float32), (1100, torch.float32), (700, torch.bfloat16)])
 def test_a_gram_matrix(size: int, dtype: torch.dtype) -> None:
     """More positions than a block has, in uneven parts; sizes on both sides of a block's columns."""
