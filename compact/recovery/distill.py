@@ -18,7 +18,7 @@ from compact import calibration as calibrating
 from compact import stdlib_text
 from compact.cache import Cache
 from compact.calibration import HeldOut
-from compact.distributed import all_reduce_mean_, broadcast_json, is_main, share, world_size
+from compact.distributed import all_reduce_mean_, barrier, broadcast_json, is_main, share, world_size
 from compact.errors import CalibrationError, ToolUnavailableError
 from compact.evaluate import token_bytes
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
@@ -280,6 +280,7 @@ class _Session:
     def run(self) -> State:
         """Train to the end of the budget, from where an earlier run was cut."""
         state = checkpoint.load(self._saved, self._trainer)
+        barrier()  # the first process writes there from now on
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
         saved_at = state.seconds

@@ -62,19 +62,22 @@ class TrainingText:
 
     def _choose(self, name: str) -> list[str]:
         chosen: list[str] = []
-        n_pieces = 0
+        others: set[str] = set()
         for piece in itertools.islice(self._pieces(name), 8 * _BUFFER):
-            n_pieces += 1
             if hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0:
                 chosen.append(piece)
                 if sum(map(len, chosen)) >= _HELD_OUT_CHARACTERS:
                     break
-        if n_pieces < 2:
+            else:
+                others.add(piece)
+        # A short text may have no such piece, or hardly any other.
+        if not chosen and others:
+            chosen.append(min(others))
+        if not others.difference(chosen):
             raise CalibrationError(
                 f"{plain_name(name)}: too short to learn from and to judge by", "give a longer text (--recover-text)"
             )
-        # A short text may have no such piece.
-        return chosen or list(itertools.islice(self._pieces(name), 1))
+        return list(dict.fromkeys(chosen))
 
     def pieces(self) -> Iterator[str]:
         """Endless: when a source ends, it begins anew in another order."""

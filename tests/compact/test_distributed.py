@@ -148,6 +148,21 @@ def test_two_processes_plan_what_one_does(shop: Workshop, tmp_path: Path, monkey
     assert list((shop.root / "scratch").glob("compact-edge-*")) == []
 
 
+def test_two_processes_train_one_model(shop: Workshop, tmp_path: Path) -> None:
+    """Every step learns from both processes' texts, and one of them writes and tells."""
+    learning = ("--recover", "distill", "--recover-tokens", "6000", "--learning-rate", "0.003")
+    env = {**shop.environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*_TORCHRUN, "compact_edge", *prune(shop, tmp_path / "out", *learning)],
+        env=env, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("recovery: 0 tokens") == 1
+    recovery = json.loads((tmp_path / "out" / "plan.json").read_text())["recovery"]
+    assert recovery["after"]["calibration.txt"] < recovery["before"]["calibration.txt"]
+    assert recovery["tokens"] >= 3000
+
+
 def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:
     options = prune(shop, tmp_path / "out", "--no-cache", tokens=40)
     for code, _, errors in finish(pair(command(*options), shop.environment())):
