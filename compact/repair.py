@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut, retokenise, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
-from compact.distributed import is_main, share
+from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
@@ -107,6 +107,8 @@ def repair(
     if plan.intermediate_size == source.intermediate_size:
         return replace(plan, repair={"share": 0.0, "why": "every channel is kept"}), None
     texts = repair_texts(calibration)
+    # What short memory left unjudged is no answer on a day with more.
+    judged = bool(broadcast_json(fits_in_memory(source, options.device, options.dtype)))
     key = sha256_json(
         {
             "version": _REPAIR_VERSION,
@@ -114,6 +116,7 @@ def repair(
             "fitted": sha256_json([_hex(text) for text in texts.fitted]),
             "held_out": sha256_json([[part.name, _hex(part.text)] for part in texts.held_out]),
             "sequence_length": calibration.options["sequence_length"],
+            "judged": judged,
             "tokens": options.repair_tokens,
             "dtype": options.dtype,
             "device": options.device,
@@ -123,7 +126,7 @@ def repair(
 
     def make(work: Path) -> None:
         length = calibration.options["sequence_length"]
-        report = _make_updates(source, plan, texts, length, options, work, progress)
+        report = _make_updates(source, plan, texts, length, judged, options, work, progress)
         if report is not None:
             write_json(work / _REPORT, report)
 
@@ -158,6 +161,7 @@ def _make_updates(
     plan: PrunePlan,
     texts: RepairTexts,
     sequence_length: int,
+    judged: bool,
     options: PruneOptions,
     work: Path,
     progress: Progress,
@@ -192,20 +196,24 @@ def _make_updates(
             "tokens": sum(map(len, streams.fitted)),
             "held_out_tokens": sum(map(len, streams.held_out)),
         }
-        return report | _judge_and_write(source, plan, texts, fitted_dir, tokenizer_dir, options, work, progress)
+        held_out = texts.held_out if judged else ()
+        return report | _judge_and_write(source, plan, held_out, fitted_dir, tokenizer_dir, options, work, progress)
 
 
 def _judge_and_write(
     source: ModelSource,
     plan: PrunePlan,
-    texts: RepairTexts,
+    held_out: Sequence[HeldOut],
     fitted_dir: Path,
     tokenizer_dir: Path,
     options: PruneOptions,
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by."""
+    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by.
+
+    Without held-out text all of it is written.
+    """
     import torch
 
     fitted = read_shards(sorted(fitted_dir.glob(f"*/{SINGLE}")))
@@ -220,12 +228,12 @@ def _judge_and_write(
             return original.double().lerp(tensor.double(), part).to(tensor.dtype)
 
         part, bits = 1.0, None
-        if fits_in_memory(source, options.device, options.dtype):
+        if held_out:
             verdict = judge(
                 source,
                 plan,
                 tokenizer_dir,
-                texts.held_out,
+                held_out,
                 changed,
                 list(kept_of),
                 _SHARES,
