@@ -33,6 +33,7 @@ RATIO_GRID = 32
 METHODS = ("compact", "repair", "magnitude", "random")
 # Those whose channels are scored by activations, and which need a calibration.
 CALIBRATED = ("compact", "repair")
+REPAIR_TOKENS = ("final", "common")
 # Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
 _SCORES_VERSION = 1
 
@@ -53,6 +54,8 @@ class PruneOptions:
             the model's default.
         calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
             524,288 where a Hub data set is among them), and sequences of the smaller of 2048 and the model's maximum.
+        repair_tokens: what `repair` fits to: `final`, the text as the pruned tokenizer cuts it, or `common`, as the
+            original one does, where dropped tokens weigh nothing (COMPACT's weights).
         method: `compact`; `repair` adapts what stays (`compact.repair`); `magnitude` and `random` are there to compare
             with.
         recover: how the model is trained after the cut; None leaves it as it is.
@@ -72,6 +75,7 @@ class PruneOptions:
     sequence_length: int | None = None
     seed: int = 0
     method: str = "compact"
+    repair_tokens: str = "final"
     recover: RecoverOptions | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -107,7 +111,7 @@ def calibration_for(
     Args:
         source: the checkpoint; it writes the text of `self`.
         options: sources, tokens, sequence length and seed.
-        keep_out: hold text of every source out of the sequences, for methods that judge on it.
+        keep_out: hold text of every source out of the sequences, for what judges on it; `repair` always does.
         cache, progress: for a source that comes from the Hub or is written by the model.
     """
     limit = source.max_positions
@@ -148,7 +152,7 @@ def calibration_for(
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
-        keep_out=keep_out,
+        keep_out=keep_out or options.method == "repair",
         sampler=write,
         cache=cache,
         progress=progress,
@@ -193,6 +197,8 @@ def make_plan(
     """
     if options.method not in METHODS:
         raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
+    if options.repair_tokens not in REPAIR_TOKENS:
+        raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
     ranking = rank_vocabulary(source, options)
     sizes = sizes_of(source, ranking, options)

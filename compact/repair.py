@@ -1,10 +1,11 @@
 """Repair: every layer's `down_proj` adapted to the channels that stay, by least squares towards its original output.
 
 The original model runs over the calibration text as the *pruned* tokenizer cuts it, which is what the pruned model
-will see; X are the inputs of its `down_proj`. With the channels chosen, `compact.least_squares` gives the matrix that
-maps those that stay to the original output best. The ridge is chosen for every layer by the error on text that is in
-no sum, and the whole is then judged by bits per byte on every held-out text: what is worse than the plain cut there is
-halved, and dropped if it still is. Nothing but `down_proj` weights change; a bias stays as it is.
+will see (`PruneOptions.repair_tokens` knows another way); X are the inputs of its `down_proj`. With the channels
+chosen, `compact.least_squares` gives the matrix that maps those that stay to the original output best. The ridge is
+chosen for every layer by the error on text that is in no sum, and the whole is then judged by bits per byte on every
+held-out text: what is worse than the plain cut there is halved, and dropped if it still is. Nothing but `down_proj`
+weights change; a bias stays as it is.
 
 One layer's H (float64, I x I) is in memory at a time.
 """
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache
-from compact.calibration import Calibration, HeldOut, split_stream
+from compact.calibration import Calibration, HeldOut, retokenise, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
-from compact.distributed import is_main, share
+from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
@@ -106,6 +107,8 @@ def repair(
     if plan.intermediate_size == source.intermediate_size:
         return replace(plan, repair={"share": 0.0, "why": "every channel is kept"}), None
     texts = repair_texts(calibration)
+    # What short memory left unjudged is no answer on a day with more.
+    judged = bool(broadcast_json(fits_in_memory(source, options.device, options.dtype)))
     key = sha256_json(
         {
             "version": _REPAIR_VERSION,
@@ -113,6 +116,8 @@ def repair(
             "fitted": sha256_json([_hex(text) for text in texts.fitted]),
             "held_out": sha256_json([[part.name, _hex(part.text)] for part in texts.held_out]),
             "sequence_length": calibration.options["sequence_length"],
+            "judged": judged,
+            "tokens": options.repair_tokens,
             "dtype": options.dtype,
             "device": options.device,
             "batch_size": options.batch_size,
@@ -121,7 +126,7 @@ def repair(
 
     def make(work: Path) -> None:
         length = calibration.options["sequence_length"]
-        report = _make_updates(source, plan, texts, length, options, work, progress)
+        report = _make_updates(source, plan, texts, length, judged, options, work, progress)
         if report is not None:
             write_json(work / _REPORT, report)
 
@@ -145,7 +150,7 @@ def _hex(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Streams:
-    """The texts as the pruned tokenizer cuts them, in ids of the source."""
+    """The texts as sequences of the source's ids."""
 
     fitted: list[tuple[int, ...]]
     held_out: list[tuple[int, ...]]
@@ -156,6 +161,7 @@ def _make_updates(
     plan: PrunePlan,
     texts: RepairTexts,
     sequence_length: int,
+    judged: bool,
     options: PruneOptions,
     work: Path,
     progress: Progress,
@@ -170,7 +176,7 @@ def _make_updates(
         tokenizer_dir.mkdir()
         fitted_dir.mkdir()
         _write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
-        streams = _cut_texts(tokenizer_dir, texts, sequence_length, plan)
+        streams = _cut_texts(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
         own = share(streams.fitted)
         layers = LayerStream(
             source.directory,
@@ -180,7 +186,7 @@ def _make_updates(
             batch_size=options.batch_size,
             scratch=Path(scratch),
         )
-        fit = LayerFit(layers, len(own), plan.kept_channels, source.tensors, fitted_dir)
+        fit = LayerFit(layers, len(own), plan, source.tensors, fitted_dir)
         layers.run(fit, progress=progress, description="repairing")
         if not is_main():
             return None
@@ -190,20 +196,24 @@ def _make_updates(
             "tokens": sum(map(len, streams.fitted)),
             "held_out_tokens": sum(map(len, streams.held_out)),
         }
-        return report | _judge_and_write(source, plan, texts, fitted_dir, tokenizer_dir, options, work, progress)
+        held_out = texts.held_out if judged else ()
+        return report | _judge_and_write(source, plan, held_out, fitted_dir, tokenizer_dir, options, work, progress)
 
 
 def _judge_and_write(
     source: ModelSource,
     plan: PrunePlan,
-    texts: RepairTexts,
+    held_out: Sequence[HeldOut],
     fitted_dir: Path,
     tokenizer_dir: Path,
     options: PruneOptions,
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by."""
+    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by.
+
+    Without held-out text all of it is written.
+    """
     import torch
 
     fitted = read_shards(sorted(fitted_dir.glob(f"*/{SINGLE}")))
@@ -218,12 +228,12 @@ def _judge_and_write(
             return original.double().lerp(tensor.double(), part).to(tensor.dtype)
 
         part, bits = 1.0, None
-        if fits_in_memory(source, options.device, options.dtype):
+        if held_out:
             verdict = judge(
                 source,
                 plan,
                 tokenizer_dir,
-                texts.held_out,
+                held_out,
                 changed,
                 list(kept_of),
                 _SHARES,
@@ -243,16 +253,23 @@ def _judge_and_write(
     return {"share": part, "bits_per_byte": bits}
 
 
-def _cut_texts(tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan) -> _Streams:
+def _cut_texts(
+    source: ModelSource, tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan, tokens: str
+) -> _Streams:
     """Raises CalibrationError: too little text to fit to, or none to choose on."""
     tokenizer = load_tokenizer(tokenizer_dir)
 
-    def sequences(parts: Sequence[str], most: int | None = None) -> list[tuple[int, ...]]:
+    def final(parts: Sequence[str], most: int | None = None) -> list[tuple[int, ...]]:
         stream = [plan.kept_token_ids[i] for ids in encode(tokenizer, parts, add_special_tokens=True) for i in ids]
         return split_stream(stream[:most], length)
 
-    fitted, each = sequences(texts.fitted), _HELD_OUT_TOKENS // len(texts.held_out)
-    held_out = [ids for part in texts.held_out for ids in sequences([part.text], each)]
+    if tokens == "common":
+        fitted = retokenise(texts.fitted, source.directory, sequence_length=length)
+    else:
+        fitted = final(texts.fitted)
+    # Choices are made on what the pruned model will see, whatever it is fitted to.
+    each = _HELD_OUT_TOKENS // len(texts.held_out)
+    held_out = [ids for part in texts.held_out for ids in final([part.text], each)]
     count = sum(map(len, fitted))
     if count < 16 or not held_out:
         raise CalibrationError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from compact.layerwise import LayerStream
+    from compact.plan import PrunePlan
 
 # Multiples of the mean diagonal of H.
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -40,7 +41,7 @@ class LayerFit:
         self,
         stream: LayerStream,
         n_fitted: int,
-        kept: Sequence[Sequence[int]],
+        plan: PrunePlan,
         tensors: Mapping[str, TensorRef],
         target: Path,
     ) -> None:
@@ -49,19 +50,25 @@ class LayerFit:
         Args:
             stream: the layers, over this process's fitted sequences and, behind them, the held-out ones.
             n_fitted: how many of its sequences are fitted.
-            kept: the channels that stay, by layer.
+            plan: what stays; positions of dropped tokens weigh nothing.
             tensors: of the original checkpoint.
             target: where each layer's matrix goes, in a directory of its own.
         """
+        import torch
+
         self.ridges: list[float | None] = []
         self.errors: list[float] = []
-        self._stream, self._kept, self._tensors, self._target = stream, kept, tensors, target
+        self._stream, self._kept, self._tensors, self._target = stream, plan.kept_channels, tensors, target
         self._names = down_names(stream.n_layers)
-        # Sequences of each batch that are fitted; the others are held out.
-        self._fitted: list[int] = []
-        done = 0
+        # Of each batch, the positions that are summed, and where those that are held out begin.
+        self._summed: list[torch.Tensor] = []
+        self._begins: list[int] = []
+        done, kept_ids = 0, torch.tensor(plan.kept_token_ids, dtype=torch.int64)
         for batch in stream.batches:
-            self._fitted.append(min(max(n_fitted - done, 0), batch.shape[0]))
+            begin = min(max(n_fitted - done, 0), batch.shape[0]) * batch.shape[1]
+            ids = batch.reshape(-1)[:begin]
+            self._summed.append(torch.isin(ids, kept_ids).nonzero()[:, 0].to(stream.device))
+            self._begins.append(begin)
             done += batch.shape[0]
         self._gram: Gram | None = None
         self._held_out: list[torch.Tensor] = []
@@ -73,11 +80,12 @@ class LayerFit:
     def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
         del layer
         assert self._gram is not None
-        at = self._fitted[batch] * self._stream.batches[batch].shape[1]
-        if at:
-            self._gram.add(activations[:at])
-        if at < activations.shape[0]:
-            self._held_out.append(activations[at:].clone())
+        summed, begin = self._summed[batch], self._begins[batch]
+        if len(summed):
+            whole = len(summed) == activations.shape[0]
+            self._gram.add(activations if whole else activations.index_select(0, summed))
+        if begin < activations.shape[0]:
+            self._held_out.append(activations[begin:].clone())
 
     def end(self, layer: int) -> None:
         import torch

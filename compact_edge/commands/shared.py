@@ -62,6 +62,14 @@ _BUDGET = (
         help="compact: as in the paper, weights unchanged. repair: the same channels, and every down_proj fitted to "
         "its original output on the calibration text. The others are for comparison.",
     ),
+    click.option(
+        "--repair-tokens",
+        type=click.Choice(["final", "common"]),
+        default="final",
+        show_default=True,
+        help="What repair is fitted to. final: the text as the pruned tokenizer cuts it. common: as the original one "
+        "does, without the tokens that are dropped.",
+    ),
 )
 _CALIBRATION = (
     click.option(

@@ -100,7 +100,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 def asked(text: Path, **changes: Any) -> PruneOptions:
-    values = {"method": "repair", "calibration": str(text), "calibration_tokens": 3000, "sequence_length": 64}
+    values = {"method": "repair", "calibration": (str(text),), "calibration_tokens": 3000, "sequence_length": 64}
     return PruneOptions(**{**SIZES, **values, "device": "cpu", **changes})
 
 
@@ -117,9 +117,12 @@ def applied(source: ModelSource, decision: Decision, out: Path) -> Path:
 
 
 @pytest.mark.usefixtures("unjudged")
-def test_the_weights_are_least_squares_of_the_original_model(source: ModelSource, text: Path, tmp_path: Path) -> None:
-    """Against numpy, on activations that Transformers gives for the text as the pruned tokenizer cuts it."""
-    options = asked(text)
+@pytest.mark.parametrize("tokens", ["final", "common"])
+def test_the_weights_are_least_squares_of_the_original_model(
+    source: ModelSource, text: Path, tmp_path: Path, tokens: str
+) -> None:
+    """Against numpy, on activations that Transformers gives for the text as either tokenizer cuts it."""
+    options = asked(text, repair_tokens=tokens)
     cache = Cache(tmp_path / "cache", [], [])
     decision = decide(source, options, cache)
     plan = decision.plan
@@ -135,14 +138,17 @@ def test_the_weights_are_least_squares_of_the_original_model(source: ModelSource
             lambda _m, inputs, layer=layer: seen[layer].append(inputs[0][0])
         )
     texts = repair_texts(calibration_for(source, options)).fitted
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    ids = [plan.kept_token_ids[i] for part in texts for i in tokenizer(part)["input_ids"]]
+    tokenizer = AutoTokenizer.from_pretrained(out if tokens == "final" else source.directory)
+    ids = [i for part in texts for i in tokenizer(part)["input_ids"]]
+    ids = [plan.kept_token_ids[i] for i in ids] if tokens == "final" else ids
+    stays = np.isin(ids, plan.kept_token_ids)
+    assert stays.all() == (tokens == "final")
     assert len(ids) == plan.repair["tokens"]
     with torch.no_grad():
         for start in range(0, len(ids), 64):
             model(torch.tensor([ids[start : start + 64]]))
     for layer in (0, 1):
-        x = torch.cat(seen[layer]).double().numpy()
+        x = torch.cat(seen[layer]).double().numpy()[stays]
         weight = model.model.layers[layer].mlp.down_proj.weight.detach().double().numpy()
         kept, ridge = plan.kept_channels[layer], plan.repair["ridge"][layer]
         inputs, outputs = x[:, kept], x @ weight.T
@@ -178,10 +184,11 @@ def test_the_cache_knows_what_a_repair_depends_on(source: ModelSource, text: Pat
     for options, calibration in (
         (asked(text, seed=1), None),
         (asked(text, dtype="bfloat16"), None),
+        (asked(text, repair_tokens="common"), None),
         (asked(text), held),
     ):
         assert decide(source, options, cache, calibration=calibration).plan.id != first.plan.id
-    assert cache.misses.count("repair") == 4
+    assert cache.misses.count("repair") == 5
 
 
 @pytest.mark.usefixtures("unjudged")
@@ -288,7 +295,7 @@ def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: 
         "    decision = decide(source, PruneOptions(**json.loads(sys.argv[3])), Cache(Path(sys.argv[2]), [], []))\n"
         "    print(json.dumps([decision.plan.id, str(decision.updates)]))\n"
     )
-    options = {**SIZES, "method": "repair", "calibration": str(text), "calibration_tokens": 3000, "device": "cpu"}
+    options = {**SIZES, "method": "repair", "calibration": (str(text),), "calibration_tokens": 3000, "device": "cpu"}
     options["sequence_length"] = 64
     arguments = [sys.executable, "-c", program, str(source.directory), str(tmp_path / "two"), json.dumps(options)]
     answers = []
