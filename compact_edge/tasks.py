@@ -179,6 +179,8 @@ def evaluate_tasks(
         except (CompactEdgeError, MemoryError):
             raise
         except Exception as error:  # templates, metrics and functions of a task are anybody's code
+            if error is model.failure:
+                raise
             raise DataError(
                 f"tasks {', '.join(names)}: {_one_line(error)}", "the error is in a task's files"
             ) from error

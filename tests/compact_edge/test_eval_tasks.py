@@ -372,6 +372,36 @@ def test_what_is_refused(
     refused(capsys, place, ["--tasks", "small_choice"], 69, "lm_eval is not installed", "compact-edge[eval]")
 
 
+def test_an_error_of_the_runtime_is_not_blamed_on_the_task(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(CheckpointRuntime, "score", fail)
+    refused(capsys, place, ["--tasks", "small_choice", "--include-path", str(place.tasks)], 69, "not enough memory")
+
+
+def test_tiny_and_its_float32_gguf_agree_on_real_items(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    assert cli.run(["export", "tiny", "--quant", "F32", "--out", str(tmp_path / "gguf"), "--no-check"]) == 0
+    names = "local_piqa,local_arc_easy,local_winogrande,local_lambada_openai"
+    line = ["--tasks", names, "--include-path", str(data_dir / "tasks"), "--limit", "6", "--threads", "1"]
+    answers = []
+    for number, model in enumerate(("tiny", str(next((tmp_path / "gguf").glob("*.gguf"))))):
+        items = tmp_path / f"{number}.jsonl"
+        assert cli.run(["eval", model, *line, "--items", str(items)]) == 0, capsys.readouterr().err
+        answers.append([json.loads(text) for text in items.read_text(encoding="utf-8").splitlines()])
+    assert len(answers[0]) == len(answers[1]) == 24
+    for one, other in zip(*answers, strict=True):
+        assert one["task"] == other["task"] and one["arguments"] == other["arguments"]
+        for ((value, greedy),), ((expected, expected_greedy),) in zip(one["resps"], other["resps"], strict=True):
+            assert value == pytest.approx(expected, abs=1e-2)
+            assert greedy == expected_greedy
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_told_with_near_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     # Slow: lm_eval reads all of its own task files to know their names.
