@@ -363,7 +363,7 @@ def test_what_is_refused(
         65,
         "small_broken cannot be read (RuntimeError: no data here)",
     )
-    refused(capsys, place, ["--tasks", "small_hub", *include], 69, "small_hub", "HF_HUB_OFFLINE")
+    refused(capsys, place, ["--tasks", "small_hub", *include], 69, "small_hub: the dataset is not", "run once")
     there = tmp_path / "there.jsonl"
     there.write_text("mine", encoding="utf-8")
     refused(capsys, place, ["--tasks", "small_choice", *include, "--items", str(there)], 2, "is there already")
