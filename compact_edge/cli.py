@@ -57,7 +57,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry(
-        "compact_edge.commands.eval", "evaluate", "Bits per byte, or accuracy on tasks, of a checkpoint or artifact."
+        "compact_edge.commands.eval", "evaluate", "Bits per byte on a text, or accuracy on tasks, of a model."
     ),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
     "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),

@@ -6,7 +6,8 @@ together, then cut at the length of the context alone, with the special tokens t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -14,7 +15,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from compact.errors import DataError, UsageError
-from compact.progress import SILENT, Progress
+from compact.progress import SILENT, Progress, Task
 from compact_edge.task_runtime import BATCH_SIZE, Runtime
 from exporters.branches import Branch, Score, grouped
 
@@ -29,6 +30,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     Attributes:
         tokens_scored: tokens fed so far to score answers, what requests share counted once.
+        failure: what the runtime itself raised, as told from errors of a task's own code.
     """
 
     def __init__(self, runtime: Runtime, *, batch_size: int = BATCH_SIZE, progress: Progress = SILENT) -> None:
@@ -37,6 +39,16 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self._batch_size = batch_size
         self._progress = progress
         self.tokens_scored = 0
+        self.failure: Exception | None = None
+
+    @contextmanager
+    def _working(self, description: str, total: int, unit: str) -> Iterator[Task]:
+        try:
+            with self._progress.task(description, total, unit) as task:
+                yield task
+        except Exception as error:
+            self.failure = error
+            raise
 
     @property
     def eot_token_id(self) -> int:
@@ -92,7 +104,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         groups = list(grouped(sequences, max_branches=self._batch_size, max_tokens=_GROUP_TOKENS))
         total = sum(group.n_tokens for group, _ in groups)
         found: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = {}
-        with self._progress.task("scoring answers", total, "tokens") as task:
+        with self._working("scoring answers", total, "tokens") as task:
             results = self._runtime.score([group for group, _ in groups], task.advance) if groups else []
         for (_, indices), scores in zip(groups, results, strict=True):
             for index, rows in zip(indices, scores, strict=True):
@@ -134,7 +146,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         alike: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(self._limits(request.args[1]), []).append(index)
-        with self._progress.task("generating answers", len(requests), "answers") as task:
+        with self._working("generating answers", len(requests), "answers") as task:
             for (stops, most), indices in alike.items():
                 room = self.max_length - most
                 prompts = [self._runtime.encode(requests[index].args[0])[-room:] for index in indices]

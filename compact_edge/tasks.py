@@ -179,6 +179,8 @@ def evaluate_tasks(
         except (CompactEdgeError, MemoryError):
             raise
         except Exception as error:  # templates, metrics and functions of a task are anybody's code
+            if error is model.failure:
+                raise
             raise DataError(
                 f"tasks {', '.join(names)}: {_one_line(error)}", "the error is in a task's files"
             ) from error
@@ -215,7 +217,9 @@ def _load(names: Sequence[str], include_path: Path | None) -> Any:
 
 
 def _loaded(manager: Any, names: Sequence[str]) -> Any:
-    from compact.hub_errors import translate
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    from compact.hub_errors import offline_error, translate
 
     try:
         return manager.load(list(names))
@@ -223,11 +227,11 @@ def _loaded(manager: Any, names: Sequence[str]) -> Any:
         raise
     except Exception as error:  # reading a data set can fail in as many ways as there are tasks
         what = f"the data of {', '.join(names)}"
-        for each in (error.__cause__, error):  # `datasets` wraps what the Hub's library raised
-            if isinstance(each, Exception) and _is_of_the_hub(each):
-                ours = translate(each, what, None, "dataset")
-                if ours is not None:
-                    raise ours from error
+        if _is_of_the_hub(error):
+            # `datasets` says only in words why it could not reach the Hub.
+            ours = offline_error(what, None, "dataset") if HF_HUB_OFFLINE else translate(error, what, None, "dataset")
+            if ours is not None:
+                raise ours from error
         raise DataError(
             f"{what} cannot be read ({_one_line(error)})", "check the task's files and the network"
         ) from error

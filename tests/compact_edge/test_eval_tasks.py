@@ -22,97 +22,9 @@ from compact_edge.task_files import need_hub
 from compact_edge.task_models import TaskModel
 from compact_edge.task_runtime import Runtime
 from tests.checkpoints import TEXTS
+from tests.compact_edge.small_tasks import QUESTIONS, write_tasks
 from tests.exporters.small_onnx import lively_checkpoint
 from tests.small_builds import command, run_child
-
-# The choices of one question have unlike lengths; questions begin alike, so that sequences share more than an answer.
-QUESTIONS = [
-    {
-        "question": f"Day {index}: the keeper counted {index * 7} waves, then came",
-        "choices": ["a storm", "a ship with twenty sails", "no", "the ice of a very long winter"][: 2 + index % 3],
-        "answer": index % 2,
-    }
-    for index in range(12)
-]
-DATA = f"""
-import datasets
-
-def questions(**_):
-    return {{"test": datasets.Dataset.from_list({QUESTIONS!r})}}
-
-def broken(**_):
-    raise RuntimeError("no data\\nhere")
-"""
-YAML = {
-    "choice": """
-        task: small_choice
-        custom_dataset: !function data.questions
-        test_split: test
-        fewshot_split: test
-        output_type: multiple_choice
-        doc_to_text: "{{question}}\\nAnswer:"
-        doc_to_choice: choices
-        doc_to_target: answer
-        metric_list:
-          - {metric: acc, aggregation: mean, higher_is_better: true}
-          - {metric: acc_norm, aggregation: mean, higher_is_better: true}
-        metadata: {version: 3.0}
-        """,
-    "letters": """
-        include: choice.yaml
-        task: small_letters
-        doc_to_choice: ["A", "B", "C"]
-        """,
-    "words": """
-        task: small_words
-        custom_dataset: !function data.questions
-        test_split: test
-        output_type: loglikelihood
-        doc_to_text: ""
-        doc_to_target: "{{question}}"
-        metric_list:
-          - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
-          - {metric: acc, aggregation: mean, higher_is_better: true}
-        """,
-    "written": """
-        task: small_written
-        custom_dataset: !function data.questions
-        test_split: test
-        output_type: generate_until
-        doc_to_text: "{{question}}"
-        doc_to_target: "{{choices[0]}}"
-        generation_kwargs: {until: ["e", "zzzz"], max_gen_toks: 20, do_sample: false}
-        metric_list:
-          - {metric: exact_match, aggregation: mean, higher_is_better: true}
-        """,
-    "sampled": """
-        include: written.yaml
-        task: small_sampled
-        generation_kwargs: {until: ["e"], max_gen_toks: 20, do_sample: true, temperature: 0.7}
-        """,
-    "endless": """
-        include: written.yaml
-        task: small_endless
-        generation_kwargs: {until: ["e"], max_gen_toks: 256}
-        """,
-    "broken": """
-        include: choice.yaml
-        task: small_broken
-        custom_dataset: !function data.broken
-        """,
-    "hub": """
-        include: choice.yaml
-        task: small_hub
-        dataset_path: nobody/nothing
-        custom_dataset:
-        """,
-    "group": """
-        group: small_group
-        task: [small_choice, small_letters]
-        aggregate_metric_list:
-          - {metric: acc, aggregation: mean, weight_by_size: true}
-        """,
-}
 
 
 @dataclass(frozen=True)
@@ -134,10 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     checkpoint = lively_checkpoint(root / "model")
     folder = root / "tasks"
     folder.mkdir()
-    (folder / "data.py").write_text(DATA, encoding="utf-8")
-    for name, text in YAML.items():
-        lines = text.strip("\n").splitlines()
-        (folder / f"{name}.yaml").write_text("\n".join(line[8:] for line in lines), encoding="utf-8")
+    write_tasks(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(root / "cache"))
         export = ["export", str(checkpoint), "--no-check", "--out"]
@@ -363,13 +272,43 @@ def test_what_is_refused(
         65,
         "small_broken cannot be read (RuntimeError: no data here)",
     )
-    refused(capsys, place, ["--tasks", "small_hub", *include], 69, "small_hub", "HF_HUB_OFFLINE")
+    refused(capsys, place, ["--tasks", "small_hub", *include], 69, "small_hub: the dataset is not", "run once")
     there = tmp_path / "there.jsonl"
     there.write_text("mine", encoding="utf-8")
     refused(capsys, place, ["--tasks", "small_choice", *include, "--items", str(there)], 2, "is there already")
     assert there.read_text(encoding="utf-8") == "mine"
     monkeypatch.setattr(tasks, "find_spec", lambda _: None)
     refused(capsys, place, ["--tasks", "small_choice"], 69, "lm_eval is not installed", "compact-edge[eval]")
+
+
+def test_an_error_of_the_runtime_is_not_blamed_on_the_task(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(CheckpointRuntime, "score", fail)
+    refused(capsys, place, ["--tasks", "small_choice", "--include-path", str(place.tasks)], 69, "not enough memory")
+
+
+def test_tiny_and_its_float32_gguf_agree_on_real_items(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    assert cli.run(["export", "tiny", "--quant", "F32", "--out", str(tmp_path / "gguf"), "--no-check"]) == 0
+    names = "local_piqa,local_arc_easy,local_winogrande,local_lambada_openai"
+    line = ["--tasks", names, "--include-path", str(data_dir / "tasks"), "--limit", "6", "--threads", "1"]
+    answers = []
+    for number, model in enumerate(("tiny", str(next((tmp_path / "gguf").glob("*.gguf"))))):
+        items = tmp_path / f"{number}.jsonl"
+        assert cli.run(["eval", model, *line, "--items", str(items)]) == 0, capsys.readouterr().err
+        answers.append([json.loads(text) for text in items.read_text(encoding="utf-8").splitlines()])
+    assert len(answers[0]) == len(answers[1]) == 24
+    for one, other in zip(*answers, strict=True):
+        assert one["task"] == other["task"] and one["arguments"] == other["arguments"]
+        for ((value, greedy),), ((expected, expected_greedy),) in zip(one["resps"], other["resps"], strict=True):
+            assert value == pytest.approx(expected, abs=1e-2)
+            assert greedy == expected_greedy
 
 
 @pytest.mark.slow
