@@ -6,14 +6,16 @@ training what stays) is strung together here, so that every command decides alik
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.plan import PrunePlan
 from compact.progress import SILENT, Progress
-from compact.prune import PruneOptions, make_plan
+from compact.prune import PruneOptions, calibration_for, make_plan, rank_vocabulary
+from compact.search import SizeOf, find_sizes
 from compact.source import ModelSource
 
 
@@ -36,6 +38,7 @@ def decide(
     cache: Cache,
     *,
     calibration: Calibration | None = None,
+    size_of: SizeOf | None = None,
     progress: Progress = SILENT,
 ) -> Decision:
     """Decide what stays and what it becomes.
@@ -45,6 +48,14 @@ def decide(
         options: what the user asked for.
         cache: keeps every stage.
         calibration: drawn already, where the caller needs it too.
+        size_of: bytes of the artifact at given sizes, for `options.fit_bytes`.
         progress: told of every stage.
     """
-    return Decision(make_plan(source, options, cache, calibration=calibration, progress=progress))
+    check_budget(options)
+    if options.fit_bytes is None and not is_searched(options):
+        return Decision(make_plan(source, options, cache, calibration=calibration, progress=progress))
+    calibration = calibration or calibration_for(source, options, cache=cache, progress=progress)
+    ranking = rank_vocabulary(source, options)
+    found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
+    plan = make_plan(source, options, cache, calibration=calibration, sizes=found.sizes, progress=progress)
+    return Decision(replace(plan, search=found.record))

@@ -11,6 +11,7 @@ import numpy as np
 from compact import calibration as calibrating
 from compact.apply import apply_plan
 from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
+from compact.budget_options import AUTO, check_budget, parse_split
 from compact.cache import Cache
 from compact.calibration import Calibration, make_calibration, read_documents
 from compact.checkpoint import open_tensors
@@ -48,6 +49,9 @@ class PruneOptions:
     Attributes:
         ratio: share of all parameters to remove; used where neither size is given.
         vocab_size, intermediate_size: explicit final sizes.
+        fit_bytes: most bytes that the artifact may have.
+        split: `auto` searches how to share a ratio or `fit_bytes` between vocabulary and FFN (`compact.search`; the
+            default of `fit_bytes`), `V:I` gives the shares; None takes the fixed split of a ratio.
         channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
@@ -62,6 +66,8 @@ class PruneOptions:
     ratio: float | None = None
     vocab_size: int | None = None
     intermediate_size: int | None = None
+    fit_bytes: int | None = None
+    split: str | None = None
     channel_grid: int = 32
     pad_vocab_to_multiple_of: int = 1
     vocab_corpus: Path | None = None
@@ -154,10 +160,10 @@ def _named_by_user(path: Path | None) -> set[str]:
     return {line for document in read_documents(path) for line in document.splitlines() if line}
 
 
-def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
-    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked)."""
+def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Limits:
+    """What the sizes may be."""
     explicit = options.vocab_size is not None or options.intermediate_size is not None
-    limits = Limits(
+    return Limits(
         vocab_size=source.vocab_size,
         intermediate_size=source.intermediate_size,
         smallest_vocab_size=len(ranking.always),
@@ -165,12 +171,24 @@ def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Si
         channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
         vocab_multiple=options.pad_vocab_to_multiple_of,
     )
-    if explicit:
-        if options.ratio is not None:
-            raise UsageError("--ratio and explicit sizes exclude each other", "give one of them")
+
+
+def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
+    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked).
+
+    Raises:
+        BudgetError: what `compact.budget` raises.
+        UsageError: options that exclude each other, or sizes that only `compact.search` finds.
+    """
+    check_budget(options)
+    limits = limits_of(source, ranking, options)
+    if options.vocab_size is not None or options.intermediate_size is not None:
         return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
+    split = None if options.split is None else parse_split(options.split)
+    if options.fit_bytes is not None or split == AUTO:
+        raise UsageError("--fit and --split auto: the sizes have to be searched", "decide through compact.decide")
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits)
+    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits, split)
 
 
 def make_plan(
@@ -179,6 +197,7 @@ def make_plan(
     cache: Cache,
     *,
     calibration: Calibration | None = None,
+    sizes: Sizes | None = None,
     progress: Progress = SILENT,
 ) -> PrunePlan:
     """Decide what stays.
@@ -188,13 +207,14 @@ def make_plan(
         options: budget, ranking, calibration and method.
         cache: keeps the scores of a calibration pass, which serve every vocabulary size on the grid.
         calibration: drawn already, where the caller needs it too.
+        sizes: the final sizes, where they were searched; None takes them from the options.
         progress: told of the calibration pass.
     """
     if options.method not in METHODS:
         raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
     ranking = rank_vocabulary(source, options)
-    sizes = sizes_of(source, ranking, options)
+    sizes = sizes or sizes_of(source, ranking, options)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
     used: Calibration | None = None
     if sizes.intermediate_size == source.intermediate_size:
@@ -210,6 +230,8 @@ def make_plan(
         "ratio": options.ratio,
         "vocab_size": options.vocab_size,
         "intermediate_size": options.intermediate_size,
+        "fit_bytes": options.fit_bytes,
+        "split": options.split,
         "channel_grid": options.channel_grid,
         "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
         "dtype": options.dtype,
@@ -251,10 +273,24 @@ def common_act2(
     progress: Progress,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Scores [num_hidden_layers, intermediate_size] at the plan's vocabulary size, from the cache where they are."""
+    scores = act2_scores(source, calibration, ranking, sizes.vocab_size, options, cache, progress)
+    return scores.at(sizes.vocab_size)
+
+
+def act2_scores(
+    source: ModelSource,
+    calibration: Calibration,
+    ranking: Ranking,
+    vocab_size: int | None,
+    options: PruneOptions,
+    cache: Cache,
+    progress: Progress,
+) -> Scores:
+    """Scores of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are."""
     smallest = len(ranking.always)
     grid = vocabulary_grid(source.vocab_size, smallest)
-    on_grid = sizes.vocab_size in grid
-    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, sizes.vocab_size)
+    on_grid = vocab_size is None or vocab_size in grid
+    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, vocab_size)
     key = sha256_json(
         {
             "version": _SCORES_VERSION,
@@ -284,7 +320,7 @@ def common_act2(
 
     needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * 8
     directory = cache.get_or_make("scores", key, make, needed_bytes=needed)
-    return Scores.load(directory / "scores.npz").at(sizes.vocab_size)
+    return Scores.load(directory / "scores.npz")
 
 
 def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -50,6 +50,7 @@ COMMANDS: dict[str, Entry] = {
     "prune": Entry("compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint."),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry("compact_edge.commands.eval", "evaluate", "Bits per byte of a checkpoint or artifact on a text."),
+    "curve": Entry("compact_edge.commands.curve", "curve", "What each size of a model costs, on each text."),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
     "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
