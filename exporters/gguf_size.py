@@ -56,7 +56,11 @@ class GgufSizes:
     n_always: int
 
     def file_bytes(self, sizes: Sizes) -> int:
-        """The whole file. Exact but for numbers in descriptive strings, which are counted at their longest."""
+        """The whole file; at most a few hundred bytes too many.
+
+        Numbers in descriptive strings are counted at their longest, and the keys of the unpruned checkpoint's own
+        model card as if the pruned one had it.
+        """
         shapes = self._shapes(sizes)
         ranked = min(max(sizes.vocab_size - self.n_always, 0), len(self.dropped_bytes) - 1)
         head = VALUES_START + self.values_bytes - self.dropped_bytes[ranked]
