@@ -120,7 +120,7 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
     options = PruneOptions(
         vocab_size=opened.vocab_size * 3 // 4 // 64 * 64,
         intermediate_size=opened.intermediate_size * 3 // 4 // 256 * 256,
-        calibration="stdlib-prose",
+        calibration=("stdlib-prose",),
         calibration_tokens=128,
         sequence_length=128,
         device="cpu",

@@ -24,22 +24,22 @@ from compact_edge.console import Console
 @click.command()
 @click.option("--model", default="smollm2-135m", show_default=True)
 @click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
-@click.option("--calibration", help="Default: WikiText-2 (first 80%), for tiny its own default.")
+@click.option("--calibration", multiple=True, help="Default: WikiText-2 (first 80%), for tiny its own default.")
 @click.option("--calibration-tokens", default=32768, show_default=True)
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Evaluated of every text.")
-def main(model: str, ratios: str, calibration: str | None, calibration_tokens: int, n_bytes: int) -> None:
+def main(model: str, ratios: str, calibration: tuple[str, ...], calibration_tokens: int, n_bytes: int) -> None:
     """Print and record the table."""
     store, console = cache(), Console()
     source = open_source(model, store, console)
     texts = evaluation_texts(n_bytes)
     with tempfile.TemporaryDirectory() as scratch:
-        text = calibration or (None if model == TINY else str(wikitext_train(Path(scratch))))
+        named = calibration or (() if model == TINY else (str(wikitext_train(Path(scratch))),))
         places: list[tuple[str, int, int, int, Path]] = [
             ("0", source.n_params, source.vocab_size, source.intermediate_size, source.directory)
         ]
         for ratio in ratios.split(","):
             options = PruneOptions(
-                ratio=float(ratio), channel_grid=32, calibration=text, calibration_tokens=calibration_tokens
+                ratio=float(ratio), channel_grid=32, calibration=named, calibration_tokens=calibration_tokens
             )
             made = pruned_checkpoint(source, options, store)
             size = open_source(str(made.directory), store).n_params
@@ -68,7 +68,7 @@ def main(model: str, ratios: str, calibration: str | None, calibration_tokens: i
         {
             "model": source.name,
             "bytes_per_text": n_bytes,
-            "calibration": calibration or "default",
+            "calibration": " + ".join(calibration) or "default",
             "calibration_tokens": calibration_tokens,
             "rows": figures,
         },

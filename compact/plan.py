@@ -46,7 +46,7 @@ class PrunePlan:
         method: how channels were scored: `compact`, `magnitude` or `random`.
         ranking: how tokens were ranked: `merges` or `corpus`.
         ranking_sha256: of the corpus, or None.
-        calibration: name, sha256, id and options of the calibration set, or None.
+        calibration: name, sha256, id, sources and options of the calibration set, or None.
         pre: `tokenizer.ggml.pre` of the tokenizer (pruning keeps normalizer and pre-tokenizer).
         kept_token_ids: rows of the source's embedding, ascending; new id i is row `kept_token_ids[i]`.
         kept_channels: per layer, FFN channels of the source, ascending.

@@ -22,6 +22,7 @@ from compact.importance import Scores, bucket_of_ids, collect_scores, top_channe
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
+from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TINY, TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file, sha256_json
 from compact.tokenizer import encode, load_tokenizer, named_tokens, referenced_ids
@@ -56,9 +57,10 @@ class PruneOptions:
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
         keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
-        calibration: file, built-in text or Hub data set; None takes the model's default.
+        calibration: files, built-in texts, Hub data sets or `self`, which give equal shares of the tokens; none takes
+            the model's default.
         calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
-            524,288 of a Hub data set), and sequences of the smaller of 2048 and the model's maximum.
+            524,288 where a Hub data set is among them), and sequences of the smaller of 2048 and the model's maximum.
         method: `compact`; `magnitude` and `random` are there to compare with.
         device, dtype, batch_size: of the calibration pass.
     """
@@ -72,7 +74,7 @@ class PruneOptions:
     pad_vocab_to_multiple_of: int = 1
     vocab_corpus: Path | None = None
     keep_tokens: Path | None = None
-    calibration: str | None = None
+    calibration: tuple[str, ...] = ()
     calibration_tokens: int | None = None
     sequence_length: int | None = None
     seed: int = 0
@@ -82,49 +84,78 @@ class PruneOptions:
     batch_size: int = 1
 
 
-def default_calibration(source: ModelSource) -> str:
+def default_calibration(source: ModelSource) -> tuple[str, ...]:
     """`stdlib` (code and prose) for `tiny`, which was trained on such text; C4 for a model from the Hub, as in the
     paper; `stdlib-prose`, which needs no network, for every other model."""
     if source.origin == TINY:
-        return calibrating.STDLIB
-    return calibrating.C4 if source.commit is not None else calibrating.STDLIB_PROSE
+        return (calibrating.STDLIB,)
+    return (calibrating.C4,) if source.commit is not None else (calibrating.STDLIB_PROSE,)
 
 
 def check_calibration(model: str, options: PruneOptions) -> None:
     """Refuse a calibration that cannot be read here, before a model is fetched. Raises ToolUnavailableError."""
-    name = options.calibration or (calibrating.C4 if names_hub_model(model) else None)
-    if name is not None and options.method == "compact" and names_hub_dataset(name):
-        require_datasets(name)
+    names = options.calibration or ((calibrating.C4,) if names_hub_model(model) else ())
+    for name in names:
+        if options.method == "compact" and names_hub_dataset(name):
+            require_datasets(name)
 
 
 def calibration_for(
-    source: ModelSource, options: PruneOptions, *, cache: Cache | None = None, progress: Progress = SILENT
+    source: ModelSource,
+    options: PruneOptions,
+    *,
+    keep_out: bool = False,
+    cache: Cache | None = None,
+    progress: Progress = SILENT,
 ) -> Calibration:
-    """The calibration set that the options name. `cache` and `progress` are for one that comes from the Hub."""
+    """The calibration set that the options name.
+
+    Args:
+        source: the checkpoint; it writes the text of `self`.
+        options: sources, tokens, sequence length and seed.
+        keep_out: hold text of every source out of the sequences, for methods that judge on it.
+        cache, progress: for a source that comes from the Hub or is written by the model.
+    """
     limit = source.max_positions
     length = options.sequence_length or min(calibrating.DEFAULT_SEQUENCE_LENGTH, limit)
     if not 16 <= length <= limit:
         raise UsageError(f"--sequence-length {length}: this model takes 16 to {limit}")
-    name = options.calibration or default_calibration(source)
-    from_hub = names_hub_dataset(name)
+    names = options.calibration or default_calibration(source)
+    from_hub = any(names_hub_dataset(name) for name in names)
     tokens = options.calibration_tokens
     if tokens is None:
         small = calibrating.TINY_TOKENS if source.origin == TINY else calibrating.DEFAULT_TOKENS
         tokens = calibrating.HUB_TOKENS if from_hub else small
         if from_hub:
             progress.note(
-                f"calibrating on {tokens:,} tokens of {name}, which takes long without a GPU; "
+                f"calibrating on {tokens:,} tokens of {' and '.join(names)}, which takes long without a GPU; "
                 f"--calibration-tokens {calibrating.DEFAULT_TOKENS} or --calibration {calibrating.STDLIB_PROSE} "
                 "makes it quicker"
             )
-    if tokens < 16:
-        raise UsageError(f"--calibration-tokens {tokens}: at least 16 are needed")
+    if tokens < 16 * len(names):
+        raise UsageError(f"--calibration-tokens {tokens}: at least 16 of every source are needed")
+
+    def write(n_tokens: int) -> list[str]:
+        return sample_texts(
+            source.directory,
+            n_tokens,
+            sequence_length=min(length, SAMPLE_LENGTH),
+            seed=options.seed,
+            device=options.device,
+            dtype=options.dtype,
+            cache=cache,
+            source_id=source.id,
+            progress=progress,
+        )
+
     return make_calibration(
-        name,
+        names,
         source.directory,
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
+        keep_out=keep_out,
+        sampler=write,
         cache=cache,
         progress=progress,
     )
@@ -259,6 +290,7 @@ def _describe(calibration: Calibration) -> dict[str, Any]:
         "sha256": calibration.sha256,
         "id": calibration.id,
         "n_tokens": calibration.n_tokens,
+        "sources": [asdict(source) for source in calibration.sources],
         **calibration.options,
     }
 
@@ -371,6 +403,4 @@ def prune(
 def options_as_json(options: PruneOptions) -> dict[str, Any]:
     """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
     values = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
-    if options.calibration is not None:
-        values["calibration"] = calibrating.plain_name(options.calibration)
-    return values
+    return {**values, "calibration": [calibrating.plain_name(name) for name in options.calibration]}

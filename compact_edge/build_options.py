@@ -122,5 +122,5 @@ def settle_format(options: BuildOptions, profile: Profile, quants: Quants, sourc
 def inputs_of(options: BuildOptions) -> list[Path]:
     """The files and directories that the build reads."""
     asked = options.prune
-    texts = (asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
+    texts = (*asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
     return existing(options.model, *texts, options.imatrix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,7 @@ def manifest(
             "sha256": result.calibration.sha256,
             "id": result.calibration.id,
             "n_tokens": result.calibration.n_tokens,
+            "sources": [asdict(one) for one in result.calibration.sources],
         },
         "artifact": {
             "file": names[0],

@@ -44,7 +44,9 @@ _DEFAULT_QUANT = {"gguf": "F16", "onnx": "fp32"}
 )
 @click.option("--embedding-quant", help="GGUF: type of token_embd, where not llama.cpp's choice.")
 @click.option("--imatrix", type=FILE, help="GGUF: a ready importance matrix of this checkpoint.")
-@click.option("--calibration", help="GGUF: measure an importance matrix on this text (as in build).")
+@click.option(
+    "--calibration", multiple=True, help="GGUF: measure an importance matrix on this text, or these (as in build)."
+)
 @click.option("--calibration-tokens", type=int, help="Tokens of that text (default: 32768; of a Hub data set 524288).")
 @file_options
 @onnx_options
@@ -57,7 +59,7 @@ def export(
     checkpoint: str,
     form: str,
     quant: str | None,
-    calibration: str | None,
+    calibration: tuple[str, ...],
     calibration_tokens: int | None,
     out: Path,
     force: bool,
@@ -85,9 +87,9 @@ def export(
     type_name = quant or _DEFAULT_QUANT[form]
     files = file_choices(values)
     _check_options(form, type_name, calibration, files, values)
-    quiet_libraries(checkpoint, calibration)
-    check_output(out, force=force, inputs=existing(checkpoint, calibration, values["imatrix"]))
-    asked = PruneOptions(calibration=calibration or STDLIB_PROSE, calibration_tokens=calibration_tokens)
+    quiet_libraries(checkpoint, *calibration)
+    check_output(out, force=force, inputs=existing(checkpoint, *calibration, values["imatrix"]))
+    asked = PruneOptions(calibration=calibration or (STDLIB_PROSE,), calibration_tokens=calibration_tokens)
     check_calibration(checkpoint, asked)
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
@@ -103,7 +105,7 @@ def export(
             plan=read_plan(plan) if plan.is_file() else None,
             texts=calibration_for(source, asked, cache=cache, progress=console),
             quant=type_name,
-            measured=calibration is not None,
+            measured=bool(calibration),
             out=out,
             force=force,
             check=not no_check,
@@ -150,7 +152,9 @@ class _Done:
     report: ParityReport | None
 
 
-def _check_options(form: str, quant: str, calibration: str | None, files: FileOptions, values: dict[str, Any]) -> None:
+def _check_options(
+    form: str, quant: str, calibration: tuple[str, ...], files: FileOptions, values: dict[str, Any]
+) -> None:
     """What can be refused before the model is opened."""
     from compact.errors import UsageError
     from exporters.quant_types import quant_named
@@ -174,10 +178,10 @@ def _check_options(form: str, quant: str, calibration: str | None, files: FileOp
         return
     for name in onnx_choices(values).named():
         raise UsageError(f"{name}: is for ONNX, which is not written here", "leave it out, or use --format onnx")
-    if imatrix is not None and calibration is not None:
+    if imatrix is not None and calibration:
         raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
     quant_named(quant)
-    if files.save_imatrix and imatrix is None and calibration is None:
+    if files.save_imatrix and imatrix is None and not calibration:
         raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
 
 

@@ -50,8 +50,8 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    quiet_libraries(model, values["calibration"])
-    inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    quiet_libraries(model, *values["calibration"])
+    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     if options.fit_bytes is not None and quant is None:

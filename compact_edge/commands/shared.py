@@ -68,8 +68,10 @@ _RANKING = (
 _CALIBRATION = (
     click.option(
         "--calibration",
+        multiple=True,
         help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
-        "stdlib-prose. A model from the Hub takes allenai/c4 unless you say otherwise.",
+        "stdlib-prose, self (text that the model writes). Given several times, each gives an equal share. "
+        "A model from the Hub takes allenai/c4 unless you say otherwise.",
     ),
     click.option(
         "--calibration-tokens",

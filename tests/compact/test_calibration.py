@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from compact.calibration import BUILT_IN, cut, make_calibration, read_documents, retokenise, split_stream
-from compact.errors import CalibrationError, CompactEdgeError, DamagedFileError, StorageError
+from compact.errors import CalibrationError, CompactEdgeError, DamagedFileError, StorageError, UsageError
+from compact.mixing import equal_shares, interleave
 from tests.checkpoints import TEXTS, write_checkpoint
 
 DOCUMENTS = [f"{n}: {text}\n" for n, text in enumerate(TEXTS * 4)]
@@ -152,6 +155,123 @@ def test_prose_shows_the_chat_template_s_specials(model: Path) -> None:
     assert 2 in ids  # <|im_end|>, which only the template writes
     chats = [text for text in made.texts if "<|im_start|>user" in text]
     assert 0 < len(chats) < len(made.texts) / 4
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three texts that share no letter, so that every id says which text it is from: a long, b long, c short."""
+    folder = tmp_path_factory.mktemp("letters")
+    lines = {"a": 2000, "b": 2000, "c": 60}
+    draw = random.Random(0)
+    for letter, count in lines.items():
+        (folder / f"{letter}.txt").write_text("".join(f"{letter * draw.randint(1, 9)}\n" for _ in range(count)))
+    return {letter: folder / f"{letter}.txt" for letter in lines}
+
+
+def letters_of(model: Path, ids: tuple[int, ...]) -> set[str]:
+    return set(Tokenizer.from_file(str(model / "tokenizer.json")).decode(list(ids))) - set("\n ")
+
+
+def test_several_sources_give_equal_shares_and_alternate(model: Path, letters: dict[str, Path]) -> None:
+    names = [str(letters["a"]), str(letters["b"])]
+    made = make_calibration(names, model, tokens=512, sequence_length=64)
+    assert [letters_of(model, sequence) for sequence in made.sequences] == [{"a"}, {"b"}] * 4
+    assert [(source.name, source.tokens) for source in made.sources] == [("a.txt", 256), ("b.txt", 256)]
+    assert made.label == "a.txt + b.txt"
+    assert made.id != make_calibration(names[::-1], model, tokens=512, sequence_length=64).id
+
+
+def test_a_source_of_a_mix_gives_what_it_gives_alone(model: Path, letters: dict[str, Path]) -> None:
+    names = [str(letters["a"]), "stdlib"]
+    mixed = make_calibration(names, model, tokens=512, sequence_length=64)
+    alone = make_calibration(names[0], model, tokens=256, sequence_length=64)
+    assert mixed.sequences[::2] == alone.sequences
+    assert mixed.sources[0].sha256 == alone.sha256 == hashlib.sha256(letters["a"].read_bytes()).hexdigest()
+
+
+def test_where_a_source_is_short_the_others_fill_up(model: Path, letters: dict[str, Path]) -> None:
+    names = [str(letters[letter]) for letter in "abc"]
+    alone = make_calibration(names[2], model, tokens=10_000, sequence_length=64)
+    made = make_calibration(names, model, tokens=1200, sequence_length=64)
+    shares = [source.tokens for source in made.sources]
+    assert shares[2] == alone.n_tokens < 400
+    assert sum(shares) == made.n_tokens == 1200
+    assert abs(shares[0] - shares[1]) <= 1
+    assert [letters_of(model, sequence) for sequence in made.sequences].index({"c"}) < len(made.sequences) - 4
+
+
+def test_a_source_that_is_named_twice(model: Path) -> None:
+    with pytest.raises(UsageError, match="stdlib: named twice"):
+        make_calibration(["stdlib", "stdlib-prose", "stdlib"], model, tokens=100, sequence_length=64)
+
+
+def test_the_model_s_own_text_needs_a_model(model: Path) -> None:
+    with pytest.raises(UsageError, match="--calibration self"):
+        make_calibration("self", model, tokens=100, sequence_length=64)
+    made = make_calibration("self", model, tokens=100, sequence_length=64, sampler=lambda n: [TEXTS[2]] * (n // 20))
+    assert made.n_tokens == 100
+    assert set(made.texts) == {TEXTS[2]}
+
+
+@pytest.mark.parametrize("keep_out", [False, True])
+@pytest.mark.parametrize("name", [*BUILT_IN, "jsonl", "a"])
+def test_held_out_text_is_in_no_sequence(
+    model: Path, jsonl: Path, letters: dict[str, Path], name: str, keep_out: bool
+) -> None:
+    names = {"jsonl": str(jsonl), "a": str(letters["a"])}
+    made = make_calibration([names.get(name, name)], model, tokens=300, sequence_length=64, keep_out=keep_out)
+    (held,) = made.held_out
+    assert held.name == (Path(names[name]).name if name in names else name)
+    assert 0 < len(held.text) <= 16_000
+    assert held.text not in "".join(made.texts)
+    assert not [text for text in made.texts if text in held.text]
+
+
+def test_calibration_takes_the_whole_of_a_short_text_unless_some_is_kept_out(
+    model: Path, letters: dict[str, Path]
+) -> None:
+    names = [str(letters["c"]), str(letters["a"])]
+    plain, kept = (
+        make_calibration(names, model, tokens=5000, sequence_length=16, keep_out=keep_out) for keep_out in (False, True)
+    )
+    whole = letters["c"].read_text()
+    assert sum(len(text) for text in plain.texts if "c" in text) == len(whole)
+    assert [held.name for held in plain.held_out] == ["a.txt"]
+    assert [held.name for held in kept.held_out] == ["c.txt", "a.txt"]
+    assert sum(len(text) for text in kept.texts if "c" in text) == len(whole) - len(kept.held_out[0].text)
+    assert plain.id != kept.id
+
+
+def test_of_a_single_piece_nothing_is_held_out(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXTS[1])
+    made = make_calibration(str(tmp_path / "a.txt"), model, tokens=5000, sequence_length=64, keep_out=True)
+    assert made.held_out == ()
+    assert made.texts == (TEXTS[1],)
+
+
+def test_what_is_held_out_hides_nowhere_else_in_the_text(model: Path, tmp_path: Path) -> None:
+    """A text that repeats itself: its last piece is one of the first too."""
+    path = tmp_path / "a.jsonl"
+    path.write_text((json.dumps({"text": TEXTS[0] * 3}) + "\n") * 20)
+    assert make_calibration(str(path), model, tokens=100, sequence_length=64, keep_out=True).held_out == ()
+
+
+@given(have=st.lists(st.integers(0, 60), min_size=1, max_size=5), total=st.integers(1, 200))
+def test_shares_are_as_equal_as_the_sources_allow(have: list[int], total: int) -> None:
+    given_ = equal_shares([lambda n, most=most: min(n, most) for most in have], total)  # type: ignore[misc]
+    assert sum(given_) == min(total, sum(have))
+    # Nobody who has more gets less than another, but for what cannot be divided.
+    assert all(mine >= other - 1 or mine == most for mine, most in zip(given_, have, strict=True) for other in given_)
+
+
+@given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=4))
+def test_every_beginning_of_a_mix_holds_each_source_by_its_share(counts: list[int]) -> None:
+    mixed = interleave([[(source, at) for at in range(count)] for source, count in enumerate(counts)])
+    for source, count in enumerate(counts):
+        assert [at for who, at in mixed if who == source] == list(range(count)), "in order, none lost"
+        for end in range(len(mixed) + 1):
+            taken = sum(who == source for who, _ in mixed[:end])
+            assert abs(taken - count * end / len(mixed)) < len(counts) if mixed else True
 
 
 @given(document=st.text(), size=st.integers(1, 50))

@@ -193,10 +193,10 @@ def test_the_package_is_asked_for_before_a_model_is_fetched(monkeypatch: pytest.
     monkeypatch.setattr(hub_dataset.importlib.util, "find_spec", lambda name: None)
     for model, options in (
         ("maker/model", PruneOptions()),
-        ("tiny", PruneOptions(calibration="allenai/c4")),
+        ("tiny", PruneOptions(calibration=("allenai/c4",))),
     ):
         with pytest.raises(ToolUnavailableError, match="allenai/c4: the package datasets") as caught:
             check_calibration(model, options)
         assert caught.value.hint is not None and "pip install 'compact-edge[datasets]'" in caught.value.hint
-    check_calibration("maker/model", PruneOptions(calibration="stdlib-prose"))
+    check_calibration("maker/model", PruneOptions(calibration=("stdlib-prose",)))
     check_calibration("tiny", PruneOptions())

@@ -37,7 +37,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def options(text: Path) -> PruneOptions:
-    return PruneOptions(vocab_size=320, intermediate_size=64, calibration=str(text), calibration_tokens=200)
+    return PruneOptions(vocab_size=320, intermediate_size=64, calibration=(str(text),), calibration_tokens=200)
 
 
 def test_the_plan_keeps_what_was_asked_for(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
@@ -83,7 +83,7 @@ def test_scores_of_one_pass_serve_other_sizes(source: ModelSource, options: Prun
 
 
 def test_channels_are_not_scored_where_all_stay(source: ModelSource, cache: Cache) -> None:
-    plan = make_plan(source, PruneOptions(vocab_size=320, calibration="not even there"), cache)
+    plan = make_plan(source, PruneOptions(vocab_size=320, calibration=("not even there",)), cache)
     assert plan.calibration is None
     assert plan.kept_channels == [list(range(96))] * 2
     assert cache.misses == []

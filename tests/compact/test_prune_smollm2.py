@@ -28,7 +28,7 @@ def text(wikitext: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(smollm2: ModelSource, text: Path, cache: Path, **options: object) -> PrunePlan:
-    asked = {"intermediate_size": INNER, "calibration": str(text), "calibration_tokens": 8192, "device": "cpu"}
+    asked = {"intermediate_size": INNER, "calibration": (str(text),), "calibration_tokens": 8192, "device": "cpu"}
     return make_plan(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], []))  # type: ignore[arg-type]
 
 

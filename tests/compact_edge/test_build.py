@@ -89,7 +89,7 @@ def test_manifest_says_what_was_made_from_what(shop: Workshop, built: Path) -> N
     assert manifest["model"]["files"]["model.safetensors"] == weights
     assert manifest["options"]["quant"] == "Q8_0"
     assert manifest["options"]["channel_grid"] == 32
-    assert manifest["options"]["calibration"] == "calibration.txt"
+    assert manifest["options"]["calibration"] == ["calibration.txt"]
     assert manifest["plan"]["vocab_size"] == len(plan["kept_token_ids"])
     assert manifest["plan"]["intermediate_size"] == len(plan["kept_channels"][0])
     assert plan["source_id"] == manifest["model"]["source_id"]
