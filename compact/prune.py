@@ -10,8 +10,8 @@ import numpy as np
 
 from compact import calibration as calibrating
 from compact.apply import apply_plan
-from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
-from compact.budget_options import AUTO, check_budget, parse_split
+from compact.budget import Sizes
+from compact.budget_options import is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration, make_calibration, read_documents
 from compact.checkpoint import open_tensors
@@ -23,6 +23,7 @@ from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
 from compact.sampling import SAMPLE_LENGTH, sample_texts
+from compact.sizes import sizes_of
 from compact.source import TINY, TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file, sha256_json
 from compact.tokenizer import encode, load_tokenizer, named_tokens, referenced_ids
@@ -36,8 +37,6 @@ from compact.vocabulary import (
     read_vocabulary,
 )
 
-# FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
-RATIO_GRID = 32
 METHODS = ("compact", "magnitude", "random")
 # Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
 _SCORES_VERSION = 1
@@ -154,7 +153,7 @@ def calibration_for(
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
-        keep_out=keep_out,
+        keep_out=keep_out or is_searched(options),
         sampler=write,
         cache=cache,
         progress=progress,
@@ -189,37 +188,6 @@ def _named_by_user(path: Path | None) -> set[str]:
     if path is None:
         return set()
     return {line for document in read_documents(path) for line in document.splitlines() if line}
-
-
-def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Limits:
-    """What the sizes may be."""
-    explicit = options.vocab_size is not None or options.intermediate_size is not None
-    return Limits(
-        vocab_size=source.vocab_size,
-        intermediate_size=source.intermediate_size,
-        smallest_vocab_size=len(ranking.always),
-        # A ratio is free to land on sizes that every kernel likes; explicit sizes are the user's.
-        channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
-        vocab_multiple=options.pad_vocab_to_multiple_of,
-    )
-
-
-def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
-    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked).
-
-    Raises:
-        BudgetError: what `compact.budget` raises.
-        UsageError: options that exclude each other, or sizes that only `compact.search` finds.
-    """
-    check_budget(options)
-    limits = limits_of(source, ranking, options)
-    if options.vocab_size is not None or options.intermediate_size is not None:
-        return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
-    split = None if options.split is None else parse_split(options.split)
-    if options.fit_bytes is not None or split == AUTO:
-        raise UsageError("--fit and --split auto: the sizes have to be searched", "decide through compact.decide")
-    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits, split)
 
 
 def make_plan(

@@ -34,7 +34,8 @@ from compact.errors import BudgetError, UsageError
 from compact.importance import vocabulary_grid
 from compact.judge import Judge, Judgement, TextScore
 from compact.progress import Progress
-from compact.prune import PruneOptions, Ranking, limits_of
+from compact.prune import PruneOptions, Ranking
+from compact.sizes import limits_of
 from compact.source import ModelSource
 
 # Sizes -> bytes of the artifact: exact, or at most a few bytes too many.

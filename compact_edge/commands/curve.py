@@ -66,8 +66,8 @@ def curve(
     from compact_edge.quiet import quiet_libraries
     from targets.profile import load_profile
 
-    quiet_libraries(model, values["calibration"])
-    inputs = existing(model, values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    quiet_libraries(model, *values["calibration"])
+    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_gguf_options(quant, None, None)
     if out is not None:
         check_output(out, force=force, inputs=inputs)
@@ -82,7 +82,7 @@ def curve(
         options = prune_options(values, channel_grid=form.channel_grid)
         ranking = rank_vocabulary(source, options)
         sizes = form.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
-        calibration = calibration_for(source, options, cache=cache, progress=console)
+        calibration = calibration_for(source, options, keep_out=True, cache=cache, progress=console)
         found = measure_curve(
             source, options, ranking, calibration, sizes, form.quant, ratios_of(points), cache, console
         )

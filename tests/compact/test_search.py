@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 @pytest.fixture
 def options(text: Path) -> PruneOptions:
-    return PruneOptions(calibration=str(text), calibration_tokens=200, channel_grid=8, device="cpu")
+    return PruneOptions(calibration=(str(text),), calibration_tokens=200, channel_grid=8, device="cpu")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_size_scores_what_its_checkpoint_scores(
     kind: dict[str, object], text: Path, tmp_path: Path, cache: Cache
 ) -> None:
     source = open_directory(write_checkpoint(tmp_path / "m", **kind), name="m", origin="m")  # type: ignore[arg-type]
-    options = PruneOptions(calibration=str(text), calibration_tokens=200, device="cpu", channel_grid=1)
+    options = PruneOptions(calibration=(str(text),), calibration_tokens=200, device="cpu", channel_grid=1)
     ranking = rank_vocabulary(source, options)
     vocab = vocabulary_grid(source.vocab_size, len(ranking.always))[2]
     calibration = with_texts(source, options, *BOTH)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compact import prune as pruning
 from compact.budget import Sizes
-from compact.calibration import HeldOut
 from compact.search import Point
 from compact_edge import cli
 from compact_edge.curve import pareto, ratios_of
@@ -20,8 +17,7 @@ from compact_edge.plot import Panel, Series, document
 from runtime_bench.report import svg
 from tests.small_builds import Workshop, leftovers
 
-PROSE = "The quick brown fox doesn't jump over the lazy dog; she'd rather read.\n" * 10
-CODE = "def f(x):\n    return x\n" * 30
+CODE = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(200))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -33,17 +29,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(autouse=True)
 def prepared(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
-    plain = pruning.calibration_for
-
-    def with_texts(*arguments: object, **options: object) -> object:
-        made = plain(*arguments, **options)  # type: ignore[arg-type]
-        return replace(made, held_out=(HeldOut("prose.txt", PROSE), HeldOut("<code> & more", CODE)))
-
-    monkeypatch.setattr(pruning, "calibration_for", with_texts)
 
 
 def curve(shop: Workshop, out: Path, *options: str) -> list[str]:
-    calibration = ("--calibration", str(shop.calibration), "--calibration-tokens", "512")
+    other = shop.root / "<code> & more"
+    other.write_text(CODE, encoding="utf-8")
+    calibration = ("--calibration", str(shop.calibration), "--calibration", str(other), "--calibration-tokens", "512")
     return ["curve", str(shop.model), "--out", str(out), "--quant", "Q8_0", *calibration, *options]
 
 
@@ -105,7 +96,7 @@ def test_the_plot_is_a_file_of_its_own(made: Path, result: dict[str, Any]) -> No
     drawing = ElementTree.fromstring((made / "curve.svg").read_text("utf-8"))
     words = "\n".join(element.text or "" for element in drawing.iter())
     assert drawing.get("width") and drawing.get("viewBox")
-    assert "<code> & more" in words and "prose.txt" in words
+    assert "<code> & more" in words and "calibration.txt" in words
     assert not [element for element in drawing.iter() if element.tag in (f"{SVG}script", f"{SVG}image")]
     circles = list(drawing.iter(f"{SVG}circle"))
     assert len(circles) > len(result["points"])

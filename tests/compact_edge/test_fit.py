@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compact import prune as pruning
 from compact.budget import Sizes
 from compact.cache import Cache
-from compact.calibration import HeldOut
 from compact.prune import PruneOptions, make_plan, prune, rank_vocabulary
 from compact.source import ModelSource, open_directory, open_source
 from compact_edge import cli
@@ -142,34 +139,17 @@ def test_decoding_reads_a_tied_embedding_whole_and_one_row_of_another(tmp_path: 
 # ----- the command
 
 
-def held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every calibration holds two texts back."""
-    from compact import decide
-    from compact_edge import build
-
-    plain = pruning.calibration_for
-
-    def with_texts(*arguments: object, **options: object) -> object:
-        made = plain(*arguments, **options)  # type: ignore[arg-type]
-        return replace(
-            made, held_out=(HeldOut("prose.txt", TEXT), HeldOut("code.txt", "def f(x):\n    return x\n" * 30))
-        )
-
-    for module in (pruning, decide, build):
-        monkeypatch.setattr(module, "calibration_for", with_texts)
-
-
 def test_a_build_fits_and_shows_how_its_sizes_were_found(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out(monkeypatch)
     limit = 130_000
     out = tmp_path / "out"
-    arguments = shop.build(out, "--fit", f"{limit}B", "--no-check", "--no-baseline")
+    second = ("--calibration", str(shop.text))
+    arguments = shop.build(out, "--fit", f"{limit}B", "--no-check", "--no-baseline", *second)
     assert cli.run(arguments) == 0
     shown = capsys.readouterr().out
     assert "Sizes judged for --fit 0.13 MB" in shown
-    assert "prose.txt" in shown and "code.txt" in shown and "chosen" in shown
+    assert "calibration.txt" in shown and "evaluation.txt" in shown and "chosen" in shown
     (file,) = (out / "gguf").glob("*.gguf")
     assert 0.9 * limit < file.stat().st_size <= limit
     plan = json.loads((out / "gguf" / "plan.json").read_text("utf-8"))
@@ -188,9 +168,8 @@ def test_a_build_fits_and_shows_how_its_sizes_were_found(
 
 
 def test_a_pruned_checkpoint_exports_to_what_was_asked_for(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out(monkeypatch)
     out = tmp_path / "pruned"
     limit = 100_000
     arguments = ["prune", str(shop.model), "--out", str(out), "--fit", "100kB", "--quant", "IQ4_NL"]
@@ -226,13 +205,11 @@ def test_an_artifact_above_the_size_fails_the_build() -> None:
 def test_what_cannot_be_is_refused_in_a_line(
     shop: Workshop,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: tuple[str, ...],
     code: int,
     words: str,
 ) -> None:
-    held_out(monkeypatch)
     assert cli.run(shop.build(tmp_path / "out", *options)) == code
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
