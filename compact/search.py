@@ -44,6 +44,8 @@ SizeOf = Callable[[Sizes], int]
 # Sizes judged in all, and in the first round.
 EVALUATIONS = 10
 FIRST_ROUND = 6
+# Sizes I' that are looked at, at most; of the vocabulary 64 (`compact.importance.MAX_EDGES`).
+_MOST_INNER_SIZES = 128
 # How far from `--split V:I` the sizes of `--fit` may land, as a share of what is removed.
 _SHARE_TOLERANCE = 0.1
 
@@ -94,11 +96,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Curve:
-    """The sizes that a model can have: where its parameters are, the limits, and the vocabulary sizes on the grid."""
+    """The sizes that are looked at: where the parameters are, the limits, and V' and I' on their grids, ascending."""
 
     parts: Parts
     limits: Limits
     vocabulary: tuple[int, ...]
+
+    @property
+    def inner(self) -> list[int]:
+        """Sizes I': the grid's, of a wide FFN every second or so, for a step of a 128th is fine enough."""
+        sizes = inner_sizes(self.limits)
+        step = -(-len(sizes) // _MOST_INNER_SIZES)
+        return sizes[::-1][::step][::-1]
 
     def share(self, sizes: Sizes) -> float:
         """Of the removed parameters, the vocabulary's share."""
@@ -130,7 +139,7 @@ def sizes_at_ratio(ratio: float, curve: Curve) -> list[Sizes]:
     parts, limits = curve.parts, curve.limits
     wanted = wanted_parameters(ratio, parts, limits)
     found = []
-    for inner in reversed(inner_sizes(limits)):
+    for inner in reversed(curve.inner):
         candidates = [Sizes(vocab, inner) for vocab in curve.vocabulary]
         errors = [abs(removed_parameters(sizes, parts, limits) - wanted) / parts.total for sizes in candidates]
         nearest = min(range(len(errors)), key=errors.__getitem__)
@@ -151,7 +160,7 @@ def sizes_within(fit_bytes: int, curve: Curve, size_of: SizeOf) -> list[Sizes]:
         BudgetError: even the smallest sizes have more, or the unpruned model has no more.
     """
     limits = curve.limits
-    smallest = Sizes(curve.vocabulary[0], inner_sizes(limits)[0])
+    smallest = Sizes(curve.vocabulary[0], curve.inner[0])
     least, whole = size_of(smallest), size_of(Sizes(curve.vocabulary[-1], limits.intermediate_size))
     if least > fit_bytes:
         raise BudgetError(
@@ -164,7 +173,7 @@ def sizes_within(fit_bytes: int, curve: Curve, size_of: SizeOf) -> list[Sizes]:
             "export it as it is, or ask for less",
         )
     found: list[Sizes] = []
-    for inner in reversed(inner_sizes(limits)):
+    for inner in reversed(curve.inner):
         # The size grows with the vocabulary: the number of sizes that fit is where the next one is.
         low, high = 0, len(curve.vocabulary)
         while low < high:

@@ -229,7 +229,7 @@ def curve_svg(curve: SizeCurve) -> str:
     x_label = f"MB, {curve.quant}"
     panels = [
         Panel(
-            "Loss by file size (beside the points: the best of each ratio)",
+            "Loss by file size (labels: best of each ratio)",
             x_label,
             "bits per byte, % above the unpruned model, mean of the texts",
             tuple(series),

@@ -171,6 +171,11 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
             "" if plan.calibration is None else f", {plan.calibration['n_tokens']} tokens of {plan.calibration['name']}"
         )
         notes.append(f"channels chosen by {plan.method}{scored}; tokens ranked by {plan.ranking}")
+        if plan.search is not None:
+            notes.append(
+                f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "
+                f"(`{PLAN}`, `search`; `{SPLIT_SVG}`)"
+            )
         if compared.parity is not None:
             kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
             checks = ", ".join(check.name for check in compared.parity.checks)
