@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Characters of each held-out text that are scored: about a thousand tokens, so that a size takes seconds.
 TEXT_BYTES = 4096
+# Characters below which a text is no more than a few tokens, and says nothing.
+_SHORTEST = 16
 # Raised when the figures mean something else for equal inputs.
 _VERSION = 1
 # Of the free memory that the dense model and its pruned copy may take together.
@@ -109,6 +111,10 @@ class Judge:
         """The unpruned model's sizes."""
         return Sizes(self._source.vocab_size, self._source.intermediate_size)
 
+    def prepare(self) -> None:
+        """Score the channels, which needs a pass of its own over the calibration set where the cache has none."""
+        self._channel_scores(self._source.vocab_size)
+
     def at(self, sizes: Sizes) -> Judgement:
         """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
         key: dict[str, Any] = {
@@ -146,7 +152,7 @@ class Judge:
             channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
         if self._model is None:
             # The calibration pass holds a dense model of its own: it comes before this one.
-            self._channel_scores(sizes.vocab_size)
+            self.prepare()
             self._model = _Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory
@@ -154,17 +160,19 @@ class Judge:
                 tokenizer_dir = Path(scratch)
                 _write_tokenizer(self._source, tokenizer_dir, kept)
             model = self._model.at(kept if sizes.vocab_size < self._source.vocab_size else None, channels)
-            return {name: self._text(text, tokenizer_dir, model) for name, text in self.texts.items()}
+            tokenizer = load_tokenizer(tokenizer_dir)
+            return {
+                name: self._text(text, tokenizer, tokenizer_dir / TOKENIZER, model) for name, text in self.texts.items()
+            }
 
-    def _text(self, text: str, tokenizer_dir: Path, model: Any) -> TextScore:
-        tokenizer = load_tokenizer(tokenizer_dir)
+    def _text(self, text: str, tokenizer: Any, tokenizer_json: Path, model: Any) -> TextScore:
         ids = encode(tokenizer, [text], add_special_tokens=False)[0]
         found = evaluate(
             ids,
             text,
             hf_score(model),
             bos=bos_id(tokenizer),
-            first_token_bytes=token_bytes(tokenizer_dir / TOKENIZER, ids[0]) if ids else 0,
+            first_token_bytes=token_bytes(tokenizer_json, ids[0]) if ids else 0,
             window=min(DEFAULT_WINDOW, self._source.max_positions),
         )
         return TextScore(found.bits_per_byte, found.n_tokens, found.n_characters)
@@ -185,11 +193,11 @@ class Judge:
 
 
 def named_texts(held_out: Sequence[HeldOut], n_bytes: int) -> dict[str, str]:
-    """The first `n_bytes` of each text by its name; sources of one name are numbered, texts of nothing left out."""
+    """The first `n_bytes` of each text by its name; sources of one name are numbered, all but empty ones left out."""
     texts: dict[str, str] = {}
     for part in held_out:
         text = part.text.encode("utf-8", "surrogatepass")[:n_bytes].decode("utf-8", "ignore")
-        if not text.strip():
+        if len(text.strip()) < _SHORTEST:
             continue
         name, number = part.name, 1
         while name in texts:
@@ -208,8 +216,9 @@ def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if needed > _MEMORY_SHARE * free:
         raise UsageError(
-            f"--split auto: needs the model in memory twice, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
-            "give the shares yourself: --split 50:50",
+            f"{source.name}: judging sizes needs it in memory twice, {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free",
+            "prune with the shares given (--split 50:50), or calibrate in a smaller --dtype",
         )
 
 

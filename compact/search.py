@@ -294,6 +294,7 @@ def find_sizes(
         assert split != AUTO
         return Found(nearest_share(split, candidates, curve), None)
     judge = Judge(source, options, ranking, calibration, cache, progress)
+    judge.prepare()
     count = min(EVALUATIONS, len(candidates))
     with progress.task("searching sizes", count + 1, "sizes") as task:
         unpruned = judge.at(judge.whole)

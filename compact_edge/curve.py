@@ -117,6 +117,7 @@ def measure_curve(
                 raise
             progress.note(f"left out: {error.message}")
     judge = Judge(source, options, ranking, calibration, cache, progress)
+    judge.prepare()
     total = 1 + sum(min(_EVALUATIONS, len(found)) for found in candidates.values())
     with progress.task("measuring sizes", total, "sizes") as task:
         whole = judge.at(judge.whole)

@@ -100,10 +100,9 @@ def test_a_size_scores_what_its_checkpoint_scores(
 
 
 def test_texts_of_one_name_are_told_apart_and_long_ones_are_cut() -> None:
-    texts = judging.named_texts(
-        [HeldOut("a", "x" * 99), HeldOut("a", "é" * 9), HeldOut("b", " \n"), HeldOut("c", "c")], 5
-    )
-    assert texts == {"a": "xxxxx", "a (2)": "éé", "c": "c"}
+    parts = (("a", "x" * 99), ("a", "é" * 99), ("b", " \n" * 30), ("c", "c"), ("d", "d" * 20))
+    texts = judging.named_texts([HeldOut(name, text) for name, text in parts], 41)
+    assert texts == {"a": "x" * 41, "a (2)": "é" * 20, "d": "d" * 20}
 
 
 def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
@@ -116,7 +115,7 @@ def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     asked = replace(options, ratio=0.2, split=AUTO)
-    with pytest.raises(UsageError, match="needs the model in memory twice") as caught:
+    with pytest.raises(UsageError, match="needs it in memory twice") as caught:
         decide(source, asked, cache, calibration=with_texts(source, options, *BOTH))
     assert "--split 50:50" in str(caught.value.hint)
 
