@@ -168,6 +168,9 @@ def _dropped_bytes(values: Mapping[str, Any], always: frozenset[int], order: Seq
     """
     tokens = values[_TOKENS]
     fixed = 4 + (4 if _SCORES in values else 0)  # type and, of SentencePiece, score
+    ranked = always.union(order)
+    # Rows of the embedding that have no token stay last of all.
+    order = [*order, *(row for row in range(len(tokens)) if row not in ranked)]
     place = dict.fromkeys(always, 0) | {token_id: n for n, token_id in enumerate(order, 1)}
     # Bytes that stay from n on.
     staying = [0] * (len(order) + 1)

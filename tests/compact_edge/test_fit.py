@@ -19,6 +19,7 @@ from exporters.gguf import GgufMetadata
 from exporters.gguf_size import gguf_sizes
 from exporters.quant_types import quant_named
 from tests.checkpoints import write_checkpoint
+from tests.sentencepiece_models import tokenizer_json
 from tests.small_builds import Workshop
 
 METADATA = GgufMetadata(name="m-compact", description="a model")
@@ -110,6 +111,19 @@ def test_other_layouts_have_the_size_predicted(
     sizes = Sizes(300, source.intermediate_size // 2)
     real, predicted = real_and_predicted(source, sizes, quant, Cache(tmp_path / "cache", [], []), texts=False)
     assert real == predicted
+
+
+@pytest.mark.parametrize(("family", "style"), [("llama", "llama 2"), ("gemma3_text", "gemma")])
+@pytest.mark.parametrize("padding", [0, 9], ids=["", "padded"])
+def test_sentencepiece_vocabularies_have_the_size_predicted(
+    family: str, style: str, padding: int, tmp_path: Path
+) -> None:
+    document = tokenizer_json(style)
+    folder = write_checkpoint(tmp_path / "m", family, tokenizer=document, padding=padding, bos_token_id=1)
+    source = open_directory(folder, name="m", origin="m")
+    sizes = Sizes(800, source.intermediate_size // 2)
+    real, predicted = real_and_predicted(source, sizes, "Q8_0", Cache(tmp_path / "cache", [], []), texts=False)
+    assert real <= predicted <= real + 64
 
 
 def test_an_embedding_type_counts(tmp_path: Path) -> None:
