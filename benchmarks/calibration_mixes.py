@@ -101,8 +101,9 @@ def measure(
     }
 
 
-def rows_of(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
-    """The table of the docs."""
+def show(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the docs; a star marks text of a kind that the mix holds."""
+    kinds = list(rows[0]["bits_per_byte"])
     lines = []
     for row in rows:
         bits, own = row["bits_per_byte"], {_OWN_KIND.get(name) for name in row["mix"].split(" + ")}
@@ -131,8 +132,8 @@ def main(model: str, ratio: float, calibration_tokens: int, n_bytes: int, only: 
         rows[row["mix"]] = row
         found = [rows[name] for name in order if name in rows]
         record(NAME, {**settings, "rows": found})
-        write_table("quality.md", "calibration_mixes", rows_of(found, list(texts)))
-        print(rows_of(found, list(texts)), flush=True)
+        write_table("quality.md", "calibration_mixes", show(found))
+        print(show(found), flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
         names = source_names(Path(scratch))

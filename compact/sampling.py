@@ -12,15 +12,16 @@ import inspect
 import json
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import Cache
 from compact.errors import CalibrationError
 from compact.progress import SILENT, Progress
-from compact.store import read_json_object, sha256_json
+from compact.store import read_json_object, sha256_json, write_text
 from compact.tokenizer import bos_id, encode, load_tokenizer
 
 if TYPE_CHECKING:
@@ -81,46 +82,59 @@ def sample_texts(
 
     place = resolve_device(device)
     number = _dtype(dtype, place)
+    settings = {
+        "version": _VERSION,
+        "source": source_id,
+        "seed": seed,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "device": place,
+        "dtype": number,
+    }
     writer: _Writer | None = None
     texts: list[str] = []
-    written = block = 0
+    written = block = told = 0
     with progress.task("sampling", n_tokens, "tokens") as task:
+
+        def tell(amount: int) -> None:
+            nonlocal told
+            amount = max(0, min(amount, n_tokens - told))
+            told += amount
+            task.advance(amount)
+
+        def write(block: int) -> list[dict[str, Any]]:
+            nonlocal writer
+            writer = writer or _Writer.load(model_dir, place, number)
+            return writer.write(batch_size, sequence_length, [seed, block], tell)
+
         while written < n_tokens:
             if block > 4 * (1 + n_tokens // (batch_size * sequence_length)):
                 raise CalibrationError(
                     f"the model wrote {written} tokens where {n_tokens} were wanted", "calibrate on a text instead"
                 )
-            key = {
-                "version": _VERSION,
-                "source": source_id,
-                "seed": seed,
-                "block": block,
-                "batch_size": batch_size,
-                "sequence_length": sequence_length,
-                "device": place,
-                "dtype": number,
-            }
-
-            def make(work: Path, block: int = block) -> None:
-                nonlocal writer
-                writer = writer or _Writer.load(model_dir, place, number)
-                lines = [json.dumps(one) + "\n" for one in writer.write(batch_size, sequence_length, [seed, block])]
-                (work / _FILE).write_text("".join(lines), encoding="utf-8")
-
-            records: list[dict[str, Any]]
             if cache is None or source_id is None:
-                writer = writer or _Writer.load(model_dir, place, number)
-                records = writer.write(batch_size, sequence_length, [seed, block])
+                records = write(block)
             else:
-                entry = cache.get_or_make("samples", sha256_json(key), make)
-                records = [json.loads(line) for line in (entry / _FILE).read_text(encoding="utf-8").splitlines()]
+                records = _cached(cache, {**settings, "block": block}, partial(write, block))
+            # In the order in which they ended, short ones come first; any beginning should be a fair sample.
+            random.Random(sha256_json([seed, block])).shuffle(records)  # noqa: S311
             for record in records:
                 if written < n_tokens:
                     texts.append(str(record["text"]))
-                    task.advance(min(int(record["tokens"]), n_tokens - written))
                     written += int(record["tokens"])
+            tell(written - told)
             block += 1
     return texts
+
+
+def _cached(cache: Cache, key: dict[str, Any], write: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The records of one batch, from the cache where they are."""
+
+    def make(work: Path) -> None:
+        write_text(work / _FILE, "".join(json.dumps(record) + "\n" for record in write()))
+
+    path = cache.get_or_make("samples", sha256_json(key), make) / _FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _dtype(dtype: str, device: str) -> str:
@@ -183,8 +197,13 @@ class _Writer:
         ends = _end_ids(model_dir, tokenizer) | ({start} if start is not None else set())
         return _Writer(model, tokenizer, _chat_of(tokenizer), frozenset(ends), start)
 
-    def write(self, batch_size: int, length: int, seed: Sequence[int]) -> list[dict[str, Any]]:
-        """Texts of one batch of `batch_size` rows and `length` positions, with their numbers of tokens."""
+    def write(
+        self, batch_size: int, length: int, seed: Sequence[int], tell: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        """Texts of one batch of `batch_size` rows and `length` positions, with their numbers of tokens.
+
+        `tell` hears of the tokens written.
+        """
         digest = sha256_json(list(seed))
         draw = random.Random(digest)  # noqa: S311 (a sample, not a secret)
         known = min(len(self.tokenizer), int(self.model.config.vocab_size))
@@ -194,11 +213,13 @@ class _Writer:
             start = self.start if self.start is not None else draw.randrange(known)
             rows.append(_Row(chat if number % 2 else None, start))
             rows[-1].restart(0)
-        done = self._run(rows, length, known, int(digest[:15], 16))
+        done = self._run(rows, length, known, int(digest[:15], 16), tell)
         found = [self._text(ids) for ids in done]
         return [one for one in found if one["tokens"] >= _FEWEST_TOKENS]
 
-    def _run(self, rows: list[_Row], length: int, known: int, seed: int) -> list[list[int]]:
+    def _run(
+        self, rows: list[_Row], length: int, known: int, seed: int, tell: Callable[[int], None]
+    ) -> list[list[int]]:
         """Ids of every text, in the order in which they end."""
         import torch
         from transformers import DynamicCache
@@ -218,6 +239,7 @@ class _Writer:
                 positions = [[column - row.begin] for row in rows]
                 logits = self._step(ids, positions, mask[:, : column + 1], cache)
                 proposed = _sample(logits[:, :known], generator)
+                tell(len(rows))
                 for n, row in enumerate(rows):
                     if not row.forced and self._ends(row, proposed[n], length):
                         done.append([*row.ids, proposed[n]])

@@ -51,6 +51,13 @@ def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPa
     assert with_table(text, script, rows) == text
 
 
+def test_the_table_of_calibration_mixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
+    script = importlib.import_module("benchmarks.calibration_mixes")
+    text = (DOCS / "quality.md").read_text(encoding="utf-8")
+    assert with_table(text, "calibration_mixes", script.show(recorded(script.NAME)["rows"])) == text
+
+
 def test_every_family_was_checked_in_onnx_and_passed() -> None:
     results = recorded("onnx-families")["models"]
     assert {family.architecture for family in FAMILIES} == {result["architecture"] for result in results}

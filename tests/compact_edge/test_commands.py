@@ -54,6 +54,27 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return result
 
 
+def test_two_calibrations_give_half_each(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--vocab-size", "350", "--intermediate-size", "64")
+    assert cli.run(prune(shop, tmp_path / "out", "--calibration", "stdlib", *sizes)) == 0
+    made = json.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))["calibration"]
+    assert [(source["name"], source["tokens"]) for source in made["sources"]] == [
+        ("calibration.txt", 256),
+        ("stdlib", 256),
+    ]
+    assert made["name"] == "calibration.txt + stdlib"
+    again = prune(shop, tmp_path / "again", "--calibration", str(shop.calibration))
+    assert_error(capsys, again, 2, "calibration.txt: named twice", "")
+
+
+def test_the_model_calibrates_itself(shop: Workshop, tmp_path: Path) -> None:
+    sizes = ("--intermediate-size", "64", "--calibration-tokens", "256", "--sequence-length", "32")
+    command = ["prune", str(shop.model), "--out", str(tmp_path / "out"), "--calibration", "self", *sizes]
+    assert cli.run(command) == 0
+    made = json.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))["calibration"]
+    assert (made["name"], made["n_tokens"]) == ("self", 256)
+
+
 def test_prune_writes_a_checkpoint_that_transformers_loads(
     shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
