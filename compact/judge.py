@@ -21,7 +21,7 @@ from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut
 from compact.errors import CalibrationError, DamagedFileError, UsageError
 from compact.evaluate import DEFAULT_WINDOW, evaluate, hf_score, token_bytes
-from compact.importance import load_model, resolve_device, resolve_dtype, top_channels
+from compact.importance import Scores, load_model, resolve_device, resolve_dtype, top_channels
 from compact.progress import Progress
 from compact.prune import PruneOptions, Ranking, act2_scores, reference_scores
 from compact.source import CONFIG, TOKENIZER, ModelSource
@@ -104,7 +104,8 @@ class Judge:
         self._dtype = resolve_dtype(options.dtype, self._device)
         check_memory(source, self._device, self._dtype)
         self._model: _Resizable | None = None
-        self._scored: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
+        self._by_vocabulary: Scores | None = None
+        self._fixed: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @property
     def whole(self) -> Sizes:
@@ -112,11 +113,23 @@ class Judge:
         return Sizes(self._source.vocab_size, self._source.intermediate_size)
 
     def prepare(self) -> None:
-        """Score the channels, which needs a pass of its own over the calibration set where the cache has none."""
-        self._channel_scores(self._source.vocab_size)
+        """Score the channels, which needs a pass of its own over the calibration set where the cache has none.
+
+        Before a model is loaded here, for the pass holds one too; and outside of every other entry of the cache, so
+        that processes that share the pass all come to it.
+        """
+        if self._by_vocabulary is not None or self._fixed is not None:
+            return
+        if self._options.method in ("magnitude", "random"):
+            self._fixed = reference_scores(self._source, self._options.method, self._options.seed)
+            return
+        self._by_vocabulary = act2_scores(
+            self._source, self._calibration, self._ranking, None, self._options, self._cache, self._progress
+        )
 
     def at(self, sizes: Sizes) -> Judgement:
         """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
+        self.prepare()
         key: dict[str, Any] = {
             "version": _VERSION,
             "source": self._source.id,
@@ -151,8 +164,6 @@ class Judge:
         if sizes.intermediate_size < self._source.intermediate_size:
             channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
         if self._model is None:
-            # The calibration pass holds a dense model of its own: it comes before this one.
-            self.prepare()
             self._model = _Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory
@@ -179,17 +190,10 @@ class Judge:
 
     def _channel_scores(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[layers, I] at a V'; those of methods that do not look at tokens are the same at every V'."""
-        if self._options.method in ("magnitude", "random"):
-            if 0 not in self._scored:
-                self._scored[0] = reference_scores(self._source, self._options.method, self._options.seed)
-            return self._scored[0]
-        if vocab_size not in self._scored:
-            scores = act2_scores(
-                self._source, self._calibration, self._ranking, None, self._options, self._cache, self._progress
-            )
-            # All of the grid would be 64 times the model's channels: only the size asked for is kept.
-            self._scored = {vocab_size: scores.at(vocab_size)}
-        return self._scored[vocab_size]
+        if self._fixed is not None:
+            return self._fixed
+        assert self._by_vocabulary is not None
+        return self._by_vocabulary.at(vocab_size)
 
 
 def named_texts(held_out: Sequence[HeldOut], n_bytes: int) -> dict[str, str]:
