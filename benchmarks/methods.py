@@ -29,8 +29,10 @@ from compact.errors import BudgetError
 from compact.importance import collect_scores, top_channels
 from compact.layerwise import LayerStream
 from compact.plan import PLAN, PrunePlan, read_plan
-from compact.prune import PruneOptions, calibration_for, make_plan, prune, rank_vocabulary, sizes_of
+from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.ranking import rank_vocabulary
 from compact.recovery.options import RecoverOptions
+from compact.sizes import sizes_of
 from compact.source import ModelSource, open_source
 
 if TYPE_CHECKING:

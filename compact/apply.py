@@ -25,18 +25,30 @@ if TYPE_CHECKING:
     import torch
 
 
-def selection(name: str, plan: PrunePlan) -> tuple[int, Sequence[int]] | None:
-    """(dimension, indices) by which the tensor of an HF name is cut; None where it stays whole."""
+def cut_of(name: str) -> tuple[int, int | None] | None:
+    """(dimension, layer) in which the tensor of an HF name is cut; None where it stays whole.
+
+    The layer is that of the FFN whose channels go; None for what has a row a token.
+    """
     if name in {"model.embed_tokens.weight", "lm_head.weight"}:
-        return 0, plan.kept_token_ids
+        return 0, None
     if ".mlp." in name:
         layer = int(name.split(".")[2])
         part = name.split(".mlp.")[1]
         if part.startswith(("gate_proj.", "up_proj.")):
-            return 0, plan.kept_channels[layer]
+            return 0, layer
         if part == "down_proj.weight":
-            return 1, plan.kept_channels[layer]
+            return 1, layer
     return None
+
+
+def selection(name: str, plan: PrunePlan) -> tuple[int, Sequence[int]] | None:
+    """(dimension, indices) by which the tensor of an HF name is cut; None where it stays whole."""
+    cut = cut_of(name)
+    if cut is None:
+        return None
+    dim, layer = cut
+    return dim, plan.kept_token_ids if layer is None else plan.kept_channels[layer]
 
 
 def pruned_shape(name: str, shape: Sequence[int], plan: PrunePlan) -> tuple[int, ...]:

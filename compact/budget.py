@@ -89,6 +89,19 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """`--split V:I`: how the removed parameters are shared between vocabulary and FFN.
+
+    Attributes:
+        vocabulary: the vocabulary's share, 0 to 1.
+        text: as the user wrote it.
+    """
+
+    vocabulary: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the sizes may be.
 
@@ -135,17 +148,41 @@ def explicit_sizes(vocab_size: int | None, intermediate_size: int | None, limits
     return Sizes(vocab_size, inner)
 
 
-def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits) -> Sizes:
+def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | None = None) -> Sizes:
     """Sizes that remove `ratio` of all parameters, within 0.5 points.
 
     Args:
         ratio: share of all parameters to remove, 0 < ratio < 1.
         parts: where the parameters are.
         limits: ranges and grids.
+        split: how what is removed is shared between vocabulary and FFN, to the grid's nearest; None takes the default.
 
     Raises:
-        BudgetError: the ratio is out of range, or vocabulary and FFN together cannot give that much.
+        BudgetError: the ratio is out of range, vocabulary and FFN together cannot give that much, or one of them
+            cannot give its share.
     """
+    wanted = wanted_parameters(ratio, parts, limits)
+    if split is not None:
+        _check_shares(split, ratio, parts, limits)
+    ideal = _default_inner(wanted, parts, limits)
+    if split is not None:
+        ideal = limits.intermediate_size - (1.0 - split.vocabulary) * wanted / parts.per_channel
+    candidates = [_complete(inner, wanted, parts, limits) for inner in _inner_candidates(ideal, limits)]
+    reached = [
+        (abs(removed_parameters(s, parts, limits) - wanted) / parts.total, n, s) for n, s in enumerate(candidates)
+    ]
+    error, _, sizes = next((r for r in reached if r[0] <= TOLERANCE), min(reached))
+    if error > TOLERANCE:
+        nearest = removed_parameters(sizes, parts, limits) / parts.total
+        raise BudgetError(
+            f"--ratio {ratio:g}: the grids' nearest ratio is {nearest:.3f}",
+            "choose --vocab-size and --intermediate-size yourself",
+        )
+    return sizes
+
+
+def wanted_parameters(ratio: float, parts: Parts, limits: Limits) -> float:
+    """How many parameters a ratio removes. Raises BudgetError where vocabulary and FFN cannot give them."""
     if not 0.0 < ratio < 1.0:
         raise BudgetError(f"--ratio {ratio:g}: out of range", "give the share of parameters to remove, between 0 and 1")
     wanted = ratio * parts.total
@@ -157,30 +194,42 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits) -> Sizes:
             f"--ratio {ratio:g}: not reachable, vocabulary and FFN can give at most {most / parts.total:.2f}",
             "ask for a smaller ratio",
         )
-    candidates = [_complete(inner, wanted, parts, limits) for inner in _inner_candidates(wanted, parts, limits)]
-    reached = [(abs(_removed(s, parts, limits) - wanted) / parts.total, n, s) for n, s in enumerate(candidates)]
-    error, _, sizes = next((r for r in reached if r[0] <= TOLERANCE), min(reached))
-    if error > TOLERANCE:
-        raise BudgetError(
-            f"--ratio {ratio:g}: the grids' nearest ratio is {_removed(sizes, parts, limits) / parts.total:.3f}",
-            "choose --vocab-size and --intermediate-size yourself",
-        )
-    return sizes
+    return wanted
 
 
-def _removed(sizes: Sizes, parts: Parts, limits: Limits) -> int:
+def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> None:
+    rows = (limits.vocab_size - limits.smallest_vocab_size) * parts.per_row
+    channels = (limits.intermediate_size - min(limits.channel_grid, limits.intermediate_size)) * parts.per_channel
+    for name, share, most in (("vocabulary", split.vocabulary, rows), ("FFN", 1.0 - split.vocabulary, channels)):
+        if share * ratio * parts.total > most + TOLERANCE * parts.total:
+            raise BudgetError(
+                f"--split {split.text}: the {name} can give {most / parts.total:.3f} of the parameters, "
+                f"its share of --ratio {ratio:g} is {share * ratio:.3f}",
+                "ask for a smaller ratio, or move the split",
+            )
+
+
+def removed_parameters(sizes: Sizes, parts: Parts, limits: Limits) -> int:
+    """Parameters that the pruned model lacks."""
     rows = limits.vocab_size - sizes.vocab_size
     channels = limits.intermediate_size - sizes.intermediate_size
     return rows * parts.per_row + channels * parts.per_channel
 
 
-def _inner_candidates(wanted: float, parts: Parts, limits: Limits) -> list[int]:
-    """Values of I' on the grid, the one nearest to the default split first."""
+def _default_inner(wanted: float, parts: Parts, limits: Limits) -> float:
     share = wanted / (VOCABULARY_WEIGHT * parts.vocabulary + parts.ffn)
-    ideal = limits.intermediate_size * (1.0 - share)
+    return limits.intermediate_size * (1.0 - share)
+
+
+def inner_sizes(limits: Limits) -> list[int]:
+    """Every I' that may be: the grid's, and the whole."""
     grid = limits.channel_grid
-    values = {limits.intermediate_size, *range(grid, limits.intermediate_size + 1, grid)}
-    return sorted(values, key=lambda value: (abs(value - ideal), value))
+    return sorted({limits.intermediate_size, *range(grid, limits.intermediate_size + 1, grid)})
+
+
+def _inner_candidates(ideal: float, limits: Limits) -> list[int]:
+    """Values of I' on the grid, the one nearest to `ideal` first."""
+    return sorted(inner_sizes(limits), key=lambda value: (abs(value - ideal), value))
 
 
 def _complete(inner: int, wanted: float, parts: Parts, limits: Limits) -> Sizes:

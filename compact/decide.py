@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.plan import PrunePlan
 from compact.progress import SILENT, Progress
 from compact.prune import PruneOptions, calibration_for, default_calibration, make_plan, prune
+from compact.ranking import rank_vocabulary
 from compact.repair import repair
+from compact.search import SizeOf, find_sizes
 from compact.source import ModelSource
 
 # Raised when a pruned checkpoint's files change for an equal plan.
@@ -40,6 +43,7 @@ def decide(
     cache: Cache,
     *,
     calibration: Calibration | None = None,
+    size_of: SizeOf | None = None,
     progress: Progress = SILENT,
 ) -> Decision:
     """Decide what stays and what it becomes.
@@ -49,11 +53,20 @@ def decide(
         options: what the user asked for.
         cache: keeps every stage.
         calibration: drawn already, where the caller needs it too.
+        size_of: bytes of the artifact at given sizes, for `options.fit_bytes`.
         progress: told of every stage.
     """
-    if options.method == "repair" and calibration is None:
+    check_budget(options)
+    is_sized = options.fit_bytes is not None or is_searched(options)
+    if calibration is None and (is_sized or options.method == "repair"):
         calibration = calibration_for(source, options, cache=cache, progress=progress)
-    plan = make_plan(source, options, cache, calibration=calibration, progress=progress)
+    if is_sized and calibration is not None:
+        ranking = rank_vocabulary(source, options)
+        found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
+        plan = make_plan(source, options, cache, calibration=calibration, sizes=found.sizes, progress=progress)
+        plan = replace(plan, search=found.record)
+    else:
+        plan = make_plan(source, options, cache, calibration=calibration, progress=progress)
     updates = None
     if options.method == "repair" and calibration is not None:
         plan, updates = repair(source, plan, calibration, options, cache, progress)

@@ -10,7 +10,8 @@ import numpy as np
 
 from compact import calibration as calibrating
 from compact.apply import apply_plan
-from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
+from compact.budget import Sizes
+from compact.budget_options import is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration, make_calibration
 from compact.checkpoint import open_tensors
@@ -24,12 +25,11 @@ from compact.progress import SILENT, Progress
 from compact.ranking import Ranking, rank_vocabulary
 from compact.recovery.options import RecoverOptions
 from compact.sampling import SAMPLE_LENGTH, sample_texts
+from compact.sizes import sizes_of
 from compact.source import TINY, TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_json
 from compact.vocabulary import kept_ids
 
-# FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
-RATIO_GRID = 32
 METHODS = ("compact", "repair", "magnitude", "random")
 # Those whose channels are scored by activations, and which need a calibration.
 CALIBRATED = ("compact", "repair")
@@ -45,6 +45,9 @@ class PruneOptions:
     Attributes:
         ratio: share of all parameters to remove; used where neither size is given.
         vocab_size, intermediate_size: explicit final sizes.
+        fit_bytes: most bytes that the artifact may have.
+        split: `auto` searches how to share a ratio or `fit_bytes` between vocabulary and FFN (`compact.search`; the
+            default of `fit_bytes`), `V:I` gives the shares; None takes the fixed split of a ratio.
         channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
         vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
@@ -65,6 +68,8 @@ class PruneOptions:
     ratio: float | None = None
     vocab_size: int | None = None
     intermediate_size: int | None = None
+    fit_bytes: int | None = None
+    split: str | None = None
     channel_grid: int = 32
     pad_vocab_to_multiple_of: int = 1
     vocab_corpus: Path | None = None
@@ -152,30 +157,11 @@ def calibration_for(
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
-        keep_out=keep_out or options.method == "repair",
+        keep_out=keep_out or options.method == "repair" or is_searched(options),
         sampler=write,
         cache=cache,
         progress=progress,
     )
-
-
-def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
-    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked)."""
-    explicit = options.vocab_size is not None or options.intermediate_size is not None
-    limits = Limits(
-        vocab_size=source.vocab_size,
-        intermediate_size=source.intermediate_size,
-        smallest_vocab_size=len(ranking.always),
-        # A ratio is free to land on sizes that every kernel likes; explicit sizes are the user's.
-        channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
-        vocab_multiple=options.pad_vocab_to_multiple_of,
-    )
-    if explicit:
-        if options.ratio is not None:
-            raise UsageError("--ratio and explicit sizes exclude each other", "give one of them")
-        return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
-    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits)
 
 
 def make_plan(
@@ -184,6 +170,7 @@ def make_plan(
     cache: Cache,
     *,
     calibration: Calibration | None = None,
+    sizes: Sizes | None = None,
     progress: Progress = SILENT,
 ) -> PrunePlan:
     """Decide what stays.
@@ -193,6 +180,7 @@ def make_plan(
         options: budget, ranking, calibration and method.
         cache: keeps the scores of a calibration pass, which serve every vocabulary size on the grid.
         calibration: drawn already, where the caller needs it too.
+        sizes: the final sizes, where they were searched; None takes them from the options.
         progress: told of the calibration pass.
     """
     if options.method not in METHODS:
@@ -201,7 +189,7 @@ def make_plan(
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
     ranking = rank_vocabulary(source, options)
-    sizes = sizes_of(source, ranking, options)
+    sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
     used: Calibration | None = None
@@ -218,6 +206,8 @@ def make_plan(
         "ratio": options.ratio,
         "vocab_size": options.vocab_size,
         "intermediate_size": options.intermediate_size,
+        "fit_bytes": options.fit_bytes,
+        "split": options.split,
         "channel_grid": options.channel_grid,
         "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
         "vocab_floor": floor,
@@ -261,10 +251,24 @@ def common_act2(
     progress: Progress,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Scores [num_hidden_layers, intermediate_size] at the plan's vocabulary size, from the cache where they are."""
+    scores = act2_scores(source, calibration, ranking, sizes.vocab_size, options, cache, progress)
+    return scores.at(sizes.vocab_size)
+
+
+def act2_scores(
+    source: ModelSource,
+    calibration: Calibration,
+    ranking: Ranking,
+    vocab_size: int | None,
+    options: PruneOptions,
+    cache: Cache,
+    progress: Progress,
+) -> Scores:
+    """Scores of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are."""
     smallest = len(ranking.always)
     grid = vocabulary_grid(source.vocab_size, smallest)
-    on_grid = sizes.vocab_size in grid
-    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, sizes.vocab_size)
+    on_grid = vocab_size is None or vocab_size in grid
+    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, vocab_size)
     key = sha256_json(
         {
             "version": _SCORES_VERSION,
@@ -295,7 +299,7 @@ def common_act2(
 
     needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * 8
     directory = cache.get_or_make("scores", key, make, needed_bytes=needed, together=True)
-    return Scores.load(directory / "scores.npz").at(sizes.vocab_size)
+    return Scores.load(directory / "scores.npz")
 
 
 def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compact.budget import Sizes
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
 from compact.decide import decide, pruned_checkpoint
@@ -26,6 +27,7 @@ from compact.prune import PruneOptions, calibration_for
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
+from compact_edge.fit import check_fit, largest_of
 from compact_edge.formats import Format, Request, parse_quants
 from compact_edge.output import check_output
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
@@ -162,7 +164,11 @@ def _run(
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
     calibration = calibration_for(source, pruning, cache=cache, progress=progress)
-    decision = decide(source, pruning, cache, calibration=calibration, progress=progress)
+    size_of = None
+    if pruning.fit_bytes is not None:
+        longest = _description(source, 1.0, Sizes(source.vocab_size, source.intermediate_size))
+        size_of = largest_of(forms, source, pruning, f"{model_name}-compact", longest)
+    decision = decide(source, pruning, cache, calibration=calibration, size_of=size_of, progress=progress)
     plan = decision.plan
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
@@ -184,9 +190,7 @@ def _run(
         checkpoint=pruned,
         checkpoint_id=pruned_id,
         name=f"{model_name}-compact",
-        description=f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): "
-        f"vocabulary {source.vocab_size} -> {plan.vocab_size}, "
-        f"FFN {source.intermediate_size} -> {plan.intermediate_size}",
+        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size)),
         published=True,
     )
 
@@ -202,6 +206,7 @@ def _run(
         for note in own_notes:
             progress.note(note)
         _check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
+        check_fit(pruning.fit_bytes, side.artifact.size_bytes)
         parity = None
         if options.check:
             parity = _gate(form, side, smaller, baseline_kl, cache, progress)
@@ -226,6 +231,15 @@ def _run(
         notes=notes,
         licence=licence,
         reused=list(cache.reused),
+    )
+
+
+def _description(source: ModelSource, removed: float, sizes: Sizes) -> str:
+    """One line for the pruned artifact's metadata."""
+    return (
+        f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): "
+        f"vocabulary {source.vocab_size} -> {sizes.vocab_size}, "
+        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}"
     )
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compact.budget_options import check_budget
 from compact.errors import UsageError
 from compact.prune import PruneOptions, check_calibration
 from compact.source import ModelSource
 from compact_edge.artifact_files import FileOptions
-from compact_edge.formats import FORMATS, GGUF, ONNX, Format, OnnxChoices, Quants
+from compact_edge.formats import FORMATS, GGUF, ONNX, Format, OnnxChoices, Quants, size_not_known
 from compact_edge.output import check_output, existing
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
 
 def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
     """What can be refused before the model is opened."""
+    check_budget(options.prune)
+    if options.prune.fit_bytes is not None and ONNX in profiles:
+        raise size_not_known(ONNX)
     if options.with_baseline and not options.baseline:
         raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
     if GGUF in profiles:

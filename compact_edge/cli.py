@@ -59,6 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry(
         "compact_edge.commands.eval", "evaluate", "Bits per byte on a text, or accuracy on tasks, of a model."
     ),
+    "curve": Entry("compact_edge.commands.curve", "curve", "What each size of a model costs, on each text."),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
     "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
     "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),

@@ -15,12 +15,13 @@ from compact.progress import Progress
 from compact.source import CONFIG, ModelSource
 from compact.store import read_json_object
 from compact_edge.artifact_files import FileOptions, check_files, place_artifact
-from compact_edge.formats import GGUF, Format, Request
+from compact_edge.formats import GGUF, Format, Request, SizeRequest
 from compact_edge.side import Measured, Side, evaluate_gguf, measure_gguf, row_lengths
 from exporters.artifact import Artifact, Export, artifact_notes, fitting_quant, make_artifact
 from exporters.card import base_model_of, carried_to_gguf, has_chat_template
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata, check_exportable, window_note
+from exporters.gguf_size import GgufSizes, gguf_sizes
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
 from exporters.quant_types import check_rows, ggml_type, grid, quant_named
 
@@ -79,18 +80,26 @@ class GgufFormat(Format):
             texts_id=calibration.id,
             texts_name=calibration.label,
             with_imatrix=self.files.save_imatrix,
-            metadata=GgufMetadata(
-                name=request.name,
-                base_model=source.hub_id or base_model_of(source.directory),
-                description=request.description,
-                card=carried_to_gguf(source.directory),
-                extra={"compact_edge.plan_id": request.plan.id} if pruned else {},
-            ),
+            metadata=_metadata(source, request.name, request.description, request.plan.id if pruned else None),
         )
         artifact = make_artifact(export, cache, progress)
         if request.published:
             check_files(artifact, self.files)
         return artifact
+
+    def sizes(self, request: SizeRequest) -> GgufSizes:
+        # A plan's id is as long as any sha256.
+        longest = _metadata(request.source, request.name, request.description, request.source.id)
+        return gguf_sizes(
+            request.source,
+            request.ranking.always,
+            request.ranking.order,
+            self.type_name,
+            embedding_quant=self.embedding,
+            # A build always has one: a file, or one measured on the calibration's text.
+            has_imatrix=quant_named(self.type_name).uses_imatrix,
+            metadata=longest,
+        )
 
     def notes(self, artifact: Artifact) -> list[str]:
         return [*([] if self.window is None else [self.window]), *artifact_notes(artifact)]
@@ -153,6 +162,16 @@ class GgufFormat(Format):
             return []
         listed = ", ".join(f"`{name}`" for name in names)
         return [f"In {len(names)} parts; llama.cpp opens the first and finds the others beside it: {listed}."]
+
+
+def _metadata(source: ModelSource, name: str, description: str, plan_id: str | None) -> GgufMetadata:
+    return GgufMetadata(
+        name=name,
+        base_model=source.hub_id or base_model_of(source.directory),
+        description=description,
+        card=carried_to_gguf(source.directory),
+        extra={} if plan_id is None else {"compact_edge.plan_id": plan_id},
+    )
 
 
 def _mode(checkpoint: Path) -> str:

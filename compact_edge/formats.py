@@ -20,8 +20,10 @@ from compact.progress import Progress
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
+    from compact.budget import Sizes
     from compact.cache import Cache
     from compact.evaluate import Evaluation
+    from compact.ranking import Ranking
     from compact_edge.side import Measured, Side
     from exporters.parity import ParityReport
     from targets.profile import Profile
@@ -89,6 +91,33 @@ class Request:
 
 
 @dataclass(frozen=True)
+class SizeRequest:
+    """An artifact whose size is asked for before its checkpoint is made.
+
+    Attributes:
+        source: the unpruned model.
+        ranking: which tokens stay at which vocabulary size.
+        name: model name, without size and type.
+        description: the longest that the file's metadata may hold.
+    """
+
+    source: ModelSource
+    ranking: Ranking
+    name: str
+    description: str
+
+
+class ArtifactSizes(Protocol):
+    """Bytes of an artifact at given sizes."""
+
+    def file_bytes(self, sizes: Sizes) -> int:
+        """Of the model's files; never less than they will have."""
+
+    def bytes_per_token(self, sizes: Sizes) -> int:
+        """Of the weights that decoding one token reads."""
+
+
+@dataclass(frozen=True)
 class OnnxChoices:
     """What a user can say of ONNX beside the type; None takes the target's or the builder's."""
 
@@ -144,6 +173,11 @@ class Format(ABC):
     @abstractmethod
     def make(self, request: Request, cache: Cache, progress: Progress) -> Artifact:
         """Make the artifact, or take it from the cache."""
+
+    def sizes(self, request: SizeRequest) -> ArtifactSizes:
+        """How large the artifact will be at given sizes. Raises UsageError where that is not known beforehand."""
+        del request
+        raise size_not_known(self.name)
 
     @abstractmethod
     def notes(self, artifact: Any) -> list[str]:
@@ -201,6 +235,14 @@ class Format(ABC):
         """Lines of the model card about the files."""
         del names
         return []
+
+
+def size_not_known(form: str) -> UsageError:
+    """The error of `--fit` with a format whose size only making it tells."""
+    return UsageError(
+        f"--fit: the size of an artifact of the format {form} is not known before it is made",
+        "give a --ratio instead, or build the gguf with --fit first",
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.store import publish, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
+from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _write_folder(
     names = outcome.form.place(folder, compared.side, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
+        if result.plan.search is not None:
+            write_text(folder / SPLIT_SVG, split_svg(result.plan.search, result.source.name))
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
     write_notice(result.licence, folder)
@@ -168,6 +171,11 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
             "" if plan.calibration is None else f", {plan.calibration['n_tokens']} tokens of {plan.calibration['name']}"
         )
         notes.append(f"channels chosen by {plan.method}{scored}; tokens ranked by {plan.ranking}")
+        if plan.search is not None:
+            notes.append(
+                f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "
+                f"(`{PLAN}`, `search`; `{SPLIT_SVG}`)"
+            )
         if compared.parity is not None:
             kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
             checks = ", ".join(check.name for check in compared.parity.checks)

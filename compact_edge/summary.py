@@ -12,6 +12,7 @@ import click
 
 from compact.languages import WARNING_RATIO
 from compact_edge.console import one_line
+from compact_edge.search_report import print_search
 
 if TYPE_CHECKING:
     from compact_edge.build import BuildResult, Compared, Outcome
@@ -27,6 +28,7 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         "model": result.source.name,
         "hub": result.source.hub_reference,
         "plan_id": result.plan.id,
+        "search": result.plan.search,
         "formats": {outcome.form.name: _outcome(outcome) for outcome in result.outcomes},
         "evaluation_text": result.eval_name,
         "languages": [
@@ -130,6 +132,8 @@ def print_summary(result: BuildResult) -> None:
     soft = not console.is_terminal
     threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
     dtype = result.compute.dtype
+    if result.plan.search is not None:
+        print_search(result.plan.search)
     for outcome in result.outcomes:
         after = outcome.after
         name = f"{result.source.name}, {after.side.artifact.quant}"

@@ -39,7 +39,7 @@ from exporters.gguf_tokenizer import add_tokenizer
 __all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "window_note", "write_gguf"]
 
 Quant = Literal["F32", "F16", "BF16", "Q8_0"]
-_ROPE_FREQS = "rope_freqs.weight"
+ROPE_FREQS = "rope_freqs.weight"
 _DEFAULT_METADATA = GgufMetadata()
 
 
@@ -98,11 +98,11 @@ def check_exportable(checkpoint: Path) -> None:
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
     """
-    family, config, shape, rope = _read_layout(checkpoint)
+    family, config, shape, rope = read_layout(checkpoint)
     add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
 
 
-def _read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
+def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
     """The row of the family table, config.json, and its sizes and rotary settings, checked."""
     config_path = checkpoint / "config.json"
     config = read_json_object(config_path)
@@ -147,7 +147,7 @@ def write_gguf(
     """
     if quant not in FILE_TYPES:
         raise UsageError(f"GGUF type {quant!r} is not written here", f"one of: {', '.join(FILE_TYPES)}")
-    family, config, shape, rope = _read_layout(checkpoint)
+    family, config, shape, rope = read_layout(checkpoint)
     factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
     n_params = sum(tensor.source.size for tensor in plan)
@@ -162,7 +162,7 @@ def write_gguf(
     add_tokenizer(writer, checkpoint, shape.vocab, pre=pre, space_prefix=family.writes_vocab_size)
     add_extra(writer, metadata.extra)
     if factors is not None:
-        writer.add_tensor_info(_ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
+        writer.add_tensor_info(ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
     for tensor in plan:
         # An element type that is not uint8 tells the writer that the shape counts elements, not bytes.
         writer.add_tensor_info(tensor.name, tensor.source.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)

@@ -52,14 +52,17 @@ def _prune(
     from compact.cache import open_cache
     from compact.decide import decide
     from compact.distributed import is_main
+    from compact.errors import UsageError
     from compact.licences import derived_name, licence_note, write_notice
     from compact.progress import SILENT
     from compact.prune import check_calibration
     from compact.prune import prune as apply
     from compact.source import open_source
-    from compact.store import publish, write_sums
+    from compact.store import publish, write_sums, write_text
     from compact_edge.console import Console, print_json
+    from compact_edge.fit import checkpoint_sizes
     from compact_edge.output import check_output, existing
+    from compact_edge.search_report import SPLIT_SVG, print_search, split_svg
     from compact_edge.side import sizes_by_part
     from exporters.card import licence_of
     from exporters.quant_types import grid
@@ -67,6 +70,8 @@ def _prune(
     inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
+    if options.fit_bytes is not None and quant is None:
+        raise UsageError("--fit: the size of a file of which type?", "name the GGUF type with --quant")
     check_calibration(model, options)
     console = Console() if is_main() else SILENT
     with open_cache(enabled=use_cache) as cache:
@@ -76,7 +81,10 @@ def _prune(
             console.note(licence_note(licence, source.directory, card=False))
             if derived_name(out.name, licence) != out.name:
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
-        decision = decide(source, options, cache, progress=console)
+        size_of = None
+        if quant is not None and options.fit_bytes is not None:
+            size_of = checkpoint_sizes(source, options, quant)
+        decision = decide(source, options, cache, size_of=size_of, progress=console)
         plan = decision.plan
         if not is_main():
             return
@@ -84,6 +92,8 @@ def _prune(
         with publish(out, force=force, needed_bytes=needed) as work:
             apply(source, plan, work, updates=decision.updates, progress=console)
             write_notice(licence, work)
+            if plan.search is not None:
+                write_text(work / SPLIT_SVG, split_svg(plan.search, source.name))
             write_sums(work)
     after = sizes_by_part(out)
     removed = 1 - after["total"] / source.n_params
@@ -97,13 +107,18 @@ def _prune(
                 "parameters_before": source.n_params,
                 "parameters_after": after,
                 "removed": removed,
+                "search": plan.search,
             }
         )
         return
+    if plan.search is not None:
+        print_search(plan.search)
     counts = f"{source.n_params / 1e6:.1f}M -> {after['total'] / 1e6:.1f}M parameters ({removed:.1%} removed)"
     click.echo(
         f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
         f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    command = f"compact-edge export {shlex.quote(str(out))} --quant Q8_0 --out {shlex.quote(f'{out}-gguf')}"
+    command = (
+        f"compact-edge export {shlex.quote(str(out))} --quant {quant or 'Q8_0'} --out {shlex.quote(f'{out}-gguf')}"
+    )
     click.echo(f"wrote {out}\nnext:\n  {command}")

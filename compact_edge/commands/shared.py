@@ -40,6 +40,16 @@ _BUDGET = (
     click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
     click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
     click.option(
+        "--fit", help="Most bytes of the artifact, such as 400MB or 60MiB; sizes are searched (--split auto)."
+    ),
+    click.option(
+        "--split",
+        help="How --ratio or --fit is shared between vocabulary and FFN: auto searches by bits per byte; 70:30 gives "
+        "the shares (default: auto of --fit; of --ratio a fixed rule).",
+    ),
+)
+_RANKING = (
+    click.option(
         "--pad-vocab-to-multiple-of",
         type=click.IntRange(1, 4096),
         default=1,
@@ -151,7 +161,12 @@ def _apply(options: tuple[Callable[[Function], Function], ...], function: Functi
 
 def budget_options(function: Function) -> Function:
     """`--ratio` and everything else that says what to remove."""
-    return _apply(_BUDGET, function)
+    return _apply((*_BUDGET, *_RANKING), function)
+
+
+def ranking_options(function: Function) -> Function:
+    """How tokens and channels are ranked, whatever the budget."""
+    return _apply(_RANKING, function)
 
 
 def calibration_options(function: Function) -> Function:
@@ -201,14 +216,26 @@ def file_choices(values: dict[str, Any]) -> FileOptions:
 
 
 def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:
-    """`PruneOptions` from the values of the shared options; other keys are left alone."""
+    """`PruneOptions` from the values of the shared options; other keys are left alone.
+
+    Raises:
+        UsageError: budgets that exclude each other, or words that are no size or split.
+    """
     from dataclasses import fields
 
+    from compact.budget_options import check_budget, parse_size
     from compact.prune import PruneOptions
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
-    chosen = {name: values[name] for name in names}
-    return PruneOptions(**chosen, channel_grid=channel_grid, recover=_recover_options(values))
+    fit = values.get("fit")
+    options = PruneOptions(
+        **{name: values[name] for name in names},
+        fit_bytes=None if fit is None else parse_size(fit),
+        channel_grid=channel_grid,
+        recover=_recover_options(values) if "recover" in values else None,
+    )
+    check_budget(options)
+    return options
 
 
 def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:

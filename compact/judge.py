@@ -1,0 +1,269 @@
+"""Bits per byte of a model at any size, without writing a checkpoint: what a search of the sizes asks.
+
+The dense model is loaded once. For each size its embedding, head and FFN are replaced by the rows and columns that a
+plan of these sizes keeps (`index_select` of the same ids and channels), and every text is cut anew by the pruned
+tokenizer. The figures are those that `compact.evaluate.evaluate_checkpoint` gives for the checkpoint on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compact.apply import cut_of
+from compact.budget import Sizes
+from compact.cache import Cache
+from compact.calibration import Calibration, HeldOut
+from compact.errors import CalibrationError, DamagedFileError, UsageError
+from compact.evaluate import DEFAULT_WINDOW, evaluate, hf_score, token_bytes
+from compact.importance import Scores, load_model, resolve_device, resolve_dtype, top_channels
+from compact.progress import Progress
+from compact.prune import PruneOptions, act2_scores, reference_scores
+from compact.ranking import Ranking
+from compact.source import CONFIG, TOKENIZER, ModelSource
+from compact.store import read_json_object, sha256_json, write_json
+from compact.tokenizer import bos_id, encode, load_tokenizer, remap_config, write_pruned_tokenizer
+from compact.vocabulary import kept_ids
+
+if TYPE_CHECKING:
+    import torch
+
+# Characters of each held-out text that are scored: about a thousand tokens, so that a size takes seconds.
+TEXT_BYTES = 4096
+# Characters below which a text is no more than a few tokens, and says nothing.
+_SHORTEST = 16
+# Raised when the figures mean something else for equal inputs.
+_VERSION = 1
+# Of the free memory that the dense model and its pruned copy may take together.
+_MEMORY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """One held-out text at one size.
+
+    Attributes:
+        bits_per_byte: of the scored tokens.
+        n_tokens, n_characters: tokens scored, and characters of the text.
+    """
+
+    bits_per_byte: float
+    n_tokens: int
+    n_characters: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A size and what it scores on every held-out text, by name."""
+
+    sizes: Sizes
+    texts: Mapping[str, TextScore]
+
+
+class Judge:
+    """Scores sizes of one model on the held-out text of its calibration, each once: the cache keeps them.
+
+    Args:
+        source: the checkpoint.
+        options: how channels are scored, and where the model runs.
+        ranking: of the vocabulary.
+        calibration: its `held_out` is scored; its sequences rank the channels.
+        cache: keeps every figure, and the scores of the calibration pass.
+        progress: told of the calibration pass.
+        text_bytes: of each text that are scored.
+
+    Raises:
+        CalibrationError: the calibration holds no text back.
+        UsageError: the model does not fit in memory twice.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        options: PruneOptions,
+        ranking: Ranking,
+        calibration: Calibration,
+        cache: Cache,
+        progress: Progress,
+        *,
+        text_bytes: int = TEXT_BYTES,
+    ) -> None:
+        self.texts = named_texts(calibration.held_out, text_bytes)
+        if not self.texts:
+            raise CalibrationError(
+                f"{calibration.label}: no text is left to judge sizes on",
+                "give a longer text, fewer --calibration-tokens, or the sizes yourself (--split 50:50)",
+            )
+        self._source, self._options, self._ranking = source, options, ranking
+        self._calibration, self._cache, self._progress = calibration, cache, progress
+        self._device = resolve_device(options.device)
+        self._dtype = resolve_dtype(options.dtype, self._device)
+        check_memory(source, self._device, self._dtype)
+        self._model: _Resizable | None = None
+        self._by_vocabulary: Scores | None = None
+        self._fixed: np.ndarray[Any, np.dtype[np.float64]] | None = None
+
+    @property
+    def whole(self) -> Sizes:
+        """The unpruned model's sizes."""
+        return Sizes(self._source.vocab_size, self._source.intermediate_size)
+
+    def prepare(self) -> None:
+        """Score the channels, which needs a pass of its own over the calibration set where the cache has none.
+
+        Before a model is loaded here, for the pass holds one too; and outside of every other entry of the cache, so
+        that processes that share the pass all come to it.
+        """
+        if self._by_vocabulary is not None or self._fixed is not None:
+            return
+        if self._options.method in ("magnitude", "random"):
+            self._fixed = reference_scores(self._source, self._options.method, self._options.seed)
+            return
+        self._by_vocabulary = act2_scores(
+            self._source, self._calibration, self._ranking, None, self._options, self._cache, self._progress
+        )
+
+    def at(self, sizes: Sizes) -> Judgement:
+        """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
+        self.prepare()
+        key: dict[str, Any] = {
+            "version": _VERSION,
+            "source": self._source.id,
+            "texts": sha256_json([[name, text] for name, text in self.texts.items()]),
+            "dtype": self._options.dtype,
+            "device": self._options.device,
+            "sizes": asdict(sizes),
+        }
+        if sizes != self.whole:  # the unpruned model is the same however tokens and channels are ranked
+            key |= {
+                "calibration": self._calibration.id,
+                "order": sha256_json([sorted(self._ranking.always), self._ranking.order]),
+                "method": self._options.method,
+                "seed": self._options.seed,
+            }
+
+        def make(work: Path) -> None:
+            scores = self._score(sizes)
+            write_json(work / "scores.json", {name: asdict(score) for name, score in scores.items()})
+
+        path = self._cache.get_or_make("search", sha256_json(key), make) / "scores.json"
+        try:
+            return Judgement(sizes, {name: TextScore(**value) for name, value in read_json_object(path).items()})
+        except TypeError as error:
+            raise DamagedFileError(f"{path}: not what a search wrote", "delete the cache") from error
+
+    def _score(self, sizes: Sizes) -> dict[str, TextScore]:
+        import torch
+
+        kept = kept_ids(self._ranking.vocabulary, self._ranking.always, self._ranking.order, sizes.vocab_size)
+        channels = None
+        if sizes.intermediate_size < self._source.intermediate_size:
+            channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
+        if self._model is None:
+            self._model = _Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
+        with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
+            tokenizer_dir = self._source.directory
+            if sizes.vocab_size < self._source.vocab_size:
+                tokenizer_dir = Path(scratch)
+                _write_tokenizer(self._source, tokenizer_dir, kept)
+            model = self._model.at(kept if sizes.vocab_size < self._source.vocab_size else None, channels)
+            tokenizer = load_tokenizer(tokenizer_dir)
+            return {
+                name: self._text(text, tokenizer, tokenizer_dir / TOKENIZER, model) for name, text in self.texts.items()
+            }
+
+    def _text(self, text: str, tokenizer: Any, tokenizer_json: Path, model: Any) -> TextScore:
+        ids = encode(tokenizer, [text], add_special_tokens=False)[0]
+        found = evaluate(
+            ids,
+            text,
+            hf_score(model),
+            bos=bos_id(tokenizer),
+            first_token_bytes=token_bytes(tokenizer_json, ids[0]) if ids else 0,
+            window=min(DEFAULT_WINDOW, self._source.max_positions),
+        )
+        return TextScore(found.bits_per_byte, found.n_tokens, found.n_characters)
+
+    def _channel_scores(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[layers, I] at a V'; those of methods that do not look at tokens are the same at every V'."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self._by_vocabulary is not None
+        return self._by_vocabulary.at(vocab_size)
+
+
+def named_texts(held_out: Sequence[HeldOut], n_bytes: int) -> dict[str, str]:
+    """The first `n_bytes` of each text by its name; sources of one name are numbered, all but empty ones left out."""
+    texts: dict[str, str] = {}
+    for part in held_out:
+        text = part.text.encode("utf-8", "surrogatepass")[:n_bytes].decode("utf-8", "ignore")
+        if len(text.strip()) < _SHORTEST:
+            continue
+        name, number = part.name, 1
+        while name in texts:
+            number += 1
+            name = f"{part.name} ({number})"
+        texts[name] = text
+    return texts
+
+
+def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
+    """Raise UsageError where the dense model and a pruned copy of it do not fit in the free memory."""
+    import psutil
+    import torch
+
+    needed = 2 * source.n_params * dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if needed > _MEMORY_SHARE * free:
+        raise UsageError(
+            f"{source.name}: judging sizes needs it in memory twice, {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free",
+            "prune with the shares given (--split 50:50), or calibrate in a smaller --dtype",
+        )
+
+
+def _write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> None:
+    """What `load_tokenizer` reads: the pruned tokenizer's files, and the configuration that names its class."""
+    new_id = {old: new for new, old in enumerate(kept)}
+    write_json(target / CONFIG, {**remap_config(source.config, new_id, CONFIG), "vocab_size": len(kept)})
+    write_pruned_tokenizer(source.directory, target, kept)
+
+
+class _Resizable:
+    """A dense model whose weights are replaced by a selection of them, again and again.
+
+    Modules compute with the weights that they have; their recorded sizes (`out_features`) are not looked at.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        # A padding id of the dense model may lie beyond the pruned rows; it has no part in a forward pass.
+        model.get_input_embeddings().padding_idx = None
+        # A tied head is the same parameter, listed once under the embedding's name and replaced at both places.
+        self._tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        self._whole = {name: parameter.data for name, parameter in model.named_parameters() if cut_of(name) is not None}
+
+    def at(self, rows: Sequence[int] | None, channels: Sequence[Sequence[int]] | None) -> Any:
+        """The model with these embedding rows and FFN channels of each layer; None keeps all."""
+        import torch
+
+        device = self._model.device
+        chosen_rows = None if rows is None else torch.tensor(rows, dtype=torch.int64, device=device)
+        for name, whole in self._whole.items():
+            cut = cut_of(name)
+            assert cut is not None
+            dim, layer = cut
+            chosen = chosen_rows
+            if layer is not None:
+                chosen = None if channels is None else torch.tensor(channels[layer], dtype=torch.int64, device=device)
+            value = whole if chosen is None else whole.index_select(dim, chosen)
+            owner, _, attribute = name.rpartition(".")
+            setattr(self._model.get_submodule(owner), attribute, torch.nn.Parameter(value, requires_grad=False))
+        if self._tied:
+            self._model.get_output_embeddings().weight = self._model.get_input_embeddings().weight
+        return self._model

@@ -1,0 +1,48 @@
+"""The final sizes that the options of a plan mean, where nothing has to be searched for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
+from compact.budget_options import AUTO, check_budget, parse_split
+from compact.errors import UsageError
+from compact.source import ModelSource
+
+if TYPE_CHECKING:
+    from compact.prune import PruneOptions
+    from compact.ranking import Ranking
+
+# FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
+RATIO_GRID = 32
+
+
+def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Limits:
+    """What the sizes may be."""
+    explicit = options.vocab_size is not None or options.intermediate_size is not None
+    return Limits(
+        vocab_size=source.vocab_size,
+        intermediate_size=source.intermediate_size,
+        smallest_vocab_size=len(ranking.always),
+        # A ratio is free to land on sizes that every kernel likes; explicit sizes are the user's.
+        channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
+        vocab_multiple=options.pad_vocab_to_multiple_of,
+    )
+
+
+def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:
+    """The final sizes: explicit, or from the ratio (0.2 where nothing is asked).
+
+    Raises:
+        BudgetError: what `compact.budget` raises.
+        UsageError: options that exclude each other, or sizes that only `compact.search` finds.
+    """
+    check_budget(options)
+    limits = limits_of(source, ranking, options)
+    if options.vocab_size is not None or options.intermediate_size is not None:
+        return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
+    split = None if options.split is None else parse_split(options.split)
+    if options.fit_bytes is not None or split == AUTO:
+        raise UsageError("--fit and --split auto: the sizes have to be searched", "decide through compact.decide")
+    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+    return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits, split)

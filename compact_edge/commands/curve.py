@@ -1,0 +1,99 @@
+"""`compact-edge curve`: what each size of a model costs, as a table and a plot."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact_edge.commands.shared import (
+    DIRECTORY,
+    QuantCommand,
+    calibration_options,
+    compute_options,
+    prune_options,
+    ranking_options,
+)
+
+
+@click.command(cls=QuantCommand)
+@click.argument("model")
+@click.option("--quant", help="GGUF type of the files, or `list` (default: that of the target gguf).")
+@click.option(
+    "--points",
+    type=click.IntRange(1, 50),
+    default=6,
+    show_default=True,
+    help="How many ratios, evenly from 0.05 to 0.5; each judges 6 sizes.",
+)
+@ranking_options
+@calibration_options
+@compute_options
+@click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--no-cache", is_flag=True, help="Measure every size anew and keep nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+def curve(
+    model: str,
+    quant: str | None,
+    points: int,
+    out: Path | None,
+    force: bool,
+    no_cache: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """What each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
+
+    For every ratio of parameters removed the best split between vocabulary and FFN is searched, by bits per byte on
+    text of each calibration source that the calibration does not hold. Nothing is pruned or exported.
+
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model (tiny, smollm2-135m).
+    """
+    from compact.cache import open_cache
+    from compact.prune import calibration_for, check_calibration
+    from compact.ranking import rank_vocabulary
+    from compact.source import open_source
+    from compact.store import publish, write_json, write_sums, write_text
+    from compact_edge.artifact_files import FileOptions
+    from compact_edge.console import Console, print_json
+    from compact_edge.curve import curve_svg, measure_curve, print_curve, ratios_of
+    from compact_edge.format_gguf import check_gguf_options, gguf_format
+    from compact_edge.formats import SizeRequest
+    from compact_edge.output import check_output, existing
+    from compact_edge.quiet import quiet_libraries
+    from targets.profile import load_profile
+
+    quiet_libraries(model, *values["calibration"])
+    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    check_gguf_options(quant, None, None)
+    if out is not None:
+        check_output(out, force=force, inputs=inputs)
+    check_calibration(model, prune_options(values))
+    console = Console()
+    with open_cache(enabled=not no_cache) as cache:
+        source = open_source(model, cache, console)
+        out = (out or Path(f"{source.name}-curve")).absolute()
+        check_output(out, force=force, inputs=inputs)
+        profile = load_profile("gguf")
+        form = gguf_format(profile, source, quant=quant, embedding_quant=None, imatrix=None, files=FileOptions())
+        options = prune_options(values, channel_grid=form.channel_grid)
+        ranking = rank_vocabulary(source, options)
+        sizes = form.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
+        calibration = calibration_for(source, options, keep_out=True, cache=cache, progress=console)
+        found = measure_curve(
+            source, options, ranking, calibration, sizes, form.quant, ratios_of(points), cache, console
+        )
+        with publish(out, force=force) as work:
+            write_json(work / "curve.json", found.as_dict())
+            write_text(work / "curve.svg", curve_svg(found))
+            write_sums(work)
+    if as_json:
+        print_json({"out": str(out), **found.as_dict()})
+        return
+    print_curve(found)
+    click.echo(f"wrote {out}\nnext, for one of these sizes or one between:")
+    click.echo(f"  compact-edge build {shlex.quote(model)} --target gguf --quant {form.quant} --fit SIZE")

@@ -1,0 +1,135 @@
+"""Plots as SVG files of their own: panels of lines and points, for any browser or viewer, light and dark.
+
+Series differ by colour, dashes and the marker's size, so that they can be told apart without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from runtime_bench.report.svg import WIDTH, Frame, Point, line, number, text, ticks
+
+# Colours by Okabe and Ito, which people with colour blindness tell apart; the first is for what matters most.
+_COLOURS = ("#0072b2", "#c25400", "#00664a", "#a0508c", "#5b6570", "#8a6d00")
+_DARK = ("#56b4e9", "#e69f00", "#5fd6ae", "#d98cc5", "#a5b1bd", "#e6d04a")
+_DASHES = ("", "6 4", "2 3", "8 3 2 3", "4 2", "1 3")
+_GAP, _MARGIN, _LEGEND = 28.0, 16.0, 18.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one kind, each with what its tooltip says.
+
+    Attributes:
+        name: for the legend.
+        points: in the order in which they are joined.
+        tips: a line a point.
+        style: index of colour and dashes.
+        joined: draw the line through the points.
+        hollow: draw open markers.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    tips: tuple[str, ...]
+    style: int
+    joined: bool = True
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        title, x_label, y_label: words around it.
+        series: what it shows.
+        labels: words beside single points.
+        marked: x of a vertical line, and its words.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    labels: tuple[tuple[Point, str], ...] = ()
+    marked: tuple[float, str] | None = None
+
+
+def document(panels: Sequence[Panel], title: str, description: str) -> str:
+    """The SVG file: panels below each other, with title and description for those who cannot see them."""
+    body, y = [], _MARGIN
+    for panel in panels:
+        drawn, height = _panel(panel)
+        body.append(f'<g transform="translate({number(_MARGIN)} {number(y)})">{drawn}</g>')
+        y += height + _GAP
+    width, height = WIDTH + 2 * _MARGIN, y - _GAP + _MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {number(width)} {number(height)}" '
+        f'width="{number(1.6 * width)}" height="{number(1.6 * height)}" role="img" aria-labelledby="t d">'
+        f'<title id="t">{escape(title)}</title><desc id="d">{escape(description)}</desc><style>{_style()}</style>'
+        f'<rect class="paper" width="{number(width)}" height="{number(height)}"/>' + "".join(body) + "</svg>\n"
+    )
+
+
+def _panel(panel: Panel) -> tuple[str, float]:
+    parts = [text(0, 12, panel.title, kind="title")]
+    y = 32.0
+    for one in panel.series:
+        parts.append(line(2, y - 4, 26, y - 4, f"curve s{one.style}") if one.joined else "")
+        parts += [_mark(14, y - 4, one, ""), text(34, y, one.name, kind="name")]
+        y += _LEGEND
+    points = [point for one in panel.series for point in one.points]
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    frame = Frame(ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5), panel.x_label, panel.y_label)
+    if panel.marked is not None:
+        x = frame.x(panel.marked[0])
+        side = "start" if x < (frame.left + frame.right) / 2 else "end"
+        frame.parts.append(line(x, frame.top, x, frame.bottom, "one"))
+        frame.parts.append(text(x + (5 if side == "start" else -5), frame.top + 9, panel.marked[1], side, "name"))
+    for one in panel.series:
+        if one.joined:
+            frame.curve(one.points, f"s{one.style}")
+    for one in panel.series:
+        frame.parts += [
+            _mark(frame.x(point.x), frame.y(point.y), one, tip) for point, tip in zip(one.points, one.tips, strict=True)
+        ]
+    for point, words in panel.labels:
+        after = frame.x(point.x) < frame.right - 40
+        x = frame.x(point.x) + (7 if after else -7)
+        frame.parts.append(text(x, frame.y(point.y) - 6, words, "start" if after else "end", "name"))
+    parts.append(f'<g transform="translate(0 {number(y - 6)})">{"".join(frame.parts)}</g>')
+    return "".join(parts), y - 6 + frame.height
+
+
+def _mark(x: float, y: float, series: Series, tip: str) -> str:
+    inner = f"<title>{escape(tip)}</title>" if tip else ""
+    kind = f"mark s{series.style}" + (" hollow" if series.hollow else "")
+    return (
+        f'<circle class="{kind}" cx="{number(x)}" cy="{number(y)}" r="{3.4 if series.joined else 2.6}">{inner}</circle>'
+    )
+
+
+def _style() -> str:
+    def rules(colours: Sequence[str], page: str, ink: str, soft: str, grid: str) -> str:
+        series = "".join(
+            f".curve.s{n}{{stroke:{colour};stroke-dasharray:{dashes or 'none'}}}"
+            f".mark.s{n}{{fill:{colour};stroke:{colour}}}"
+            for n, (colour, dashes) in enumerate(zip(colours, _DASHES, strict=True))
+        )
+        return (
+            f".paper{{fill:{page}}}text{{fill:{soft}}}.title,.name{{fill:{ink}}}.grid{{stroke:{grid}}}"
+            f".base,.one{{stroke:{soft}}}{series}.mark.hollow{{fill:{page}}}"
+        )
+
+    return (
+        "text{font:11.5px system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}"
+        ".title{font-size:13px;font-weight:600}.curve{fill:none;stroke-width:1.8}.mark{stroke-width:1.4}"
+        ".one{stroke-dasharray:2 3}"
+        + rules(_COLOURS, "#ffffff", "#16202a", "#515c68", "#e6eaee")
+        + "@media (prefers-color-scheme:dark){"
+        + rules(_DARK, "#182027", "#e8edf2", "#a5b1bd", "#29333d")
+        + "}"
+    )

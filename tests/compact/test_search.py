@@ -1,0 +1,332 @@
+"""How a budget is shared between vocabulary and FFN by measurement, and what such budgets refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compact import judge as judging
+from compact.budget import Limits, Parts, Shares, Sizes, sizes_for_ratio
+from compact.budget_options import AUTO, parse_size, parse_split
+from compact.cache import Cache
+from compact.calibration import Calibration, HeldOut
+from compact.decide import decide
+from compact.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
+from compact.evaluate import evaluate_checkpoint
+from compact.importance import vocabulary_grid
+from compact.judge import Judge, TextScore
+from compact.plan import read_plan
+from compact.progress import SILENT
+from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.ranking import rank_vocabulary
+from compact.search import Curve, Point, best_along, rank_key, sizes_at_ratio, sizes_within
+from compact.source import ModelSource, open_directory
+from compact.store import publish
+from tests.checkpoints import TEXTS, write_checkpoint
+from tests.compact.test_budget import SHAPES, parts_of, removed
+
+PROSE = "The quick brown fox doesn't jump over the lazy dog; she'd rather read a book of 300 pages.\n"
+CODE = "def area(r: float) -> float:\n    return 3.14159 * r ** 2\n"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_text("\n".join(TEXTS * 10), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    directory = write_checkpoint(tmp_path_factory.mktemp("model") / "m", intermediate_size=384)
+    return open_directory(directory, name="m", origin="m")
+
+
+@pytest.fixture
+def options(text: Path) -> PruneOptions:
+    return PruneOptions(calibration=(str(text),), calibration_tokens=200, channel_grid=8, device="cpu")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", [], [])
+
+
+def with_texts(source: ModelSource, options: PruneOptions, *texts: tuple[str, str]) -> Calibration:
+    held_out = tuple(HeldOut(name, content) for name, content in texts)
+    return replace(calibration_for(source, options), held_out=held_out)
+
+
+BOTH = (("prose.txt", PROSE * 4), ("code.txt", CODE * 4))
+
+
+# ----- what a size scores
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"tie_word_embeddings": False, "mlp_bias": True},
+        {"family": "qwen2", "tie_word_embeddings": True},
+        {"family": "gemma3_text"},
+        {"bos": True, "pre": "llama-bpe"},
+    ],
+    ids=["own head, biases", "tied", "gemma", "bos"],
+)
+def test_a_size_scores_what_its_checkpoint_scores(
+    kind: dict[str, object], text: Path, tmp_path: Path, cache: Cache
+) -> None:
+    source = open_directory(write_checkpoint(tmp_path / "m", **kind), name="m", origin="m")  # type: ignore[arg-type]
+    options = PruneOptions(calibration=(str(text),), calibration_tokens=200, device="cpu", channel_grid=1)
+    ranking = rank_vocabulary(source, options)
+    vocab = vocabulary_grid(source.vocab_size, len(ranking.always))[2]
+    calibration = with_texts(source, options, *BOTH)
+    judge = Judge(source, options, ranking, calibration, cache, SILENT)
+    # There and back: replacing weights must leave nothing behind.
+    for sizes in (Sizes(vocab, source.intermediate_size // 2), judge.whole, Sizes(vocab, source.intermediate_size)):
+        asked = replace(options, vocab_size=sizes.vocab_size, intermediate_size=sizes.intermediate_size)
+        plan = make_plan(source, asked, cache, calibration=calibration)
+        out = tmp_path / f"{sizes.vocab_size}-{sizes.intermediate_size}"
+        with publish(out) as work:
+            prune(source, plan, work)
+        for name, content in BOTH:
+            expected = evaluate_checkpoint(out, content, device="cpu")
+            got = judge.at(sizes).texts[name]
+            assert got.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-6)
+            assert (got.n_tokens, got.n_characters) == (expected.n_tokens, len(content))
+
+
+def test_texts_of_one_name_are_told_apart_and_long_ones_are_cut() -> None:
+    parts = (("a", "x" * 99), ("a", "é" * 99), ("b", " \n" * 30), ("c", "c"), ("d", "d" * 20))
+    texts = judging.named_texts([HeldOut(name, text) for name, text in parts], 41)
+    assert texts == {"a": "x" * 41, "a (2)": "é" * 20, "d": "d" * 20}
+
+
+def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
+    source: ModelSource, options: PruneOptions, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    class Memory:
+        available = 4 * source.n_params
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    asked = replace(options, ratio=0.2, split=AUTO)
+    with pytest.raises(UsageError, match="needs it in memory twice") as caught:
+        decide(source, asked, cache, calibration=with_texts(source, options, *BOTH))
+    assert "--split 50:50" in str(caught.value.hint)
+
+
+# ----- which sizes a budget allows
+
+
+def real_curve(name: str, grid: int = 32) -> tuple[Curve, Parts, Limits]:
+    vocab, inner, hidden, layers, tied, kv = SHAPES[name]
+    parts = parts_of(vocab, inner, hidden, layers, tied=tied, kv=kv)
+    limits = Limits(vocab, inner, 300, grid)
+    return Curve(parts, limits, vocabulary_grid(vocab, 300)), parts, limits
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_candidates_of_a_ratio_go_from_the_vocabulary_alone_to_the_ffn_alone(name: str) -> None:
+    curve, parts, limits = real_curve(name)
+    ratio = 0.5 * min(parts.vocabulary, parts.ffn) / parts.total
+    found = sizes_at_ratio(ratio, curve)
+    assert all(abs(removed(sizes, parts, limits) - ratio) <= 0.005 for sizes in found)
+    assert all(sizes.vocab_size in curve.vocabulary and sizes.intermediate_size % 32 == 0 for sizes in found)
+    inner = [sizes.intermediate_size for sizes in found]
+    vocabulary = [sizes.vocab_size for sizes in found]
+    assert inner == sorted(inner, reverse=True)
+    assert vocabulary == sorted(vocabulary)
+    step = 32 * parts.per_channel / (ratio * parts.total)
+    assert curve.share(found[0]) == 1
+    assert curve.share(found[-1]) < step
+
+
+def test_what_fits_is_the_largest_vocabulary_of_each_ffn_size() -> None:
+    curve, _, _ = real_curve("smollm2-135m")
+
+    def size_of(sizes: Sizes) -> int:
+        return 1000 * sizes.vocab_size + 20_000 * sizes.intermediate_size + 5_000_000
+
+    budget = size_of(Sizes(24_576, 1024))
+    found = sizes_within(budget, curve, size_of)
+    step = curve.vocabulary[1] - curve.vocabulary[0]
+    assert len(found) > 10
+    for sizes in found:
+        assert size_of(sizes) <= budget
+        if sizes.vocab_size < 49_152:
+            assert size_of(Sizes(sizes.vocab_size + step, sizes.intermediate_size)) > budget
+    assert len({sizes.vocab_size for sizes in found}) == len(found), "a smaller FFN for nothing is no candidate"
+
+
+@given(least=st.integers(0, 39), count=st.integers(1, 40), tilt=st.floats(0.5, 2))
+def test_the_search_ends_at_the_bottom_of_a_valley(least: int, count: int, tilt: float) -> None:
+    bottom = least % count
+    asked: list[int] = []
+
+    def measure(sizes: Sizes) -> Point:
+        asked.append(sizes.vocab_size)
+        off = sizes.vocab_size - bottom
+        ratio = 1 + 0.01 * (off if off > 0 else -off * tilt)
+        return Point(sizes, 1, None, 0.5, {"t": TextScore(ratio, 1, 1)}, {"t": ratio})
+
+    points = best_along([Sizes(n, 1) for n in range(count)], measure, evaluations=12)
+    assert min(points, key=rank_key).sizes.vocab_size == bottom
+    assert len(asked) == len(set(asked)) <= 12
+
+
+def test_the_mean_decides_and_the_worst_breaks_ties() -> None:
+    def point(*ratios: float) -> Point:
+        return Point(Sizes(1, 1), 1, None, 0.5, {}, dict(zip("abc", ratios, strict=False)))
+
+    even, uneven, better = point(1.2, 1.2), point(1.1, 1.3), point(1.0, 1.38)
+    assert min([uneven, even], key=rank_key) is even
+    assert min([uneven, even, better], key=rank_key) is better
+
+
+# ----- the decision
+
+
+def test_auto_takes_the_best_of_what_it_judged_and_the_plan_says_so(
+    source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path
+) -> None:
+    asked = replace(options, ratio=0.2, split=AUTO)
+    calibration = with_texts(source, options, *BOTH)
+    plan = decide(source, asked, cache, calibration=calibration).plan
+    assert plan.search is not None
+    points = plan.search["points"]
+    chosen = points[plan.search["chosen"]]
+    assert (plan.vocab_size, plan.intermediate_size) == (chosen["vocab_size"], chosen["intermediate_size"])
+    assert chosen["mean_ratio"] == min(point["mean_ratio"] for point in points)
+    assert plan.search["held_out_bytes"].keys() == chosen["bits_per_byte"].keys() == {"prose.txt", "code.txt"}
+    base = plan.search["unpruned"]["bits_per_byte"]
+    means = [chosen["bits_per_byte"][name] / base[name] for name in base]
+    assert chosen["mean_ratio"] == pytest.approx(sum(means) / 2, abs=1e-3)
+    assert chosen["worst_ratio"] == pytest.approx(max(means), abs=1e-3)
+    plan.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+
+    again = Cache(cache.root, [], [])
+    assert decide(source, asked, again, calibration=calibration).plan == plan
+    assert not again.misses
+
+
+def test_a_split_by_hand_gives_the_shares(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
+    _, parts, limits = real_curve("qwen2.5-0.5b")
+    for share in (0.2, 0.5, 0.8):
+        sizes = sizes_for_ratio(0.1, parts, limits, Shares(share, "x"))
+        rows = (limits.vocab_size - sizes.vocab_size) * parts.per_row
+        assert rows / (removed(sizes, parts, limits) * parts.total) == pytest.approx(share, abs=0.04)
+    whole = source.intermediate_size
+    plan = decide(source, replace(options, ratio=0.05, split="1:0"), cache).plan
+    assert plan.intermediate_size == whole
+    assert plan.search is None
+    ratio = 96 * 3 * 64 * 2 / source.n_params
+    plan = decide(source, replace(options, ratio=ratio, split="0:1"), cache).plan
+    assert (plan.vocab_size, plan.intermediate_size) == (source.vocab_size, whole - 96)
+
+
+def test_without_a_split_a_ratio_means_what_it_did(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
+    asked = replace(options, ratio=0.2)
+    plan = decide(source, asked, cache).plan
+    assert plan.search is None
+    expected = make_plan(source, asked, cache)
+    assert (plan.kept_token_ids, plan.kept_channels) == (expected.kept_token_ids, expected.kept_channels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"ratio": 0.2, "fit_bytes": 9}, UsageError, "--ratio and --fit exclude each other"),
+        ({"vocab_size": 400, "fit_bytes": 9}, UsageError, "--fit and explicit sizes exclude each other"),
+        ({"ratio": 0.2, "intermediate_size": 8}, UsageError, "--ratio and explicit sizes exclude each other"),
+        ({"intermediate_size": 8, "split": AUTO}, UsageError, "--split and explicit sizes exclude each other"),
+        ({"split": "70"}, UsageError, "--split '70': no split"),
+        ({"split": "0:0"}, UsageError, "no split"),
+        ({"split": "-1:2"}, UsageError, "no split"),
+        ({"fit_bytes": 10**6}, UsageError, "the artifact's type is not known"),
+        ({"ratio": 1.5, "split": AUTO}, BudgetError, "--ratio 1.5: out of range"),
+        ({"ratio": 0.95, "split": AUTO}, BudgetError, "--ratio 0.95: not reachable"),
+        ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can give"),
+        ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "divides none of the"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused_in_a_line(
+    source: ModelSource,
+    options: PruneOptions,
+    cache: Cache,
+    changes: dict[str, object],
+    kind: type[CompactEdgeError],
+    words: str,
+) -> None:
+    asked = replace(options, **changes)  # type: ignore[arg-type]
+    with pytest.raises(kind) as caught:
+        decide(source, asked, cache, calibration=with_texts(source, options, *BOTH))
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fit_bytes", "split", "words"),
+    [
+        (10, None, "--fit 0.00 MB: not reachable, the smallest is"),
+        (10**9, None, "nothing needs to go"),
+        (2_000_000, "100:0", "--split 100:0: not reachable here, the nearest is"),
+    ],
+)
+def test_a_size_out_of_reach_is_refused_in_a_line(
+    source: ModelSource, options: PruneOptions, cache: Cache, fit_bytes: int, split: str | None, words: str
+) -> None:
+    def size_of(sizes: Sizes) -> int:
+        return 100 * sizes.vocab_size + 40_000 * sizes.intermediate_size
+
+    with pytest.raises(BudgetError) as caught:
+        decide(
+            source,
+            replace(options, fit_bytes=fit_bytes, split=split),
+            cache,
+            calibration=with_texts(source, options, *BOTH),
+            size_of=size_of,
+        )
+    assert words in caught.value.message
+
+
+def test_without_text_to_judge_on_nothing_is_searched(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
+    with pytest.raises(CalibrationError, match="no text is left to judge sizes on"):
+        decide(source, replace(options, ratio=0.2, split=AUTO), cache, calibration=with_texts(source, options))
+
+
+# ----- words
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ("400MB", 400_000_000),
+        ("400M", 400_000_000),
+        ("60MiB", 60 * 2**20),
+        ("1.5gb", 1_500_000_000),
+        (" 2 GiB ", 2**31),
+        ("1000000", 1_000_000),
+        ("700kB", 700_000),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(words: str, size: int) -> None:
+    assert parse_size(words) == size
+
+
+@pytest.mark.parametrize("words", ["", "MB", "-5MB", "4iB", "1e9", "nan", "0.2", "0", "12XB", "400 MB of it", "٤MB"])
+def test_what_is_no_size_is_refused(words: str) -> None:
+    with pytest.raises(UsageError, match="--fit"):
+        parse_size(words)
+
+
+def test_a_split_is_auto_or_two_shares() -> None:
+    assert parse_split("AUTO") == AUTO
+    assert parse_split("70:30") == Shares(0.7, "70:30")
+    assert parse_split(" 1:0 ") == Shares(1.0, "1:0")
