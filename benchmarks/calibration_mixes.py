@@ -1,27 +1,28 @@
 """What each calibration text, and each mix of them, does to four kinds of text: bits per byte of the pruned model.
 
     python benchmarks/calibration_mixes.py --bytes 12000
+    python benchmarks/calibration_mixes.py --bytes 12000 --seeds 1,2 --only stdlib-prose --only "self + stdlib-prose"
 
 `smollm2-135m` at ratio 0.2, method `compact`, 32,768 tokens, in float32 through Transformers. Judge a mix by the kinds
-of text that it does not hold: the last column is the mean loss on these. A finished row is kept and not computed again;
-about 5 minutes a row on 2 cores. Writes the table of `docs/quality.md`.
+of text that it does not hold: the last column is the mean loss on these. A finished cell is kept and not computed again;
+about 2 minutes a cell on 2 cores. Writes the table of `docs/quality.md`.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
-from common import RESULTS, cache, data_folder, evaluation_texts, record, table, wikitext_train, write_table
+from common import Cells, bits_per_byte, cache, evaluation_texts, table, texts_to_learn_from, write_table
 
 from compact.cache import Cache
 from compact.calibration import SELF, STDLIB, STDLIB_PROSE
-from compact.evaluate import evaluate_checkpoint, read_text
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.decide import decide
+from compact.prune import PruneOptions, prune
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
 
@@ -44,13 +45,6 @@ MIXES: tuple[tuple[str, ...], ...] = (
 _OWN_KIND = {WIKITEXT: "wikitext", PEPS: "technical", STDLIB: "stdlib", STDLIB_PROSE: "stdlib"}
 
 
-def source_names(work: Path) -> dict[str, str]:
-    """What `--calibration` takes for every source of the mixes; the two files hold the first 80% of their texts."""
-    peps = work / "peps-first-80.txt"
-    peps.write_text(read_text(data_folder() / "text" / "peps.txt", split="train"), encoding="utf-8")
-    return {WIKITEXT: str(wikitext_train(work)), PEPS: str(peps), **{n: n for n in (SELF, STDLIB, STDLIB_PROSE)}}
-
-
 def loss_elsewhere(mix: Sequence[str], bits: Mapping[str, float], unpruned: Mapping[str, float]) -> float:
     """How many more bits per byte the kinds of text take that the mix does not hold: mean share of the unpruned."""
     own = {_OWN_KIND.get(name) for name in mix}
@@ -58,55 +52,31 @@ def loss_elsewhere(mix: Sequence[str], bits: Mapping[str, float], unpruned: Mapp
     return sum(shares) / len(shares)
 
 
-def finished(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that an earlier run with these settings has recorded, by the mix."""
-    path = RESULTS / f"{NAME}.json"
-    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if {key: value.get(key) for key in settings} != dict(settings):
-        return {}
-    return {row["mix"]: row for row in value["rows"]}
-
-
-def bits_per_byte(directory: Path, texts: Mapping[str, str], label: str, console: Console) -> dict[str, float]:
-    """Bits per byte of a checkpoint on every text."""
-    found = {}
-    for kind, text in texts.items():
-        evaluation = evaluate_checkpoint(
-            directory, text, device="cpu", dtype="float32", progress=console, label=f"{label}, {kind}"
-        )
-        found[kind] = round(evaluation.bits_per_byte, 4)
-    return found
-
-
-def measure(
-    source: ModelSource, mix: Sequence[str], options: PruneOptions, texts: Mapping[str, str], store: Cache
-) -> dict[str, Any]:
-    """One row: draw, prune, evaluate."""
-    console, label = Console(), " + ".join(mix)
-    calibration = calibration_for(source, options, cache=store, progress=console)
-    plan = make_plan(source, options, store, calibration=calibration, progress=console)
+def measure(source: ModelSource, options: PruneOptions, texts: Mapping[str, str], store: Cache) -> dict[str, Any]:
+    """One cell: draw, prune, evaluate."""
+    console = Console()
+    plan = decide(source, options, store, progress=console).plan
     with tempfile.TemporaryDirectory() as work:
         prune(source, plan, Path(work), progress=console)
-        bits = bits_per_byte(Path(work), texts, label, console)
-    return {
-        "mix": label,
-        "sources": [{"name": one, "tokens": of.tokens} for one, of in zip(mix, calibration.sources, strict=True)],
-        "vocab_size": plan.vocab_size,
-        "intermediate_size": plan.intermediate_size,
-        "bits_per_byte": bits,
-    }
+        bits = bits_per_byte(Path(work), texts)
+    return {"vocab_size": plan.vocab_size, "intermediate_size": plan.intermediate_size, "bits_per_byte": bits}
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the docs; a star marks text of a kind that the mix holds."""
-    unpruned = next(row["bits_per_byte"] for row in rows if row["mix"] == UNPRUNED)
-    lines = []
-    for row in rows:
-        bits, mix = row["bits_per_byte"], row["mix"].split(" + ")
+def show(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of the docs: means over the seeds; a star marks text of a kind that the mix holds."""
+    unpruned = cells[UNPRUNED]["bits_per_byte"]
+    lines = [[UNPRUNED, "", *(f"{value:.3f}" for value in unpruned.values()), ""]]
+    for mix in MIXES:
+        found = [cell["bits_per_byte"] for name, cell in cells.items() if name.split("|")[0] == " + ".join(mix)]
+        if not found:
+            continue
         own = {_OWN_KIND.get(name) for name in mix}
-        cells = [f"{value:.3f}" + ("*" if kind in own else "") for kind, value in bits.items()]
-        lines.append([row["mix"], *cells, "" if bits == unpruned else f"{loss_elsewhere(mix, bits, unpruned):+.1%}"])
-    return table(["calibration", *unpruned, "loss on other kinds"], lines)
+        bits = {kind: mean(cell[kind] for cell in found) for kind in unpruned}
+        shown = [f"{value:.3f}" + ("*" if kind in own else "") for kind, value in bits.items()]
+        losses = [loss_elsewhere(mix, cell, unpruned) for cell in found]
+        spread = f" ±{(max(losses) - min(losses)) / 2:.1%}" if len(losses) > 1 else ""
+        lines.append([" + ".join(mix), str(len(found)), *shown, f"{mean(losses):+.1%}{spread}"])
+    return table(["calibration", "seeds", *unpruned, "loss on other kinds"], lines)
 
 
 @click.command()
@@ -115,37 +85,31 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--calibration-tokens", default=32768, show_default=True)
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Evaluated of every text.")
 @click.option("--only", multiple=True, help="Only these mixes, each as 'a + b'.")
-def main(model: str, ratio: float, calibration_tokens: int, n_bytes: int, only: tuple[str, ...]) -> None:
+@click.option("--seeds", default="0", show_default=True, help="Of the calibration set.")
+def main(model: str, ratio: float, calibration_tokens: int, n_bytes: int, only: tuple[str, ...], seeds: str) -> None:
     """Measure what is not recorded yet, and write the table."""
-    store, console = cache(), Console()
-    source = open_source(model, store, console)
+    store = cache()
+    source = open_source(model, store, Console())
     texts = evaluation_texts(n_bytes)
     settings = {"model": source.name, "ratio": ratio, "tokens": calibration_tokens, "bytes_per_text": n_bytes}
-    rows = finished(settings)
-    order = [UNPRUNED, *(" + ".join(mix) for mix in MIXES)]
-
-    def keep(row: dict[str, Any]) -> None:
-        rows[row["mix"]] = row
-        found = [rows[name] for name in order if name in rows]
-        record(NAME, {**settings, "rows": found})
-        write_table("quality.md", "calibration_mixes", show(found))
-        print(show(found), flush=True)
-
-    if UNPRUNED not in rows:
-        keep({"mix": UNPRUNED, "bits_per_byte": bits_per_byte(source.directory, texts, UNPRUNED, console)})
-    with tempfile.TemporaryDirectory() as scratch:
-        names = source_names(Path(scratch))
+    cells = Cells(NAME, settings)
+    cells.get(UNPRUNED, lambda: {"bits_per_byte": bits_per_byte(source.directory, texts)})
+    names = {"wikitext": "wikitext", "peps": "peps", **texts_to_learn_from()}
+    for seed in map(int, seeds.split(",")):
         for mix in MIXES:
             label = " + ".join(mix)
-            if label in rows or (only and label not in only):
+            if only and label not in only:
                 continue
             options = PruneOptions(
                 ratio=ratio,
                 channel_grid=32,
-                calibration=tuple(names[name] for name in mix),
+                calibration=tuple(names.get(name, name) for name in mix),
                 calibration_tokens=calibration_tokens,
+                seed=seed,
             )
-            keep(measure(source, mix, options, texts, store))
+            cells.get(f"{label}|{seed}", lambda o=options: measure(source, o, texts, store))  # type: ignore[misc]
+    write_table("quality.md", "calibration_mixes", show(cells.cells))
+    print(show(cells.cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Accuracy on tasks of LM-Evaluation-Harness before and after pruning: of the checkpoint, and of a GGUF made from it.
 
     python benchmarks/task_accuracy.py                                # 500 items of each task
-    python benchmarks/task_accuracy.py --methods unpruned,compact --ratios 0.2
+    python benchmarks/task_accuracy.py --methods unpruned,COMPACT --ratios 0.2
     python benchmarks/task_accuracy.py --write                        # only the table of docs/quality.md
 
 Offline: the tasks are the files in `tasks` of the data folder (docs/results.md). Checkpoints answer through
@@ -11,23 +11,20 @@ one ended.
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
-from common import RESULTS, cache, data_folder, machine, pruned_checkpoint, recorded, table, wikitext_train, write_table
+from common import Cells, cache, data_folder, pruned_checkpoint, recorded, table, write_table
+from methods import DISTILLED, OPTIONS, RECOVERY_TOKENS, Setting
 
 from compact.plan import PLAN, read_plan
-from compact.prune import PruneOptions
 from compact.source import open_source
-from compact_edge.console import Console, format_duration
+from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries
 from compact_edge.task_checkpoint import CheckpointRuntime
 from compact_edge.task_engines import GgufRuntime
@@ -45,34 +42,17 @@ TASKS = {
 METRIC = "acc"
 UNPRUNED, FLOAT32 = "unpruned", "float32"
 # The rows' order in the table, and what scored them.
-ORDER = (UNPRUNED, "compact", "repair", "repair+distill")
+ORDER = (UNPRUNED, "COMPACT", "repair", DISTILLED)
 RUNTIMES = {FLOAT32: "checkpoint, float32", "Q8_0": "GGUF, Q8_0"}
-
-# model, ratio -> a checkpoint directory
-Directory = Callable[[str, float], Path]
-
-
-def compact_directory(model: str, ratio: float) -> Path:
-    """COMPACT as in the paper: sizes by the ratio, calibrated on the first 80% of WikiText-2's validation text."""
-    store = cache()
-    source = open_source(model, store, Console())
-    with tempfile.TemporaryDirectory() as scratch:
-        options = PruneOptions(
-            ratio=ratio, channel_grid=32, calibration=str(wikitext_train(Path(scratch))), calibration_tokens=32768
-        )
-        return pruned_checkpoint(source, options, store).directory
-
-
-# Name in the table -> how its checkpoint is made. A new method is one line here.
-METHODS: dict[str, Directory] = {
-    UNPRUNED: lambda model, _ratio: open_source(model, cache(), Console()).directory,
-    "compact": compact_directory,
-}
 
 
 def model_directory(method: str, ratio: float, model: str = "smollm2-135m") -> Path:
-    """The checkpoint of a method at a ratio, through the cache."""
-    return METHODS[method](model, ratio)
+    """The checkpoint of a method (`methods.OPTIONS`) at a ratio, through the cache."""
+    store = cache()
+    source = open_source(model, store, Console())
+    if method == UNPRUNED:
+        return source.directory
+    return pruned_checkpoint(source, OPTIONS[method](Setting(source, ratio, 0, store)), store).directory
 
 
 def gguf_file(directory: Path, quant: str) -> Path:
@@ -85,7 +65,7 @@ def gguf_file(directory: Path, quant: str) -> Path:
 
 def key(method: str, ratio: float, runtime: str, task: str) -> str:
     """A cell's name in the results; the unpruned model has no ratio."""
-    return f"{method} {0 if method == UNPRUNED else ratio:g} {runtime} {task}"
+    return f"{0 if method == UNPRUNED else ratio:g}|{method}|{runtime}|{task}"
 
 
 def models(methods: Sequence[str], ratios: Sequence[float]) -> list[tuple[str, float]]:
@@ -94,34 +74,27 @@ def models(methods: Sequence[str], ratios: Sequence[float]) -> list[tuple[str, f
     return [(UNPRUNED, 0.0), *pruned] if UNPRUNED in methods else pruned
 
 
-class Cells:
-    """What is done, kept in the results' file from the first cell on."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Go on from the recorded cells. Ends the script where they were made with other settings."""
-        self.settings = dict(settings)
-        before = recorded(NAME) if (RESULTS / f"{NAME}.json").is_file() else {}
-        other = [name for name, value in settings.items() if before and before.get(name) != value]
-        if other:
-            sys.exit(f"error: {NAME}.json was made with another {other[0]}\nhint: move it away, or run with the same")
-        self.done: dict[str, Any] = before.get("cells", {})
-
-    def add(self, name: str, cell: Mapping[str, Any]) -> None:
-        """Keep one more, so that a run that is cut off loses nothing."""
-        self.done[name] = dict(cell)
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{NAME}.json"
-        work = path.with_suffix(".tmp")
-        content = {"machine": machine(), **self.settings, "cells": self.done}
-        work.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        work.replace(path)
+def score(opened: Runtime, task: str, limit: int) -> dict[str, Any]:
+    """A cell: the accuracy of an opened model on a task, and what it cost."""
+    begin = time.monotonic()
+    report = evaluate_tasks(opened, [task], include_path=data_folder() / "tasks", limit=limit, progress=Console())
+    seconds = time.monotonic() - begin
+    (result,) = report.results
+    (accuracy,) = (metric for metric in result.metrics if metric.name == METRIC)
+    return {
+        "value": round(accuracy.value, 4),
+        "stderr": round(accuracy.stderr or 0.0, 4),
+        "items": result.n_items,
+        "tokens": report.tokens,
+        "seconds": round(seconds, 1),
+    }
 
 
 def table_of(cells: Mapping[str, Any]) -> str:
     """Rows: model and runtime; columns: tasks, each accuracy with its standard error, and their mean."""
-    runtimes = list(dict.fromkeys(name.split()[2] for name in cells))
+    runtimes = list(dict.fromkeys(name.split("|")[2] for name in cells))
     found = sorted(
-        {(float(name.split()[1]), name.split()[0]) for name in cells},
+        {(float(name.split("|")[0]), name.split("|")[1]) for name in cells},
         key=lambda row: (row[0], ORDER.index(row[1]) if row[1] in ORDER else len(ORDER)),
     )
     rows = []
@@ -150,7 +123,7 @@ def open_runtime(directory: Path, runtime: str, threads: int) -> Runtime:
 
 @click.command()
 @click.option("--model", default="smollm2-135m", show_default=True)
-@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--methods", default=",".join(ORDER), show_default=True)
 @click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
 @click.option("--quant", default="Q8_0", show_default=True, help="Type of the GGUF.")
 @click.option("--limit", default=500, show_default=True, help="Items of each task, the first ones.")
@@ -162,39 +135,30 @@ def main(model: str, methods: str, ratios: str, quant: str, limit: int, threads:
         write_table("quality.md", Path(__file__).stem, table_of(recorded(NAME)["cells"]))
         return
     quiet_libraries(tasks=True)
-    cells = Cells({"model": model, "limit": limit, "metric": METRIC, "lm_eval": version("lm_eval")})
+    cells = Cells(
+        NAME,
+        {
+            "model": model,
+            "limit": limit,
+            "metric": METRIC,
+            "lm_eval": version("lm_eval"),
+            "recovery_tokens": RECOVERY_TOKENS,
+        },
+    )
     wanted = models(methods.split(","), [float(ratio) for ratio in ratios.split(",")])
     for method, ratio in wanted:
         for runtime in (FLOAT32, quant):
-            missing = [task for task in TASKS if key(method, ratio, runtime, task) not in cells.done]
+            missing = [task for task in TASKS if key(method, ratio, runtime, task) not in cells.cells]
             if not missing:
                 continue
             opened = open_runtime(model_directory(method, ratio, model), runtime, threads)
             try:
                 for task in missing:
-                    name = key(method, ratio, runtime, task)
-                    begin = time.monotonic()
-                    report = evaluate_tasks(
-                        opened, [task], include_path=data_folder() / "tasks", limit=limit, progress=Console()
-                    )
-                    seconds = time.monotonic() - begin
-                    (result,) = report.results
-                    (accuracy,) = (metric for metric in result.metrics if metric.name == METRIC)
-                    cells.add(
-                        name,
-                        {
-                            "value": round(accuracy.value, 4),
-                            "stderr": round(accuracy.stderr or 0.0, 4),
-                            "items": result.n_items,
-                            "tokens": report.tokens,
-                            "seconds": round(seconds, 1),
-                        },
-                    )
-                    rate = f"{report.tokens / seconds:.0f} tokens/s"
-                    print(f"{name}: {accuracy.value:.3f} in {format_duration(seconds)} ({rate})", flush=True)
+                    cells.get(key(method, ratio, runtime, task), lambda o=opened, t=task: score(o, t, limit))  # type: ignore[misc]
             finally:
                 opened.close()
-    print(table_of(cells.done))
+    print(table_of(cells.cells))
+    write_table("quality.md", Path(__file__).stem, table_of(cells.cells))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_the_table_of_calibration_mixes(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
     script = importlib.import_module("benchmarks.calibration_mixes")
     text = (DOCS / "quality.md").read_text(encoding="utf-8")
-    assert with_table(text, "calibration_mixes", script.show(recorded(script.NAME)["rows"])) == text
+    assert with_table(text, "calibration_mixes", script.show(recorded(script.NAME)["cells"])) == text
 
 
 def test_every_family_was_checked_in_onnx_and_passed() -> None:
