@@ -4,8 +4,8 @@
     python benchmarks/calibration_mixes.py --bytes 12000 --seeds 1,2 --only stdlib-prose --only "self + stdlib-prose"
 
 `smollm2-135m` at ratio 0.2, method `compact`, 32,768 tokens, in float32 through Transformers. Judge a mix by the kinds
-of text that it does not hold: the last column is the mean loss on these. A finished cell is kept and not computed again;
-about 2 minutes a cell on 2 cores. Writes the table of `docs/quality.md`.
+of text that it does not hold: the last column is the mean loss on these. A finished cell is kept and not computed
+again; about 2 minutes a cell on 2 cores. Writes the table of `docs/quality.md`.
 """
 
 from __future__ import annotations
