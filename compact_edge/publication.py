@@ -18,6 +18,7 @@ from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
+    from compact.plan import PrunePlan
     from compact_edge.build import BuildResult, Compared, Outcome
     from compact_edge.build_options import BuildOptions
 
@@ -170,7 +171,9 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
         scored = (
             "" if plan.calibration is None else f", {plan.calibration['n_tokens']} tokens of {plan.calibration['name']}"
         )
-        notes.append(f"channels chosen by {plan.method}{scored}; tokens ranked by {plan.ranking}")
+        # A repair keeps the channels that `compact` chooses.
+        chosen = "compact" if plan.method == "repair" else plan.method
+        notes.append(f"channels chosen by {chosen}{scored}; tokens ranked by {plan.ranking}")
         if plan.search is not None:
             notes.append(
                 f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "
@@ -196,7 +199,22 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
         source_id=source.id,
         source_hub=source.hub_reference,
         licence=result.licence,
+        method=method_line(plan),
     )
+
+
+def method_line(plan: PrunePlan) -> str:
+    """How a pruned model was made, in one line: what was cut, and whether anything was fitted or trained behind it."""
+    cut = "COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels)"
+    if plan.method in {"magnitude", "random"}:
+        cut = f"rare vocabulary, and FFN channels by {plan.method}"
+    parts = [cut]
+    if plan.repair is not None and plan.repair.get("share"):
+        parts.append("`down_proj` fitted to the original's outputs by least squares")
+    if plan.recovery is not None:
+        text = " + ".join(plan.recovery["text"])
+        parts.append(f"trained by the original on {plan.recovery['tokens']:,} tokens of {text}")
+    return "; ".join(parts) if len(parts) > 1 else f"{cut}; no training"
 
 
 def _millions(count: int) -> str:

@@ -32,6 +32,7 @@ class CardFacts:
         source_hub: `org/name@commit` of a source that came from the Hub, else None.
         licence: the licence that asks for lines of its own, else None.
         intro: paragraphs about the files.
+        method: how a pruned model was made, in one line.
     """
 
     title: str
@@ -48,6 +49,7 @@ class CardFacts:
     licence: NamingLicence | None = None
     intro: Sequence[str] = ()
     use_language: str = "console"
+    method: str = ""
 
 
 def carried_to_gguf(directory: Path) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
     if facts.plan_id is not None:
         lines += [
             f"- plan: `plan.json`, id `{facts.plan_id}`: every kept token and FFN channel",
-            "- method: COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels, no training)",
+            f"- method: {facts.method}",
         ]
     lines += ["- check the files: `sha256sum -c SHA256SUMS`, or `compact-edge verify .`", ""]
     return "\n".join(lines)
