@@ -6,7 +6,11 @@ calibration does not hold; then the neighbours of the best, at half the distance
 
 The best has the smallest mean, over the texts, of its bits per byte over the unpruned model's. Ratios, because texts
 differ in how hard they are: a mean of bits per byte would be decided by the hardest text, where the same loss counts
-for more bits. The mean, because a choice by the worst text alone would ignore all others; the worst breaks ties.
+for more bits. The mean, because a choice by the worst text alone would ignore all others.
+
+Near the best sizes the curve is flat, and held-out text of some thousand tokens tells neighbours apart by chance as
+much as by merit. So the choice is not the luckiest point, but the judged one that lies lowest on a parabola through all
+points near the best.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from compact.budget import (
     DEFAULT_RATIO,
@@ -45,6 +51,10 @@ SizeOf = Callable[[Sizes], int]
 # Sizes judged in all, and in the first round.
 EVALUATIONS = 10
 FIRST_ROUND = 6
+# Points whose loss over the unpruned model is at most this many times the smallest one lie near the best, and a
+# parabola goes through so many of them at least.
+_NEAR = 1.5
+_FEWEST_FOR_PARABOLA = 4
 # Sizes I' that are looked at, at most; of the vocabulary 64 (`compact.importance.MAX_EDGES`).
 _MOST_INNER_SIZES = 128
 # How far from `--split V:I` the sizes of `--fit` may land, as a share of what is removed.
@@ -220,6 +230,23 @@ def rank_key(point: Point) -> tuple[float, float]:
     return round(point.mean, 4), point.worst
 
 
+def settle(points: Sequence[Point]) -> Point:
+    """The judged point that lies lowest on the parabola (mean ratio by vocabulary share) through those near the best.
+
+    The best itself where too few are near it, or where they do not lie in a valley.
+    """
+    best = min(points, key=rank_key)
+    near = [point for point in points if point.mean - 1 <= _NEAR * max(best.mean - 1, 0.0)]
+    if len(near) < _FEWEST_FOR_PARABOLA:
+        return best
+    parabola = np.polynomial.Polynomial.fit(
+        [point.vocabulary_share for point in near], [point.mean for point in near], deg=2
+    )
+    if parabola.deriv(2)(0.0) <= 0:
+        return best
+    return min(near, key=lambda point: (float(parabola(point.vocabulary_share)), *rank_key(point)))
+
+
 def best_along(
     candidates: Sequence[Sizes],
     judge: Callable[[Sizes], Point],
@@ -307,7 +334,7 @@ def find_sizes(
             return point
 
         points = best_along(candidates, measure)
-    best = min(points, key=rank_key)
+    best = settle(points)
     n_bytes = None if size_of is None else size_of(judge.whole)
     return Found(best.sizes, _record(options, curve, points, best, unpruned, n_bytes, judge.texts))
 

@@ -14,7 +14,7 @@ from compact.judge import Judge, Judgement
 from compact.progress import Progress
 from compact.prune import PruneOptions
 from compact.ranking import Ranking
-from compact.search import Point, best_along, curve_of, judged, point_as_dict, rank_key, sizes_at_ratio
+from compact.search import Point, best_along, curve_of, judged, point_as_dict, settle, sizes_at_ratio
 from compact.source import ModelSource
 from compact_edge.formats import ArtifactSizes
 from compact_edge.plot import Panel, Series, document
@@ -136,7 +136,7 @@ def measure_curve(
     unpruned = judged(whole, whole, curve, sizes.file_bytes)
     front = pareto([point for points in found.values() for point in points])
     costs = [
-        Cost(ratio, point, _speed(point, whole, sizes), point is min(points, key=rank_key), point.sizes in front)
+        Cost(ratio, point, _speed(point, whole, sizes), point is settle(points), point.sizes in front)
         for ratio, points in found.items()
         for point in points
     ]
