@@ -35,6 +35,7 @@ from compact.decide import decide
 from compact.prune import PruneOptions, prune
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
+from compact_edge.quiet import quiet_libraries
 
 NAME = "calibration-mixes"
 WIKITEXT, PEPS = "wikitext", "peps"
@@ -98,6 +99,7 @@ def show(cells: Mapping[str, Mapping[str, Any]]) -> str:
 @click.option("--seeds", default="0", show_default=True, help="Of the calibration set.")
 def main(model: str, ratio: float, calibration_tokens: int, n_bytes: int, only: tuple[str, ...], seeds: str) -> None:
     """Measure what is not recorded yet, and write the table."""
+    quiet_libraries()
     store = cache()
     source = open_source(model, store, Console())
     texts = evaluation_texts(n_bytes)

@@ -38,6 +38,7 @@ from methods import CALIBRATION_TOKENS, METHODS, RECOVERY_TOKENS, SEEDLESS
 from compact.source import open_source
 from compact.tokenizer import encode, load_tokenizer
 from compact_edge.plot import Panel, Series, document
+from compact_edge.quiet import quiet_libraries
 from runtime_bench.report.svg import Point
 
 NAME, RESULT, PLOT = "compare_methods", "compare-methods", "methods.svg"
@@ -165,6 +166,7 @@ def main(
     work_dir: Path | None, model: str, ratios: str, seeds: str, names: str, n_bytes: int, *, only_write: bool
 ) -> None:
     """Compute the cells that are not there yet, print and record."""
+    quiet_libraries()
     source = open_source(model, cache())
     settings = {
         "model": source.name,

@@ -35,6 +35,7 @@ from compact.recovery.options import RecoverOptions
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
+from compact_edge.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -196,6 +197,8 @@ def _depth(setting: Setting, out: Path) -> None:
     dropped = set((1 - similar / count).argsort()[:n_dropped].tolist())
     kept = [layer for n, layer in enumerate(model.model.layers) if n not in dropped]
     model.model.layers = torch.nn.ModuleList(kept)
+    if (types := getattr(model.config, "layer_types", None)) is not None:
+        model.config.layer_types = [kind for n, kind in enumerate(types) if n not in dropped]
     model.config.num_hidden_layers = len(kept)
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(next(iter(source.tensors.values())).dtype, torch.bfloat16)
     model.to(dtype).save_pretrained(out)
@@ -254,6 +257,7 @@ SEEDLESS: Sequence[str] = ("vocabulary only", "magnitude")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(name: str, model: str, ratio: float, seed: int, out: Path) -> None:
     """Run one method into OUT; prints seconds, peak memory and whether it can be as one line of JSON."""
+    quiet_libraries()
     source = open_source(model, cache())
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -33,6 +33,7 @@ from compact.prune import PruneOptions
 from compact.recovery.options import LEARNING_RATE, RecoverOptions
 from compact.source import open_source
 from compact_edge.console import Console
+from compact_edge.quiet import quiet_libraries
 
 NAME = "recovery"
 RATIO = 0.2
@@ -83,6 +84,7 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Evaluated of every text.")
 def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
     """Compute the rows that are not there yet, print and record."""
+    quiet_libraries()
     store, console = cache(), Console()
     source = open_source(model, store, console)
     texts = evaluation_texts(n_bytes)
