@@ -16,13 +16,21 @@ import torch
 
 from compact import calibration as calibrating
 from compact import stdlib_text
-from compact.cache import Cache
-from compact.calibration import HeldOut
-from compact.distributed import all_reduce_mean_, barrier, broadcast_json, is_main, share, world_size
-from compact.errors import CalibrationError, ToolUnavailableError
-from compact.evaluate import token_bytes
+from compact.cache import ENVIRONMENT, Cache
+from compact.distributed import (
+    all_reduce_mean_,
+    barrier,
+    broadcast_json,
+    is_main,
+    local_world_size,
+    rank,
+    share,
+    world_size,
+)
+from compact.errors import CalibrationError, StorageError, ToolUnavailableError
+from compact.held_out import CutTexts, named_texts
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
-from compact.importance import load_model, resolve_device
+from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
@@ -33,11 +41,11 @@ from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.state import State
 from compact.recovery.teacher import Teacher
 from compact.recovery.text import Documents, TrainingText, file_documents, in_memory
-from compact.recovery.train import Judge, Schedule, Trainer, make_optimizer, trained_parameters
-from compact.sampling import sample_texts
+from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
+from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TOKENIZER, ModelSource
-from compact.store import read_json_object, sha256_file, sha256_json, write_json
-from compact.tokenizer import bos_id, encode, load_tokenizer
+from compact.store import read_json_object, sha256_json, write_json
+from compact.tokenizer import encode, load_tokenizer
 from compact.vocabulary import read_vocabulary
 
 # Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
@@ -52,11 +60,12 @@ _INNER_WEIGHT = 0.3
 _SELF_TOKENS = 131_072
 _SEQUENCES_PER_BATCH = 2
 _SAVE_EVERY = 300.0
-# AdamW over float32: weights, gradients and two moments; the best weights and the teacher lie beside them.
-_BYTES_PER_PARAMETER = 16
+# AdamW over float32: a gradient and two moments beside each trained weight; where there are no gradients, as the model
+# is judged and written, there is a copy of the weights.
+_BYTES_PER_TRAINED = 12
 _FILE = "recovery.json"
 # Raised when equal inputs mean another training.
-_VERSION = 1
+_VERSION = 2
 
 
 def recover(
@@ -111,7 +120,7 @@ def recover(
     key = sha256_json(run)
 
     def make(work: Path) -> None:
-        _require_memory(source, plan, place)
+        _require_memory(source, plan, place, compute, options.train)
         resumed = cache.path("recovering", key)
         session = _Session(source, plan, student, options, text, cache, place, compute, seed, resumed, progress)
         state = session.run()
@@ -123,6 +132,7 @@ def recover(
     found = cache.get_or_make("recovered", key, make, together=True)
     if is_main():
         shutil.rmtree(cache.path("recovering", key), ignore_errors=True)
+        checkpoint.forget_old(cache.path("recovering", key).parent)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
@@ -140,8 +150,8 @@ def recover(
         "seconds": best["seconds"],
         "history": result["history"],
     }
-    learned = found / UPDATES
-    return replace(plan, updates_sha256=sha256_file(learned), recovery=recovery), learned
+    digest = cache.recorded_sha256("recovered", key, UPDATES)
+    return replace(plan, updates_sha256=digest, recovery=recovery), found / UPDATES
 
 
 def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
@@ -166,13 +176,6 @@ def training_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cpu" and cpu_multiplies_bfloat16() else torch.float32
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products (AVX512-BF16, AMX); else it would be slower."""
-    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return any(bool(each()) for each in (check, amx) if each is not None)
-
-
 def training_text(
     source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
 ) -> TrainingText:
@@ -189,6 +192,7 @@ def training_text(
                 sample_texts(
                     source.directory,
                     wanted,
+                    sequence_length=min(SAMPLE_LENGTH, source.max_positions),
                     seed=seed,
                     device=device,
                     cache=cache,
@@ -207,7 +211,7 @@ def training_text(
     return TrainingText(sources, _PIECE_CHARACTERS, seed)
 
 
-def _require_memory(source: ModelSource, plan: PrunePlan, device: str) -> None:
+def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:
     """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
     import psutil
 
@@ -216,12 +220,17 @@ def _require_memory(source: ModelSource, plan: PrunePlan, device: str) -> None:
     parts = count_parts(source.tensors, source.config)
     student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
     student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
-    needed = _BYTES_PER_PARAMETER * student + 2 * student + 2 * source.n_params
-    there = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    trained = student if train == "all" else plan.vocab_size * parts.per_row
+    needed = 4 * student + _BYTES_PER_TRAINED * trained + dtype.itemsize * source.n_params
+    if device == "cuda":
+        there = torch.cuda.mem_get_info()[0]
+    else:
+        there = psutil.virtual_memory().available
+        needed *= local_world_size()
     if needed > there:
         raise ToolUnavailableError(
             f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",
-            "use a machine with more memory, or --train embeddings",
+            "use a machine with more memory" + (", or --train embeddings" if train == "all" else ""),
         )
 
 
@@ -249,23 +258,17 @@ class _Session:
             read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
         )
         self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
-        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=_LONGEST)
+        self._length = min(_LONGEST, source.max_positions)
+        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=self._length)
         model = load_model(student, device=device, dtype=torch.float32)
-        self._dtypes = {name: TORCH_DTYPES[ref.dtype] for name, ref in source.tensors.items()}
         parameters = trained_parameters(model, options.train)
-        limit = int(getattr(model.config, "max_position_embeddings", PIECE_TOKENS))
-        self._judge = Judge(
-            texts=[(held, self._ids(held)) for held in text.held_out],
-            bos=bos_id(self._tokenizer),
-            window=min(PIECE_TOKENS, limit),
-            first_token_bytes=lambda token: token_bytes(student / TOKENIZER, token),
-        )
         self._trainer = Trainer(
             model=model,
             parameters=parameters,
-            optimizer=make_optimizer(parameters),
+            dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
+            optimizer=make_optimizer(parameters.values()),
             schedule=Schedule(options.learning_rate, options.tokens, options.seconds),
-            judge=self._judge,
+            held_out=CutTexts(named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)),
             device=device,
             dtype=dtype,
             batch_size=_SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH,
@@ -274,12 +277,14 @@ class _Session:
             processes=world_size(),
         )
 
-    def _ids(self, held: HeldOut) -> list[int]:
-        return encode(self._tokenizer, [held.text], add_special_tokens=False)[0]
-
     def run(self) -> State:
         """Train to the end of the budget, from where an earlier run was cut."""
         state = checkpoint.load(self._saved, self._trainer)
+        if broadcast_json(state.step) != state.step:  # two lengths of one run would wait for each other for ever
+            raise StorageError(
+                f"{self._saved}: the run's state is at another step for process {rank()} than for process 0",
+                f"set {ENVIRONMENT} to a folder that all machines share",
+            )
         barrier()  # the first process writes there from now on
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
@@ -297,7 +302,7 @@ class _Session:
                     self._tell(now)
                 is_best = is_judged and now.best == len(now.history) - 1
                 if is_main() and (is_best or now.seconds - saved_at > _SAVE_EVERY):
-                    checkpoint.save(self._saved, self._trainer, now, self._dtypes, is_best=is_best)
+                    checkpoint.save(self._saved, self._trainer, now, is_best=is_best)
                     saved_at = now.seconds
         return state
 
@@ -319,7 +324,7 @@ class _Session:
             answers = self._teacher.answers(own)
             ids = encode(self._tokenizer, own, add_special_tokens=True)
             lessons = [
-                make_lesson(answer, row[:_LONGEST], self._alignment, _INNER_WEIGHT)
+                make_lesson(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)
             ]
             for start in range(0, len(lessons), self._options.pieces_per_step):

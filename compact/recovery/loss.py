@@ -103,3 +103,10 @@ def head_loss(
     """
     result: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, scale, cap)  # type: ignore[no-untyped-call]
     return result
+
+
+def head_settings(config: Any) -> tuple[float, float | None]:
+    """(scale, cap) of a model's logits, for `head_loss`."""
+    scaling = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return (1.0 / float(scaling) if scaling else 1.0), (float(cap) if cap else None)
