@@ -6,6 +6,7 @@ that were judged on text kept out, the one it began with among them, so a run ne
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 
 from compact import calibration as calibrating
 from compact import stdlib_text
+from compact.budget import count_parts
 from compact.cache import ENVIRONMENT, Cache
 from compact.distributed import (
     all_reduce_mean_,
@@ -63,6 +65,9 @@ _SAVE_EVERY = 300.0
 # AdamW over float32: a gradient and two moments beside each trained weight; where there are no gradients, as the model
 # is judged and written, there is a copy of the weights.
 _BYTES_PER_TRAINED = 12
+# On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
+_SAVED_BYTES = 14
+_WRITTEN_BYTES = 2
 _FILE = "recovery.json"
 # Raised when equal inputs mean another training.
 _VERSION = 2
@@ -99,6 +104,7 @@ def recover(
 
     Raises:
         CalibrationError: too little text. ToolUnavailableError: too little memory for AdamW.
+        DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
     """
     place = resolve_device(device)
     compute = training_dtype(dtype, place)
@@ -118,21 +124,24 @@ def recover(
         "processes": world_size(),
     }
     key = sha256_json(run)
+    saved = cache.path("recovering", key)
 
     def make(work: Path) -> None:
         _require_memory(source, plan, place, compute, options.train)
-        resumed = cache.path("recovering", key)
-        session = _Session(source, plan, student, options, text, cache, place, compute, seed, resumed, progress)
+        session = _Session(source, plan, student, options, text, cache, place, compute, seed, saved, progress)
         state = session.run()
         if is_main():
             if state.best > 0:
-                checkpoint.write_updates(resumed, updates, work / UPDATES)
+                checkpoint.write_updates(saved, updates, work / UPDATES)
             write_json(work / _FILE, {"run": run, "history": state.history, "best": state.best})
 
-    found = cache.get_or_make("recovered", key, make, together=True)
+    trained, _ = _trained_and_all(source, plan, options.train)
+    # While a state is written the one before is still there.
+    disk = trained * (_SAVED_BYTES * (1 if saved.is_dir() else 2) + _WRITTEN_BYTES)
+    found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
     if is_main():
-        shutil.rmtree(cache.path("recovering", key), ignore_errors=True)
-        checkpoint.forget_old(cache.path("recovering", key).parent)
+        shutil.rmtree(saved, ignore_errors=True)
+        checkpoint.forget_old(saved.parent)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
@@ -211,17 +220,22 @@ def training_text(
     return TrainingText(sources, _PIECE_CHARACTERS, seed)
 
 
+def _trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
+    """How many parameters are trained, and how many the pruned model has."""
+    parts = count_parts(source.tensors, source.config)
+    student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
+    student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
+    return (student if train == "all" else plan.vocab_size * parts.per_row), student
+
+
 def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:
     """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
     import psutil
 
-    from compact.budget import count_parts
-
-    parts = count_parts(source.tensors, source.config)
-    student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
-    student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
-    trained = student if train == "all" else plan.vocab_size * parts.per_row
-    needed = 4 * student + _BYTES_PER_TRAINED * trained + dtype.itemsize * source.n_params
+    trained, student = _trained_and_all(source, plan, train)
+    # The head's gradient is made apart from the embedding's, and both are there as they are added.
+    head = 4 * plan.vocab_size * source.hidden_size
+    needed = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
     if device == "cuda":
         there = torch.cuda.mem_get_info()[0]
     else:
@@ -314,12 +328,14 @@ class _Session:
 
     def _groups(self, skip: int) -> Iterator[list[Lesson]]:
         """The lessons of one step after another; every process takes its share of each step's."""
-        pieces = self._text.pieces()
-        for _ in range(skip):
-            next(pieces)
         per_step = self._options.pieces_per_step * world_size()
+        size = max(1, _SHARD // per_step) * per_step
+        # From the beginning of a shard: a run that goes on asks the teacher what other runs asked.
+        begin = skip // size * size
+        pieces = itertools.islice(self._text.pieces(), begin, None)
+        first = (skip - begin) // world_size()
         while True:
-            shard = [next(pieces) for _ in range(max(1, _SHARD // per_step) * per_step)]
+            shard = list(itertools.islice(pieces, size))
             own = share(shard)
             answers = self._teacher.answers(own)
             ids = encode(self._tokenizer, own, add_special_tokens=True)
@@ -327,5 +343,6 @@ class _Session:
                 make_lesson(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)
             ]
-            for start in range(0, len(lessons), self._options.pieces_per_step):
+            for start in range(first, len(lessons), self._options.pieces_per_step):
                 yield lessons[start : start + self._options.pieces_per_step]
+            first = 0

@@ -118,7 +118,8 @@ class Trainer:
     """One run over a student.
 
     Attributes:
-        model: the student, float32, on its device.
+        model: the student, float32, on its device, in evaluation mode: dropout, which some configurations name, would
+            hide from a short training what it has to learn.
         parameters: those that are trained, by name.
         dtypes: the type in which each of them will be written.
         optimizer: over them.
@@ -175,7 +176,6 @@ class Trainer:
     def _step(self, lessons: Sequence[Lesson], rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
         total = weight = 0.0
         for start in range(0, len(lessons), self.batch_size):
             batch = lessons[start : start + self.batch_size]
@@ -196,7 +196,6 @@ class Trainer:
         return (total, weight) if is_finite and math.isfinite(total) else (0.0, 0.0)
 
     def _judge(self, state: State, loss: float) -> None:
-        self.model.eval()
         dtypes = [self.dtypes[name] for name in self.parameters]
         with as_written(self.parameters.values(), dtypes), compute_context(self.device, self.dtype):
             found = self.held_out.evaluate(self.model)

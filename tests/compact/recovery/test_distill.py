@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from compact.cache import Cache
 from compact.decide import Decision, decide, pruned_checkpoint
-from compact.errors import CalibrationError, ToolUnavailableError, UsageError
+from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
@@ -23,8 +23,9 @@ from compact.prune import PruneOptions, prune
 from compact.recovery import distill, train
 from compact.recovery.options import RecoverOptions
 from compact.recovery.text import TrainingText, file_documents
-from compact.source import ModelSource, open_source
+from compact.source import ModelSource, open_directory, open_source
 from compact.stdlib_text import documents
+from tests.checkpoints import random_model
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,7 @@ def test_a_run_that_is_cut_goes_on_and_learns_the_same(
     watcher = _Cutter(10_000)
     decision = decide(again, _options(text), own, progress=watcher)
     assert any("resumed at step" in note for note in watcher.notes)
+    assert len(list((own.root / "teacher").iterdir())) == 1  # nothing was asked twice, or in other groups
     assert recovered.updates is not None
     assert decision.updates is not None
     one, other = load_file(recovered.updates), load_file(decision.updates)
@@ -199,6 +201,27 @@ def test_texts_of_one_name_are_judged_each(source: ModelSource, text: Path, cach
     assert set(decision.plan.recovery["after"]) == {text.name, f"{text.name} (2)"}
 
 
+def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
+    """Of Granite, whose published configurations name it: two runs would differ."""
+    directory = random_model(tmp_path / "m", "GraniteForCausalLM", attention_dropout=0.5)
+    granite = open_directory(directory, name="m", origin="m")
+    options = replace(_options(text, tokens=1000), vocab_size=380, intermediate_size=64)
+    losses = []
+    for name in ("a", "b"):
+        notes = _Cutter(10_000)
+        decide(granite, options, Cache(tmp_path / name, [], []), progress=notes)
+        losses.append([note for note in notes.notes if "loss" in note])
+    assert losses[0] == losses[1] != []
+
+
+def test_processes_that_do_not_share_a_disk_stop(
+    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "broadcast_json", lambda step: step + 1)
+    with pytest.raises(StorageError, match="another step"):
+        decide(source, _options(text), Cache(tmp_path / "own", [], []))
+
+
 def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, tmp_path: Path) -> None:
     own = Cache(tmp_path / "own", [], [])
     old, fresh = (own.path("recovering", name) for name in ("old", "fresh"))
@@ -242,6 +265,9 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
         decide(source, _options(text, train="embeddings"), cache)
     assert "embeddings" in str(all_weights.value.hint)
     assert "embeddings" not in str(embeddings.value.hint)
+    monkeypatch.setattr(distill, "_SAVED_BYTES", 1 << 40)
+    with pytest.raises(DiskFullError, match="are needed"):
+        decide(source, _options(text, tokens=1000), cache)
     for wrong in ({"tokens": 0}, {"minutes": -1.0}, {"learning_rate": 0.0}, {"train": "some"}, {"method": "magic"}):
         with pytest.raises(UsageError):
             RecoverOptions(**wrong)  # type: ignore[arg-type]
