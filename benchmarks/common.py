@@ -45,8 +45,18 @@ def wikitext_train(work: Path) -> Path:
 def first_part(name: str, work: Path) -> Path:
     """The first 80% of `text/NAME.txt`, as a file of `work`: what is calibrated and learned from."""
     path = work / f"{name}-first-80.txt"
-    path.write_text(read_text(data_folder() / "text" / f"{name}.txt", split="train"), encoding="utf-8")
+    text = read_text(data_folder() / "text" / f"{name}.txt", split="train")
+    # Another script may be reading it.
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        replace_text(path, text)
     return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is at no moment half there."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(text, encoding="utf-8")
+    work.replace(path)
 
 
 def texts_to_learn_from() -> dict[str, str]:
@@ -126,8 +136,16 @@ def record(name: str, value: dict[str, Any]) -> None:
     """Write `benchmarks/results/NAME.json`, the figures that the docs quote."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps({"machine": machine(), **value}, indent=2) + "\n")
     print(f"\nrecorded in {path}")
+
+
+DOCUMENTED = "smollm2-135m"
+
+
+def result_name(script: str, model: str) -> str:
+    """The name of a script's result: its own for the model that the docs show, with the model's for any other."""
+    return script if model == DOCUMENTED else f"{script}-{Path(model).name}"
 
 
 class Cells:
@@ -135,7 +153,8 @@ class Cells:
 
     Args:
         name: of the result in `benchmarks/results`.
-        settings: what all cells have in common; where an earlier run had others, its cells are not taken.
+        settings: what all cells have in common. Ends the script where those on record had others: they are not
+            thrown away.
     """
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
@@ -143,8 +162,11 @@ class Cells:
         self.cells: dict[str, dict[str, Any]] = {}
         if (RESULTS / f"{name}.json").is_file():
             earlier = recorded(name)
-            if earlier.get("settings") == settings:
-                self.cells = earlier["cells"]
+            if (before := earlier.get("settings", {})) != settings:
+                names = sorted({key for key in {*before, *settings} if before.get(key) != settings.get(key)})
+                differ = ", ".join(f"{key} {before.get(key)}, not {settings.get(key)}" for key in names)
+                sys.exit(f"error: {RESULTS / name}.json is of {differ}\nhint: ask for the same, or move it away")
+            self.cells = earlier["cells"]
 
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell, computed where it is not there yet."""

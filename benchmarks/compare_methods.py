@@ -7,12 +7,13 @@
 Every method (`methods.py`) runs in a process of its own, with its seconds and peak memory; its checkpoint is then
 scored in float32 through Transformers. Calibrated on 32,768 tokens of encyclopedic and technical text in equal shares
 (their first 80%); fiction is a kind that no method has seen. A finished cell is kept; a cell takes 3 minutes.
-Writes the table of `docs/quality.md` and `docs/methods.svg`.
+Writes the table of `docs/quality.md` and `docs/methods.svg` (of another model: `methods.svg` in DIR).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,33 +21,48 @@ from statistics import mean
 from typing import Any
 
 import click
-from common import DOCS, Cells, bits_per_byte, cache, evaluation_texts, table, write_table
+from common import (
+    DOCS,
+    DOCUMENTED,
+    Cells,
+    bits_per_byte,
+    cache,
+    evaluation_texts,
+    replace_text,
+    result_name,
+    table,
+    write_table,
+)
 from methods import CALIBRATION_TOKENS, METHODS, RECOVERY_TOKENS, SEEDLESS
 
 from compact.source import open_source
 from compact.tokenizer import encode, load_tokenizer
+from compact_edge.plot import Panel, Series, document
+from runtime_bench.report.svg import Point
 
-NAME = "compare_methods"
+NAME, RESULT, PLOT = "compare_methods", "compare-methods", "methods.svg"
 KINDS = ("wikitext", "technical", "fiction")
 SEEDED_RATIO = 0.2
 
 
-def run_method(name: str, ratio: float, seed: int, out: Path) -> dict[str, Any]:
+def run_method(model: str, name: str, ratio: float, seed: int, out: Path) -> dict[str, Any]:
     """One method in a process of its own."""
     script = str(Path(__file__).with_name("methods.py"))
-    command = [sys.executable, script, name, "--ratio", str(ratio), "--seed", str(seed), "--out", str(out)]
+    command = [sys.executable, script, name, "--model", model, "--ratio", str(ratio), "--seed", str(seed)]
+    command += ["--out", str(out)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
 
 
-def measure(name: str, ratio: float, seed: int, texts: dict[str, str], work: Path) -> dict[str, Any]:
+def measure(model: str, name: str, ratio: float, seed: int, texts: dict[str, str], work: Path) -> dict[str, Any]:
     """A cell: the method's cost and what its model scores."""
     out = work / f"{name.replace(' ', '-')}-{ratio:g}-{seed}"
-    cell = run_method(name, ratio, seed, out)
-    if "impossible" in cell:
-        return cell
-    return {**cell, **score(out, texts)}
+    try:
+        cell = run_method(model, name, ratio, seed, out)
+        return cell if "impossible" in cell else {**cell, **score(out, texts)}
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def score(directory: Path, texts: dict[str, str]) -> dict[str, Any]:
@@ -81,9 +97,10 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
             continue
         bits = [_spread([cell["bits_per_byte"][kind] for cell in group]) for kind in KINDS]
         lengths = mean(mean(cell["tokens_per_byte"].values()) for cell in group)
-        cost = ["-", "-"]
-        if "seconds" in group[0]:
-            cost = [f"{mean(c['seconds'] for c in group):.0f}", f"{max(c['peak_bytes'] for c in group) / 1e9:.1f}"]
+        cost = [
+            f"{mean(found):.0f}" if (found := [c["seconds"] for c in group if "seconds" in c]) else "-",
+            f"{max(found) / 1e9:.1f}" if (found := [c["peak_bytes"] for c in group if "peak_bytes" in c]) else "-",
+        ]
         lines.append([ratio, method, f"{group[0]['parameters'] / 1e6:.1f}M", *bits, f"{lengths:.3f}", *cost])
     return table(["ratio", "method", "parameters", *KINDS, "tokens/byte", "s", "GB"], lines)
 
@@ -100,15 +117,45 @@ def _spread(values: list[float]) -> str:
 
 
 def plot(cells: dict[str, dict[str, Any]]) -> str:
-    """Mean bits per byte of the three kinds against parameters, a line a method."""
-    from runtime_bench.report.plots import curves
+    """Mean bits per byte of the three kinds against parameters: a line a method, from the unpruned model on.
 
-    return curves(cells)
+    Those that lose more than half of the unpruned model's figure somewhere would flatten all others: a panel shows the
+    others alone.
+    """
+    lines: dict[str, dict[str, Point]] = {}
+    for (ratio, method), group in sorted(by_row(cells).items(), key=lambda item: (float(item[0][0]), _place(item))):
+        if "impossible" not in group[0]:
+            bits = mean(mean(cell["bits_per_byte"].values()) for cell in group)
+            lines.setdefault(method, {})[ratio] = Point(group[0]["parameters"] / 1e6, bits)
+    (whole,) = lines.pop("unpruned").values()
+    names = [name for name in METHODS if name in lines]
+    near = [name for name in names if all(point.y < 1.5 * whole.y for point in lines[name].values())]
+
+    def series(name: str) -> Series:
+        number = names.index(name)
+        tips = [f"{name}, ratio {ratio}: {p.x:.1f}M, {p.y:.3f}" for ratio, p in lines[name].items()]
+        points = (whole, *lines[name].values())
+        tips = [f"unpruned: {whole.x:.1f}M, {whole.y:.3f}", *tips]
+        # Six colours; the methods behind the sixth have open markers.
+        return Series(name, points, tuple(tips), number % 6, hollow=number >= 6)
+
+    def panel(shown: list[str], title: str) -> Panel:
+        label = f"bits per byte, mean of {', '.join(KINDS)}"
+        return Panel(title, "parameters, millions", label, tuple(map(series, shown)))
+
+    panels = [panel(names, "All methods")] if names else []
+    if near and near != names:
+        panels.insert(0, panel(near, "Methods that stay within half above the unpruned model"))
+    told = "; ".join(
+        f"{name} " + ", ".join(f"{point.y:.3f} at {point.x:.1f}M" for point in lines[name].values()) for name in names
+    )
+    title = "What each method costs at each size"
+    return document(panels, title, f"Unpruned {whole.y:.3f} at {whole.x:.1f}M. {told}.")
 
 
 @click.command()
-@click.option("--work-dir", type=click.Path(path_type=Path), help="Holds the checkpoints (about 250 MB each).")
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Holds one checkpoint at a time.")
+@click.option("--model", default=DOCUMENTED, show_default=True)
 @click.option("--ratios", default="0.2,0.1,0.35", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Other seeds than 0 at ratio 0.2 only.")
 @click.option("--methods", "names", default=",".join(METHODS), help="Some of the methods.")
@@ -125,7 +172,7 @@ def main(
         "calibration_tokens": CALIBRATION_TOKENS,
         "recovery_tokens": RECOVERY_TOKENS,
     }
-    cells = Cells(NAME.replace("_", "-"), settings)
+    cells = Cells(result_name(RESULT, model), settings)
     if not only_write:
         if work_dir is None:
             raise click.UsageError("--work-dir is needed")
@@ -137,11 +184,19 @@ def main(
             if seed and (ratio != SEEDED_RATIO or name in SEEDLESS):
                 continue
             key = f"{ratio:g}|{name}|{seed}"
-            cell = cells.get(key, lambda n=name, r=ratio, s=seed: measure(n, r, s, texts, work_dir))  # type: ignore[misc]
+            cell = cells.get(key, lambda n=name, r=ratio, s=seed: measure(model, n, r, s, texts, work_dir))  # type: ignore[misc]
             print(key, cell.get("bits_per_byte", "-"), flush=True)
     print(show(cells.cells))
-    write_table("quality.md", NAME, show(cells.cells))
-    (DOCS / "methods.svg").write_text(plot(cells.cells), encoding="utf-8")
+    if model == DOCUMENTED:
+        write_table("quality.md", NAME, document_part(cells.cells))
+        replace_text(DOCS / PLOT, plot(cells.cells))
+    elif work_dir is not None:
+        replace_text(work_dir / PLOT, plot(cells.cells))
+
+
+def document_part(cells: dict[str, dict[str, Any]]) -> str:
+    """What stands in the docs: the table, and the plot below it."""
+    return f"{show(cells)}\n\n![Bits per byte of each method against its parameters]({PLOT})"
 
 
 if __name__ == "__main__":

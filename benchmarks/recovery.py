@@ -16,7 +16,17 @@ import time
 from typing import Any
 
 import click
-from common import Cells, bits_per_byte, cache, evaluation_texts, table, texts_to_learn_from, write_table
+from common import (
+    DOCUMENTED,
+    Cells,
+    bits_per_byte,
+    cache,
+    evaluation_texts,
+    result_name,
+    table,
+    texts_to_learn_from,
+    write_table,
+)
 
 from compact.decide import decide, pruned_checkpoint
 from compact.prune import PruneOptions
@@ -68,7 +78,7 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
 
 
 @click.command()
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--model", default=DOCUMENTED, show_default=True)
 @click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, required=True)
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Evaluated of every text.")
 def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
@@ -76,7 +86,9 @@ def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
     store, console = cache(), Console()
     source = open_source(model, store, console)
     texts = evaluation_texts(n_bytes)
-    cells = Cells(NAME, {"model": source.name, "ratio": RATIO, "method": "repair", "bytes_per_text": n_bytes})
+    cells = Cells(
+        result_name(NAME, model), {"model": source.name, "ratio": RATIO, "method": "repair", "bytes_per_text": n_bytes}
+    )
 
     def compute(row: Row | None) -> dict[str, Any]:
         start = time.monotonic()
@@ -85,8 +97,11 @@ def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
         directory, _ = pruned_checkpoint(source, decision, store)
         cell: dict[str, Any] = {"bits_per_byte": bits_per_byte(directory, texts)}
         if row is not None:
-            recovery = decision.plan.recovery or {}
-            cell |= {"seconds": seconds, "history": recovery.get("history"), "learning_rate": row[1]}
+            recovery = decision.plan.recovery
+            history = None if recovery is None else recovery["history"]
+            # A run that was cut and resumed has its own clock.
+            cell |= {"seconds": history[-1]["seconds"] if history else seconds, "history": history}
+            cell |= {"learning_rate": row[1]}
         return cell
 
     cells.get("unpruned", lambda: {"bits_per_byte": bits_per_byte(source.directory, texts)})
@@ -94,7 +109,8 @@ def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
     for row in (row for part in parts for row in PARTS[part]):
         cells.get(key_of(row), lambda row=row: compute(row))  # type: ignore[misc]
     print(show(cells.cells))
-    write_table("quality.md", NAME, show(cells.cells))
+    if model == DOCUMENTED:
+        write_table("quality.md", NAME, show(cells.cells))
 
 
 if __name__ == "__main__":

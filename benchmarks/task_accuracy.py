@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from common import Cells, cache, data_folder, pruned_checkpoint, recorded, table, write_table
+from common import (
+    DOCUMENTED,
+    Cells,
+    cache,
+    data_folder,
+    pruned_checkpoint,
+    recorded,
+    result_name,
+    table,
+    write_table,
+)
 from methods import DISTILLED, OPTIONS, RECOVERY_TOKENS, Setting
 
 from compact.plan import PLAN, read_plan
@@ -122,7 +132,7 @@ def open_runtime(directory: Path, runtime: str, threads: int) -> Runtime:
 
 
 @click.command()
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--model", default=DOCUMENTED, show_default=True)
 @click.option("--methods", default=",".join(ORDER), show_default=True)
 @click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
 @click.option("--quant", default="Q8_0", show_default=True, help="Type of the GGUF.")
@@ -136,7 +146,7 @@ def main(model: str, methods: str, ratios: str, quant: str, limit: int, threads:
         return
     quiet_libraries(tasks=True)
     cells = Cells(
-        NAME,
+        result_name(NAME, model),
         {
             "model": model,
             "limit": limit,
@@ -158,7 +168,8 @@ def main(model: str, methods: str, ratios: str, quant: str, limit: int, threads:
             finally:
                 opened.close()
     print(table_of(cells.cells))
-    write_table("quality.md", Path(__file__).stem, table_of(cells.cells))
+    if model == DOCUMENTED:
+        write_table("quality.md", Path(__file__).stem, table_of(cells.cells))
 
 
 if __name__ == "__main__":

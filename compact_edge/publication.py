@@ -14,11 +14,11 @@ from compact.plan import PLAN
 from compact.prune import options_as_json
 from compact.store import publish, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
+from compact_edge.method_report import method_line
 from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
-    from compact.plan import PrunePlan
     from compact_edge.build import BuildResult, Compared, Outcome
     from compact_edge.build_options import BuildOptions
 
@@ -201,20 +201,6 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
         licence=result.licence,
         method=method_line(plan),
     )
-
-
-def method_line(plan: PrunePlan) -> str:
-    """How a pruned model was made, in one line: what was cut, and whether anything was fitted or trained behind it."""
-    cut = "COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels)"
-    if plan.method in {"magnitude", "random"}:
-        cut = f"rare vocabulary, and FFN channels by {plan.method}"
-    parts = [cut]
-    if plan.repair is not None and plan.repair.get("share"):
-        parts.append("`down_proj` fitted to the original's outputs by least squares")
-    if plan.recovery is not None:
-        text = " + ".join(plan.recovery["text"])
-        parts.append(f"trained by the original on {plan.recovery['tokens']:,} tokens of {text}")
-    return "; ".join(parts) if len(parts) > 1 else f"{cut}; no training"
 
 
 def _millions(count: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compact.languages import WARNING_RATIO
+from compact_edge import method_report
 from compact_edge.console import one_line
 from compact_edge.search_report import print_search
 
@@ -28,6 +29,7 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         "model": result.source.name,
         "hub": result.source.hub_reference,
         "plan_id": result.plan.id,
+        **method_report.as_json(result.plan),
         "search": result.plan.search,
         "formats": {outcome.form.name: _outcome(outcome) for outcome in result.outcomes},
         "evaluation_text": result.eval_name,
@@ -153,6 +155,8 @@ def print_summary(result: BuildResult) -> None:
         )
         for line in (fine, *losses(outcome, dtype), *_parity(after)):
             console.print(Text(one_line(line)), soft_wrap=soft)
+    for line in method_report.gain_lines(result.plan, result.pruning):
+        console.print(Text(one_line(line)), soft_wrap=soft)
     languages = ", ".join(f"{cost.language} {cost.ratio:.2f}" for cost in result.languages)
     console.print(Text(f"tokens per character, after / before: {languages}"), soft_wrap=soft)
     costly = [cost.language for cost in result.languages if cost.ratio > WARNING_RATIO]

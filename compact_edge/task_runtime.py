@@ -129,5 +129,6 @@ def score_in_packs(
     for pack in packs(groups, max_branches=max_branches, max_tokens=max_tokens):
         for index, scores in zip(pack, score([groups[index] for index in pack]), strict=True):
             results[index] = scores
-            advance(groups[index].n_tokens)
+        # Once a pass: told of each group, a bar would show the rate of telling.
+        advance(sum(groups[index].n_tokens for index in pack))
     return results

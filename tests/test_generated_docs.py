@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from benchmarks import families, tokenizer_parity
-from benchmarks.common import DOCS, recorded, with_table
+from benchmarks.common import DOCS, RESULTS, recorded, with_table
 from compact.families import FAMILIES
 
 
@@ -51,11 +53,34 @@ def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPa
     assert with_table(text, script, rows) == text
 
 
-def test_the_table_of_calibration_mixes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("document", "script", "name", "show"),
+    [
+        ("quality.md", "compare_methods", "compare-methods", lambda m, result: m.document_part(result["cells"])),
+        ("quality.md", "recovery", "recovery", lambda m, result: m.show(result["cells"])),
+        ("quality.md", "task_accuracy", "task-accuracy", lambda m, result: m.table_of(result["cells"])),
+        ("quality.md", "calibration_mixes", "calibration-mixes", lambda m, result: m.show(result["cells"])),
+        ("performance.md", "prune_scale", "prune-scale", lambda m, result: m.show(result)),
+    ],
+)
+def test_the_tables_of_quality_and_performance(
+    document: str, script: str, name: str, show: Callable[[Any, dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
+    text = (DOCS / document).read_text(encoding="utf-8")
+    if not (RESULTS / f"{name}.json").is_file():
+        assert with_table(text, script, "").split() == text.split(), "a table of no recorded result"
+        pytest.skip(f"{script}.py has not been run yet")
+    rows = show(importlib.import_module(f"benchmarks.{script}"), recorded(name))
+    assert with_table(text, script, rows) == text
+
+
+def test_the_plot_of_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
-    script = importlib.import_module("benchmarks.calibration_mixes")
-    text = (DOCS / "quality.md").read_text(encoding="utf-8")
-    assert with_table(text, "calibration_mixes", script.show(recorded(script.NAME)["cells"])) == text
+    script = importlib.import_module("benchmarks.compare_methods")
+    if not (RESULTS / f"{script.RESULT}.json").is_file():
+        pytest.skip("compare_methods.py has not been run yet")
+    assert (DOCS / script.PLOT).read_text(encoding="utf-8") == script.plot(recorded(script.RESULT)["cells"])
 
 
 def test_every_family_was_checked_in_onnx_and_passed() -> None:

@@ -71,7 +71,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model, *values["calibration"])
+    quiet_libraries(model, *values["calibration"], *values["recover_text"])
     out: Path | None = values["out"]
     options = BuildOptions(
         model=model,

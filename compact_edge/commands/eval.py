@@ -109,7 +109,7 @@ def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, 
 
 def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str, Any]) -> None:
     from compact.cache import open_cache
-    from compact.errors import OutputExistsError, UsageError
+    from compact.errors import OutputExistsError, StorageError, UsageError
     from compact_edge.console import Console, format_table, print_json
     from compact_edge.quiet import quiet_libraries
     from compact_edge.task_files import need_hub
@@ -123,6 +123,8 @@ def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str,
     include, items = options["include_path"], options["items"]
     if items is not None and items.exists():
         raise OutputExistsError(f"{items} is there already", "choose another name, or remove it")
+    if items is not None and not items.absolute().parent.is_dir():
+        raise StorageError(f"--items {items}: no such folder to write into", "make it, or choose another name")
     quiet_libraries(model, tasks=True, hub=need_hub(names, include))
     console = Console()
     batch_size = options["batch_size"] or BATCH_SIZE

@@ -10,6 +10,7 @@ import click
 
 from compact_edge.commands.shared import (
     DIRECTORY,
+    GroupedCommand,
     budget_options,
     calibration_options,
     compute_options,
@@ -18,7 +19,7 @@ from compact_edge.commands.shared import (
 )
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model")
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @budget_options
@@ -41,7 +42,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     from compact.distributed import joined
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model, *values["calibration"])
+    quiet_libraries(model, *values["calibration"], *values["recover_text"])
     with joined(values["device"]):
         _prune(model, out, quant, force=force, use_cache=not no_cache, as_json=as_json, values=values)
 
@@ -61,13 +62,16 @@ def _prune(
     from compact.store import publish, write_sums, write_text
     from compact_edge.console import Console, print_json
     from compact_edge.fit import checkpoint_sizes
+    from compact_edge.method_report import as_json as method_as_json
+    from compact_edge.method_report import gain_lines
     from compact_edge.output import check_output, existing
     from compact_edge.search_report import SPLIT_SVG, print_search, split_svg
     from compact_edge.side import sizes_by_part
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
-    inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
+    texts = (*values["calibration"], *values["recover_text"], values["vocab_corpus"], values["keep_tokens"])
+    inputs = existing(model, *texts)
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     if options.fit_bytes is not None and quant is None:
@@ -107,6 +111,7 @@ def _prune(
                 "parameters_before": source.n_params,
                 "parameters_after": after,
                 "removed": removed,
+                **method_as_json(plan),
                 "search": plan.search,
             }
         )
@@ -118,6 +123,8 @@ def _prune(
         f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
         f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
     )
+    for line in gain_lines(plan, options):
+        click.echo(line)
     command = (
         f"compact-edge export {shlex.quote(str(out))} --quant {quant or 'Q8_0'} --out {shlex.quote(f'{out}-gguf')}"
     )

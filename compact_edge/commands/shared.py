@@ -21,7 +21,24 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
-class QuantCommand(click.Command):
+class GroupedCommand(click.Command):
+    """A command whose help shows the shared options under a heading for each subject, behind its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of no subject first."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in _SUBJECTS}}
+        titles = {name: title for title, group in _SUBJECTS.items() for name in _names(group)}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections[titles.get(parameter.name or "", "Options")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class QuantCommand(GroupedCommand):
     """A command whose `--quant list` prints the list of types and ends, whatever else is or is not on the line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -40,10 +57,13 @@ _BUDGET = (
     click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
     click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
     click.option(
-        "--fit", help="Most bytes of the artifact, such as 400MB or 60MiB; sizes are searched (--split auto)."
+        "--fit",
+        metavar="SIZE",
+        help="Most bytes of the artifact, such as 400MB or 60MiB; sizes are searched (--split auto).",
     ),
     click.option(
         "--split",
+        metavar="auto|V:FFN",
         help="How --ratio or --fit is shared between vocabulary and FFN: auto searches by bits per byte; 70:30 gives "
         "the shares (default: auto of --fit; of --ratio a fixed rule).",
     ),
@@ -75,10 +95,8 @@ _RANKING = (
     click.option(
         "--repair-tokens",
         type=click.Choice(["final", "common"]),
-        default="final",
-        show_default=True,
-        help="What repair is fitted to. final: the text as the pruned tokenizer cuts it. common: as the original one "
-        "does, without the tokens that are dropped.",
+        help="With --method repair, what it is fitted to. final: the text as the pruned tokenizer cuts it. common: as "
+        "the original one does, without the tokens that are dropped (default: final).",
     ),
 )
 _CALIBRATION = (
@@ -95,7 +113,13 @@ _CALIBRATION = (
         help="Tokens of the calibration set (default: 32768; of a Hub data set 524288; for tiny 8192).",
     ),
     click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration set."),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Draws the calibration set, and the order of the text to learn from.",
+    ),
 )
 _COMPUTE = (
     click.option(
@@ -103,16 +127,18 @@ _COMPUTE = (
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default="auto",
         show_default=True,
-        help="Where the calibration pass runs.",
+        help="Where the model runs: calibration, repair, training.",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Type of the calibration pass.",
+        help="Type that it computes in there; what is trained stays float32.",
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a pass."),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a calibration pass."
+    ),
 )
 
 
@@ -128,16 +154,17 @@ _RECOVERY = (
         help="Text to learn from, named as for --calibration (default: the calibration's). Several take equal shares.",
     ),
     click.option("--recover-tokens", type=click.IntRange(1), help="Budget of the training, in tokens."),
-    click.option("--recover-minutes", type=float, help="Budget of the training, in minutes (default: 30)."),
     click.option(
-        "--learning-rate", type=float, default=3e-4, show_default=True, help="Of the training, at its highest."
+        "--recover-minutes",
+        type=float,
+        help="Budget of the training, in minutes (default: 30 where --recover-tokens is not given); with both, "
+        "whichever ends first.",
     ),
+    click.option("--learning-rate", type=float, help="Of the training, at its highest (default: 0.0003)."),
     click.option(
         "--train",
         type=click.Choice(["all", "embeddings"]),
-        default="all",
-        show_default=True,
-        help="Weights that are trained: all, or the embedding and the LM head.",
+        help="Weights that are trained: all, or the embedding and the LM head (default: all).",
     ),
 )
 _FILES = (
@@ -151,6 +178,25 @@ _ONNX = (
     click.option("--accuracy-level", type=int, help="ONNX int4 and int8: 1 computes in float32, 4 in int8."),
     click.option("--execution-provider", help="ONNX: cpu, cuda, dml or webgpu (default: the target's)."),
 )
+
+
+_SUBJECTS = {
+    "Sizes": _BUDGET,
+    "Vocabulary and channels": _RANKING,
+    "Calibration": _CALIBRATION,
+    "Recovery": _RECOVERY,
+    "Computation": _COMPUTE,
+    "Files": _FILES,
+    "ONNX": _ONNX,
+}
+
+
+def _names(options: tuple[Callable[[Any], Any], ...]) -> list[str]:
+    """The parameters' names."""
+    command = click.Command("", params=[])
+    for option in options:
+        option(command)
+    return [parameter.name or "" for parameter in command.params]
 
 
 def _apply(options: tuple[Callable[[Function], Function], ...], function: Function) -> Function:
@@ -219,15 +265,23 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     """`PruneOptions` from the values of the shared options; other keys are left alone.
 
     Raises:
-        UsageError: budgets that exclude each other, or words that are no size or split.
+        UsageError: options that exclude each other, one of a step that is not asked for, or words that are no size
+            or split.
+        CalibrationError, ToolUnavailableError: text to learn from that is not there, or cannot be read here.
     """
     from dataclasses import fields
 
     from compact.budget_options import check_budget, parse_size
+    from compact.errors import UsageError
     from compact.prune import PruneOptions
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
     fit = values.get("fit")
+    fitted_to = values.get("repair_tokens")
+    if fitted_to is None:
+        names -= {"repair_tokens"}
+    elif values["method"] != "repair":
+        raise UsageError(f"--repair-tokens {fitted_to}: nothing is repaired", "add --method repair")
     options = PruneOptions(
         **{name: values[name] for name in names},
         fit_bytes=None if fit is None else parse_size(fit),
@@ -242,20 +296,37 @@ def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
     from compact.errors import UsageError
     from compact.recovery.options import RecoverOptions
 
-    given = {
-        "--recover-text": bool(values["recover_text"]),
-        "--recover-tokens": values["recover_tokens"] is not None,
-        "--recover-minutes": values["recover_minutes"] is not None,
+    # A value that is not given is the default of `RecoverOptions`.
+    options = {
+        "text": ("--recover-text", values["recover_text"] or None),
+        "tokens": ("--recover-tokens", values["recover_tokens"]),
+        "minutes": ("--recover-minutes", values["recover_minutes"]),
+        "learning_rate": ("--learning-rate", values["learning_rate"]),
+        "train": ("--train", values["train"]),
     }
+    given = {name: (option, value) for name, (option, value) in options.items() if value is not None}
     if values["recover"] is None:
-        for name in (name for name, is_given in given.items() if is_given):
-            raise UsageError(f"{name}: nothing is trained", "add --recover distill")
+        for option, _ in given.values():
+            raise UsageError(f"{option}: nothing is trained", "add --recover distill")
         return None
-    return RecoverOptions(
-        method=values["recover"],
-        text=tuple(values["recover_text"]),
-        tokens=values["recover_tokens"],
-        minutes=values["recover_minutes"],
-        learning_rate=values["learning_rate"],
-        train=values["train"],
-    )
+    chosen = RecoverOptions(method=values["recover"], **{name: value for name, (_, value) in given.items()})
+    _check_text(chosen.text)
+    return chosen
+
+
+def _check_text(names: tuple[str, ...]) -> None:
+    """Refuse text to learn from that cannot be read here, before hours of calibration and not after."""
+    from compact.calibration import BUILT_IN, SELF
+    from compact.errors import CalibrationError, UsageError
+    from compact.hub_dataset import names_hub_dataset, require_datasets
+
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--recover-text {name}: named twice", "name it once; every text gives an equal share")
+        if names_hub_dataset(name):
+            require_datasets(name)
+        elif name not in (*BUILT_IN, SELF) and not Path(name).is_file():
+            raise CalibrationError(
+                f"--recover-text {name}: no such file",
+                "name a text, jsonl or parquet file, a Hub data set (org/name), or: " + ", ".join((*BUILT_IN, SELF)),
+            )

@@ -288,6 +288,9 @@ def test_every_command_refuses_a_bad_model(
         (["--method", "compacct"], 2, "compacct", ""),
         (["--device", "cuda"], 2, "--device cuda: not available here", "cpu"),
         (["--rato", "0.1"], 2, "no such option", "--ratio"),
+        (["--learning-rate", "0.1"], 2, "--learning-rate: nothing is trained", "--recover distill"),
+        (["--train", "all"], 2, "--train: nothing is trained", "--recover distill"),
+        (["--repair-tokens", "common"], 2, "--repair-tokens common: nothing is repaired", "--method repair"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -326,6 +329,18 @@ def test_prune_refuses_bad_options(
         (["--target", "gguf", "--quant", "Q4_0", "--imatrix", "x"], 65, "--imatrix x: no such file", ""),
         (["--target", "gguf", "--eval-text", "absent.txt"], 74, "absent.txt", ""),
         (["--target", "gguf", "--threads", "0"], 2, "--threads", ""),
+        (
+            ["--target", "gguf", "--recover", "distill", "--recover-text", "absent.txt"],
+            65,
+            "--recover-text absent.txt: no such file",
+            "stdlib-prose",
+        ),
+        (
+            ["--target", "gguf", "--recover", "distill", *("--recover-text", "stdlib") * 2],
+            2,
+            "--recover-text stdlib: named twice",
+            "once",
+        ),
         ([], 2, "missing option '--target'", "build --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
