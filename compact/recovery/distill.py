@@ -29,7 +29,7 @@ from compact.distributed import (
     share,
     world_size,
 )
-from compact.errors import CalibrationError, StorageError, ToolUnavailableError
+from compact.errors import StorageError, ToolUnavailableError
 from compact.held_out import CutTexts, named_texts
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
 from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
@@ -42,7 +42,7 @@ from compact.recovery.lesson import Lesson, make_lesson
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.state import State
 from compact.recovery.teacher import Teacher
-from compact.recovery.text import Documents, TrainingText, file_documents, in_memory
+from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, in_memory
 from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
 from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TOKENIZER, ModelSource
@@ -188,7 +188,8 @@ def training_dtype(dtype: str, device: str) -> torch.dtype:
 def training_text(
     source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
 ) -> TrainingText:
-    """The text that the options name. Raises CalibrationError for one that is not there."""
+    """The text that the options name. Raises what `check_texts` does."""
+    check_texts(options.text)
     sources: dict[str, Documents] = {}
     for name in options.text:
         if name in calibrating.BUILT_IN:
@@ -213,10 +214,8 @@ def training_text(
             characters = 4 * (options.tokens or 1_000_000)
             documents, _ = draw_documents(dataset, characters, 4 * 2048, seed, cache=cache, progress=progress)
             sources[name] = in_memory(documents)
-        elif Path(name).is_file():
-            sources[name] = file_documents(Path(name))
         else:
-            raise CalibrationError(f"{name}: no such file", "name a text, jsonl or parquet file (--recover-text)")
+            sources[name] = file_documents(Path(name))
     return TrainingText(sources, _PIECE_CHARACTERS, seed)
 
 

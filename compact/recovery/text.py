@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.calibration import HeldOut, cut, plain_name, read_documents, text_of
+from compact.calibration import BUILT_IN, SELF, HeldOut, cut, plain_name, read_documents, text_of
 from compact.errors import CalibrationError, DamagedFileError, StorageError
+from compact.hub_dataset import names_hub_dataset, require_datasets
 from compact.store import sha256_file, sha256_json
 
 _BLOCK = 1 << 20
@@ -124,6 +125,22 @@ class TrainingText:
                 )
             draw.shuffle(buffer)
             yield from buffer
+
+
+def check_texts(names: Iterable[str]) -> None:
+    """Refuse a text that is not there, before hours of work that comes before it is read.
+
+    Raises:
+        CalibrationError: no such file. ToolUnavailableError: a Hub data set without the package that reads it.
+    """
+    for name in names:
+        if names_hub_dataset(name):
+            require_datasets(name)
+        elif name not in (*BUILT_IN, SELF) and not Path(name).is_file():
+            raise CalibrationError(
+                f"{name}: no such file",
+                "name a text, jsonl or parquet file, a Hub data set (org/name), or: " + ", ".join((*BUILT_IN, SELF)),
+            )
 
 
 def file_documents(path: Path) -> Documents:

@@ -258,6 +258,7 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
     cache = Cache(text.parent / "cache", [], [])
     with pytest.raises(CalibrationError, match="no such file"):
         decide(source, _options(text, text=("nowhere.txt",)), cache)
+    assert cache.misses == []  # before anything is calibrated or pruned
     monkeypatch.setattr(distill, "_BYTES_PER_TRAINED", 1 << 30)
     with pytest.raises(ToolUnavailableError, match="needs about") as all_weights:
         decide(source, _options(text), cache)
