@@ -301,6 +301,8 @@ class _Session:
         barrier()  # the first process writes there from now on
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
+        else:
+            self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
         saved_at = state.seconds
         schedule = self._trainer.schedule
         total = schedule.tokens if schedule.tokens and not schedule.seconds else 1000
