@@ -43,7 +43,7 @@ Row = tuple[str, float, int]  # text, learning rate, tokens
 
 PARTS: dict[str, list[Row]] = {
     "rate": [(MIX, rate, SHORT) for rate in (1e-4, 3e-4, 1e-3)],
-    "text": [(text, LEARNING_RATE, SHORT) for text in ("stdlib-prose", "self", "self + stdlib-prose", f"self + {MIX}")],
+    "text": [(text, LEARNING_RATE, SHORT) for text in (f"self + {MIX}", "self", "self + stdlib-prose", "stdlib-prose")],
     "budget": [(f"self + {MIX}", LEARNING_RATE, tokens) for tokens in (262_144, 1_048_576)],
 }
 

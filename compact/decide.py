@@ -16,6 +16,7 @@ from compact.plan import PrunePlan
 from compact.progress import SILENT, Progress
 from compact.prune import PruneOptions, calibration_for, default_calibration, make_plan, prune
 from compact.ranking import rank_vocabulary
+from compact.recovery.text import check_texts
 from compact.repair import repair
 from compact.search import SizeOf, find_sizes
 from compact.source import ModelSource
@@ -57,6 +58,8 @@ def decide(
         progress: told of every stage.
     """
     check_budget(options)
+    if options.recover is not None:
+        check_texts(options.recover.text)
     is_sized = options.fit_bytes is not None or is_searched(options)
     if calibration is None and (is_sized or options.method == "repair"):
         calibration = calibration_for(source, options, cache=cache, progress=progress)

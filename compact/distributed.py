@@ -2,7 +2,8 @@
 
 `joined` reads what torchrun set in the environment and connects the processes (torch.distributed: Gloo on the CPU, NCCL
 between CUDA devices). Outside that block, and with one process, every function here does nothing and costs nothing.
-All of them but `rank`, `world_size`, `is_main` and `share` must be called by every process, in the same order.
+All of them but `rank`, `world_size`, `local_world_size`, `is_main` and `share` must be called by every process, in the
+same order.
 
 Sums are exact to the type that they are given in (float64 for statistics), and the same bits on every process.
 """
@@ -70,6 +71,11 @@ def is_main() -> bool:
 def share(items: Sequence[Item]) -> list[Item]:
     """This process's part of what all hold: every n-th item. May be empty."""
     return list(items[_world.rank :: _world.size])
+
+
+def local_world_size() -> int:
+    """How many processes share this machine."""
+    return _number("LOCAL_WORLD_SIZE", _world.size) if _world.size > 1 else 1
 
 
 def launched() -> int:

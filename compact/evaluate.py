@@ -132,6 +132,8 @@ def hf_score(model: Any) -> Score:
         batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=batch, use_cache=False).logits[0, :-1]
+            if logits.device.type == "mps":  # which has no float64
+                logits, batch = logits.cpu(), batch.cpu()
             result = np.empty(len(ids) - 1, dtype=np.float64)
             for start in range(0, len(result), 256):  # bounds the float64 copy of a large vocabulary's logits
                 part = logits[start : start + 256].double().log_softmax(dim=-1)

@@ -114,6 +114,14 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return result
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products; without, they are several times slower."""
+    import torch
+
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """The checkpoint through Transformers, in evaluation mode, with no code of its own and without the network.
 

@@ -18,16 +18,16 @@ import numpy as np
 from compact.apply import cut_of
 from compact.budget import Sizes
 from compact.cache import Cache
-from compact.calibration import Calibration, HeldOut
+from compact.calibration import Calibration
 from compact.errors import CalibrationError, DamagedFileError, UsageError
-from compact.evaluate import DEFAULT_WINDOW, evaluate, hf_score, token_bytes
+from compact.evaluate import DEFAULT_WINDOW
+from compact.held_out import CutTexts, named_texts, write_tokenizer
 from compact.importance import Scores, load_model, resolve_device, resolve_dtype, top_channels
 from compact.progress import Progress
 from compact.prune import PruneOptions, act2_scores, reference_scores
 from compact.ranking import Ranking
-from compact.source import CONFIG, TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
-from compact.tokenizer import bos_id, encode, load_tokenizer, remap_config, write_pruned_tokenizer
 from compact.vocabulary import kept_ids
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 # Characters of each held-out text that are scored: about four thousand tokens. With a quarter of it, chance decided.
 TEXT_BYTES = 16_384
-# Characters below which a text is no more than a few tokens, and says nothing.
-_SHORTEST = 16
 # Raised when the figures mean something else for equal inputs.
 _VERSION = 1
 # Of the free memory that the dense model and its pruned copy may take together.
@@ -170,24 +168,11 @@ class Judge:
             tokenizer_dir = self._source.directory
             if sizes.vocab_size < self._source.vocab_size:
                 tokenizer_dir = Path(scratch)
-                _write_tokenizer(self._source, tokenizer_dir, kept)
+                write_tokenizer(self._source, tokenizer_dir, kept)
             model = self._model.at(kept if sizes.vocab_size < self._source.vocab_size else None, channels)
-            tokenizer = load_tokenizer(tokenizer_dir)
-            return {
-                name: self._text(text, tokenizer, tokenizer_dir / TOKENIZER, model) for name, text in self.texts.items()
-            }
-
-    def _text(self, text: str, tokenizer: Any, tokenizer_json: Path, model: Any) -> TextScore:
-        ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-        found = evaluate(
-            ids,
-            text,
-            hf_score(model),
-            bos=bos_id(tokenizer),
-            first_token_bytes=token_bytes(tokenizer_json, ids[0]) if ids else 0,
-            window=min(DEFAULT_WINDOW, self._source.max_positions),
-        )
-        return TextScore(found.bits_per_byte, found.n_tokens, found.n_characters)
+            window = min(DEFAULT_WINDOW, self._source.max_positions)
+            found = CutTexts(self.texts, tokenizer_dir, window=window).evaluate(model)
+        return {name: TextScore(one.bits_per_byte, one.n_tokens, one.n_characters) for name, one in found.items()}
 
     def _channel_scores(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[layers, I] at a V'; those of methods that do not look at tokens are the same at every V'."""
@@ -195,21 +180,6 @@ class Judge:
             return self._fixed
         assert self._by_vocabulary is not None
         return self._by_vocabulary.at(vocab_size)
-
-
-def named_texts(held_out: Sequence[HeldOut], n_bytes: int) -> dict[str, str]:
-    """The first `n_bytes` of each text by its name; sources of one name are numbered, all but empty ones left out."""
-    texts: dict[str, str] = {}
-    for part in held_out:
-        text = part.text.encode("utf-8", "surrogatepass")[:n_bytes].decode("utf-8", "ignore")
-        if len(text.strip()) < _SHORTEST:
-            continue
-        name, number = part.name, 1
-        while name in texts:
-            number += 1
-            name = f"{part.name} ({number})"
-        texts[name] = text
-    return texts
 
 
 def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
@@ -225,13 +195,6 @@ def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
             f"and {free / 1e9:.1f} GB are free",
             "prune with the shares given (--split 50:50), or calibrate in a smaller --dtype",
         )
-
-
-def _write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> None:
-    """What `load_tokenizer` reads: the pruned tokenizer's files, and the configuration that names its class."""
-    new_id = {old: new for new, old in enumerate(kept)}
-    write_json(target / CONFIG, {**remap_config(source.config, new_id, CONFIG), "vocab_size": len(kept)})
-    write_pruned_tokenizer(source.directory, target, kept)
 
 
 class _Resizable:

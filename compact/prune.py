@@ -24,6 +24,7 @@ from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
 from compact.ranking import Ranking, rank_vocabulary
 from compact.recovery.options import RecoverOptions
+from compact.recovery.text import check_texts
 from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.sizes import sizes_of
 from compact.source import TINY, TOKENIZER, ModelSource
@@ -96,7 +97,14 @@ def default_calibration(source: ModelSource) -> tuple[str, ...]:
 
 
 def check_calibration(model: str, options: PruneOptions) -> None:
-    """Refuse a calibration that cannot be read here, before a model is fetched. Raises ToolUnavailableError."""
+    """Refuse texts that cannot be read here, before a model is fetched.
+
+    Raises:
+        ToolUnavailableError: a Hub data set without the package that reads it.
+        CalibrationError: a text to learn from that is not there.
+    """
+    if options.recover is not None:
+        check_texts(options.recover.text)
     names = options.calibration or ((calibrating.C4,) if names_hub_model(model) else ())
     for name in names:
         if options.method in CALIBRATED and names_hub_dataset(name):

@@ -23,14 +23,15 @@ from compact.calibration import Calibration, HeldOut, retokenise, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
 from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
+from compact.held_out import write_tokenizer
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.repair_check import fits_in_memory, judge
 from compact.repair_fit import LayerFit, down_names
-from compact.source import CONFIG, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
-from compact.tokenizer import encode, load_tokenizer, remap_config, write_pruned_tokenizer
+from compact.tokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def _make_updates(
         tokenizer_dir, fitted_dir = Path(scratch) / "tokenizer", Path(scratch) / "layers"
         tokenizer_dir.mkdir()
         fitted_dir.mkdir()
-        _write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
+        write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
         streams = _cut_texts(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
         own = share(streams.fitted)
         layers = LayerStream(
@@ -277,10 +278,3 @@ def _cut_texts(
             "give a longer calibration text, or use --method compact",
         )
     return _Streams(fitted, held_out)
-
-
-def _write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> None:
-    """What `load_tokenizer` reads: the pruned tokenizer's files, and the configuration that names its class."""
-    new_id = {old: new for new, old in enumerate(kept)}
-    write_json(target / CONFIG, {**remap_config(source.config, new_id, CONFIG), "vocab_size": len(kept)})
-    write_pruned_tokenizer(source.directory, target, kept)

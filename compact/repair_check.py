@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from compact.apply import selection
 from compact.calibration import HeldOut
-from compact.evaluate import DEFAULT_WINDOW, evaluate, hf_score, token_bytes
+from compact.evaluate import DEFAULT_WINDOW
+from compact.held_out import CutTexts, named_texts
 from compact.importance import load_model, resolve_device, resolve_dtype
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.source import TOKENIZER, ModelSource
-from compact.tokenizer import bos_id, encode, load_tokenizer
+from compact.source import ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -81,16 +81,22 @@ def judge(
     place = resolve_device(device)
     model = load_model(source.directory, device=place, dtype=resolve_dtype(dtype, place))
     cut_model(model, plan)
-    texts = _named(held_out)
-    plain = _bits(model, tokenizer_dir, texts, source, progress, "judging the plain cut")
+    window = min(DEFAULT_WINDOW, source.max_positions)
+    texts = CutTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
+
+    def bits(label: str) -> dict[str, float]:
+        found = texts.evaluate(model, progress=progress, label=label)
+        return {name: one.bits_per_byte for name, one in found.items()}
+
+    plain = bits("judging the plain cut")
     repaired: Mapping[str, float] = plain
     parameters = dict(model.named_parameters())
     for share in shares:
         with torch.no_grad():
             for name in names:
                 parameters[name].copy_(changed(name, share))
-        repaired = _bits(model, tokenizer_dir, texts, source, progress, "judging the repair")
-        if all(repaired[name] <= plain[name] for name in texts):
+        repaired = bits("judging the repair")
+        if all(repaired[name] <= plain[name] for name in plain):
             return Verdict(share, plain, repaired)
     return Verdict(0.0, plain, repaired)
 
@@ -111,33 +117,3 @@ def cut_model(model: Any, plan: PrunePlan) -> None:
     model.get_input_embeddings().padding_idx = None
     if tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
-
-
-def _named(held_out: Sequence[HeldOut]) -> dict[str, str]:
-    """The head of each text, by a name that no other has."""
-    texts: dict[str, str] = {}
-    for part in held_out:
-        name = part.name if part.name not in texts else f"{part.name} ({len(texts) + 1})"
-        texts[name] = part.text.encode("utf-8", "surrogatepass")[:TEXT_BYTES].decode("utf-8", "ignore")
-    return texts
-
-
-def _bits(
-    model: Any, tokenizer_dir: Path, texts: Mapping[str, str], source: ModelSource, progress: Progress, label: str
-) -> dict[str, float]:
-    tokenizer = load_tokenizer(tokenizer_dir)
-    found = {}
-    for name, text in texts.items():
-        ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-        evaluation = evaluate(
-            ids,
-            text,
-            hf_score(model),
-            bos=bos_id(tokenizer),
-            first_token_bytes=token_bytes(tokenizer_dir / TOKENIZER, ids[0]) if ids else 0,
-            window=min(DEFAULT_WINDOW, source.max_positions),
-            progress=progress,
-            label=label,
-        )
-        found[name] = evaluation.bits_per_byte
-    return found

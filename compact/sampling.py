@@ -139,15 +139,11 @@ def _cached(cache: Cache, key: dict[str, Any], write: Callable[[], list[dict[str
 
 def _dtype(dtype: str, device: str) -> str:
     """`auto` made definite: samples need no more digits than bfloat16 has."""
-    import torch
+    from compact.importance import cpu_multiplies_bfloat16
 
     if dtype != "auto":
         return dtype
-    if device == "cpu":
-        # Without instructions for it, bfloat16 is several times slower than float32.
-        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return "bfloat16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
-    return "bfloat16"
+    return "bfloat16" if device != "cpu" or cpu_multiplies_bfloat16() else "float32"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,27 +21,23 @@ STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 _SETTINGS = "optimizer.json"
+# A run that was cut is kept for so long: 30 days.
+_FORGOTTEN_SECONDS = 30 * 24 * 3600
 # safetensors name of a type -> torch's.
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def _trained(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
-    own = {id(parameter) for parameter in trainer.parameters}
-    return {name: parameter for name, parameter in trainer.model.named_parameters() if id(parameter) in own}
-
-
-def save(directory: Path, trainer: Trainer, state: State, dtypes: Mapping[str, torch.dtype], *, is_best: bool) -> None:
+def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> None:
     """Write the run's state; the directory is replaced whole, so a run that is cut here goes on from the one before.
 
     Args:
         directory: of this run.
         trainer, state: what to write: float32 weights, both moments of AdamW, and where the run is.
-        dtypes: the checkpoint's type of every tensor, for the best model.
         is_best: whether the weights are the best so far.
     """
     from safetensors.torch import save_file
 
-    weights = _trained(trainer)
+    weights = trainer.parameters
     tensors = {f"weight.{name}": parameter.detach().cpu().contiguous() for name, parameter in weights.items()}
     steps = {}
     for name, parameter in weights.items():
@@ -56,7 +53,7 @@ def save(directory: Path, trainer: Trainer, state: State, dtypes: Mapping[str, t
         write_json(work / _SETTINGS, steps)
         write_json(work / STATE, state.as_dict())
         if is_best:
-            best = {name: parameter.detach().to(dtypes[name]).cpu().contiguous() for name, parameter in weights.items()}
+            best = {n: weight.detach().to(trainer.dtypes[n]).cpu().contiguous() for n, weight in weights.items()}
             save_file(best, str(work / BEST), metadata={"format": "pt"})
         elif earlier.is_file():
             shutil.copyfile(earlier, work / BEST)
@@ -86,7 +83,7 @@ def load(directory: Path, trainer: Trainer) -> State:
         state = State(**read_json_object(directory / STATE))
         steps = read_json_object(directory / _SETTINGS)
         tensors = load_file(str(directory / WEIGHTS))
-        for name, parameter in _trained(trainer).items():
+        for name, parameter in trainer.parameters.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
             if name in steps:
@@ -100,5 +97,20 @@ def load(directory: Path, trainer: Trainer) -> State:
 
 def _moments(tensors: Mapping[str, torch.Tensor], name: str, step: float, parameter: torch.Tensor) -> dict[str, Any]:
     moments: dict[str, Any] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-    moments["step"] = torch.tensor(step, device=parameter.device if parameter.device.type == "cuda" else None)
+    moments["step"] = torch.tensor(step, device=parameter.device)  # where the fused AdamW has it
     return moments
+
+
+def forget_old(runs: Path) -> None:
+    """Remove what runs that nobody went on with have left: each is several times as large as its model.
+
+    Args:
+        runs: the directory of all runs' states.
+    """
+    for path in runs.iterdir() if runs.is_dir() else ():
+        try:
+            is_old = time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS
+        except OSError:  # another process has just replaced it
+            continue
+        if is_old:
+            shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ that were judged on text kept out, the one it began with among them, so a run ne
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,13 +17,22 @@ import torch
 
 from compact import calibration as calibrating
 from compact import stdlib_text
-from compact.cache import Cache
-from compact.calibration import HeldOut
-from compact.distributed import all_reduce_mean_, barrier, broadcast_json, is_main, share, world_size
-from compact.errors import CalibrationError, ToolUnavailableError
-from compact.evaluate import token_bytes
+from compact.budget import count_parts
+from compact.cache import ENVIRONMENT, Cache
+from compact.distributed import (
+    all_reduce_mean_,
+    barrier,
+    broadcast_json,
+    is_main,
+    local_world_size,
+    rank,
+    share,
+    world_size,
+)
+from compact.errors import StorageError, ToolUnavailableError
+from compact.held_out import CutTexts, named_texts
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
-from compact.importance import load_model, resolve_device
+from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
@@ -32,12 +42,12 @@ from compact.recovery.lesson import Lesson, make_lesson
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.state import State
 from compact.recovery.teacher import Teacher
-from compact.recovery.text import Documents, TrainingText, file_documents, in_memory
-from compact.recovery.train import Judge, Schedule, Trainer, make_optimizer, trained_parameters
-from compact.sampling import sample_texts
+from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, in_memory
+from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
+from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TOKENIZER, ModelSource
-from compact.store import read_json_object, sha256_file, sha256_json, write_json
-from compact.tokenizer import bos_id, encode, load_tokenizer
+from compact.store import read_json_object, sha256_json, write_json
+from compact.tokenizer import encode, load_tokenizer
 from compact.vocabulary import read_vocabulary
 
 # Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
@@ -52,11 +62,15 @@ _INNER_WEIGHT = 0.3
 _SELF_TOKENS = 131_072
 _SEQUENCES_PER_BATCH = 2
 _SAVE_EVERY = 300.0
-# AdamW over float32: weights, gradients and two moments; the best weights and the teacher lie beside them.
-_BYTES_PER_PARAMETER = 16
+# AdamW over float32: a gradient and two moments beside each trained weight; where there are no gradients, as the model
+# is judged and written, there is a copy of the weights.
+_BYTES_PER_TRAINED = 12
+# On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
+_SAVED_BYTES = 14
+_WRITTEN_BYTES = 2
 _FILE = "recovery.json"
 # Raised when equal inputs mean another training.
-_VERSION = 1
+_VERSION = 2
 
 
 def recover(
@@ -90,6 +104,7 @@ def recover(
 
     Raises:
         CalibrationError: too little text. ToolUnavailableError: too little memory for AdamW.
+        DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
     """
     place = resolve_device(device)
     compute = training_dtype(dtype, place)
@@ -109,20 +124,24 @@ def recover(
         "processes": world_size(),
     }
     key = sha256_json(run)
+    saved = cache.path("recovering", key)
 
     def make(work: Path) -> None:
-        _require_memory(source, plan, place)
-        resumed = cache.path("recovering", key)
-        session = _Session(source, plan, student, options, text, cache, place, compute, seed, resumed, progress)
+        _require_memory(source, plan, place, compute, options.train)
+        session = _Session(source, plan, student, options, text, cache, place, compute, seed, saved, progress)
         state = session.run()
         if is_main():
             if state.best > 0:
-                checkpoint.write_updates(resumed, updates, work / UPDATES)
+                checkpoint.write_updates(saved, updates, work / UPDATES)
             write_json(work / _FILE, {"run": run, "history": state.history, "best": state.best})
 
-    found = cache.get_or_make("recovered", key, make, together=True)
+    trained, _ = _trained_and_all(source, plan, options.train)
+    # While a state is written the one before is still there.
+    disk = trained * (_SAVED_BYTES * (1 if saved.is_dir() else 2) + _WRITTEN_BYTES)
+    found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
     if is_main():
-        shutil.rmtree(cache.path("recovering", key), ignore_errors=True)
+        shutil.rmtree(saved, ignore_errors=True)
+        checkpoint.forget_old(saved.parent)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
@@ -140,8 +159,8 @@ def recover(
         "seconds": best["seconds"],
         "history": result["history"],
     }
-    learned = found / UPDATES
-    return replace(plan, updates_sha256=sha256_file(learned), recovery=recovery), learned
+    digest = cache.recorded_sha256("recovered", key, UPDATES)
+    return replace(plan, updates_sha256=digest, recovery=recovery), found / UPDATES
 
 
 def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
@@ -166,17 +185,11 @@ def training_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cpu" and cpu_multiplies_bfloat16() else torch.float32
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products (AVX512-BF16, AMX); else it would be slower."""
-    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return any(bool(each()) for each in (check, amx) if each is not None)
-
-
 def training_text(
     source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
 ) -> TrainingText:
-    """The text that the options name. Raises CalibrationError for one that is not there."""
+    """The text that the options name. Raises what `check_texts` does."""
+    check_texts(options.text)
     sources: dict[str, Documents] = {}
     for name in options.text:
         if name in calibrating.BUILT_IN:
@@ -189,6 +202,7 @@ def training_text(
                 sample_texts(
                     source.directory,
                     wanted,
+                    sequence_length=min(SAMPLE_LENGTH, source.max_positions),
                     seed=seed,
                     device=device,
                     cache=cache,
@@ -200,28 +214,36 @@ def training_text(
             characters = 4 * (options.tokens or 1_000_000)
             documents, _ = draw_documents(dataset, characters, 4 * 2048, seed, cache=cache, progress=progress)
             sources[name] = in_memory(documents)
-        elif Path(name).is_file():
-            sources[name] = file_documents(Path(name))
         else:
-            raise CalibrationError(f"{name}: no such file", "name a text, jsonl or parquet file (--recover-text)")
+            sources[name] = file_documents(Path(name))
     return TrainingText(sources, _PIECE_CHARACTERS, seed)
 
 
-def _require_memory(source: ModelSource, plan: PrunePlan, device: str) -> None:
-    """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
-    import psutil
-
-    from compact.budget import count_parts
-
+def _trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
+    """How many parameters are trained, and how many the pruned model has."""
     parts = count_parts(source.tensors, source.config)
     student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
     student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
-    needed = _BYTES_PER_PARAMETER * student + 2 * student + 2 * source.n_params
-    there = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    return (student if train == "all" else plan.vocab_size * parts.per_row), student
+
+
+def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:
+    """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
+    import psutil
+
+    trained, student = _trained_and_all(source, plan, train)
+    # The head's gradient is made apart from the embedding's, and both are there as they are added.
+    head = 4 * plan.vocab_size * source.hidden_size
+    needed = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
+    if device == "cuda":
+        there = torch.cuda.mem_get_info()[0]
+    else:
+        there = psutil.virtual_memory().available
+        needed *= local_world_size()
     if needed > there:
         raise ToolUnavailableError(
             f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",
-            "use a machine with more memory, or --train embeddings",
+            "use a machine with more memory" + (", or --train embeddings" if train == "all" else ""),
         )
 
 
@@ -249,23 +271,17 @@ class _Session:
             read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
         )
         self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
-        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=_LONGEST)
+        self._length = min(_LONGEST, source.max_positions)
+        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=self._length)
         model = load_model(student, device=device, dtype=torch.float32)
-        self._dtypes = {name: TORCH_DTYPES[ref.dtype] for name, ref in source.tensors.items()}
         parameters = trained_parameters(model, options.train)
-        limit = int(getattr(model.config, "max_position_embeddings", PIECE_TOKENS))
-        self._judge = Judge(
-            texts=[(held, self._ids(held)) for held in text.held_out],
-            bos=bos_id(self._tokenizer),
-            window=min(PIECE_TOKENS, limit),
-            first_token_bytes=lambda token: token_bytes(student / TOKENIZER, token),
-        )
         self._trainer = Trainer(
             model=model,
             parameters=parameters,
-            optimizer=make_optimizer(parameters),
+            dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
+            optimizer=make_optimizer(parameters.values()),
             schedule=Schedule(options.learning_rate, options.tokens, options.seconds),
-            judge=self._judge,
+            held_out=CutTexts(named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)),
             device=device,
             dtype=dtype,
             batch_size=_SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH,
@@ -274,15 +290,19 @@ class _Session:
             processes=world_size(),
         )
 
-    def _ids(self, held: HeldOut) -> list[int]:
-        return encode(self._tokenizer, [held.text], add_special_tokens=False)[0]
-
     def run(self) -> State:
         """Train to the end of the budget, from where an earlier run was cut."""
         state = checkpoint.load(self._saved, self._trainer)
+        if broadcast_json(state.step) != state.step:  # two lengths of one run would wait for each other for ever
+            raise StorageError(
+                f"{self._saved}: the run's state is at another step for process {rank()} than for process 0",
+                f"set {ENVIRONMENT} to a folder that all machines share",
+            )
         barrier()  # the first process writes there from now on
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
+        else:
+            self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
         saved_at = state.seconds
         schedule = self._trainer.schedule
         total = schedule.tokens if schedule.tokens and not schedule.seconds else 1000
@@ -297,7 +317,7 @@ class _Session:
                     self._tell(now)
                 is_best = is_judged and now.best == len(now.history) - 1
                 if is_main() and (is_best or now.seconds - saved_at > _SAVE_EVERY):
-                    checkpoint.save(self._saved, self._trainer, now, self._dtypes, is_best=is_best)
+                    checkpoint.save(self._saved, self._trainer, now, is_best=is_best)
                     saved_at = now.seconds
         return state
 
@@ -309,18 +329,21 @@ class _Session:
 
     def _groups(self, skip: int) -> Iterator[list[Lesson]]:
         """The lessons of one step after another; every process takes its share of each step's."""
-        pieces = self._text.pieces()
-        for _ in range(skip):
-            next(pieces)
         per_step = self._options.pieces_per_step * world_size()
+        size = max(1, _SHARD // per_step) * per_step
+        # From the beginning of a shard: a run that goes on asks the teacher what other runs asked.
+        begin = skip // size * size
+        pieces = itertools.islice(self._text.pieces(), begin, None)
+        first = (skip - begin) // world_size()
         while True:
-            shard = [next(pieces) for _ in range(max(1, _SHARD // per_step) * per_step)]
+            shard = list(itertools.islice(pieces, size))
             own = share(shard)
             answers = self._teacher.answers(own)
             ids = encode(self._tokenizer, own, add_special_tokens=True)
             lessons = [
-                make_lesson(answer, row[:_LONGEST], self._alignment, _INNER_WEIGHT)
+                make_lesson(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)
             ]
-            for start in range(0, len(lessons), self._options.pieces_per_step):
+            for start in range(first, len(lessons), self._options.pieces_per_step):
                 yield lessons[start : start + self._options.pieces_per_step]
+            first = 0

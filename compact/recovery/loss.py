@@ -68,7 +68,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         (upstream,) = grads
-        return grad_hidden * upstream, grad_weight * upstream, None, None, None
+        # In place: a copy of the head's gradient is gigabytes where the vocabulary is large. Nothing goes back twice.
+        return grad_hidden.mul_(upstream), grad_weight.mul_(upstream), None, None, None
 
 
 def _rows_loss(logits: torch.Tensor, targets: Targets, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,3 +104,10 @@ def head_loss(
     """
     result: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, scale, cap)  # type: ignore[no-untyped-call]
     return result
+
+
+def head_settings(config: Any) -> tuple[float, float | None]:
+    """(scale, cap) of a model's logits, for `head_loss`."""
+    scaling = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return (1.0 / float(scaling) if scaling else 1.0), (float(cap) if cap else None)

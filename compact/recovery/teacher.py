@@ -6,6 +6,8 @@ the same ones.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,9 @@ TOP_K = 64
 # Raised when equal inputs give other answers.
 _VERSION = 1
 _FILE = "answers.npz"
-# Logits alive at once, in bytes.
+# Logits alive at once, in bytes, and positions that go through the layers together.
 _LOGITS_BYTES = 1 << 28
+_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,9 @@ class Teacher:
 
         if self._model is None:
             self._model = load_model(self._directory, device=self._device, dtype=self._dtype)
-        vocab = int(self._model.config.vocab_size)
-        k = min(TOP_K, vocab)
         results: dict[int, Answers] = {}
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
-        longest = max(map(len, sequences))
-        size = max(1, _LOGITS_BYTES // (4 * vocab * longest))
+        size = max(1, _POSITIONS // max(map(len, sequences)))
         with torch.inference_mode():
             for start in range(0, len(order), size):
                 group = order[start : start + size]
@@ -103,17 +103,30 @@ class Teacher:
                 batch = torch.zeros(len(group), width, dtype=torch.int64)
                 for row, n in enumerate(group):
                     batch[row, : len(sequences[n])] = torch.tensor(sequences[n])
-                logits = self._model(input_ids=batch.to(self._device), use_cache=False).logits
+                states = self._model.model(input_ids=batch.to(self._device), use_cache=False).last_hidden_state
                 for row, n in enumerate(group):
-                    own = logits[row, : len(sequences[n])].float()
-                    top, ids = own.topk(k, dim=-1)
-                    top = top - own.logsumexp(dim=-1, keepdim=True)
-                    results[n] = Answers(
-                        np.asarray(sequences[n], dtype=np.int64),
-                        ids.cpu().numpy().astype(np.int64),
-                        top.cpu().numpy().astype(np.float32),
-                    )
+                    results[n] = self._likeliest(sequences[n], states[row, : len(sequences[n])])
         return [results[n] for n in range(len(sequences))]
+
+    def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
+        """The answers of one text from its hidden states [T, hidden_size], a few rows of logits at a time."""
+        import torch
+
+        from compact.recovery.loss import head_settings
+
+        head = self._model.get_output_embeddings().weight
+        scale, cap = head_settings(self._model.config)
+        k, rows = min(TOP_K, head.shape[0]), max(1, _LOGITS_BYTES // (4 * head.shape[0]))
+        ids = np.empty((len(sequence), k), dtype=np.int64)
+        log_probs = np.empty((len(sequence), k), dtype=np.float32)
+        for start in range(0, len(sequence), rows):
+            logits = (states[start : start + rows] @ head.T).float() * scale
+            if cap is not None:
+                logits = torch.tanh(logits / cap) * cap
+            top, chosen = logits.topk(k, dim=-1)
+            ids[start : start + rows] = chosen.cpu().numpy()
+            log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()
+        return Answers(np.asarray(sequence, dtype=np.int64), ids, log_probs)
 
 
 def _save(path: Path, answers: Sequence[Answers]) -> None:
@@ -134,8 +147,8 @@ def _load(path: Path) -> list[Answers]:
         with np.load(path, allow_pickle=False) as data:
             ends = np.cumsum(data["lengths"])[:-1]
             parts = [np.split(data[name], ends) for name in ("ids", "top_ids", "top_log_probs")]
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedFileError(f"{path}: not a file of teacher answers ({error})") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedFileError(f"{path}: not a file of teacher answers ({error})", "delete the cache") from error
     return [
         Answers(ids.astype(np.int64), top_ids.astype(np.int64), probs.astype(np.float32))
         for ids, top_ids, probs in zip(*parts, strict=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.calibration import HeldOut, cut, plain_name, read_documents, text_of
+from compact.calibration import BUILT_IN, SELF, HeldOut, cut, plain_name, read_documents, text_of
 from compact.errors import CalibrationError, DamagedFileError, StorageError
-from compact.store import sha256_json
+from compact.hub_dataset import names_hub_dataset, require_datasets
+from compact.store import sha256_file, sha256_json
 
 _BLOCK = 1 << 20
 _BUFFER = 4096
@@ -26,8 +27,21 @@ _HELD_OUT_CHARACTERS = 12_000
 _FEWEST_CHARACTERS = 3_000
 _SHORTEST = 64
 
-# One pass over a source's documents, in their order.
-Documents = Callable[[], Iterator[str]]
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a source. Called, it reads them once more, in their order.
+
+    Attributes:
+        read: one pass over them.
+        sha256: of the file, or of all the text.
+    """
+
+    read: Callable[[], Iterator[str]]
+    sha256: str
+
+    def __call__(self) -> Iterator[str]:
+        return self.read()
 
 
 @dataclass
@@ -54,9 +68,9 @@ class TrainingText:
 
     @property
     def id(self) -> str:
-        """Of the sources' names and first pieces: what a run that is resumed must find again."""
-        first = {plain_name(name): list(itertools.islice(self._pieces(name), 8)) for name in self.sources}
-        return sha256_json([first, self.characters, self.seed])
+        """Of all the text: what a run that is resumed must find again."""
+        sources = [[plain_name(name), documents.sha256] for name, documents in self.sources.items()]
+        return sha256_json([sources, self.characters, self.seed])
 
     def _pieces(self, name: str) -> Iterator[str]:
         for document in self.sources[name]():
@@ -96,24 +110,51 @@ class TrainingText:
         for epoch in itertools.count():
             draw = random.Random(f"{self.seed} {epoch} {plain_name(name)}")  # noqa: S311 (an order, not a secret)
             buffer: list[str] = []
+            is_empty = True
             for piece in self._pieces(name):
                 if piece in self._kept_out:
                     continue
+                is_empty = False
                 buffer.append(piece)
                 if len(buffer) >= _BUFFER:
                     yield buffer.pop(draw.randrange(len(buffer)))
+            if is_empty:  # every piece is kept out, as another source has the same ones
+                raise CalibrationError(
+                    f"{plain_name(name)}: nothing to learn from that another text is not judged by",
+                    "give a longer text, or leave it out (--recover-text)",
+                )
             draw.shuffle(buffer)
             yield from buffer
+
+
+def check_texts(names: Iterable[str]) -> None:
+    """Refuse a text that is not there, before hours of work that comes before it is read.
+
+    Raises:
+        CalibrationError: no such file. ToolUnavailableError: a Hub data set without the package that reads it.
+    """
+    for name in names:
+        if names_hub_dataset(name):
+            require_datasets(name)
+        elif name not in (*BUILT_IN, SELF) and not Path(name).is_file():
+            raise CalibrationError(
+                f"{name}: no such file",
+                "name a text, jsonl or parquet file, a Hub data set (org/name), or: " + ", ".join((*BUILT_IN, SELF)),
+            )
 
 
 def file_documents(path: Path) -> Documents:
     """The documents of a text, jsonl or parquet file, read anew at every pass and no more than needed at once.
 
     The iterator raises what `compact.calibration.read_documents` raises.
+
+    Raises:
+        StorageError: it cannot be read.
     """
+    digest = sha256_file(path)
     if path.suffix == ".parquet":
-        return lambda: iter(read_documents(path))
-    return lambda: _records(path) if path.suffix == ".jsonl" else _blocks(path)
+        return Documents(lambda: iter(read_documents(path)), digest)
+    return Documents(lambda: _records(path) if path.suffix == ".jsonl" else _blocks(path), digest)
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -121,7 +162,7 @@ def _blocks(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             while block := file.read(_BLOCK):
                 # To the end of the line, so that a piece does not end within a word because a block does.
-                yield block + file.readline()
+                yield block + file.readline(_BLOCK)
     except UnicodeDecodeError as error:
         raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
@@ -148,4 +189,5 @@ def _records(path: Path) -> Iterator[str]:
 
 def in_memory(documents: Sequence[str]) -> Documents:
     """Documents that are there already."""
-    return lambda: iter(documents)
+    digest = sha256_json([document.encode("utf-8", "surrogatepass").hex() for document in documents])
+    return Documents(lambda: iter(documents), digest)

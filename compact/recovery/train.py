@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from compact.calibration import HeldOut
-from compact.evaluate import evaluate, hf_score
+from compact.errors import EngineCrashedError
+from compact.held_out import CutTexts
 from compact.recovery.lesson import Lesson
-from compact.recovery.loss import Targets, head_loss
+from compact.recovery.loss import Targets, head_loss, head_settings
 from compact.recovery.state import State
 
 _WARMUP_STEPS = 10
@@ -46,16 +47,40 @@ class Schedule:
         return self.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS) * max(0.0, 1.0 - done)
 
 
-def trained_parameters(model: Any, train: str) -> list[torch.nn.Parameter]:
-    """The parameters that `--train` names: `all`, or `embeddings` (the embedding and the LM head)."""
-    if train == "all":
-        chosen = list(model.parameters())
-    else:
-        chosen = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    unique = list({id(parameter): parameter for parameter in chosen}.values())
-    for parameter in model.parameters():
-        parameter.requires_grad_(any(parameter is one for one in unique))
-    return unique
+def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
+    """By name, the parameters that `--train` names: `all`, or `embeddings` (the embedding and the LM head).
+
+    The others are frozen. A tied head is one parameter with the embedding.
+    """
+    embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    chosen = {}
+    for name, parameter in model.named_parameters():
+        is_trained = train == "all" or any(parameter is one for one in embeddings)
+        parameter.requires_grad_(is_trained)
+        if is_trained:
+            chosen[name] = parameter
+    return chosen
+
+
+@contextlib.contextmanager
+def as_written(parameters: Iterable[torch.nn.Parameter], dtypes: Iterable[torch.dtype]) -> Iterator[None]:
+    """Within the block the weights are what a checkpoint of these types holds of them; then what they were.
+
+    Training moves a bfloat16 weight by less than its last digit: what is judged must be what is written. Takes the
+    memory that gradients, which are not there meanwhile, have else.
+    """
+    originals = []
+    with torch.no_grad():
+        for parameter, dtype in zip(parameters, dtypes, strict=True):
+            if torch.promote_types(dtype, parameter.dtype) != dtype:
+                originals.append((parameter, parameter.detach().clone()))
+                parameter.copy_(parameter.to(dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, original in originals:
+                parameter.copy_(original)
 
 
 def compute_context(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
@@ -63,13 +88,6 @@ def compute_context(device: str, dtype: torch.dtype) -> contextlib.AbstractConte
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=dtype)
-
-
-def head_settings(config: Any) -> tuple[float, float | None]:
-    """(scale, cap) of a model's logits, for `head_loss`."""
-    scaling = getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return (1.0 / float(scaling) if scaling else 1.0), (float(cap) if cap else None)
 
 
 def lesson_loss(
@@ -96,48 +114,17 @@ def lesson_loss(
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Bits per byte on text that is kept out.
-
-    Attributes:
-        texts: name, text and the student's ids of it.
-        bos: put before every window, where the model has one.
-        window: positions.
-    """
-
-    texts: Sequence[tuple[HeldOut, list[int]]]
-    bos: int | None
-    window: int
-    first_token_bytes: Callable[[int], int]
-
-    def bits_per_byte(self, model: Any, *, device: str, dtype: torch.dtype) -> dict[str, float]:
-        """Name of the text -> bits per byte."""
-        model.eval()
-        with compute_context(device, dtype):
-            score = hf_score(model)
-            return {
-                held.name: evaluate(
-                    ids,
-                    held.text,
-                    score,
-                    bos=self.bos,
-                    first_token_bytes=self.first_token_bytes(ids[0]),
-                    window=self.window,
-                ).bits_per_byte
-                for held, ids in self.texts
-            }
-
-
-@dataclass(frozen=True)
 class Trainer:
     """One run over a student.
 
     Attributes:
-        model: the student, float32, on its device.
-        parameters: those that are trained.
+        model: the student, float32, on its device, in evaluation mode: dropout, which some configurations name, would
+            hide from a short training what it has to learn.
+        parameters: those that are trained, by name.
+        dtypes: the type in which each of them will be written.
         optimizer: over them.
         schedule: budget and rate.
-        judge: held-out text.
+        held_out: text to judge the model by.
         device, dtype: where and in what type matrices are multiplied.
         batches: lessons of a step come in batches of at most this many.
         average: makes the gradients of a step the same on all processes.
@@ -145,10 +132,11 @@ class Trainer:
     """
 
     model: Any
-    parameters: list[torch.nn.Parameter]
+    parameters: dict[str, torch.nn.Parameter]
+    dtypes: Mapping[str, torch.dtype]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    judge: Judge
+    held_out: CutTexts
     device: str
     dtype: torch.dtype
     batch_size: int
@@ -181,14 +169,13 @@ class Trainer:
             is_due = done >= 1.0 or done - judged >= 1.0 / _EVALUATIONS
             if is_due:
                 total, weight = map(sum, zip(*losses, strict=True))
-                self._judge(state, total / weight)
+                self._judge(state, total / max(weight, 1.0))
                 losses, judged = [], done
             yield state, is_due
 
     def _step(self, lessons: Sequence[Lesson], rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
         total = weight = 0.0
         for start in range(0, len(lessons), self.batch_size):
             batch = lessons[start : start + self.batch_size]
@@ -196,17 +183,27 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             weight += rows
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= max(weight, 1.0)
-        self.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
-        self.optimizer.step()
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        for gradient in gradients:
+            gradient /= max(weight, 1.0)
+        self.average(gradients)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP)
+        # One overflow would make every weight no number; on all processes alike, for the gradients are.
+        is_finite = bool(norm.isfinite())
+        if is_finite:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total, weight
+        return (total, weight) if is_finite and math.isfinite(total) else (0.0, 0.0)
 
     def _judge(self, state: State, loss: float) -> None:
-        bits = self.judge.bits_per_byte(self.model, device=self.device, dtype=self.dtype)
+        dtypes = [self.dtypes[name] for name in self.parameters]
+        with as_written(self.parameters.values(), dtypes), compute_context(self.device, self.dtype):
+            found = self.held_out.evaluate(self.model)
+        bits = {name: one.bits_per_byte for name, one in found.items()}
+        if not all(map(math.isfinite, bits.values())):
+            raise EngineCrashedError(
+                f"recovery: the model's figures overflow after {state.step} steps", "take a lower --learning-rate"
+            )
         entry = {
             "step": state.step,
             "tokens": state.tokens,
@@ -225,6 +222,6 @@ def _mean(entry: dict[str, Any]) -> float:
     return sum(values) / len(values)
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW without weight decay: the weights are to stay near where they are."""
-    return torch.optim.AdamW(parameters, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(list(parameters), lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)

@@ -20,6 +20,7 @@ from compact.cache import Cache
 from compact.calibration import HeldOut
 from compact.decide import Decision, decide
 from compact.errors import CalibrationError
+from compact.evaluate import Evaluation
 from compact.least_squares import NormalEquations, output_error
 from compact.plan import UPDATES, read_plan
 from compact.prune import PruneOptions, calibration_for, prune
@@ -246,12 +247,12 @@ def test_what_is_worse_on_a_held_out_text_is_not_kept(
     calls: list[str] = []
     worse = {"after all": {"a": 3.0, "b": 2.1}, "after half": {"a": 2.9, "b": 1.9}}
 
-    def bits(*_: Any) -> dict[str, float]:
+    def found(*_: Any, **__: Any) -> dict[str, Evaluation]:
         calls.append("asked")
-        return [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
+        bits = [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
+        return {name: Evaluation(value, 1, 1, 1, 2, "") for name, value in bits.items()}
 
-    monkeypatch.setattr("compact.repair_check._bits", bits)
-    monkeypatch.setattr("compact.repair_check._named", lambda _: {"a": "", "b": ""})
+    monkeypatch.setattr("compact.held_out.CutTexts.evaluate", found)
     halved = decide(source, asked(text), Cache(tmp_path / "half", [], []))
     assert halved.plan.repair is not None
     assert halved.plan.repair["share"] == 0.5

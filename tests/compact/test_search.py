@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact import judge as judging
 from compact.budget import Limits, Parts, Shares, Sizes, sizes_for_ratio
 from compact.budget_options import AUTO, parse_size, parse_split
 from compact.cache import Cache
@@ -17,6 +16,7 @@ from compact.calibration import Calibration, HeldOut
 from compact.decide import decide
 from compact.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
 from compact.evaluate import evaluate_checkpoint
+from compact.held_out import named_texts
 from compact.importance import vocabulary_grid
 from compact.judge import Judge, TextScore
 from compact.plan import read_plan
@@ -102,7 +102,7 @@ def test_a_size_scores_what_its_checkpoint_scores(
 
 def test_texts_of_one_name_are_told_apart_and_long_ones_are_cut() -> None:
     parts = (("a", "x" * 99), ("a", "é" * 99), ("b", " \n" * 30), ("c", "c"), ("d", "d" * 20))
-    texts = judging.named_texts([HeldOut(name, text) for name, text in parts], 41)
+    texts = named_texts([HeldOut(name, text) for name, text in parts], 41)
     assert texts == {"a": "x" * 41, "a (2)": "é" * 20, "d": "d" * 20}
 
 

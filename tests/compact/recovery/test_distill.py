@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,17 @@ from safetensors.torch import load_file
 
 from compact.cache import Cache
 from compact.decide import Decision, decide, pruned_checkpoint
-from compact.errors import CalibrationError, ToolUnavailableError, UsageError
+from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
 from compact.prune import PruneOptions, prune
-from compact.recovery import distill
+from compact.recovery import distill, train
 from compact.recovery.options import RecoverOptions
-from compact.source import ModelSource, open_source
+from compact.recovery.text import TrainingText, file_documents
+from compact.source import ModelSource, open_directory, open_source
 from compact.stdlib_text import documents
+from tests.checkpoints import random_model
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,7 @@ def test_a_run_that_is_cut_goes_on_and_learns_the_same(
     watcher = _Cutter(10_000)
     decision = decide(again, _options(text), own, progress=watcher)
     assert any("resumed at step" in note for note in watcher.notes)
+    assert len(list((own.root / "teacher").iterdir())) == 1  # nothing was asked twice, or in other groups
     assert recovered.updates is not None
     assert decision.updates is not None
     one, other = load_file(recovered.updates), load_file(decision.updates)
@@ -157,6 +162,74 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     decision = decide(source, _options(text, learning_rate=0.9, tokens=3000), cache, progress=watcher)
     assert decision == plain
     assert any("stays as it is" in note for note in watcher.notes)
+
+
+def test_a_step_that_overflows_is_left_out(
+    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, real, calls = Cache(tmp_path / "own", [], []), train.lesson_loss, []
+
+    def overflows(*args: Any, **named: Any) -> tuple[torch.Tensor, float]:
+        loss, weight = real(*args, **named)
+        calls.append(weight)
+        return (loss * float("nan") if len(calls) == 2 else loss), weight
+
+    monkeypatch.setattr(train, "lesson_loss", overflows)
+    decision = decide(source, _options(text, tokens=4000), own)
+    assert len(calls) > 3
+    assert decision.updates is not None
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(decision.updates).values())
+
+
+def test_what_is_judged_is_what_is_written(
+    source: ModelSource, text: Path, recovered: Decision, cache: Cache, tmp_path: Path
+) -> None:
+    """The checkpoint holds bfloat16; its figures are those of the run, not of the weights that were rounded to it."""
+    recovery = recovered.plan.recovery
+    assert recovery is not None
+    [held] = TrainingText({text.name: file_documents(text)}, distill._PIECE_CHARACTERS, 0).held_out
+    directory, _ = pruned_checkpoint(source, recovered, cache)
+    found = evaluate_checkpoint(directory, held.text, device="cpu", dtype="float32", window=512)
+    assert recovery["after"][text.name] == pytest.approx(found.bits_per_byte, abs=1e-6)
+
+
+def test_texts_of_one_name_are_judged_each(source: ModelSource, text: Path, cache: Cache, tmp_path: Path) -> None:
+    other = tmp_path / text.name
+    other.write_text("\n\n".join(documents("stdlib-prose"))[:60_000], encoding="utf-8")
+    decision = decide(source, _options(text, tokens=1, text=(str(text), str(other))), cache)
+    assert decision.plan.recovery is not None
+    assert set(decision.plan.recovery["after"]) == {text.name, f"{text.name} (2)"}
+
+
+def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
+    """Of Granite, whose published configurations name it: two runs would differ."""
+    directory = random_model(tmp_path / "m", "GraniteForCausalLM", attention_dropout=0.5)
+    granite = open_directory(directory, name="m", origin="m")
+    options = replace(_options(text, tokens=1000), vocab_size=380, intermediate_size=64)
+    losses = []
+    for name in ("a", "b"):
+        notes = _Cutter(10_000)
+        decide(granite, options, Cache(tmp_path / name, [], []), progress=notes)
+        losses.append([note for note in notes.notes if "loss" in note])
+    assert losses[0] == losses[1] != []
+
+
+def test_processes_that_do_not_share_a_disk_stop(
+    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "broadcast_json", lambda step: step + 1)
+    with pytest.raises(StorageError, match="another step"):
+        decide(source, _options(text), Cache(tmp_path / "own", [], []))
+
+
+def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, tmp_path: Path) -> None:
+    own = Cache(tmp_path / "own", [], [])
+    old, fresh = (own.path("recovering", name) for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    decide(source, _options(text, tokens=1), own)
+    assert (old.exists(), fresh.exists()) == (False, True)
 
 
 def test_embeddings_alone(source: ModelSource, text: Path, plain: Decision, cache: Cache) -> None:
@@ -185,9 +258,17 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
     cache = Cache(text.parent / "cache", [], [])
     with pytest.raises(CalibrationError, match="no such file"):
         decide(source, _options(text, text=("nowhere.txt",)), cache)
-    monkeypatch.setattr(distill, "_BYTES_PER_PARAMETER", 1 << 30)
-    with pytest.raises(ToolUnavailableError, match="needs about"):
+    assert cache.misses == []  # before anything is calibrated or pruned
+    monkeypatch.setattr(distill, "_BYTES_PER_TRAINED", 1 << 30)
+    with pytest.raises(ToolUnavailableError, match="needs about") as all_weights:
         decide(source, _options(text), cache)
+    with pytest.raises(ToolUnavailableError) as embeddings:
+        decide(source, _options(text, train="embeddings"), cache)
+    assert "embeddings" in str(all_weights.value.hint)
+    assert "embeddings" not in str(embeddings.value.hint)
+    monkeypatch.setattr(distill, "_SAVED_BYTES", 1 << 40)
+    with pytest.raises(DiskFullError, match="are needed"):
+        decide(source, _options(text, tokens=1000), cache)
     for wrong in ({"tokens": 0}, {"minutes": -1.0}, {"learning_rate": 0.0}, {"train": "some"}, {"method": "magic"}):
         with pytest.raises(UsageError):
             RecoverOptions(**wrong)  # type: ignore[arg-type]

@@ -69,3 +69,24 @@ def test_a_text_too_short_or_damaged_is_one_line(tmp_path: Path) -> None:
     broken.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DamagedFileError, match="UTF-8"):
         list(file_documents(broken.rename(tmp_path / "c.txt"))())
+
+
+def test_another_text_is_another_run_wherever_it_differs(tmp_path: Path) -> None:
+    ids = set()
+    for folder, last in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "same.txt"
+        path.write_text(_lines("alpha", 900) + last, encoding="utf-8")
+        ids.add(TrainingText({str(path): file_documents(path)}, 500, 0).id)
+        ids.add(TrainingText({"same.txt": in_memory([_lines("alpha", 900) + last])}, 500, 0).id)
+    assert len(ids) == 4
+
+
+def test_a_text_whose_every_piece_judges_another_ends_the_stream() -> None:
+    long = _lines("alpha", 900)
+    [held] = TrainingText({"long": in_memory([long])}, 500, 0).held_out
+    pieces = [held.text[at : at + 400] for at in (0, 400)]
+    text = TrainingText({"a": in_memory([*pieces, long]), "b": in_memory([*pieces, "x" * 100])}, 500, 0)
+    text._kept_out = frozenset([*text._kept_out, *pieces, "x" * 100])
+    with pytest.raises(CalibrationError, match="nothing to learn from"):
+        list(itertools.islice(text.pieces(), 100))
