@@ -7,6 +7,7 @@ that were judged on text kept out, the one it began with among them, so a run ne
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -305,8 +306,8 @@ class _Session:
             self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
         saved_at = state.seconds
         schedule = self._trainer.schedule
-        total = schedule.tokens if schedule.tokens and not schedule.seconds else 1000
-        unit = "tokens" if total == schedule.tokens else "thousandths of the time"
+        # With both limits, a run that the tokens end jumps over the seconds that are left.
+        total, unit = (math.ceil(schedule.seconds), "s") if schedule.seconds else (schedule.tokens or 0, "tokens")
         shown = 0
         with self._progress.task("recovering", total, unit) as task:
             for now, is_judged in self._trainer.steps(self._groups(state.pieces), state):

@@ -267,7 +267,6 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     Raises:
         UsageError: options that exclude each other, one of a step that is not asked for, or words that are no size
             or split.
-        CalibrationError, ToolUnavailableError: text to learn from that is not there, or cannot be read here.
     """
     from dataclasses import fields
 
@@ -310,23 +309,7 @@ def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
             raise UsageError(f"{option}: nothing is trained", "add --recover distill")
         return None
     chosen = RecoverOptions(method=values["recover"], **{name: value for name, (_, value) in given.items()})
-    _check_text(chosen.text)
-    return chosen
-
-
-def _check_text(names: tuple[str, ...]) -> None:
-    """Refuse text to learn from that cannot be read here, before hours of calibration and not after."""
-    from compact.calibration import BUILT_IN, SELF
-    from compact.errors import CalibrationError, UsageError
-    from compact.hub_dataset import names_hub_dataset, require_datasets
-
-    for name in names:
-        if names.count(name) > 1:
+    for name in chosen.text:
+        if chosen.text.count(name) > 1:
             raise UsageError(f"--recover-text {name}: named twice", "name it once; every text gives an equal share")
-        if names_hub_dataset(name):
-            require_datasets(name)
-        elif name not in (*BUILT_IN, SELF) and not Path(name).is_file():
-            raise CalibrationError(
-                f"--recover-text {name}: no such file",
-                "name a text, jsonl or parquet file, a Hub data set (org/name), or: " + ", ".join((*BUILT_IN, SELF)),
-            )
+    return chosen

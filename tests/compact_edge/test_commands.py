@@ -332,7 +332,7 @@ def test_prune_refuses_bad_options(
         (
             ["--target", "gguf", "--recover", "distill", "--recover-text", "absent.txt"],
             65,
-            "--recover-text absent.txt: no such file",
+            "absent.txt: no such file",
             "stdlib-prose",
         ),
         (

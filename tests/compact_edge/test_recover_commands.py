@@ -80,7 +80,7 @@ def test_a_text_of_the_hub_may_be_fetched(shop: Workshop, tmp_path: Path, monkey
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("compact.hub_dataset.require_datasets", absent)
+    monkeypatch.setattr("compact.recovery.text.require_datasets", absent)
     named = (*DISTILL, "--recover-text", "org/texts")
     build = shop.build(tmp_path / "out", *named)
     for command in (prune(shop, tmp_path / "out", *named), build):
