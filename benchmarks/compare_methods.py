@@ -146,7 +146,7 @@ def plot(cells: dict[str, dict[str, Any]]) -> str:
 
     panels = [panel(names, "All methods")] if names else []
     if near and near != names:
-        panels.insert(0, panel(near, "Methods that stay within half above the unpruned model"))
+        panels.insert(0, panel(near, "Methods below 1.5 times the unpruned model"))
     told = "; ".join(
         f"{name} " + ", ".join(f"{point.y:.3f} at {point.x:.1f}M" for point in lines[name].values()) for name in names
     )

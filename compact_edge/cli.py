@@ -115,7 +115,7 @@ class LazyGroup(click.Group):
         if launched() > 1 and not entry.parallel:
             able = ", ".join(name for name, each in COMMANDS.items() if each.parallel)
             raise click.UsageError(
-                f"{cmd_name} runs in one process, and torchrun started {launched()} ({able}: any)", ctx
+                f"{cmd_name} runs in one process, and torchrun started {launched()}; several share: {able}", ctx
             )
         command = getattr(import_module(entry.module), entry.function)
         if not isinstance(command, click.Command):

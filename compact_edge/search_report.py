@@ -27,10 +27,15 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console = Console(highlight=False, width=_WIDTH if soft else None)
     table = Table(title=Text(one_line(title)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(header):
-        table.add_column(Text(one_line(column)), justify="left" if number == 0 else "right", no_wrap=number == 0)
+        words = one_line(column).replace("_", "\n" if console.width < _WIDTH else "_")
+        table.add_column(Text(words), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
+    # In a narrower terminal the lines run on; a figure that is cut short would be another figure.
+    terminal = console.width
+    console.width = max(terminal, table.__rich_measure__(console, console.options.update(width=_WIDTH)).maximum)
     console.print(table)
+    console.width = terminal
     for note in notes:
         console.print(Text(one_line(note)), soft_wrap=soft)
 
