@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 
 from compact_edge import cli
-from tests.checkpoints import copy_checkpoint, llama_vocabularies, train_tokenizer, write_checkpoint
+from tests.checkpoints import llama_vocabularies
+from tests.compact_edge.bad_models import BAD_MODELS
 from tests.small_builds import Workshop, tree
 
 Usage = namedtuple("Usage", "total used free")
@@ -194,62 +194,6 @@ def assert_error(
         assert hint in lines[-1]
     assert "Traceback" not in err
     assert out == ""
-
-
-def bad_tokenizer(root: Path) -> Path:
-    path = write_checkpoint(root / "unigram")
-    document = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    document["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}
-    (path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    return path
-
-
-def unknown_pre(root: Path) -> Path:
-    document = train_tokenizer()
-    document["pre_tokenizer"] = {"type": "Whitespace"}
-    return write_checkpoint(root / "whitespace", tokenizer=document)
-
-
-def pickled(root: Path) -> Path:
-    path = write_checkpoint(root / "pickled")
-    (path / "model.safetensors").unlink()
-    (path / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    return path
-
-
-def torn(root: Path) -> Path:
-    path = write_checkpoint(root / "torn")
-    content = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(content[: len(content) // 2])
-    return path
-
-
-def no_tokenizer(root: Path) -> Path:
-    path = write_checkpoint(root / "no-tokenizer")
-    (path / "tokenizer.json").unlink()
-    return path
-
-
-def remote_code(root: Path) -> Path:
-    return copy_checkpoint(write_checkpoint(root / "plain"), root / "code", auto_map={"AutoModel": "x.Y"})
-
-
-def other_architecture(root: Path) -> Path:
-    changes = {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
-    return copy_checkpoint(write_checkpoint(root / "plain2"), root / "mamba", **changes)
-
-
-BAD_MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a tokenizer of another kind": (bad_tokenizer, "tokenizer.json"),
-    "an unknown pre-tokenizer": (unknown_pre, "pre_tokenizer"),
-    "pickled weights": (pickled, "only pickled weights (pytorch_model.bin)"),
-    "torn weights": (torn, "model.safetensors"),
-    "no tokenizer": (no_tokenizer, "no tokenizer.json"),
-    "code of its own": (remote_code, "auto_map"),
-    "another architecture": (other_architecture, "MambaForCausalLM"),
-    "no directory": (lambda root: root / "nowhere", "no such directory"),
-    "no checkpoint": (lambda root: root, "no config.json"),
-}
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)
