@@ -71,7 +71,7 @@ _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
 _FILE = "recovery.json"
 # Raised when equal inputs mean another training.
-_VERSION = 2
+_VERSION = 3
 
 
 def recover(
