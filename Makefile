@@ -8,13 +8,15 @@ STAMP = $(VENV)/.installed
 PIP = $(BIN)/python -m pip install -c constraints.txt
 CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples
 
-.PHONY: env demo test test-devices lint format clean help
+.PHONY: env demo test test-devices lint format quality clean help
 
 help:
 	@echo "make demo    build and check smollm2-135m for the generic target"
 	@echo "make test    run the tests"
 	@echo "make test-devices"
 	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
+	@echo "make quality"
+	@echo "             compute the tables of docs/quality.md that are not recorded yet (hours; needs COMPACT_EDGE_DATA)"
 	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
@@ -42,6 +44,16 @@ test: $(STAMP)
 # -m here goes before the one of pyproject.toml, which leaves these tests out.
 test-devices: $(STAMP)
 	$(BIN)/python -m pytest tests/devices -m devices -rs --durations=5
+
+# Every script keeps what it finished, so this can be cut and run again. Checkpoints go into build/ and are removed.
+quality: $(STAMP)
+	$(BIN)/python benchmarks/patterns.py
+	$(BIN)/python benchmarks/splits.py
+	$(BIN)/python benchmarks/splits.py --curve
+	$(BIN)/python benchmarks/calibration_mixes.py
+	$(BIN)/python benchmarks/compare_methods.py --work-dir build/methods
+	$(BIN)/python benchmarks/recovery.py --part rate --part text --part budget
+	$(BIN)/python benchmarks/task_accuracy.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

@@ -56,6 +56,8 @@ def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("document", "script", "name", "show"),
     [
+        ("quality.md", "patterns", "patterns", lambda m, result: m.show(result["cells"])),
+        ("quality.md", "splits", "splits", lambda m, result: m.show(result["cells"])),
         ("quality.md", "compare_methods", "compare-methods", lambda m, result: m.document_part(result["cells"])),
         ("quality.md", "recovery", "recovery", lambda m, result: m.show(result["cells"])),
         ("quality.md", "task_accuracy", "task-accuracy", lambda m, result: m.table_of(result["cells"])),
