@@ -155,8 +155,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
 def _first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("compact-edge/failed", 1) == 1)
-    except RuntimeError:  # torchrun, which keeps the store, has gone too
-        return True
+    except RuntimeError:
+        # The store has gone with what keeps it: torchrun, which says so itself, or the first process, which has failed.
+        return _world.rank == 0
 
 
 def _line(error: BaseException) -> str:
