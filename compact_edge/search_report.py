@@ -65,7 +65,8 @@ def print_search(search: Mapping[str, Any]) -> None:
         rows,
         [
             f"bits per byte of the pruned model before any repair, on text that the calibration does not hold ({shown} "
-            "bytes); mean and worst: of what each text loses against the unpruned model; the least mean is chosen"
+            "bytes); mean and worst: of what each text loses against the unpruned model; chosen: the lowest on a "
+            "parabola through those near the best"
         ],
     )
 
