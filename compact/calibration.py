@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,24 +124,36 @@ def read_documents(path: Path) -> list[str]:
         CalibrationError: no text in it. StorageError: it cannot be read.
         DamagedFileError: it breaks its format or is not UTF-8. ToolUnavailableError: parquet without pyarrow.
     """
-    try:
+    with reading(path):
         if path.suffix == ".jsonl":
-            documents = list(_read_jsonl(path))
+            documents = list(read_jsonl(path))
         elif path.suffix == ".parquet":
             documents = _read_parquet(path)
         else:
             documents = [path.read_text(encoding="utf-8")]
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise CalibrationError(f"{path}: no text in it", "give a file with text, or leave the option out")
     return documents
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Errors of reading a file of text as ours.
+
+    Raises:
+        StorageError: it cannot be read. DamagedFileError: it is not UTF-8.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_jsonl(path: Path) -> Iterator[str]:
+    """The texts of a jsonl file, a line at a time, within `reading`. Raises DamagedFileError for a line without one."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -21,7 +21,6 @@ from compact import stdlib_text
 from compact.budget import count_parts
 from compact.cache import ENVIRONMENT, Cache
 from compact.distributed import (
-    all_reduce_mean_,
     barrier,
     broadcast_json,
     is_main,
@@ -129,7 +128,7 @@ def recover(
 
     def make(work: Path) -> None:
         _require_memory(source, plan, place, compute, options.train)
-        session = _Session(source, plan, student, options, text, cache, place, compute, seed, saved, progress)
+        session = _Session(source, plan, student, options, text, cache, place, compute, saved, progress)
         state = session.run()
         if is_main():
             if state.best > 0:
@@ -261,12 +260,10 @@ class _Session:
         cache: Cache,
         device: str,
         dtype: torch.dtype,
-        seed: int,
         saved: Path,
         progress: Progress,
     ) -> None:
-        self._source, self._options, self._text = source, options, text
-        self._saved, self._progress, self._seed = saved, progress, seed
+        self._options, self._text, self._saved, self._progress = options, text, saved, progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
             read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
@@ -286,9 +283,6 @@ class _Session:
             device=device,
             dtype=dtype,
             batch_size=_SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH,
-            average=all_reduce_mean_,
-            agree=broadcast_json,
-            processes=world_size(),
         )
 
     def run(self) -> State:

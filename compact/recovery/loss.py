@@ -37,6 +37,12 @@ class Targets:
         return Targets(self.ids.to(device), self.q.to(device), self.valid.to(device), self.weights.to(device))
 
 
+def head_logits(rows: torch.Tensor, matrix: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:
+    """float32 logits [N, vocab_size] of hidden states [N, hidden_size]; scale and cap as `head_settings` gives them."""
+    logits = (rows @ matrix.T).float() * scale
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 class _HeadLoss(torch.autograd.Function):
     """Sum of weighted KL. The gradients are made on the way forward, so that no logits are kept."""
 
@@ -51,9 +57,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], _ROWS):
             part = slice(start, start + _ROWS)
             rows = hidden[part]
-            logits = (rows @ matrix.T).float() * scale
-            if cap is not None:
-                logits = torch.tanh(logits / cap) * cap
+            logits = head_logits(rows, matrix, scale, cap)
             loss, grad = _rows_loss(logits, targets, part)
             total += loss.to(total)
             if cap is not None:

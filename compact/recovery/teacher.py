@@ -110,9 +110,7 @@ class Teacher:
 
     def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
         """The answers of one text from its hidden states [T, hidden_size], a few rows of logits at a time."""
-        import torch
-
-        from compact.recovery.loss import head_settings
+        from compact.recovery.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
         scale, cap = head_settings(self._model.config)
@@ -120,9 +118,7 @@ class Teacher:
         ids = np.empty((len(sequence), k), dtype=np.int64)
         log_probs = np.empty((len(sequence), k), dtype=np.float32)
         for start in range(0, len(sequence), rows):
-            logits = (states[start : start + rows] @ head.T).float() * scale
-            if cap is not None:
-                logits = torch.tanh(logits / cap) * cap
+            logits = head_logits(states[start : start + rows], head, scale, cap)
             top, chosen = logits.topk(k, dim=-1)
             ids[start : start + rows] = chosen.cpu().numpy()
             log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()

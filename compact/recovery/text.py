@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.calibration import BUILT_IN, SELF, HeldOut, cut, plain_name, read_documents, text_of
-from compact.errors import CalibrationError, DamagedFileError, StorageError
+from compact.calibration import BUILT_IN, SELF, HeldOut, cut, plain_name, read_documents, read_jsonl, reading
+from compact.errors import CalibrationError
 from compact.hub_dataset import names_hub_dataset, require_datasets
 from compact.store import sha256_file, sha256_json
 
@@ -158,33 +158,15 @@ def file_documents(path: Path) -> Documents:
 
 
 def _blocks(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            while block := file.read(_BLOCK):
-                # To the end of the line, so that a piece does not end within a word because a block does.
-                yield block + file.readline(_BLOCK)
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with reading(path), path.open(encoding="utf-8") as file:
+        while block := file.read(_BLOCK):
+            # To the end of the line, so that a piece does not end within a word because a block does.
+            yield block + file.readline(_BLOCK)
 
 
 def _records(path: Path) -> Iterator[str]:
-    import json
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        record = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise DamagedFileError(f"{path}:{number}: not valid JSON ({error})") from error
-                    yield text_of(record, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with reading(path):
+        yield from read_jsonl(path)
 
 
 def in_memory(documents: Sequence[str]) -> Documents:

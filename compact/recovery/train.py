@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from compact.distributed import all_reduce_mean_, broadcast_json, world_size
 from compact.errors import EngineCrashedError
 from compact.held_out import CutTexts
 from compact.recovery.lesson import Lesson
@@ -126,9 +127,7 @@ class Trainer:
         schedule: budget and rate.
         held_out: text to judge the model by.
         device, dtype: where and in what type matrices are multiplied.
-        batches: lessons of a step come in batches of at most this many.
-        average: makes the gradients of a step the same on all processes.
-        agree: makes a value the first process's on all processes.
+        batch_size: lessons of a step come in batches of at most this many.
     """
 
     model: Any
@@ -140,9 +139,6 @@ class Trainer:
     device: str
     dtype: torch.dtype
     batch_size: int
-    average: Callable[[list[torch.Tensor]], None]
-    agree: Callable[[Any], Any]
-    processes: int = 1
 
     def steps(self, groups: Iterator[list[Lesson]], state: State) -> Iterator[tuple[State, bool]]:
         """Train until the budget is used up; yields after every step: the state, and whether it was just judged.
@@ -161,10 +157,11 @@ class Trainer:
             group = next(groups)
             losses.append(self._step(group, self.schedule.rate(state.step, done)))
             state.step += 1
-            state.pieces += self.processes * len(group)
-            tokens = self.agree([sum(len(lesson.ids) for lesson in group), time.monotonic() - began])
-            state.tokens += self.processes * int(tokens[0])
-            state.seconds = float(tokens[1])
+            state.pieces += world_size() * len(group)
+            # The first process's count and clock, so that all end at the same step.
+            tokens, seconds = broadcast_json([sum(len(lesson.ids) for lesson in group), time.monotonic() - began])
+            state.tokens += world_size() * int(tokens)
+            state.seconds = float(seconds)
             done = min(1.0, self.schedule.done(state.tokens, state.seconds))
             is_due = done >= 1.0 or done - judged >= 1.0 / _EVALUATIONS
             if is_due:
@@ -186,7 +183,7 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         for gradient in gradients:
             gradient /= max(weight, 1.0)
-        self.average(gradients)
+        all_reduce_mean_(gradients)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP)
         # One overflow would make every weight no number; on all processes alike, for the gradients are.
         is_finite = bool(norm.isfinite())
