@@ -66,7 +66,9 @@ def decide(
     if is_sized and calibration is not None:
         ranking = rank_vocabulary(source, options)
         found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
-        plan = make_plan(source, options, cache, calibration=calibration, sizes=found.sizes, progress=progress)
+        plan = make_plan(
+            source, options, cache, calibration=calibration, ranking=ranking, sizes=found.sizes, progress=progress
+        )
         plan = replace(plan, search=found.record)
     else:
         plan = make_plan(source, options, cache, calibration=calibration, progress=progress)

@@ -122,6 +122,15 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def free_memory(device: str) -> int:
+    """Bytes that are free where a resolved device's tensors lie."""
+    import psutil
+    import torch
+
+    free: int = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    return free
+
+
 def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """The checkpoint through Transformers, in evaluation mode, with no code of its own and without the network.
 

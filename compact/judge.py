@@ -8,24 +8,24 @@ tokenizer. The figures are those that `compact.evaluate.evaluate_checkpoint` giv
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compact.apply import cut_of
 from compact.budget import Sizes
 from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.errors import CalibrationError, DamagedFileError, UsageError
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts, write_tokenizer
-from compact.importance import Scores, load_model, resolve_device, resolve_dtype, top_channels
+from compact.importance import Scores, free_memory, load_model, resolve_device, resolve_dtype, top_channels
 from compact.progress import Progress
 from compact.prune import PruneOptions, act2_scores, reference_scores
 from compact.ranking import Ranking
+from compact.resizable import Resizable
 from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.vocabulary import kept_ids
@@ -102,7 +102,7 @@ class Judge:
         self._device = resolve_device(options.device)
         self._dtype = resolve_dtype(options.dtype, self._device)
         check_memory(source, self._device, self._dtype)
-        self._model: _Resizable | None = None
+        self._model: Resizable | None = None
         self._by_vocabulary: Scores | None = None
         self._fixed: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
@@ -163,7 +163,7 @@ class Judge:
         if sizes.intermediate_size < self._source.intermediate_size:
             channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
         if self._model is None:
-            self._model = _Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
+            self._model = Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory
             if sizes.vocab_size < self._source.vocab_size:
@@ -184,49 +184,11 @@ class Judge:
 
 def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
     """Raise UsageError where the dense model and a pruned copy of it do not fit in the free memory."""
-    import psutil
-    import torch
-
     needed = 2 * source.n_params * dtype.itemsize
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if needed > _MEMORY_SHARE * free:
         raise UsageError(
             f"{source.name}: judging sizes needs it in memory twice, {needed / 1e9:.1f} GB, "
             f"and {free / 1e9:.1f} GB are free",
             "prune with the shares given (--split 50:50), or calibrate in a smaller --dtype",
         )
-
-
-class _Resizable:
-    """A dense model whose weights are replaced by a selection of them, again and again.
-
-    Modules compute with the weights that they have; their recorded sizes (`out_features`) are not looked at.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        # A padding id of the dense model may lie beyond the pruned rows; it has no part in a forward pass.
-        model.get_input_embeddings().padding_idx = None
-        # A tied head is the same parameter, listed once under the embedding's name and replaced at both places.
-        self._tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        self._whole = {name: parameter.data for name, parameter in model.named_parameters() if cut_of(name) is not None}
-
-    def at(self, rows: Sequence[int] | None, channels: Sequence[Sequence[int]] | None) -> Any:
-        """The model with these embedding rows and FFN channels of each layer; None keeps all."""
-        import torch
-
-        device = self._model.device
-        chosen_rows = None if rows is None else torch.tensor(rows, dtype=torch.int64, device=device)
-        for name, whole in self._whole.items():
-            cut = cut_of(name)
-            assert cut is not None
-            dim, layer = cut
-            chosen = chosen_rows
-            if layer is not None:
-                chosen = None if channels is None else torch.tensor(channels[layer], dtype=torch.int64, device=device)
-            value = whole if chosen is None else whole.index_select(dim, chosen)
-            owner, _, attribute = name.rpartition(".")
-            setattr(self._model.get_submodule(owner), attribute, torch.nn.Parameter(value, requires_grad=False))
-        if self._tied:
-            self._model.get_output_embeddings().weight = self._model.get_input_embeddings().weight
-        return self._model

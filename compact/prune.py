@@ -178,6 +178,7 @@ def make_plan(
     cache: Cache,
     *,
     calibration: Calibration | None = None,
+    ranking: Ranking | None = None,
     sizes: Sizes | None = None,
     progress: Progress = SILENT,
 ) -> PrunePlan:
@@ -188,6 +189,7 @@ def make_plan(
         options: budget, ranking, calibration and method.
         cache: keeps the scores of a calibration pass, which serve every vocabulary size on the grid.
         calibration: drawn already, where the caller needs it too.
+        ranking: of the vocabulary, where the caller has it; it takes seconds for a large one.
         sizes: the final sizes, where they were searched; None takes them from the options.
         progress: told of the calibration pass.
     """
@@ -196,7 +198,7 @@ def make_plan(
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = rank_vocabulary(source, options)
+    ranking = ranking or rank_vocabulary(source, options)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compact.apply import selection
 from compact.calibration import HeldOut
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts
-from compact.importance import load_model, resolve_device, resolve_dtype
+from compact.importance import free_memory, load_model, resolve_device, resolve_dtype
 from compact.plan import PrunePlan
 from compact.progress import Progress
+from compact.resizable import Resizable
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
@@ -42,12 +42,8 @@ class Verdict:
 
 def fits_in_memory(source: ModelSource, device: str, dtype: str) -> bool:
     """Whether the whole model can be loaded to be judged."""
-    import psutil
-    import torch
-
     place = resolve_device(device)
-    free = torch.cuda.mem_get_info()[0] if place == "cuda" else psutil.virtual_memory().available
-    return source.n_params * resolve_dtype(dtype, place).itemsize <= _MEMORY_SHARE * free
+    return source.n_params * resolve_dtype(dtype, place).itemsize <= _MEMORY_SHARE * free_memory(place)
 
 
 def judge(
@@ -79,8 +75,8 @@ def judge(
     import torch
 
     place = resolve_device(device)
-    model = load_model(source.directory, device=place, dtype=resolve_dtype(dtype, place))
-    cut_model(model, plan)
+    whole = load_model(source.directory, device=place, dtype=resolve_dtype(dtype, place))
+    model = Resizable(whole).at(plan.kept_token_ids, plan.kept_channels)
     window = min(DEFAULT_WINDOW, source.max_positions)
     texts = CutTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
 
@@ -99,21 +95,3 @@ def judge(
         if all(repaired[name] <= plain[name] for name in plain):
             return Verdict(share, plain, repaired)
     return Verdict(0.0, plain, repaired)
-
-
-def cut_model(model: Any, plan: PrunePlan) -> None:
-    """Cut the parameters of a loaded model as the plan says; modules compute with the weights that they have."""
-    import torch
-
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    for name, parameter in list(model.named_parameters()):
-        if (cut := selection(name, plan)) is not None:
-            dim, indices = cut
-            index = torch.tensor(indices, dtype=torch.int64, device=parameter.device)
-            owner, _, attribute = name.rpartition(".")
-            value = torch.nn.Parameter(parameter.data.index_select(dim, index), requires_grad=False)
-            setattr(model.get_submodule(owner), attribute, value)
-    # A padding id of the source may lie beyond the rows that stay; it has no part in a forward pass.
-    model.get_input_embeddings().padding_idx = None
-    if tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight

@@ -32,7 +32,7 @@ from compact.distributed import (
 from compact.errors import StorageError, ToolUnavailableError
 from compact.held_out import CutTexts, named_texts
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
-from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
+from compact.importance import cpu_multiplies_bfloat16, free_memory, load_model, resolve_device
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
@@ -229,16 +229,12 @@ def _trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[
 
 def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:
     """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
-    import psutil
-
     trained, student = _trained_and_all(source, plan, train)
     # The head's gradient is made apart from the embedding's, and both are there as they are added.
     head = 4 * plan.vocab_size * source.hidden_size
     needed = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
-    if device == "cuda":
-        there = torch.cuda.mem_get_info()[0]
-    else:
-        there = psutil.virtual_memory().available
+    there = free_memory(device)
+    if device != "cuda":
         needed *= local_world_size()
     if needed > there:
         raise ToolUnavailableError(
