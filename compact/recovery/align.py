@@ -3,8 +3,7 @@
 The student's vocabulary is a part of the teacher's, so every token of the teacher is a sequence of tokens of the
 student. Where both segmentations end at the same place, the teacher's distribution over its next token t becomes one
 over the student's next token s by *first kept piece*: `q(s) = sum of p(t) over all t whose segmentation by the student
-begins with s`. Inside a token that only the teacher has, where the student has read the pieces r of it, the same
-distribution says what may follow: `q(s | r) = sum of p(t) over all t that begin with r, s, over all that begin with r`.
+begins with s`.
 """
 
 from __future__ import annotations
@@ -30,12 +29,10 @@ class Alignment:
     Attributes:
         first_piece: [teacher's rows] student's id of the first piece of every teacher's token; -1 for rows that are no
             token, and for dropped fillers, which no text spells.
-        pieces: the student's ids of every token of the teacher that the student does not have, by its row.
         teacher_lengths, student_lengths: [rows] how much of the text a token stands for, in bytes of its spelling.
     """
 
     first_piece: IntArray
-    pieces: Mapping[int, tuple[int, ...]]
     teacher_lengths: IntArray
     student_lengths: IntArray
 
@@ -69,16 +66,15 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
     }
     first_piece = np.full(vocabulary.n_rows, -1, dtype=np.int64)
     lengths = np.zeros(vocabulary.n_rows, dtype=np.int64)
-    pieces: dict[int, tuple[int, ...]] = {}
     for row, token in vocabulary.by_id.items():
         # An added token is found in the text as it stands; any other one is spelled in the model's alphabet.
         is_model_token = vocabulary.tokens.get(token) == row and token not in vocabulary.added
         lengths[row] = _length(token, vocabulary) if is_model_token else len(token.encode())
         if row in new_id:
             first_piece[row] = new_id[row]
-        elif is_model_token and (found := _pieces(token, ranks, vocabulary.tokens, new_id)):
-            first_piece[row], pieces[row] = found[0], found
-    return Alignment(first_piece, pieces, lengths, lengths[np.asarray(kept, dtype=np.int64)])
+        elif is_model_token and (piece := _first_piece(token, ranks, vocabulary.tokens, new_id)) is not None:
+            first_piece[row] = piece
+    return Alignment(first_piece, lengths, lengths[np.asarray(kept, dtype=np.int64)])
 
 
 def _length(token: str, vocabulary: Vocabulary) -> int:
@@ -88,19 +84,16 @@ def _length(token: str, vocabulary: Vocabulary) -> int:
     return 1 if is_byte_token(token) else len(token.encode())
 
 
-def _pieces(
+def _first_piece(
     token: str, ranks: Mapping[tuple[str, str], int], tokens: Mapping[str, int], new_id: Mapping[int, int]
-) -> tuple[int, ...]:
-    """The student's ids of a token's spelling; empty where it cannot spell it."""
-    found: list[int] = []
-    for piece in segment(token, ranks):
-        row = tokens.get(piece)
-        # A character without a token is spelled in byte tokens.
-        rows = [row] if row in new_id else [tokens.get(f"<0x{byte:02X}>") for byte in piece.encode()]
-        if any(one is None or one not in new_id for one in rows):
-            return ()
-        found += [new_id[one] for one in rows if one is not None]
-    return tuple(found)
+) -> int | None:
+    piece = segment(token, ranks)[0]
+    spellings = [piece, f"<0x{piece.encode()[0]:02X}>"]
+    for spelling in spellings:
+        row = tokens.get(spelling)
+        if row is not None and row in new_id:
+            return new_id[row]
+    return None
 
 
 def segment(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compact.recovery.align import Alignment, IntArray
+from compact.recovery.align import Alignment
 from compact.recovery.loss import Targets
 from compact.recovery.teacher import Answers
 
@@ -35,8 +35,8 @@ def make_lesson(answers: Answers, student_ids: Sequence[int], alignment: Alignme
         answers: the teacher's, on the piece.
         student_ids: the piece by the student's tokenizer.
         alignment: of the two vocabularies.
-        inner_weight: weight of the cross-entropy at positions inside a token that the student does not have, where
-            none of the teacher's answers begins like the text; a position with a distribution weighs 1.
+        inner_weight: weight of the cross-entropy at positions inside a token that the student does not have, where the
+            teacher says nothing; a position with a distribution weighs 1.
     """
     # What the teacher's text was cut to, the student does not read either.
     end = int(alignment.teacher_lengths[answers.ids].sum())
@@ -47,66 +47,20 @@ def make_lesson(answers: Answers, student_ids: Sequence[int], alignment: Alignme
     mass = torch.from_numpy(np.exp(answers.top_log_probs[teacher_at]))
     outer = _merged(pieces, mass)
     inner = np.setdiff1d(np.arange(len(ids) - 1), at)
-    inside = _inside(inner, at, teacher_at, ids, answers, alignment, inner_weight)
+    labels = torch.tensor([ids[n + 1] for n in inner], dtype=torch.int64)
+    k = outer.ids.shape[1]
+    q = torch.zeros(len(inner), k)
+    valid = torch.zeros(len(inner), k, dtype=torch.bool)
+    q[:, :1], valid[:, :1] = 1.0, True
     positions = torch.from_numpy(np.concatenate([at, inner]))
     order = positions.argsort()
     targets = Targets(
-        torch.cat([outer.ids, inside.ids])[order],
-        torch.cat([outer.q, inside.q])[order],
-        torch.cat([outer.valid, inside.valid])[order],
-        torch.cat([outer.weights, inside.weights])[order],
+        torch.cat([outer.ids, labels[:, None].expand(-1, k)])[order],
+        torch.cat([outer.q, q])[order],
+        torch.cat([outer.valid, valid])[order],
+        torch.cat([outer.weights, torch.full((len(inner),), inner_weight)])[order],
     )
     return Lesson(ids, positions[order], targets)
-
-
-def _inside(
-    inner: IntArray,
-    at: IntArray,
-    teacher_at: IntArray,
-    ids: Sequence[int],
-    answers: Answers,
-    alignment: Alignment,
-    inner_weight: float,
-) -> Targets:
-    """What follows inside tokens that the student does not have.
-
-    The teacher's answers at the boundary before count that begin with the pieces read since: those that go on give
-    their next piece, those that end there go to the tail. Where there is none, the text's own next token is the target.
-    """
-    k = answers.top_ids.shape[1]
-    n = len(inner)
-    table = Targets(
-        torch.zeros(n, k, dtype=torch.int64),
-        torch.zeros(n, k),
-        torch.zeros(n, k, dtype=torch.bool),
-        torch.full((n,), inner_weight),
-    )
-    for row, position in enumerate(inner.tolist()):
-        before = int(np.searchsorted(at, position)) - 1
-        masses: dict[int, float] = {}
-        total = 0.0
-        if before >= 0:
-            read = tuple(ids[int(at[before]) + 1 : position + 1])
-            boundary = int(teacher_at[before])
-            top = answers.top_ids[boundary]
-            for column in np.nonzero(alignment.first_piece[top] == read[0])[0]:
-                pieces = alignment.pieces.get(int(top[column]), read[:1])
-                if pieces[: len(read)] != read:
-                    continue
-                mass = float(np.exp(answers.top_log_probs[boundary, column]))
-                total += mass
-                if len(pieces) > len(read):
-                    masses[pieces[len(read)]] = masses.get(pieces[len(read)], 0.0) + mass
-        if masses:
-            table.weights[row] = 1.0
-        else:
-            masses, total = {ids[position + 1]: 1.0}, 1.0
-        count = len(masses)
-        table.ids[row, :count] = torch.tensor(list(masses))
-        table.ids[row, count:] = table.ids[row, 0]
-        table.q[row, :count] = torch.tensor([mass / total for mass in masses.values()])
-        table.valid[row, :count] = True
-    return table
 
 
 def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
