@@ -1,8 +1,9 @@
 """Bits per byte: total negative log2-likelihood of a text over its UTF-8 bytes.
 
 Token-level perplexity cannot be compared across vocabularies; bits per byte can. Windows of `window` positions move by
-half of it; every token but a first one without BOS is scored exactly once, with at least half a window of context
-where the text has it. The scoring itself is a callable, so that Transformers and llama.cpp share the method.
+half of it, or by `stride`; every token but a first one without BOS is scored exactly once, with at least the rest of a
+window as its context where the text has it. The scoring itself is a callable, so that Transformers and llama.cpp share
+the method.
 """
 
 from __future__ import annotations
@@ -63,15 +64,17 @@ def read_text(path: Path, *, split: str = "all") -> str:
     return {"all": text, "train": text[:boundary], "held-out": text[boundary:]}[split]
 
 
-def windows(n_tokens: int, size: int, *, first: int) -> Iterator[tuple[int, int, int]]:
+def windows(n_tokens: int, size: int, *, first: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
     """(begin, end, scored from) of every window over `n_tokens` ids.
 
     Args:
         n_tokens: length of the text in tokens.
         size: tokens of a window, BOS not counted; at least 1 with BOS and 2 without.
         first: the first token to score, 0 with BOS and 1 without.
+        stride: tokens from one window to the next; half a window by default, and at most what
+            leaves every token something before it.
     """
-    stride = max(1, size // 2)
+    stride = max(1, size // 2 if stride is None else min(stride, size - first))
     begin, scored = 0, first
     while scored < n_tokens:
         end = min(begin + size, n_tokens)
@@ -88,6 +91,7 @@ def evaluate(
     bos: int | None,
     first_token_bytes: int,
     window: int,
+    stride: int | None = None,
     progress: Progress = SILENT,
     label: str = "evaluating",
 ) -> Evaluation:
@@ -100,6 +104,7 @@ def evaluate(
         bos: the BOS id where the model puts one before a text; every window then starts with it.
         first_token_bytes: UTF-8 bytes of the first token, which is context only where there is no BOS.
         window: positions, BOS included; the smaller of 2048 and the model's maximum by default.
+        stride: as `windows` takes it.
 
     Raises:
         CalibrationError: the text has fewer than two tokens.
@@ -114,7 +119,7 @@ def evaluate(
     n_bytes = len(text.encode("utf-8", "surrogatepass")) - (0 if prefix else first_token_bytes)
     total = 0.0
     with progress.task(label, len(ids) - first, "tokens") as task:
-        for begin, end, scored in windows(len(ids), window - len(prefix), first=first):
+        for begin, end, scored in windows(len(ids), window - len(prefix), first=first, stride=stride):
             log_probabilities = score([*prefix, *ids[begin:end]])
             # Entry j is the probability of position j + 1 of the window; the last `end - scored` belong to this window.
             total -= float(log_probabilities[len(log_probabilities) - (end - scored) :].sum())
@@ -169,6 +174,7 @@ def evaluate_checkpoint(
     text: str,
     *,
     window: int | None = None,
+    stride: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = SILENT,
@@ -190,6 +196,7 @@ def evaluate_checkpoint(
         bos=bos_id(tokenizer),
         first_token_bytes=token_bytes(directory / "tokenizer.json", ids[0]) if ids else 0,
         window=min(window or DEFAULT_WINDOW, positions),
+        stride=stride,
         progress=progress,
         label=label,
     )

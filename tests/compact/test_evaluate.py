@@ -26,18 +26,24 @@ LONG = "\n".join(TEXTS)
 PRE = {"llama": "gpt-2", "qwen2": "qwen2"}
 
 
-@given(n_tokens=st.integers(0, 400), size=st.integers(1, 100), bos=st.booleans())
-def test_windows_score_every_token_once(n_tokens: int, size: int, bos: bool) -> None:
+@given(
+    n_tokens=st.integers(0, 400),
+    size=st.integers(1, 100),
+    bos=st.booleans(),
+    stride=st.one_of(st.none(), st.integers(1, 120)),
+)
+def test_windows_score_every_token_once(n_tokens: int, size: int, bos: bool, stride: int | None) -> None:
     first = 0 if bos else 1
     if not bos and size == 1:
         size = 2  # without BOS a window of one token predicts nothing
     scored: list[int] = []
-    for begin, end, start in windows(n_tokens, size, first=first):
+    for begin, end, start in windows(n_tokens, size, first=first, stride=stride):
         assert 0 <= begin <= start < end <= n_tokens
         assert end - begin <= size
         assert bos or start > begin, "a token needs one before it"
         if begin > 0 and end - begin > 1:
-            assert start - begin >= size // 2, "half a window of context"
+            expected = size // 2 if stride is None else size - stride
+            assert start - begin >= expected, "the rest of a window is context"
         scored += range(start, end)
     assert scored == list(range(first, n_tokens))
 
