@@ -5,7 +5,7 @@
     python benchmarks/compare_methods.py --write                                  # table and plot from what is there
 
 Every method (`methods.py`) runs in a process of its own, with its seconds and peak memory; its checkpoint is then
-scored in float32 through Transformers. Calibrated on 32,768 tokens of encyclopedic and technical text in equal shares
+scored in float32 through Transformers. Calibrated on 16,384 tokens of encyclopedic and technical text in equal shares
 (their first 80%); fiction is a kind that no method has seen. A finished cell is kept; a cell takes 3 minutes.
 Writes the table of `docs/quality.md` and `docs/methods.svg` (of another model: `methods.svg` in DIR).
 """

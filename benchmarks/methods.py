@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 # What is learned after the cut, of the calibration's text.
-RECOVERY_TOKENS = 131_072
-CALIBRATION_TOKENS = 32_768
+RECOVERY_TOKENS = 65_536
+CALIBRATION_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
