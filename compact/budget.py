@@ -7,13 +7,16 @@ vocabulary, and a large one FFN channels (the scale-adaptive lever of COMPACT, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compact.checkpoint import TensorRef
 from compact.errors import BudgetError
+from compact.families import family_of
 from compact.importance import vocabulary_grid
+from compact.layout import OUTPUT, expected_shapes
 
 DEFAULT_RATIO = 0.2
 # The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
@@ -27,7 +30,14 @@ _GRID_TOLERANCE = 0.0025
 
 @dataclass(frozen=True)
 class Parts:
-    """Parameters by part. `per_row`: of one vocabulary entry; `per_channel`: of one FFN channel in every layer."""
+    """Parameters by part.
+
+    Attributes:
+        vocabulary: input embedding and LM head; a tied head is counted once.
+        per_row: of one vocabulary entry.
+        per_channel: of one FFN channel in every layer.
+        lm_head: what of `vocabulary` is an LM head of its own.
+    """
 
     vocabulary: int
     attention: int
@@ -36,6 +46,12 @@ class Parts:
     other: int
     per_row: int
     per_channel: int
+    lm_head: int = 0
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the input embedding."""
+        return self.vocabulary - self.lm_head
 
     @property
     def total(self) -> int:
@@ -67,16 +83,34 @@ def part_of(name: str) -> str:
 
 def count_parts(tensors: Mapping[str, TensorRef], config: Mapping[str, Any]) -> Parts:
     """Count every tensor of a checkpoint once (a tied `lm_head` is no tensor of its own)."""
+    return _count({name: ref.n_elements for name, ref in tensors.items()}, config)
+
+
+def count_config(config: Mapping[str, Any], where: str) -> Parts:
+    """What `count_parts` would count in a checkpoint with this config.json, without its tensors.
+
+    Args:
+        config: config.json, its sizes checked (positive integers, a sensible number of layers).
+        where: its path, for messages.
+
+    Raises:
+        UnsupportedArchitectureError, MixtureOfExpertsError: no row of the family table fits.
+    """
+    # The bound on layers is the number of tensors; here there are none, and the caller has checked the layers.
+    shapes = expected_shapes(family_of(config, where), config, int(config["num_hidden_layers"]), where)
+    return _count({name: math.prod(shape) for name, shape in shapes.items()}, config)
+
+
+def _count(elements: Mapping[str, int], config: Mapping[str, Any]) -> Parts:
     counts = dict.fromkeys(("vocabulary", "attention", "ffn", "norms", "other"), 0)
-    for name, ref in tensors.items():
-        counts[part_of(name)] += ref.n_elements
-    down_biases = sum(
-        ref.n_elements for name, ref in tensors.items() if ".mlp." in name and name.endswith("down_proj.bias")
-    )
+    for name, count in elements.items():
+        counts[part_of(name)] += count
+    down_biases = sum(count for name, count in elements.items() if ".mlp." in name and name.endswith("down_proj.bias"))
     return Parts(
         **counts,
         per_row=counts["vocabulary"] // int(config["vocab_size"]),
         per_channel=(counts["ffn"] - down_biases) // int(config["intermediate_size"]),
+        lm_head=elements.get(OUTPUT, 0),
     )
 
 
@@ -214,6 +248,18 @@ def removed_parameters(sizes: Sizes, parts: Parts, limits: Limits) -> int:
     rows = limits.vocab_size - sizes.vocab_size
     channels = limits.intermediate_size - sizes.intermediate_size
     return rows * parts.per_row + channels * parts.per_channel
+
+
+def pruned_parts(sizes: Sizes, parts: Parts, limits: Limits) -> Parts:
+    """Where the parameters are after pruning to these sizes."""
+    rows = limits.vocab_size - sizes.vocab_size
+    channels = limits.intermediate_size - sizes.intermediate_size
+    return replace(
+        parts,
+        vocabulary=parts.vocabulary - rows * parts.per_row,
+        ffn=parts.ffn - channels * parts.per_channel,
+        lm_head=parts.lm_head // limits.vocab_size * sizes.vocab_size,
+    )
 
 
 def _default_inner(wanted: float, parts: Parts, limits: Limits) -> float:

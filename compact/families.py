@@ -146,6 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         tied_by_default=True,
         untied=False,
         norm_offset=1.0,
+        sentencepiece=True,
         numbers=(
             ConfigNumber("attn_logit_softcapping", "attn_logit_softcapping", default=50.0, required=True),
             ConfigNumber("final_logit_softcapping", "final_logit_softcapping", default=30.0, required=True),
@@ -168,6 +169,7 @@ FAMILIES: tuple[Family, ...] = (
         activations=_GELU_TANH,
         tied_by_default=True,
         norm_offset=1.0,
+        sentencepiece=True,
         numbers=(
             ConfigNumber("final_logit_softcapping", "final_logit_softcapping"),
             ConfigNumber("sliding_window", "attention.sliding_window", integer=True, default=4096, required=True),

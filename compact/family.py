@@ -80,6 +80,8 @@ class Family:
         default_ids: what Transformers takes for the ids that config.json does not name; they mean other tokens after
             pruning, so a pruned config.json names them.
         drops_window: llama.cpp attends to everything where this model has a `sliding_window`.
+        sentencepiece: its published models have SentencePiece-style tokenizers, the others byte-level BPE: for
+            estimates where there is no tokenizer to look at.
         multimodal: `architectures[0]` of a multimodal model whose language model has this layout.
     """
 
@@ -113,6 +115,7 @@ class Family:
     query_scale_layers: tuple[int, ...] | None = None
     default_ids: Mapping[str, int] = field(default_factory=dict)
     drops_window: bool = False
+    sentencepiece: bool = False
     multimodal: str | None = None
 
     def gguf_name(self, hf_name: str) -> str:

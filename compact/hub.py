@@ -137,6 +137,29 @@ def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
     return Snapshot(name, commit, directory, sizes, sha256)
 
 
+def fetch_config(name: HubName, progress: Progress = SILENT) -> Snapshot:
+    """Fetch `config.json` and nothing else; `sizes` and `sha256` of the answer are empty.
+
+    Raises:
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: as `hub_errors.translated` says.
+        HubOfflineError: offline mode, and the file is not in the cache.
+        DamagedFileError: the repository has no such file. DiskFullError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with translated(name.repo, name.revision, "model"):
+        try:
+            path = Path(hf_hub_download(name.repo, CONFIG, revision=name.revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError as error:
+            raise _lacks(name, CONFIG) from error
+    commit = path.parent.name
+    progress.note(f"{name.repo}: {CONFIG} of commit {commit}")
+    return Snapshot(name, commit, path.parent, {}, {})
+
+
 def fetch_weights(snapshot: Snapshot, progress: Progress = SILENT) -> None:
     """Fetch the safetensors files that Transformers would read, and no others. Raises what `fetch_description` does."""
     if not snapshot.sizes:
@@ -225,11 +248,13 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
             )
     for needed in (CONFIG, "tokenizer.json"):
         if needed not in top:
-            raise DamagedFileError(
-                f"{name.repo}: no {needed}", f"what the repository holds: {page(name.repo, 'model')}"
-            )
+            raise _lacks(name, needed)
     if SINGLE not in top and INDEX not in top:
         raise DamagedFileError(f"{name.repo}: no {SINGLE} and no {INDEX}", "name a repository with safetensors weights")
+
+
+def _lacks(name: HubName, file: str) -> DamagedFileError:
+    return DamagedFileError(f"{name.repo}: no {file}", f"what the repository holds: {page(name.repo, 'model')}")
 
 
 def _fetch(name: HubName, commit: str, wanted: list[str], sizes: Mapping[str, int], progress: Progress) -> Path:

@@ -144,10 +144,10 @@ def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
         source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
         return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
-        return open_checkpoint(path, cache, progress, name=_plain_name(path.resolve().name), origin=model)
+        return open_checkpoint(path, cache, progress, name=plain_name(path.resolve().name), origin=model)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            return _open_gguf(path, _plain_name(path.stem), model, cache, progress)
+            return _open_gguf(path, plain_name(path.stem), model, cache, progress)
         raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
     if (named := hub.parse_model(model)) is not None:
         return _open_hub(named, model, cache, progress)
@@ -157,7 +157,8 @@ def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
     raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name that is safe in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
@@ -203,7 +204,7 @@ def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress)
     def check(hashes: Mapping[str, str]) -> None:
         hub.check_hashes(snapshot, hashes)
 
-    name = _plain_name(named.name)
+    name = plain_name(named.name)
     source = open_checkpoint(snapshot.directory, cache, progress, name=name, origin=origin, check=check)
     return replace(source, hub_id=named.repo, commit=snapshot.commit)
 
@@ -261,15 +262,16 @@ def _language_config(directory: Path) -> dict[str, Any] | None:
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, dict) else {}):
         # Transformers builds a list of every layer's kind: sizes first.
-        _check_layers(part, config_path)
+        check_layers(part, config_path)
         _refuse_unsafe(directory, part)
     language = text_config(directory, config, family)
     family_of(language, str(config_path))
-    _check_sizes(language, config_path)
+    check_sizes(language, config_path)
     return language
 
 
-def _check_layers(config: Mapping[str, Any], where: Path) -> None:
+def check_layers(config: Mapping[str, Any], where: Path) -> None:
+    """Raise DamagedFileError for a number of layers that no model has."""
     layers = config.get("num_hidden_layers")
     if layers is not None and (not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS):
         raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {_MOST_LAYERS} were expected")
@@ -281,7 +283,7 @@ def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
         if path.is_file():  # a link could bring any file of this machine into what is published
             refuse_outside_link(directory, path)
     _refuse_remote_code(directory, config)
-    _refuse_quantized(config, directory / CONFIG)
+    refuse_quantized(config, directory / CONFIG)
 
 
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
@@ -306,7 +308,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     config = read_json_object(config_path)
     _refuse_unsafe(directory, config)
     family = family_of(config, str(config_path))
-    _check_sizes(config, config_path)
+    check_sizes(config, config_path)
     return config, family
 
 
@@ -321,14 +323,20 @@ def _refuse_remote_code(directory: Path, config: Mapping[str, Any]) -> None:
     if (directory / TOKENIZER_CONFIG).is_file():
         places.append((TOKENIZER_CONFIG, read_json_object(directory / TOKENIZER_CONFIG)))
     for file, value in places:
-        if value.get("auto_map"):
-            raise RemoteCodeRefusedError(
-                f"{directory / file}: auto_map asks for code that the checkpoint brings along",
-                "use a checkpoint of a standard architecture, without auto_map",
-            )
+        refuse_auto_map(value, directory / file)
 
 
-def _refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
+def refuse_auto_map(value: Mapping[str, Any], where: Path) -> None:
+    """Raise RemoteCodeRefusedError where a configuration names code of the checkpoint's own."""
+    if value.get("auto_map"):
+        raise RemoteCodeRefusedError(
+            f"{where}: auto_map asks for code that the checkpoint brings along",
+            "use a checkpoint of a standard architecture, without auto_map",
+        )
+
+
+def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
+    """Raise QuantizedCheckpointError for a checkpoint whose weights are not plain numbers."""
     quantization = config.get("quantization_config") or config.get("compression_config")
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
@@ -337,7 +345,8 @@ def _refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _check_sizes(config: Mapping[str, Any], where: Path) -> None:
+def check_sizes(config: Mapping[str, Any], where: Path) -> None:
+    """Raise DamagedFileError for a size of config.json that is missing or no positive integer."""
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:

@@ -80,6 +80,24 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write one file that is there whole or not at all; an older one of that name is replaced.
+
+    Raises:
+        StorageError, DiskFullError: the directory is missing, is full or may not be written.
+    """
+    work = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        work.write_bytes(data)
+        _sync(work)
+        work.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write JSON for people (indented, UTF-8, newline at the end)."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")

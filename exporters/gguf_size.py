@@ -24,7 +24,7 @@ from compact.safetensors_io import stored_tensors
 from compact.source import ModelSource
 from exporters.artifact import lossless_type
 from exporters.gguf import ROPE_FREQS, GgufMetadata, Quant, read_layout, write_gguf
-from exporters.gguf_tensors import PlannedTensor, plan_tensors
+from exporters.gguf_tensors import plan_tensors
 from exporters.quant_types import GGML_TYPES, ModelShape, TensorShape, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
@@ -33,11 +33,27 @@ _TOKENS, _SCORES, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "t
 
 
 @dataclass(frozen=True)
+class SizedTensor:
+    """A tensor of the unpruned model.
+
+    Attributes:
+        hf_name, name: HF and GGUF name.
+        shape: row-major, as in the checkpoint.
+        type: name of the GGML type that it has before llama.cpp quantises it.
+    """
+
+    hf_name: str
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+
+@dataclass(frozen=True)
 class GgufSizes:
     """Sizes of one model's GGUFs of one type.
 
     Attributes:
-        tensors: those of the unpruned model; `source.name` is the HF name.
+        tensors: those of the unpruned model.
         shape: what the rules of a mixture look at, and the tensors that no size changes and no checkpoint holds.
         quant, embedding: types, as asked.
         has_imatrix: whether an importance matrix will be used.
@@ -46,13 +62,13 @@ class GgufSizes:
         n_always: ids that always stay.
     """
 
-    tensors: tuple[PlannedTensor, ...]
+    tensors: tuple[SizedTensor, ...]
     shape: ModelShape
     quant: str
     embedding: str | None
     has_imatrix: bool
     values_bytes: int
-    dropped_bytes: tuple[int, ...]
+    dropped_bytes: Sequence[int]
     n_always: int
 
     def file_bytes(self, sizes: Sizes) -> int:
@@ -61,43 +77,49 @@ class GgufSizes:
         Numbers in descriptive strings are counted at their longest, and the keys of the unpruned checkpoint's own
         model card as if the pruned one had it.
         """
-        shapes = self._shapes(sizes)
+        shapes = self.shapes(sizes)
         ranked = min(max(sizes.vocab_size - self.n_always, 0), len(self.dropped_bytes) - 1)
         head = VALUES_START + self.values_bytes - self.dropped_bytes[ranked]
         head += sum(_entry_bytes(tensor) for tensor in shapes)
-        return _padded(head) + sum(_padded(n_bytes) for n_bytes in self._tensor_bytes(shapes).values())
+        return _padded(head) + sum(_padded(n_bytes) for n_bytes in self.tensor_bytes(sizes).values())
 
     def bytes_per_token(self, sizes: Sizes) -> int:
         """Bytes of weights that decoding one token reads: all but, where the head is another tensor, the embedding.
 
         Of an embedding that is no head, one row is read.
         """
-        n_bytes = self._tensor_bytes(self._shapes(sizes))
+        n_bytes = self.tensor_bytes(sizes)
         if _OUTPUT in n_bytes:
             n_bytes[_EMBEDDING] //= sizes.vocab_size
         return sum(n_bytes.values())
 
-    def _shapes(self, sizes: Sizes) -> list[TensorShape]:
+    def shapes(self, sizes: Sizes) -> list[TensorShape]:
+        """Every tensor of the file, with the type that it has before llama.cpp quantises it."""
         shapes = list(self.shape.tensors)
         for tensor in self.tensors:
-            shape = list(tensor.source.shape)
-            if (cut := cut_of(tensor.source.name)) is not None:
+            shape = list(tensor.shape)
+            if (cut := cut_of(tensor.hf_name)) is not None:
                 dim, layer = cut
                 shape[dim] = sizes.vocab_size if layer is None else sizes.intermediate_size
-            shapes.append(TensorShape(tensor.name, tuple(reversed(shape)), tensor.qtype.name))
+            shapes.append(TensorShape(tensor.name, tuple(reversed(shape)), tensor.type))
         return shapes
 
-    def _tensor_bytes(self, shapes: Sequence[TensorShape]) -> dict[str, int]:
+    def types(self, sizes: Sizes) -> dict[str, str]:
+        """GGUF name of a tensor -> name of the type that it gets."""
+        shapes = self.shapes(sizes)
         if quant_named(self.quant).writer == "direct":
-            types = {tensor.name: _direct_type(tensor, self.quant) for tensor in shapes}
-        else:
-            model = replace(self.shape, tensors=tuple(shapes))
-            types = predict_types(model, self.quant, embedding_quant=self.embedding, has_imatrix=self.has_imatrix)
-        return {tensor.name: GGML_TYPES[types[tensor.name]].size(tensor.shape) for tensor in shapes}
+            return {tensor.name: direct_type(tensor, self.quant) for tensor in shapes}
+        model = replace(self.shape, tensors=tuple(shapes))
+        return predict_types(model, self.quant, embedding_quant=self.embedding, has_imatrix=self.has_imatrix)
+
+    def tensor_bytes(self, sizes: Sizes) -> dict[str, int]:
+        """GGUF name of a tensor -> its bytes, without padding."""
+        types = self.types(sizes)
+        return {tensor.name: GGML_TYPES[types[tensor.name]].size(tensor.shape) for tensor in self.shapes(sizes)}
 
 
-def _direct_type(tensor: TensorShape, quant: str) -> str:
-    """As `exporters.gguf_tensors`: vectors are F32, rows that do not fill the blocks F16."""
+def direct_type(tensor: TensorShape, quant: str) -> str:
+    """Type of a tensor in a file that this project writes: vectors are F32, rows that do not fill the blocks F16."""
     if len(tensor.shape) == 1:
         return "F32"
     return quant if tensor.row % GGML_TYPES[quant].block == 0 else "F16"
@@ -150,7 +172,7 @@ def gguf_sizes(
     planned = plan_tensors(family, config, stored_tensors(source.directory), base, str(source.directory))
     factors = (TensorShape(ROPE_FREQS, (shape.head_dim // 2,), "F32"),) if rope.kind == "llama3" else ()
     return GgufSizes(
-        tuple(planned),
+        tuple(SizedTensor(t.source.name, t.name, t.source.shape, t.qtype.name) for t in planned),
         ModelShape(factors, family.gguf_arch, shape.layers, shape.heads, shape.kv_heads),
         chosen.name,
         embedding_quant,

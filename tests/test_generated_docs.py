@@ -101,3 +101,28 @@ def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = importlib.import_module("benchmarks.bench_checks")
     text = (DOCS / "bench.md").read_text(encoding="utf-8")
     assert with_table(text, checks.SCRIPT, checks.show()) == text
+
+
+@pytest.mark.parametrize("script", ["parameters", "target_fits"])
+def test_the_tables_of_published_models(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
+    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    assert with_table(text, script, importlib.import_module(f"benchmarks.{script}").show()) == text
+
+
+def test_the_table_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
+    script = importlib.import_module("benchmarks.memory_estimate")
+    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    assert with_table(text, script.SCRIPT, script.show(recorded(script.NAME)["rows"])) == text
+
+
+def test_the_picture_of_parameters() -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `plot`)")
+    pinned = (families.ROOT / "constraints.txt").read_text(encoding="utf-8")
+    if f"matplotlib=={matplotlib.__version__}" not in pinned:
+        pytest.skip("another version of matplotlib draws other bytes")
+    from compact_edge.parameter_plot import draw
+    from compact_edge.parameter_table import counted_models
+
+    assert (DOCS / "parameters.svg").read_bytes() == draw(counted_models(), "svg")

@@ -1,51 +1,154 @@
-"""`compact-edge inspect`: where a model's parameters are."""
+"""`compact-edge inspect`: where a model's parameters are, and which models fit a device."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from compact_edge.inspection import Inspected, Request
+
+_LIST = "list"
 
 
 @click.command()
-@click.argument("model")
+@click.argument("models", metavar="MODEL", nargs=-1)
+@click.option(
+    "--ratio", type=float, help="Show what stays where this share of all parameters goes, as a build splits it."
+)
+@click.option("--vocab-size", type=click.IntRange(1), help="Show what stays at this vocab_size.")
+@click.option("--intermediate-size", type=click.IntRange(1), help="Show what stays at this intermediate_size.")
+@click.option("--target", "target_name", help="Say whether the models fit this device: a profile's name or TOML file.")
+@click.option("--quant", help="With --target: this GGUF type instead of the profile's.")
+@click.option("--context", type=click.IntRange(1), help="With --target: this context length instead of the profile's.")
+@click.option("--list", "listed", is_flag=True, help="List the built-in table of published models.")
+@click.option("--all", "every", is_flag=True, help="Shares of every model of the built-in table.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --all: draw the shares into this .svg or .png file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
-def inspect(model: str, as_json: bool) -> None:
+def inspect(
+    models: tuple[str, ...],
+    ratio: float | None,
+    vocab_size: int | None,
+    intermediate_size: int | None,
+    target_name: str | None,
+    quant: str | None,
+    context: int | None,
+    listed: bool,
+    every: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
     """Parameters of MODEL by part: vocabulary, attention, FFN, norms; and its sizes.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
-    built-in model (tiny, smollm2-135m).
+    MODEL is a checkpoint directory, a config.json or a directory that holds only that, a .gguf file, a model on the
+    Hugging Face Hub (org/name or org/name@revision; only config.json is fetched), a built-in model (tiny,
+    smollm2-135m), or a name of the built-in table of published models (inspect --list).
+
+    With --target: which of the models fit that device, and the smallest cut that makes the others fit; of the whole
+    table where no MODEL is named.
     """
-    from compact.budget import count_parts
-    from compact.cache import open_cache
-    from compact.source import open_source
-    from compact_edge.console import Console, format_table, print_json
+    from compact.errors import UsageError
+    from compact_edge.inspection import Request
     from compact_edge.quiet import quiet_libraries
 
-    quiet_libraries(model)
+    request = Request(ratio, vocab_size, intermediate_size)
+    request.check()
+    if target_name is None and (quant is not None or context is not None):
+        raise UsageError(f"{'--quant' if quant is not None else '--context'}: of no target", "add --target NAME")
+    if plot is not None and not every:
+        raise UsageError("--plot: it draws the built-in table", "add --all")
+    if listed or models == (_LIST,):
+        _alone("--list", models if listed else (), request, target_name, every)
+        _print_list(as_json)
+    elif every:
+        _alone("--all", models, request, target_name, listed)
+        _print_all(plot, as_json)
+    elif target_name is not None:
+        if request.asked:
+            raise UsageError("--target finds the sizes itself", "leave out --ratio and the sizes")
+        quiet_libraries(*models)
+        _print_fits(models, target_name, quant, context, as_json)
+    elif len(models) == 1:
+        quiet_libraries(*models)
+        _print_one(models[0], request, as_json)
+    else:
+        what = f"{len(models)} models without --target" if models else "no MODEL"
+        raise UsageError(f"inspect: {what}", "name one, or add --target NAME, --all or --list")
+
+
+def _alone(option: str, models: tuple[str, ...], request: Request, target: str | None, other: bool) -> None:
+    from compact.errors import UsageError
+
+    if models or request.asked or target is not None or other:
+        raise UsageError(f"{option} goes with no model, size or target", "leave the others out")
+
+
+def _opened(models: tuple[str, ...]) -> list[Inspected]:
+    from compact.cache import open_cache
+    from compact_edge.console import Console
+    from compact_edge.inspection import inspect_model
+
+    console = Console()
     with open_cache() as cache:
-        source = open_source(model, cache, Console())
-        parts = count_parts(source.tensors, source.config)
-    sizes = {
-        "architecture": source.family.architecture,
-        "hidden_size": source.hidden_size,
-        "intermediate_size": source.intermediate_size,
-        "num_hidden_layers": source.num_hidden_layers,
-        "vocab_size": source.vocab_size,
-        "tie_word_embeddings": source.tied,
-        "max_position_embeddings": source.max_positions,
-    }
+        return [inspect_model(model, cache, console) for model in models]
+
+
+def _print_one(model: str, request: Request, as_json: bool) -> None:
+    from compact_edge.console import print_json
+    from compact_edge.inspection import as_dict, report
+
+    (found,) = _opened((model,))
     if as_json:
-        print_json(
-            {
-                "model": source.name,
-                "source_id": source.id,
-                **sizes,
-                "parameters": parts.as_dict(),
-                "parameters_per_token": parts.per_row,
-                "parameters_per_channel": parts.per_channel,
-            }
-        )
-        return
-    rows = [(name, f"{count:,}", f"{count / parts.total:.1%}") for name, count in parts.as_dict().items() if count]
-    click.echo(f"{source.name}: " + ", ".join(f"{name} {value}" for name, value in sizes.items()))
-    click.echo(format_table(("PART", "PARAMETERS", "SHARE"), rows))
-    click.echo(f"a token costs {parts.per_row:,} parameters, an FFN channel {parts.per_channel:,} (over all layers)")
+        print_json(as_dict(found, request))
+    else:
+        click.echo(report(found, request))
+
+
+def _print_list(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from compact.published import published_models
+    from compact_edge.console import print_json
+    from compact_edge.parameter_table import listing
+
+    if as_json:
+        print_json([asdict(model) for model in published_models()])
+    else:
+        click.echo(listing())
+
+
+def _print_all(plot: Path | None, as_json: bool) -> None:
+    from compact_edge.console import print_json
+    from compact_edge.parameter_table import counted_models, overview
+
+    counted = counted_models()
+    if plot is not None:
+        from compact_edge.parameter_plot import write_plot
+
+        write_plot(plot, counted)
+    if as_json:
+        print_json([model.as_dict() for model in counted])
+    else:
+        click.echo(overview(counted))
+
+
+def _print_fits(models: tuple[str, ...], target: str, quant: str | None, context: int | None, as_json: bool) -> None:
+    from compact_edge.console import print_json
+    from compact_edge.fitting import check_target, fit_model, report
+    from compact_edge.parameter_table import inspected_table
+    from targets.profile import load_profile
+
+    profile = load_profile(target)
+    check_target(profile, quant)
+    found = _opened(models) if models else inspected_table()
+    fits = [fit_model(model, profile, quant, context) for model in found]
+    if as_json:
+        print_json({"target": profile.as_dict(), "models": [fit.as_dict() for fit in fits]})
+    else:
+        click.echo(report(fits, profile))

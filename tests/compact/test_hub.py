@@ -170,7 +170,8 @@ def test_ctrl_c_ends_a_download_and_leaves_nothing_half_written(hub: Hub, checkp
     hub.add_folder(NAME, checkpoint)
     hub.stall.add(hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest())
     environment = hub.environment(tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="60")
-    with subprocess.Popen(command("inspect", NAME), cwd=ROOT, env=environment, stderr=subprocess.PIPE) as child:
+    prune = command("prune", NAME, "--calibration", "stdlib-prose", "--out", str(tmp_path / "out"))
+    with subprocess.Popen(prune, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as child:
         assert hub.stalled.wait(60)
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,32 @@ def test_a_hostile_configuration_is_a_typed_error(
         open_source(str(out), Cache(tmp_path / "cache", [], []))
 
 
+_OPEN = """
+import sys
+from compact.cache import open_cache
+from compact.source import open_source
+from compact_edge.console import Console
+with open_cache() as cache:
+    print(open_source(sys.argv[1], cache, Console()).family.architecture)
+"""
+
+
 def test_from_the_hub(model: Path, tmp_path: Path) -> None:
     """The files' hashes are checked against the Hub's before the language model is taken of them."""
     with running_hub() as hub:
         hub.add_folder("maker/gemma-3-tiny", model)
-        done = subprocess.run(
-            command("inspect", "maker/gemma-3-tiny", "--json"),
-            env=hub.environment(tmp_path / "home", COMPACT_EDGE_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT)),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
+        environment = hub.environment(
+            tmp_path / "home", COMPACT_EDGE_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT)
         )
-    assert done.returncode == 0, done.stderr
-    assert "only its language model is taken" in done.stderr
-    assert json.loads(done.stdout)["architecture"] == "Gemma3ForCausalLM"
+
+        def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+        described = run(command("inspect", "maker/gemma-3-tiny", "--json"))
+        fetched = hub.fetched()
+        opened = run([sys.executable, "-c", _OPEN, "maker/gemma-3-tiny"])
+    for done in (described, opened):
+        assert done.returncode == 0, done.stderr
+        assert "only its language model is taken" in done.stderr
+    assert fetched == ["config.json"]  # its sizes are in there
+    assert json.loads(described.stdout)["architecture"] == opened.stdout.strip() == "Gemma3ForCausalLM"

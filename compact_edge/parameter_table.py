@@ -1,0 +1,101 @@
+"""The built-in table of published models, counted: for `inspect --list`, `--all`, the plot and docs/parameters.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compact.budget import Parts
+from compact.config_source import config_of_row
+from compact.published import PublishedModel, published_models
+from compact_edge.console import format_table
+from compact_edge.inspection import Inspected, of_config, shares
+
+HEADER = ("model", "parameters", "vocabulary", "attention", "FFN", "norms")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model of the table and its parameters by part."""
+
+    model: PublishedModel
+    parts: Parts
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of every part, 0 to 1."""
+        return shares(self.parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "model": self.model.name,
+            "family": self.model.family,
+            "hub_id": self.model.hub_id,
+            "parameters": self.parts.as_dict(),
+            "vocabulary": {"embedding": self.parts.embedding, "lm_head": self.parts.lm_head},
+            "shares": {name: round(share, 6) for name, share in self.shares.items()},
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the tables."""
+        wanted = ("vocabulary", "attention", "ffn", "norms")
+        return (self.model.name, f"{self.parts.total:,}", *(percent(self.shares[name]) for name in wanted))
+
+
+def percent(share: float) -> str:
+    """A share as people read it; small ones keep a digit that is not 0."""
+    return f"{share:.1%}" if share >= 0.001 else f"{share:.3%}"
+
+
+def inspected_table() -> list[Inspected]:
+    """Every model of the table, as if it had been named."""
+    return [of_config(config_of_row(model)) for model in published_models()]
+
+
+def counted_models() -> tuple[Counted, ...]:
+    """Every model of the table, counted."""
+    pairs = zip(published_models(), inspected_table(), strict=True)
+    return tuple(Counted(model, inspected.parts) for model, inspected in pairs)
+
+
+def overview(counted: Sequence[Counted]) -> str:
+    """Parameters and shares, one model a line."""
+    return format_table(tuple(name.upper() for name in HEADER), [model.cells() for model in counted])
+
+
+def listing() -> str:
+    """The rows of the table as they are, one model a line."""
+    header = (
+        "NAME",
+        "HUB",
+        "HIDDEN",
+        "FFN",
+        "LAYERS",
+        "HEADS",
+        "KV",
+        "HEAD DIM",
+        "VOCAB",
+        "TIED",
+        "CONTEXT",
+        "PARAMETERS",
+    )
+    rows = [
+        (
+            model.name,
+            model.hub_id,
+            str(model.hidden_size),
+            str(model.intermediate_size),
+            str(model.layers),
+            str(model.heads),
+            str(model.kv_heads),
+            str(model.head_dim),
+            str(model.vocab_size),
+            "yes" if model.tied else "no",
+            str(model.context_length),
+            f"{model.published - model.outside:,}",
+        )
+        for model in published_models()
+    ]
+    return format_table(header, rows)
