@@ -1,0 +1,1 @@
+"""What `release`, `gather` and `verify --rebuild` do once their words are read."""
