@@ -131,9 +131,10 @@ def _say_all(gathered: Gathered, reused: Sequence[str], *, as_json: bool) -> Non
         if not failed:
             click.echo("next: each folder's README.md ends with the command that publishes it")
     if failed:
+        what = "missing" if all(row.status == "missing" for row in failed) else "failed"
         names = list(dict.fromkeys(row.cell for row in failed))
         raise GateError(
-            f"{len(failed)} of {len(gathered.rows)} failed: {', '.join(names)}",
+            f"{len(failed)} of {len(gathered.rows)} {what}: {', '.join(names)}",
             "the others are there; run the same command again when the cause is gone",
         )
 

@@ -35,7 +35,7 @@ from compact_edge.release.verify import MANIFEST
 MEASURED = "measured.json"
 REPORTS = "reports"
 _REPORT = "report.json"
-_REPORT_FILES = ("report.json", "report.md", "report.html", "samples.jsonl")
+_REPORT_FILES = ("report.json", "report.md", "report.html", "samples.jsonl", "facts.json")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def one_release(records: Sequence[Record]) -> Mapping[str, Any]:
         DataError: cells of several, one cell twice, or none.
         PlanMismatchError: two plans of one model and ratio.
     """
-    if not records:
+    if all(each.is_plan for each in records):
         raise DataError("no cell to gather", "name folders that `compact-edge release --cell` made")
     first = records[0]
     seen: dict[str, Record] = {}
@@ -127,6 +127,13 @@ def one_release(records: Sequence[Record]) -> Mapping[str, Any]:
                 "make the plan once and give its folder to every cell of it: --plan DIR",
             )
     description: Mapping[str, Any] = first.value["release"]
+    for cell in description["cells"]:
+        texts = (cell.get("id"), *(cell.get("targets") or ())) if isinstance(cell, dict) else (None,)
+        if not all(isinstance(text, str) for text in texts):
+            raise DamagedFileError(f"{first.folder / CELL}: release.cells is not a list of cells", "make it again")
+    for profile in description["targets"].values():
+        if not isinstance(profile, dict) or not isinstance(profile.get("description"), str):
+            raise DamagedFileError(f"{first.folder / CELL}: release.targets are no profiles", "make it again")
     return description
 
 
@@ -274,12 +281,13 @@ class _Repository:
         kept: dict[str, Record] = {}
         places: dict[str, str] = {}
         targets: dict[str, dict[str, str | None]] = {}
-        contents: dict[tuple[str, ...], str] = {}
+        contents: dict[tuple[tuple[str, str], ...], str] = {}
         for each in self._members:
             place = str(each.value["place"])
             own, shared = self._split(each, place)
             # Targets whose recipes come to the same bytes share one file.
-            first = contents.setdefault(tuple(sorted(own.values())), place)
+            content = tuple(sorted((name.removeprefix(place), digest) for name, digest in own.items()))
+            first = contents.setdefault(content, place)
             self._copy(each, shared if first != place else [*own, *shared])
             places[each.id] = first
             kept.setdefault(first, each)

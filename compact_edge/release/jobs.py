@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from compact_edge.console import format_duration
@@ -33,12 +32,14 @@ class Job:
         id: the cell's.
         arguments: words behind `compact-edge`.
         memory: bytes that it may come to need.
+        threads: of torch; None leaves it the default, which a plan's figures must not differ from.
         alone: nothing else may run beside it (a measurement).
     """
 
     id: str
     arguments: tuple[str, ...]
     memory: int
+    threads: int | None = None
     alone: bool = False
 
 
@@ -61,7 +62,6 @@ def run_jobs(
     first: Iterable[Job],
     n_jobs: int,
     *,
-    threads: int,
     on_end: Callable[[Job, str | None], Iterable[Job]],
     note: Callable[[str], None],
 ) -> None:
@@ -70,7 +70,6 @@ def run_jobs(
     Args:
         first: what can begin at once.
         n_jobs: most that run at once. One that does not fit in the free memory waits until it runs alone.
-        threads: of torch in every child.
         on_end: told of every job that ended, with its reason where it failed; returns those that can begin now.
         note: told a line for every start and end.
     """
@@ -87,7 +86,7 @@ def run_jobs(
             while (job := _next(waiting, running, n_jobs)) is not None:
                 waiting.remove(job)
                 note(f"{job.id}: started")
-                running.append(_start(job, threads))
+                running.append(_start(job))
             if running:
                 time.sleep(_POLL_SECONDS)
     finally:
@@ -115,8 +114,10 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _start(job: Job, threads: int) -> _Running:
-    environment = {**child_environment(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+def _start(job: Job) -> _Running:
+    environment = child_environment()
+    if job.threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(job.threads))
     # The file has no name on POSIX: nothing is left behind, however this process ends.
     stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
@@ -164,8 +165,3 @@ def _end(running: Sequence[_Running]) -> None:
             each.process.wait()
         finally:
             each.stderr.close()
-
-
-def command_line(words: Sequence[str | Path]) -> tuple[str, ...]:
-    """Words of a command line as text."""
-    return tuple(str(word) for word in words)

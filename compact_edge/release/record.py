@@ -15,20 +15,53 @@ SCHEMA = "compact-edge/release-cell/1"
 PLAN, ARTIFACT = "plan", "artifact"
 IMATRIX = "imatrix.gguf"
 REPORT = "report"
-_KINDS: Mapping[str, Mapping[str, type]] = {
-    PLAN: {"id": str, "release": dict, "plan": dict},
+_TEXT_OR_NONE = (str, type(None))
+_SIZES = {"before": int, "after": int}
+# What a cell must say, as far as it is read: a key's kind, kinds, or the shape of its object.
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    PLAN: {"id": str, "release": dict, "plan": {"cell": str, "id": str, "sha256": str}},
     ARTIFACT: {
         "id": str,
-        "release": dict,
-        "plan": dict,
+        "tool": dict,
+        "release": {"owner": _TEXT_OR_NONE, "targets": dict, "cells": list},
+        "plan": {"cell": str, "id": str, "sha256": str, "updates_sha256": _TEXT_OR_NONE},
         "repository": str,
         "title": str,
         "place": str,
         "files": dict,
-        "artifact": dict,
+        "artifact": {
+            "quant": str,
+            "embedding_type": str,
+            "bits_per_weight": (int, float),
+            "size_bytes": int,
+            "recipe": dict,
+            "made_with": dict,
+        },
         "targets": dict,
-        "measured": dict,
-        "card": dict,
+        "measured": {
+            "status": str,
+            "reason": _TEXT_OR_NONE,
+            "bits_per_byte": dict,
+            "evaluation": {"text": str},
+            "parity": (dict, type(None)),
+        },
+        "card": {
+            "matter": dict,
+            "licence": _TEXT_OR_NONE,
+            "notes": list,
+            "use": {"language": str, "lines": list},
+            "model": {
+                "name": str,
+                "hub": _TEXT_OR_NONE,
+                "source_id": str,
+                "method": str,
+                "ranking": str,
+                "calibration": (dict, type(None)),
+                "parameters": _SIZES,
+                "vocab_size": _SIZES,
+                "intermediate_size": _SIZES,
+            },
+        },
     },
 }
 
@@ -101,12 +134,12 @@ def read_record(folder: Path) -> Record:
     value = read_json_object(path)
     if value.get("schema") != SCHEMA:
         raise DamagedFileError(f"{path}: schema {str(value.get('schema'))[:60]!r}, {SCHEMA!r} was expected")
-    shape = _KINDS.get(str(value.get("kind")))
+    shape = _SHAPES.get(str(value.get("kind")))
     if shape is None:
         raise DamagedFileError(f"{path}: kind must be {PLAN} or {ARTIFACT}")
-    for key, kind in shape.items():
-        if not isinstance(value.get(key), kind):
-            raise DamagedFileError(f"{path}: {key} is missing, or of the wrong type")
+    wrong = _first_wrong(value, shape)
+    if wrong is not None:
+        raise DamagedFileError(f"{path}: {wrong} is missing, or of the wrong type", "make the cell again")
     sums = read_sums(folder)
     if CELL not in sums:
         raise DamagedFileError(f"{path}: not listed in {SUMS}", "make the cell again")
@@ -116,6 +149,20 @@ def read_record(folder: Path) -> Record:
         if sha256_file(folder / name) != digest:
             raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", "make the cell again")
     return Record(folder, value, sums)
+
+
+def _first_wrong(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str | None:
+    """The dotted path of the first key that is not what `shape` says; None where all are."""
+    for key, kind in shape.items():
+        found = value.get(key)
+        if isinstance(kind, dict):
+            if not isinstance(found, dict):
+                return key
+            if (inner := _first_wrong(found, kind)) is not None:
+                return f"{key}.{inner}"
+        elif not isinstance(found, kind):
+            return key
+    return None
 
 
 def finished(folder: Path) -> Record | None:

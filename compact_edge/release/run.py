@@ -105,7 +105,6 @@ class _Run:
                 run_jobs(
                     jobs,
                     options.jobs,
-                    threads=self._threads,
                     on_end=lambda job, reason: self._ended(job, reason, cache, task),
                     note=self._progress.note,
                 )
@@ -157,7 +156,7 @@ class _Run:
             yield from self._cells_of(plan, made, cache, task)
             return
         words = ("release", str(self._cells.release.path), "--cell", plan.id, "--out", str(folder), "--force")
-        yield Job(plan.id, words, _BASE_BYTES + 2 * _FLOAT32 * source.n_params)
+        yield Job(plan.id, words, _plan_bytes(plan, source))
 
     def _cells_of(self, plan: PlanCell, made: Record, cache: Cache, task: Task) -> Iterator[Job]:
         state, options = self._state, self._options
@@ -185,7 +184,7 @@ class _Run:
             words = ["release", str(release.path), "--cell", cell.id, "--plan", str(made.folder), "--out", str(folder)]
             words += ["--force", "--no-bench", "--threads", str(self._threads)]
             words += ["--with-baseline"] if options.bench else []
-            yield Job(cell.id, tuple(words), _cell_bytes(source))
+            yield Job(cell.id, tuple(words), _cell_bytes(source), self._threads)
 
     def _ended(self, job: Job, reason: str | None, cache: Cache, task: Task) -> Iterable[Job]:
         state = self._state
@@ -250,7 +249,7 @@ class _Run:
                     task.advance()
                     return ended(job, reason)
 
-                run_jobs(jobs, 1, threads=self._threads, on_end=counted, note=self._progress.note)
+                run_jobs(jobs, 1, on_end=counted, note=self._progress.note)
         return [folder for cell, folder in reports.items() if cell not in unmeasured], unmeasured
 
 
@@ -263,6 +262,12 @@ def _is_incomplete(out: Path) -> bool:
     except CompactEdgeError:
         return False
     return manifest.get("schema") == SCHEMA and bool(manifest.get("missing"))
+
+
+def _plan_bytes(plan: PlanCell, source: ModelSource) -> int:
+    """What a plan may come to need: the model and what is made of it; a training holds two models and its state."""
+    copies = 6 if "recover" in plan.entry.values else 2
+    return _BASE_BYTES + copies * _FLOAT32 * source.n_params
 
 
 def _cell_bytes(source: ModelSource) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from huggingface_hub import metadata_load
 
 from compact.store import write_sums
 from compact_edge import cli
+from runtime_bench.report.write import write_report
 from tests.checkpoints import llama_vocabularies
+from tests.runtime_bench import synthetic_run
 from tests.small_builds import Workshop, leftovers, tree
 
 RELEASE = """
@@ -305,3 +308,36 @@ def test_the_folder_of_a_cell_with_its_baseline_is_what_the_bench_opens(factory:
     # It stays behind: a release has the pruned files only.
     assert cli.run(["gather", str(out), "--out", str(tmp_path / "out")]) == 3
     assert {p.name for p in (tmp_path / "out" / FOLDER).glob("*.gguf")} == {"Small-compact-0.2-Q8_0.gguf"}
+
+
+def test_a_report_of_another_machine_joins_the_file_that_it_measured(
+    factory: Factory, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    place = "Small-compact-0.2-Q4_0.gguf"
+    manifest = read(release / FOLDER / "manifest.json")
+    made = synthetic_run.facts()
+
+    def measured(sha256: str) -> None:
+        pruned = replace(made.subjects["pruned"], sha256=sha256)
+        write_report(report, replace(made, subjects={**made.subjects, "pruned": pruned}), synthetic_run.samples(6))
+        write_sums(report)
+
+    measured(manifest["files"][place])
+    out = tmp_path / "out"
+    assert cli.run(["gather", str(factory.cells), str(report), "--out", str(out)]) == 3
+    lies = out / FOLDER / "reports" / place.removesuffix(".gguf") / "raspberry-pi-5-model-b-rev-1-0"
+    assert (lies / "samples.jsonl").read_bytes() == (report / "samples.jsonl").read_bytes()
+    card = (out / FOLDER / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in card.splitlines() if line.startswith("| Raspberry Pi 5")]
+    assert f"`{place}`" in row
+    assert cli.run(["verify", str(out)]) == 0
+    # What was made is what it was; only what was measured differs.
+    before, after = tree(release / FOLDER), tree(out / FOLDER)
+    differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert {name.partition("/")[0] for name in differing} == {"README.md", "SHA256SUMS", "measured.json", "reports"}
+    measured("0" * 64)
+    capsys.readouterr()
+    assert cli.run(["gather", str(factory.cells), str(report), "--out", str(tmp_path / "no")]) == 65
+    assert "none of the files" in error_lines(capsys)

@@ -22,7 +22,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def job(log: Path, name: str, seconds: float = 0.3, code: int = 0, memory: int = 0, *, alone: bool = False) -> Job:
-    return Job(name, (str(log), name, str(seconds), str(code)), memory, alone)
+    return Job(name, (str(log), name, str(seconds), str(code)), memory, alone=alone)
 
 
 def run(first: Iterable[Job], n_jobs: int, follow: dict[str, list[Job]] | None = None) -> dict[str, str | None]:
@@ -33,7 +33,7 @@ def run(first: Iterable[Job], n_jobs: int, follow: dict[str, list[Job]] | None =
         ended[each.id] = reason
         return (follow or {}).get(each.id, [])
 
-    run_jobs(first, n_jobs, threads=1, on_end=on_end, note=lambda _line: None)
+    run_jobs(first, n_jobs, on_end=on_end, note=lambda _line: None)
     return ended
 
 
@@ -88,7 +88,7 @@ def test_an_interruption_ends_the_children(log: Path, monkeypatch: pytest.Monkey
 
     made = [job(log, "short", 0.1), job(log, "long1", 600), job(log, "long2", 600)]
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(made, 3, threads=1, on_end=interrupt, note=lambda _line: None)
+        run_jobs(made, 3, on_end=interrupt, note=lambda _line: None)
     lines = log.read_text(encoding="utf-8").splitlines()
     assert {line for line in lines if line.startswith("stopped")} == {"stopped long1", "stopped long2"}
     assert not any(psutil.pid_exists(int(line.split()[2])) for line in lines if line.startswith("began long"))
