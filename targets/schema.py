@@ -95,12 +95,14 @@ def suggestion(word: str, known: Iterable[str], what: str) -> str:
 class Reader:
     """Reads the values of one table of one file and refuses what does not fit.
 
-    `prefix` is the dotted path of the table ("" at the top), so that an error can name the whole key.
+    `prefix` is the dotted path of the table ("" at the top), so that an error can name the whole key. `what` is the
+    kind of file, for messages.
     """
 
     file: str
     table: Mapping[str, Any]
     prefix: str = ""
+    what: str = "a profile"
 
     def fail(self, key: str, problem: str, hint: str) -> DataError:
         """Build the error for `key`; the caller raises it."""
@@ -111,7 +113,7 @@ class Reader:
         names = tuple(known)
         for key in self.table:
             if key not in names:
-                raise self.fail(key, "is not a key of a profile", suggestion(key, names, "known keys"))
+                raise self.fail(key, f"is not a key of {self.what}", suggestion(key, names, "known keys"))
 
     def has(self, key: str) -> bool:
         """Say whether the table has `key`."""
@@ -123,7 +125,7 @@ class Reader:
             raise self.fail(key, "is missing", f'add {key} = "..." to the file')
         value = self.table[key]
         if not isinstance(value, str):
-            raise self.fail(key, f"must be text, not {_kind(value)}", f'write {key} = "..."')
+            raise self.fail(key, f"must be text, not {kind_of(value)}", f'write {key} = "..."')
         if not value.strip() or len(value) > _LONGEST_TEXT or not value.isprintable():
             problem = f"must be one printable line of 1 to {_LONGEST_TEXT} characters"
             raise self.fail(key, problem, "take out line breaks and control characters")
@@ -141,16 +143,16 @@ class Reader:
         """Return a reader of the table `key`."""
         value = self.table.get(key)
         if not isinstance(value, dict):
-            problem = "is missing" if value is None else f"must be a table, not {_kind(value)}"
+            problem = "is missing" if value is None else f"must be a table, not {kind_of(value)}"
             raise self.fail(key, problem, f"write {key} = {example}")
-        return Reader(self.file, value, f"{self.prefix}{key}.")
+        return Reader(self.file, value, f"{self.prefix}{key}.", self.what)
 
     def integer(self, key: str, low: int, high: int) -> Figure[int]:
         """Return the whole number of the table `key`, between `low` and `high`."""
         inner = self._figure(key)
         value = inner.table.get("value")
         if not isinstance(value, int) or isinstance(value, bool):
-            raise inner.fail("value", f"must be a whole number, not {_kind(value)}", f"write a number up to {high}")
+            raise inner.fail("value", f"must be a whole number, not {kind_of(value)}", f"write a number up to {high}")
         inner._within(value, low, high)
         return Figure(value, inner.text("source"))
 
@@ -159,7 +161,7 @@ class Reader:
         inner = self._figure(key)
         value = inner.table.get("value")
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise inner.fail("value", f"must be a number, not {_kind(value)}", f"write a number up to {high:g}")
+            raise inner.fail("value", f"must be a number, not {kind_of(value)}", f"write a number up to {high:g}")
         inner._within(value, low, high)
         return Figure(float(value), inner.text("source"))
 
@@ -191,7 +193,7 @@ class Reader:
             raise self.fail("value", f"must lie between {low:g} and {high:g}", "correct the number in the file")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """Name the TOML type of `value`."""
     if value is None:
         return "absent"

@@ -1,4 +1,4 @@
-"""`compact-edge verify`: re-hash what was published."""
+"""`compact-edge verify`: re-hash what was published, or make a release's files again and compare."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from compact_edge.commands.shared import DIRECTORY
 
 @click.command()
 @click.argument("directory", type=DIRECTORY)
+@click.option(
+    "--rebuild", is_flag=True, help="Make the files of a release again from plan.json and the source, and compare."
+)
+@click.option("--model", help="With --rebuild: the source, where it is no built-in model.")
+@click.option(
+    "--plan", type=DIRECTORY, help="With --rebuild: the plan's folder, where the plan names an updates.safetensors."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
-def verify(directory: Path, as_json: bool) -> None:
-    """Re-hash every file of a published DIRECTORY against its SHA256SUMS."""
-    from compact.errors import DamagedFileError, ModelNotFoundError
-    from compact.store import SUMS, read_sums, sha256_file
-    from compact_edge.console import print_json
+def verify(directory: Path, rebuild: bool, model: str | None, plan: Path | None, as_json: bool) -> None:
+    """Re-hash every file of a published DIRECTORY against its SHA256SUMS.
 
-    if not directory.is_dir():
-        raise ModelNotFoundError(f"{directory}: no such directory", "name the --out of a build")
-    folders = sorted(path.parent for path in directory.rglob(SUMS))
-    if not folders:
-        raise DamagedFileError(f"{directory}: no {SUMS} in it", "name the --out of a build")
-    checked: dict[str, str] = {}
-    for folder in folders:
-        sums = read_sums(folder)
-        present = {
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != SUMS
-        }
-        for name in sorted(present - sums.keys()):
-            raise DamagedFileError(f"{folder / name}: not listed in {SUMS}", "a file was added after publication")
-        for name, digest in sums.items():
-            if name not in present:
-                raise DamagedFileError(f"{folder / name}: missing, but listed in {SUMS}", "build or download it again")
-            if sha256_file(folder / name) != digest:
-                raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", "build or download it again")
-            checked[(folder / name).relative_to(directory).as_posix()] = digest
+    In a release, the manifests are read too: every file that they name must be there with its hash. With --rebuild the
+    files are made again. F32, F16, BF16 and Q8_0 must be the same bytes everywhere; a quantised file is compared only
+    where the engine's build and the instruction set are those that made it, else it is not comparable (exit code 69).
+    """
+    from compact.errors import UsageError
+    from compact_edge.console import print_json
+    from compact_edge.release.verify import checked_files
+
+    for option, given in (("--model", model is not None), ("--plan", plan is not None)):
+        if given and not rebuild:
+            raise UsageError(f"{option} is for --rebuild", "add --rebuild, or leave it out")
+    checked = checked_files(directory)
+    if rebuild:
+        from compact_edge.quiet import quiet_libraries
+        from compact_edge.release import command
+
+        quiet_libraries(model)
+        command.rebuild(directory, model, plan, as_json=as_json)
+        return
     if as_json:
         print_json({"directory": str(directory.absolute()), "files": checked})
         return

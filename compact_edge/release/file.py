@@ -1,0 +1,360 @@
+"""release.toml: what a release is made of. The schema is strict: an unknown key is refused, never ignored."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.errors import CompactEdgeError, DataError, UsageError
+from compact.source import BUILT_IN
+from targets.schema import Reader, kind_of, shown, suggestion
+
+if TYPE_CHECKING:
+    from compact.prune import PruneOptions
+    from targets.profile import Profile
+
+SCHEMA_VERSION = 1
+_LARGEST_FILE = 256 * 1024
+_KEYS = ("schema", "owner", "targets", "quants", "baseline", "bench", "model")
+_BENCH_KEYS = ("repetitions", "seconds")
+# Values of `[[model]]` that are options of `build`, by kind.
+_TEXTS = ("method", "repair_tokens", "split", "recover", "train", "device", "dtype")
+_LISTS = ("calibration", "recover_text")
+_FILES = ("vocab_corpus", "keep_tokens")
+_WHOLE: Mapping[str, tuple[int, int]] = {
+    "calibration_tokens": (1, 1 << 40),
+    "sequence_length": (16, 1 << 24),
+    "seed": (0, (1 << 31) - 1),
+    "pad_vocab_to_multiple_of": (1, 4096),
+    "vocab_floor": (0, 1 << 31),
+    "recover_tokens": (1, 1 << 48),
+}
+_REAL: Mapping[str, tuple[float, float]] = {"recover_minutes": (1e-3, 1e6), "learning_rate": (1e-9, 1.0)}
+_MODEL_KEYS = ("model", "name", "ratios", *_LISTS, *_TEXTS, *_FILES, "eval_text", *_WHOLE, *_REAL)
+# What the shared options of the command line are where they are not given.
+_DEFAULTS: Mapping[str, Any] = {
+    "ratio": None,
+    "vocab_size": None,
+    "intermediate_size": None,
+    "fit": None,
+    "split": None,
+    "pad_vocab_to_multiple_of": 1,
+    "vocab_corpus": None,
+    "vocab_floor": None,
+    "keep_tokens": None,
+    "calibration": (),
+    "calibration_tokens": None,
+    "sequence_length": None,
+    "seed": 0,
+    "method": "compact",
+    "repair_tokens": None,
+    "recover": None,
+    "recover_text": (),
+    "recover_tokens": None,
+    "recover_minutes": None,
+    "learning_rate": None,
+    "train": None,
+    "device": "auto",
+    "dtype": "auto",
+    "batch_size": 1,
+}
+_BUILT_IN_TEXTS = ("stdlib", "stdlib-prose", "self")
+_METHODS = ("compact", "repair", "magnitude", "random")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "method": _METHODS,
+    "repair_tokens": ("final", "common"),
+    "recover": ("distill",),
+    "train": ("all", "embeddings"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_MOST_CELLS = 256  # jobs of one GitHub matrix
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One `[[model]]`.
+
+    Attributes:
+        model: as release.toml says it.
+        opened: what `open_source` is given: a path beside release.toml is made absolute.
+        name: what the published model is called instead of its own name, or None.
+        ratios: shares of the parameters to remove, ascending.
+        values: the options that were given, by their name in release.toml, paths made absolute.
+        said: the same as release.toml says them, for what is compared between machines.
+        eval_text: text for bits per byte, or None.
+    """
+
+    model: str
+    opened: str
+    name: str | None
+    ratios: tuple[float, ...]
+    values: Mapping[str, Any]
+    said: Mapping[str, Any]
+    eval_text: Path | None = None
+
+    @property
+    def slug(self) -> str:
+        """The model's part of an id: its own name, without folder, owner, revision and ending."""
+        last = self.name or self.model.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that decide what is made, the model's own left out."""
+        named = (*self.values.get("calibration", ()), *self.values.get("recover_text", ()))
+        paths = [Path(name) for name in named if Path(name).is_file()]
+        paths += [self.values[key] for key in _FILES if key in self.values]
+        return (*paths, *(() if self.eval_text is None else (self.eval_text,)))
+
+    def pruning(self, ratio: float, channel_grid: int = 1) -> PruneOptions:
+        """The options of a plan. Raises UsageError for options that exclude each other."""
+        from compact_edge.commands.shared import prune_options
+
+        return prune_options({**_DEFAULTS, **self.values, "ratio": ratio}, channel_grid=channel_grid)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How the files are measured; None takes the default of `compact-edge bench`."""
+
+    repetitions: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release.toml that passed every check.
+
+    Attributes:
+        path: the file.
+        owner: the Hub's user or organisation that will publish, or None.
+        models: in the order of the file.
+        targets: profiles by name, in the order of the file.
+        target_words: what the file calls each of them: a name or a path.
+        quants: types by target; a target that is not in it takes its own.
+        baseline: whether the unpruned model is made and measured at the same types.
+        bench: how to measure; None leaves it out.
+    """
+
+    path: Path
+    owner: str | None
+    models: tuple[ModelEntry, ...]
+    targets: Mapping[str, Profile]
+    target_words: Mapping[str, str]
+    quants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    baseline: bool = True
+    bench: BenchSettings | None = None
+
+
+def read_release(path: Path) -> Release:
+    """Read a release.toml.
+
+    Raises:
+        UsageError: no such file, a target that is not known, or options that exclude each other.
+        DataError: it breaks the schema; the message names file and key.
+    """
+    name = str(path) if str(path).isprintable() else shown(str(path))
+    if not path.is_file():
+        raise UsageError(f"{name}: no such file", "name a release.toml; docs/release.md has one to begin with")
+    with path.open("rb") as stream:
+        content = stream.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise DataError(f"{name}: larger than {_LARGEST_FILE // 1024} KiB", "a release.toml is a small file")
+    try:
+        table = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{name}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
+    return _build(_Reader(name, table, what="a release.toml"), path.absolute())
+
+
+class _Reader(Reader):
+    """The readers of a profile, and those of plain values."""
+
+    def optional(self, key: str, known: Iterable[str] = ()) -> str | None:
+        if not self.has(key):
+            return None
+        return self.choice(key, known) if known else self.text(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.table.get(key, default)
+        if not isinstance(value, bool):
+            raise self.fail(key, f"must be true or false, not {kind_of(value)}", f"write {key} = true")
+        return value
+
+    def number(self, key: str, low: float, high: float, *, whole: bool) -> Any:
+        value = self.table[key]
+        kinds = int if whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            what = "a whole number" if whole else "a number"
+            raise self.fail(key, f"must be {what} between {low:g} and {high:g}", "correct the number in the file")
+        return value if whole else float(value)
+
+    def listed(self, key: str) -> list[Any]:
+        """The values of a list that is not empty."""
+        value = self.table.get(key)
+        if not isinstance(value, list) or not value:
+            problem = "is missing" if value is None else f"must be a list that is not empty, not {kind_of(value)}"
+            raise self.fail(key, problem, f"write {key} = [...]")
+        return value
+
+    def texts(self, key: str, *, alone: bool = False) -> tuple[str, ...]:
+        """The texts of a list, each once; `alone`: one text needs no list."""
+        value = self.table.get(key)
+        items = [value] if alone and isinstance(value, str) else self.listed(key)
+        for item in items:
+            if not isinstance(item, str) or not item.strip() or not item.isprintable():
+                raise self.fail(key, "must hold texts of one printable line", f'write {key} = ["..."]')
+            if items.count(item) > 1:
+                raise self.fail(key, f"names {shown(item)} twice", "name it once")
+        return tuple(items)
+
+    def inner(self, key: str, value: Any) -> _Reader:
+        if not isinstance(value, dict):
+            raise self.fail(key, f"must be a table, not {kind_of(value)}", f"write [{key}] and its keys below it")
+        return _Reader(self.file, value, f"{self.prefix}{key}.", self.what)
+
+
+def _build(reader: _Reader, path: Path) -> Release:
+    reader.only(_KEYS)
+    version = reader.table.get("schema")
+    if version is None or isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise reader.fail("schema", f"must be {SCHEMA_VERSION}", f"write schema = {SCHEMA_VERSION}")
+    owner = reader.optional("owner")
+    if owner is not None and not _NAME.fullmatch(owner):
+        raise reader.fail("owner", f"is {shown(owner)}", "write the name of a user or organisation of the Hub")
+    targets, words = _targets(reader, path.parent)
+    entries = reader.listed("model")
+    models = [_model(reader.inner(f"model[{n}]", entry), path.parent) for n, entry in enumerate(entries)]
+    slugs = [model.slug for model in models]
+    for number, slug in enumerate(slugs):
+        if slug in slugs[:number]:
+            raise reader.fail(f"model[{number}]", f"is called {shown(slug)} as another is", 'give it a name = "..."')
+    release = Release(
+        path=path,
+        owner=owner,
+        models=tuple(models),
+        targets=targets,
+        target_words=words,
+        quants=_quants(reader, targets),
+        baseline=reader.flag("baseline", True),
+        bench=_bench(reader),
+    )
+    if release.bench is not None and not release.baseline:
+        raise reader.fail("bench", "needs the unpruned model", "take out baseline = false, or bench")
+    ratios = sum(len(model.ratios) for model in models)
+    types = sum(len(release.quants.get(name, ("",))) for name in targets)
+    if ratios * types > _MOST_CELLS:
+        problem = f"makes {ratios * types} files, more than {_MOST_CELLS}"
+        raise reader.fail("model", problem, "make several release.toml of it; a CI matrix has no more jobs")
+    return release
+
+
+def _targets(reader: _Reader, folder: Path) -> tuple[dict[str, Profile], dict[str, str]]:
+    from targets.profile import load_profile
+
+    profiles: dict[str, Profile] = {}
+    words: dict[str, str] = {}
+    for word in reader.texts("targets"):
+        beside = folder / word
+        named = str(beside) if word.endswith(".toml") and beside.is_file() else word
+        try:
+            profile = load_profile(named)
+        except UsageError as error:
+            raise reader.fail("targets", f"has {shown(word)}: {error.message}", error.hint or "") from error
+        if profile.name in profiles:
+            raise reader.fail("targets", f"has two profiles called {profile.name}", "rename one of them")
+        profiles[profile.name] = profile
+        words[profile.name] = named
+    return profiles, words
+
+
+def _quants(reader: _Reader, targets: Mapping[str, Profile]) -> dict[str, tuple[str, ...]]:
+    """Types by target, each as its runtime spells it."""
+    from exporters.onnx_types import ONNX_TYPES
+    from exporters.quant_types import QUANTS
+    from targets.schema import LLAMA_CPP
+
+    if not reader.has("quants"):
+        return {}
+    table = reader.inner("quants", reader.table["quants"])
+    found = {}
+    for name in table.table:
+        if name not in targets:
+            raise table.fail(name, "is none of the targets", suggestion(name, targets, "targets"))
+        known = tuple(QUANTS) if targets[name].runtime == LLAMA_CPP else tuple(ONNX_TYPES)
+        types = table.texts(name, alone=True)
+        for quant in types:
+            if quant not in known:
+                raise table.fail(name, f"has the unknown type {shown(quant)}", suggestion(quant, known, "known types"))
+        found[name] = types
+    return found
+
+
+def _bench(reader: _Reader) -> BenchSettings | None:
+    value = reader.table.get("bench", False)
+    if isinstance(value, bool):
+        return BenchSettings() if value else None
+    inner = reader.inner("bench", value)
+    inner.only(_BENCH_KEYS)
+    repetitions = inner.number("repetitions", 1, 1000, whole=True) if inner.has("repetitions") else None
+    seconds = inner.number("seconds", 1, 1e6, whole=False) if inner.has("seconds") else None
+    return BenchSettings(repetitions, seconds)
+
+
+def _model(reader: _Reader, folder: Path) -> ModelEntry:
+    reader.only(_MODEL_KEYS)
+    model, name = reader.text("model"), reader.optional("name")
+    if name is not None and not _NAME.fullmatch(name):
+        raise reader.fail("name", f"is {shown(name)}", "use letters, digits, '.', '_' and '-'")
+    ratios = reader.listed("ratios")
+    for ratio in ratios:
+        if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1:
+            raise reader.fail("ratios", "must hold numbers between 0 and 1", "write ratios = [0.1, 0.2]")
+    if len({f"{ratio:g}" for ratio in ratios}) < len(ratios):
+        raise reader.fail("ratios", "names one ratio twice", "name each once")
+    said: dict[str, Any] = {}
+    for key in _LISTS:
+        if reader.has(key):
+            said[key] = reader.texts(key, alone=True)
+    for key in _TEXTS:
+        if (text := reader.optional(key, _CHOICES.get(key, ()))) is not None:
+            said[key] = text
+    for limits, whole in ((_WHOLE, True), (_REAL, False)):
+        for key, (low, high) in limits.items():
+            if reader.has(key):
+                said[key] = reader.number(key, low, high, whole=whole)
+    values = dict(said)
+    for key in _LISTS:
+        if key in said:
+            values[key] = tuple(w if w in _BUILT_IN_TEXTS else _beside(folder, w) for w in said[key])
+    for key in (*_FILES, "eval_text"):
+        if reader.has(key):
+            said[key] = reader.text(key)
+            values[key] = folder / said[key]
+            if not values[key].is_file():
+                raise reader.fail(key, f"has {shown(said[key])}, and no such file is there", "correct the path")
+    eval_text = values.pop("eval_text", None)
+    opened = model if model in BUILT_IN else _beside(folder, model)
+    entry = ModelEntry(model, opened, name, tuple(sorted(map(float, ratios))), values, said, eval_text)
+    for ratio in entry.ratios:
+        try:
+            entry.pruning(ratio)
+        except CompactEdgeError as error:
+            raise DataError(f"{reader.file}: {reader.prefix[:-1]}: {error.message}", error.hint) from error
+    return entry
+
+
+def _beside(folder: Path, word: str) -> str:
+    """A word of release.toml: a path is one beside the file, as far as something is there."""
+    path = Path(word).expanduser()
+    beside = path if path.is_absolute() else folder / path
+    return str(beside) if beside.exists() else word

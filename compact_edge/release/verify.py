@@ -1,0 +1,86 @@
+"""Whether a published directory is what was published: checksums, and what a release's manifests say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, ModelNotFoundError
+from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file
+from compact_edge.release.cells import SCHEMA
+
+MANIFEST = "manifest.json"
+_HINT = "build or download it again"
+
+
+def checked_files(directory: Path) -> dict[str, str]:
+    """Hash every file below `directory` that a SHA256SUMS lists; relative name -> sha256.
+
+    Raises:
+        ModelNotFoundError: no such directory.
+        DamagedFileError: no checksums, a file that is missing, added or changed, or a manifest that says otherwise.
+        UnsafePathError: a name that points outside its directory.
+    """
+    if not directory.is_dir():
+        raise ModelNotFoundError(f"{directory}: no such directory", "name the --out of a build")
+    folders = sorted(path.parent for path in directory.rglob(SUMS))
+    if not folders:
+        raise DamagedFileError(f"{directory}: no {SUMS} in it", "name the --out of a build")
+    checked: dict[str, str] = {}
+    for folder in folders:
+        sums = read_sums(folder)
+        present = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != SUMS
+        }
+        for name in sorted(present - sums.keys()):
+            raise DamagedFileError(f"{folder / name}: not listed in {SUMS}", "a file was added after publication")
+        for name, digest in sums.items():
+            if name not in present:
+                raise DamagedFileError(f"{folder / name}: missing, but listed in {SUMS}", _HINT)
+            relative = (folder / name).relative_to(directory).as_posix()
+            # A release lists the files of its folders once more.
+            found = checked.get(relative) or sha256_file(folder / name)
+            if found != digest:
+                raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", _HINT)
+            checked[relative] = digest
+    for repository, manifest in repositories(directory):
+        _check_manifest(repository, manifest, directory, checked)
+    return checked
+
+
+def repositories(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The folders of a release, each with its manifest: those in `directory`, or itself.
+
+    Raises DamagedFileError where a folder that the release names is not there.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return
+    manifest = read_json_object(path)
+    if manifest.get("schema") != SCHEMA:
+        return
+    if "repositories" not in manifest:
+        yield directory, manifest
+        return
+    named = manifest["repositories"]
+    if not isinstance(named, dict):
+        raise DamagedFileError(f"{path}: repositories must be an object")
+    for name, digest in named.items():
+        folder = safe_child(directory, name, str(path))
+        if not (folder / MANIFEST).is_file():
+            raise DamagedFileError(f"{folder / MANIFEST}: missing, but named in {path}", _HINT)
+        if sha256_file(folder / MANIFEST) != digest:
+            raise DamagedFileError(f"{folder / MANIFEST}: not the one that {path} names", _HINT)
+        yield folder, read_json_object(folder / MANIFEST)
+
+
+def _check_manifest(folder: Path, manifest: Mapping[str, Any], directory: Path, checked: Mapping[str, str]) -> None:
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise DamagedFileError(f"{folder / MANIFEST}: files must be an object")
+    prefix = "" if folder == directory else f"{folder.name}/"
+    for name, digest in files.items():
+        # Only names of files that were hashed are equal to one of these, so none can lead anywhere else.
+        if checked.get(f"{prefix}{name}") != digest:
+            raise DamagedFileError(f"{folder / MANIFEST}: {str(name)[:80]!r} is missing, or another file", _HINT)
