@@ -93,13 +93,14 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
         load_profile(guide.target), source, quant=None, embedding_quant=None, imatrix=None, files=FileOptions()
     )
     parts = count_parts(source.tensors, source.config)
+    # Neither the order of the tokens nor what the tokenizer takes in the file depends on a ratio.
+    ranking = rank_vocabulary(source, PruneOptions())
+    files = form.sizes(SizeRequest(source, ranking, guide.name, guide.name))
+    unpruned = Sizes(source.vocab_size, source.intermediate_size)
     rows = []
     for ratio in RATIOS:
         options = PruneOptions(ratio=ratio, channel_grid=form.channel_grid)
-        ranking = rank_vocabulary(source, options)
-        unpruned = Sizes(source.vocab_size, source.intermediate_size)
         sizes = sizes_of(source, ranking, options) if ratio else unpruned
-        files = form.sizes(SizeRequest(source, ranking, guide.name, guide.name))
         removed = (unpruned.vocab_size - sizes.vocab_size) * parts.per_row
         removed += (unpruned.intermediate_size - sizes.intermediate_size) * parts.per_channel
         rows.append(

@@ -62,7 +62,7 @@ def show(prefix: str) -> str:
         ],
         [
             "not run yet",
-            "a phone, a Raspberry Pi, macOS, Windows; onnxruntime's GPU providers; trained models above 135M parameters",
+            "a phone, a Raspberry Pi, macOS, Windows; GPU providers of onnxruntime; trained models larger than 135M",
             "",
         ],
     ]

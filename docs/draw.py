@@ -45,14 +45,14 @@ def cut() -> str:
         words(262, 46, "and norms: untouched"),
         rect(262, 62, 96, 96, "calm"),
     ]
-    body += [words(412, 28, "FFN gate and up", "title"), words(412, 46, "one row a channel")]
-    body += [words(570, 28, "FFN down", "title"), words(570, 46, "one column a channel")]
+    body += [words(430, 28, "FFN gate and up", "title"), words(430, 46, "one row a channel")]
+    body += [words(578, 28, "FFN down", "title"), words(578, 46, "one column a channel")]
     height, width = 160 / _STRIPES, 128 / _STRIPES
     for index in range(_STRIPES):
         kind = "gone" if index in _DROPPED else "keep"
-        body.append(rect(412, 62 + index * height, 120, height - 1, kind))
-        body.append(rect(570 + index * width, 62, width - 1, 96, kind))
-    body += [words(570, 184, "the same channels", "ink"), words(570, 200, "of a layer in all three", "ink")]
+        body.append(rect(430, 62 + index * height, 120, height - 1, kind))
+        body.append(rect(578 + index * width, 62, width - 1, 96, kind))
+    body += [words(578, 184, "the same channels", "ink"), words(578, 200, "of a layer in all three", "ink")]
     body += [rect(24, 244, 12, 12, "keep"), words(42, 254, "stays, bit for bit"), rect(170, 244, 12, 12, "gone")]
     body.append(words(188, 254, "is dropped"))
     described = (

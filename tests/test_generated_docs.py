@@ -101,3 +101,15 @@ def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = importlib.import_module("benchmarks.bench_checks")
     text = (DOCS / "bench.md").read_text(encoding="utf-8")
     assert with_table(text, checks.SCRIPT, checks.show()) == text
+
+
+def test_the_tables_of_the_guides_and_of_what_is_proved() -> None:
+    from benchmarks import guide_sizes, proof
+
+    models = recorded(guide_sizes.NAME)["models"]
+    for guide in guide_sizes.GUIDES:
+        text = (DOCS / guide.document).read_text(encoding="utf-8")
+        assert with_table(text, guide_sizes.SCRIPT, guide_sizes.show(models[guide.document])) == text
+    for path, prefix in proof.DOCUMENTS.items():
+        text = path.read_text(encoding="utf-8")
+        assert with_table(text, proof.SCRIPT, proof.show(prefix)) == text

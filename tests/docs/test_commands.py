@@ -6,7 +6,18 @@ import click
 import pytest
 
 from compact_edge.cli import COMMANDS
-from tests.docs.documents import DOCUMENTS, NOT_OURS, ROOT, Command, commands, every_option, parse, prose_code, resolve, script_options
+from tests.docs.documents import (
+    DOCUMENTS,
+    NOT_OURS,
+    ROOT,
+    Command,
+    commands,
+    every_option,
+    parse,
+    prose_code,
+    resolve,
+    script_options,
+)
 
 # Options in prose that click adds itself.
 _OF_CLICK = frozenset({"--help"})
