@@ -36,9 +36,12 @@ NOT_RUN = (
     (r"onnx|-dml", "a minute each: tests/compact_edge/test_build_onnx.py"),
     (r"\breport-pi\b|\brun-1\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
 )
-# Added where the command takes the option and the document does not give it.
+# Added where the document does not give the option. Lines below each other may be alternatives with one output.
 _LEAST = {
-    "build": ("--calibration-tokens=512", "--sequence-length=256", "--eval-text=evaluation.txt", "--threads=1"),
+    "build": (
+        *("--calibration-tokens=512", "--sequence-length=256", "--eval-text=evaluation.txt", "--threads=1"),
+        "--force",
+    ),
     "prune": ("--calibration-tokens=512", "--sequence-length=256"),
     "eval": ("--max-bytes=600", "--threads=1", "--window=256"),
     "bench": ("--repetitions=1", "--tokens=4", "--depths=16", "--threads=1", "--prompts=prompts.jsonl"),
@@ -60,7 +63,7 @@ _STANDINS = {
 
 
 # Documents whose commands are run: those that need nothing, and those whose models have real tokenizers.
-ALONE = ("docs/quickstart.md", "docs/report.md", "docs/targets.md", "docs/bench.md")
+ALONE = ("docs/quickstart.md", "docs/targets.md")
 WITH_DATA = ("README.md", "docs/guide-phone.md", "docs/guide-laptop.md")
 
 
@@ -156,7 +159,11 @@ def test_the_page_on_a_target_of_ones_own(desk: Path) -> None:
 @pytest.mark.parametrize("document", WITH_DATA)
 def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) -> None:
     for name in _STANDINS:
-        if any(name in command.text for command in commands(document) if runs(command)):
+        if not any(f"./{name}" in command.text for command in commands(document) if runs(command)):
+            continue
+        if document == "README.md" and name.startswith("Llama"):  # its guide has the real tokenizer
+            write_checkpoint(desk / name, max_position_embeddings=4096)
+        else:
             standin(desk, name, data_dir)
     done = run_all(document)
     assert sum("compact-edge build" in text for text in done) >= 1
