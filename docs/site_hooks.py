@@ -33,10 +33,19 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to the page of the site."""
+    """Lead links to the page of the site, and write tables as its Markdown reads them."""
     del config, files
     outside = page.file.src_uri in {PAGES[name] for name in BROUGHT}
-    return with_site_links(markdown, outside=outside)
+    return with_plain_bars(with_site_links(markdown, outside=outside))
+
+
+def with_plain_bars(markdown: str) -> str:
+    """The text with `\\|` in the code of a table as `|`: GitHub wants the stroke, Python-Markdown would show it."""
+    code = re.compile(r"`[^`]*`")
+    return "\n".join(
+        code.sub(lambda match: match[0].replace("\\|", "|"), line) if line.startswith("|") else line
+        for line in markdown.split("\n")
+    )
 
 
 def with_site_links(markdown: str, *, outside: bool) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from compact_edge.cli import COMMANDS
 from docs import draw, generate_cli, generate_targets
-from docs.site_hooks import with_site_links
+from docs.site_hooks import with_plain_bars, with_site_links
 from runtime_bench.report.write import write_report
 from targets.profile import list_profiles
 from tests.docs.documents import ROOT, blocks, every_option
@@ -75,6 +75,10 @@ def test_every_picture_is_drawn_and_shown() -> None:
 )
 def test_links_out_of_the_folder_are_led_to_pages(text: str, outside: bool, led: str) -> None:
     assert with_site_links(text, outside=outside) == led
+
+
+def test_a_bar_in_the_code_of_a_table_is_shown_as_one() -> None:
+    assert with_plain_bars("| `a\\|b` | c \\| d |\nnot `a\\|b`") == "| `a|b` | c \\| d |\nnot `a\\|b`"
 
 
 def test_links_are_right_where_the_repository_is_read() -> None:
