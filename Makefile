@@ -6,9 +6,11 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 # pip's own configuration decides where packages come from; nothing here sets an index.
 PIP = $(BIN)/python -m pip install -c constraints.txt
-CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples
+CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples docs
+# mkdocs-material else writes about a plan of mkdocs' maintainers, in red, into every log.
+MKDOCS = NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs
 
-.PHONY: env demo test test-devices lint format quality clean help
+.PHONY: env demo test test-devices lint format quality docs clean help
 
 help:
 	@echo "make demo    build and check smollm2-135m for the generic target"
@@ -17,7 +19,8 @@ help:
 	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
 	@echo "make quality"
 	@echo "             compute the tables of docs/quality.md that are not recorded yet (hours; needs COMPACT_EDGE_DATA)"
-	@echo "make lint    ruff (check and format) and mypy"
+	@echo "make docs    build the documentation site into build/site"
+	@echo "make lint    ruff (check and format), mypy, and the documentation site, strict"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
 	@echo "make clean   remove caches and the virtual environment"
@@ -55,10 +58,15 @@ quality: $(STAMP)
 	$(BIN)/python benchmarks/recovery.py --part rate --part text --part budget
 	$(BIN)/python benchmarks/task_accuracy.py
 
+docs: $(STAMP)
+	$(MKDOCS) build --strict --quiet
+	@echo "build/site/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(MKDOCS) build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)

@@ -126,3 +126,15 @@ def test_the_picture_of_parameters() -> None:
     from compact_edge.parameter_table import counted_models
 
     assert (DOCS / "parameters.svg").read_bytes() == draw(counted_models(), "svg")
+
+
+def test_the_tables_of_the_guides_and_of_what_is_proved() -> None:
+    from benchmarks import guide_sizes, proof
+
+    models = recorded(guide_sizes.NAME)["models"]
+    for guide in guide_sizes.GUIDES:
+        text = (DOCS / guide.document).read_text(encoding="utf-8")
+        assert with_table(text, guide_sizes.SCRIPT, guide_sizes.show(models[guide.document])) == text
+    for path, prefix in proof.DOCUMENTS.items():
+        text = path.read_text(encoding="utf-8")
+        assert with_table(text, proof.SCRIPT, proof.show(prefix)) == text

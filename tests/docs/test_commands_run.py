@@ -1,0 +1,187 @@
+"""The commands of the documents, run as they are written, wherever they can run without a network, a device or hours.
+
+What is large is played by something small of the same name: `smollm2-135m` by a random model (the real one is built by
+tests/compact_edge/test_smollm2.py), Qwen2.5-0.5B and Llama-3.2-1B by random weights behind the real tokenizers, with
+the FFN's and the vocabulary's published widths. Budgets of calibration and measuring are the least that work.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compact_edge import cli
+from tests.checkpoints import TEXTS, write_checkpoint
+from tests.docs.documents import DOCUMENTS, Command, blocks, commands, resolve
+
+pytestmark = pytest.mark.slow
+
+# Commands that are read by click and not run (test_commands.py), and what shows that they work.
+NOT_RUN = (
+    (r"\b(ssh|adb):", "needs a device: tests/runtime_bench, tests/devices"),
+    (r"\btorchrun\b", "several processes: tests/compact/test_distributed.py"),
+    (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "needs the Hub: tests/compact_edge/test_hub_build.py"),
+    (r"\b(MODEL|DIR|NAME|SERIAL)\b|\.\.\.|my-model|model-int4", "a placeholder"),
+    (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/test_engine_build.py"),
+    (r"--tasks\b", "an extra: tests/compact_edge/test_eval_tasks.py"),
+    (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/test_fit.py, test_curve.py"),
+    (r"--recover\b", "minutes: tests/compact_edge/test_recover_commands.py"),
+    (r"onnx|-dml", "a minute each: tests/compact_edge/test_build_onnx.py"),
+    (r"\breport-pi\b|\brun-1\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
+)
+# Added where the document does not give the option. Lines below each other may be alternatives with one output.
+_LEAST = {
+    "build": (
+        *("--calibration-tokens=512", "--sequence-length=256", "--eval-text=evaluation.txt", "--threads=1"),
+        "--force",
+    ),
+    "prune": ("--calibration-tokens=512", "--sequence-length=256"),
+    "eval": ("--max-bytes=600", "--threads=1", "--window=256"),
+    "bench": ("--repetitions=1", "--tokens=4", "--depths=16", "--threads=1", "--prompts=prompts.jsonl"),
+}
+_STANDINS = {
+    "Qwen2.5-0.5B-Instruct": (
+        "qwen2",
+        "qwen2",
+        151936,
+        {"intermediate_size": 4864, "bos_token_id": 151643, "eos_token_id": 151645},
+    ),
+    "Llama-3.2-1B-Instruct": (
+        "llama",
+        "llama3",
+        128256,
+        {"intermediate_size": 8192, "bos_token_id": 128000, "eos_token_id": 128009},
+    ),
+}
+
+
+# Documents whose commands are run: those that need nothing, and those whose models have real tokenizers.
+ALONE = ("docs/quickstart.md", "docs/targets.md")
+WITH_DATA = ("README.md", "docs/guide-phone.md", "docs/guide-laptop.md")
+
+
+def runs(command: Command) -> bool:
+    return command.arguments is not None and not any(re.search(pattern, command.text) for pattern, _ in NOT_RUN)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all documents: one cache, and the model that plays smollm2-135m."""
+    from exporters.gguf import write_gguf
+
+    root = tmp_path_factory.mktemp("documents")
+    model = write_checkpoint(root / "small", max_position_embeddings=4096)
+    write_gguf(model, root / "SmolLM2-135M-Instruct.gguf", "F16")
+    return root
+
+
+@pytest.fixture
+def desk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A clean current folder with the texts that documents name."""
+    monkeypatch.setenv("COMPACT_EDGE_CACHE", str(place / "cache"))
+    monkeypatch.setattr("compact.source._smollm2_file", lambda: place / "SmolLM2-135M-Instruct.gguf")
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 8)
+    for name in ("my_app_texts.jsonl", "my_app.jsonl"):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    for name in ("other_texts.txt", "evaluation.txt"):
+        (tmp_path / name).write_text("\n".join(reversed(TEXTS)), encoding="utf-8")
+    prompt = {"name": "short", "text": "def area(r: float) -> float:"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt) + "\n", encoding="utf-8")
+    yield tmp_path
+
+
+def run_all(document: str) -> list[str]:
+    """Run the commands of a document in order, in the current folder; returns the texts of those that ran."""
+    done = []
+    for command in commands(document):
+        if not runs(command):
+            continue
+        arguments = [each for word in command.arguments or () for each in _expanded(word)]
+        allowed = {0, 3} if "--fail-over-budget" in arguments else {0}  # a busy machine may miss a laptop's budget
+        if command.text not in done:  # a page may show a command twice; its output is there already
+            assert cli.run([*arguments, *_least(arguments)]) in allowed, command.text
+        done.append(command.text)
+    return done
+
+
+def _expanded(word: str) -> list[str]:
+    if "*" not in word:
+        return [word]
+    found = sorted(glob.glob(word))  # noqa: PTH207 as the shell does, with the words that a user sees
+    assert found, f"{word} matches nothing"
+    return found
+
+
+def _least(arguments: Sequence[str]) -> list[str]:
+    given = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    _, command, _ = resolve(arguments)
+    return [option for option in _LEAST.get(command.name or "", ()) if option.split("=")[0] not in given]
+
+
+def standin(out: Path, name: str, data_dir: Path) -> None:
+    """Random weights behind the real tokenizer, at the published widths of vocabulary and FFN."""
+    family, tokenizer, vocab_size, settings = _STANDINS[name]
+    folder = data_dir / "tokenizers" / tokenizer
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = [*document["model"]["vocab"].values(), *(token["id"] for token in document["added_tokens"])]
+    shape: dict[str, Any] = {"tokenizer": document, "padding": vocab_size - max(ids) - 1, **settings}
+    write_checkpoint(out / name, family, max_position_embeddings=8192, **shape)
+    for file in ("tokenizer_config.json", "chat_template.jinja"):
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, out / name / file)
+
+
+@pytest.mark.parametrize("document", ALONE)
+def test_pages_that_need_nothing(document: str, desk: Path) -> None:
+    done = run_all(document)
+    assert sum(text.split()[1] in ("build", "bench", "targets") for text in done) >= 2
+    for text in done:
+        named = re.search(r"--out ([\w-]+)", text)
+        assert named is None or (desk / named[1]).is_dir(), text
+
+
+def test_the_page_on_a_target_of_ones_own(desk: Path) -> None:
+    (profile,) = blocks("docs/add-target.md", "toml")
+    (desk / "my-board.toml").write_text(profile, encoding="utf-8")
+    assert len(run_all("docs/add-target.md")) == 2
+    manifest = json.loads((desk / "my-board" / "gguf" / "manifest.json").read_text(encoding="utf-8"))
+    assert "my-board" in json.dumps(manifest)
+
+
+@pytest.mark.parametrize("document", WITH_DATA)
+def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) -> None:
+    for name in _STANDINS:
+        if not any(f"./{name}" in command.text for command in commands(document) if runs(command)):
+            continue
+        if document == "README.md" and name.startswith("Llama"):  # its guide has the real tokenizer
+            write_checkpoint(desk / name, max_position_embeddings=4096)
+        else:
+            standin(desk, name, data_dir)
+    done = run_all(document)
+    assert sum("compact-edge build" in text for text in done) >= 1
+    assert list(desk.glob("*-compact/gguf/*.gguf"))
+
+
+def test_no_command_is_left_out_silently() -> None:
+    """Every command is run by a test above, or a rule says why not."""
+    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md"}
+    shown = {command.text for document in run_here for command in commands(document) if runs(command)}
+    left = [
+        f"{document}: {command.text}"
+        for document in DOCUMENTS
+        if document not in run_here
+        for command in commands(document)
+        if runs(command) and command.text not in shown
+    ]
+    assert left == []
+    every = [command.text for name in DOCUMENTS for command in commands(name)]
+    used = {pattern for pattern, _ in NOT_RUN if any(re.search(pattern, text) for text in every)}
+    assert used == {pattern for pattern, _ in NOT_RUN}, "a rule that no command needs any more"
