@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 # pip's own configuration decides where packages come from; nothing here sets an index.
 PIP = $(BIN)/python -m pip install -c constraints.txt
-CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples
+CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples .ci
 
 .PHONY: env demo test test-devices lint format quality clean help
 
@@ -17,7 +17,7 @@ help:
 	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
 	@echo "make quality"
 	@echo "             compute the tables of docs/quality.md that are not recorded yet (hours; needs COMPACT_EDGE_DATA)"
-	@echo "make lint    ruff (check and format) and mypy"
+	@echo "make lint    ruff (check and format), mypy, and actionlint over workflows and actions"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
 	@echo "make clean   remove caches and the virtual environment"
@@ -59,6 +59,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/python .ci/lint_workflows.py $(BIN)/actionlint -shellcheck "$(wildcard $(BIN)/shellcheck)"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
