@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
