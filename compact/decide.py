@@ -12,7 +12,8 @@ from pathlib import Path
 from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
-from compact.plan import PrunePlan
+from compact.errors import PlanMismatchError
+from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
 from compact.progress import SILENT, Progress
 from compact.prune import PruneOptions, calibration_for, default_calibration, make_plan, prune
 from compact.ranking import rank_vocabulary
@@ -77,6 +78,23 @@ def decide(
         plan, updates = repair(source, plan, calibration, options, cache, progress)
     decision = Decision(plan, updates)
     return decision if options.recover is None else _recover(source, decision, options, cache, progress)
+
+
+def read_decision(folder: Path, source: ModelSource) -> Decision:
+    """A decision that was made before: `plan.json` in a folder, and its `updates.safetensors` where it names one.
+
+    Raises:
+        DamagedFileError: a broken plan.
+        PlanMismatchError: it was made for other weights, or its updates are not there.
+    """
+    plan = read_plan(folder / PLAN)
+    check_plan(plan, source)
+    if plan.updates_sha256 is None:
+        return Decision(plan)
+    updates = folder / UPDATES
+    if not updates.is_file():
+        raise PlanMismatchError(f"{folder / PLAN}: names an {UPDATES}, and it is not there", f"put it beside {PLAN}")
+    return Decision(plan, updates)
 
 
 def pruned_checkpoint(

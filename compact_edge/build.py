@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compact.budget import Sizes
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration, read_documents
-from compact.decide import decide, pruned_checkpoint
+from compact.decide import decide, pruned_checkpoint, read_decision
 from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -127,10 +127,15 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
         GateError: the parity gate failed, or the artifact is over the target's budget; nothing is published.
         CompactEdgeError: what the stages raise.
     """
-    from compact_edge.publication import publish_build
     from targets.profile import load_profile
 
-    profiles = by_format([load_profile(name) for name in options.targets])
+    return build_for(options, by_format([load_profile(name) for name in options.targets]), progress)
+
+
+def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: Progress) -> BuildResult:
+    """`build` for profiles that are loaded already, one a format; `options.targets` is not looked at."""
+    from compact_edge.publication import publish_build
+
     quants = parse_quants(options.quants, tuple(profiles))
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
@@ -164,15 +169,18 @@ def _run(
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
     calibration = calibration_for(source, pruning, cache=cache, progress=progress)
+    pruned_name = options.name or f"{model_name}-compact"
     size_of = None
     if pruning.fit_bytes is not None:
         longest = _description(source, 1.0, Sizes(source.vocab_size, source.intermediate_size))
-        size_of = largest_of(forms, source, pruning, f"{model_name}-compact", longest)
-    decision = decide(source, pruning, cache, calibration=calibration, size_of=size_of, progress=progress)
+        size_of = largest_of(forms, source, pruning, pruned_name, longest)
+    if options.plan is not None:
+        decision = read_decision(options.plan, source)
+    else:
+        decision = decide(source, pruning, cache, calibration=calibration, size_of=size_of, progress=progress)
     plan = decision.plan
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
-    removed = 1 - sizes_by_part(pruned)["total"] / source.n_params
     original = Request(
         label="original",
         checkpoint=source.directory,
@@ -184,15 +192,7 @@ def _run(
         plan=plan,
         calibration=calibration,
     )
-    smaller = replace(
-        original,
-        label="pruned",
-        checkpoint=pruned,
-        checkpoint_id=pruned_id,
-        name=f"{model_name}-compact",
-        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size)),
-        published=True,
-    )
+    smaller = pruned_request(original, pruned, pruned_id, pruned_name)
 
     def outcome(form: Format) -> Outcome:
         before = None
@@ -205,7 +205,7 @@ def _run(
         own_notes = form.notes(side.artifact)
         for note in own_notes:
             progress.note(note)
-        _check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
+        check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
         check_fit(pruning.fit_bytes, side.artifact.size_bytes)
         parity = None
         if options.check:
@@ -214,7 +214,7 @@ def _run(
         after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
         if after.measured is not None and form.measured_as_on_target:
             used = after.measured.speed.resident_bytes
-            _check_budget(form.profile, "memory", form.profile.memory_budget_bytes, used)
+            check_budget(form.profile, "memory", form.profile.memory_budget_bytes, used)
         return Outcome(form, before, after, own_notes)
 
     return BuildResult(
@@ -231,6 +231,21 @@ def _run(
         notes=notes,
         licence=licence,
         reused=list(cache.reused),
+    )
+
+
+def pruned_request(original: Request, checkpoint: Path, checkpoint_id: str, name: str) -> Request:
+    """The request for the pruned checkpoint's artifact, from that of the unpruned one."""
+    source, plan = original.source, original.plan
+    removed = 1 - sizes_by_part(checkpoint)["total"] / source.n_params
+    return replace(
+        original,
+        label="pruned",
+        checkpoint=checkpoint,
+        checkpoint_id=checkpoint_id,
+        name=name,
+        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size)),
+        published=True,
     )
 
 
@@ -320,7 +335,7 @@ def _compare(
     return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
 
 
-def _check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
+def check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
     """Storage and memory budgets of the target. Raises GateError; speed budgets need the device itself."""
     if budget is not None and used > budget:
         raise GateError(

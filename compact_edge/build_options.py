@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class BuildOptions:
     """What `build` was asked for. Paths are as given; None means the default.
 
-    `targets` name one profile a format; `quants` are types, each for one format where there are several.
+    `targets` name one profile a format; `quants` are types, each for one format where there are several. `plan` is a
+    folder with a plan.json that was made before (and its updates.safetensors), which is applied as it is; `name` is
+    what the pruned model is called.
     """
 
     model: str
@@ -43,6 +45,8 @@ class BuildOptions:
     threads: int | None = None
     use_cache: bool = True
     files: FileOptions = field(default_factory=FileOptions)
+    plan: Path | None = None
+    name: str | None = None
 
 
 def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:

@@ -52,7 +52,7 @@ class Entry:
 
 COMMANDS: dict[str, Entry] = {
     "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
-    "release": Entry("compact_edge.commands.release", "release", "Build many models, ratios and targets from one file."),
+    "release": Entry("compact_edge.commands.release", "release", "Build many models, ratios and targets."),
     "gather": Entry("compact_edge.commands.gather", "gather", "Join cells of a release that were made apart."),
     "prune": Entry(
         "compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint.", parallel=True

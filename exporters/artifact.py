@@ -117,7 +117,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
             f"--embedding-quant {embedding}: {chosen.name} files have one type", "leave it out, or choose a 4-bit type"
         )
     if chosen.uses_imatrix or export.with_imatrix:
-        measured = _importance(export, cache, progress)
+        measured = importance_of(export, cache, progress)
     matrix = measured if chosen.uses_imatrix else None
     n_params = sum(ref.n_elements for ref in read_index(export.checkpoint).values())
     name = artifact_name(export.name, n_params, chosen.name)
@@ -191,7 +191,11 @@ def lossless_type(checkpoint: Path) -> Quant:
     return "BF16" if types == {"BF16"} else "F32"
 
 
-def _importance(export: Export, cache: Cache, progress: Progress) -> Imatrix | None:
+def importance_of(export: Export, cache: Cache, progress: Progress = SILENT) -> Imatrix | None:
+    """The importance matrix of an export: the ready one, else one measured on its texts; None without both.
+
+    Raises UsageError where the type needs one, or it is asked for, and there is none.
+    """
     from exporters.imatrix_files import read_imatrix, write_imatrix
     from exporters.imatrix_torch import collect
 

@@ -147,7 +147,7 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
             "",
         ]
     lines += [*(f"- {note}" for note in facts.notes), ""] if facts.notes else []
-    lines += _licence(facts.licence) if facts.licence is not None else []
+    lines += licence_lines(facts.licence) if facts.licence is not None else []
     lines += ["## Use", "", f"```{facts.use_language}", *facts.use, "```", ""]
     origin = f"`{facts.source_hub}`, " if facts.source_hub else ""
     lines += [
@@ -163,7 +163,7 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _licence(licence: NamingLicence) -> list[str]:
+def licence_lines(licence: NamingLicence) -> list[str]:
     """What the licence wants a reader to see."""
     lines = ["## Licence", ""]
     lines += [f"**{licence.credit}**", ""] if licence.credit else []

@@ -68,9 +68,10 @@ def release(file: Path, matrix: str | None, cell: str | None, as_json: bool, **v
             raise UsageError(f"--{option.replace('_', '-')} is for one cell", "add --cell ID; --matrix lists them")
     one = None if cell is None else cells.named(cell)
     entries = read.models if one is None else (getattr(one, "plan", one).entry,)
+    named = [entry.opened for entry in entries]
     for entry in entries:
-        texts = (*entry.values.get("calibration", ()), *entry.values.get("recover_text", ()))
-        quiet_libraries(entry.opened, *texts)
+        named += [*entry.values.get("calibration", ()), *entry.values.get("recover_text", ())]
+    quiet_libraries(*named)
     from compact_edge.release import command
 
     if one is not None:

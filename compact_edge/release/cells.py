@@ -36,6 +36,7 @@ class Cell:
 
     Attributes:
         id: names it among the cells of its release.
+        label: names its recipe.
         plan: the plan that it applies.
         format: `gguf` or `onnx`.
         quant: the type that release.toml names, None for the targets' own.
@@ -44,6 +45,7 @@ class Cell:
     """
 
     id: str
+    label: str
     plan: PlanCell
     format: str
     quant: str | None
@@ -71,7 +73,15 @@ class Cells:
         """One a plan and recipe."""
         recipes = self.recipes
         return tuple(
-            Cell(f"{plan.entry.slug}-{plan.ratio:g}-{label}", plan, recipe["format"], recipe.get("quant"), recipe, names)
+            Cell(
+                id=f"{plan.entry.slug}-{plan.ratio:g}-{label}",
+                label=label,
+                plan=plan,
+                format=recipe["format"],
+                quant=recipe["quant"],
+                recipe=recipe,
+                targets=names,
+            )
             for plan in self.plans
             for label, (recipe, names) in recipes.items()
         )
@@ -85,10 +95,11 @@ class Cells:
                 recipe = recipe_of(profile, quant)
                 found.setdefault(sha256_json(recipe), (recipe, []))[1].append(name)
         taken: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {}
-        for digest, (recipe, names) in found.items():
+        for recipe, names in found.values():
             label = _label(recipe)
             alike = [other for other, _ in found.values() if _label(other) == label]
-            taken[label if len(alike) == 1 else f"{label}-{digest[:6]}"] = (recipe, tuple(names))
+            # A target asks for one recipe of a label.
+            taken[label if len(alike) == 1 else f"{label}-{names[0]}"] = (recipe, tuple(names))
         return taken
 
     @cached_property
@@ -106,7 +117,7 @@ class Cells:
                         "name": entry.name,
                         "ratios": list(entry.ratios),
                         "options": dict(entry.said),
-                        "files": {path.name: sha256_file(path) for path in entry.files},
+                        "files": sorted([path.name, sha256_file(path)] for path in entry.files),
                     }
                     for entry in release.models
                 ],

@@ -79,7 +79,8 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any], directory: Path, 
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise DamagedFileError(f"{folder / MANIFEST}: files must be an object")
+    prefix = "" if folder == directory else f"{folder.name}/"
     for name, digest in files.items():
-        relative = (folder / name).relative_to(directory).as_posix()
-        if checked.get(relative) != digest:
-            raise DamagedFileError(f"{folder / name}: not the file that {MANIFEST} names", _HINT)
+        # Only names of files that were hashed are equal to one of these, so none can lead anywhere else.
+        if checked.get(f"{prefix}{name}") != digest:
+            raise DamagedFileError(f"{folder / MANIFEST}: {str(name)[:80]!r} is missing, or another file", _HINT)

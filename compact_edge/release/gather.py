@@ -1,0 +1,404 @@
+"""Cells to a release: every file hashed as it is copied, one folder a model, ratio and format.
+
+What a machine measured (README.md, measured.json, reports/ and with them SHA256SUMS) is kept apart from what it made:
+`manifest.json` names the latter, and is the same wherever the cells were made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import DamagedFileError, DataError, PlanMismatchError
+from compact.store import (
+    SUMS,
+    copy_hashed,
+    publish,
+    read_sums,
+    safe_child,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_sums,
+    write_text,
+)
+from compact_edge import __version__
+from compact_edge.formats import GGUF, ONNX
+from compact_edge.release.card import Entry, Report, RepositoryCard, device_name, render_card
+from compact_edge.release.cells import SCHEMA
+from compact_edge.release.record import CELL, Record, read_record
+from compact_edge.release.verify import MANIFEST
+
+MEASURED = "measured.json"
+REPORTS = "reports"
+_REPORT = "report.json"
+_REPORT_FILES = ("report.json", "report.md", "report.html", "samples.jsonl", "facts.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table at the end: a file and one target that it is for.
+
+    Attributes:
+        cell: id of the cell.
+        target: name of the profile.
+        status: `complete`, `partial`, `failed` or `missing`.
+        file: where it lies in the release, "" where it is not there.
+        size_bytes: of the artifact, None where it is not there.
+        reason: of a status other than `complete`.
+    """
+
+    cell: str
+    target: str
+    status: str
+    file: str = ""
+    size_bytes: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A release that was published: where, and a row for every cell and target."""
+
+    out: Path
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.status in ("failed", "missing")]
+
+
+def read_cells(folders: Sequence[Path]) -> tuple[list[Record], list[Path]]:
+    """The cells and the bench's reports in folders, or one level below them.
+
+    Raises:
+        DataError: a folder that is neither, or holds neither.
+        DamagedFileError, UnsafePathError: a cell that is not whole.
+    """
+    records: list[Record] = []
+    reports: list[Path] = []
+    for folder in folders:
+        found = 0
+        for place in (folder, *(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ())):
+            if (place / CELL).is_file():
+                records.append(read_record(place))
+            elif (place / _REPORT).is_file() and (place / SUMS).is_file():
+                reports.append(place)
+            else:
+                continue
+            found += 1
+            if place == folder:
+                break
+        if not found:
+            raise DataError(
+                f"{folder}: no cell in it, and no report", "name folders that `compact-edge release --cell` made"
+            )
+    return records, reports
+
+
+def one_release(records: Sequence[Record]) -> Mapping[str, Any]:
+    """The description of the release that all cells are of.
+
+    Raises:
+        DataError: cells of several, one cell twice, or none.
+        PlanMismatchError: two plans of one model and ratio.
+    """
+    if all(each.is_plan for each in records):
+        raise DataError("no cell to gather", "name folders that `compact-edge release --cell` made")
+    first = records[0]
+    seen: dict[str, Record] = {}
+    plans: dict[str, Record] = {}
+    for each in records:
+        if each.digest != first.digest:
+            raise DataError(
+                f"{each.folder}: a cell of another release.toml than {first.folder}",
+                "make all cells with one release.toml, and the same texts and profiles beside it",
+            )
+        other = seen.setdefault(each.id, each)
+        if other is not each:
+            raise DataError(f"{each.folder}: the cell {each.id}, as {other.folder} is", "name each cell once")
+        known = plans.setdefault(str(each.plan.get("cell")), each)
+        if known.plan.get("sha256") != each.plan.get("sha256"):
+            raise PlanMismatchError(
+                f"{each.folder}: applies another plan than {known.folder}",
+                "make the plan once and give its folder to every cell of it: --plan DIR",
+            )
+    description: Mapping[str, Any] = first.value["release"]
+    for cell in description["cells"]:
+        texts = (cell.get("id"), *(cell.get("targets") or ())) if isinstance(cell, dict) else (None,)
+        if not all(isinstance(text, str) for text in texts):
+            raise DamagedFileError(f"{first.folder / CELL}: release.cells is not a list of cells", "make it again")
+    for profile in description["targets"].values():
+        if not isinstance(profile, dict) or not isinstance(profile.get("description"), str):
+            raise DamagedFileError(f"{first.folder / CELL}: release.targets are no profiles", "make it again")
+    return description
+
+
+def gather(
+    description: Mapping[str, Any],
+    records: Sequence[Record],
+    reports: Sequence[Path],
+    out: Path,
+    *,
+    force: bool = False,
+    failed: Mapping[str, str] | None = None,
+    unmeasured: Mapping[str, str] | None = None,
+) -> Gathered:
+    """Publish a release.
+
+    Args:
+        description: of the release (`Cells.description`).
+        records: its finished cells; those of plans are only compared.
+        reports: further reports of the bench, on files of these cells.
+        out: the directory to publish.
+        force: replace an earlier one.
+        failed: why cells that are not there are not, by id.
+        unmeasured: why the bench measured nothing, by id.
+
+    Raises:
+        DamagedFileError: a file changed since its cell was read, or two cells have other files of one name.
+        DataError: a report on none of the files.
+        OutputExistsError, StorageError.
+    """
+    made = {each.id: each for each in records if not each.is_plan}
+    order = [str(cell["id"]) for cell in description["cells"]]
+    unknown = sorted(made.keys() - set(order))
+    if unknown:
+        raise DamagedFileError(f"{made[unknown[0]].folder}: {unknown[0]} is no cell of its release", "make it again")
+    folders: dict[str, list[Record]] = {}
+    for each in (made[cell] for cell in order if cell in made):
+        folders.setdefault(str(each.value["repository"]), []).append(each)
+    further = _attached(reports, made.values())
+    places: dict[str, str] = {}
+    needed = sum(path.stat().st_size for each in made.values() for path, _ in _sources(each).values())
+    with publish(out, force=force, needed_bytes=needed) as work:
+        manifests: dict[str, str] = {}
+        sums: dict[str, str] = {}
+        for name, members in folders.items():
+            folder = safe_child(work, name, str(members[0].folder / CELL))
+            folder.mkdir()
+            own = _Repository(folder, members, description, further)
+            places.update({cell: f"{name}/{place}" for cell, place in own.write().items()})
+            manifests[name] = sha256_file(folder / MANIFEST)
+            sums.update({f"{name}/{file}": digest for file, digest in write_sums(folder).items()})
+        missing = [cell for cell in order if cell not in made]
+        write_json(
+            work / MANIFEST,
+            {
+                "schema": SCHEMA,
+                "tool": {"name": "compact-edge", "version": __version__},
+                "release": dict(description),
+                "repositories": manifests,
+                "missing": missing,
+            },
+        )
+        # The folders' files were hashed for their own list.
+        sums[MANIFEST] = sha256_file(work / MANIFEST)
+        write_text(work / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    return Gathered(out, tuple(_rows(description, made, places, failed or {}, unmeasured or {})))
+
+
+def _rows(
+    description: Mapping[str, Any],
+    made: Mapping[str, Record],
+    places: Mapping[str, str],
+    failed: Mapping[str, str],
+    unmeasured: Mapping[str, str],
+) -> Iterable[Row]:
+    for cell in description["cells"]:
+        name = str(cell["id"])
+        each = made.get(name)
+        for target in cell["targets"]:
+            if each is None:
+                status = "failed" if name in failed else "missing"
+                yield Row(name, target, status, reason=failed.get(name, "its folder was not given"))
+                continue
+            measured, refusal = each.value["measured"], each.value["targets"].get(target)
+            size = int(each.value["artifact"]["size_bytes"])
+            bench = measured.get("bench") or {}
+            unbenched = unmeasured.get(name) or (bench.get("reason") if bench.get("status") == "failed" else None)
+            if refusal is not None:
+                yield Row(name, target, "failed", places[name], size, str(refusal))
+            elif unbenched is not None:
+                yield Row(name, target, "failed", places[name], size, f"bench: {unbenched}")
+            elif measured["status"] == "partial":
+                yield Row(name, target, "partial", places[name], size, str(measured["reason"]))
+            else:
+                yield Row(name, target, "complete", places[name], size)
+
+
+def _sources(each: Record) -> dict[str, tuple[Path, str]]:
+    return {name: each.source_of(name) for name in each.value["files"]}
+
+
+def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, list[Path]]:
+    """Reports by the cell whose file they measured: those in the cells' folders, and further ones by sha256."""
+    from runtime_bench.artifact import read_artifact
+    from runtime_bench.report.read import read_document
+
+    found: dict[str, list[Path]] = {}
+    by_sha256: dict[str, str] = {}
+    for each in records:
+        if each.report is not None:
+            found.setdefault(each.id, []).append(each.report)
+        if reports:
+            if (each.folder / ONNX).is_dir():
+                by_sha256[read_artifact(each.folder / ONNX).sha256] = each.id
+            else:
+                path, _ = each.source_of(str(each.value["place"]))
+                by_sha256[sha256_file(path)] = each.id
+    for folder in reports:
+        subject = read_document(folder)["subjects"]["pruned"]
+        cell = by_sha256.get(str(subject["sha256"]))
+        if cell is None:
+            raise DataError(f"{folder}: a report on none of the files", "gather the cell that it measured too")
+        found.setdefault(cell, []).append(folder)
+    return found
+
+
+class _Repository:
+    """One folder of a release while it is written."""
+
+    def __init__(
+        self,
+        folder: Path,
+        members: Sequence[Record],
+        description: Mapping[str, Any],
+        reports: Mapping[str, Sequence[Path]],
+    ) -> None:
+        self._folder = folder
+        self._members = members
+        self._description = description
+        self._reports = reports
+        self._files: dict[str, str] = {}
+        self._form = GGUF if folder.name.endswith(GGUF.upper()) else ONNX
+
+    def write(self) -> dict[str, str]:
+        """Write everything but SHA256SUMS; returns the file of each cell."""
+        kept: dict[str, Record] = {}
+        places: dict[str, str] = {}
+        targets: dict[str, dict[str, str | None]] = {}
+        contents: dict[tuple[tuple[str, str], ...], str] = {}
+        for each in self._members:
+            place = str(each.value["place"])
+            own, shared = self._split(each, place)
+            # Targets whose recipes come to the same bytes share one file.
+            content = tuple(sorted((name.removeprefix(place), digest) for name, digest in own.items()))
+            first = contents.setdefault(content, place)
+            self._copy(each, shared if first != place else [*own, *shared])
+            places[each.id] = first
+            kept.setdefault(first, each)
+            targets.setdefault(first, {}).update(each.value["targets"])
+        write_json(self._folder / MANIFEST, self._manifest(kept, places))
+        reports = list(self._copied_reports(places))
+        write_json(
+            self._folder / MEASURED,
+            {
+                place: {**each.value["measured"], "reports": [r.folder for r in reports if r.place == place]}
+                for place, each in kept.items()
+            },
+        )
+        entries = [
+            Entry(
+                place=place,
+                artifact=each.value["artifact"],
+                targets=targets[place],
+                measured=each.value["measured"],
+                notes=each.value["card"]["notes"],
+                use=each.value["card"]["use"],
+            )
+            for place, each in kept.items()
+        ]
+        card = self._members[0].value["card"]
+        write_text(
+            self._folder / "README.md",
+            render_card(
+                RepositoryCard(
+                    name=self._folder.name,
+                    form=self._form,
+                    matter=card["matter"],
+                    licence=card["licence"],
+                    model=card["model"],
+                    plan_id=str(self._members[0].plan["id"]),
+                    profiles=self._description["targets"],
+                    entries=entries,
+                    reports=reports,
+                    owner=self._description["owner"],
+                )
+            ),
+        )
+        return places
+
+    def _split(self, each: Record, place: str) -> tuple[dict[str, str], list[str]]:
+        """A cell's own files (name -> sha256), and those that it shares with the others of its plan."""
+        own = {n: str(f["sha256"]) for n, f in each.value["files"].items() if n == place or n.startswith(f"{place}/")}
+        return own, [name for name in each.value["files"] if name not in own]
+
+    def _copy(self, each: Record, names: Sequence[str]) -> None:
+        for name in names:
+            path, digest = each.source_of(name)
+            if name in self._files:
+                if self._files[name] != digest:
+                    raise DamagedFileError(
+                        f"{each.folder}: another {name} than the cell before it has",
+                        "make the cells of one plan from one plan's folder, and equal types on one kind of machine",
+                    )
+                continue
+            target = self._folder
+            for part in name.split("/"):
+                target.mkdir(exist_ok=True)
+                target = safe_child(target, part, str(each.folder / CELL))
+            if copy_hashed(path, target) != digest:
+                raise DamagedFileError(f"{path}: changed while it was read", "make the cell again")
+            self._files[name] = digest
+
+    def _manifest(self, kept: Mapping[str, Record], places: Mapping[str, str]) -> dict[str, Any]:
+        first = self._members[0]
+        plan = {key: first.plan[key] for key in ("cell", "id", "sha256", "updates_sha256")}
+        return {
+            "schema": SCHEMA,
+            "tool": first.value["tool"],
+            "name": self._folder.name,
+            "title": first.value["title"],
+            "format": self._form,
+            "model": first.value["card"]["model"],
+            "release": sha256_json(self._description),
+            "plan": plan,
+            "artifacts": [
+                {
+                    "place": place,
+                    "cells": [cell for cell, own in places.items() if own == place],
+                    "targets": sorted(
+                        {name for m in self._members if places[m.id] == place for name in m.value["targets"]}
+                    ),
+                    **each.value["artifact"],
+                    "files": self._split(each, place)[0],
+                }
+                for place, each in kept.items()
+            ],
+            "files": dict(sorted(self._files.items())),
+        }
+
+    def _copied_reports(self, places: Mapping[str, str]) -> Iterable[Report]:
+        from runtime_bench.report.read import read_document
+
+        for cell, place in places.items():
+            for source in self._reports.get(cell, ()):
+                document = read_document(source)
+                device = re.sub(r"[^a-z0-9]+", "-", device_name(document).lower()).strip("-")[:60] or "device"
+                base = f"{REPORTS}/{place.removesuffix('.gguf')}/{device}"
+                number = 1
+                name = base
+                while (self._folder / name).exists():
+                    number += 1
+                    name = f"{base}-{number}"
+                target = self._folder / name
+                target.mkdir(parents=True)
+                listed = read_sums(source)
+                for file in _REPORT_FILES:
+                    if file in listed and copy_hashed(source / file, target / file) != listed[file]:
+                        raise DamagedFileError(f"{source / file}: damaged, its sha256 differs", "measure again")
+                yield Report(place, name, document)

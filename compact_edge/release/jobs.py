@@ -1,0 +1,167 @@
+"""Child processes, several at once as far as the free memory goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from compact_edge.console import format_duration
+from exporters.native import child_environment
+
+_MODULE = "compact_edge.release.child"
+_POLL_SECONDS = 0.1
+# A child that was asked to end removes what it had half written; after this long it is killed.
+_GRACE_SECONDS = 20.0
+_TAIL_BYTES = 16384
+_ERROR = re.compile(r"^error: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `compact-edge` in a child process.
+
+    Attributes:
+        id: the cell's.
+        arguments: words behind `compact-edge`.
+        memory: bytes that it may come to need.
+        threads: of torch; None leaves it the default, which a plan's figures must not differ from.
+        alone: nothing else may run beside it (a measurement).
+    """
+
+    id: str
+    arguments: tuple[str, ...]
+    memory: int
+    threads: int | None = None
+    alone: bool = False
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    stderr: IO[bytes]
+    started: float
+
+
+def available_memory() -> int:
+    """Bytes that a new process can have on this machine."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def run_jobs(
+    first: Iterable[Job],
+    n_jobs: int,
+    *,
+    on_end: Callable[[Job, str | None], Iterable[Job]],
+    note: Callable[[str], None],
+) -> None:
+    """Run jobs until none is left; whatever ends this function ends the children too.
+
+    Args:
+        first: what can begin at once.
+        n_jobs: most that run at once. One that does not fit in the free memory waits until it runs alone.
+        on_end: told of every job that ended, with its reason where it failed; returns those that can begin now.
+        note: told a line for every start and end.
+    """
+    waiting = list(first)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                reason = _reason(each)
+                took = format_duration(time.monotonic() - each.started)
+                note(f"{each.job.id}: {'finished' if reason is None else 'failed'} in {took}")
+                waiting += on_end(each.job, reason)
+            while (job := _next(waiting, running, n_jobs)) is not None:
+                waiting.remove(job)
+                note(f"{job.id}: started")
+                running.append(_start(job))
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        _end(running)
+
+
+def _next(waiting: Sequence[Job], running: Sequence[_Running], n_jobs: int) -> Job | None:
+    """The first job that may start now."""
+    if not running:
+        return waiting[0] if waiting else None
+    if len(running) >= n_jobs or any(each.job.alone for each in running):
+        return None
+    free = available_memory() - sum(max(0, each.job.memory - _resident(each.process.pid)) for each in running)
+    return next((job for job in waiting if not job.alone and job.memory <= free), None)
+
+
+def _resident(pid: int) -> int:
+    """Bytes that a process and its children hold."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return int(sum(each.memory_info().rss for each in (process, *process.children(recursive=True))))
+    except psutil.Error:
+        return 0
+
+
+def _start(job: Job) -> _Running:
+    environment = child_environment()
+    if job.threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(job.threads))
+    # The file has no name on POSIX: nothing is left behind, however this process ends.
+    stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", _MODULE, *job.arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=environment,
+        # Ctrl-C of a terminal goes to the whole group; this process alone decides, and ends the others.
+        start_new_session=True,
+    )
+    return _Running(job, process, stderr, time.monotonic())
+
+
+def _reason(each: _Running) -> str | None:
+    """Why a child failed, in one line; None where it did not."""
+    code = each.process.returncode
+    each.stderr.seek(0, os.SEEK_END)
+    each.stderr.seek(max(0, each.stderr.tell() - _TAIL_BYTES))
+    text = each.stderr.read().decode("utf-8", "replace")
+    each.stderr.close()
+    if each.process.stdin is not None:
+        each.process.stdin.close()
+    if code == 0:
+        return None
+    said = _ERROR.findall(text)
+    if said:
+        return str(said[-1])
+    last = [line for line in text.splitlines() if line.strip()][-1:]
+    how = f"ended by signal {-code}; memory may have run out" if code < 0 else f"exit code {code}"
+    return f"{how}{f': {last[0].strip()}' if last else ''}"
+
+
+def _end(running: Sequence[_Running]) -> None:
+    for each in running:
+        with contextlib.suppress(OSError):
+            if each.process.stdin is not None:
+                each.process.stdin.close()
+    end = time.monotonic() + _GRACE_SECONDS
+    for each in running:
+        try:
+            each.process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+            each.process.wait()
+        finally:
+            each.stderr.close()

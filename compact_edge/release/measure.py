@@ -1,0 +1,95 @@
+"""Measuring the files of a release on this machine, by `compact-edge bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.errors import CompactEdgeError
+from compact.progress import SILENT, Progress
+from compact_edge.release.file import BenchSettings, Release
+from compact_edge.release.record import REPORT
+
+if TYPE_CHECKING:
+    from compact_edge.release.cells import Cell
+    from runtime_bench.device_facts import DeviceFacts
+    from targets.profile import Profile
+
+_CPU = (None, "CPUExecutionProvider")
+_REPETITIONS, _DEPTHS, _TOKENS = 10, (128, 512, 1024), 64
+
+
+@cache
+def _facts() -> DeviceFacts:
+    from runtime_bench.device_facts import read_facts
+    from runtime_bench.transports.registry import open_transport
+
+    with open_transport("local", progress=SILENT) as transport:
+        return read_facts(transport)
+
+
+def local_isa() -> list[str]:
+    """Architecture and instruction-set features of this machine, as target profiles write them."""
+    facts = _facts()
+    return [str(facts.machine), *sorted(facts.isa_features)]
+
+
+def measured_here(release: Release, cell: Cell) -> str | None:
+    """The first of a cell's targets that this machine is one of, None where it is none of them."""
+    return next((name for name in cell.targets if _is_here(release.targets[name])), None)
+
+
+def _is_here(profile: Profile) -> bool:
+    if profile.execution_provider not in _CPU:
+        return False
+    return profile.isa is None or set(profile.isa.features) <= set(_facts().isa_features)
+
+
+def measure_cell(
+    release: Release, cell: Cell, folder: Path, progress: Progress, *, threads: int | None = None
+) -> dict[str, Any]:
+    """Bench the pair that lies in a cell's folder; the report goes beside it.
+
+    Returns:
+        `status` (`complete`, `partial`, `not measured`, `failed`, or `elsewhere` where this machine is none of the
+        targets) and a `reason`.
+    """
+    target = measured_here(release, cell)
+    if target is None:
+        return {"status": "elsewhere", "reason": "this machine is none of the targets"}
+    word = release.target_words[target]
+    return bench_folder(folder, folder / REPORT, word, release.bench or BenchSettings(), progress, threads=threads)
+
+
+def bench_folder(
+    folder: Path, out: Path, target: str, settings: BenchSettings, progress: Progress, *, threads: int | None = None
+) -> dict[str, Any]:
+    """Run the bench on a build's folder; what keeps it from measuring is a finding, not an error."""
+    from compact_edge.bench import BenchIncompleteError, bench
+    from compact_edge.bench_plan import BenchOptions
+
+    options = BenchOptions(
+        artifact=folder,
+        repetitions=settings.repetitions or _REPETITIONS,
+        depths=_DEPTHS,
+        n_tokens=_TOKENS,
+        command="compact-edge release",
+        out=out,
+        target=target,
+        threads=threads,
+        seconds=settings.seconds,
+    )
+    try:
+        document: Mapping[str, Any] = bench(options, progress).document
+    except BenchIncompleteError as error:
+        return {"status": str(error.result.document["status"]), "reason": error.message}
+    except CompactEdgeError as error:
+        return {"status": "failed", "reason": error.message}
+    return {"status": str(document["status"]), "reason": None}
+
+
+def findings(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Reasons of those that are no measurement."""
+    return [str(value["reason"]) for value in values if value["status"] in ("failed", "not measured", "partial")]

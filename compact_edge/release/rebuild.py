@@ -1,0 +1,229 @@
+"""`verify --rebuild`: the files of a release made again from plan.json and the source, and compared.
+
+What our own writer made must be the same bytes everywhere. What an engine quantised is compared only where its build
+and the instruction set are those that made it: elsewhere other bytes would say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact.cache import Cache, open_cache
+from compact.calibration import Calibration
+from compact.decide import Decision, pruned_checkpoint, read_decision
+from compact.errors import (
+    CompactEdgeError,
+    DamagedFileError,
+    GateError,
+    PlanMismatchError,
+    ToolUnavailableError,
+    UsageError,
+)
+from compact.plan import PLAN, UPDATES
+from compact.progress import Progress
+from compact.source import BUILT_IN, ModelSource, open_source
+from compact.store import sha256_file
+from compact_edge.build import pruned_request
+from compact_edge.console import format_table, print_json
+from compact_edge.formats import GGUF, Format, Request
+from compact_edge.release.make import DIRECT, made_with
+from compact_edge.release.record import IMATRIX
+from compact_edge.release.verify import MANIFEST, repositories
+
+IDENTICAL, DIFFERENT, NOT_COMPARABLE = "identical", "different", "not comparable"
+_NO_TEXTS = Calibration(name="", sha256="", texts=(), sequences=(), options={}, id="")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of making one file again.
+
+    Attributes:
+        file: its name in the release.
+        verdict: `identical`, `different` or `not comparable`.
+        reason: why it is not identical, "" where it is.
+    """
+
+    file: str
+    verdict: str
+    reason: str = ""
+
+
+def rebuild_release(
+    directory: Path, model: str | None, plan: Path | None, progress: Progress, *, as_json: bool
+) -> None:
+    """Make every file of a release, or of one of its folders, again, and print what came of it.
+
+    Args:
+        directory: a release, or one of its folders. Its checksums were verified.
+        model: the source, where it is no built-in model.
+        plan: a folder with the `updates.safetensors` of the plan.
+        progress: told of every stage.
+        as_json: print JSON.
+
+    Raises:
+        UsageError: no release, or the source must be named.
+        PlanMismatchError: another source than the one it was made from.
+        GateError: a file came out different.
+        ToolUnavailableError: none did, and some are not comparable here.
+    """
+    folders = list(repositories(directory))
+    if not folders:
+        raise UsageError(f"{directory}: --rebuild is for a release", f"name a folder with the {MANIFEST} of a release")
+    verdicts: list[Verdict] = []
+    for folder, manifest in folders:
+        prefix = "" if folder == directory else f"{folder.name}/"
+        made = _rebuilt(folder, manifest, model, plan, progress)
+        verdicts += [Verdict(prefix + each.file, each.verdict, each.reason) for each in made]
+    if as_json:
+        print_json({"directory": str(directory.absolute()), "files": [vars(each) for each in verdicts]})
+    else:
+        rows = [(each.file, each.verdict, each.reason) for each in verdicts]
+        click.echo(format_table(("file", "made again", "reason"), rows))
+    _require(verdicts)
+
+
+def _require(verdicts: list[Verdict]) -> None:
+    different = [each.file for each in verdicts if each.verdict == DIFFERENT]
+    if different:
+        raise GateError(
+            f"made again, {len(different)} of {len(verdicts)} files are different: {', '.join(different)}",
+            "the file is not what plan.json and the source make; do not use it, or report it",
+        )
+    other = [each.file for each in verdicts if each.verdict == NOT_COMPARABLE]
+    if other:
+        raise ToolUnavailableError(
+            f"{len(other)} of {len(verdicts)} files are not comparable here: {', '.join(other)}",
+            "compare them on the kind of machine, and with the engine, that the manifest names",
+        )
+
+
+def _rebuilt(
+    folder: Path, manifest: Mapping[str, Any], model: str | None, plan: Path | None, progress: Progress
+) -> Iterator[Verdict]:
+    where = folder / MANIFEST
+    artifacts, facts = _field(manifest, "artifacts", list, where), _field(manifest, "model", dict, where)
+    named = _field(manifest, "plan", dict, where)
+    word = model or str(facts.get("origin"))
+    if model is None and word not in BUILT_IN:
+        # What a file names is not fetched, and no folder of this machine is opened for it.
+        raise UsageError(f"{where}: was made from {word[:80]!r}", "name the source: --model MODEL")
+    with open_cache(enabled=False) as cache:
+        source = open_source(word, cache, progress)
+        if source.id != facts.get("source_id"):
+            raise PlanMismatchError(f"{where}: was made from another source than {word}", "name it: --model MODEL")
+        decision = _decision(folder, named, plan, source)
+        if decision is None:
+            why = f"the plan names an {UPDATES} that is not published; give the plan's folder: --plan DIR"
+            yield from (Verdict(str(each.get("place")), NOT_COMPARABLE, why) for each in artifacts)
+            return
+        request = _request(source, decision, str(manifest.get("title")), cache, progress)
+        for artifact in artifacts:
+            yield _compare(folder, artifact, request, cache, progress)
+
+
+def _decision(folder: Path, named: Mapping[str, Any], plan: Path | None, source: ModelSource) -> Decision | None:
+    """The plan that the release applied; None where its updates are not here."""
+    if named.get("updates_sha256") is None:
+        return read_decision(folder, source)
+    if plan is None:
+        return None
+    if sha256_file(plan / PLAN) != named.get("sha256"):
+        raise PlanMismatchError(f"--plan {plan}: another plan than the release's", "name the folder of its plan")
+    return read_decision(plan, source)
+
+
+def _request(source: ModelSource, decision: Decision, title: str, cache: Cache, progress: Progress) -> Request:
+    checkpoint, checkpoint_id = pruned_checkpoint(source, decision, cache, progress=progress)
+    original = Request(
+        label="original",
+        checkpoint=source.directory,
+        checkpoint_id=source.id,
+        name=source.name,
+        description="",
+        published=False,
+        source=source,
+        plan=decision.plan,
+        calibration=_NO_TEXTS,
+    )
+    return pruned_request(original, checkpoint, checkpoint_id, title)
+
+
+def _compare(folder: Path, artifact: Mapping[str, Any], request: Request, cache: Cache, progress: Progress) -> Verdict:
+    where = folder / MANIFEST
+    place, recipe = _field(artifact, "place", str, where), _field(artifact, "recipe", dict, where)
+    recorded, files = _field(artifact, "made_with", dict, where), _field(artifact, "files", dict, where)
+    form = _format(folder, recipe, request.source, where)
+    if recorded != DIRECT and (why := _other_engine(form, recorded)) is not None:
+        return Verdict(place, NOT_COMPARABLE, why)
+    made = form.make(request, cache, progress)
+    with tempfile.TemporaryDirectory(prefix="compact-edge-", dir=cache.root) as scratch:
+        from compact_edge.side import Side
+
+        side = Side(request.label, request.checkpoint, request.checkpoint_id, made)
+        names = form.place(Path(scratch), side, check=False)
+        if form.name == GGUF:
+            found = {place: sha256_file(Path(scratch) / names[0])}
+        else:
+            found = {f"{place}/{path.name}": sha256_file(path) for path in sorted(Path(scratch).iterdir())}
+    for name in sorted(found.keys() | files.keys()):
+        if found.get(name) != files.get(name):
+            return Verdict(place, DIFFERENT, f"sha256 of {name} is {str(found.get(name))[:16]}...")
+    return Verdict(place, IDENTICAL)
+
+
+def _other_engine(form: Format, recorded: Mapping[str, Any]) -> str | None:
+    """What differs between the engine that made a file and the one here, None where nothing does."""
+    try:
+        here = made_with(form.name, form.quant)
+    except CompactEdgeError as error:
+        return error.message
+    for key, what in (("engine", "the engine"), ("build", "the engine's build"), ("isa", "the instruction set")):
+        if recorded.get(key) != here.get(key):
+            return f"{what} differs: made with {_short(recorded.get(key))}, here {_short(here.get(key))}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def _format(folder: Path, recipe: Mapping[str, Any], source: ModelSource, where: Path) -> Format:
+    """The format that a manifest's recipe says. Raises DamagedFileError where it says none."""
+    from targets.profile import load_profile
+
+    try:
+        if "embedding_quant" in recipe:
+            from compact_edge.artifact_files import FileOptions
+            from compact_edge.format_gguf import gguf_format
+
+            return gguf_format(
+                load_profile("gguf"),
+                source,
+                quant=recipe["quant"],
+                embedding_quant=recipe["embedding_quant"],
+                imatrix=folder / IMATRIX if recipe["imatrix"] else None,
+                files=FileOptions(),
+            )
+        from compact_edge.format_onnx import OnnxFormat
+        from exporters.onnx_types import OnnxOptions
+
+        return OnnxFormat(load_profile("onnx"), OnnxOptions(**recipe))
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"{where}: a recipe is incomplete ({error})", "download the release again") from error
+
+
+def _field(value: Any, key: str, kind: type, where: Path) -> Any:
+    found = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(found, kind):
+        raise DamagedFileError(f"{where}: {key} is missing, or of the wrong type", "download the release again")
+    return found

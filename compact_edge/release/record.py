@@ -1,0 +1,173 @@
+"""The folder of a finished cell: `cell.json` says what it is, SHA256SUMS that it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact.errors import CompactEdgeError, DamagedFileError
+from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
+
+CELL = "cell.json"
+SCHEMA = "compact-edge/release-cell/1"
+PLAN, ARTIFACT = "plan", "artifact"
+IMATRIX = "imatrix.gguf"
+REPORT = "report"
+_TEXT_OR_NONE = (str, type(None))
+_SIZES = {"before": int, "after": int}
+# What a cell must say, as far as it is read: a key's kind, kinds, or the shape of its object.
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    PLAN: {"id": str, "release": dict, "plan": {"cell": str, "id": str, "sha256": str}},
+    ARTIFACT: {
+        "id": str,
+        "tool": dict,
+        "release": {"owner": _TEXT_OR_NONE, "targets": dict, "cells": list},
+        "plan": {"cell": str, "id": str, "sha256": str, "updates_sha256": _TEXT_OR_NONE},
+        "repository": str,
+        "title": str,
+        "place": str,
+        "files": dict,
+        "artifact": {
+            "quant": str,
+            "embedding_type": str,
+            "bits_per_weight": (int, float),
+            "size_bytes": int,
+            "recipe": dict,
+            "made_with": dict,
+        },
+        "targets": dict,
+        "measured": {
+            "status": str,
+            "reason": _TEXT_OR_NONE,
+            "bits_per_byte": dict,
+            "evaluation": {"text": str},
+            "parity": (dict, type(None)),
+        },
+        "card": {
+            "matter": dict,
+            "licence": _TEXT_OR_NONE,
+            "notes": list,
+            "use": {"language": str, "lines": list},
+            "model": {
+                "name": str,
+                "hub": _TEXT_OR_NONE,
+                "source_id": str,
+                "method": str,
+                "ranking": str,
+                "calibration": (dict, type(None)),
+                "parameters": _SIZES,
+                "vocab_size": _SIZES,
+                "intermediate_size": _SIZES,
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell whose files were hashed.
+
+    Attributes:
+        folder: where it lies.
+        value: its `cell.json`.
+        sums: sha256 of every file by its name in the folder.
+    """
+
+    folder: Path
+    value: Mapping[str, Any]
+    sums: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return str(self.value["id"])
+
+    @property
+    def is_plan(self) -> bool:
+        return bool(self.value["kind"] == PLAN)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the description of its release."""
+        return sha256_json(self.value["release"])
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """`cell`, `id`, and the sha256 of `plan.json`, of the importance matrix and of the updates."""
+        plan: Mapping[str, Any] = self.value["plan"]
+        return plan
+
+    def source_of(self, name: str) -> tuple[Path, str]:
+        """(path, sha256) of a file that goes into the release as `name`.
+
+        Raises UnsafePathError, and DamagedFileError where SHA256SUMS lists another file.
+        """
+        entry = self.value["files"][name]
+        where = str(self.folder / CELL)
+        place = entry.get("from") if isinstance(entry, dict) else None
+        if not isinstance(place, str) or not place or self.sums.get(place) != entry.get("sha256"):
+            raise DamagedFileError(f"{where}: {name!r} is not the file that {SUMS} lists", "make the cell again")
+        path = self.folder
+        for part in place.split("/"):
+            path = safe_child(path, part, where)
+        return path, str(entry["sha256"])
+
+    @property
+    def report(self) -> Path | None:
+        """The folder of the bench's report, None where nothing was measured."""
+        path = self.folder / REPORT
+        return path if path.is_dir() else None
+
+
+def read_record(folder: Path) -> Record:
+    """Read a cell's folder and hash every file of it.
+
+    Raises:
+        DamagedFileError: no cell, one that is not whole, or one of another schema.
+        UnsafePathError, StorageError.
+    """
+    path = folder / CELL
+    if not path.is_file():
+        raise DamagedFileError(f"{folder}: no {CELL} in it", "name a folder that `compact-edge release --cell` made")
+    value = read_json_object(path)
+    if value.get("schema") != SCHEMA:
+        raise DamagedFileError(f"{path}: schema {str(value.get('schema'))[:60]!r}, {SCHEMA!r} was expected")
+    shape = _SHAPES.get(str(value.get("kind")))
+    if shape is None:
+        raise DamagedFileError(f"{path}: kind must be {PLAN} or {ARTIFACT}")
+    wrong = _first_wrong(value, shape)
+    if wrong is not None:
+        raise DamagedFileError(f"{path}: {wrong} is missing, or of the wrong type", "make the cell again")
+    sums = read_sums(folder)
+    if CELL not in sums:
+        raise DamagedFileError(f"{path}: not listed in {SUMS}", "make the cell again")
+    for name, digest in sums.items():
+        if not (folder / name).is_file():
+            raise DamagedFileError(f"{folder / name}: missing, but listed in {SUMS}", "make the cell again")
+        if sha256_file(folder / name) != digest:
+            raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", "make the cell again")
+    return Record(folder, value, sums)
+
+
+def _first_wrong(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str | None:
+    """The dotted path of the first key that is not what `shape` says; None where all are."""
+    for key, kind in shape.items():
+        found = value.get(key)
+        if isinstance(kind, dict):
+            if not isinstance(found, dict):
+                return key
+            if (inner := _first_wrong(found, kind)) is not None:
+                return f"{key}.{inner}"
+        elif not isinstance(found, kind):
+            return key
+    return None
+
+
+def finished(folder: Path) -> Record | None:
+    """The cell in a folder where it is whole, None else."""
+    try:
+        return read_record(folder)
+    except (CompactEdgeError, OSError):
+        return None
