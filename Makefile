@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 # pip's own configuration decides where packages come from; nothing here sets an index.
 PIP = $(BIN)/python -m pip install -c constraints.txt
-CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples docs
+CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples docs .ci
 # mkdocs-material else writes about a plan of mkdocs' maintainers, in red, into every log.
 MKDOCS = NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs
 
@@ -20,7 +20,7 @@ help:
 	@echo "make quality"
 	@echo "             compute the tables of docs/quality.md that are not recorded yet (hours; needs COMPACT_EDGE_DATA)"
 	@echo "make docs    build the documentation site into build/site"
-	@echo "make lint    ruff (check and format), mypy, and the documentation site, strict"
+	@echo "make lint    ruff (check and format), mypy, the documentation site (strict), and actionlint"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
 	@echo "make clean   remove caches and the virtual environment"
@@ -67,6 +67,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(MKDOCS) build --strict --quiet
+	$(BIN)/python .ci/lint_workflows.py $(BIN)/actionlint -shellcheck "$(wildcard $(BIN)/shellcheck)"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
