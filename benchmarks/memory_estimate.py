@@ -109,22 +109,20 @@ def measure(engine: Any, transport: Any, file: Path, context: int, text: str) ->
         }
 
 
-def estimate(row: Mapping[str, Any]) -> tuple[int, MemoryEstimate]:
-    """Of a recorded row: bytes of the file, and memory."""
+def estimate(row: Mapping[str, Any]) -> MemoryEstimate:
+    """Of a recorded row."""
     from compact.budget import Sizes
-    from compact.families import family_of
-    from exporters.gguf_estimate import estimated_sizes
-    from exporters.memory_estimate import estimate_memory
+    from exporters.memory_estimate import estimate_of_config
 
-    config, merges = row["config"], row["merges"]
-    family = family_of(config, "config.json")
-    embedding = "IQ4_NL" if row["quant"] == "IQ4_NL" else None
-    model = estimated_sizes(config, family, row["quant"], embedding_quant=embedding, merges=merges)
-    sizes = Sizes(row["vocab_size"], row["intermediate_size"])
-    memory = estimate_memory(
-        model, config, family, sizes, context=row["context"], isa=row["measured"]["isa"], merges=merges
+    return estimate_of_config(
+        row["config"],
+        Sizes(row["vocab_size"], row["intermediate_size"]),
+        row["quant"],
+        row["context"],
+        isa=row["measured"]["isa"],
+        embedding_quant="IQ4_NL" if row["quant"] == "IQ4_NL" else None,
+        merges=row["merges"],
     )
-    return model.file_bytes(sizes), memory
 
 
 def run(work: Path, build: Path) -> list[dict[str, Any]]:
@@ -159,7 +157,7 @@ def run(work: Path, build: Path) -> list[dict[str, Any]]:
                 }
                 rows.append(row)
                 peak = row["measured"]["peak_rss"]
-                print(f"{name}, context {context}: {peak / 1e6:.1f} MB, {estimate(row)[1].total / peak - 1:+.1%}")
+                print(f"{name}, context {context}: {peak / 1e6:.1f} MB, {estimate(row).total / peak - 1:+.1%}")
     return rows
 
 
@@ -169,7 +167,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         measured = row["measured"]["peak_rss"]
-        _, parts = estimate(row)
+        parts = estimate(row)
         megabytes = (row["file_bytes"], parts.kv_cache, parts.compute, parts.total, measured)
         lines.append(
             [row["name"], row["quant"], f"{row['context']:,}"]

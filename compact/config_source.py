@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compact import hub
-from compact.errors import ModelNotFoundError
+from compact.errors import DamagedFileError, ModelNotFoundError
 from compact.families import Family, family_of, text_family_of
 from compact.progress import SILENT, Progress
 from compact.published import PublishedModel, close_names, published_model
@@ -27,6 +27,8 @@ from compact.source import (
 )
 from compact.store import read_json_object
 
+# Far above any model.
+_LARGEST = 1 << 24
 # What a directory with weights, ours to read or not, has; `open_source` judges it.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 
@@ -123,4 +125,8 @@ def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSo
     family = family_of(config, str(path))
     check_sizes(config, path)
     check_layers(config, path)
+    # No tensors bound what is worked out from these.
+    for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
+        if config[key] > _LARGEST:
+            raise DamagedFileError(f"{path}: {key} = {str(config[key])[:40]}, at most {_LARGEST} was expected")
     return ConfigSource(name, origin, config, family, str(path), note)

@@ -206,8 +206,8 @@ def _smallest(model: Inspected, block: int, fitting: Callable[[int], Place | Non
     return high
 
 
-def report(fits: Sequence[Fit], profile: Profile) -> str:
-    """The table for people."""
+def report(fits: Sequence[Fit], profile: Profile, context: int | None) -> str:
+    """The table for people; `context` is what the user asked for instead of the profile's."""
     header = (
         "MODEL",
         "TYPE",
@@ -222,23 +222,21 @@ def report(fits: Sequence[Fit], profile: Profile) -> str:
         "FILE",
         "MEMORY",
     )
-    context = max(fit.context for fit in fits)
+    positions = context or profile.context_length.value
     lines = [
-        f"{profile.name}: context {context:,} tokens, {_budget('memory', profile.memory_budget_bytes)}, "
+        f"{profile.name}: context {positions:,} tokens, {_budget('memory', profile.memory_budget_bytes)}, "
         f"{_budget('storage', profile.storage_budget_bytes)}",
         format_table(header, [_row(fit, profile) for fit in fits]),
         "MEMORY is what llama-server has resident on the CPU: the file's pages, matrices repacked for the CPU, KV "
         "cache, compute buffers, tokenizer, program. RATIO and what follows: the smallest cut that fits.",
     ]
-    fewer = [f"{fit.model} ({fit.context:,})" for fit in fits if fit.context < context]
+    fewer = [f"{fit.model} ({fit.context:,})" for fit in fits if fit.context < positions]
     if fewer:
         lines.append(f"models with fewer positions: {', '.join(fewer)}")
     if not all(fit.exact_tokenizer for fit in fits):
         lines.append("without their tokenizers, the bytes of these and the smallest vocabularies are estimates")
     if any(fit.wanted is not None and fit.wanted > MEASURED_RATIO for fit in fits):
-        lines.append(
-            f"docs/quality.md measures ratios up to {MEASURED_RATIO:g}; what is left of a larger cut is not known"
-        )
+        lines.append(f"* quality was measured up to a ratio of {MEASURED_RATIO:g} only: docs/quality.md")
     return "\n".join(lines)
 
 

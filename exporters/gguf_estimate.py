@@ -49,15 +49,16 @@ def estimated_sizes(
         tensors.append(SizedTensor(name, family.gguf_name(name), shape, stored))
     vocab = int(config["vocab_size"])
     pairs = merges_of(config, family, merges) / vocab
-    per_token = ENTRY_BYTES + pairs * MERGE_BYTES + (SCORE_BYTES if family.sentencepiece else 0.0)
+    # Whole bytes, so that a range can stand for the list of what goes with each number of tokens.
+    per_token = round(ENTRY_BYTES + pairs * MERGE_BYTES + (SCORE_BYTES if family.sentencepiece else 0.0))
     return GgufSizes(
         tuple(tensors),
         ModelShape((), family.gguf_arch, layers, int(config["num_attention_heads"]), family.kv_heads(config)),
         chosen.name,
         embedding_quant,
         chosen.uses_imatrix if has_imatrix is None else has_imatrix,
-        _KEYS_BYTES + round(vocab * per_token),
-        [round(n * per_token) for n in range(vocab, -1, -1)],
+        _KEYS_BYTES + vocab * per_token,
+        range(vocab * per_token, -1, -per_token),
         0,
     )
 

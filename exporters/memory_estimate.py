@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compact.budget import Sizes
-from compact.families import Family
-from exporters.gguf_estimate import merges_of
+from compact.families import Family, family_of
+from compact.numbers import number
+from exporters.gguf_estimate import estimated_sizes, merges_of
 from exporters.gguf_size import GgufSizes
 from exporters.quant_rules import Choice, TensorShape, category
 
@@ -108,6 +109,32 @@ def estimate_memory(
     )
 
 
+def estimate_of_config(
+    config: Mapping[str, Any],
+    sizes: Sizes,
+    quant: str,
+    context: int,
+    *,
+    isa: Collection[str] | None = None,
+    embedding_quant: str | None = None,
+    merges: int | None = None,
+) -> MemoryEstimate:
+    """`estimate_memory` of a model of which only the configuration is known.
+
+    Args:
+        config: config.json of the unpruned model, its sizes checked.
+        sizes: vocabulary and FFN of the pruned model.
+        quant, embedding_quant: types, as llama.cpp names them.
+        context, isa, merges: as for `estimate_memory`.
+
+    Raises:
+        UsageError: an unknown type. UnsupportedArchitectureError: no row of the family table fits.
+    """
+    family = family_of(config, "config.json")
+    model = estimated_sizes(config, family, quant, embedding_quant=embedding_quant, merges=merges)
+    return estimate_memory(model, config, family, sizes, context=context, isa=isa, merges=merges)
+
+
 def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_bytes: int = _F16) -> int:
     """Keys and values of every layer, as llama-server makes room for them with one slot.
 
@@ -132,9 +159,12 @@ def _layer_cells(config: Mapping[str, Any], family: Family, context: int) -> lis
 
 
 def window_cells(config: Mapping[str, Any], family: Family, context: int) -> int:
-    """Positions that the cache of a sliding-window layer holds: the window and one batch (`size_swa`)."""
+    """Positions that the cache of a sliding-window layer holds: the window and one batch (`size_swa`).
+
+    Raises DamagedFileError for a window that is no number.
+    """
     default = next(number.default for number in family.numbers if number.config == "sliding_window")
-    window = int(config.get("sliding_window") or default or 0)
+    window = int(number(config.get("sliding_window") or default or 0, "sliding_window", "config.json"))
     every = _padded(context)
     return _padded(min(every, window + min(MICRO_BATCH, every)))
 

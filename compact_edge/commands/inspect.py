@@ -151,4 +151,4 @@ def _print_fits(models: tuple[str, ...], target: str, quant: str | None, context
     if as_json:
         print_json({"target": profile.as_dict(), "models": [fit.as_dict() for fit in fits]})
     else:
-        click.echo(report(fits, profile))
+        click.echo(report(fits, profile, context))

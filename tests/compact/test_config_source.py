@@ -69,6 +69,8 @@ def test_a_row_of_the_table() -> None:
         ({"num_hidden_layers": 10**9}, DamagedFileError),
         ({"num_hidden_layers": True}, DamagedFileError),
         ({"vocab_size": -1}, DamagedFileError),
+        ({"vocab_size": 10**12}, DamagedFileError),
+        ({"intermediate_size": 10**400}, DamagedFileError),
         ({"architectures": None}, CompactEdgeError),
     ],
 )

@@ -9,34 +9,37 @@ import pytest
 from benchmarks.common import recorded
 from compact.budget import Sizes
 from compact.config_source import config_of_row
-from compact.families import family_of
+from compact.errors import DamagedFileError
 from compact.published import published_model
 from exporters.gguf_estimate import estimated_sizes
-from exporters.memory_estimate import MemoryEstimate, compute_bytes, estimate_memory, kv_cache_bytes
+from exporters.memory_estimate import (
+    MemoryEstimate,
+    compute_bytes,
+    estimate_memory,
+    estimate_of_config,
+    kv_cache_bytes,
+)
 
 MIB = 1024 * 1024
 ROWS = recorded("memory-estimate")["rows"]
 NAMES = [f"{row['name']}, {row['context']}" for row in ROWS]
 
 
-def estimate(name: str, quant: str, isa: tuple[str, ...] | None, sizes: Sizes | None = None) -> MemoryEstimate:
+def estimate(name: str, quant: str, isa: tuple[str, ...] | None) -> MemoryEstimate:
     row = published_model(name)
     assert row is not None
     source = config_of_row(row)
     model = estimated_sizes(source.config, source.family, quant)
     own = Sizes(row.vocab_size, row.intermediate_size)
-    return estimate_memory(model, source.config, source.family, sizes or own, context=2048, isa=isa)
+    return estimate_memory(model, source.config, source.family, own, context=2048, isa=isa)
 
 
 def of(row: dict[str, Any]) -> MemoryEstimate:
     """The estimate for a model that was measured."""
-    config, merges = row["config"], row["merges"]
-    family = family_of(config, "config.json")
-    embedding = "IQ4_NL" if row["quant"] == "IQ4_NL" else None
-    model = estimated_sizes(config, family, row["quant"], embedding_quant=embedding, merges=merges)
     sizes = Sizes(row["vocab_size"], row["intermediate_size"])
-    isa = row["measured"]["isa"]
-    return estimate_memory(model, config, family, sizes, context=row["context"], isa=isa, merges=merges)
+    embedding = "IQ4_NL" if row["quant"] == "IQ4_NL" else None
+    settings = {"isa": row["measured"]["isa"], "embedding_quant": embedding, "merges": row["merges"]}
+    return estimate_of_config(row["config"], sizes, row["quant"], row["context"], **settings)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
@@ -94,8 +97,13 @@ def test_what_a_cpu_repacks() -> None:
     untied = estimate("qwen2.5-7b", "Q4_0", ("neon", "dotprod"))
     assert untied.repacked < untied.weights * 0.95
     # A tied head whose rows do not come out even stays as it is.
-    even, odd = (estimate("smollm2-135m", "Q4_0", ("avx2",), Sizes(size, 1536)) for size in (32768, 32767))
-    assert even.repacked - odd.repacked > 32768 * 576 // 2
+    row = published_model("smollm2-135m")
+    assert row is not None
+    even, odd = (
+        estimate_of_config(row.config(), Sizes(size, 1536), "Q4_0", 2048, isa=("avx2",), embedding_quant="IQ4_NL")
+        for size in (32768, 32767)
+    )
+    assert even.repacked - odd.repacked == 32768 * 576 * 18 // 32
 
 
 def test_an_ffn_channel_costs_compute_memory() -> None:
@@ -106,3 +114,12 @@ def test_an_ffn_channel_costs_compute_memory() -> None:
     assert whole > cut
     short = compute_bytes(source.config, source.family, Sizes(49152, 1536), 64)
     assert short < whole / 5  # a context shorter than a batch
+
+
+def test_a_hostile_window_is_a_typed_error() -> None:
+    row = published_model("gemma-3-1b")
+    assert row is not None
+    source = config_of_row(row)
+    for window in ("wide", [1], float("nan")):
+        with pytest.raises(DamagedFileError, match="sliding_window"):
+            kv_cache_bytes({**source.config, "sliding_window": window}, source.family, 2048)
