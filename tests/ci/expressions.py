@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _TOKEN = re.compile(r"\s*(?:('(?:[^']|'')*')|(&&|\|\||==|!=|!|\(|\)|,)|([A-Za-z_][\w.-]*)|(\d+(?:\.\d+)?))")
-_INSERTED = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+_INSERTED = re.compile(r"\$\{\{((?:(?!\}\}).)*)\}\}", re.DOTALL)
 
 
 def fill(text: Any, context: Mapping[str, Any]) -> Any:

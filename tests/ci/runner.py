@@ -106,6 +106,11 @@ class Job:
         self._ran: list[str] = []
         self._failed: str | None = None
 
+    def run_action(self, given: Mapping[str, Any]) -> Ran:
+        """The action of this repository, as the only step of a job elsewhere."""
+        outputs = self._composite("./", given)
+        return Ran(self._folder, outputs, self._summary.read_text("utf-8"), self._ran, self._failed)
+
     def run(self, changes: Mapping[str, str]) -> Ran:
         """Every step. `changes` are variables that a test sets instead of the workflow's."""
         workflow = read(self._file)
@@ -219,3 +224,8 @@ def run_job(
     for name, text in (prepare or {}).items():
         (folder / name).write_text(text, "utf-8")
     return Job(machine, workflow, job, context, folder).run(changes or {})
+
+
+def run_action(machine: Machine, given: Mapping[str, Any]) -> Ran:
+    """The action at the top of this repository with inputs `given`, in a clean checkout."""
+    return Job(machine, "", "", {}, machine.checkout()).run_action(given)
