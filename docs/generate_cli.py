@@ -31,7 +31,8 @@ Results go to stdout and everything else to stderr. Exit codes: 0 done, 2 usage,
 work failed, 65 bad or damaged data, 69 a tool or device is missing, 74 I/O, 130 and 143 interrupted, 1 a bug of ours.
 Every command takes `--debug` (the traceback of an error) and `--help`; the tables leave both out.
 """
-_EVERYWHERE = ("--debug", "-h, --help")
+# click names the option of help as the context says in which a command's help was first asked for.
+_EVERYWHERE = ("--debug", "-h, --help", "--help")
 
 
 class _Recorder(click.HelpFormatter):
