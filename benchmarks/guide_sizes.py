@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import DOCS, cache, data_folder, record, recorded, table, with_table  # noqa: E402
 from benchmarks.family_configs import MODELS  # noqa: E402
 
-NAME = SCRIPT = "guide_sizes"
+NAME, SCRIPT = "guide-sizes", "guide_sizes"
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
