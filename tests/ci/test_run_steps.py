@@ -97,7 +97,7 @@ def test_the_matrix_lists_every_plan_and_cell(chain: Chain) -> None:
 @pytest.mark.slow
 def test_each_cell_is_made_by_itself_and_is_an_artifact(chain: Chain) -> None:
     assert [ran.failed for ran in (chain.plan, *chain.cells)] == [None, None, None]
-    assert chain.cells[0].ran == ["Make the cell"]
+    assert chain.cells[0].ran == ["Name the cache", "Make the cell"]
     for cell in CELLS:
         assert (chain.machine.artifacts / f"cell-{cell}" / "cell.json").is_file()
 
@@ -105,8 +105,9 @@ def test_each_cell_is_made_by_itself_and_is_an_artifact(chain: Chain) -> None:
 @pytest.mark.slow
 def test_a_cell_that_is_missing_fails_the_gathering_and_leaves_the_others(chain: Chain) -> None:
     assert chain.too_early.failed == "Gather the cells: exit code 3"
-    assert chain.too_early.ran == ["Gather the cells", "Verify"]
-    assert f"{CELLS[1]}  gguf    missing" in chain.too_early.summary
+    assert chain.too_early.ran == ["Name the cache", "Gather the cells", "Verify"]
+    assert f"{CELLS[1]} " in chain.too_early.summary
+    assert " missing " in chain.too_early.summary
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_the_gathered_release_is_whole_and_says_what_was_measured(chain: Chain) 
         "tiny-compact-0.2-Q8_0.gguf",
     ]
     assert len(list((release / FOLDER / "reports").rglob("report.json"))) == len(CELLS)
-    assert all(f"{cell}  gguf" in chain.gather.summary.replace("   ", "  ") for cell in CELLS)
+    assert all(f"{cell} " in chain.gather.summary for cell in CELLS)
     # The card, without its front matter.
     assert f"# {FOLDER}\n" in chain.gather.summary
     assert "hf upload" in chain.gather.summary
@@ -268,4 +269,4 @@ def test_a_device_without_an_engine_is_a_finding_and_any_other_failure_fails(tmp
         ran = run_job(machine, RELEASE, "bench", needs=needs, matrix={"runner": RUNNER})
         assert ran.failed == failed
         assert "a processor" in ran.summary
-        assert f"cell-a-on-{RUNNER}: not measured (exit code {code}" in ran.summary
+        assert f"- a-on-{RUNNER}: not measured (exit code {code}" in ran.summary
