@@ -17,7 +17,7 @@ help:
 	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
 	@echo "make quality"
 	@echo "             compute the tables of docs/quality.md that are not recorded yet (hours; needs COMPACT_EDGE_DATA)"
-	@echo "make lint    ruff (check and format), mypy, and actionlint over workflows and actions"
+	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make format  let ruff rewrite what lint complains of"
 	@echo "make env     make the virtual environment in $(VENV)"
 	@echo "make clean   remove caches and the virtual environment"
@@ -58,8 +58,8 @@ quality: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy
 	$(BIN)/python .ci/lint_workflows.py $(BIN)/actionlint -shellcheck "$(wildcard $(BIN)/shellcheck)"
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
