@@ -54,8 +54,8 @@ class Chain:
     too_early: Ran
     bench: Ran
     gather: Ran
-    attest: Ran
-    publish: Ran
+    attest: Ran | None
+    publish: Ran | None
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     gather = job("gather", needs=needs)
     needs["gather"], needs["attest"] = {"result": "success"}, {"result": "success"}
     repository = {"event": {"repository": {"private": False}}, "ref": "refs/tags/v1", "ref_name": "v1"}
-    attest = job("attest", needs=needs, github=repository)
-    publish = job("publish", needs=needs, github=repository)
+    # These two are for GNU's tar, split and sha256sum, as their runner has them.
+    linux = sys.platform == "linux"
+    attest = job("attest", needs=needs, github=repository) if linux else None
+    publish = job("publish", needs=needs, github=repository) if linux else None
     return Chain(machine, matrix, plan, cells, too_early, bench, gather, attest, publish)
 
 
@@ -140,6 +142,8 @@ def test_the_gathered_release_is_whole_and_says_what_was_measured(chain: Chain) 
 
 @pytest.mark.slow
 def test_the_archives_hold_the_release(chain: Chain, tmp_path: Path) -> None:
+    if chain.attest is None or chain.publish is None:
+        pytest.skip("the jobs that sign and publish run on Linux")
     assert chain.attest.ran == ["Check the sums"]
     assert (chain.attest.failed, chain.publish.failed) == (None, None)
     assets = chain.publish.folder / "assets"

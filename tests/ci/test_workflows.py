@@ -26,7 +26,8 @@ def label(step: Step) -> str:
 
 def test_every_file_of_github_is_known_here() -> None:
     found = {path.relative_to(ROOT).as_posix() for path in (ROOT / ".github").rglob("*.y*ml")}
-    assert found - {".github/actionlint.yaml"} | {ACTION} == set(FILES)
+    settings = {".github/actionlint.yaml", ".github/dependabot.yml"}
+    assert found - settings | {ACTION} == set(FILES)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=label)
