@@ -67,7 +67,7 @@ def release(file: Path, matrix: str | None, cell: str | None, as_json: bool, **v
         if values[option] and cell is None:
             raise UsageError(f"--{option.replace('_', '-')} is for one cell", "add --cell ID; --matrix lists them")
     one = None if cell is None else cells.named(cell)
-    entries = read.models if one is None else (getattr(one, "plan", one).entry,)
+    entries = read.models if one is None else (one.entry,)
     named = [entry.opened for entry in entries]
     for entry in entries:
         named += [*entry.values.get("calibration", ()), *entry.values.get("recover_text", ())]

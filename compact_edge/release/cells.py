@@ -52,6 +52,11 @@ class Cell:
     recipe: Mapping[str, Any]
     targets: tuple[str, ...]
 
+    @property
+    def entry(self) -> ModelEntry:
+        """The `[[model]]` that it is of."""
+        return self.plan.entry
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -92,8 +97,8 @@ class Cells:
         found: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
         for name, profile in self.release.targets.items():
             for quant in self.release.quants.get(name, (None,)):
-                recipe = recipe_of(profile, quant)
-                found.setdefault(sha256_json(recipe), (recipe, []))[1].append(name)
+                asked = recipe_of(profile, quant)
+                found.setdefault(sha256_json(asked), (asked, []))[1].append(name)
         taken: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {}
         for recipe, names in found.values():
             label = _label(recipe)
@@ -103,7 +108,7 @@ class Cells:
         return taken
 
     @cached_property
-    def description(self) -> Mapping[str, Any]:
+    def description(self) -> dict[str, Any]:
         """The release as plain values, which every cell carries: equal on every machine with equal files."""
         release = self.release
         return frozen(
@@ -146,7 +151,8 @@ class Cells:
 
     def named(self, name: str) -> PlanCell | Cell:
         """The cell of an id. Raises UsageError where there is none."""
-        known: dict[str, PlanCell | Cell] = {each.id: each for each in (*self.plans, *self.cells)}
+        known: dict[str, PlanCell | Cell] = {plan.id: plan for plan in self.plans}
+        known.update({cell.id: cell for cell in self.cells})
         if name not in known:
             hint = suggestion(name, known, "cells")
             raise UsageError(f"--cell {name[:80]}: {self.release.path.name} has no such cell", hint)
