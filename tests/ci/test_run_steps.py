@@ -54,8 +54,8 @@ class Chain:
     too_early: Ran
     bench: Ran
     gather: Ran
-    attest: Ran
-    publish: Ran
+    attest: Ran | None
+    publish: Ran | None
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     gather = job("gather", needs=needs)
     needs["gather"], needs["attest"] = {"result": "success"}, {"result": "success"}
     repository = {"event": {"repository": {"private": False}}, "ref": "refs/tags/v1", "ref_name": "v1"}
-    attest = job("attest", needs=needs, github=repository)
-    publish = job("publish", needs=needs, github=repository)
+    # These two are for GNU's tar, split and sha256sum, as their runner has them.
+    linux = sys.platform == "linux"
+    attest = job("attest", needs=needs, github=repository) if linux else None
+    publish = job("publish", needs=needs, github=repository) if linux else None
     return Chain(machine, matrix, plan, cells, too_early, bench, gather, attest, publish)
 
 
@@ -97,7 +99,7 @@ def test_the_matrix_lists_every_plan_and_cell(chain: Chain) -> None:
 @pytest.mark.slow
 def test_each_cell_is_made_by_itself_and_is_an_artifact(chain: Chain) -> None:
     assert [ran.failed for ran in (chain.plan, *chain.cells)] == [None, None, None]
-    assert chain.cells[0].ran == ["Make the cell"]
+    assert chain.cells[0].ran == ["Name the cache", "Make the cell"]
     for cell in CELLS:
         assert (chain.machine.artifacts / f"cell-{cell}" / "cell.json").is_file()
 
@@ -105,8 +107,9 @@ def test_each_cell_is_made_by_itself_and_is_an_artifact(chain: Chain) -> None:
 @pytest.mark.slow
 def test_a_cell_that_is_missing_fails_the_gathering_and_leaves_the_others(chain: Chain) -> None:
     assert chain.too_early.failed == "Gather the cells: exit code 3"
-    assert chain.too_early.ran == ["Gather the cells", "Verify"]
-    assert f"{CELLS[1]}  gguf    missing" in chain.too_early.summary
+    assert chain.too_early.ran == ["Name the cache", "Gather the cells", "Verify"]
+    assert f"{CELLS[1]} " in chain.too_early.summary
+    assert " missing " in chain.too_early.summary
 
 
 @pytest.mark.slow
@@ -130,7 +133,7 @@ def test_the_gathered_release_is_whole_and_says_what_was_measured(chain: Chain) 
         "tiny-compact-0.2-Q8_0.gguf",
     ]
     assert len(list((release / FOLDER / "reports").rglob("report.json"))) == len(CELLS)
-    assert all(f"{cell}  gguf" in chain.gather.summary.replace("   ", "  ") for cell in CELLS)
+    assert all(f"{cell} " in chain.gather.summary for cell in CELLS)
     # The card, without its front matter.
     assert f"# {FOLDER}\n" in chain.gather.summary
     assert "hf upload" in chain.gather.summary
@@ -139,6 +142,8 @@ def test_the_gathered_release_is_whole_and_says_what_was_measured(chain: Chain) 
 
 @pytest.mark.slow
 def test_the_archives_hold_the_release(chain: Chain, tmp_path: Path) -> None:
+    if chain.attest is None or chain.publish is None:
+        pytest.skip("the jobs that sign and publish run on Linux")
     assert chain.attest.ran == ["Check the sums"]
     assert (chain.attest.failed, chain.publish.failed) == (None, None)
     assets = chain.publish.folder / "assets"
@@ -268,4 +273,4 @@ def test_a_device_without_an_engine_is_a_finding_and_any_other_failure_fails(tmp
         ran = run_job(machine, RELEASE, "bench", needs=needs, matrix={"runner": RUNNER})
         assert ran.failed == failed
         assert "a processor" in ran.summary
-        assert f"cell-a-on-{RUNNER}: not measured (exit code {code}" in ran.summary
+        assert f"- a-on-{RUNNER}: not measured (exit code {code}" in ran.summary
