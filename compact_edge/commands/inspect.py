@@ -14,7 +14,7 @@ _LIST = "list"
 
 
 @click.command()
-@click.argument("models", metavar="MODEL", nargs=-1)
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--ratio", type=float, help="Show what stays where this share of all parameters goes, as a build splits it."
 )
