@@ -34,6 +34,7 @@ NOT_RUN = (
     (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/test_fit.py, test_curve.py"),
     (r"--recover\b", "minutes: tests/compact_edge/test_recover_commands.py"),
     (r"onnx|-dml", "a minute each: tests/compact_edge/test_build_onnx.py"),
+    (r"^compact-edge (release|gather)\b|\bverify \S*release\b", "minutes: tests/compact_edge/test_release.py"),
     (r"\breport-pi\b|\brun-1\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
 )
 # Added where the document does not give the option. Lines below each other may be alternatives with one output.
@@ -142,6 +143,12 @@ def test_the_page_on_a_target_of_ones_own(desk: Path) -> None:
     assert "my-board" in json.dumps(manifest)
 
 
+def test_the_page_of_parameters(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(run_all("docs/parameters.md")) >= 4
+    assert "phone-arm64" in capsys.readouterr().out
+    assert (desk / "parameters.svg").is_file()
+
+
 @pytest.mark.parametrize("document", WITH_DATA)
 def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) -> None:
     if document != "docs/guide-laptop.md":
@@ -154,7 +161,7 @@ def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) 
 
 def test_no_command_is_left_out_silently() -> None:
     """Every command is run by a test above, or a rule says why not."""
-    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md"}
+    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md", "docs/parameters.md"}
     shown = {command.text for document in run_here for command in commands(document) if runs(command)}
     left = [
         f"{document}: {command.text}"
