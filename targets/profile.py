@@ -8,13 +8,12 @@ would be silently ignored.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DataError, UsageError
+from compact.errors import UsageError
 from targets.schema import (
     FILE_TYPES,
     LLAMA_CPP,
@@ -23,13 +22,14 @@ from targets.schema import (
     Figure,
     Isa,
     Reader,
+    parse_toml,
+    read_toml,
     shown,
     suggestion,
 )
 
 SCHEMA_VERSION = 1
 _DIRECTORY = Path(__file__).with_name("profiles")
-_LARGEST_FILE = 64 * 1024
 _MIB = 1024 * 1024
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
 
@@ -142,24 +142,13 @@ def load_profile(name_or_path: str) -> Profile:
 
 def parse_profile(content: bytes, file: str) -> Profile:
     """Parse and check the bytes of a profile; `file` is its name in error messages."""
-    if len(content) > _LARGEST_FILE:
-        raise DataError(f"{file}: larger than {_LARGEST_FILE // 1024} KiB", "a profile is a small TOML file")
-    try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        # Not only TOMLDecodeError: int() refuses numbers of thousands of digits with a plain ValueError.
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{file}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
-    return _build(Reader(file, table))
+    return _build(Reader(file, parse_toml(content, file, "a profile")))
 
 
 def _read_file(path: Path) -> Profile:
-    with path.open("rb") as stream:
-        content = stream.read(_LARGEST_FILE + 1)
     # A path may hold any character; the message it goes into is one line of a terminal.
-    return parse_profile(content, str(path) if str(path).isprintable() else shown(str(path)))
+    name = str(path) if str(path).isprintable() else shown(str(path))
+    return _build(Reader(name, read_toml(path, name, "a profile")))
 
 
 def _build(reader: Reader) -> Profile:

@@ -7,8 +7,10 @@ table of `value` and `source`, so that nobody has to guess where a budget came f
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from compact.errors import DataError
@@ -47,6 +49,7 @@ ISA_FEATURES = (
     *("sse4.2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),
 )
 
+_LARGEST_FILE = 64 * 1024
 _LONGEST_TEXT = 2000
 _LONGEST_SHOWN = 60
 
@@ -89,6 +92,36 @@ def suggestion(word: str, known: Iterable[str], what: str) -> str:
     names = tuple(known)
     match = closest(word, names)
     return f"did you mean {match!r}?" if match else f"{what}: {', '.join(names)}"
+
+
+def read_toml(path: Path, file: str, what: str, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Args:
+        path: a regular file.
+        file: its name in error messages.
+        what: what such a file is, for the same.
+        largest: bytes that it may have.
+
+    Raises:
+        DataError: it is too large for such a file, not UTF-8, or not TOML.
+    """
+    with path.open("rb") as stream:
+        return parse_toml(stream.read(largest + 1), file, what, largest=largest)
+
+
+def parse_toml(content: bytes, file: str, what: str, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
+    """As `read_toml`, of bytes."""
+    if len(content) > largest:
+        raise DataError(f"{file}: larger than {largest // 1024} KiB", f"{what} is a small TOML file")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: int() refuses numbers of thousands of digits with a plain ValueError.
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{file}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.errors import CompactEdgeError, DataError, UsageError
 from compact.source import BUILT_IN
-from targets.schema import Reader, kind_of, shown, suggestion
+from targets.schema import Reader, kind_of, read_toml, shown, suggestion
 
 if TYPE_CHECKING:
     from compact.prune import PruneOptions
@@ -162,17 +161,7 @@ def read_release(path: Path) -> Release:
     name = str(path) if str(path).isprintable() else shown(str(path))
     if not path.is_file():
         raise UsageError(f"{name}: no such file", "name a release.toml; docs/release.md has one to begin with")
-    with path.open("rb") as stream:
-        content = stream.read(_LARGEST_FILE + 1)
-    if len(content) > _LARGEST_FILE:
-        raise DataError(f"{name}: larger than {_LARGEST_FILE // 1024} KiB", "a release.toml is a small file")
-    try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{name}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
+    table = read_toml(path, name, "a release.toml", largest=_LARGEST_FILE)
     return _build(_Reader(name, table, what="a release.toml"), path.absolute())
 
 

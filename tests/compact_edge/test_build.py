@@ -12,30 +12,8 @@ import pytest
 
 from compact_edge import cli
 from tests.checkpoints import llama_vocabularies
+from tests.compact_edge.pocket_profile import POCKET
 from tests.small_builds import Workshop, leftovers, tree
-
-BUDGET = """
-schema = 1
-name = "pocket"
-description = "A device with next to no room."
-runtime = "llama.cpp"
-quantization = "Q8_0"
-quantization_block32 = "Q8_0"
-embedding_quant = "Q8_0"
-why = "A test."
-
-[storage_budget_mib]
-value = 1
-source = "chosen by this project: a test"
-
-[context_length]
-value = 256
-source = "chosen by this project: a test"
-
-[block_alignment]
-value = 32
-source = "chosen by this project: a test"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +229,7 @@ def test_a_storage_budget_that_is_too_small_publishes_nothing(
     shop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = shop.root / "pocket.toml"
-    profile.write_text(BUDGET, encoding="utf-8")
+    profile.write_text(POCKET, encoding="utf-8")
     out = shop.root / "pocket-out"
     large = Workshop(shop.root / "large", hidden_size=128, intermediate_size=320)  # 1.2 MB in float32
     assert cli.run(large.build(out, "--no-baseline", target=str(profile), quant="F32")) == 3

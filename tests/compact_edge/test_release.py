@@ -15,6 +15,7 @@ from compact.store import write_sums
 from compact_edge import cli
 from runtime_bench.report.write import write_report
 from tests.checkpoints import llama_vocabularies
+from tests.compact_edge.pocket_profile import POCKET
 from tests.runtime_bench import synthetic_run
 from tests.small_builds import Workshop, leftovers, tree
 
@@ -35,28 +36,6 @@ calibration = "calibration.txt"
 calibration_tokens = 512
 eval_text = "evaluation.txt"
 """
-POCKET = """
-schema = 1
-name = "pocket"
-description = "A device | with next to no room."
-runtime = "llama.cpp"
-quantization = "Q8_0"
-quantization_block32 = "Q8_0"
-embedding_quant = "Q8_0"
-why = "A test."
-
-[storage_budget_mib]
-value = 1
-source = "chosen by this project: a test"
-
-[context_length]
-value = 256
-source = "chosen by this project: a test"
-
-[block_alignment]
-value = 32
-source = "chosen by this project: a test"
-"""
 CELLS = ("Small-0.2-gguf-Q8_0", "Small-0.2-gguf-Q4_0", "Small-0.2-gguf-F32")
 FOLDER = "Small-compact-0.2-GGUF"
 
@@ -67,7 +46,7 @@ class Factory:
     def __init__(self, root: Path) -> None:
         # 1.2 MB in float32: too much for the pocket.
         self.shop = Workshop(root, hidden_size=128, intermediate_size=320)
-        (root / "pocket.toml").write_text(POCKET, encoding="utf-8")
+        (root / "pocket.toml").write_text(POCKET.replace("device with", "device | with"), encoding="utf-8")
         self.toml = root / "release.toml"
         self.toml.write_text(RELEASE.format(pocket="pocket.toml"), encoding="utf-8")
         self.plan = root / "plans" / "plan-Small-0.2"
