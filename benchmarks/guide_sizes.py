@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def write_hollow(out: Path, guide: Guide) -> None:
     family = next(row for row in FAMILIES if row.architecture == config["architectures"][0])
     header, end = {}, 0
     for name, shape in expected_shapes(family, config, 10_000, guide.model).items():
-        begin, end = end, end + 2 * _product(shape)
+        begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     words = json.dumps(header).encode()
     with (out / "model.safetensors").open("wb") as file:
@@ -69,16 +70,9 @@ def write_hollow(out: Path, guide: Guide) -> None:
         file.truncate(8 + len(words) + end)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
 def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     """Parameters and sizes of a guide's model at every ratio."""
-    from compact.budget import Sizes, count_parts
+    from compact.budget import Sizes, count_parts, pruned_parts
     from compact.prune import PruneOptions
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
@@ -101,12 +95,10 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     for ratio in RATIOS:
         options = PruneOptions(ratio=ratio, channel_grid=form.channel_grid)
         sizes = sizes_of(source, ranking, options) if ratio else unpruned
-        removed = (unpruned.vocab_size - sizes.vocab_size) * parts.per_row
-        removed += (unpruned.intermediate_size - sizes.intermediate_size) * parts.per_channel
         rows.append(
             {
                 "ratio": ratio,
-                "parameters": parts.total - removed,
+                "parameters": pruned_parts(sizes, parts, unpruned).total,
                 "vocab_size": sizes.vocab_size,
                 "intermediate_size": sizes.intermediate_size,
                 "file_bytes": files.file_bytes(sizes),

@@ -21,7 +21,7 @@ import click
 import numpy as np
 from common import cache, texts_to_learn_from
 
-from compact.budget import Sizes, count_parts
+from compact.budget import Sizes, count_parts, removed_parameters
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration
 from compact.decide import decide
@@ -81,10 +81,8 @@ class Setting:
     @property
     def removed(self) -> int:
         """Parameters that COMPACT removes at the ratio."""
-        parts = count_parts(self.source.tensors, self.source.config)
-        rows = self.source.vocab_size - self.sizes.vocab_size
-        channels = self.source.intermediate_size - self.sizes.intermediate_size
-        return rows * parts.per_row + channels * parts.per_channel
+        whole = Sizes(self.source.vocab_size, self.source.intermediate_size)
+        return removed_parameters(self.sizes, count_parts(self.source.tensors, self.source.config), whole)
 
     def calibration(self) -> Calibration:
         """The set that COMPACT is calibrated on."""

@@ -220,9 +220,7 @@ def wanted_parameters(ratio: float, parts: Parts, limits: Limits) -> float:
     if not 0.0 < ratio < 1.0:
         raise BudgetError(f"--ratio {ratio:g}: out of range", "give the share of parameters to remove, between 0 and 1")
     wanted = ratio * parts.total
-    smallest_inner = min(limits.channel_grid, limits.intermediate_size)
-    most = (limits.vocab_size - limits.smallest_vocab_size) * parts.per_row
-    most += (limits.intermediate_size - smallest_inner) * parts.per_channel
+    most = sum(removable_parameters(parts, limits))
     if wanted > most + TOLERANCE * parts.total:
         raise BudgetError(
             f"--ratio {ratio:g}: not reachable, vocabulary and FFN can give at most {most / parts.total:.2f}",
@@ -232,8 +230,7 @@ def wanted_parameters(ratio: float, parts: Parts, limits: Limits) -> float:
 
 
 def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> None:
-    rows = (limits.vocab_size - limits.smallest_vocab_size) * parts.per_row
-    channels = (limits.intermediate_size - min(limits.channel_grid, limits.intermediate_size)) * parts.per_channel
+    rows, channels = removable_parameters(parts, limits)
     for name, share, most in (("vocabulary", split.vocabulary, rows), ("FFN", 1.0 - split.vocabulary, channels)):
         if share * ratio * parts.total > most + TOLERANCE * parts.total:
             raise BudgetError(
@@ -243,23 +240,33 @@ def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> 
             )
 
 
-def removed_parameters(sizes: Sizes, parts: Parts, limits: Limits) -> int:
-    """Parameters that the pruned model lacks."""
-    rows = limits.vocab_size - sizes.vocab_size
-    channels = limits.intermediate_size - sizes.intermediate_size
-    return rows * parts.per_row + channels * parts.per_channel
+def removable_parameters(parts: Parts, limits: Limits) -> tuple[int, int]:
+    """The most parameters that the vocabulary can lose, and that the FFN can."""
+    smallest = Sizes(limits.smallest_vocab_size, min(limits.channel_grid, limits.intermediate_size))
+    return _removed(smallest, parts, limits)
 
 
-def pruned_parts(sizes: Sizes, parts: Parts, limits: Limits) -> Parts:
-    """Where the parameters are after pruning to these sizes."""
-    rows = limits.vocab_size - sizes.vocab_size
-    channels = limits.intermediate_size - sizes.intermediate_size
+def removed_parameters(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> int:
+    """Parameters that the pruned model lacks; `whole` has the unpruned model's sizes."""
+    return sum(_removed(sizes, parts, whole))
+
+
+def pruned_parts(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> Parts:
+    """Where the parameters are after pruning to these sizes; `whole` has the unpruned model's."""
+    vocabulary, ffn = _removed(sizes, parts, whole)
     return replace(
         parts,
-        vocabulary=parts.vocabulary - rows * parts.per_row,
-        ffn=parts.ffn - channels * parts.per_channel,
-        lm_head=parts.lm_head // limits.vocab_size * sizes.vocab_size,
+        vocabulary=parts.vocabulary - vocabulary,
+        ffn=parts.ffn - ffn,
+        lm_head=parts.lm_head // whole.vocab_size * sizes.vocab_size,
     )
+
+
+def _removed(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> tuple[int, int]:
+    """What goes from the vocabulary, and what from the FFN."""
+    rows = whole.vocab_size - sizes.vocab_size
+    channels = whole.intermediate_size - sizes.intermediate_size
+    return rows * parts.per_row, channels * parts.per_channel
 
 
 def _default_inner(wanted: float, parts: Parts, limits: Limits) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compact.budget import Sizes, removed_parameters
+from compact.budget import Sizes, removable_parameters, removed_parameters
 from compact.errors import BudgetError, UsageError
 from compact.sizes import RATIO_GRID
 from compact.source import ModelSource
@@ -142,7 +142,7 @@ def fit_model(model: Inspected, profile: Profile, quant: str | None, context: in
             isa=None if profile.isa is None else profile.isa.features,
             merges=model.merges,
         )
-        gone = removed_parameters(sizes, model.parts, model.limits()) / model.parts.total
+        gone = removed_parameters(sizes, model.parts, model.sizes) / model.parts.total
         return Place(sizes, gone, files.file_bytes(sizes), memory)
 
     def fitting(hundredths: int) -> Place | None:
@@ -154,7 +154,7 @@ def fit_model(model: Inspected, profile: Profile, quant: str | None, context: in
 
     whole = place(model.sizes)
     fits = _keeps(whole, profile)
-    wanted = None if fits else _smallest(model, grid(name), fitting)
+    wanted, cut = (None if fits else _smallest(model, grid(name), fitting)) or (None, None)
     return Fit(
         model.source.name,
         model.parts.total,
@@ -163,8 +163,8 @@ def fit_model(model: Inspected, profile: Profile, quant: str | None, context: in
         positions,
         whole,
         fits,
-        None if wanted is None else fitting(wanted),
-        None if wanted is None else wanted / _STEPS,
+        cut,
+        wanted,
         isinstance(model.source, ModelSource),
     )
 
@@ -191,19 +191,20 @@ def _keeps(place: Place, profile: Profile) -> bool:
     return (memory is None or place.memory.total <= memory) and (storage is None or place.file_bytes <= storage)
 
 
-def _smallest(model: Inspected, block: int, fitting: Callable[[int], Place | None]) -> int | None:
-    """The smallest ratio, in hundredths, that fits; None where the largest there is does not."""
-    limits = model.limits(max(block, RATIO_GRID))
-    most = (limits.vocab_size - limits.smallest_vocab_size) * model.parts.per_row
-    most += (limits.intermediate_size - min(limits.channel_grid, limits.intermediate_size)) * model.parts.per_channel
+def _smallest(model: Inspected, block: int, fitting: Callable[[int], Place | None]) -> tuple[float, Place] | None:
+    """The smallest ratio that fits, to the hundredth, and the model then; None where the largest does not fit."""
+    most = sum(removable_parameters(model.parts, model.limits(max(block, RATIO_GRID))))
     low, high = 0, int(_STEPS * most / model.parts.total)
-    if high < 1 or fitting(high) is None:
+    if high < 1 or (cut := fitting(high)) is None:
         return None
     # What is smaller in both sizes is smaller in file and memory, so that half of what is left can go each time.
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fitting(middle) is not None else (middle, high)
-    return high
+        if (smaller := fitting(middle)) is None:
+            low = middle
+        else:
+            high, cut = middle, smaller
+    return high / _STEPS, cut
 
 
 def report(fits: Sequence[Fit], profile: Profile, context: int | None) -> str:

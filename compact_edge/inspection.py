@@ -124,7 +124,7 @@ class Inspected:
     def pruned(self, request: Request, grid: int = 1) -> tuple[Sizes, Parts]:
         """The sizes asked for, and where the parameters are then. Raises BudgetError."""
         sizes = self.sizes_asked(request, grid)
-        return sizes, pruned_parts(sizes, self.parts, self.limits(grid))
+        return sizes, pruned_parts(sizes, self.parts, self.sizes)
 
 
 def inspect_model(model: str, cache: Cache, progress: Progress) -> Inspected:
@@ -222,10 +222,13 @@ def report(model: Inspected, request: Request) -> str:
         ]
         lines.append(format_table(("PART", "PARAMETERS", "SHARE", "PRUNED", "SHARE"), rows5))
     lines.append(f"a token costs {parts.per_row:,} parameters, an FFN channel {parts.per_channel:,} (over all layers)")
-    if request.asked and model.ranking is None:
-        lines.append("how small the vocabulary may get is not known without the tokenizer")
-    elif request.asked and model.ranking is not None:
-        lines.append(f"the vocabulary can have {len(model.ranking.always):,} tokens at the least")
+    if request.asked:
+        ranking = model.ranking
+        lines.append(
+            "how small the vocabulary may get is not known without the tokenizer"
+            if ranking is None
+            else f"the vocabulary can have {len(ranking.always):,} tokens at the least"
+        )
     return "\n".join(lines)
 
 

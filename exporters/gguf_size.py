@@ -49,6 +49,21 @@ class SizedTensor:
 
 
 @dataclass(frozen=True)
+class FileTensor:
+    """A tensor of the finished file.
+
+    Attributes:
+        tensor: name and shape, and the type that it has before llama.cpp quantises it.
+        type: name of the type that it gets.
+        n_bytes: without padding.
+    """
+
+    tensor: TensorShape
+    type: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class GgufSizes:
     """Sizes of one model's GGUFs of one type.
 
@@ -77,24 +92,29 @@ class GgufSizes:
         Numbers in descriptive strings are counted at their longest, and the keys of the unpruned checkpoint's own
         model card as if the pruned one had it.
         """
-        shapes = self.shapes(sizes)
+        tensors = self.file_tensors(sizes)
         ranked = min(max(sizes.vocab_size - self.n_always, 0), len(self.dropped_bytes) - 1)
         head = VALUES_START + self.values_bytes - self.dropped_bytes[ranked]
-        head += sum(_entry_bytes(tensor) for tensor in shapes)
-        return _padded(head) + sum(_padded(n_bytes) for n_bytes in self.tensor_bytes(sizes).values())
+        head += sum(_entry_bytes(each.tensor) for each in tensors)
+        return _padded(head) + sum(_padded(each.n_bytes) for each in tensors)
 
     def bytes_per_token(self, sizes: Sizes) -> int:
         """Bytes of weights that decoding one token reads: all but, where the head is another tensor, the embedding.
 
         Of an embedding that is no head, one row is read.
         """
-        n_bytes = self.tensor_bytes(sizes)
+        n_bytes = {each.tensor.name: each.n_bytes for each in self.file_tensors(sizes)}
         if _OUTPUT in n_bytes:
             n_bytes[_EMBEDDING] //= sizes.vocab_size
         return sum(n_bytes.values())
 
-    def shapes(self, sizes: Sizes) -> list[TensorShape]:
-        """Every tensor of the file, with the type that it has before llama.cpp quantises it."""
+    def file_tensors(self, sizes: Sizes) -> list[FileTensor]:
+        """Every tensor of the file at these sizes."""
+        shapes = self._shapes(sizes)
+        types = self._types(shapes)
+        return [FileTensor(t, types[t.name], GGML_TYPES[types[t.name]].size(t.shape)) for t in shapes]
+
+    def _shapes(self, sizes: Sizes) -> list[TensorShape]:
         shapes = list(self.shape.tensors)
         for tensor in self.tensors:
             shape = list(tensor.shape)
@@ -104,18 +124,11 @@ class GgufSizes:
             shapes.append(TensorShape(tensor.name, tuple(reversed(shape)), tensor.type))
         return shapes
 
-    def types(self, sizes: Sizes) -> dict[str, str]:
-        """GGUF name of a tensor -> name of the type that it gets."""
-        shapes = self.shapes(sizes)
+    def _types(self, shapes: Sequence[TensorShape]) -> dict[str, str]:
         if quant_named(self.quant).writer == "direct":
             return {tensor.name: direct_type(tensor, self.quant) for tensor in shapes}
         model = replace(self.shape, tensors=tuple(shapes))
         return predict_types(model, self.quant, embedding_quant=self.embedding, has_imatrix=self.has_imatrix)
-
-    def tensor_bytes(self, sizes: Sizes) -> dict[str, int]:
-        """GGUF name of a tensor -> its bytes, without padding."""
-        types = self.types(sizes)
-        return {tensor.name: GGML_TYPES[types[tensor.name]].size(tensor.shape) for tensor in self.shapes(sizes)}
 
 
 def direct_type(tensor: TensorShape, quant: str) -> str:

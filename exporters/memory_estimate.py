@@ -94,13 +94,13 @@ def estimate_memory(
         kv_bytes: of a key or value: 2 for float16, llama.cpp's default.
         merges: of the unpruned tokenizer in a GGUF, where that is known.
     """
-    shapes, n_bytes, types = model.shapes(sizes), model.tensor_bytes(sizes), model.types(sizes)
+    tensors = model.file_tensors(sizes)
     rules = _rules(isa)
-    tied = not any(tensor.name == "output.weight" for tensor in shapes)
+    tied = not any(each.tensor.name == "output.weight" for each in tensors)
     pairs = merges_of(config, family, merges) / int(config["vocab_size"])
-    repacked = sum(n_bytes[t.name] for t in shapes if _is_repacked(t, types[t.name], rules, tied=tied))
+    repacked = sum(each.n_bytes for each in tensors if _is_repacked(each.tensor, each.type, rules, tied=tied))
     return MemoryEstimate(
-        weights=sum(n_bytes.values()),
+        weights=sum(each.n_bytes for each in tensors),
         repacked=repacked,
         kv_cache=kv_cache_bytes(config, family, context, kv_bytes),
         compute=compute_bytes(config, family, sizes, context),

@@ -18,7 +18,7 @@ import torch
 
 from compact import calibration as calibrating
 from compact import stdlib_text
-from compact.budget import count_parts
+from compact.budget import Sizes, count_parts, pruned_parts
 from compact.cache import ENVIRONMENT, Cache
 from compact.distributed import (
     barrier,
@@ -221,10 +221,10 @@ def training_text(
 
 def _trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
     """How many parameters are trained, and how many the pruned model has."""
+    whole = Sizes(source.vocab_size, source.intermediate_size)
     parts = count_parts(source.tensors, source.config)
-    student = parts.total - (source.vocab_size - plan.vocab_size) * parts.per_row
-    student -= (source.intermediate_size - plan.intermediate_size) * parts.per_channel
-    return (student if train == "all" else plan.vocab_size * parts.per_row), student
+    student = pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
+    return (student.total if train == "all" else student.vocabulary), student.total
 
 
 def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:

@@ -36,7 +36,7 @@ def test_tensors_are_those_of_the_file(architecture: str, tmp_path: Path, tokeni
         estimated = estimated_sizes(config, family, "Q8_0")
         # Factors of llama3's rotary positions are the one tensor that no checkpoint holds.
         stored = {name: tensor.n_bytes for name, tensor in file.tensors.items() if name != "rope_freqs.weight"}
-        assert estimated.tensor_bytes(sizes) == stored
+        assert {each.tensor.name: each.n_bytes for each in estimated.file_tensors(sizes)} == stored
         # What is estimated is the head, and that only.
         head = file.values_end - VALUES_START
         assert abs(estimated.file_bytes(sizes) - (tmp_path / f"{n}.gguf").stat().st_size) < head + 10_000
@@ -48,7 +48,8 @@ def test_a_smaller_vocabulary_and_ffn_are_smaller_by_their_rows_and_channels() -
     config |= {"num_key_value_heads": 2, "vocab_size": 5000, "tie_word_embeddings": False}
     model = estimated_sizes(config, family, "Q8_0")
     before, after = Sizes(5000, 256), Sizes(4000, 224)
-    gone = sum(model.tensor_bytes(before).values()) - sum(model.tensor_bytes(after).values())
+    own, left = (sum(each.n_bytes for each in model.file_tensors(sizes)) for sizes in (before, after))
+    gone = own - left
     assert gone == (2 * 1000 * 64 + 3 * 3 * 32 * 64) * 34 // 32
     assert model.file_bytes(before) - model.file_bytes(after) > gone  # tokens have a text too
 
@@ -59,7 +60,7 @@ def test_types_are_the_quantizers() -> None:
     config = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
     config |= {"num_key_value_heads": 2, "vocab_size": 1024, "tie_word_embeddings": True}
     model = estimated_sizes(config, family, "Q4_K_M", embedding_quant="IQ4_NL")
-    types = model.types(Sizes(1024, 1024))
+    types = {each.tensor.name: each.type for each in model.file_tensors(Sizes(1024, 1024))}
     assert types["token_embd.weight"] == "IQ4_NL"
     assert types["blk.0.attn_norm.weight"] == "F32"
     assert {types[f"blk.{n}.ffn_down.weight"] for n in range(8)} == {"Q4_K", "Q6_K"}
