@@ -124,11 +124,13 @@ def cpu_multiplies_bfloat16() -> bool:
 
 def free_memory(device: str) -> int:
     """Bytes that are free where a resolved device's tensors lie."""
-    import psutil
-    import torch
+    if device == "cuda":
+        import torch
 
-    free: int = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    return free
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:

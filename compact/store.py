@@ -181,6 +181,28 @@ def read_sums(directory: Path) -> dict[str, str]:
     return sums
 
 
+def check_sums(
+    directory: Path, sums: Mapping[str, str], hint: str, *, sha256_of: Callable[[Path], str] = sha256_file
+) -> None:
+    """Hash every file that a `SHA256SUMS` lists.
+
+    Args:
+        directory: of the list.
+        sums: what `read_sums` read.
+        hint: what the user should do about a file that is missing or changed.
+        sha256_of: hashes a file.
+
+    Raises:
+        DamagedFileError: one is missing, or another file.
+    """
+    for name, digest in sums.items():
+        path = directory / name
+        if not path.is_file():
+            raise DamagedFileError(f"{path}: missing, but listed in {SUMS}", hint)
+        if sha256_of(path) != digest:
+            raise DamagedFileError(f"{path}: damaged, its sha256 differs", hint)
+
+
 def _sync(path: Path) -> None:
     """fsync a file or directory; systems that cannot sync a directory (Windows) are let be."""
     try:

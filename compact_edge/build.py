@@ -205,16 +205,14 @@ def _run(
         own_notes = form.notes(side.artifact)
         for note in own_notes:
             progress.note(note)
-        check_budget(form.profile, "storage", form.profile.storage_budget_bytes, side.artifact.size_bytes)
+        check_storage(form.profile, side.artifact.size_bytes)
         check_fit(pruning.fit_bytes, side.artifact.size_bytes)
         parity = None
         if options.check:
             parity = _gate(form, side, smaller, baseline_kl, cache, progress)
             parity.require()
         after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
-        if after.measured is not None and form.measured_as_on_target:
-            used = after.measured.speed.resident_bytes
-            check_budget(form.profile, "memory", form.profile.memory_budget_bytes, used)
+        check_memory(form.profile, form, after.measured)
         return Outcome(form, before, after, own_notes)
 
     return BuildResult(
@@ -335,8 +333,19 @@ def _compare(
     return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
 
 
-def check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
-    """Storage and memory budgets of the target. Raises GateError; speed budgets need the device itself."""
+def check_storage(profile: Profile, n_bytes: int) -> None:
+    """Raise GateError where an artifact's files are over the target's storage budget."""
+    _check_budget(profile, "storage", profile.storage_budget_bytes, n_bytes)
+
+
+def check_memory(profile: Profile, form: Format, measured: Measured | None) -> None:
+    """Raise GateError where the memory measured here, if it says anything of the target, is over its budget."""
+    if measured is not None and form.measured_as_on_target:
+        _check_budget(profile, "memory", profile.memory_budget_bytes, measured.speed.resident_bytes)
+
+
+def _check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
+    """Storage and memory; speed budgets need the device itself."""
     if budget is not None and used > budget:
         raise GateError(
             f"{what} budget of target {profile.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",

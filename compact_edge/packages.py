@@ -6,8 +6,10 @@ parser of requirements; a test keeps the two the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ EXTRA_JOBS: Mapping[str, str] = {
     "plot": "the picture of where the parameters are (inspect --all --plot)",
     "demo": "the built-in model smollm2-135m",
 }
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the distributions that are installed, by name."""
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def package_of(module: str) -> Package | None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 from compact.errors import CompactEdgeError, DataError, ToolUnavailableError, UsageError
 from compact.progress import SILENT, Progress
-from compact.store import as_storage_error, write_text
+from compact.store import write_bytes
 from compact_edge.packages import install_hint
 from compact_edge.task_runtime import BATCH_SIZE, Runtime
 
@@ -115,18 +114,11 @@ def write_items(path: Path, report: TaskReport) -> None:
         StorageError: it cannot be written.
     """
     lines = (
-        json.dumps({"task": task, **item}, default=str, ensure_ascii=False)
+        json.dumps({"task": task, **item}, default=str, ensure_ascii=False) + "\n"
         for task, items in report.items.items()
         for item in items
     )
-    work = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        write_text(work, "".join(f"{line}\n" for line in lines))
-        work.replace(path)
-    except OSError as error:
-        raise as_storage_error(error, path) from error
-    finally:
-        work.unlink(missing_ok=True)
+    write_bytes(path, "".join(lines).encode())
 
 
 def require_lm_eval() -> None:

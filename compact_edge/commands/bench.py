@@ -13,6 +13,8 @@ from compact_edge.commands.shared import DIRECTORY, FILE
 _ENGINES = ("llama-server", "llama-cpp-python", "onnxruntime-genai", "onnxruntime")
 _PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
 _MOST_DEPTHS = 16
+# What is run unless the user says otherwise: pairs, context depths, new tokens.
+REPETITIONS, DEPTHS, N_TOKENS = 10, (128, 512, 1024), 64
 
 
 def _layers(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
@@ -59,15 +61,19 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 )
 @click.option("--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline, where not the same.")
 @click.option("--context", type=click.IntRange(16), help="Positions of the key-value cache (default: the target's).")
-@click.option("--repetitions", type=click.IntRange(1, 1000), default=10, show_default=True, help="Pairs to run.")
+@click.option(
+    "--repetitions", type=click.IntRange(1, 1000), default=REPETITIONS, show_default=True, help="Pairs to run."
+)
 @click.option(
     "--depths",
-    default="128,512,1024",
+    default=",".join(map(str, DEPTHS)),
     show_default=True,
     callback=_depths,
     help="Context depths for the decode speed, in tokens of the baseline.",
 )
-@click.option("--tokens", "n_tokens", type=click.IntRange(2, 4096), default=64, show_default=True, help="New tokens.")
+@click.option(
+    "--tokens", "n_tokens", type=click.IntRange(2, 4096), default=N_TOKENS, show_default=True, help="New tokens."
+)
 @click.option("--seconds", type=click.FloatRange(1), help="Begin no pair that would end later, once measuring began.")
 @click.option(
     "--prompts", type=FILE, help="Prompts as jsonl (name, and text or messages) instead of the built-in ones."

@@ -191,6 +191,24 @@ _SUBJECTS = {
 }
 
 
+def pruning_choices() -> dict[str, tuple[str, ...]]:
+    """Of the shared options that take one of several words: the option's name -> the words."""
+    parameters = _pruning_command().params
+    return {p.name or "": tuple(p.type.choices) for p in parameters if isinstance(p.type, click.Choice)}
+
+
+def pruning_defaults() -> dict[str, Any]:
+    """What `prune_options` is given where no shared option is on the line."""
+    return _pruning_command().make_context("", []).params
+
+
+def _pruning_command() -> click.Command:
+    command = click.Command("", params=[])
+    for option in (*_BUDGET, *_RANKING, *_CALIBRATION, *_RECOVERY, *_COMPUTE):
+        option(command)
+    return command
+
+
 def _names(options: tuple[Callable[[Any], Any], ...]) -> list[str]:
     """The parameters' names."""
     command = click.Command("", params=[])

@@ -144,11 +144,6 @@ class Cells:
             }
         )
 
-    @property
-    def digest(self) -> str:
-        """sha256 of the description."""
-        return sha256_json(self.description)
-
     def named(self, name: str) -> PlanCell | Cell:
         """The cell of an id. Raises UsageError where there is none."""
         known: dict[str, PlanCell | Cell] = {plan.id: plan for plan in self.plans}

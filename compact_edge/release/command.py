@@ -15,7 +15,8 @@ from compact.plan import PLAN
 from compact_edge.console import Console, format_table, is_interactive, one_line, print_json
 from compact_edge.output import check_output
 from compact_edge.release.cells import Cell, Cells, PlanCell
-from compact_edge.release.gather import Gathered, Row
+from compact_edge.release.gather import Gathered
+from compact_edge.release.rows import Row
 
 
 def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapping[str, Any]) -> None:
@@ -31,8 +32,7 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
         make_plan(cells, cell, out, console, force=values["force"])
         _say_one({"cell": cell.id, "out": str(out.absolute())}, as_json=as_json)
         return
-    bench = cells.release.bench is not None if values["bench"] is None else values["bench"]
-    _check_bench(cells, bench)
+    bench = _benches(cells, values["bench"])
     check_output(out, force=values["force"])
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
         plan = _plan_folder(values["plan"])
@@ -69,9 +69,12 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
         raise GateError(f"{cell.id}: bench: {measured['reason']}", f"the file is there: {out}")
 
 
-def _check_bench(cells: Cells, bench: bool) -> None:
+def _benches(cells: Cells, asked: bool | None) -> bool:
+    """Whether to measure: as the command line says, else as release.toml does."""
+    bench = cells.release.bench is not None if asked is None else asked
     if bench and not cells.release.baseline:
         raise UsageError("--bench: release.toml says baseline = false", "the bench compares with the unpruned model")
+    return bench
 
 
 def _plan_folder(plan: Path | None) -> Path | None:
@@ -97,8 +100,7 @@ def make_all(cells: Cells, *, as_json: bool, values: Mapping[str, Any]) -> None:
     """`release`. Raises GateError where a cell failed, after the others were published."""
     from compact_edge.release.run import RunOptions, default_out, run
 
-    bench = cells.release.bench is not None if values["bench"] is None else values["bench"]
-    _check_bench(cells, bench)
+    bench = _benches(cells, values["bench"])
     options = RunOptions(
         out=(values["out"] or default_out(cells)).absolute(),
         jobs=values["jobs"],

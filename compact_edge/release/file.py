@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compact import calibration
 from compact.errors import CompactEdgeError, DataError, UsageError
 from compact.source import BUILT_IN
 from targets.schema import Reader, kind_of, read_toml, shown, suggestion
@@ -34,43 +35,6 @@ _WHOLE: Mapping[str, tuple[int, int]] = {
 }
 _REAL: Mapping[str, tuple[float, float]] = {"recover_minutes": (1e-3, 1e6), "learning_rate": (1e-9, 1.0)}
 _MODEL_KEYS = ("model", "name", "ratios", *_LISTS, *_TEXTS, *_FILES, "eval_text", *_WHOLE, *_REAL)
-# What the shared options of the command line are where they are not given.
-_DEFAULTS: Mapping[str, Any] = {
-    "ratio": None,
-    "vocab_size": None,
-    "intermediate_size": None,
-    "fit": None,
-    "split": None,
-    "pad_vocab_to_multiple_of": 1,
-    "vocab_corpus": None,
-    "vocab_floor": None,
-    "keep_tokens": None,
-    "calibration": (),
-    "calibration_tokens": None,
-    "sequence_length": None,
-    "seed": 0,
-    "method": "compact",
-    "repair_tokens": None,
-    "recover": None,
-    "recover_text": (),
-    "recover_tokens": None,
-    "recover_minutes": None,
-    "learning_rate": None,
-    "train": None,
-    "device": "auto",
-    "dtype": "auto",
-    "batch_size": 1,
-}
-_BUILT_IN_TEXTS = ("stdlib", "stdlib-prose", "self")
-_METHODS = ("compact", "repair", "magnitude", "random")
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "method": _METHODS,
-    "repair_tokens": ("final", "common"),
-    "recover": ("distill",),
-    "train": ("all", "embeddings"),
-    "device": ("auto", "cpu", "cuda", "mps"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _MOST_CELLS = 256  # jobs of one GitHub matrix
 
@@ -113,9 +77,9 @@ class ModelEntry:
 
     def pruning(self, ratio: float, channel_grid: int = 1) -> PruneOptions:
         """The options of a plan. Raises UsageError for options that exclude each other."""
-        from compact_edge.commands.shared import prune_options
+        from compact_edge.commands.shared import prune_options, pruning_defaults
 
-        return prune_options({**_DEFAULTS, **self.values, "ratio": ratio}, channel_grid=channel_grid)
+        return prune_options({**pruning_defaults(), **self.values, "ratio": ratio}, channel_grid=channel_grid)
 
 
 @dataclass(frozen=True)
@@ -300,6 +264,8 @@ def _bench(reader: _Reader) -> BenchSettings | None:
 
 
 def _model(reader: _Reader, folder: Path) -> ModelEntry:
+    from compact_edge.commands.shared import pruning_choices
+
     reader.only(_MODEL_KEYS)
     model, name = reader.text("model"), reader.optional("name")
     if name is not None and not _NAME.fullmatch(name):
@@ -314,17 +280,19 @@ def _model(reader: _Reader, folder: Path) -> ModelEntry:
     for key in _LISTS:
         if reader.has(key):
             said[key] = reader.texts(key, alone=True)
+    choices = pruning_choices()
     for key in _TEXTS:
-        if (text := reader.optional(key, _CHOICES.get(key, ()))) is not None:
+        if (text := reader.optional(key, choices.get(key, ()))) is not None:
             said[key] = text
     for limits, whole in ((_WHOLE, True), (_REAL, False)):
         for key, (low, high) in limits.items():
             if reader.has(key):
                 said[key] = reader.number(key, low, high, whole=whole)
     values = dict(said)
+    built_in = (*calibration.BUILT_IN, calibration.SELF)
     for key in _LISTS:
         if key in said:
-            values[key] = tuple(w if w in _BUILT_IN_TEXTS else _beside(folder, w) for w in said[key])
+            values[key] = tuple(w if w in built_in else _beside(folder, w) for w in said[key])
     for key in (*_FILES, "eval_text"):
         if reader.has(key):
             said[key] = reader.text(key)

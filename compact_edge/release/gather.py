@@ -30,33 +30,13 @@ from compact_edge.formats import GGUF, ONNX
 from compact_edge.release.card import Entry, Report, RepositoryCard, device_name, render_card
 from compact_edge.release.cells import SCHEMA
 from compact_edge.release.record import CELL, Record, read_record
+from compact_edge.release.rows import Row, rows_of
 from compact_edge.release.verify import MANIFEST
 
 MEASURED = "measured.json"
 REPORTS = "reports"
 _REPORT = "report.json"
 _REPORT_FILES = ("report.json", "report.md", "report.html", "samples.jsonl", "facts.json")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table at the end: a file and one target that it is for.
-
-    Attributes:
-        cell: id of the cell.
-        target: name of the profile.
-        status: `complete`, `partial`, `failed` or `missing`.
-        file: where it lies in the release, "" where it is not there.
-        size_bytes: of the artifact, None where it is not there.
-        reason: of a status other than `complete`.
-    """
-
-    cell: str
-    target: str
-    status: str
-    file: str = ""
-    size_bytes: int | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,36 +178,7 @@ def gather(
         # The folders' files were hashed for their own list.
         sums[MANIFEST] = sha256_file(work / MANIFEST)
         write_text(work / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    return Gathered(out, tuple(_rows(description, made, places, failed or {}, unmeasured or {})))
-
-
-def _rows(
-    description: Mapping[str, Any],
-    made: Mapping[str, Record],
-    places: Mapping[str, str],
-    failed: Mapping[str, str],
-    unmeasured: Mapping[str, str],
-) -> Iterable[Row]:
-    for cell in description["cells"]:
-        name = str(cell["id"])
-        each = made.get(name)
-        for target in cell["targets"]:
-            if each is None:
-                status = "failed" if name in failed else "missing"
-                yield Row(name, target, status, reason=failed.get(name, "its folder was not given"))
-                continue
-            measured, refusal = each.value["measured"], each.value["targets"].get(target)
-            size = int(each.value["artifact"]["size_bytes"])
-            bench = measured.get("bench") or {}
-            unbenched = unmeasured.get(name) or (bench.get("reason") if bench.get("status") == "failed" else None)
-            if refusal is not None:
-                yield Row(name, target, "failed", places[name], size, str(refusal))
-            elif unbenched is not None:
-                yield Row(name, target, "failed", places[name], size, f"bench: {unbenched}")
-            elif measured["status"] == "partial":
-                yield Row(name, target, "partial", places[name], size, str(measured["reason"]))
-            else:
-                yield Row(name, target, "complete", places[name], size)
+    return Gathered(out, tuple(rows_of(description, made, places, failed or {}, unmeasured or {})))
 
 
 def _sources(each: Record) -> dict[str, tuple[Path, str]]:

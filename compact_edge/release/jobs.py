@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from compact.importance import free_memory
 from compact_edge.console import format_duration
 from exporters.native import child_environment
 
@@ -49,13 +50,6 @@ class _Running:
     process: subprocess.Popen[bytes]
     stderr: IO[bytes]
     started: float
-
-
-def available_memory() -> int:
-    """Bytes that a new process can have on this machine."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def run_jobs(
@@ -99,7 +93,7 @@ def _next(waiting: Sequence[Job], running: Sequence[_Running], n_jobs: int) -> J
         return waiting[0] if waiting else None
     if len(running) >= n_jobs or any(each.job.alone for each in running):
         return None
-    free = available_memory() - sum(max(0, each.job.memory - _resident(each.process.pid)) for each in running)
+    free = free_memory("cpu") - sum(max(0, each.job.memory - _resident(each.process.pid)) for each in running)
     return next((job for job in waiting if not job.alone and job.memory <= free), None)
 
 

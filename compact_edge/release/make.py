@@ -6,7 +6,6 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,14 @@ from compact.prune import calibration_for
 from compact.source import ModelSource, open_source
 from compact.store import publish, sha256_file, sha256_json, write_json, write_sums, write_text
 from compact_edge import __version__
-from compact_edge.build import build_for, check_budget
+from compact_edge.build import build_for, check_memory, check_storage
 from compact_edge.build_options import BuildOptions
 from compact_edge.format_gguf import GgufFormat
 from compact_edge.format_onnx import OnnxFormat
 from compact_edge.formats import GGUF, ONNX, Format
 from compact_edge.method_report import method_line
 from compact_edge.output import check_output
+from compact_edge.packages import installed_versions
 from compact_edge.release import record
 from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.settled import SettledModel, settle_model
@@ -240,10 +240,8 @@ def _judge(profiles: list[Profile], result: BuildResult) -> dict[str, str | None
     for profile in profiles:
         verdicts[profile.name] = None
         try:
-            check_budget(profile, "storage", profile.storage_budget_bytes, outcome.after.side.artifact.size_bytes)
-            if outcome.after.measured is not None and outcome.form.measured_as_on_target:
-                used = outcome.after.measured.speed.resident_bytes
-                check_budget(profile, "memory", profile.memory_budget_bytes, used)
+            check_storage(profile, outcome.after.side.artifact.size_bytes)
+            check_memory(profile, outcome.form, outcome.after.measured)
         except GateError as error:
             verdicts[profile.name] = error.message
             failures.append(error)
@@ -384,13 +382,6 @@ def _measured(result: BuildResult) -> dict[str, Any]:
             "system": platform.system(),
             "machine": platform.machine(),
             "python": platform.python_version(),
-            "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+            "packages": installed_versions(_PACKAGES),
         },
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

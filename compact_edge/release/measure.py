@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from targets.profile import Profile
 
 _CPU = (None, "CPUExecutionProvider")
-_REPETITIONS, _DEPTHS, _TOKENS = 10, (128, 512, 1024), 64
 
 
 @cache
@@ -69,12 +68,13 @@ def bench_folder(
     """Run the bench on a build's folder; what keeps it from measuring is a finding, not an error."""
     from compact_edge.bench import BenchIncompleteError, bench
     from compact_edge.bench_plan import BenchOptions
+    from compact_edge.commands.bench import DEPTHS, N_TOKENS, REPETITIONS
 
     options = BenchOptions(
         artifact=folder,
-        repetitions=settings.repetitions or _REPETITIONS,
-        depths=_DEPTHS,
-        n_tokens=_TOKENS,
+        repetitions=settings.repetitions or REPETITIONS,
+        depths=DEPTHS,
+        n_tokens=N_TOKENS,
         command="compact-edge release",
         out=out,
         target=target,
@@ -88,8 +88,3 @@ def bench_folder(
     except CompactEdgeError as error:
         return {"status": "failed", "reason": error.message}
     return {"status": str(document["status"]), "reason": None}
-
-
-def findings(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Reasons of those that are no measurement."""
-    return [str(value["reason"]) for value in values if value["status"] in ("failed", "not measured", "partial")]

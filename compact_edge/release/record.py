@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import CompactEdgeError, DamagedFileError
-from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
+from compact.store import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_json
 
 CELL = "cell.json"
 SCHEMA = "compact-edge/release-cell/1"
@@ -143,11 +143,7 @@ def read_record(folder: Path) -> Record:
     sums = read_sums(folder)
     if CELL not in sums:
         raise DamagedFileError(f"{path}: not listed in {SUMS}", "make the cell again")
-    for name, digest in sums.items():
-        if not (folder / name).is_file():
-            raise DamagedFileError(f"{folder / name}: missing, but listed in {SUMS}", "make the cell again")
-        if sha256_file(folder / name) != digest:
-            raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", "make the cell again")
+    check_sums(folder, sums, "make the cell again")
     return Record(folder, value, sums)
 
 

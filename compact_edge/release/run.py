@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from compact.store import SUMS, read_json_object, sha256_file, sha256_json
 from compact_edge import __version__
 from compact_edge.build import default_threads
 from compact_edge.output import check_output, existing
+from compact_edge.packages import installed_versions
 from compact_edge.release.cells import SCHEMA, Cells, PlanCell
 from compact_edge.release.file import BenchSettings
 from compact_edge.release.gather import Gathered, gather
@@ -236,20 +236,16 @@ class _Run:
             words += [] if self._options.threads is None else ["--threads", str(self._options.threads)]
             jobs.append(Job(cell.id, tuple(words), 0, alone=True))
         unmeasured: dict[str, str] = {}
-
-        def ended(job: Job, reason: str | None) -> list[Job]:
-            if reason is not None and not (reports[job.id] / SUMS).is_file():
-                unmeasured[job.id] = reason
-            return []
-
         if jobs:
             with self._progress.task("bench", len(jobs), "cells") as task:
 
-                def counted(job: Job, reason: str | None) -> list[Job]:
+                def ended(job: Job, reason: str | None) -> list[Job]:
                     task.advance()
-                    return ended(job, reason)
+                    if reason is not None and not (reports[job.id] / SUMS).is_file():
+                        unmeasured[job.id] = reason
+                    return []
 
-                run_jobs(jobs, 1, on_end=counted, note=self._progress.note)
+                run_jobs(jobs, 1, on_end=ended, note=self._progress.note)
         return [folder for cell, folder in reports.items() if cell not in unmeasured], unmeasured
 
 
@@ -279,13 +275,7 @@ def _cell_bytes(source: ModelSource) -> int:
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions that decide what a cell's bytes and figures are, and the kind of processor."""
-    found = {"machine": platform.machine()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"machine": platform.machine(), **installed_versions(packages)}
 
 
 def default_out(cells: Cells) -> Path:

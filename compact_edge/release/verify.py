@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from compact.errors import DamagedFileError, ModelNotFoundError
-from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file
+from compact.store import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_file
 from compact_edge.release.cells import SCHEMA
 
 MANIFEST = "manifest.json"
@@ -28,6 +29,8 @@ def checked_files(directory: Path) -> dict[str, str]:
     if not folders:
         raise DamagedFileError(f"{directory}: no {SUMS} in it", "name the --out of a build")
     checked: dict[str, str] = {}
+    # A release lists the files of its folders once more.
+    hashed = cache(sha256_file)
     for folder in folders:
         sums = read_sums(folder)
         present = {
@@ -35,15 +38,8 @@ def checked_files(directory: Path) -> dict[str, str]:
         }
         for name in sorted(present - sums.keys()):
             raise DamagedFileError(f"{folder / name}: not listed in {SUMS}", "a file was added after publication")
-        for name, digest in sums.items():
-            if name not in present:
-                raise DamagedFileError(f"{folder / name}: missing, but listed in {SUMS}", _HINT)
-            relative = (folder / name).relative_to(directory).as_posix()
-            # A release lists the files of its folders once more.
-            found = checked.get(relative) or sha256_file(folder / name)
-            if found != digest:
-                raise DamagedFileError(f"{folder / name}: damaged, its sha256 differs", _HINT)
-            checked[relative] = digest
+        check_sums(folder, sums, _HINT, sha256_of=hashed)
+        checked.update({(folder / name).relative_to(directory).as_posix(): digest for name, digest in sums.items()})
     for repository, manifest in repositories(directory):
         _check_manifest(repository, manifest, directory, checked)
     return checked

@@ -46,20 +46,20 @@ def most_at_once(log: Path) -> int:
 
 
 def test_as_many_run_at_once_as_were_asked_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available_memory", lambda: 100 * GB)
+    monkeypatch.setattr(jobs, "free_memory", lambda _device: 100 * GB)
     assert run([job(log, f"job{n}", memory=GB) for n in range(4)], 2).keys() == {f"job{n}" for n in range(4)}
     assert most_at_once(log) == 2
 
 
 def test_what_does_not_fit_waits_and_runs_alone(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available_memory", lambda: 3 * GB)
+    monkeypatch.setattr(jobs, "free_memory", lambda _device: 3 * GB)
     made = [job(log, "a", memory=2 * GB), job(log, "b", memory=2 * GB), job(log, "huge", memory=50 * GB)]
     assert set(run(made, 3)) == {"a", "b", "huge"}
     assert most_at_once(log) == 1
 
 
 def test_a_small_one_runs_beside_a_large_one(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available_memory", lambda: 4 * GB)
+    monkeypatch.setattr(jobs, "free_memory", lambda _device: 4 * GB)
     made = [job(log, "a", 3, memory=2 * GB), job(log, "b", memory=3 * GB), job(log, "c", memory=GB)]
     run(made, 3)
     words = [line.split()[:2] for line in log.read_text(encoding="utf-8").splitlines()]
@@ -67,7 +67,7 @@ def test_a_small_one_runs_beside_a_large_one(log: Path, monkeypatch: pytest.Monk
 
 
 def test_a_measurement_has_the_machine_for_itself(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available_memory", lambda: 100 * GB)
+    monkeypatch.setattr(jobs, "free_memory", lambda _device: 100 * GB)
     run([job(log, "bench", alone=True), job(log, "a"), job(log, "b", alone=True)], 3)
     assert most_at_once(log) == 1
 
@@ -78,7 +78,7 @@ def test_a_failure_is_its_last_error_and_the_others_go_on(log: Path) -> None:
 
 
 def test_an_interruption_ends_the_children(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available_memory", lambda: 100 * GB)
+    monkeypatch.setattr(jobs, "free_memory", lambda _device: 100 * GB)
 
     def interrupt(_each: Job, _reason: str | None) -> list[Job]:
         end = time.monotonic() + 60
