@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import TextIOWrapper
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -33,6 +34,9 @@ except ImportError:
     raise SystemExit(69) from None
 
 PROGRAM = "compact-edge"
+# What the last signal raised. C code of a library that runs Python can turn that into an error of its own (torch's
+# loading makes a ValueError of it), and it is the signal that the user and the exit code must hear of.
+_ended_by: BaseException | None = None
 # A shell sets it to ask for completions; the name is click's convention.
 _COMPLETE_VARIABLE = "_COMPACT_EDGE_COMPLETE"
 
@@ -183,7 +187,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _output_closed()
     except BaseException as error:
-        return _report(error, describe(error), session.debug)
+        return _report(error, describe(_ended_by or error), session.debug)
     return 0
 
 
@@ -224,6 +228,9 @@ def _end_cleanly_on_signals() -> None:
     """Let SIGTERM and SIGHUP raise, so that temporary directories are removed before the process ends."""
     if threading.current_thread() is not threading.main_thread():
         return
+    # Where a parent chose to ignore it, the handler is another, and stays.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _raise_interrupted)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # A signal that the parent chose to ignore (nohup) stays ignored.
@@ -235,4 +242,15 @@ def _raise_terminated(number: int, _frame: FrameType | None) -> None:
     # timeout(1) signals the process and then its group, so the same signal comes twice; the second must not break
     # the cleaning up that the first began.
     signal.signal(number, signal.SIG_IGN)
-    raise Terminated(number, signal.Signals(number).name)
+    _raise(Terminated(number, signal.Signals(number).name))
+
+
+def _raise_interrupted(_number: int, _frame: FrameType | None) -> None:
+    # Unlike SIGTERM it stays in force: a second Ctrl-C ends a cleaning up that takes too long.
+    _raise(KeyboardInterrupt())
+
+
+def _raise(error: BaseException) -> NoReturn:
+    global _ended_by
+    _ended_by = error
+    raise error

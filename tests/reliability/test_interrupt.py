@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,39 @@ def test_a_signal_before_the_work_begins(shop: Workshop, build: Build) -> None:
     assert build.process.wait(_PATIENCE) in (143, -signal.SIGTERM)
     assert not output_of(shop, build).exists()
     assert left_behind(shop, output_of(shop, build)) == []
+
+
+# C code of a library that runs Python can make an error of its own out of what a signal raised.
+SWALLOWING = """
+import click, os, signal, sys
+from compact_edge import cli
+
+@click.command()
+def doctor():
+    try:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+    except BaseException:
+        raise ValueError("could not determine the shape of object") from None
+
+cli.COMMANDS["doctor"] = cli.Entry("__main__", "doctor", "")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("SIGINT", 130, "error: interrupted"), ("SIGTERM", 143, "error: stopped by SIGTERM")],
+)
+def test_a_signal_that_a_library_turns_into_another_error(name: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWING, "doctor"],
+        cwd=ROOT,
+        env={**os.environ, "SIGNAL": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (code, said)
 
 
 @pytest.mark.parametrize("stage", ["calibration", "parity"])
