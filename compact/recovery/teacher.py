@@ -18,6 +18,7 @@ import numpy as np
 from compact.cache import Cache
 from compact.distributed import world_size
 from compact.recovery.align import IntArray
+from compact.recovery.padding import padded_batch, padded_length
 from compact.store import sha256_json
 from compact.tokenizer import encode, load_tokenizer
 
@@ -98,31 +99,28 @@ class Teacher:
         with torch.inference_mode():
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                # Padding stands behind the text, where a causal model's earlier positions do not see it.
-                width = max(len(sequences[n]) for n in group)
-                batch = torch.zeros(len(group), width, dtype=torch.int64)
-                for row, n in enumerate(group):
-                    batch[row, : len(sequences[n])] = torch.tensor(sequences[n])
+                batch = padded_batch([sequences[n] for n in group])
                 states = self._model.model(input_ids=batch.to(self._device), use_cache=False).last_hidden_state
                 for row, n in enumerate(group):
-                    results[n] = self._likeliest(sequences[n], states[row, : len(sequences[n])])
+                    results[n] = self._likeliest(sequences[n], states[row, : padded_length(len(sequences[n]))])
         return [results[n] for n in range(len(sequences))]
 
     def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
-        """The answers of one text from its hidden states [T, hidden_size], a few rows of logits at a time."""
+        """The answers of one text from its hidden states [padded T, hidden_size], a few rows of logits at a time."""
         from compact.recovery.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
         scale, cap = head_settings(self._model.config)
         k, rows = min(TOP_K, head.shape[0]), max(1, _LOGITS_BYTES // (4 * head.shape[0]))
-        ids = np.empty((len(sequence), k), dtype=np.int64)
-        log_probs = np.empty((len(sequence), k), dtype=np.float32)
-        for start in range(0, len(sequence), rows):
+        ids = np.empty((len(states), k), dtype=np.int64)
+        log_probs = np.empty((len(states), k), dtype=np.float32)
+        for start in range(0, len(states), rows):
             logits = head_logits(states[start : start + rows], head, scale, cap)
             top, chosen = logits.topk(k, dim=-1)
             ids[start : start + rows] = chosen.cpu().numpy()
             log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()
-        return Answers(np.asarray(sequence, dtype=np.int64), ids, log_probs)
+        end = len(sequence)
+        return Answers(np.asarray(sequence, dtype=np.int64), ids[:end], log_probs[:end])
 
 
 def _save(path: Path, answers: Sequence[Answers]) -> None:

@@ -16,6 +16,7 @@ from compact.errors import EngineCrashedError
 from compact.held_out import CutTexts
 from compact.recovery.lesson import Lesson
 from compact.recovery.loss import Targets, head_loss, head_settings
+from compact.recovery.padding import padded_batch, padded_length
 from compact.recovery.state import State
 
 _WARMUP_STEPS = 10
@@ -95,15 +96,16 @@ def lesson_loss(
     model: Any, lessons: Sequence[Lesson], *, device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, float]:
     """(sum of the weighted losses of all rows of a batch, sum of the weights)."""
-    width = max(len(lesson.ids) for lesson in lessons)
-    batch = torch.zeros(len(lessons), width, dtype=torch.int64)
-    for row, lesson in enumerate(lessons):
-        batch[row, : len(lesson.ids)] = torch.tensor(lesson.ids)
-    where = torch.cat([row * width + lesson.positions for row, lesson in enumerate(lessons)])
+    batch = padded_batch([lesson.ids for lesson in lessons])
+    where = torch.cat([row * batch.shape[1] + lesson.positions for row, lesson in enumerate(lessons)])
     parts = [lesson.targets for lesson in lessons]
     k = max(part.ids.shape[1] for part in parts)
     assert all(part.ids.shape[1] == k for part in parts), "one teacher, one number of answers"
     targets = Targets(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "q", "valid", "weights")))
+    # The last row over and over, without weight.
+    filled = torch.arange(padded_length(len(where))).clamp_max(len(where) - 1)
+    weights = torch.nn.functional.pad(targets.weights, (0, len(filled) - len(where)))
+    where, targets = where[filled], Targets(targets.ids[filled], targets.q[filled], targets.valid[filled], weights)
     scale, cap = head_settings(model.config)
     with compute_context(device, dtype):
         hidden = model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state

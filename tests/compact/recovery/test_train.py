@@ -1,0 +1,59 @@
+"""A batch of texts of different lengths, against torch's own cross-entropy on each text alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from compact.importance import load_model
+from compact.recovery.lesson import Lesson
+from compact.recovery.loss import Targets
+from compact.recovery.train import lesson_loss
+from tests.checkpoints import random_model
+
+# One that is a whole number of kernel shapes, and two that are not.
+LENGTHS = (64, 37, 5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = random_model(tmp_path_factory.mktemp("model") / "m", "LlamaForCausalLM")
+    return load_model(directory, device="cpu", dtype=torch.float32)
+
+
+def lesson(length: int, vocab_size: int) -> Lesson:
+    """Every second position shall say the next token, with a weight of its own."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(0, vocab_size, (length,), generator=generator)
+    positions = torch.arange(0, length - 1, 2)
+    n = len(positions)
+    ones = torch.ones(n, 1)
+    weights = torch.rand(n, generator=generator)
+    return Lesson(ids.tolist(), positions, Targets(ids[positions + 1][:, None], ones, ones.bool(), weights))
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def test_texts_of_different_lengths_count_as_each_of_them_alone(model: Any) -> None:
+    lessons = [lesson(length, model.config.vocab_size) for length in LENGTHS]
+    loss, weight = lesson_loss(model, lessons, device="cpu", dtype=torch.float32)
+    loss.backward()  # type: ignore[no-untyped-call]
+    made = gradients(model)
+
+    expected = torch.zeros(())
+    for one in lessons:
+        logits = model(input_ids=torch.tensor([one.ids])).logits[0, one.positions]
+        each = torch.nn.functional.cross_entropy(logits, one.targets.ids[:, 0], reduction="none")
+        expected = expected + (each * one.targets.weights).sum()
+    expected.backward()  # type: ignore[no-untyped-call]
+
+    assert weight == pytest.approx(sum(float(one.targets.weights.sum()) for one in lessons))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(made[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
