@@ -62,7 +62,8 @@ def show(prefix: str) -> str:
         ],
         [
             "not run yet",
-            "a phone, a Raspberry Pi, macOS, Windows; GPU providers of onnxruntime; trained models larger than 135M",
+            "a phone, a Raspberry Pi, macOS, Windows; CUDA, and several GPUs; GPU providers of onnxruntime; the GitHub "
+            "workflows as a whole (their steps are run by tests); trained models larger than 135M",
             "",
         ],
     ]

@@ -19,7 +19,7 @@ import pytest
 
 from compact_edge import cli
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.docs.documents import DOCUMENTS, Command, blocks, commands, resolve
+from tests.docs.documents import DOCUMENTS, ROOT, Command, blocks, commands, resolve
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +82,11 @@ def desk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         (tmp_path / name).write_text(lines, encoding="utf-8")
     for name in ("other_texts.txt", "evaluation.txt"):
         (tmp_path / name).write_text("\n".join(reversed(TEXTS)), encoding="utf-8")
+    # A copy of the profile with another budget, as the guide to a phone says.
+    profile = (ROOT / "targets" / "profiles" / "phone-arm64.toml").read_text(encoding="utf-8")
+    changed, count = re.subn(r"(\[storage_budget_mib\]\nvalue = )\d+", r"\g<1>381", profile)
+    assert count == 1
+    (tmp_path / "my-phone.toml").write_text(changed, encoding="utf-8")
     prompt = {"name": "short", "text": "def area(r: float) -> float:"}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt) + "\n", encoding="utf-8")
     yield tmp_path
