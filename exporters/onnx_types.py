@@ -62,6 +62,9 @@ class Algorithm:
     purpose: str
 
 
+# The builder's own choice (onnxruntime-genai 0.18, models/quantization/quant_config.py); 0 is the provider's.
+_ACCURACY_LEVEL: Mapping[str, int] = MappingProxyType({"cpu": 4, "webgpu": 4})
+
 _LAST = MappingProxyType({"last_matmul": "int8"})
 _MIXED = MappingProxyType({"last_matmul": "int8", "mixed_layers": "int8"})
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -95,7 +98,7 @@ class OnnxOptions:
         execution_provider: what the graph is laid out for, one of `EXECUTION_PROVIDERS`.
         algo_config: quantiser, a name of `ALGORITHMS`; None for fp32 and fp16.
         block_size: weights that share a scale, one of `BLOCK_SIZES`.
-        accuracy_level: what MatMulNBits may compute in, 0 to 4; None for the builder's choice.
+        accuracy_level: what MatMulNBits may compute in, 0 to 4; None for fp32 and fp16.
         max_length: tokens that onnxruntime-genai reserves its key-value cache for; None for the model's context.
     """
 
@@ -160,7 +163,8 @@ def onnx_options(
         raise UsageError(f"block_size = {size} is not supported", f"one of: {', '.join(map(str, BLOCK_SIZES))}")
     if accuracy_level is not None and accuracy_level not in ACCURACY_LEVELS:
         raise UsageError(f"accuracy_level = {accuracy_level} is not supported", "0 to 4")
-    return OnnxOptions(quant, execution_provider, algo, size, accuracy_level, max_length)
+    level = _ACCURACY_LEVEL.get(execution_provider, 0) if accuracy_level is None else accuracy_level
+    return OnnxOptions(quant, execution_provider, algo, size, level, max_length)
 
 
 def other_version(found: str) -> str:

@@ -20,6 +20,9 @@ RELEASE = """
 schema = 1
 targets = ["gguf", "phone-arm64", "onnx", "phone-arm64-onnx", "laptop-windows-dml"]
 
+[quants]
+phone-arm64-onnx = "int8"
+
 [[model]]
 model = "tiny"
 ratios = [0.2]
@@ -102,7 +105,7 @@ def onnx(place: str, weights: bytes) -> dict[str, bytes]:
 
 
 def write_all(cells: Cells, root: Path) -> dict[str, Path]:
-    """All cells by their targets' names; both CPU folders come to the same bytes."""
+    """All cells by their targets' names; both CPU folders hold the same bytes."""
     folders = {}
     for cell in cells.cells:
         name = ",".join(cell.targets)
