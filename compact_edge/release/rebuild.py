@@ -38,6 +38,7 @@ from compact_edge.release.record import IMATRIX
 from compact_edge.release.verify import MANIFEST, repositories
 
 IDENTICAL, DIFFERENT, NOT_COMPARABLE = "identical", "different", "not comparable"
+_NO_UPDATES = f"the plan names an {UPDATES} that is not published; give the plan's folder: --plan DIR"
 _NO_TEXTS = Calibration(name="", sha256="", texts=(), sequences=(), options={}, id="")
 
 
@@ -97,11 +98,14 @@ def _require(verdicts: list[Verdict]) -> None:
             f"made again, {len(different)} of {len(verdicts)} files are different: {', '.join(different)}",
             "the file is not what plan.json and the source make; do not use it, or report it",
         )
-    other = [each.file for each in verdicts if each.verdict == NOT_COMPARABLE]
+    other = [each for each in verdicts if each.verdict == NOT_COMPARABLE]
     if other:
+        names = ", ".join(each.file for each in other)
         raise ToolUnavailableError(
-            f"{len(other)} of {len(verdicts)} files are not comparable here: {', '.join(other)}",
-            "compare them on the kind of machine, and with the engine, that the manifest names",
+            f"{len(other)} of {len(verdicts)} files are not comparable here: {names}",
+            "give the folder that the plan was made in: --plan DIR"
+            if all(each.reason == _NO_UPDATES for each in other)
+            else "compare them on the kind of machine, and with the engine, that the manifest names",
         )
 
 
@@ -121,8 +125,7 @@ def _rebuilt(
             raise PlanMismatchError(f"{where}: was made from another source than {word}", "name it: --model MODEL")
         decision = _decision(folder, named, plan, source)
         if decision is None:
-            why = f"the plan names an {UPDATES} that is not published; give the plan's folder: --plan DIR"
-            yield from (Verdict(str(each.get("place")), NOT_COMPARABLE, why) for each in artifacts)
+            yield from (Verdict(str(each.get("place")), NOT_COMPARABLE, _NO_UPDATES) for each in artifacts)
             return
         request = _request(source, decision, str(manifest.get("title")), cache, progress)
         for artifact in artifacts:
