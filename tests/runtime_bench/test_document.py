@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import runtime_bench.report
-from compact.errors import DamagedFileError
 from compact.store import write_json
 from runtime_bench.records import SIDES, Budget, Memory, Prompt, Sample, Thermal
 from runtime_bench.report.document import make_document
@@ -248,90 +245,6 @@ def test_a_record_that_is_there_twice_counts_once() -> None:
     samples = synthetic_run.samples(6)
     once, twice = make_document(synthetic_run.facts(), samples), make_document(synthetic_run.facts(), samples * 2)
     assert row(once, "characters_per_s") == row(twice, "characters_per_s")
-
-
-def break_schema(document: dict[str, Any]) -> None:
-    document["schema"] = "compact-edge/bench/2"
-
-
-def break_metric(document: dict[str, Any]) -> None:
-    document["metrics"][3]["ratio"]["median"] = "1.2"
-
-
-def break_ratio(document: dict[str, Any]) -> None:
-    document["metrics"][3]["ratio"]["low"] = 0
-
-
-def break_latencies(document: dict[str, Any]) -> None:
-    document["inter_token_latency"]["pruned_ms"].pop()
-
-
-def break_count(document: dict[str, Any]) -> None:
-    document["pairs"] = True
-
-
-def break_missing(document: dict[str, Any]) -> None:
-    del document["subjects"]["baseline"]["sha256"]
-
-
-BREAKS = (break_schema, break_metric, break_ratio, break_latencies, break_count, break_missing)
-
-
-@pytest.mark.parametrize("change", BREAKS, ids=lambda change: change.__name__)
-def test_a_damaged_report_is_refused_in_one_line(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
-    document = RUNS["ten pairs"]()
-    change(document)
-    write_json(tmp_path / "report.json", document)
-    with pytest.raises(DamagedFileError) as caught:
-        read_document(tmp_path)
-    assert "report.json" in caught.value.message
-    assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": null}', "{", '{"schema": "compact-edge/bench/1"}', "\xff"]
-)
-def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(text, encoding="latin-1")
-    with pytest.raises(DamagedFileError):
-        read_document(tmp_path)
-
-
-def test_a_missing_report_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFileError):
-        read_document(tmp_path)
-
-
-VALID = json.dumps(RUNS["two pairs"]())
-atoms = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**30), st.text(max_size=3), st.just([]), st.just({}))
-
-
-@settings(max_examples=300)
-@given(st.data())
-def test_any_one_change_is_refused_or_harmless(data: st.DataObject) -> None:
-    """Whatever the reader lets pass, the writers of the other forms can take."""
-    from runtime_bench.report.html import html
-    from runtime_bench.report.markdown import markdown
-    from runtime_bench.report.read import check_document
-
-    document = json.loads(VALID)
-    place: Any = document
-    while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        if not keys:
-            return
-        key = data.draw(st.sampled_from(keys))
-        if isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
-            place = place[key]
-            continue
-        place[key] = data.draw(atoms)
-        break
-    try:
-        check_document(document, "report.json")
-    except DamagedFileError:
-        return
-    markdown(document)
-    html(document)
 
 
 def test_prompts_of_other_texts_are_told_apart() -> None:
