@@ -62,9 +62,6 @@ class Algorithm:
     purpose: str
 
 
-# The builder's own choice (onnxruntime-genai 0.18, models/quantization/quant_config.py); 0 is the provider's.
-_ACCURACY_LEVEL: Mapping[str, int] = MappingProxyType({"cpu": 4, "webgpu": 4})
-
 _LAST = MappingProxyType({"last_matmul": "int8"})
 _MIXED = MappingProxyType({"last_matmul": "int8", "mixed_layers": "int8"})
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -82,6 +79,8 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 )
 # int4: on SmolLM2-135M `default_last` loses least for its size.
 _DEFAULT_ALGORITHM = {"int4": "default_last", "int8": "default"}
+# The builder's own choice (onnxruntime-genai 0.18, models/quantization/quant_config.py); 0 is the provider's.
+_ACCURACY_LEVEL: Mapping[str, int] = MappingProxyType({"cpu": 4, "webgpu": 4})
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _HEAD_STEP = 16  # GroupQueryAttention with rotary positions inside; for dml they are an operator of their own
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")

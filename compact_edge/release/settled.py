@@ -53,8 +53,8 @@ def settle(recipe: Mapping[str, Any], profile: Profile, source: ModelSource) -> 
     short = f"{options.execution_provider}-{options.quant}"
     parts = [short]
     if options.quantized:
-        parts += [str(options.algo_config).replace("_", "-"), f"block-{options.block_size}"]
-        parts += [] if options.accuracy_level is None else [f"acc-level-{options.accuracy_level}"]
+        algorithm = str(options.algo_config).replace("_", "-")
+        parts += [algorithm, f"block-{options.block_size}", f"acc-level-{options.accuracy_level}"]
     return Settled(short, "-".join([*parts, f"ctx-{options.max_length}"]), grid(options), False)
 
 
