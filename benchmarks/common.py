@@ -13,10 +13,11 @@ from typing import Any
 
 from compact.cache import Cache, default_root
 from compact.decide import decide
+from compact.decide import pruned_checkpoint as decided_checkpoint
 from compact.evaluate import evaluate_checkpoint, read_text
 from compact.evaluation_text import default_evaluation_text
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions, prune
+from compact.prune import PruneOptions
 from compact.source import ModelSource
 from compact_edge.console import Console
 
@@ -109,13 +110,8 @@ def pruned_checkpoint(source: ModelSource, options: PruneOptions, store: Cache) 
     """Plan and prune, with every stage through the cache."""
     console = Console()
     decision = decide(source, options, store, progress=console)
-    plan = decision.plan
-    directory = store.get_or_make(
-        "pruned-bench",
-        plan.id,
-        lambda work: prune(source, plan, work, updates=decision.updates, progress=console),
-    )
-    return Pruned(plan, directory)
+    directory, _ = decided_checkpoint(source, decision, store, progress=console)
+    return Pruned(decision.plan, directory)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

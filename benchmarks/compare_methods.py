@@ -13,9 +13,11 @@ Writes the table of `docs/quality.md` and `docs/methods.svg` (of another model: 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -44,6 +46,8 @@ from runtime_bench.report.svg import Point
 NAME, RESULT, PLOT = "compare_methods", "compare-methods", "methods.svg"
 KINDS = ("wikitext", "technical", "fiction")
 SEEDED_RATIO = 0.2
+# (ratio, method) -> seed -> cell.
+Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
 
 
 def run_method(model: str, name: str, ratio: float, seed: int, out: Path) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def run_method(model: str, name: str, ratio: float, seed: int, out: Path) -> dic
     script = str(Path(__file__).with_name("methods.py"))
     command = [sys.executable, script, name, "--model", model, "--ratio", str(ratio), "--seed", str(seed)]
     command += ["--out", str(out)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    # One thread: seconds mean the same whatever else the machine does, and on every number of cores.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return value
 
@@ -80,24 +86,38 @@ def score(directory: Path, texts: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def by_row(cells: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(ratio, method) -> its cells of all seeds."""
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def by_row(cells: dict[str, dict[str, Any]]) -> Rows:
+    """The cells of every row."""
+    rows: Rows = {}
     for key, cell in cells.items():
-        ratio, method, _ = key.split("|")
-        rows.setdefault((ratio, method), []).append(cell)
+        ratio, method, seed = key.split("|")
+        rows.setdefault((ratio, method), {})[int(seed)] = cell
     return rows
 
 
+def shared(rows: Rows, ratio: str, method: str) -> list[dict[str, Any]]:
+    """A row's cells of the seeds that every row of the ratio has; those that draw nothing have one for all."""
+    drawing = [set(seeds) for (at, name), seeds in rows.items() if at == ratio and name not in SEEDLESS]
+    own = rows[ratio, method]
+    common = set(own).intersection(*drawing) if method not in SEEDLESS else set(own)
+    return [own[seed] for seed in sorted(common or own)]
+
+
 def show(cells: dict[str, dict[str, Any]]) -> str:
-    """The table; where there are several seeds, their mean and half their range."""
+    """The table: means over the seeds that all rows of a ratio have, and half the range over a row's own.
+
+    Seeds differ by more than some methods do, so a row of three is not compared with a row of one.
+    """
     lines = []
-    for (ratio, method), group in sorted(by_row(cells).items(), key=lambda item: (float(item[0][0]), _place(item))):
+    rows = by_row(cells)
+    for ratio, method in sorted(rows, key=_place):
+        group = list(rows[ratio, method].values())
         if "impossible" in group[0]:
             lines.append([ratio, method, *["-"] * (len(KINDS) + 4)])
             continue
-        bits = [_spread([cell["bits_per_byte"][kind] for cell in group]) for kind in KINDS]
-        lengths = mean(mean(cell["tokens_per_byte"].values()) for cell in group)
+        compared = shared(rows, ratio, method)
+        bits = [_spread([cell["bits_per_byte"][kind] for cell in each] for each in (compared, group)) for kind in KINDS]
+        lengths = mean(mean(cell["tokens_per_byte"].values()) for cell in compared)
         cost = [
             f"{mean(found):.0f}" if (found := [c["seconds"] for c in group if "seconds" in c]) else "-",
             f"{max(found) / 1e9:.1f}" if (found := [c["peak_bytes"] for c in group if "peak_bytes" in c]) else "-",
@@ -106,15 +126,14 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
     return table(["ratio", "method", "parameters", *KINDS, "tokens/byte", "s", "GB"], lines)
 
 
-def _place(item: tuple[tuple[str, str], list[dict[str, Any]]]) -> int:
-    names = ["unpruned", *METHODS]
-    return names.index(item[0][1])
+def _place(row: tuple[str, str]) -> tuple[float, int]:
+    ratio, method = row
+    return float(ratio), ["unpruned", *METHODS].index(method)
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ±{(max(values) - min(values)) / 2:.3f}"
+def _spread(values: Iterable[list[float]]) -> str:
+    compared, own = values
+    return f"{mean(compared):.3f}" + (f" ±{(max(own) - min(own)) / 2:.3f}" if len(own) > 1 else "")
 
 
 def plot(cells: dict[str, dict[str, Any]]) -> str:
@@ -124,7 +143,9 @@ def plot(cells: dict[str, dict[str, Any]]) -> str:
     others alone.
     """
     lines: dict[str, dict[str, Point]] = {}
-    for (ratio, method), group in sorted(by_row(cells).items(), key=lambda item: (float(item[0][0]), _place(item))):
+    rows = by_row(cells)
+    for ratio, method in sorted(rows, key=_place):
+        group = shared(rows, ratio, method)
         if "impossible" not in group[0]:
             bits = mean(mean(cell["bits_per_byte"].values()) for cell in group)
             lines.setdefault(method, {})[ratio] = Point(group[0]["parameters"] / 1e6, bits)

@@ -8,7 +8,7 @@ vocabulary, and a large one FFN channels (the scale-adaptive lever of COMPACT, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ DEFAULT_RATIO = 0.2
 VOCABULARY_WEIGHT = 2.0
 # How far from the ratio asked for the sizes may land, as a share of all parameters.
 TOLERANCE = 0.005
+# How far from `--split V:I` the sizes may land, as a share of what is removed.
+SHARE_TOLERANCE = 0.1
 # Wider than this and the vocabulary leaves the grid that scores are collected on, at the price of a new calibration.
 _GRID_TOLERANCE = 0.0025
 
@@ -192,20 +194,21 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | 
         split: how what is removed is shared between vocabulary and FFN, to the grid's nearest; None takes the default.
 
     Raises:
-        BudgetError: the ratio is out of range, vocabulary and FFN together cannot give that much, or one of them
-            cannot give its share.
+        BudgetError: the ratio is out of range, vocabulary and FFN together cannot give that much, or the grids have no
+            sizes that share it so.
     """
     wanted = wanted_parameters(ratio, parts, limits)
     if split is not None:
         _check_shares(split, ratio, parts, limits)
     ideal = _default_inner(wanted, parts, limits)
-    if split is not None:
-        ideal = limits.intermediate_size - (1.0 - split.vocabulary) * wanted / parts.per_channel
     candidates = [_complete(inner, wanted, parts, limits) for inner in _inner_candidates(ideal, limits)]
     reached = [
         (abs(removed_parameters(s, parts, limits) - wanted) / parts.total, n, s) for n, s in enumerate(candidates)
     ]
-    error, _, sizes = next((r for r in reached if r[0] <= TOLERANCE), min(reached))
+    near = [found for found in reached if found[0] <= TOLERANCE]
+    if near and split is not None:
+        return nearest_share(split, [sizes for _, _, sizes in near], parts, limits)
+    error, _, sizes = near[0] if near else min(reached)
     if error > TOLERANCE:
         nearest = removed_parameters(sizes, parts, limits) / parts.total
         raise BudgetError(
@@ -238,6 +241,24 @@ def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> 
                 f"its share of --ratio {ratio:g} is {share * ratio:.3f}",
                 "ask for a smaller ratio, or move the split",
             )
+
+
+def vocabulary_share(sizes: Sizes, parts: Parts, limits: Limits) -> float:
+    """Of the parameters that these sizes remove, the vocabulary's share."""
+    rows, channels = _removed(sizes, parts, limits)
+    return rows / max(1, rows + channels)
+
+
+def nearest_share(split: Shares, candidates: Sequence[Sizes], parts: Parts, limits: Limits) -> Sizes:
+    """The candidate whose removed parameters are shared as asked. Raises BudgetError where none comes near."""
+    best = min(candidates, key=lambda sizes: abs(vocabulary_share(sizes, parts, limits) - split.vocabulary))
+    got = vocabulary_share(best, parts, limits)
+    if abs(got - split.vocabulary) > SHARE_TOLERANCE:
+        raise BudgetError(
+            f"--split {split.text}: not reachable here, the nearest is {100 * got:.0f}:{100 - 100 * got:.0f}",
+            "move the split, or take --split auto",
+        )
+    return best
 
 
 def removable_parameters(parts: Parts, limits: Limits) -> tuple[int, int]:
@@ -296,7 +317,7 @@ def _complete(inner: int, wanted: float, parts: Parts, limits: Limits) -> Sizes:
     def error(size: int) -> float:
         return abs(size - exact) * parts.per_row / parts.total
 
-    grid = [v for v in vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size) if v % multiple == 0]
+    grid = vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size, multiple=multiple)
     if grid:
         nearest = min(grid, key=error)
         if error(nearest) <= _GRID_TOLERANCE:

@@ -50,6 +50,8 @@ _CHAT_SHARE = 8
 # What is held out of a source: enough to tell two models apart, and little of a short text.
 _HELD_OUT_CHARACTERS = 16_000
 _HELD_OUT_SHARE = 10
+# A text of one piece and at least so many characters is cut, for its end to be held out.
+_SHORTEST_CUT = 400
 
 # Given a number of tokens, texts by the model that hold at least as many.
 Sampler = Callable[[int], list[str]]
@@ -320,6 +322,8 @@ def make_calibration(
     for name in names:
         share = -(-tokens // len(names))
         pieces, name, digest = _draw(name, tokens, share, size, seed, sampler, cache, progress)
+        if keep_out and len(pieces) == 1 and len(pieces[0]) >= _SHORTEST_CUT:
+            pieces = cut(pieces[0], -(-len(pieces[0]) * (_HELD_OUT_SHARE - 1) // _HELD_OUT_SHARE))
         chats = name == STDLIB_PROSE and bool(getattr(tokenizer, "chat_template", None))
         drawn.append(_Drawn(name, digest, pieces, tokenizer, held_out_pieces(pieces) if keep_out else 0, chats))
     for one, count in zip(drawn, equal_shares([one.grow for one in drawn], tokens), strict=True):

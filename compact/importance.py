@@ -73,11 +73,14 @@ class Scores:
             raise DamagedFileError(f"{path}: not a file of scores ({error})") from error
 
 
-def vocabulary_grid(vocab_size: int, smallest: int, asked: int | None = None) -> tuple[int, ...]:
-    """Vocabulary sizes whose scores one pass collects: at most 64 evenly spaced ones above `smallest`, and `asked`."""
+def vocabulary_grid(vocab_size: int, smallest: int, asked: int | None = None, multiple: int = 1) -> tuple[int, ...]:
+    """Vocabulary sizes whose scores one pass collects: at most 64 evenly spaced ones above `smallest`, and `asked`.
+
+    Each is the nearest multiple of `multiple` below its even place.
+    """
     step = max(1, -(-vocab_size // MAX_EDGES))
-    edges = set(range(vocab_size, smallest - 1, -step))
-    return tuple(sorted(edges | ({asked} if asked is not None else set())))
+    edges = {size // multiple * multiple for size in range(vocab_size, smallest - 1, -step)}
+    return tuple(sorted({edge for edge in edges if edge >= smallest} | ({asked} if asked is not None else set())))
 
 
 def bucket_of_ids(n_rows: int, always: frozenset[int], ranking: Sequence[int], edges: Sequence[int]) -> list[int]:
@@ -114,6 +117,15 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return result
 
 
+def computed_on(device: str, dtype: str) -> dict[str, str]:
+    """The device and type that options come to here: what a stage's key has of them.
+
+    `auto` is float32 on one machine and bfloat16 on another, and both may share a cache.
+    """
+    place = resolve_device(device)
+    return {"device": place, "dtype": str(resolve_dtype(dtype, place))}
+
+
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16 products; without, they are several times slower."""
     import torch
@@ -127,7 +139,9 @@ def free_memory(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        # What earlier stages gave back torch keeps for what comes next; for the driver it is in use.
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + kept
     import psutil
 
     return int(psutil.virtual_memory().available)

@@ -95,13 +95,15 @@ class Judge:
         if not self.texts:
             raise CalibrationError(
                 f"{calibration.label}: no text is left to judge sizes on",
-                "give a longer text, fewer --calibration-tokens, or the sizes yourself (--split 50:50)",
+                "give a longer text, or the sizes yourself (--split 50:50)",
             )
         self._source, self._options, self._ranking = source, options, ranking
         self._calibration, self._cache, self._progress = calibration, cache, progress
         self._device = resolve_device(options.device)
         self._dtype = resolve_dtype(options.dtype, self._device)
-        check_memory(source, self._device, self._dtype)
+        # Before the calibration pass; the unpruned model comes first, so where it is kept the others may be too.
+        if cache.find("search", self._key(self.whole)) is None:
+            check_memory(source, self._device, self._dtype)
         self._model: Resizable | None = None
         self._by_vocabulary: Scores | None = None
         self._fixed: np.ndarray[Any, np.dtype[np.float64]] | None = None
@@ -126,30 +128,35 @@ class Judge:
             self._source, self._calibration, self._ranking, None, self._options, self._cache, self._progress
         )
 
-    def at(self, sizes: Sizes) -> Judgement:
-        """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
-        self.prepare()
+    def _key(self, sizes: Sizes) -> str:
         key: dict[str, Any] = {
             "version": _VERSION,
             "source": self._source.id,
             "texts": sha256_json([[name, text] for name, text in self.texts.items()]),
-            "dtype": self._options.dtype,
-            "device": self._options.device,
+            "dtype": str(self._dtype),
+            "device": self._device,
             "sizes": asdict(sizes),
         }
         if sizes != self.whole:  # the unpruned model is the same however tokens and channels are ranked
             key |= {
                 "calibration": self._calibration.id,
                 "order": sha256_json([sorted(self._ranking.always), self._ranking.order]),
-                "method": self._options.method,
-                "seed": self._options.seed,
+                # What a repair changes comes after the sizes.
+                "method": "compact" if self._options.method == "repair" else self._options.method,
+                "seed": self._options.seed if self._options.method == "random" else None,
             }
+
+        return sha256_json(key)
+
+    def at(self, sizes: Sizes) -> Judgement:
+        """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
+        self.prepare()
 
         def make(work: Path) -> None:
             scores = self._score(sizes)
             write_json(work / "scores.json", {name: asdict(score) for name, score in scores.items()})
 
-        path = self._cache.get_or_make("search", sha256_json(key), make) / "scores.json"
+        path = self._cache.get_or_make("search", self._key(sizes), make) / "scores.json"
         try:
             return Judgement(sizes, {name: TextScore(**value) for name, value in read_json_object(path).items()})
         except TypeError as error:
@@ -163,6 +170,7 @@ class Judge:
         if sizes.intermediate_size < self._source.intermediate_size:
             channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
         if self._model is None:
+            check_memory(self._source, self._device, self._dtype)
             self._model = Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory

@@ -248,7 +248,8 @@ class LayerStream:
                 weights = here.result()
                 if number + 1 < self.n_layers:
                     ahead[number + 1] = pool.submit(read, number + 1)
-                return {name: weight.to(self.device, non_blocking=True) for name, weight in weights.items()}
+                # From pinned memory alone: elsewhere the source may be gone before the copy has read it.
+                return {name: weight.to(self.device, non_blocking=cuda) for name, weight in weights.items()}
 
             yield load
 

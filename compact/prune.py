@@ -18,7 +18,7 @@ from compact.checkpoint import open_tensors
 from compact.errors import DamagedFileError, UsageError
 from compact.hub import names_hub_model
 from compact.hub_dataset import names_hub_dataset, require_datasets
-from compact.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
+from compact.importance import Scores, bucket_of_ids, collect_scores, computed_on, top_channels, vocabulary_grid
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
@@ -275,10 +275,10 @@ def act2_scores(
     progress: Progress,
 ) -> Scores:
     """Scores of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are."""
-    smallest = len(ranking.always)
-    grid = vocabulary_grid(source.vocab_size, smallest)
+    smallest, multiple = len(ranking.always), options.pad_vocab_to_multiple_of
+    grid = vocabulary_grid(source.vocab_size, smallest, multiple=multiple)
     on_grid = vocab_size is None or vocab_size in grid
-    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, vocab_size)
+    edges = grid if on_grid else vocabulary_grid(source.vocab_size, smallest, vocab_size, multiple)
     key = sha256_json(
         {
             "version": _SCORES_VERSION,
@@ -286,8 +286,7 @@ def act2_scores(
             "calibration": calibration.id,
             "order": sha256_json([sorted(ranking.always), ranking.order]),
             "edges": edges,
-            "dtype": options.dtype,
-            "device": options.device,
+            **computed_on(options.device, options.dtype),
             "batch_size": options.batch_size,
         }
     )

@@ -24,6 +24,7 @@ from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, wr
 from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
 from compact.held_out import write_tokenizer
+from compact.importance import computed_on
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
@@ -109,7 +110,7 @@ def repair(
         return replace(plan, repair={"share": 0.0, "why": "every channel is kept"}), None
     texts = repair_texts(calibration)
     # What short memory left unjudged is no answer on a day with more.
-    judged = bool(broadcast_json(fits_in_memory(source, options.device, options.dtype)))
+    judged = bool(broadcast_json(fits_in_memory(source, plan, options.device, options.dtype)))
     key = sha256_json(
         {
             "version": _REPAIR_VERSION,
@@ -119,8 +120,7 @@ def repair(
             "sequence_length": calibration.options["sequence_length"],
             "judged": judged,
             "tokens": options.repair_tokens,
-            "dtype": options.dtype,
-            "device": options.device,
+            **computed_on(options.device, options.dtype),
             "batch_size": options.batch_size,
         }
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compact.budget import Sizes, count_parts, pruned_parts
 from compact.calibration import HeldOut
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts
@@ -40,10 +41,14 @@ class Verdict:
     repaired: Mapping[str, float]
 
 
-def fits_in_memory(source: ModelSource, device: str, dtype: str) -> bool:
-    """Whether the whole model can be loaded to be judged."""
+def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str) -> bool:
+    """Whether the whole model can be loaded to be judged, and beside it what the plan cuts out of it."""
     place = resolve_device(device)
-    return source.n_params * resolve_dtype(dtype, place).itemsize <= _MEMORY_SHARE * free_memory(place)
+    whole = Sizes(source.vocab_size, source.intermediate_size)
+    parts = count_parts(source.tensors, source.config)
+    cut = pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
+    needed = (parts.total + cut.vocabulary + cut.ffn) * resolve_dtype(dtype, place).itemsize
+    return needed <= _MEMORY_SHARE * free_memory(place)
 
 
 def judge(

@@ -26,11 +26,12 @@ from compact.budget import (
     TOLERANCE,
     Limits,
     Parts,
-    Shares,
     Sizes,
     count_parts,
     inner_sizes,
+    nearest_share,
     removed_parameters,
+    vocabulary_share,
     wanted_parameters,
 )
 from compact.budget_options import AUTO, is_searched, parse_split
@@ -57,8 +58,6 @@ _NEAR = 1.5
 _FEWEST_FOR_PARABOLA = 4
 # Sizes I' that are looked at, at most; of the vocabulary 64 (`compact.importance.MAX_EDGES`).
 _MOST_INNER_SIZES = 128
-# How far from `--split V:I` the sizes of `--fit` may land, as a share of what is removed.
-_SHARE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Point:
         vocabulary_share: of the removed parameters, what the vocabulary gave.
         texts: what it scored on every text.
         ratios: its bits per byte over the unpruned model's, by text.
+        excess: parameters that it removes, over those that a ratio asks for; 1 where the budget is in bytes.
     """
 
     sizes: Sizes
@@ -80,6 +80,15 @@ class Point:
     vocabulary_share: float
     texts: Mapping[str, TextScore]
     ratios: Mapping[str, float]
+    excess: float = 1.0
+
+    @property
+    def loss(self) -> float:
+        """Mean of the ratios less 1, as if just what was asked for were removed.
+
+        Sizes on the grids remove a little more or less than a ratio, and what removes less loses less.
+        """
+        return (self.mean - 1.0) / self.excess
 
     @property
     def mean(self) -> float:
@@ -122,21 +131,20 @@ class Curve:
 
     def share(self, sizes: Sizes) -> float:
         """Of the removed parameters, the vocabulary's share."""
-        rows = (self.limits.vocab_size - sizes.vocab_size) * self.parts.per_row
-        return rows / max(1, removed_parameters(sizes, self.parts, self.limits))
+        return vocabulary_share(sizes, self.parts, self.limits)
 
 
 def curve_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Curve:
-    """Raises BudgetError where no vocabulary size on the grid is the multiple that the options ask for."""
+    """Raises BudgetError where no vocabulary size is the multiple that the options ask for."""
     # An explicit size would open the channel grid that a ratio keeps to.
     limits = limits_of(source, ranking, replace(options, vocab_size=None, intermediate_size=None))
     multiple = limits.vocab_multiple
-    grid = vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size)
-    sizes = tuple(size for size in grid if size % multiple == 0)
+    sizes = vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size, multiple=multiple)
     if not sizes:
         raise BudgetError(
-            f"--pad-vocab-to-multiple-of {multiple}: divides none of the {len(grid)} vocabulary sizes of a search",
-            "give a smaller multiple, or the sizes yourself",
+            f"--pad-vocab-to-multiple-of {multiple}: divides no vocabulary size that this model can have, "
+            f"{limits.smallest_vocab_size} to {limits.vocab_size}",
+            "give a smaller multiple",
         )
     return Curve(count_parts(source.tensors, source.config), limits, sizes)
 
@@ -200,47 +208,39 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.2f} MB"
 
 
-def nearest_share(split: Shares, candidates: Sequence[Sizes], curve: Curve) -> Sizes:
-    """The candidate whose removed parameters are shared as asked. Raises BudgetError where none comes near."""
-    best = min(candidates, key=lambda sizes: abs(curve.share(sizes) - split.vocabulary))
-    got = curve.share(best)
-    if abs(got - split.vocabulary) > _SHARE_TOLERANCE:
-        raise BudgetError(
-            f"--split {split.text}: not reachable here, the nearest is {100 * got:.0f}:{100 - 100 * got:.0f}",
-            "move the split, or take --split auto",
-        )
-    return best
-
-
-def judged(judgement: Judgement, unpruned: Judgement, curve: Curve, size_of: SizeOf | None) -> Point:
-    """A judged size beside the unpruned model."""
+def judged(
+    judgement: Judgement, unpruned: Judgement, curve: Curve, size_of: SizeOf | None, ratio: float | None = None
+) -> Point:
+    """A judged size beside the unpruned model; `ratio` is what was asked for, None for a budget in bytes."""
     sizes = judgement.sizes
+    removed = removed_parameters(sizes, curve.parts, curve.limits)
     return Point(
         sizes,
-        curve.parts.total - removed_parameters(sizes, curve.parts, curve.limits),
+        curve.parts.total - removed,
         None if size_of is None else size_of(sizes),
         curve.share(sizes),
         judgement.texts,
         {name: score.bits_per_byte / unpruned.texts[name].bits_per_byte for name, score in judgement.texts.items()},
+        1.0 if ratio is None else removed / (ratio * curve.parts.total),
     )
 
 
 def rank_key(point: Point) -> tuple[float, float]:
-    """Smaller is better: the mean of the ratios to four decimals, then the worst."""
-    return round(point.mean, 4), point.worst
+    """Smaller is better: the loss to four decimals, then the worst text."""
+    return round(point.loss, 4), point.worst
 
 
 def settle(points: Sequence[Point]) -> Point:
-    """The judged point that lies lowest on the parabola (mean ratio by vocabulary share) through those near the best.
+    """The judged point that lies lowest on the parabola (loss by vocabulary share) through those near the best.
 
     The best itself where too few are near it, or where they do not lie in a valley.
     """
     best = min(points, key=rank_key)
-    near = [point for point in points if point.mean - 1 <= _NEAR * max(best.mean - 1, 0.0)]
+    near = [point for point in points if point.loss <= _NEAR * max(best.loss, 0.0)]
     if len(near) < _FEWEST_FOR_PARABOLA:
         return best
     parabola = np.polynomial.Polynomial.fit(
-        [point.vocabulary_share for point in near], [point.mean for point in near], deg=2
+        [point.vocabulary_share for point in near], [point.loss for point in near], deg=2
     )
     if parabola.deriv(2)(0.0) <= 0:
         return best
@@ -316,11 +316,11 @@ def find_sizes(
             raise UsageError("--fit: the artifact's type is not known", "name one with --quant")
         candidates = sizes_within(options.fit_bytes, curve, size_of)
     else:
-        candidates = sizes_at_ratio(DEFAULT_RATIO if options.ratio is None else options.ratio, curve)
+        candidates = sizes_at_ratio(_ratio_of(options) or DEFAULT_RATIO, curve)
     if not is_searched(options):
         split = parse_split(options.split or "")
         assert split != AUTO
-        return Found(nearest_share(split, candidates, curve), None)
+        return Found(nearest_share(split, candidates, curve.parts, curve.limits), None)
     judge = Judge(source, options, ranking, calibration, cache, progress)
     judge.prepare()
     count = min(EVALUATIONS, len(candidates))
@@ -329,7 +329,7 @@ def find_sizes(
         task.advance()
 
         def measure(sizes: Sizes) -> Point:
-            point = judged(judge.at(sizes), unpruned, curve, size_of)
+            point = judged(judge.at(sizes), unpruned, curve, size_of, _ratio_of(options))
             task.advance()
             return point
 
@@ -337,6 +337,13 @@ def find_sizes(
     best = settle(points)
     n_bytes = None if size_of is None else size_of(judge.whole)
     return Found(best.sizes, _record(options, curve, points, best, unpruned, n_bytes, judge.texts))
+
+
+def _ratio_of(options: PruneOptions) -> float | None:
+    """The ratio asked for, where the budget is one."""
+    if options.fit_bytes is not None:
+        return None
+    return DEFAULT_RATIO if options.ratio is None else options.ratio
 
 
 def _record(
@@ -348,9 +355,8 @@ def _record(
     n_bytes: int | None,
     texts: Mapping[str, str],
 ) -> dict[str, Any]:
-    ratio = None if options.fit_bytes is not None else options.ratio or DEFAULT_RATIO
     return {
-        "budget": {"ratio": ratio, "fit_bytes": options.fit_bytes},
+        "budget": {"ratio": _ratio_of(options), "fit_bytes": options.fit_bytes},
         "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
         "unpruned": {
             "vocab_size": curve.limits.vocab_size,

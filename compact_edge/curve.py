@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from compact.budget import Sizes
@@ -124,13 +125,13 @@ def measure_curve(
         whole = judge.at(judge.whole)
         task.advance()
 
-        def measure(at: Sizes) -> Point:
-            point = judged(judge.at(at), whole, curve, sizes.file_bytes)
+        def measure(at: Sizes, ratio: float) -> Point:
+            point = judged(judge.at(at), whole, curve, sizes.file_bytes, ratio)
             task.advance()
             return point
 
         found = {
-            ratio: best_along(some, measure, evaluations=_EVALUATIONS, first_round=_FIRST_ROUND)
+            ratio: best_along(some, partial(measure, ratio=ratio), evaluations=_EVALUATIONS, first_round=_FIRST_ROUND)
             for ratio, some in candidates.items()
         }
     unpruned = judged(whole, whole, curve, sizes.file_bytes)
@@ -194,7 +195,7 @@ def print_curve(curve: SizeCurve) -> None:
         header,
         rows,
         [
-            f"bits per byte in the type of the checkpoint, before any repair and without the loss of {curve.quant}, on "
+            f"bits per byte of the weights as they are, before any repair and without the loss of {curve.quant}, on "
             f"text that the calibration does not hold ({shown} bytes)",
             "mean and worst: of what each text loses against the unpruned model",
             "characters/s: estimated from the bytes of weights that a token reads and the characters it stands for",

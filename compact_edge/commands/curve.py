@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from compact_edge.commands.shared import (
     DIRECTORY,
@@ -96,4 +98,17 @@ def curve(
         return
     print_curve(found)
     click.echo(f"wrote {out}\nnext, for one of these sizes or one between:")
-    click.echo(f"  compact-edge build {shlex.quote(model)} --target gguf --quant {form.quant} --fit SIZE")
+    words = ["build", model, "--target", "gguf", "--quant", form.quant, *_given(values)]
+    click.echo(f"  compact-edge {shlex.join(words)} --fit SIZE")
+
+
+def _given(values: Mapping[str, Any]) -> list[str]:
+    """Those of the options named in `values` that are on the line: a build of the same model takes them too."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in values and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            given = values[name] if parameter.multiple else [values[name]]
+            words += [word for value in given for word in (parameter.opts[0], str(value))]
+    return words

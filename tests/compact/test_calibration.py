@@ -242,11 +242,16 @@ def test_calibration_takes_the_whole_of_a_short_text_unless_some_is_kept_out(
     assert plain.id != kept.id
 
 
-def test_of_a_single_piece_nothing_is_held_out(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(TEXTS[1])
-    made = make_calibration(str(tmp_path / "a.txt"), model, tokens=5000, sequence_length=64, keep_out=True)
+def test_of_a_single_piece_the_end_is_held_out_where_something_judges_on_it(model: Path, tmp_path: Path) -> None:
+    text = "".join(TEXTS).replace("\r", "")  # 465 characters, and a piece has up to 512
+    (tmp_path / "a.txt").write_text(text)
+    made = make_calibration(str(tmp_path / "a.txt"), model, tokens=5000, sequence_length=128)
     assert made.held_out == ()
-    assert made.texts == (TEXTS[1],)
+    assert made.texts == (text,)
+    judging = make_calibration(str(tmp_path / "a.txt"), model, tokens=5000, sequence_length=128, keep_out=True)
+    (held,) = judging.held_out
+    assert "".join((*judging.texts, held.text)) == text
+    assert 0 < len(held.text) < len(text) / 2
 
 
 def test_what_is_held_out_hides_nowhere_else_in_the_text(model: Path, tmp_path: Path) -> None:

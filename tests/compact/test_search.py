@@ -124,11 +124,11 @@ def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
 # ----- which sizes a budget allows
 
 
-def real_curve(name: str, grid: int = 32) -> tuple[Curve, Parts, Limits]:
+def real_curve(name: str, grid: int = 32, multiple: int = 1) -> tuple[Curve, Parts, Limits]:
     vocab, inner, hidden, layers, tied, kv = SHAPES[name]
     parts = parts_of(vocab, inner, hidden, layers, tied=tied, kv=kv)
-    limits = Limits(vocab, inner, 300, grid)
-    return Curve(parts, limits, vocabulary_grid(vocab, 300)), parts, limits
+    limits = Limits(vocab, inner, 300, grid, multiple)
+    return Curve(parts, limits, vocabulary_grid(vocab, 300, multiple=multiple)), parts, limits
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -236,6 +236,58 @@ def test_auto_takes_the_best_of_what_it_judged_and_the_plan_says_so(
     assert not again.misses
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_multiple_of_the_vocabulary_leaves_a_search_as_many_sizes(name: str) -> None:
+    free, *_ = real_curve(name)
+    padded, *_ = real_curve(name, multiple=64)
+    assert all(size % 64 == 0 for size in padded.vocabulary)
+    assert len(padded.vocabulary) >= len(free.vocabulary) - 1
+    for ratio in (0.1, 0.2):
+        found = sizes_at_ratio(ratio, padded)
+        assert len(found) >= 0.8 * len(sizes_at_ratio(ratio, free))
+
+
+@pytest.mark.parametrize(("ratio", "split"), [(0.05, "0:100"), (0.05, "50:50"), (0.1, "70:30"), (0.2, "80:20")])
+def test_shares_that_the_grids_cannot_give_are_refused(ratio: float, split: str) -> None:
+    """256 channels of this model are a tenth of its parameters."""
+    _, parts, limits = real_curve("smollm2-135m", grid=256)
+    shares = parse_split(split)
+    assert isinstance(shares, Shares)
+    with pytest.raises(BudgetError, match=f"--split {split}: not reachable here, the nearest is") as caught:
+        sizes_for_ratio(ratio, parts, limits, shares)
+    nearest = caught.value.message.rsplit(" ", 1)[1]
+    # What it names instead works.
+    other = parse_split(nearest)
+    assert isinstance(other, Shares)
+    sizes = sizes_for_ratio(ratio, parts, limits, other)
+    rows = (limits.vocab_size - sizes.vocab_size) * parts.per_row
+    assert rows / (removed(sizes, parts, limits) * parts.total) == pytest.approx(other.vocabulary, abs=0.01)
+
+
+def test_what_removes_less_is_not_better_for_it() -> None:
+    def point(loss: float, excess: float) -> Point:
+        return Point(Sizes(1, 1), 1, None, 0.5, {}, {"t": 1 + loss}, excess)
+
+    assert min(point(0.100, 1.0), point(0.098, 0.9), key=rank_key).excess == 1.0
+    assert min(point(0.100, 1.0), point(0.080, 0.9), key=rank_key).excess == 0.9
+
+
+def test_a_search_is_kept_for_the_device_and_type_that_auto_came_to(
+    source: ModelSource, options: PruneOptions, cache: Cache
+) -> None:
+    """`auto` is another type on another machine, and a repair changes nothing of what is judged."""
+    asked = replace(options, ratio=0.2, split=AUTO, dtype="auto")
+    calibration = with_texts(source, options, *BOTH)
+    plan = decide(source, asked, cache, calibration=calibration).plan
+    again = Cache(cache.root, [], [])
+    same = decide(source, replace(asked, dtype="float32", method="repair"), again, calibration=calibration).plan
+    assert same.search == plan.search
+    assert not {"search", "scores"} & set(again.misses)
+    other = Cache(cache.root, [], [])
+    decide(source, replace(asked, dtype="bfloat16"), other, calibration=calibration)
+    assert {"search", "scores"} <= set(other.misses)
+
+
 def test_a_split_by_hand_gives_the_shares(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
     _, parts, limits = real_curve("qwen2.5-0.5b")
     for share in (0.2, 0.5, 0.8):
@@ -273,7 +325,7 @@ def test_without_a_split_a_ratio_means_what_it_did(source: ModelSource, options:
         ({"ratio": 1.5, "split": AUTO}, BudgetError, "--ratio 1.5: out of range"),
         ({"ratio": 0.95, "split": AUTO}, BudgetError, "--ratio 0.95: not reachable"),
         ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can give"),
-        ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "divides none of the"),
+        ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "divides no vocabulary size"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused_in_a_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,14 @@ def prepared(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
 
 
+def shop_texts(shop: Workshop) -> list[str]:
+    return [str(shop.calibration), str(shop.root / "<code> & more")]
+
+
 def curve(shop: Workshop, out: Path, *options: str) -> list[str]:
-    other = shop.root / "<code> & more"
-    other.write_text(CODE, encoding="utf-8")
-    calibration = ("--calibration", str(shop.calibration), "--calibration", str(other), "--calibration-tokens", "512")
+    (shop.root / "<code> & more").write_text(CODE, encoding="utf-8")
+    calibration = [word for name in shop_texts(shop) for word in ("--calibration", name)]
+    calibration += ["--calibration-tokens", "512"]
     return ["curve", str(shop.model), "--out", str(out), "--quant", "Q8_0", *calibration, *options]
 
 
@@ -112,7 +117,12 @@ def test_the_table_shows_the_best_of_each_ratio(
     for point in result["points"]:
         line = f"{point['vocab_size']}  "
         assert not point["best"] or line in shown
-    assert "unpruned" in shown and "characters/s" in shown and "--fit SIZE" in shown
+    assert "unpruned" in shown and "characters/s" in shown
+    # The build that it names is of the same calibration.
+    words = shlex.split(shown.splitlines()[-1])
+    calibration = [word for name in shop_texts(shop) for word in ("--calibration", name)]
+    assert words == ["compact-edge", "build", str(shop.model), "--target", "gguf", "--quant", "Q8_0", *calibration,
+                     "--calibration-tokens", "512", "--fit", "SIZE"]  # fmt: skip
     assert cli.run(curve(shop, tmp_path / "again", "--points", "3")) == 2
     assert "--force" in capsys.readouterr().err
     assert cli.run(curve(shop, tmp_path / "again", "--points", "3", "--force", "--json")) == 0
