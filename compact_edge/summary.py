@@ -202,7 +202,12 @@ def less_loss(result: BuildResult) -> list[str]:
     asked, plan = result.pruning, result.plan
     ways = []
     if asked.method == "compact" and plan.intermediate_size < result.source.intermediate_size:
-        ways.append(("--method repair", "fits the kept channels to the original; about as long as the calibration"))
+        ways.append(
+            (
+                "--method repair",
+                "recommended: fits the kept channels to the original; longer than the calibration, no training",
+            )
+        )
     if asked.recover is None:
         minutes = f"{DEFAULT_MINUTES:.0f}"
         ways.append(
