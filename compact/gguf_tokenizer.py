@@ -27,6 +27,22 @@ _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "paddi
           "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _TEMPLATE_KEY = "tokenizer.chat_template"
+# Our own key, written where `prefix_token` would guess wrongly from the keys of the format.
+PREFIX_KEY = "compact.prefix_token_id"
+
+
+def prefix_token(bos: int | None, eos: int | None, padding: int | None, *, adds_bos: bool) -> int | None:
+    """The id that stands before a text without a context: BOS, or EOS where the tokenizer has no BOS.
+
+    A GGUF does not say whether the tokenizer has one: converters take the BOS that the tokenizer does not name from
+    config.json (Qwen: its padding, which stands before no text). A BOS that pads and is not added is taken for such.
+
+    Args:
+        bos, eos, padding: ids that the file names.
+        adds_bos: whether BOS is put before a text.
+    """
+    borrowed = not adds_bos and bos == padding
+    return eos if bos is None or (borrowed and eos is not None) else bos
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
     adds = _template_processor(values, find(pre).adds_bos, tokens, ids, where)
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
     processor = byte_level if adds is None else {"type": "Sequence", "processors": [byte_level, adds]}
-    names = _names(tokens, vocab, ids)
+    names = _names(tokens, vocab, ids, values, find(pre).adds_bos)
     document = _document(added, parts, processor, model)
     return GgufTokenizer(pre, document, ids, names, _templates(values, where), len(tokens))
 
@@ -157,7 +173,7 @@ def _read_sentencepiece(values: Mapping[str, Any], kind: str, where: str) -> Ggu
         sentencepiece_bpe.PRE_NAME,
         document,
         ids,
-        _names(tokens, vocab, ids),
+        _names(tokens, vocab, ids, values, True),
         _templates(values, where),
         len(tokens),
         gguf_sentencepiece.sentencepiece_file(scored, ids) if kind == "llama" else None,
@@ -194,8 +210,16 @@ def _vocab(tokens: list[str], types: list[int], where: str) -> dict[str, int]:
     return vocab
 
 
-def _names(tokens: list[str], vocab: Mapping[str, int], ids: Mapping[str, int]) -> dict[str, str]:
-    return {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
+def _names(
+    tokens: list[str], vocab: Mapping[str, int], ids: Mapping[str, int], values: Mapping[str, Any], adds_bos: bool
+) -> dict[str, str]:
+    """The tokens that tokenizer_config.json names: BOS only where the tokenizer itself has one."""
+    names = {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
+    adds_bos = values.get("tokenizer.ggml.add_bos_token", adds_bos) is True
+    guess = prefix_token(ids.get("bos"), ids.get("eos"), ids.get("padding"), adds_bos=adds_bos)
+    if values.get(PREFIX_KEY, guess) != ids.get("bos"):
+        names.pop("bos_token", None)
+    return names
 
 
 def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:

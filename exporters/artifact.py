@@ -28,7 +28,7 @@ from exporters.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, gr
 
 IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ import gguf
 import tokenizers
 
 from compact.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.gguf_tokenizer import PREFIX_KEY, prefix_token
 from compact.pretokenizers import byte_level_bpe, pre_name
 from compact.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.sentencepiece_bpe import space_prefix as has_space_prefix
 from compact.store import as_storage_error, read_json_object
+from compact.tokenizer import load_tokenizer
 from exporters.gguf_sentencepiece import is_control, scored_tokens
 
 _CODELLAMA_EOT = "\u2581<EOT>"
@@ -77,7 +79,13 @@ def add_tokenizer(
         writer.add_token_types(types)
         writer.add_token_merges(_merges(tokenizer_json, str(path)))
     ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
-    _add_special(writer, tokenizer, ids, str(path))
+    adds_bos = _add_special(writer, tokenizer, ids, str(path))
+    named = _named_id("bos", _added_ids(tokenizer_json), config)
+    first = _prefix_in_transformers(checkpoint) if named is None else named
+    guess = prefix_token(ids.get("bos"), ids.get("eos"), ids.get("pad"), adds_bos=adds_bos)
+    # A loader gives a token that is missing an id of its own, which has no row.
+    if first is not None and first != guess and first < vocab_size:
+        writer.add_uint32(PREFIX_KEY, first)
     if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
         # llama.cpp finds the end of a turn by its text; this spelling it does not know.
         writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
@@ -175,12 +183,9 @@ def _special_ids(
 ) -> dict[str, int]:
     """Role -> id: the tokens that tokenizer_config.json names, then the ids of config.json."""
     ids: dict[str, int] = {}
-    by_content = {entry["content"]: entry["id"] for entry in reversed(tokenizer_json.get("added_tokens") or [])}
+    added = _added_ids(tokenizer_json)
     for role in _ROLES:
-        named = tokenizer_config.get(f"{role}_token")
-        content = named.get("content") if isinstance(named, Mapping) else named
-        found = by_content.get(content) if isinstance(content, str) else None
-        for token_id in (found, config.get(f"{role}_token_id")):
+        for token_id in (_named_id(role, added, tokenizer_config), config.get(f"{role}_token_id")):
             # An id without a row (some checkpoints say pad_token_id = -1) means: there is no such token.
             if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size:
                 ids.setdefault(role, token_id)
@@ -189,6 +194,29 @@ def _special_ids(
         # llama.cpp's converter reads no list, and without the key llama.cpp takes token 11 for EOS.
         ids["eos"] = ends[0]
     return ids
+
+
+def _added_ids(tokenizer_json: Mapping[str, Any]) -> dict[str, int]:
+    """Text -> id of the added tokens."""
+    return {entry["content"]: entry["id"] for entry in reversed(tokenizer_json.get("added_tokens") or [])}
+
+
+def _named_id(role: str, added: Mapping[str, int], tokenizer_config: Mapping[str, Any]) -> int | None:
+    """The added token that tokenizer_config.json names for a role."""
+    named = tokenizer_config.get(f"{role}_token")
+    content = named.get("content") if isinstance(named, Mapping) else named
+    return added.get(content) if isinstance(content, str) else None
+
+
+def _prefix_in_transformers(checkpoint: Path) -> int | None:
+    """BOS, or EOS without one, as Transformers has them: a tokenizer's class has names of its own."""
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+    except DamagedFileError:  # no checkpoint to score alike then; the file itself needs nothing of Transformers
+        return None
+    begin: int | None = tokenizer.bos_token_id
+    end: int | None = tokenizer.eos_token_id
+    return end if begin is None else begin
 
 
 def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
@@ -213,8 +241,11 @@ def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str
     )
 
 
-def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> None:
-    """Write special ids, and make add_bos and add_eos explicit from what the tokenizer puts around a text."""
+def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> bool:
+    """Write special ids, and make add_bos and add_eos explicit from what the tokenizer puts around a text.
+
+    Returns whether it puts BOS there.
+    """
     plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     full = tokenizer.encode(_PROBE).ids
     pair = tokenizer.encode(_PROBE, _PROBE).ids
@@ -239,6 +270,7 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: 
     if inner:
         separators = {ids[role] for role in ("sep", "eos") if role in ids}
         writer.add_add_sep_token(set(inner) <= separators and not around["eos"])
+    return bool(around["bos"])
 
 
 def _find(part: list[int], whole: list[int]) -> int | None:
