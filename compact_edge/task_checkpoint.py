@@ -11,8 +11,8 @@ from compact.importance import load_model, resolve_device
 from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Group, Score
 
-# Rows of logits whose log-probabilities are computed at a time.
-_ROWS = 256
+# Bytes of logits that are alive at once while scoring.
+_LOGITS_BYTES = 1 << 27
 # Tokens of a pass, unless one group has more.
 _TOKENS = 2048
 
@@ -62,7 +62,6 @@ class CheckpointRuntime(CheckpointTokenizer):
         rows = [(g, b) for g, group in enumerate(groups) for b in range(len(group.branches))]
         branches = [groups[g].branches[b] for g, b in rows]
         length = max(len(branch.ids) for branch in branches)
-        first = min(branch.first for branch in branches)
         ids = self._padded([branch.ids for branch in branches], length, left=False)
         extra: dict[str, Any] = {"use_cache": False}
         with torch.inference_mode():
@@ -76,8 +75,9 @@ class CheckpointRuntime(CheckpointTokenizer):
                 positions = seen.sum(dim=1, keepdim=True) + torch.arange(length, device=seen.device)
                 mask = torch.cat([seen, torch.ones_like(ids)], dim=1)
                 extra = {self._cache_name: cache, "attention_mask": mask, "position_ids": positions}
-            logits = self._model(input_ids=ids, logits_to_keep=length - first, **extra).logits
-            return self._scores(groups, rows, logits, first)
+            # Without the head: the logits of a long text are gigabytes where the vocabulary is large.
+            hidden = self._model.model(input_ids=ids, **extra).last_hidden_state
+            return self._scores(groups, rows, hidden)
 
     def _padded(self, parts: Sequence[Sequence[int]], length: int, *, left: bool) -> Any:
         import torch
@@ -100,25 +100,18 @@ class CheckpointRuntime(CheckpointTokenizer):
         out = self._model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=True, logits_to_keep=1)
         return out[self._cache_name], seen
 
-    def _scores(
-        self, groups: Sequence[Group], rows: Sequence[tuple[int, int]], logits: Any, first: int
-    ) -> list[GroupScores]:
-        import torch
-
-        wanted: list[tuple[int, int, int]] = []  # row, position among the kept ones, target id
+    def _scores(self, groups: Sequence[Group], rows: Sequence[tuple[int, int]], hidden: Any) -> list[GroupScores]:
+        """Scores from hidden states [B, T, hidden_size], of which row r is that of group and branch `rows[r]`."""
+        places: dict[tuple[int, int], int] = {}  # row and position, each once, though several targets look there
+        wanted: list[tuple[int, int]] = []  # number of the place, target id
         for row, (g, b) in enumerate(rows):
             branch = groups[g].branches[b]
             for target in branch.targets:
-                begin = len(branch.ids) - len(target) - first
-                wanted += [(row, begin + index, token) for index, token in enumerate(target)]
-        places = torch.tensor(wanted, device=logits.device)
-        values: list[float] = []
-        best: list[bool] = []
-        for part in torch.split(places, _ROWS):
-            chosen = logits[part[:, 0], part[:, 1]].float()
-            own = chosen.gather(1, part[:, 2:])[:, 0]
-            values += (own - chosen.logsumexp(dim=1)).tolist()
-            best += (chosen.argmax(dim=1) == part[:, 2]).tolist()
+                begin = len(branch.ids) - len(target)
+                wanted += [
+                    (places.setdefault((row, begin + index), len(places)), token) for index, token in enumerate(target)
+                ]
+        values, best = self._log_probabilities(hidden, list(places), wanted)
         at = 0
         result: list[GroupScores] = [[] for _ in groups]
         for g, b in rows:
@@ -129,6 +122,30 @@ class CheckpointRuntime(CheckpointTokenizer):
                 at = end
             result[g].append(scores)
         return result
+
+    def _log_probabilities(
+        self, hidden: Any, places: Sequence[tuple[int, int]], wanted: Sequence[tuple[int, int]]
+    ) -> tuple[list[float], list[bool]]:
+        """Of each (number of its place, id): its log-probability, and whether it is the likeliest there."""
+        import torch
+
+        from compact.recovery.loss import head_logits, head_settings
+
+        head = self._model.get_output_embeddings().weight
+        scale, cap = head_settings(self._model.config)
+        at = torch.tensor(places, device=hidden.device)
+        numbers, tokens = torch.tensor(wanted, device=hidden.device).unbind(1)
+        values = torch.empty(len(wanted), dtype=torch.float32, device=hidden.device)
+        best = torch.empty(len(wanted), dtype=torch.bool, device=hidden.device)
+        size = max(1, _LOGITS_BYTES // (4 * head.shape[0]))
+        for start in range(0, len(places), size):
+            part = at[start : start + size]
+            logits = head_logits(hidden[part[:, 0], part[:, 1]], head, scale, cap)
+            here = ((numbers >= start) & (numbers < start + size)).nonzero()[:, 0]
+            place, token = numbers[here] - start, tokens[here]
+            values[here] = logits[place, token] - logits.logsumexp(dim=1)[place]
+            best[here] = logits.argmax(dim=1)[place] == token
+        return values.tolist(), best.tolist()
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance

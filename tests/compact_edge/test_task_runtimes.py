@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compact.importance import load_model
+from compact_edge import task_checkpoint
 from compact_edge.task_checkpoint import CheckpointRuntime
 from compact_edge.task_engines import GgufRuntime
 from compact_edge.task_runtime import Runtime, packs
@@ -75,7 +78,9 @@ def scores(runtime: Runtime, rows: Sequence[Branch]) -> list[float]:
 
 
 @every_case
-def test_shared_beginnings_change_no_score(tmp_path: Path, architecture: str, variant: str) -> None:
+def test_shared_beginnings_change_no_score(
+    tmp_path: Path, architecture: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint(tmp_path / "m", architecture, variant, torch.float32)
     rows = sequences(7)
     model = load_model(source)
@@ -88,12 +93,43 @@ def test_shared_beginnings_change_no_score(tmp_path: Path, architecture: str, va
                 expected.append(sum(float(logits[i, token]) for i, token in zip(places, target, strict=True)))
     runtime = CheckpointRuntime(source, device="cpu", batch_size=16)
     assert scores(runtime, rows) == pytest.approx(expected, abs=1e-3)
+    monkeypatch.setattr(task_checkpoint, "_LOGITS_BYTES", 20_000)  # a dozen rows of logits at a time
+    assert scores(runtime, rows) == pytest.approx(expected, abs=1e-3)
     write_gguf(source, tmp_path / "m.gguf", "F32")
     llama = GgufRuntime(tmp_path / "m.gguf", threads=1)
     try:
         assert scores(llama, rows) == pytest.approx(expected, abs=5e-3)
     finally:
         llama.close()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                self.elements = max(self.elements, value.numel())
+        return made
+
+
+def test_the_logits_of_a_long_text_are_never_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint(tmp_path / "m", "LlamaForCausalLM", "tied", torch.float32, padding=20_000)
+    runtime = CheckpointRuntime(source, device="cpu")
+    vocab_size = runtime._model.config.vocab_size
+    text = tuple(range(3, 203))
+    group = Group((), (Branch(text[:-1], (text[1:],)),))
+    monkeypatch.setattr(task_checkpoint, "_LOGITS_BYTES", 16 * 4 * vocab_size)
+    with LargestTensor() as largest:
+        (((score,),),) = runtime.score([group], lambda _: None)
+    with torch.inference_mode():
+        rows = load_model(source)(input_ids=torch.tensor([text[:-1]])).logits[0].log_softmax(dim=-1)
+    assert score.log_probability == pytest.approx(float(rows.gather(1, torch.tensor([text[1:]]).T).sum()), rel=1e-5)
+    # 16 rows of the 199; the head's own matrix is its size times the vocabulary.
+    assert largest.elements <= max(16, runtime._model.config.hidden_size) * vocab_size < 199 * vocab_size
 
 
 def test_a_group_that_fits_no_engine_is_refused(tmp_path: Path) -> None:
