@@ -117,7 +117,11 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self._score([(before, after) for _, before, after in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-probability of whole texts, each in windows of the model's context."""
+        """Log-probability of whole texts, each in windows of the model's context.
+
+        As lm_eval's own model does it: the runtime's prefix token stands before the text with the tokens that the
+        tokenizer adds. Where it adds BOS, that BOS is scored too, after another one.
+        """
         del disable_tqdm
         pairs: list[tuple[list[int], list[int]]] = []
         counts = []
