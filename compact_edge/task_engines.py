@@ -70,7 +70,7 @@ class GgufRuntime:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runtime.decode`."""
-        text = self._vocabulary.detokenize(ids).decode("utf-8", "replace")
+        text = self._vocabulary.detokenize(ids, special=False).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._put_in_front else text
 
     def _open(self, cells: int) -> LlamaEngine:

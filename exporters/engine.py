@@ -149,9 +149,9 @@ class LlamaEngine(ChildEngine):
         ends = np.cumsum(counts)
         return [flat[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
-    def detokenize(self, ids: Sequence[int]) -> bytes:
-        """The bytes that the tokens stand for, one after another; special tokens as their text."""
-        _, (text,) = self._child.ask({"op": "detokenize"}, (self._ids(ids, 0, 2**31 - 1),))
+    def detokenize(self, ids: Sequence[int], *, special: bool = True) -> bytes:
+        """The bytes that the tokens stand for, one after another; special tokens as their text, or left out."""
+        _, (text,) = self._child.ask({"op": "detokenize", "special": special}, (self._ids(ids, 0, 2**31 - 1),))
         return text.tobytes()
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -98,14 +98,14 @@ class Model:
                 raise RefusedError("data", "the text has more tokens than llama.cpp counts")
             room = -count
 
-    def detokenize(self, ids: NDArray[np.int32]) -> bytes:
-        """The bytes of the pieces, special tokens written out."""
+    def detokenize(self, ids: NDArray[np.int32], special: bool) -> bytes:
+        """The bytes of the pieces; special tokens are written out or left out."""
         out = bytearray()
         size = 256
         for token in ids.tolist():
             while True:
                 buffer = ctypes.create_string_buffer(size)
-                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
                 if count >= 0:
                     out += buffer.raw[:count]
                     break
@@ -287,7 +287,8 @@ class _Server:
                 counts = np.array([len(part) for part in parts[1:]], dtype=np.int64)
                 return {}, (np.concatenate(parts), counts)
             case "detokenize":
-                return {}, (np.frombuffer(model.detokenize(arrays[0]), dtype=np.uint8),)
+                text = model.detokenize(arrays[0], request["special"])
+                return {}, (np.frombuffer(text, dtype=np.uint8),)
             case "logits":
                 return {}, (model.logits(arrays[0]),)
             case "score":

@@ -178,6 +178,14 @@ def test_generation_is_greedy_and_ends_before_a_stop_string(
         assert [record["resps"][0][0] for record in records] == expected
 
 
+def test_answers_hold_no_special_tokens(place: Place, reference: Reference) -> None:
+    ids = reference.tokenizer("<|im_start|>naïve <tool> waves<|im_end|> and ice<|endoftext|>")["input_ids"]
+    expected = reference.tokenizer.decode(ids, skip_special_tokens=True)
+    assert expected == "naïve <tool> waves and ice"
+    for runtime in runtimes(place):
+        assert runtime.decode(ids) == expected, runtime.name
+
+
 def runtimes(place: Place) -> Iterator[Runtime]:
     for make in (
         lambda: CheckpointRuntime(place.checkpoint, device="cpu", batch_size=3),

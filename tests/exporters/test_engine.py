@@ -90,6 +90,7 @@ def test_tokenize_equals_hugging_face(small_checkpoint: Path, small_gguf_file: P
         (ids,) = engine.tokenize([text], parse_special=True)
         assert ids == encode(small_checkpoint, text)
         assert engine.detokenize(ids) == text.encode()
+        assert engine.detokenize(ids, special=False) == text.replace("<|user|>", "").encode()
 
 
 def test_vocabulary_only(small_gguf_file: Path) -> None:
