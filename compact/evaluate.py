@@ -130,7 +130,7 @@ def evaluate(
 
 
 def hf_score(model: Any) -> Score:
-    """Scoring through Transformers: logits in float32, log-probabilities in float64."""
+    """Scoring through Transformers: logits in the model's dtype, log-probabilities of them in float64."""
     import torch
 
     def score(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
