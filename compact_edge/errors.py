@@ -71,6 +71,10 @@ def describe(error: BaseException) -> Failure:
         return _describe_missing(error, error.name)
     if _out_of_memory(error):
         return Failure(EXIT_UNAVAILABLE, "not enough memory", "close other programs, or use a smaller model")
+    if _out_of_device_memory(error):
+        return Failure(
+            EXIT_UNAVAILABLE, "not enough memory on the accelerator", "lower --batch-size, or run with --device cpu"
+        )
     # Libraries also raise a bare OSError without an errno for a bug or a bad file; that is no failure of the disk.
     if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         return _describe_os(error)
@@ -117,3 +121,15 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
+
+
+def _out_of_device_memory(error: BaseException) -> bool:
+    # By name and text: torch need not be there, and takes seconds to import. Its allocators of CUDA and XPU raise a
+    # class of their own; a failed call of CUDA itself, and the allocator of MPS, have only a text.
+    if any(
+        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(error).__mro__
+    ):
+        return True
+    texts = ("MPS backend out of memory", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

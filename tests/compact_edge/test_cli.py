@@ -22,6 +22,8 @@ from compact_edge.errors import Terminated, describe
 from compact_edge.packages import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
+# As torch has it, which is not imported here.
+TorchOutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
 Install = Callable[[Callable[[], None]], None]
 
 
@@ -81,6 +83,9 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (ModuleNotFoundError("No module named 'compact.x'", name="compact.x"), 1, "internal error", "--debug"),
         (MemoryError(), 69, "not enough memory", "smaller model"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), 69, "not enough memory", "s"),
+        (TorchOutOfMemoryError("CUDA out of memory. Tried to allocate 6.00 GiB."), 69, "not enough memory", "cpu"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 69, "not enough memory", "--batch-size"),
+        (RuntimeError("CUDA error: out of memory\nmore lines"), 69, "not enough memory", "--batch-size"),
         (KeyboardInterrupt(), 130, "interrupted", None),
         (Terminated(15, "SIGTERM"), 143, "stopped by SIGTERM", None),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError: division", "--debug"),
