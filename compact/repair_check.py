@@ -33,7 +33,7 @@ class Verdict:
     Attributes:
         share: of the change that is kept; 0 where even the smallest was worse than the plain cut somewhere.
         plain: bits per byte of the plain cut, by text.
-        repaired: those of the model with this share, by text.
+        repaired: those of the model with this share, by text; where the share is 0, with the smallest that was tried.
     """
 
     share: float

@@ -22,7 +22,7 @@ class RecoverOptions:
 
     Attributes:
         method: `distill`.
-        text: files, built-in texts or Hub data sets; empty takes the calibration's.
+        text: files, built-in texts, Hub data sets or `self`; empty takes the calibration's.
         tokens: budget in tokens of the pruned model; minutes: in minutes of wall-clock time. Whichever ends first.
         learning_rate: of AdamW at its highest.
         train: `all` weights, or `embeddings` (the embedding and the LM head).
@@ -48,6 +48,8 @@ class RecoverOptions:
             raise UsageError(f"--recover-minutes {self.minutes:g}: more than 0 are needed")
         if not 0 < self.learning_rate < 1:
             raise UsageError(f"--learning-rate {self.learning_rate:g}: between 0 and 1")
+        if self.pieces_per_step < 1:
+            raise UsageError(f"pieces_per_step {self.pieces_per_step}: a step learns from at least 1")
 
     @property
     def seconds(self) -> float | None:

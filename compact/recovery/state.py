@@ -12,8 +12,8 @@ class State:
 
     Attributes:
         step, pieces, tokens, seconds: done so far; tokens are the student's, pieces those taken from the text.
-        loss: mean loss of the rows since the last evaluation, in nats.
-        history: one entry an evaluation: step, tokens, seconds, loss and bits per byte of every held-out text.
+        history: one entry an evaluation: step, tokens, seconds, done (the share of the budget), loss (mean of the rows
+            since the evaluation before, in nats) and bits per byte of every held-out text.
         best: index of the best entry.
     """
 

@@ -269,6 +269,13 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
     monkeypatch.setattr(distill, "_SAVED_BYTES", 1 << 40)
     with pytest.raises(DiskFullError, match="are needed"):
         decide(source, _options(text, tokens=1000), cache)
-    for wrong in ({"tokens": 0}, {"minutes": -1.0}, {"learning_rate": 0.0}, {"train": "some"}, {"method": "magic"}):
+    for wrong in (
+        {"tokens": 0},
+        {"minutes": -1.0},
+        {"learning_rate": 0.0},
+        {"train": "some"},
+        {"method": "magic"},
+        {"pieces_per_step": 0},
+    ):
         with pytest.raises(UsageError):
             RecoverOptions(**wrong)  # type: ignore[arg-type]
