@@ -52,6 +52,8 @@ _HELD_OUT_CHARACTERS = 16_000
 _HELD_OUT_SHARE = 10
 # A text of one piece and at least so many characters is cut, for its end to be held out.
 _SHORTEST_CUT = 400
+# Rows of a parquet file that are Python's strings at once.
+_PARQUET_ROWS = 1024
 
 # Given a number of tokens, texts by the model that hold at least as many.
 Sampler = Callable[[int], list[str]]
@@ -130,7 +132,7 @@ def read_documents(path: Path) -> list[str]:
         if path.suffix == ".jsonl":
             documents = list(read_jsonl(path))
         elif path.suffix == ".parquet":
-            documents = _read_parquet(path)
+            documents = list(read_parquet(path))
         else:
             documents = [path.read_text(encoding="utf-8")]
     documents = [document for document in documents if document.strip()]
@@ -178,21 +180,26 @@ def text_of(record: Any, where: str) -> str:
     raise DamagedFileError(f"{where}: no string under {' or '.join(map(repr, TEXT_KEYS))}")
 
 
-def _read_parquet(path: Path) -> list[str]:
+def read_parquet(path: Path) -> Iterator[str]:
+    """The texts of a parquet file, a row group at a time at most, within `reading`.
+
+    Raises:
+        DamagedFileError: no parquet file, or no column of text. ToolUnavailableError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ToolUnavailableError(f"{path}: parquet needs pyarrow", "pip install 'compact-edge[parquet]'") from error
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        column = next((key for key in TEXT_KEYS if key in names), None)
-        if column is None:
-            raise DamagedFileError(f"{path}: no column {' or '.join(map(repr, TEXT_KEYS))}")
-        values = pyarrow.parquet.read_table(path, columns=[column]).column(0).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            column = next((key for key in TEXT_KEYS if key in file.schema_arrow.names), None)
+            if column is None:
+                raise DamagedFileError(f"{path}: no column {' or '.join(map(repr, TEXT_KEYS))}")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
+                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
     except pyarrow.ArrowException as error:
         raise DamagedFileError(f"{path}: not a valid parquet file ({error})") from error
-    return [str(value) for value in values if value is not None]
 
 
 def cut(document: str, size: int) -> list[str]:
