@@ -15,9 +15,16 @@ from compact.calibration import Calibration
 from compact.errors import PlanMismatchError
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
 from compact.progress import SILENT, Progress
-from compact.prune import PruneOptions, calibration_for, default_calibration, make_plan, prune
+from compact.prune import (
+    PruneOptions,
+    calibration_for,
+    check_texts_to_learn,
+    default_calibration,
+    make_plan,
+    prune,
+    texts_to_learn,
+)
 from compact.ranking import rank_vocabulary
-from compact.recovery.text import check_texts
 from compact.repair import repair
 from compact.search import SizeOf, find_sizes
 from compact.source import ModelSource
@@ -59,8 +66,7 @@ def decide(
         progress: told of every stage.
     """
     check_budget(options)
-    if options.recover is not None:
-        check_texts(options.recover.text)
+    check_texts_to_learn(options, default_calibration(source))
     is_sized = options.fit_bytes is not None or is_searched(options)
     if calibration is None and (is_sized or options.method == "repair"):
         calibration = calibration_for(source, options, cache=cache, progress=progress)
@@ -115,7 +121,7 @@ def _recover(
     from compact.recovery.distill import recover  # torch is loaded where something is trained
 
     assert options.recover is not None
-    text = options.recover.text or options.calibration or default_calibration(source)
+    text = texts_to_learn(options, default_calibration(source))
     student, _ = pruned_checkpoint(source, decision, cache, progress=progress)
     plan, updates = recover(
         source,

@@ -1,8 +1,8 @@
-"""Calibration text from a data set on the Hugging Face Hub, read as a stream: only what is drawn is downloaded.
+"""Text from a data set on the Hugging Face Hub, read as a stream: only what is drawn is downloaded.
 
 The draw depends on the data set's commit, the seed and the number of characters, and not on a tokenizer or machine: the
 stream goes through a shuffle buffer of the seed, and of a long document one piece is taken, so that no document
-dominates. The result lies in the cache, so the next build with the same calibration needs no network.
+dominates. The result lies in the cache, so the next build with the same text needs no network.
 """
 
 from __future__ import annotations
@@ -87,12 +87,17 @@ def names_hub_dataset(word: str | None) -> bool:
     )
 
 
-def require_datasets(word: str) -> None:
-    """Raises ToolUnavailableError where the package that reads data sets is missing."""
+def require_datasets(word: str, option: str = "--calibration") -> None:
+    """Raises ToolUnavailableError where the package that reads data sets is missing.
+
+    Args:
+        word: the data set.
+        option: what the user named it by.
+    """
     if importlib.util.find_spec("datasets") is None:
         raise ToolUnavailableError(
-            f"--calibration {word}: the package datasets is not installed",
-            "pip install 'compact-edge[datasets]', or give --calibration stdlib-prose or a file",
+            f"{option} {word}: the package datasets is not installed",
+            f"pip install 'compact-edge[datasets]', or give {option} stdlib-prose or a file",
         )
 
 
@@ -102,6 +107,7 @@ def draw_documents(
     piece: int,
     seed: int,
     *,
+    option: str = "--calibration",
     cache: Cache | None = None,
     progress: Progress = SILENT,
 ) -> tuple[list[str], str]:
@@ -112,6 +118,7 @@ def draw_documents(
         characters: how much to draw; fewer where the data set ends before.
         piece: what is taken of a longer document.
         seed: of the order of documents, and of the piece of each.
+        option: what the user named it by, for messages.
         cache: keeps the draw.
         progress: told of the characters drawn.
 
@@ -125,10 +132,13 @@ def draw_documents(
     key = sha256_json({"version": _VERSION, "of": name.at(commit), "draw": [characters, piece, seed, _BUFFER]})
 
     def make(work: Path) -> None:
-        write_json(work / "documents.json", _draw(name, commit, characters, piece, seed, progress), indent=None)
+        write_json(work / "documents.json", draw(), indent=None)
+
+    def draw() -> list[str]:
+        return _draw(name, commit, characters, piece, seed, option, progress)
 
     if cache is None:
-        return _draw(name, commit, characters, piece, seed, progress), name.at(commit)
+        return draw(), name.at(commit)
     if _offline() and cache.find("hub-text", key) is None:
         raise offline_error(name.repo, name.revision, "dataset")
     documents = read_json(cache.get_or_make("hub-text", key, make, needed_bytes=2 * characters) / "documents.json")
@@ -164,17 +174,19 @@ def _resolve(name: DatasetName) -> str:
         return commit
 
 
-def _draw(name: DatasetName, commit: str, characters: int, piece: int, seed: int, progress: Progress) -> list[str]:
+def _draw(
+    name: DatasetName, commit: str, characters: int, piece: int, seed: int, option: str, progress: Progress
+) -> list[str]:
     if _offline():
         raise offline_error(name.repo, name.revision, "dataset")
-    require_datasets(name.repo)
+    require_datasets(name.repo, option)
     from compact.calibration import cut
 
     draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     texts: list[str] = []
     total = 0
     with progress.task(f"reading {name.repo}", characters, "characters") as task:
-        for text in _texts(name, commit, seed):
+        for text in _texts(name, commit, seed, option):
             pieces = [part for part in cut(text, piece) if part.strip()]
             if not pieces:
                 continue
@@ -188,20 +200,20 @@ def _draw(name: DatasetName, commit: str, characters: int, piece: int, seed: int
     return texts
 
 
-def _texts(name: DatasetName, commit: str, seed: int) -> Iterator[str]:
+def _texts(name: DatasetName, commit: str, seed: int, option: str) -> Iterator[str]:
     from compact.calibration import text_of
 
     where = name.at(commit)
-    for number, record in enumerate(_records(name, commit, seed), 1):
+    for number, record in enumerate(_records(name, commit, seed, option), 1):
         yield text_of(record, f"{where}, record {number}")
 
 
-def _records(name: DatasetName, commit: str, seed: int) -> Iterator[Mapping[str, Any]]:
+def _records(name: DatasetName, commit: str, seed: int, option: str) -> Iterator[Mapping[str, Any]]:
     """The data set's records in the seed's order."""
     with translated(name.repo, name.revision, "dataset"):
         from datasets.exceptions import DatasetGenerationError
 
-        stream = _open_stream(name, commit)
+        stream = _open_stream(name, commit, option)
         try:
             yield from stream.shuffle(seed=seed, buffer_size=_BUFFER)
         except (ValueError, EOFError, zlib.error, BadGzipFile, DatasetGenerationError) as error:
@@ -210,7 +222,7 @@ def _records(name: DatasetName, commit: str, seed: int) -> Iterator[Mapping[str,
             ) from error
 
 
-def _open_stream(name: DatasetName, commit: str) -> Any:
+def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
     """The data set of `datasets`, before the first record is read; its errors that say what the user can change."""
     import datasets
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
@@ -239,7 +251,7 @@ def _open_stream(name: DatasetName, commit: str) -> Any:
     except ValueError as error:
         # A configuration or split that is not there: the text lists those that are.
         raise UsageError(
-            f"--calibration {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
+            f"{option} {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
         ) from error
 
 

@@ -53,7 +53,7 @@ class PrunePlan:
         updates_sha256: of an `updates.safetensors` beside the plan whose tensors replace the selected ones, or None.
         search: how the sizes were found, where they were searched; for people, like `options`.
         repair: how weights were repaired (ridge, held-out errors), or None; for people.
-        recovery: how the model was trained after the cut (text, tokens, losses), or None; for people.
+        recovery: how the model was trained after the cut (text and its sha256, tokens, losses), or None; for people.
     """
 
     schema: str

@@ -101,14 +101,32 @@ def check_calibration(model: str, options: PruneOptions) -> None:
 
     Raises:
         ToolUnavailableError: a Hub data set without the package that reads it.
-        CalibrationError: a text to learn from that is not there.
+        CalibrationError: a text to learn from that is not there. UsageError: one of two is a part of the other.
     """
-    if options.recover is not None:
-        check_texts(options.recover.text)
-    names = options.calibration or ((calibrating.C4,) if names_hub_model(model) else ())
-    for name in names:
+    default = (calibrating.C4,) if names_hub_model(model) else ()
+    for name in options.calibration or default:
         if options.method in CALIBRATED and names_hub_dataset(name):
             require_datasets(name)
+    check_texts_to_learn(options, default)
+
+
+def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> None:
+    """Refuse texts of a recovery that cannot be read here. Raises what `compact.recovery.text.check_texts` does.
+
+    Args:
+        options: what the user asked for.
+        default: the calibration where the user names none.
+    """
+    if options.recover is not None:
+        is_calibration = not options.recover.text and bool(options.calibration)
+        texts = texts_to_learn(options, default)
+        check_texts(texts, "--calibration" if is_calibration else "--recover-text")
+
+
+def texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> tuple[str, ...]:
+    """What a recovery learns from: its own texts, else the calibration's, which are `default` where none are named."""
+    own = () if options.recover is None else options.recover.text
+    return own or options.calibration or default
 
 
 def calibration_for(

@@ -39,6 +39,7 @@ __all__ = [
     "Module",
     "Source",
     "Split",
+    "apart",
     "code",
     "docstrings",
     "documents",
@@ -108,10 +109,14 @@ def code(split: Split) -> Iterator[str]:
     The order is fixed but scattered over the library (by a hash of the name), so that the first documents are a fair
     sample of all of them. Files are read one at a time: stopping early costs nothing.
     """
+    yield from (text for _, text in _named_code(split))
+
+
+def _named_code(split: Split) -> Iterator[tuple[str, str]]:
     for module in _split_modules(split):
         source = module.read()
         if source.strip():
-            yield source
+            yield module.name, source
 
 
 def prose(split: Split) -> Iterator[str]:
@@ -119,6 +124,10 @@ def prose(split: Split) -> Iterator[str]:
 
     Topics are split by their key as modules are by their name. The order is fixed and scattered, as for `code`.
     """
+    yield from (text for _, text in _named_prose(split))
+
+
+def _named_prose(split: Split) -> Iterator[tuple[str, str]]:
     topics = {f"{_TOPICS_MODULE}.{key}": text for key, text in _topics().items()}
     by_name = {module.name: module for module in modules()}
     names = [name for name in (*topics, *by_name) if _belongs(name, split)]
@@ -128,7 +137,33 @@ def prose(split: Split) -> Iterator[str]:
         else:
             text = "\n\n".join(docstring.text for docstring in _module_docstrings(by_name[name]))
         if text:
-            yield text + "\n"
+            yield name, text + "\n"
+
+
+def apart(characters: int) -> tuple[list[str], Iterator[str]]:
+    """`documents("stdlib")` in two parts that share no module and no topic: texts to judge by, and the others.
+
+    A module's docstrings stand in its source and in its prose, so the two go together.
+
+    Args:
+        characters: of the first part, half of them code and half prose, about; it has no document longer than a quarter
+            of it.
+    """
+    names: set[str] = set()
+    first: list[str] = []
+    for texts in (_named_code("train"), _named_prose("train")):
+        room = characters // 2
+        for name, text in texts:
+            if room <= 0:
+                break
+            if name not in names and characters // 32 <= len(text) <= characters // 4:
+                names.add(name)
+                first.append(text)
+                room -= len(text)
+    code_left, prose_left = (
+        (text for name, text in texts if name not in names) for texts in (_named_code("train"), _named_prose("train"))
+    )
+    return first, _alternate(code_left, prose_left)
 
 
 def docstrings(split: Split) -> Iterator[Docstring]:

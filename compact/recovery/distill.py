@@ -1,7 +1,8 @@
 """`--recover distill`: the unpruned model teaches the pruned one, and what it learned becomes the plan's updates.
 
 The run can be cut and resumed: its state lies in the cache until it ends. What is written is the best of the models
-that were judged on text kept out, the one it began with among them, so a run never makes a model worse there.
+that were judged on text kept out, the one it began with among them. Best is the mean of the texts' bits per byte: a run
+never makes that worse, though it may make one text worse than another better.
 """
 
 from __future__ import annotations
@@ -17,54 +18,37 @@ from typing import Any
 import torch
 
 from compact import calibration as calibrating
-from compact import stdlib_text
-from compact.budget import Sizes, count_parts, pruned_parts
 from compact.cache import ENVIRONMENT, Cache
-from compact.distributed import (
-    barrier,
-    broadcast_json,
-    is_main,
-    local_world_size,
-    rank,
-    share,
-    world_size,
-)
-from compact.errors import StorageError, ToolUnavailableError
+from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
+from compact.errors import StorageError
 from compact.held_out import CutTexts, named_texts
-from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
-from compact.importance import cpu_multiplies_bfloat16, free_memory, load_model, resolve_device
+from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
 from compact.recovery.align import Alignment, align
 from compact.recovery.checkpoint import TORCH_DTYPES
 from compact.recovery.lesson import Lesson, make_lesson
+from compact.recovery.memory import require_memory, trained_and_all
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
+from compact.recovery.sources import training_text
 from compact.recovery.state import State
 from compact.recovery.teacher import Teacher
-from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, in_memory
+from compact.recovery.text import TrainingText
 from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
-from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import encode, load_tokenizer
 from compact.vocabulary import read_vocabulary
 
-# Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
-_PIECE_CHARACTERS = 4 * PIECE_TOKENS
 # A piece in a script that the vocabulary cuts finely is cut here.
 _LONGEST = 2 * PIECE_TOKENS
 # Pieces whose answers the teacher gives, and the cache keeps, together.
 _SHARD = 16
 # Weight of positions inside a token that the student does not have.
 _INNER_WEIGHT = 0.3
-# What the model writes itself where `self` is among the texts; more is the same text again.
-_SELF_TOKENS = 131_072
 _SEQUENCES_PER_BATCH = 2
 _SAVE_EVERY = 300.0
-# AdamW over float32: a gradient and two moments beside each trained weight; where there are no gradients, as the model
-# is judged and written, there is a copy of the weights.
-_BYTES_PER_TRAINED = 12
 # On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
 _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
@@ -126,18 +110,21 @@ def recover(
     key = sha256_json(run)
     saved = cache.path("recovering", key)
 
+    trained, _ = trained_and_all(source, plan, options.train)
+    state_bytes = trained * _SAVED_BYTES
+
     def make(work: Path) -> None:
-        _require_memory(source, plan, place, compute, options.train)
+        require_memory(source, plan, place, compute, options.train, _batch_size(place))
         session = _Session(source, plan, student, options, text, cache, place, compute, saved, progress)
         state = session.run()
         if is_main():
             if state.best > 0:
                 checkpoint.write_updates(saved, updates, work / UPDATES)
-            write_json(work / _FILE, {"run": run, "history": state.history, "best": state.best})
+            result = {"run": run, "history": state.history, "best": state.best, "passes": text.passes()}
+            write_json(work / _FILE, result)
 
-    trained, _ = _trained_and_all(source, plan, options.train)
     # While a state is written the one before is still there.
-    disk = trained * (_SAVED_BYTES * (1 if saved.is_dir() else 2) + _WRITTEN_BYTES)
+    disk = state_bytes * (1 if saved.is_dir() else 2) + trained * _WRITTEN_BYTES
     found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
     if is_main():
         shutil.rmtree(saved, ignore_errors=True)
@@ -145,11 +132,16 @@ def recover(
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
+    # A result from before has no count of them.
+    if passes := result.get("passes"):
+        words = ", ".join(f"{name} {times:.1f} times" for name, times in passes.items())
+        progress.note(f"recovery: text was gone through more than once: {words}")
     if result["best"] == 0:
         return plan, updates
     recovery = {
         "method": options.method,
         "text": [calibrating.plain_name(name) for name in options.text],
+        "sources": text.described(),
         "learning_rate": options.learning_rate,
         "train": options.train,
         "seed": seed,
@@ -185,62 +177,8 @@ def training_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cpu" and cpu_multiplies_bfloat16() else torch.float32
 
 
-def training_text(
-    source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
-) -> TrainingText:
-    """The text that the options name. Raises what `check_texts` does."""
-    check_texts(options.text)
-    sources: dict[str, Documents] = {}
-    for name in options.text:
-        if name in calibrating.BUILT_IN:
-            kind: stdlib_text.Source = "stdlib" if name == calibrating.STDLIB else "stdlib-prose"
-            # Docstrings are short: joined they fill a piece.
-            sources[name] = in_memory(["\n\n".join(stdlib_text.documents(kind))])
-        elif name == calibrating.SELF:
-            wanted = min(_SELF_TOKENS, options.tokens or _SELF_TOKENS)
-            sources[name] = in_memory(
-                sample_texts(
-                    source.directory,
-                    wanted,
-                    sequence_length=min(SAMPLE_LENGTH, source.max_positions),
-                    seed=seed,
-                    device=device,
-                    cache=cache,
-                    source_id=source.id,
-                    progress=progress,
-                )
-            )
-        elif names_hub_dataset(name) and (dataset := parse_dataset(name)) is not None:
-            characters = 4 * (options.tokens or 1_000_000)
-            documents, _ = draw_documents(dataset, characters, 4 * 2048, seed, cache=cache, progress=progress)
-            sources[name] = in_memory(documents)
-        else:
-            sources[name] = file_documents(Path(name))
-    return TrainingText(sources, _PIECE_CHARACTERS, seed)
-
-
-def _trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
-    """How many parameters are trained, and how many the pruned model has."""
-    whole = Sizes(source.vocab_size, source.intermediate_size)
-    parts = count_parts(source.tensors, source.config)
-    student = pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
-    return (student.total if train == "all" else student.vocabulary), student.total
-
-
-def _require_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str) -> None:
-    """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
-    trained, student = _trained_and_all(source, plan, train)
-    # The head's gradient is made apart from the embedding's, and both are there as they are added.
-    head = 4 * plan.vocab_size * source.hidden_size
-    needed = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
-    there = free_memory(device)
-    if device != "cuda":
-        needed *= local_world_size()
-    if needed > there:
-        raise ToolUnavailableError(
-            f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",
-            "use a machine with more memory" + (", or --train embeddings" if train == "all" else ""),
-        )
+def _batch_size(device: str) -> int:
+    return _SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH
 
 
 class _Session:
@@ -278,7 +216,7 @@ class _Session:
             held_out=CutTexts(named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)),
             device=device,
             dtype=dtype,
-            batch_size=_SEQUENCES_PER_BATCH if device == "cpu" else 8 * _SEQUENCES_PER_BATCH,
+            batch_size=_batch_size(device),
         )
 
     def run(self) -> State:

@@ -1,7 +1,8 @@
 """The text that a pruned model is taught on: an endless stream of pieces, and pieces kept out of it to judge by.
 
-Files are read as they are needed and shuffled within a buffer, so a file may be larger than memory. Which pieces are
-kept out depends on their text alone: neither on the seed nor on where a run was cut and resumed.
+Files are read as they are needed and shuffled within a buffer, so a file may be larger than memory. Records shorter
+than a piece are joined until one is full. Which pieces are kept out depends on the text, the order that it is read in
+and how many sources there are: neither on the seed nor on where a run was cut and resumed.
 """
 
 from __future__ import annotations
@@ -9,12 +10,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.calibration import BUILT_IN, SELF, HeldOut, cut, plain_name, read_documents, read_jsonl, reading
-from compact.errors import CalibrationError
+from compact.calibration import (
+    BUILT_IN,
+    SELF,
+    STDLIB,
+    STDLIB_PROSE,
+    HeldOut,
+    cut,
+    plain_name,
+    read_jsonl,
+    read_parquet,
+    reading,
+)
+from compact.errors import CalibrationError, UsageError
 from compact.hub_dataset import names_hub_dataset, require_datasets
 from compact.store import sha256_file, sha256_json
 
@@ -35,10 +48,22 @@ class Documents:
     Attributes:
         read: one pass over them.
         sha256: of the file, or of all the text.
+        are_records: of a jsonl or parquet file or a data set: short ones are joined until a piece is full, and a blank
+            line stands between two.
+        kept_out: texts to judge by, where the source has them apart; None takes some of its pieces.
+        name: in full, where that is more than what the user named it by: a data set's, at its commit.
     """
 
     read: Callable[[], Iterator[str]]
     sha256: str
+    are_records: bool = False
+    kept_out: tuple[str, ...] | None = None
+    name: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the pieces that they are cut into: records are joined, so equal text gives other ones."""
+        return sha256_json({"sha256": self.sha256, "records": "joined"}) if self.are_records else self.sha256
 
     def __call__(self) -> Iterator[str]:
         return self.read()
@@ -60,32 +85,54 @@ class TrainingText:
     seed: int
     held_out: tuple[HeldOut, ...] = field(init=False)
     _kept_out: frozenset[str] = field(init=False)
+    _given: Counter[str] = field(init=False, default_factory=Counter)
+    _in_a_pass: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen = {name: self._choose(name) for name in self.sources}
         self._kept_out = frozenset(piece for pieces in chosen.values() for piece in pieces)
-        self.held_out = tuple(HeldOut(plain_name(name), "".join(pieces)) for name, pieces in chosen.items() if pieces)
+        self.held_out = tuple(
+            HeldOut(plain_name(name), _judged_text(self.sources[name], pieces))
+            for name, pieces in chosen.items()
+            if pieces
+        )
 
     @property
     def id(self) -> str:
         """Of all the text: what a run that is resumed must find again."""
-        sources = [[plain_name(name), documents.sha256] for name, documents in self.sources.items()]
+        sources = [[plain_name(name), documents.id] for name, documents in self.sources.items()]
         return sha256_json([sources, self.characters, self.seed])
 
+    def described(self) -> list[dict[str, str]]:
+        """For people: name and sha256 of every source, as a calibration has them."""
+        return [
+            {"name": documents.name or plain_name(name), "sha256": documents.sha256}
+            for name, documents in self.sources.items()
+        ]
+
+    def passes(self) -> dict[str, float]:
+        """How often the stream has gone through a source, by its name; only those that it gives for a second time."""
+        often = {name: self._given[name] / count for name, count in self._in_a_pass.items()}
+        return {plain_name(name): times for name, times in often.items() if times > 1}
+
     def _pieces(self, name: str) -> Iterator[str]:
-        for document in self.sources[name]():
+        documents = self.sources[name]
+        for document in joined_records(documents(), self.characters) if documents.are_records else documents():
             yield from (piece for piece in cut(document, self.characters) if len(piece) >= _SHORTEST)
 
     def _choose(self, name: str) -> list[str]:
+        if (apart := self.sources[name].kept_out) is not None:
+            return list(apart)
         chosen: list[str] = []
         others: set[str] = set()
-        enough = max(_FEWEST_CHARACTERS, _HELD_OUT_CHARACTERS // len(self.sources))
+        enough = held_out_characters(len(self.sources))
         for piece in itertools.islice(self._pieces(name), 8 * _BUFFER):
-            if hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0:
+            is_enough = sum(map(len, chosen)) >= enough
+            if is_enough and others:
+                break
+            if not is_enough and hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest()[0] % _ONE_IN == 0:
                 chosen.append(piece)
-                if sum(map(len, chosen)) >= enough:
-                    break
-            else:
+            elif piece not in chosen:
                 others.add(piece)
         # A short text may have no such piece, or hardly any other.
         if not chosen and others:
@@ -98,44 +145,89 @@ class TrainingText:
 
     def pieces(self) -> Iterator[str]:
         """Endless: when a source ends, it begins anew in another order."""
+        self._given.clear()
         streams = {name: self._endless(name) for name in self.sources}
         given = dict.fromkeys(streams, 0)
         while True:
             name = min(given, key=lambda n: given[n])
             piece = next(streams[name])
             given[name] += len(piece)
+            self._given[name] += 1
             yield piece
 
     def _endless(self, name: str) -> Iterator[str]:
         for epoch in itertools.count():
             draw = random.Random(f"{self.seed} {epoch} {plain_name(name)}")  # noqa: S311 (an order, not a secret)
             buffer: list[str] = []
-            is_empty = True
+            count = 0
             for piece in self._pieces(name):
                 if piece in self._kept_out:
                     continue
-                is_empty = False
+                count += 1
                 buffer.append(piece)
                 if len(buffer) >= _BUFFER:
                     yield buffer.pop(draw.randrange(len(buffer)))
-            if is_empty:  # every piece is kept out, as another source has the same ones
+            if not count:  # every piece is kept out, as another source has the same ones
                 raise CalibrationError(
                     f"{plain_name(name)}: nothing to learn from that another text is not judged by",
                     "give a longer text, or leave it out (--recover-text)",
                 )
+            self._in_a_pass[name] = count
             draw.shuffle(buffer)
             yield from buffer
 
 
-def check_texts(names: Iterable[str]) -> None:
+def held_out_characters(n_sources: int) -> int:
+    """How much of each of so many sources is kept out, about."""
+    return max(_FEWEST_CHARACTERS, _HELD_OUT_CHARACTERS // n_sources)
+
+
+def _judged_text(documents: Documents, pieces: Sequence[str]) -> str:
+    # Where texts of different origin meet without a line end, the last word of one would run into the next.
+    if not documents.are_records and documents.kept_out is None:
+        return "".join(pieces)
+    ended = [piece if piece.endswith("\n") else piece + "\n\n" for piece in pieces[:-1]]
+    return "".join([*ended, *pieces[-1:]])
+
+
+def joined_records(records: Iterable[str], size: int) -> Iterator[str]:
+    """Records in their order, short ones joined by a blank line to texts of at most `size` characters."""
+    parts: list[str] = []
+    length = 0
+    for record in records:
+        short = record.rstrip("\n") if len(record) < size else ""
+        if parts and (not short or length + 2 + len(short) > size) and record.strip():
+            yield "\n\n".join(parts)
+            parts, length = [], 0
+        if short.strip():
+            length += len(short) + (2 if parts else 0)
+            parts.append(short)
+        elif record.strip():
+            yield record
+    if parts:
+        yield "\n\n".join(parts)
+
+
+def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
     """Refuse a text that is not there, before hours of work that comes before it is read.
+
+    Args:
+        names: of the texts.
+        option: what the user named them by.
 
     Raises:
         CalibrationError: no such file. ToolUnavailableError: a Hub data set without the package that reads it.
+        UsageError: two texts of which one is a part of the other.
     """
+    if {STDLIB, STDLIB_PROSE} <= set(names):
+        raise UsageError(
+            f"{option} {STDLIB_PROSE}: a part of {STDLIB}, which is named too; one would be judged by what the other "
+            "teaches",
+            f"name {STDLIB} or {STDLIB_PROSE} alone (--recover-text)",
+        )
     for name in names:
         if names_hub_dataset(name):
-            require_datasets(name)
+            require_datasets(name, option)
         elif name not in (*BUILT_IN, SELF) and not Path(name).is_file():
             raise CalibrationError(
                 f"{name}: no such file",
@@ -146,15 +238,16 @@ def check_texts(names: Iterable[str]) -> None:
 def file_documents(path: Path) -> Documents:
     """The documents of a text, jsonl or parquet file, read anew at every pass and no more than needed at once.
 
-    The iterator raises what `compact.calibration.read_documents` raises.
+    The iterator raises StorageError, DamagedFileError and ToolUnavailableError as `compact.calibration.read_documents`
+    does; a file without text has no documents.
 
     Raises:
         StorageError: it cannot be read.
     """
     digest = sha256_file(path)
-    if path.suffix == ".parquet":
-        return Documents(lambda: iter(read_documents(path)), digest)
-    return Documents(lambda: _records(path) if path.suffix == ".jsonl" else _blocks(path), digest)
+    if path.suffix in {".jsonl", ".parquet"}:
+        return Documents(lambda: _records(path), digest, are_records=True)
+    return Documents(lambda: _blocks(path), digest)
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -166,10 +259,24 @@ def _blocks(path: Path) -> Iterator[str]:
 
 def _records(path: Path) -> Iterator[str]:
     with reading(path):
-        yield from read_jsonl(path)
+        yield from read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
 
 
-def in_memory(documents: Sequence[str]) -> Documents:
-    """Documents that are there already."""
-    digest = sha256_json([document.encode("utf-8", "surrogatepass").hex() for document in documents])
-    return Documents(lambda: iter(documents), digest)
+def in_memory(
+    documents: Sequence[str],
+    *,
+    are_records: bool = False,
+    kept_out: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Documents:
+    """Documents that are there already; the arguments are the attributes of `Documents`."""
+    digest = _digest(documents)
+    if kept_out is None:
+        return Documents(lambda: iter(documents), digest, are_records, name=name)
+    return Documents(
+        lambda: iter(documents), sha256_json([digest, _digest(kept_out)]), are_records, tuple(kept_out), name
+    )
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return sha256_json([text.encode("utf-8", "surrogatepass").hex() for text in texts])

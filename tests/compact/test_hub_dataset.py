@@ -16,6 +16,7 @@ from compact.calibration import plain_name
 from compact.errors import HubNameError, ToolUnavailableError
 from compact.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
 from compact.prune import PruneOptions, check_calibration
+from compact.recovery.options import RecoverOptions
 from tests.hub_standin import TOKEN, Hub, running_hub
 from tests.small_builds import run_child
 
@@ -200,3 +201,17 @@ def test_the_package_is_asked_for_before_a_model_is_fetched(monkeypatch: pytest.
         assert caught.value.hint is not None and "pip install 'compact-edge[datasets]'" in caught.value.hint
     check_calibration("maker/model", PruneOptions(calibration=("stdlib-prose",)))
     check_calibration("tiny", PruneOptions())
+
+
+@pytest.mark.parametrize("method", ["compact", "magnitude", "random"])
+def test_so_it_is_for_text_to_learn_from(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset.importlib.util, "find_spec", lambda name: None)
+    named = PruneOptions(method=method, recover=RecoverOptions(text=("org/texts",)), calibration=("stdlib-prose",))
+    with pytest.raises(ToolUnavailableError, match=r"^--recover-text org/texts: the package datasets"):
+        check_calibration("tiny", named)
+    of_calibration = PruneOptions(method=method, recover=RecoverOptions(), calibration=("org/texts",))
+    with pytest.raises(ToolUnavailableError, match=r"^--calibration org/texts: the package datasets"):
+        check_calibration("tiny", of_calibration)
+    with pytest.raises(ToolUnavailableError, match="allenai/c4: the package datasets"):
+        check_calibration("maker/model", PruneOptions(method=method, recover=RecoverOptions()))
+    check_calibration("maker/model", PruneOptions(method="random"))

@@ -75,8 +75,8 @@ def test_steps_that_gave_nothing_are_not_passed_over(shop: Workshop, tmp_path: P
 
 
 def test_a_text_of_the_hub_may_be_fetched(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(word: str) -> None:
-        raise ToolUnavailableError(word)
+    def absent(word: str, option: str) -> None:
+        raise ToolUnavailableError(f"{option} {word}")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUn
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
-from compact.prune import PruneOptions, prune
-from compact.recovery import distill, train
+from compact.prune import PruneOptions, make_plan, prune
+from compact.recovery import distill, memory, train
 from compact.recovery.options import RecoverOptions
+from compact.recovery.sources import PIECE_CHARACTERS
 from compact.recovery.text import TrainingText, file_documents
 from compact.source import ModelSource, open_directory, open_source
 from compact.stdlib_text import documents
@@ -68,7 +70,7 @@ def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
 
 
 def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
-    source: ModelSource, plain: Decision, recovered: Decision, cache: Cache
+    source: ModelSource, text: Path, plain: Decision, recovered: Decision, cache: Cache
 ) -> None:
     other = "\n\n".join(documents("stdlib", "held_out"))[:4000]
     before, after = (
@@ -79,6 +81,7 @@ def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
     recovery = recovered.plan.recovery
     assert recovery is not None
     assert recovery["after"]["train.txt"] < recovery["before"]["train.txt"]
+    assert recovery["sources"] == [{"name": "train.txt", "sha256": hashlib.sha256(text.read_bytes()).hexdigest()}]
     assert recovered.plan.kept_token_ids == plain.plan.kept_token_ids
 
 
@@ -187,7 +190,7 @@ def test_what_is_judged_is_what_is_written(
     """The checkpoint holds bfloat16; its figures are those of the run, not of the weights that were rounded to it."""
     recovery = recovered.plan.recovery
     assert recovery is not None
-    [held] = TrainingText({text.name: file_documents(text)}, distill._PIECE_CHARACTERS, 0).held_out
+    [held] = TrainingText({text.name: file_documents(text)}, PIECE_CHARACTERS, 0).held_out
     directory, _ = pruned_checkpoint(source, recovered, cache)
     found = evaluate_checkpoint(directory, held.text, device="cpu", dtype="float32", window=512)
     assert recovery["after"][text.name] == pytest.approx(found.bits_per_byte, abs=1e-6)
@@ -232,6 +235,30 @@ def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: 
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
+def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path) -> None:
+    short, own = tmp_path / "short.txt", Cache(tmp_path / "own", [], [])
+    short.write_text("\n\n".join(documents("stdlib-prose"))[:9000], encoding="utf-8")
+    notes = []
+    for _ in range(2):  # the second time from the cache
+        watcher = _Cutter(10_000)
+        decide(source, _options(short, tokens=5000), own, progress=watcher)
+        notes.append([note for note in watcher.notes if "more than once" in note])
+    assert notes[0] == notes[1] != []
+    assert "short.txt" in notes[0][0]
+
+
+def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
+    few, many = (memory.needed_memory(source, plain.plan, torch.bfloat16, "all", size) for size in (2, 16))
+    channels = source.hidden_size + plain.plan.intermediate_size
+    assert many - few >= 14 * min(512, source.max_positions) * source.num_hidden_layers * channels * 32
+
+
+def test_memory_is_about_what_was_measured(smollm2: ModelSource) -> None:
+    """4.2 GB of smollm2-135m cut by 20%, of which 0.5 GB are Python and torch."""
+    plan = make_plan(smollm2, PruneOptions(ratio=0.2, method="random"), Cache(Path(), [], []))
+    assert 3.5e9 < memory.needed_memory(smollm2, plan, torch.bfloat16, "all", 2) < 4.4e9
+
+
 def test_embeddings_alone(source: ModelSource, text: Path, plain: Decision, cache: Cache) -> None:
     decision = decide(source, _options(text, train="embeddings", tokens=3000), cache)
     assert decision.updates is not None
@@ -259,7 +286,7 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
     with pytest.raises(CalibrationError, match="no such file"):
         decide(source, _options(text, text=("nowhere.txt",)), cache)
     assert cache.misses == []  # before anything is calibrated or pruned
-    monkeypatch.setattr(distill, "_BYTES_PER_TRAINED", 1 << 30)
+    monkeypatch.setattr(memory, "_BYTES_PER_TRAINED", 1 << 30)
     with pytest.raises(ToolUnavailableError, match="needs about") as all_weights:
         decide(source, _options(text), cache)
     with pytest.raises(ToolUnavailableError) as embeddings:

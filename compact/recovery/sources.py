@@ -1,0 +1,83 @@
+"""From the names of texts to what is learned from: files, built-in texts, Hub data sets, what the model writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compact import calibration as calibrating
+from compact import stdlib_text
+from compact.cache import Cache
+from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
+from compact.progress import SILENT, Progress
+from compact.recovery.options import PIECE_TOKENS, RecoverOptions
+from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, held_out_characters, in_memory
+from compact.sampling import SAMPLE_LENGTH, sample_texts
+from compact.source import ModelSource
+
+# Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
+PIECE_CHARACTERS = 4 * PIECE_TOKENS
+# What the model writes itself where `self` is among the texts; more is the same text again.
+_SELF_TOKENS = 131_072
+# What is drawn from the Hub for a budget in minutes, which does not say how much is gone through: a CPU is slow, and
+# what is drawn is downloaded.
+_HUB_TOKENS_CPU = 1_000_000
+_HUB_TOKENS = 10_000_000
+_CHARACTERS_PER_TOKEN = 4
+# What is taken of a longer document of the Hub, in characters.
+_HUB_DOCUMENT = 4 * PIECE_CHARACTERS
+
+
+def training_text(
+    source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
+) -> TrainingText:
+    """The text that the options name.
+
+    Args:
+        source: the checkpoint; it writes the text of `self`.
+        options: names, and how many tokens are learned from.
+        cache: keeps what comes from the Hub or the model.
+        seed: of the order, and of what is drawn.
+        device: where the model learns, resolved.
+        progress: told of what is drawn.
+
+    Raises:
+        CompactEdgeError: what `check_texts` and `compact.hub_dataset.draw_documents` raise.
+    """
+    check_texts(options.text)
+    sources: dict[str, Documents] = {}
+    for name in options.text:
+        if name == calibrating.STDLIB:
+            kept_out, others = stdlib_text.apart(held_out_characters(len(options.text)))
+            sources[name] = in_memory(["\n\n".join(others)], kept_out=kept_out)
+        elif name == calibrating.STDLIB_PROSE:
+            # Docstrings are short: joined they fill a piece.
+            sources[name] = in_memory(["\n\n".join(stdlib_text.documents("stdlib-prose"))])
+        elif name == calibrating.SELF:
+            wanted = min(_SELF_TOKENS, options.tokens or _SELF_TOKENS)
+            sources[name] = in_memory(
+                sample_texts(
+                    source.directory,
+                    wanted,
+                    sequence_length=min(SAMPLE_LENGTH, source.max_positions),
+                    seed=seed,
+                    device=device,
+                    cache=cache,
+                    source_id=source.id,
+                    progress=progress,
+                )
+            )
+        elif names_hub_dataset(name) and (dataset := parse_dataset(name)) is not None:
+            tokens = options.tokens or (_HUB_TOKENS_CPU if device == "cpu" else _HUB_TOKENS)
+            texts, full_name = draw_documents(
+                dataset,
+                _CHARACTERS_PER_TOKEN * tokens,
+                _HUB_DOCUMENT,
+                seed,
+                option="--recover-text",
+                cache=cache,
+                progress=progress,
+            )
+            sources[name] = in_memory(texts, are_records=True, name=full_name)
+        else:
+            sources[name] = file_documents(Path(name))
+    return TrainingText(sources, PIECE_CHARACTERS, seed)
