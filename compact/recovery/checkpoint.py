@@ -21,7 +21,7 @@ STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 _SETTINGS = "optimizer.json"
-# A run that was cut is kept for so long: 30 days.
+# What nobody used for so long goes: 30 days.
 _FORGOTTEN_SECONDS = 30 * 24 * 3600
 # safetensors name of a type -> torch's.
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,10 +53,22 @@ def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> N
         write_json(work / _SETTINGS, steps)
         write_json(work / STATE, state.as_dict())
         if is_best:
-            best = {n: weight.detach().to(trainer.dtypes[n]).cpu().contiguous() for n, weight in weights.items()}
-            save_file(best, str(work / BEST), metadata={"format": "pt"})
+            _write_best(work / BEST, trainer)
         elif earlier.is_file():
             shutil.copyfile(earlier, work / BEST)
+
+
+def save_best(directory: Path, trainer: Trainer) -> None:
+    """Write the weights alone, as the best so far: all that a run which nobody can go on with needs at its end."""
+    with publish(directory, force=True) as work:
+        _write_best(work / BEST, trainer)
+
+
+def _write_best(path: Path, trainer: Trainer) -> None:
+    from safetensors.torch import save_file
+
+    best = {n: weight.detach().to(trainer.dtypes[n]).cpu().contiguous() for n, weight in trainer.parameters.items()}
+    save_file(best, str(path), metadata={"format": "pt"})
 
 
 def write_updates(directory: Path, earlier: Path | None, target: Path) -> None:
@@ -101,13 +113,14 @@ def _moments(tensors: Mapping[str, torch.Tensor], name: str, step: float, parame
     return moments
 
 
-def forget_old(runs: Path) -> None:
-    """Remove what runs that nobody went on with have left: each is several times as large as its model.
+def forget_old(entries: Path) -> None:
+    """Remove what nobody used for 30 days: the states of runs that were cut, each several times as large as its model,
+    and the teacher's answers.
 
     Args:
-        runs: the directory of all runs' states.
+        entries: the directory of all of them; each is a directory whose time of change is that of its last use.
     """
-    for path in runs.iterdir() if runs.is_dir() else ():
+    for path in entries.iterdir() if entries.is_dir() else ():
         try:
             is_old = time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS
         except OSError:  # another process has just replaced it

@@ -33,7 +33,7 @@ from compact.recovery.memory import require_memory, trained_and_all
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.sources import training_text
 from compact.recovery.state import State
-from compact.recovery.teacher import Teacher
+from compact.recovery.teacher import KIND, Teacher
 from compact.recovery.text import TrainingText
 from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
 from compact.source import TOKENIZER, ModelSource
@@ -43,7 +43,7 @@ from compact.vocabulary import read_vocabulary
 
 # A piece in a script that the vocabulary cuts finely is cut here.
 _LONGEST = 2 * PIECE_TOKENS
-# Pieces whose answers the teacher gives, and the cache keeps, together.
+# Pieces whose answers the teacher gives together.
 _SHARD = 16
 # Weight of positions inside a token that the student does not have.
 _INNER_WEIGHT = 0.3
@@ -77,7 +77,7 @@ def recover(
         plan: what was cut.
         student: the pruned checkpoint, repaired or not.
         options: text, budget and rate; `text` must name something.
-        cache: keeps the teacher's answers, the run while it lasts, and its result.
+        cache: keeps the teacher's answers while the disk has room, the run while it lasts, and its result.
         updates: those that the plan names already (of a repair).
         device, dtype: where and in what type matrices are multiplied; weights and sums are float32.
         seed: of the order of the text.
@@ -115,7 +115,9 @@ def recover(
 
     def make(work: Path) -> None:
         require_memory(source, plan, place, compute, options.train, _batch_size(place))
-        session = _Session(source, plan, student, options, text, cache, place, compute, saved, progress)
+        # While a state is written the one before is still there.
+        left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
+        session = _Session(source, plan, student, options, text, cache, place, compute, saved, left_free, progress)
         state = session.run()
         if is_main():
             if state.best > 0:
@@ -123,12 +125,12 @@ def recover(
             result = {"run": run, "history": state.history, "best": state.best, "passes": text.passes()}
             write_json(work / _FILE, result)
 
-    # While a state is written the one before is still there.
     disk = state_bytes * (1 if saved.is_dir() else 2) + trained * _WRITTEN_BYTES
     found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
     if is_main():
         shutil.rmtree(saved, ignore_errors=True)
         checkpoint.forget_old(saved.parent)
+        checkpoint.forget_old(cache.root / KIND)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
@@ -195,6 +197,7 @@ class _Session:
         device: str,
         dtype: torch.dtype,
         saved: Path,
+        left_free: int,
         progress: Progress,
     ) -> None:
         self._options, self._text, self._saved, self._progress = options, text, saved, progress
@@ -204,7 +207,15 @@ class _Session:
         )
         self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
         self._length = min(_LONGEST, source.max_positions)
-        self._teacher = Teacher(source.directory, source.id, cache, device=device, dtype=dtype, length=self._length)
+        self._teacher = Teacher(
+            source.directory,
+            source.id,
+            cache,
+            device=device,
+            dtype=dtype,
+            length=self._length,
+            left_free=left_free,
+        )
         model = load_model(student, device=device, dtype=torch.float32)
         parameters = trained_parameters(model, options.train)
         self._trainer = Trainer(
@@ -260,10 +271,7 @@ class _Session:
         """The lessons of one step after another; every process takes its share of each step's."""
         per_step = self._options.pieces_per_step * world_size()
         size = max(1, _SHARD // per_step) * per_step
-        # From the beginning of a shard: a run that goes on asks the teacher what other runs asked.
-        begin = skip // size * size
-        pieces = itertools.islice(self._text.pieces(), begin, None)
-        first = (skip - begin) // world_size()
+        pieces = itertools.islice(self._text.pieces(), skip, None)
         while True:
             shard = list(itertools.islice(pieces, size))
             own = share(shard)
@@ -273,6 +281,5 @@ class _Session:
                 make_lesson(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)
             ]
-            for start in range(first, len(lessons), self._options.pieces_per_step):
+            for start in range(0, len(lessons), self._options.pieces_per_step):
                 yield lessons[start : start + self._options.pieces_per_step]
-            first = 0

@@ -1,11 +1,13 @@
 """What the unpruned model says at every position of a text: its likeliest next tokens and their log-probabilities.
 
-The answers depend on the model and the text alone, so they lie in the cache, and several cuts of one model learn from
-the same ones.
+The answers on a piece of text depend on it and the model alone, so they lie in the cache by piece: later passes over a
+text, other orders of it and other cuts of the model learn from the same ones.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ import numpy as np
 
 from compact.cache import Cache
 from compact.distributed import world_size
+from compact.errors import StorageError
 from compact.recovery.align import IntArray
 from compact.recovery.padding import padded_batch, padded_length
 from compact.store import sha256_json
@@ -27,9 +30,12 @@ if TYPE_CHECKING:
 
 # Next tokens kept of every position; what the rest of the vocabulary has together is their tail.
 TOP_K = 64
+KIND = "teacher"  # of the cache's entries
 # Raised when equal inputs give other answers.
 _VERSION = 1
 _FILE = "answers.npz"
+# Answers are kept where the disk has more than this free: they are to be had again, and the rest of the machine is not.
+_LEFT_FREE = 4 << 30
 # Logits alive at once, in bytes, and positions that go through the layers together.
 _LOGITS_BYTES = 1 << 28
 _POSITIONS = 2048
@@ -42,7 +48,7 @@ class Answers:
     Attributes:
         ids: [T] the teacher's ids of the piece, BOS included where the tokenizer puts one.
         top_ids: int64 [T, k]; row i is about the token behind position i.
-        top_log_probs: float32 [T, k], descending.
+        top_log_probs: float32 [T, k], descending, of float16's precision.
     """
 
     ids: IntArray
@@ -56,13 +62,24 @@ class Teacher:
     Args:
         directory: its checkpoint.
         source_id: what the cache knows it by.
+        cache: keeps the answers while the disk has room.
         device, dtype: where and how it runs (resolved; no `auto`).
         length: positions of a piece at most.
+        left_free: bytes of the disk that others need; answers are kept while more is free.
     """
 
     def __init__(
-        self, directory: Path, source_id: str, cache: Cache, *, device: str, dtype: torch.dtype, length: int
+        self,
+        directory: Path,
+        source_id: str,
+        cache: Cache,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        length: int,
+        left_free: int = 0,
     ) -> None:
+        self._left_free = max(left_free, _LEFT_FREE)
         self._directory, self._cache, self._device, self._dtype = directory, cache, device, dtype
         self._length = length
         self._tokenizer = load_tokenizer(directory)
@@ -70,18 +87,42 @@ class Teacher:
         self._key = {"version": _VERSION, "source": source_id, "dtype": str(dtype), "k": TOP_K, "length": length}
 
     def answers(self, pieces: Sequence[str]) -> list[Answers]:
-        """One `Answers` a piece, in order.
+        """One `Answers` a piece, in order; those that are not in the cache are made in one go.
 
-        Joined processes have pieces of their own each, and keep nothing.
+        Joined processes have pieces of their own each, and keep nothing: the cache's calls are for all of them alike.
         """
         if world_size() > 1:
             return self._answer(self._cut(pieces))
-        key = sha256_json({**self._key, "pieces": [piece.encode("utf-8", "surrogatepass").hex() for piece in pieces]})
+        keys = [sha256_json({**self._key, "piece": piece.encode("utf-8", "surrogatepass").hex()}) for piece in pieces]
+        by_key = dict(zip(keys, pieces, strict=True))
+        found = {key: answers for key in by_key if (answers := self._find(key)) is not None}
+        missing = [key for key in by_key if key not in found]
+        if missing:
+            made = self._answer(self._cut([by_key[key] for key in missing]))
+            for key, answers in zip(missing, made, strict=True):
+                found[key] = answers
+                self._keep(key, answers)
+        return [found[key] for key in keys]
 
+    def _find(self, key: str) -> Answers | None:
+        """What the cache has; None too for a file that is damaged, or goes meanwhile, as it can be made again."""
+        entry = self._cache.find(KIND, key)
+        if entry is None:
+            return None
+        with contextlib.suppress(OSError):  # a cache that may be read only
+            os.utime(entry)  # its last use: what has none for long is forgotten
+        try:
+            return _load(entry / _FILE)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def _keep(self, key: str, answers: Answers) -> None:
         def make(work: Path) -> None:
-            _save(work / _FILE, self._answer(self._cut(pieces)))
+            _save(work / _FILE, answers)
 
-        return _load(self._cache.get_or_make("teacher", key, make) / _FILE)
+        # A cache that is full or may not be written must not end a training.
+        with contextlib.suppress(StorageError):
+            self._cache.get_or_make(KIND, key, make, needed_bytes=self._left_free, anew=True)
 
     def _cut(self, pieces: Sequence[str]) -> list[list[int]]:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]
@@ -120,30 +161,22 @@ class Teacher:
             ids[start : start + rows] = chosen.cpu().numpy()
             log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()
         end = len(sequence)
-        return Answers(np.asarray(sequence, dtype=np.int64), ids[:end], log_probs[:end])
+        # As they are kept, so that a run learns the same from those that are and those that are not.
+        return Answers(
+            np.asarray(sequence, dtype=np.int64), ids[:end], log_probs[:end].astype(np.float16).astype(np.float32)
+        )
 
 
-def _save(path: Path, answers: Sequence[Answers]) -> None:
-    ids = np.concatenate([a.top_ids for a in answers])
+def _save(path: Path, answers: Answers) -> None:
     np.savez(
         path,
-        lengths=np.array([len(a.ids) for a in answers], dtype=np.int64),
-        ids=np.concatenate([a.ids for a in answers]).astype(np.uint32),
-        top_ids=ids.astype(np.uint16 if ids.max() < 1 << 16 else np.uint32),
-        top_log_probs=np.concatenate([a.top_log_probs for a in answers]).astype(np.float16),
+        ids=answers.ids.astype(np.uint32),
+        top_ids=answers.top_ids.astype(np.uint16 if answers.top_ids.max() < 1 << 16 else np.uint32),
+        top_log_probs=answers.top_log_probs.astype(np.float16),
     )
 
 
-def _load(path: Path) -> list[Answers]:
-    from compact.errors import DamagedFileError
-
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            ends = np.cumsum(data["lengths"])[:-1]
-            parts = [np.split(data[name], ends) for name in ("ids", "top_ids", "top_log_probs")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedFileError(f"{path}: not a file of teacher answers ({error})", "delete the cache") from error
-    return [
-        Answers(ids.astype(np.int64), top_ids.astype(np.int64), probs.astype(np.float32))
-        for ids, top_ids, probs in zip(*parts, strict=True)
-    ]
+def _load(path: Path) -> Answers:
+    with np.load(path, allow_pickle=False) as data:
+        ids, top_ids, log_probs = (data[name] for name in ("ids", "top_ids", "top_log_probs"))
+    return Answers(ids.astype(np.int64), top_ids.astype(np.int64), log_probs.astype(np.float32))

@@ -145,10 +145,14 @@ def test_a_run_that_is_cut_goes_on_and_learns_the_same(
     with pytest.raises(_CutError):
         decide(again, _options(text), own, progress=_Cutter(5))
     assert own.find("recovered", "") is None
+    asked = {entry.name for entry in (own.root / "teacher").iterdir()}
+    own.misses.clear()
     watcher = _Cutter(10_000)
     decision = decide(again, _options(text), own, progress=watcher)
     assert any("resumed at step" in note for note in watcher.notes)
-    assert len(list((own.root / "teacher").iterdir())) == 1  # nothing was asked twice, or in other groups
+    now = {entry.name for entry in (own.root / "teacher").iterdir()}
+    assert asked <= now
+    assert own.misses.count("teacher") == len(now - asked)  # nothing was asked twice
     assert recovered.updates is not None
     assert decision.updates is not None
     one, other = load_file(recovered.updates), load_file(decision.updates)

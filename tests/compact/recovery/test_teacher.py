@@ -1,17 +1,21 @@
-"""What the teacher says is what its model says, in every family, and a damaged file of answers is one line."""
+"""What the teacher says is what its model says, in every family; what is kept of it never ends a run."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from compact.cache import Cache
-from compact.errors import DamagedFileError
 from compact.importance import load_model
 from compact.recovery import teacher as teaching
+from compact.recovery.checkpoint import forget_old
 from compact.recovery.teacher import Answers, Teacher
 from compact.source import open_directory
 from compact.tokenizer import encode, load_tokenizer
@@ -43,11 +47,65 @@ def test_answers_are_the_models_own(
         np.testing.assert_allclose(listed.numpy(), expected.topk(listed.shape[1]).values.numpy(), atol=1e-4)
 
 
-def test_a_damaged_file_of_answers_is_one_line(tmp_path: Path) -> None:
+def _teacher(directory: Path, cache: Cache) -> Teacher:
+    source = open_directory(directory, name="m", origin="m")
+    return Teacher(directory, source.id, cache, device="cpu", dtype=torch.float32, length=1024)
+
+
+def _same(first: list[Answers], second: list[Answers]) -> None:
+    for one, other in zip(first, second, strict=True):
+        for name in ("ids", "top_ids", "top_log_probs"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_piece_is_asked_once_whatever_stands_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = random_model(tmp_path / "m", "LlamaForCausalLM")
     cache = Cache(tmp_path / "cache", [], [])
-    _answers(directory, cache)
-    [path] = cache.root.rglob("answers.npz")
-    path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(DamagedFileError, match=r"answers\.npz"):
-        _answers(directory, cache)
+    first = _teacher(directory, cache).answers([TEXTS[0], TEXTS[1], TEXTS[0]])
+    _same(first[:1], first[2:])
+    again = _teacher(directory, cache)
+    asked: list[Any] = []
+    real = again._answer
+    monkeypatch.setattr(again, "_answer", lambda sequences: asked.append(len(sequences)) or real(sequences))
+    found = again.answers([TEXTS[2], TEXTS[1], TEXTS[3], TEXTS[0]])
+    assert asked == [2]  # the new ones, in one batch
+    _same([found[3], found[1]], first[:2])
+    again.answers([TEXTS[3], TEXTS[2]])
+    assert asked == [2]
+    assert len(list((tmp_path / "cache" / "teacher").iterdir())) == 4
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path: Path) -> None:
+    directory = random_model(tmp_path / "m", "LlamaForCausalLM")
+    cache = Cache(tmp_path / "cache", [], [])
+    first = _answers(directory, cache)
+    for path in cache.root.rglob("answers.npz"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    _same(_answers(directory, cache), first)
+    for path in cache.root.rglob("answers.npz"):
+        assert path.read_bytes().strip(b"\0")  # and written again
+
+
+def test_a_disk_with_little_room_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = random_model(tmp_path / "m", "LlamaForCausalLM")
+    kept = Cache(tmp_path / "kept", [], [])
+    expected = _answers(directory, kept)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 30))
+    short = Cache(tmp_path / "short", [], [])
+    _same(_answers(directory, short), expected)  # what is not kept is as exact as what is
+    assert list(short.root.rglob("*.npz")) == []
+    _same(_answers(directory, kept), expected)
+
+
+def test_use_keeps_an_answer_from_being_forgotten(tmp_path: Path) -> None:
+    directory = random_model(tmp_path / "m", "LlamaForCausalLM")
+    cache = Cache(tmp_path / "cache", [], [])
+    teacher = _teacher(directory, cache)
+    teacher.answers(TEXTS[:2])
+    entries = list((cache.root / "teacher").iterdir())
+    for entry in entries:
+        os.utime(entry, (0, 0))
+    teacher.answers(TEXTS[:1])
+    forget_old(cache.root / "teacher")
+    assert len(list((cache.root / "teacher").iterdir())) == 1
+    assert len(entries) == 2
