@@ -35,7 +35,8 @@ def default_root() -> Path:
 class Cache:
     """A directory of finished stages. `hits` and `misses` are counted for the user and the tests.
 
-    `reused` are the hits on entries from before; one that this object made (`made`) and takes again is none.
+    `reused` are the hits on entries from before; one that this object made (`made`) and takes again is none. `keeps` is
+    false where everything goes with the command, so that nothing need be written for a later one.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class Cache:
     misses: list[str]
     made: set[tuple[str, str]] = field(default_factory=set)
     reused: list[str] = field(default_factory=list)
+    keeps: bool = True
 
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
@@ -138,7 +140,7 @@ def open_cache(*, enabled: bool = True, root: Path | None = None, scratch: Path 
         return
     made = tempfile.mkdtemp(prefix="compact-edge-", dir=scratch) if distributed.is_main() else None
     try:
-        yield Cache(Path(distributed.broadcast_json(made)), [], [])
+        yield Cache(Path(distributed.broadcast_json(made)), [], [], keeps=False)
         distributed.barrier()  # the others may still be reading
     finally:
         if made is not None:

@@ -42,6 +42,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("llama-cpp-python", "llama_cpp", "0.3.30", "prune"),
     Package("sentencepiece", "sentencepiece", "0.2", "prune"),
     Package("protobuf", "google", "5.28", "prune"),
+    Package("filelock", "filelock", "3.12", "prune"),
     Package("onnx", "onnx", "1.19", "onnx"),
     Package("onnx-ir", "onnx_ir", "0.1.12", "onnx"),
     Package("onnxruntime", "onnxruntime", "1.31", "onnx"),

@@ -7,6 +7,7 @@ never makes that worse, though it may make one text worse than another better.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -29,6 +30,7 @@ from compact.recovery import checkpoint
 from compact.recovery.align import Alignment, align
 from compact.recovery.checkpoint import TORCH_DTYPES
 from compact.recovery.lesson import Lesson, make_lesson
+from compact.recovery.lock import held_alone
 from compact.recovery.memory import require_memory, trained_and_all
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.sources import training_text
@@ -89,6 +91,7 @@ def recover(
     Raises:
         CalibrationError: too little text. ToolUnavailableError: too little memory for AdamW.
         DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
+        StorageError: joined processes, and another process trains the same.
     """
     place = resolve_device(device)
     compute = training_dtype(dtype, place)
@@ -111,7 +114,7 @@ def recover(
     saved = cache.path("recovering", key)
 
     trained, _ = trained_and_all(source, plan, options.train)
-    state_bytes = trained * _SAVED_BYTES
+    state_bytes = trained * (_SAVED_BYTES if cache.keeps else _WRITTEN_BYTES)
 
     def make(work: Path) -> None:
         require_memory(source, plan, place, compute, options.train, _batch_size(place))
@@ -125,10 +128,13 @@ def recover(
             result = {"run": run, "history": state.history, "best": state.best, "passes": text.passes()}
             write_json(work / _FILE, result)
 
-    disk = state_bytes * (1 if saved.is_dir() else 2) + trained * _WRITTEN_BYTES
-    found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
+    is_there = broadcast_json(cache.find("recovered", key) is not None)
+    with contextlib.nullcontext() if is_there else held_alone(saved, progress):
+        disk = state_bytes * (1 if saved.is_dir() else 2) + trained * _WRITTEN_BYTES
+        found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
+        if is_main():
+            shutil.rmtree(saved, ignore_errors=True)
     if is_main():
-        shutil.rmtree(saved, ignore_errors=True)
         checkpoint.forget_old(saved.parent)
         checkpoint.forget_old(cache.root / KIND)
     result = read_json_object(found / _FILE)
@@ -200,6 +206,7 @@ class _Session:
         left_free: int,
         progress: Progress,
     ) -> None:
+        self._keeps = cache.keeps
         self._options, self._text, self._saved, self._progress = options, text, saved, progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
@@ -241,7 +248,7 @@ class _Session:
         barrier()  # the first process writes there from now on
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
-        else:
+        elif self._keeps:
             self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
         saved_at = state.seconds
         schedule = self._trainer.schedule
@@ -256,9 +263,12 @@ class _Session:
                 if is_judged:
                     self._tell(now)
                 is_best = is_judged and now.best == len(now.history) - 1
-                if is_main() and (is_best or now.seconds - saved_at > _SAVE_EVERY):
+                is_due = is_best or now.seconds - saved_at > _SAVE_EVERY
+                if is_main() and self._keeps and is_due:
                     checkpoint.save(self._saved, self._trainer, now, is_best=is_best)
                     saved_at = now.seconds
+                elif is_main() and is_best and now.best > 0:
+                    checkpoint.save_best(self._saved, self._trainer)
         return state
 
     def _tell(self, state: State) -> None:

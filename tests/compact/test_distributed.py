@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from compact import distributed
+from compact.progress import SILENT
+from compact.recovery.lock import held_alone
 from compact_edge import cli
 from tests.small_builds import ROOT, Workshop, command
 
@@ -161,6 +163,38 @@ def test_two_processes_train_one_model(shop: Workshop, tmp_path: Path) -> None:
     recovery = json.loads((tmp_path / "out" / "plan.json").read_text())["recovery"]
     assert recovery["after"]["calibration.txt"] < recovery["before"]["calibration.txt"]
     assert recovery["tokens"] >= 3000
+
+
+_HELD = """
+import sys
+from pathlib import Path
+from compact.distributed import joined
+from compact.progress import SILENT
+from compact.recovery.lock import held_alone
+from compact_edge.console import print_error
+from compact_edge.errors import describe
+try:
+    with joined(), held_alone(Path(sys.argv[1]), SILENT):
+        print("trains")
+except BaseException as error:
+    failure = describe(error)
+    if failure.message is not None:
+        print_error(failure.message, failure.hint)
+    sys.exit(failure.exit_code)
+"""
+
+
+def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> None:
+    """All of them stop, and one says why."""
+    run, arguments = tmp_path / "recovering" / "key", [sys.executable, "-c", _HELD]
+    with held_alone(run, SILENT):
+        done = finish(pair([*arguments, str(run)]))
+    assert all(code != 0 and out == "" for code, out, _ in done)
+    said = "".join(errors for _, _, errors in done)
+    assert said.count("another process is training this model") == 1
+    assert "Traceback" not in said
+    assert [(code, out) for code, out, _ in finish(pair([*arguments, str(run)]))] == [(0, "trains\n")] * 2
+    assert list(run.parent.iterdir()) == []
 
 
 def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:

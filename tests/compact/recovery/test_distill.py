@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -249,6 +251,53 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
         notes.append([note for note in watcher.notes if "more than once" in note])
     assert notes[0] == notes[1] != []
     assert "short.txt" in notes[0][0]
+
+
+def test_a_cache_that_goes_with_the_command_keeps_no_state(
+    source: ModelSource, text: Path, recovered: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+
+    def refuse(*args: Any, **named: Any) -> None:
+        raise AssertionError("a state was written")
+
+    monkeypatch.setattr(distill.checkpoint, "save", refuse)
+    watcher = _Cutter(10_000)
+    decision = decide(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), progress=watcher)
+    assert not any("after a cut" in note for note in watcher.notes)
+    assert recovered.updates is not None
+    assert decision.updates is not None
+    one, other = load_file(recovered.updates), load_file(decision.updates)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name].float(), tensor.float(), rtol=0.02, atol=2e-4)
+
+
+def test_a_second_process_waits_and_finds_what_the_first_learned(
+    source: ModelSource, text: Path, tmp_path: Path
+) -> None:
+    """Two caches over one folder, as two processes have."""
+    first, second = (Cache(tmp_path / "own", [], []) for _ in range(2))
+    asked = _options(text, tokens=2000)
+    decide(source, replace(asked, recover=None), first)
+    watcher, found = _Cutter(10_000), []
+
+    class _Starter(_Cutter):
+        """When the first one trains, it starts the second and goes on when that one waits."""
+
+        def note(self, said: str) -> None:
+            if "every five minutes" in said:
+                other = threading.Thread(target=lambda: found.append(decide(source, asked, second, progress=watcher)))
+                other.start()
+                found.append(other)
+                while other.is_alive() and not any("another process" in note for note in watcher.notes):
+                    time.sleep(0.05)
+
+    decision = decide(source, asked, first, progress=_Starter(10_000))
+    found[0].join()
+    assert found[1] == decision
+    assert any("waiting" in note for note in watcher.notes)
+    assert not any("every five minutes" in note for note in watcher.notes)
+    assert list((tmp_path / "own" / "recovering").iterdir()) == []
 
 
 def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
