@@ -202,12 +202,7 @@ def less_loss(result: BuildResult) -> list[str]:
     asked, plan = result.pruning, result.plan
     ways = []
     if asked.method == "compact" and plan.intermediate_size < result.source.intermediate_size:
-        ways.append(
-            (
-                "--method repair",
-                "recommended: fits the kept channels to the original; longer than the calibration, no training",
-            )
-        )
+        ways.append(("--method repair", "recommended: fits the kept channels to the original, without training"))
     if asked.recover is None:
         minutes = f"{DEFAULT_MINUTES:.0f}"
         ways.append(
