@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compact.budget import Sizes, count_parts, pruned_parts
 from compact.calibration import HeldOut
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts
@@ -15,6 +14,7 @@ from compact.importance import free_memory, load_model, resolve_device, resolve_
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.resizable import Resizable
+from compact.sizes import parts_of_plan
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class Verdict:
 def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str) -> bool:
     """Whether the whole model can be loaded to be judged, and beside it what the plan cuts out of it."""
     place = resolve_device(device)
-    whole = Sizes(source.vocab_size, source.intermediate_size)
-    parts = count_parts(source.tensors, source.config)
-    cut = pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
-    needed = (parts.total + cut.vocabulary + cut.ffn) * resolve_dtype(dtype, place).itemsize
+    cut = parts_of_plan(source, plan)
+    needed = (source.n_params + cut.vocabulary + cut.ffn) * resolve_dtype(dtype, place).itemsize
     return needed <= _MEMORY_SHARE * free_memory(place)
 
 

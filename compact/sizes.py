@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compact.budget import DEFAULT_RATIO, Limits, Sizes, count_parts, explicit_sizes, sizes_for_ratio
+from compact.budget import (
+    DEFAULT_RATIO,
+    Limits,
+    Parts,
+    Sizes,
+    count_parts,
+    explicit_sizes,
+    pruned_parts,
+    sizes_for_ratio,
+)
 from compact.budget_options import AUTO, check_budget, parse_split
 from compact.errors import UsageError
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
+    from compact.plan import PrunePlan
     from compact.prune import PruneOptions
     from compact.ranking import Ranking
 
@@ -28,6 +38,13 @@ def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> L
         channel_grid=options.channel_grid if explicit else max(options.channel_grid, RATIO_GRID),
         vocab_multiple=options.pad_vocab_to_multiple_of,
     )
+
+
+def parts_of_plan(source: ModelSource, plan: PrunePlan) -> Parts:
+    """Where the parameters are after the plan's cut."""
+    whole = Sizes(source.vocab_size, source.intermediate_size)
+    parts = count_parts(source.tensors, source.config)
+    return pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
 
 
 def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compact.budget import Sizes, count_parts, pruned_parts
 from compact.distributed import local_world_size
 from compact.errors import ToolUnavailableError
 from compact.importance import free_memory
 from compact.plan import PrunePlan
 from compact.recovery.options import PIECE_TOKENS
 from compact.recovery.padding import padded_length
+from compact.sizes import parts_of_plan
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _POSITIONS = padded_length(PIECE_TOKENS * 11 // 10)
 
 def trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
     """How many parameters are trained, and how many the pruned model has."""
-    whole = Sizes(source.vocab_size, source.intermediate_size)
-    parts = count_parts(source.tensors, source.config)
-    student = pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
+    student = parts_of_plan(source, plan)
     return (student.total if train == "all" else student.vocabulary), student.total
 
 
