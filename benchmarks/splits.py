@@ -33,6 +33,7 @@ from common import (
 )
 
 from compact.prune import PruneOptions
+from compact.sizes import parts_of_plan
 from compact.source import open_source
 from compact_edge import cli
 from compact_edge.console import Console
@@ -48,8 +49,10 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
     for name, cell in cells.items():
         ratio, split = name.split("|")
         bits = [f"{cell['bits_per_byte'][kind]:.3f}" for kind in KINDS]
-        lines.append([ratio, split, str(cell["vocab_size"]), str(cell["intermediate_size"]), *bits])
-    return table(["ratio", "split", "vocab_size", "intermediate_size", *KINDS], lines)
+        sizes = [f"{cell['parameters'] / 1e6:.1f}M", str(cell["vocab_size"]), str(cell["intermediate_size"])]
+        lines.append([ratio, split, *sizes, *bits])
+    lines.sort(key=lambda line: (float(line[0]), line[1] == "auto"))
+    return table(["ratio", "split", "parameters", "vocab_size", "intermediate_size", *KINDS], lines)
 
 
 def draw_curve(model: str) -> None:
@@ -83,6 +86,7 @@ def main(model: str, ratios: str, n_bytes: int, *, curve: bool) -> None:
     def score(options: PruneOptions) -> dict[str, Any]:
         made = pruned_checkpoint(source, options, store)
         sizes = {"vocab_size": made.plan.vocab_size, "intermediate_size": made.plan.intermediate_size}
+        sizes["parameters"] = parts_of_plan(source, made.plan).total
         return {**sizes, "bits_per_byte": bits_per_byte(made.directory, texts), "search": made.plan.search}
 
     for ratio in map(float, ratios.split(",")):
