@@ -47,6 +47,7 @@ def rows() -> dict[str, PruneOptions]:
     words = PruneOptions(vocab_size=24_576, calibration=wiki)
     fewer = replace(words, vocab_size=16_384)
     joint = PruneOptions(vocab_size=24_576, intermediate_size=1280, calibration=wiki)
+    default = replace(joint, calibration=())
     mixed = replace(joint, calibration=both)
     taught = RecoverOptions(text=both, tokens=RECOVERY_TOKENS)
     return {
@@ -68,6 +69,11 @@ def rows() -> dict[str, PruneOptions]:
             mixed, vocab_size=16_384, intermediate_size=1408, method="repair"
         ),
         "24,576 / 1280, wikitext + peps, repair, distill": replace(mixed, method="repair", recover=taught),
+        "24,576 / 1280, wikitext + peps, repair to common tokens": replace(
+            mixed, method="repair", repair_tokens="common"
+        ),
+        "24,576 / 1280, stdlib-prose": default,
+        "24,576 / 1280, stdlib-prose, repair": replace(default, method="repair"),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compact.budget import Sizes
 from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
@@ -27,6 +28,7 @@ from compact.prune import (
 from compact.ranking import rank_vocabulary
 from compact.repair import repair
 from compact.search import SizeOf, find_sizes
+from compact.sizes import sizes_of
 from compact.source import ModelSource
 
 # Raised when a pruned checkpoint's files change for an equal plan.
@@ -70,6 +72,10 @@ def decide(
     is_sized = options.fit_bytes is not None or is_searched(options)
     if calibration is None and (is_sized or options.method == "repair"):
         calibration = calibration_for(source, options, cache=cache, progress=progress)
+    ranking = None
+    if options.recover is not None and not is_sized:
+        ranking = rank_vocabulary(source, options)
+        _warn_of_memory(source, sizes_of(source, ranking, options), options, progress)
     if is_sized and calibration is not None:
         ranking = rank_vocabulary(source, options)
         found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
@@ -78,7 +84,7 @@ def decide(
         )
         plan = replace(plan, search=found.record)
     else:
-        plan = make_plan(source, options, cache, calibration=calibration, progress=progress)
+        plan = make_plan(source, options, cache, calibration=calibration, ranking=ranking, progress=progress)
     updates = None
     if options.method == "repair" and calibration is not None:
         plan, updates = repair(source, plan, calibration, options, cache, progress)
@@ -113,6 +119,18 @@ def pruned_checkpoint(
 
     name = f"{decision.plan.id}-{PRUNE_VERSION}"
     return cache.get_or_make("pruned", name, make, needed_bytes=4 * source.n_params), name
+
+
+def _warn_of_memory(source: ModelSource, sizes: Sizes, options: PruneOptions, progress: Progress) -> None:
+    """Say before the calibration what is refused behind it; what is free then, or trained already, nobody knows yet."""
+    from compact.recovery.distill import memory_of
+
+    assert options.recover is not None
+    needed, free = memory_of(source, sizes, options.recover, options.device, options.dtype)
+    if needed > free:
+        progress.note(
+            f"warning: --recover distill will need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        )
 
 
 def _recover(

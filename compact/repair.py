@@ -139,6 +139,11 @@ def repair(
     if not updates.is_file():
         progress.note("the repair is worse than the plain cut on held-out text; the plain cut is kept")
         return replace(plan, repair=report), None
+    if not judged:
+        progress.note(
+            "the repair is written without being judged: the whole model and its cut together need more than the "
+            "memory that is free"
+        )
     if report["share"] != 1.0:
         progress.note(f"only {report['share']:.0%} of the repair is kept: all of it is worse on a held-out text")
     digest = cache.recorded_sha256("repair", key, UPDATES)

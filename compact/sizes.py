@@ -40,11 +40,15 @@ def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> L
     )
 
 
+def parts_at(source: ModelSource, sizes: Sizes) -> Parts:
+    """Where the parameters are after a cut to these sizes."""
+    whole = Sizes(source.vocab_size, source.intermediate_size)
+    return pruned_parts(sizes, count_parts(source.tensors, source.config), whole)
+
+
 def parts_of_plan(source: ModelSource, plan: PrunePlan) -> Parts:
     """Where the parameters are after the plan's cut."""
-    whole = Sizes(source.vocab_size, source.intermediate_size)
-    parts = count_parts(source.tensors, source.config)
-    return pruned_parts(Sizes(plan.vocab_size, plan.intermediate_size), parts, whole)
+    return parts_at(source, Sizes(plan.vocab_size, plan.intermediate_size))
 
 
 def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:

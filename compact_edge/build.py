@@ -29,6 +29,7 @@ from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
 from compact_edge.fit import check_fit, largest_of
 from compact_edge.formats import Format, Request, parse_quants
+from compact_edge.method_report import how_words, plan_words
 from compact_edge.output import check_output
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
 from exporters.card import licence_of
@@ -172,7 +173,8 @@ def _run(
     pruned_name = options.name or f"{model_name}-compact"
     size_of = None
     if pruning.fit_bytes is not None:
-        longest = _description(source, 1.0, Sizes(source.vocab_size, source.intermediate_size))
+        whole = Sizes(source.vocab_size, source.intermediate_size)
+        longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
         size_of = largest_of(forms, source, pruning, pruned_name, longest)
     if options.plan is not None:
         decision = read_decision(options.plan, source)
@@ -242,17 +244,18 @@ def pruned_request(original: Request, checkpoint: Path, checkpoint_id: str, name
         checkpoint=checkpoint,
         checkpoint_id=checkpoint_id,
         name=name,
-        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size)),
+        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size), plan_words(plan)),
         published=True,
     )
 
 
-def _description(source: ModelSource, removed: float, sizes: Sizes) -> str:
+def _description(source: ModelSource, removed: float, sizes: Sizes, how: tuple[str, str]) -> str:
     """One line for the pruned artifact's metadata."""
+    cut, behind = how
     return (
-        f"{source.name} with {removed:.1%} of its parameters removed by COMPACT (arXiv 2509.06836): "
+        f"{source.name} with {removed:.1%} of its parameters removed by {cut}: "
         f"vocabulary {source.vocab_size} -> {sizes.vocab_size}, "
-        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}"
+        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}{behind}"
     )
 
 

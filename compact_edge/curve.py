@@ -77,7 +77,7 @@ class SizeCurve:
                 {
                     "ratio": cost.ratio,
                     **point_as_dict(cost.point),
-                    "characters_per_second": round(cost.speed, 4),
+                    "characters_per_second_ratio": round(cost.speed, 4),
                     "best": cost.best,
                     "pareto": cost.on_front,
                 }

@@ -8,6 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compact.plan import PrunePlan
     from compact.prune import PruneOptions
+    from compact.source import ModelSource
+
+
+def how_words(method: str, *, learns: bool) -> tuple[str, str]:
+    """For a file's own description: what cut the model, and what came behind the cut."""
+    cut = "COMPACT (arXiv 2509.06836)" if method in {"compact", "repair"} else f"COMPACT with channels by {method}"
+    behind = [", repaired by least squares"] if method == "repair" else []
+    return cut, "".join([*behind, *([", trained by the original"] if learns else [])])
+
+
+def plan_words(plan: PrunePlan) -> tuple[str, str]:
+    """`how_words` of what a plan says was done; a repair that helped nowhere was not."""
+    is_repaired = plan.repair is not None and bool(plan.repair.get("share"))
+    method = "compact" if plan.method == "repair" and not is_repaired else plan.method
+    return how_words(method, learns=plan.recovery is not None)
 
 
 def method_line(plan: PrunePlan) -> str:
@@ -42,12 +57,38 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
     return lines
 
 
+def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
+    """What would make a better model of the same size, and what it costs; nothing that was done already."""
+    from compact.budget import Sizes
+    from compact.recovery.distill import memory_of
+    from compact.recovery.options import DEFAULT_MINUTES, RecoverOptions
+
+    ways = []
+    if plan.method == "compact" and plan.intermediate_size < source.intermediate_size:
+        ways.append(("--method repair", "recommended: fits the kept channels to the original, without training"))
+    if asked.recover is None and plan.recovery is None:
+        sizes = Sizes(plan.vocab_size, plan.intermediate_size)
+        needed, free = memory_of(source, sizes, RecoverOptions(), asked.device, asked.dtype)
+        minutes = f"{DEFAULT_MINUTES:.0f}"
+        short = ", more than is free here" if needed > free else ""
+        ways.append(
+            (
+                f"--recover distill --recover-minutes {minutes}",
+                f"the original teaches it, {minutes} minutes, {needed / 1e9:.1f} GB of memory{short}",
+            )
+        )
+    if not ways:
+        return []
+    width = max(len(option) for option, _ in ways)
+    return ["to lose less at this size:", *(f"  {option:<{width}}  {words}" for option, words in ways)]
+
+
 def _repair_words(repair: Mapping[str, Any]) -> str:
     if not repair.get("share"):
         return repair.get("why") or "worse than the plain cut on the text kept out; the plain cut is kept"
     part = "" if repair["share"] == 1 else f", {repair['share']:.0%} of the change kept"
     if not repair.get("bits_per_byte"):
-        return f"not judged{part}"
+        return f"not judged beside the plain cut, for want of memory{part}"
     values = {name: (entry["plain"], entry["repaired"]) for name, entry in repair["bits_per_byte"].items()}
     return f"{_changes(values)} bits per byte on text kept out{part}"
 

@@ -166,7 +166,7 @@ def print_summary(result: BuildResult) -> None:
         console.print(Text(text, style="yellow"), soft_wrap=soft)
     console.print()
     _print_replies(result, None if soft else console.width)
-    for line in (*less_loss(result), *next_commands(result)):
+    for line in (*method_report.less_loss(result.source, result.plan, result.pruning), *next_commands(result)):
         click.echo(line)
 
 
@@ -193,28 +193,6 @@ def _print_replies(result: BuildResult, width: int | None) -> None:
                 lines = [part for line in lines for part in wrap(line, max(20, width - 4))]
             click.echo("\n    ".join((f"{name}{of}:", *lines)))
     click.echo()
-
-
-def less_loss(result: BuildResult) -> list[str]:
-    """What would make a better model of the same size, and what it costs; nothing that was done already."""
-    from compact.recovery.options import DEFAULT_MINUTES
-
-    asked, plan = result.pruning, result.plan
-    ways = []
-    if asked.method == "compact" and plan.intermediate_size < result.source.intermediate_size:
-        ways.append(("--method repair", "recommended: fits the kept channels to the original, without training"))
-    if asked.recover is None:
-        minutes = f"{DEFAULT_MINUTES:.0f}"
-        ways.append(
-            (
-                f"--recover distill --recover-minutes {minutes}",
-                f"the original teaches the pruned model, {minutes} minutes",
-            )
-        )
-    if not ways:
-        return []
-    width = max(len(option) for option, _ in ways)
-    return ["to lose less at this size:", *(f"  {option:<{width}}  {words}" for option, words in ways)]
 
 
 def next_commands(result: BuildResult) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from compact import calibration as calibrating
+from compact.budget import Sizes
 from compact.cache import ENVIRONMENT, Cache
 from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
 from compact.errors import StorageError
@@ -31,7 +32,7 @@ from compact.recovery.align import Alignment, align
 from compact.recovery.checkpoint import TORCH_DTYPES
 from compact.recovery.lesson import Lesson, make_lesson
 from compact.recovery.lock import held_alone
-from compact.recovery.memory import require_memory, trained_and_all
+from compact.recovery.memory import needed_and_free, require_memory, trained_and_all
 from compact.recovery.options import PIECE_TOKENS, RecoverOptions
 from compact.recovery.sources import training_text
 from compact.recovery.state import State
@@ -50,7 +51,8 @@ _SHARD = 16
 # Weight of positions inside a token that the student does not have.
 _INNER_WEIGHT = 0.3
 _SEQUENCES_PER_BATCH = 2
-_SAVE_EVERY = 300.0
+# Seconds: a run's state is saved, and its loss is told where nothing was judged meanwhile.
+_SAVE_EVERY = _TELL_EVERY = 300.0
 # On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
 _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
@@ -113,11 +115,12 @@ def recover(
     key = sha256_json(run)
     saved = cache.path("recovering", key)
 
-    trained, _ = trained_and_all(source, plan, options.train)
+    sizes = Sizes(plan.vocab_size, plan.intermediate_size)
+    trained, _ = trained_and_all(source, sizes, options.train)
     state_bytes = trained * (_SAVED_BYTES if cache.keeps else _WRITTEN_BYTES)
 
     def make(work: Path) -> None:
-        require_memory(source, plan, place, compute, options.train, _batch_size(place))
+        require_memory(source, sizes, place, compute, options.train, _batch_size(place))
         # While a state is written the one before is still there.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
         session = _Session(source, plan, student, options, text, cache, place, compute, saved, left_free, progress)
@@ -161,6 +164,12 @@ def recover(
     }
     digest = cache.recorded_sha256("recovered", key, UPDATES)
     return replace(plan, updates_sha256=digest, recovery=recovery), found / UPDATES
+
+
+def memory_of(source: ModelSource, sizes: Sizes, options: RecoverOptions, device: str, dtype: str) -> tuple[int, int]:
+    """Bytes that a training of a model of these sizes takes, about, and bytes that are free for it here."""
+    place = resolve_device(device)
+    return needed_and_free(source, sizes, place, training_dtype(dtype, place), options.train, _batch_size(place))
 
 
 def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
@@ -250,7 +259,7 @@ class _Session:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
         elif self._keeps:
             self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
-        saved_at = state.seconds
+        saved_at = told_at = state.seconds
         schedule = self._trainer.schedule
         # With both limits, a run that the tokens end jumps over the seconds that are left.
         total, unit = (math.ceil(schedule.seconds), "s") if schedule.seconds else (schedule.tokens or 0, "tokens")
@@ -269,6 +278,10 @@ class _Session:
                     saved_at = now.seconds
                 elif is_main() and is_best and now.best > 0:
                     checkpoint.save_best(self._saved, self._trainer)
+                if not is_judged and now.seconds - told_at > _TELL_EVERY:
+                    self._progress.note(f"recovery: {now.tokens:,} tokens, loss {now.loss:.4f}")
+                if is_judged or now.seconds - told_at > _TELL_EVERY:
+                    told_at = now.seconds
         return state
 
     def _tell(self, state: State) -> None:

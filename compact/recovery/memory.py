@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compact.budget import Sizes
 from compact.distributed import local_world_size
 from compact.errors import ToolUnavailableError
 from compact.importance import free_memory
-from compact.plan import PrunePlan
 from compact.recovery.options import PIECE_TOKENS
 from compact.recovery.padding import padded_length
-from compact.sizes import parts_of_plan
+from compact.sizes import parts_at
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
@@ -27,39 +27,44 @@ _BYTES_PER_ACTIVATION = 32
 _POSITIONS = padded_length(PIECE_TOKENS * 11 // 10)
 
 
-def trained_and_all(source: ModelSource, plan: PrunePlan, train: str) -> tuple[int, int]:
+def trained_and_all(source: ModelSource, sizes: Sizes, train: str) -> tuple[int, int]:
     """How many parameters are trained, and how many the pruned model has."""
-    student = parts_of_plan(source, plan)
+    student = parts_at(source, sizes)
     return (student.total if train == "all" else student.vocabulary), student.total
 
 
-def needed_memory(source: ModelSource, plan: PrunePlan, dtype: torch.dtype, train: str, batch_size: int) -> int:
+def needed_memory(source: ModelSource, sizes: Sizes, dtype: torch.dtype, train: str, batch_size: int) -> int:
     """Bytes that one process of a training takes, about.
 
     Args:
         source: the teacher.
-        plan: what was cut.
+        sizes: of the pruned model.
         dtype: in which matrices are multiplied, and the teacher's.
         train: which weights.
         batch_size: texts that go through the layers together.
     """
-    trained, student = trained_and_all(source, plan, train)
+    trained, student = trained_and_all(source, sizes, train)
     # The head's gradient is made apart from the embedding's, and both are there as they are added.
-    head = 4 * plan.vocab_size * source.hidden_size
+    head = 4 * sizes.vocab_size * source.hidden_size
     positions = batch_size * min(_POSITIONS, source.max_positions)
-    channels = source.num_hidden_layers * (source.hidden_size + plan.intermediate_size)
+    channels = source.num_hidden_layers * (source.hidden_size + sizes.intermediate_size)
     weights = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
     return weights + positions * channels * _BYTES_PER_ACTIVATION
 
 
+def needed_and_free(
+    source: ModelSource, sizes: Sizes, device: str, dtype: torch.dtype, train: str, batch_size: int
+) -> tuple[int, int]:
+    """Bytes that the processes of a training on this machine take, about, and bytes that are free for them."""
+    needed = needed_memory(source, sizes, dtype, train, batch_size)
+    return needed * (1 if device == "cuda" else local_world_size()), free_memory(device)
+
+
 def require_memory(
-    source: ModelSource, plan: PrunePlan, device: str, dtype: torch.dtype, train: str, batch_size: int
+    source: ModelSource, sizes: Sizes, device: str, dtype: torch.dtype, train: str, batch_size: int
 ) -> None:
     """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
-    needed = needed_memory(source, plan, dtype, train, batch_size)
-    there = free_memory(device)
-    if device != "cuda":
-        needed *= local_world_size()
+    needed, there = needed_and_free(source, sizes, device, dtype, train, batch_size)
     if needed > there:
         raise ToolUnavailableError(
             f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",

@@ -15,6 +15,7 @@ class State:
         history: one entry an evaluation: step, tokens, seconds, done (the share of the budget), loss (mean of the rows
             since the evaluation before, in nats) and bits per byte of every held-out text.
         best: index of the best entry.
+        loss: of the steps since the last entry (mean of the rows, in nats).
     """
 
     step: int = 0
@@ -23,6 +24,7 @@ class State:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: int = 0
+    loss: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

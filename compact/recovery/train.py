@@ -164,11 +164,12 @@ class Trainer:
             tokens, seconds = broadcast_json([sum(len(lesson.ids) for lesson in group), time.monotonic() - began])
             state.tokens += world_size() * int(tokens)
             state.seconds = float(seconds)
+            total, weight = map(sum, zip(*losses, strict=True))
+            state.loss = total / max(weight, 1.0)
             done = min(1.0, self.schedule.done(state.tokens, state.seconds))
             is_due = done >= 1.0 or done - judged >= 1.0 / _EVALUATIONS
             if is_due:
-                total, weight = map(sum, zip(*losses, strict=True))
-                self._judge(state, total / max(weight, 1.0))
+                self._judge(state, state.loss)
                 losses, judged = [], done
             yield state, is_due
 

@@ -63,7 +63,7 @@ def _prune(
     from compact_edge.console import Console, print_json
     from compact_edge.fit import checkpoint_sizes
     from compact_edge.method_report import as_json as method_as_json
-    from compact_edge.method_report import gain_lines
+    from compact_edge.method_report import gain_lines, less_loss
     from compact_edge.output import check_output, existing
     from compact_edge.search_report import SPLIT_SVG, print_search, split_svg
     from compact_edge.side import sizes_by_part
@@ -123,7 +123,7 @@ def _prune(
         f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
         f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    for line in gain_lines(plan, options):
+    for line in (*gain_lines(plan, options), *less_loss(source, plan, options)):
         click.echo(line)
     command = (
         f"compact-edge export {shlex.quote(str(out))} --quant {quant or 'Q8_0'} --out {shlex.quote(f'{out}-gguf')}"

@@ -59,7 +59,7 @@ _BUDGET = (
     click.option(
         "--fit",
         metavar="SIZE",
-        help="Most bytes of the artifact, such as 400MB or 60MiB; sizes are searched (--split auto).",
+        help="GGUF: most bytes of the file, such as 400MB or 60MiB; sizes are searched (--split auto).",
     ),
     click.option(
         "--split",
@@ -127,14 +127,14 @@ _COMPUTE = (
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default="auto",
         show_default=True,
-        help="Where the model runs: calibration, repair, training.",
+        help="Where the model runs: calibration, repair, training. auto: cuda where there is one, else cpu.",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Type that it computes in there; what is trained stays float32.",
+        help="Type that it computes in there; what is trained stays float32. auto: float32 on a CPU, else bfloat16.",
     ),
     click.option(
         "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a calibration pass."

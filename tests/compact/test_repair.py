@@ -30,6 +30,7 @@ from compact.source import ModelSource, open_directory, open_source
 from compact.store import publish
 from tests.checkpoints import TEXTS, random_model
 from tests.compact.test_distributed import finish, pair
+from tests.engine_standins import Recorder
 from tests.family_models import CASE_NAMES, CASES
 
 SIZES = {"vocab_size": 380, "intermediate_size": 64}
@@ -109,6 +110,25 @@ def asked(text: Path, **changes: Any) -> PruneOptions:
 def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model too large to be loaded whole: random weights predict nothing, so bits per byte say nothing."""
     monkeypatch.setattr(repairing, "fits_in_memory", lambda *_: False)
+
+
+def test_what_memory_does_not_hold_is_written_unjudged_and_said(
+    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of what is free stays so: the model, and beside it the embedding and FFN that the plan cuts out."""
+    plan = decide(source, asked(text, method="compact"), Cache(tmp_path / "plain", [], [])).plan
+    with publish(tmp_path / "cut") as work:
+        prune(source, plan, work)
+    whole, cut = (load_file(folder / "model.safetensors") for folder in (source.directory, tmp_path / "cut"))
+    copied = [name for name in cut if "mlp." in name or "embed_tokens" in name or "lm_head" in name]
+    needed = 4 * (sum(t.numel() for t in whole.values()) + sum(cut[name].numel() for name in copied))
+    for free, judged in ((int(needed / 0.8) + 8, True), (int(needed / 0.8) - 8, False)):
+        monkeypatch.setattr("compact.repair_check.free_memory", lambda _, free=free: free)
+        watcher = Recorder()
+        decision = decide(source, asked(text), Cache(tmp_path / str(free), [], []), progress=watcher)
+        assert decision.plan.repair is not None
+        assert bool(decision.plan.repair["bits_per_byte"]) == judged
+        assert any("without being judged" in note for note in watcher.notes) != judged
 
 
 def applied(source: ModelSource, decision: Decision, out: Path) -> Path:

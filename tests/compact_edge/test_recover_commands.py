@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 
 from compact.errors import ToolUnavailableError
 from compact.plan import PrunePlan, read_plan
@@ -55,6 +56,49 @@ def test_prune_says_and_records_what_was_learned(
     assert [line for line in lines if line.startswith(f"recovery: stdlib-prose {before:.4f} -> {after:.4f} bits per")]
 
 
+def test_a_budget_in_minutes_ends_the_training(shop: Workshop, tmp_path: Path) -> None:
+    learn = ("--recover", "distill", "--recover-minutes", "0.02", "--learning-rate", "0.01", "--vocab-size", "300")
+    assert cli.run(prune(shop, tmp_path / "out", *learn)) == 0
+    recovery = read_plan(tmp_path / "out" / "plan.json").recovery
+    assert recovery is not None
+    seconds = [entry["seconds"] for entry in recovery["history"]]
+    assert seconds[-1] >= 1.2 > seconds[-2]
+
+
+def test_a_build_exports_what_was_learned(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learn = (*DISTILL, "--learning-rate", "0.01", "--method", "repair", "--ratio", "0.15")
+    assert cli.run(shop.build(tmp_path / "out", *learn)) == 0
+    folder = tmp_path / "out" / "gguf"
+    assert "trained by the original on" in (folder / "README.md").read_text("utf-8")
+    (file,) = folder.glob("*.gguf")
+    field = GGUFReader(file).get_field("general.description")
+    assert field is not None
+    said = str(field.contents())
+    assert said.endswith(", trained by the original")
+    plan = read_plan(folder / "plan.json")
+    assert (", repaired by least squares" in said) == bool(plan.repair and plan.repair["share"])
+    assert "to lose less" not in capsys.readouterr().out
+
+
+def test_prune_offers_what_loses_less(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(prune(shop, tmp_path / "out", "--ratio", "0.15")) == 0
+    offered = capsys.readouterr().out.split("to lose less at this size:\n")[1].splitlines()[:2]
+    assert [line.split()[:2] for line in offered] == [["--method", "repair"], ["--recover", "distill"]]
+    assert re.search(r"\d\.\d GB of memory$", offered[1])
+
+
+def test_a_training_that_memory_will_not_hold_is_announced(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compact.recovery.memory.free_memory", lambda _: 1000)
+    learn = (*DISTILL, "--recover-text", "stdlib", "--ratio", "0.18", "--seed", "3")
+    assert cli.run(prune(shop, tmp_path / "out", *learn)) == 69
+    said = capsys.readouterr().err
+    assert said.index("will need about") < said.index("calibrating")
+    assert "error: --recover distill needs about" in said
+    assert not (tmp_path / "out").exists()
+
+
 def outcome(plan: PrunePlan, *, recover: bool = True) -> list[str]:
     return gain_lines(plan, PruneOptions(method="repair", recover=RecoverOptions() if recover else None))
 
@@ -70,7 +114,9 @@ def test_steps_that_gave_nothing_are_not_passed_over(shop: Workshop, tmp_path: P
     assert recovery.startswith("recovery: no better model was found")
     half = outcome(replace(plan, repair={"share": 0.5, "bits_per_byte": judged}), recover=False)
     assert half == ["repair: text 1.2500 -> 1.1250 bits per byte on text kept out, 50% of the change kept"]
-    assert outcome(replace(plan, repair={"share": 1.0, "bits_per_byte": {}}), recover=False) == ["repair: not judged"]
+    assert outcome(replace(plan, repair={"share": 1.0, "bits_per_byte": {}}), recover=False) == [
+        "repair: not judged beside the plain cut, for want of memory"
+    ]
     assert gain_lines(plan, PruneOptions()) == []
 
 

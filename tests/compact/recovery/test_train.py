@@ -10,7 +10,7 @@ import torch
 from compact.importance import load_model
 from compact.recovery.lesson import Lesson
 from compact.recovery.loss import Targets
-from compact.recovery.train import lesson_loss
+from compact.recovery.train import Schedule, lesson_loss
 from tests.checkpoints import random_model
 
 # One that is a whole number of kernel shapes, and two that are not.
@@ -57,3 +57,14 @@ def test_texts_of_different_lengths_count_as_each_of_them_alone(model: Any) -> N
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(made[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_rate_falls_linearly_to_nothing_over_whichever_budget_ends_first() -> None:
+    minutes, both = Schedule(1e-3, seconds=60.0), Schedule(1e-3, tokens=1000, seconds=60.0)
+    assert [minutes.done(10**9, seconds) for seconds in (0, 15, 60)] == [0, 0.25, 1]
+    assert both.done(500, 6.0) == both.done(100, 30.0) == 0.5
+    # Behind the first steps, which begin slowly.
+    assert [minutes.rate(100, done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 0])
+    first = [minutes.rate(step, 0.0) for step in range(12)]
+    assert 0 < first[0] < 2e-4
+    assert sorted(first) == first
