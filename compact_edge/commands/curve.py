@@ -50,7 +50,8 @@ def curve(
     """What each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
 
     For every ratio of parameters removed the best split between vocabulary and FFN is searched, by bits per byte on
-    text of each calibration source that the calibration does not hold. Nothing is pruned or exported.
+    text of each calibration source that the calibration does not hold. Nothing is pruned, repaired or exported:
+    --method repair and --repair-tokens change no figure.
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
