@@ -16,8 +16,11 @@ from compact.source import ModelSource
 
 # Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
 PIECE_CHARACTERS = 4 * PIECE_TOKENS
-# What the model writes itself where `self` is among the texts; more is the same text again.
-_SELF_TOKENS = 131_072
+# What the model writes itself where `self` is among the texts: enough for its share of the budget, which on a CPU takes
+# as long to write as to learn, so that there a budget in minutes gives a part of it and goes through that again. More
+# than the most is the same text again; the least has a piece to keep out.
+_LEAST_SELF_TOKENS, _MOST_SELF_TOKENS = 2048, 131_072
+_SELF_TOKENS_PER_MINUTE = 1000
 # What is drawn from the Hub for a budget in minutes, which does not say how much is gone through: a CPU is slow, and
 # what is drawn is downloaded.
 _HUB_TOKENS_CPU = 1_000_000
@@ -53,11 +56,10 @@ def training_text(
             # Docstrings are short: joined they fill a piece.
             sources[name] = in_memory(["\n\n".join(stdlib_text.documents("stdlib-prose"))])
         elif name == calibrating.SELF:
-            wanted = min(_SELF_TOKENS, options.tokens or _SELF_TOKENS)
             sources[name] = in_memory(
                 sample_texts(
                     source.directory,
-                    wanted,
+                    self_tokens(options, device),
                     sequence_length=min(SAMPLE_LENGTH, source.max_positions),
                     seed=seed,
                     device=device,
@@ -81,3 +83,13 @@ def training_text(
         else:
             sources[name] = file_documents(Path(name))
     return TrainingText(sources, PIECE_CHARACTERS, seed)
+
+
+def self_tokens(options: RecoverOptions, device: str) -> int:
+    """How many tokens the model writes where `self` is one of the texts."""
+    wanted = [_MOST_SELF_TOKENS]
+    if options.tokens is not None:
+        wanted.append(-(-options.tokens // len(options.text)))
+    if options.seconds is not None and device == "cpu":
+        wanted.append(int(options.seconds * _SELF_TOKENS_PER_MINUTE / 60))
+    return max(_LEAST_SELF_TOKENS, min(wanted))

@@ -42,3 +42,30 @@ def test_a_data_set(
     assert [held.name for held in text.held_out] == [NAME]
     assert all(line == "" or line.endswith("no more.") for line in text.held_out[0].text.split("\n"))
     assert len(next(text.pieces())) > 1900
+
+
+@pytest.mark.parametrize(
+    ("budget", "device", "written"),
+    [
+        ({"tokens": 60_000}, "cpu", 30_000),  # one of two texts
+        ({"tokens": 10_000_000}, "cpu", 131_072),
+        ({"minutes": 30.0}, "cpu", 30_000),
+        ({"minutes": 30.0}, "cuda", 131_072),
+        ({"minutes": 30.0, "tokens": 20_000}, "cpu", 10_000),
+        ({"tokens": 100}, "cpu", 2048),
+    ],
+)
+def test_the_model_writes_its_share_of_the_budget(
+    budget: dict[str, Any], device: str, written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def write(directory: Path, tokens: int, **named: Any) -> list[str]:
+        asked.append(tokens)
+        return [f"Text {n} is of the model's own making, and long enough to learn from." for n in range(400)]
+
+    monkeypatch.setattr(sources, "sample_texts", write)
+    cache = Cache(tmp_path, [], [])
+    options = RecoverOptions(text=("self", "stdlib-prose"), **budget)
+    training_text(open_source("tiny", cache), options, cache, seed=0, device=device)
+    assert asked == [written]
