@@ -70,15 +70,17 @@ def decide(
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
     is_sized = options.fit_bytes is not None or is_searched(options)
-    if calibration is None and (is_sized or options.method == "repair"):
-        calibration = calibration_for(source, options, cache=cache, progress=progress)
     ranking = None
-    if options.recover is not None and not is_sized:
+    if not is_sized and options.recover is not None:
         ranking = rank_vocabulary(source, options)
         _warn_of_memory(source, sizes_of(source, ranking, options), options, progress)
+    if calibration is None and (is_sized or options.method == "repair"):
+        calibration = calibration_for(source, options, cache=cache, progress=progress)
     if is_sized and calibration is not None:
         ranking = rank_vocabulary(source, options)
         found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
+        if options.recover is not None:
+            _warn_of_memory(source, found.sizes, options, progress)
         plan = make_plan(
             source, options, cache, calibration=calibration, ranking=ranking, sizes=found.sizes, progress=progress
         )
@@ -122,7 +124,7 @@ def pruned_checkpoint(
 
 
 def _warn_of_memory(source: ModelSource, sizes: Sizes, options: PruneOptions, progress: Progress) -> None:
-    """Say before the calibration what is refused behind it; what is free then, or trained already, nobody knows yet."""
+    """Say as soon as the sizes are known what is refused much later; what is free then, or trained already, is not."""
     from compact.recovery.distill import memory_of
 
     assert options.recover is not None
