@@ -39,6 +39,7 @@ NAME = "recovery"
 RATIO = 0.2
 SHORT = 65_536
 MIX = "wikitext + peps"
+REPAIRED = "pruned and repaired"
 Row = tuple[str, float, int]  # text, learning rate, tokens
 
 PARTS: dict[str, list[Row]] = {
@@ -70,8 +71,9 @@ def key_of(row: Row) -> str:
 def show(cells: dict[str, dict[str, Any]]) -> str:
     """The table: bits per byte, and how much more than the unpruned model's that is."""
     base = cells["unpruned"]["bits_per_byte"]
+    known = ["unpruned", REPAIRED, *(key_of(row) for part in PARTS.values() for row in part)]
     rows = []
-    for name, cell in cells.items():
+    for name, cell in sorted(cells.items(), key=lambda item: known.index(item[0])):
         bits = cell["bits_per_byte"]
         minutes = f"{cell['seconds'] / 60:.0f}" if "seconds" in cell else ""
         rows.append([name, minutes, *(f"{bits[k]:.3f} (+{bits[k] / base[k] - 1:.1%})" for k in base)])
@@ -107,7 +109,7 @@ def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
         return cell
 
     cells.get("unpruned", lambda: {"bits_per_byte": bits_per_byte(source.directory, texts)})
-    cells.get("pruned and repaired", lambda: compute(None))
+    cells.get(REPAIRED, lambda: compute(None))
     for row in (row for part in parts for row in PARTS[part]):
         cells.get(key_of(row), lambda row=row: compute(row))  # type: ignore[misc]
     print(show(cells.cells))
