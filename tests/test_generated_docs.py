@@ -85,6 +85,11 @@ def test_the_plot_of_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (DOCS / script.PLOT).read_text(encoding="utf-8") == script.plot(recorded(script.RESULT)["cells"])
 
 
+def test_the_curve_is_shown() -> None:
+    assert "](curve.svg)" in (DOCS / "quality.md").read_text(encoding="utf-8")
+    assert "SmolLM2-135M" in (DOCS / "curve.svg").read_text(encoding="utf-8")
+
+
 def test_every_family_was_checked_in_onnx_and_passed() -> None:
     results = recorded("onnx-families")["models"]
     assert {family.architecture for family in FAMILIES} == {result["architecture"] for result in results}
