@@ -23,6 +23,16 @@ def test_a_repair_is_better_than_the_plain_cut_on_every_text_at_every_ratio_with
         assert all(repaired[kind] < value for kind, value in bits.items()), key
 
 
+def test_a_repair_helps_with_every_calibration() -> None:
+    cells = recorded("patterns")["cells"]
+    pairs = [(name, f"{name}, repair") for name in cells if f"{name}, repair" in cells]
+    assert any("stdlib-prose" in name for name, _ in pairs)
+    for plain, repaired in pairs:
+        assert all(
+            cells[repaired]["bits_per_byte"][kind] < value for kind, value in cells[plain]["bits_per_byte"].items()
+        ), plain
+
+
 def test_time_and_memory_of_the_calibration_are_within_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
     script: Any = importlib.import_module("benchmarks.prune_scale")
