@@ -55,7 +55,7 @@ quality: $(STAMP)
 	$(BIN)/python benchmarks/splits.py --curve
 	$(BIN)/python benchmarks/calibration_mixes.py
 	$(BIN)/python benchmarks/compare_methods.py --work-dir build/methods
-	$(BIN)/python benchmarks/recovery.py --part rate --part text --part budget
+	$(BIN)/python benchmarks/recovery.py --part rate --part budget
 	$(BIN)/python benchmarks/task_accuracy.py
 
 docs: $(STAMP)

@@ -1,13 +1,12 @@
-"""What distillation after the cut gives: by learning rate, by text to learn from, and by budget.
+"""What distillation after the cut gives: by learning rate, and by budget.
 
     python benchmarks/recovery.py --part rate
-    python benchmarks/recovery.py --part text
     python benchmarks/recovery.py --part budget
 
 `smollm2-135m` at ratio 0.2, repaired, taught by the unpruned model on the first 80% of WikiText-2's validation text and
 of the Python enhancement proposals, unless the row says otherwise. Fiction and stdlib are kinds of text that it never
 learns from. A finished row is kept and not computed again; 65,536 tokens are about 8 minutes on 2 cores, and 1,048,576
-more than an hour. Writes the table of `docs/quality.md`.
+hours. Writes the table of `docs/quality.md`.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ Row = tuple[str, float, int]  # text, learning rate, tokens
 
 PARTS: dict[str, list[Row]] = {
     "rate": [(MIX, rate, SHORT) for rate in (1e-4, 3e-4, 1e-3)],
-    "text": [(text, LEARNING_RATE, SHORT) for text in (f"self + {MIX}", "self", "self + stdlib-prose", "stdlib-prose")],
-    "budget": [(f"self + {MIX}", LEARNING_RATE, tokens) for tokens in (262_144, 1_048_576)],
+    "budget": [(f"self + {MIX}", LEARNING_RATE, 1_048_576)],
 }
 
 
