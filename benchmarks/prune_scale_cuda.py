@@ -152,7 +152,7 @@ def swapped_beyond(scores: np.ndarray[Any, Any], kept: list[int], other: list[in
         kept, other: the two choices.
         relative: scores that differ by less are taken as equal.
     """
-    only, instead = sorted(set(kept) - set(other)), sorted(set(other) - set(kept))
+    only, instead = set(kept) - set(other), set(other) - set(kept)
     if not only:
         return 0
     best = max(scores[channel] for channel in instead)

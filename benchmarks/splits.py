@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from common import (
 )
 
 from compact.prune import PruneOptions
-from compact.sizes import parts_of_plan
+from compact.sizes import parts_at
 from compact.source import open_source
 from compact_edge import cli
 from compact_edge.console import Console
@@ -85,8 +85,7 @@ def main(model: str, ratios: str, n_bytes: int, *, curve: bool) -> None:
 
     def score(options: PruneOptions) -> dict[str, Any]:
         made = pruned_checkpoint(source, options, store)
-        sizes = {"vocab_size": made.plan.vocab_size, "intermediate_size": made.plan.intermediate_size}
-        sizes["parameters"] = parts_of_plan(source, made.plan).total
+        sizes = asdict(made.plan.sizes) | {"parameters": parts_at(source, made.plan.sizes).total}
         return {**sizes, "bits_per_byte": bits_per_byte(made.directory, texts), "search": made.plan.search}
 
     for ratio in map(float, ratios.split(",")):

@@ -70,23 +70,18 @@ def decide(
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
     is_sized = options.fit_bytes is not None or is_searched(options)
-    ranking = None
-    if not is_sized and options.recover is not None:
-        ranking = rank_vocabulary(source, options)
-        _warn_of_memory(source, sizes_of(source, ranking, options), options, progress)
+    ranking = rank_vocabulary(source, options)
+    sizes = None if is_sized else sizes_of(source, ranking, options)
+    _warn_of_memory(source, sizes, options, progress)
     if calibration is None and (is_sized or options.method == "repair"):
         calibration = calibration_for(source, options, cache=cache, progress=progress)
+    search = None
     if is_sized and calibration is not None:
-        ranking = rank_vocabulary(source, options)
         found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
-        if options.recover is not None:
-            _warn_of_memory(source, found.sizes, options, progress)
-        plan = make_plan(
-            source, options, cache, calibration=calibration, ranking=ranking, sizes=found.sizes, progress=progress
-        )
-        plan = replace(plan, search=found.record)
-    else:
-        plan = make_plan(source, options, cache, calibration=calibration, ranking=ranking, progress=progress)
+        sizes, search = found.sizes, found.record
+        _warn_of_memory(source, sizes, options, progress)
+    plan = make_plan(source, options, cache, calibration=calibration, ranking=ranking, sizes=sizes, progress=progress)
+    plan = replace(plan, search=search)
     updates = None
     if options.method == "repair" and calibration is not None:
         plan, updates = repair(source, plan, calibration, options, cache, progress)
@@ -123,11 +118,12 @@ def pruned_checkpoint(
     return cache.get_or_make("pruned", name, make, needed_bytes=4 * source.n_params), name
 
 
-def _warn_of_memory(source: ModelSource, sizes: Sizes, options: PruneOptions, progress: Progress) -> None:
+def _warn_of_memory(source: ModelSource, sizes: Sizes | None, options: PruneOptions, progress: Progress) -> None:
     """Say as soon as the sizes are known what is refused much later; what is free then, or trained already, is not."""
-    from compact.recovery.distill import memory_of
+    if options.recover is None or sizes is None:
+        return
+    from compact.recovery.distill import memory_of  # torch is loaded where something is trained
 
-    assert options.recover is not None
     needed, free = memory_of(source, sizes, options.recover, options.device, options.dtype)
     if needed > free:
         progress.note(

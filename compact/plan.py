@@ -7,11 +7,14 @@ import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compact.errors import DamagedFileError, PlanMismatchError
 from compact.source import ModelSource
 from compact.store import canonical_json, read_json_object, sha256_json, write_text
+
+if TYPE_CHECKING:
+    from compact.budget import Sizes
 
 PLAN = "plan.json"
 UPDATES = "updates.safetensors"
@@ -80,6 +83,12 @@ class PrunePlan:
     @property
     def intermediate_size(self) -> int:
         return len(self.kept_channels[0])
+
+    @property
+    def sizes(self) -> Sizes:
+        from compact.budget import Sizes  # brings numpy, which reading a plan does not need
+
+        return Sizes(self.vocab_size, self.intermediate_size)
 
     @property
     def id(self) -> str:

@@ -14,7 +14,7 @@ from compact.importance import free_memory, load_model, resolve_device, resolve_
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.resizable import Resizable
-from compact.sizes import parts_of_plan
+from compact.sizes import parts_at
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Verdict:
 def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str) -> bool:
     """Whether the whole model can be loaded to be judged, and beside it what the plan cuts out of it."""
     place = resolve_device(device)
-    cut = parts_of_plan(source, plan)
+    cut = parts_at(source, plan.sizes)
     needed = (source.n_params + cut.vocabulary + cut.ffn) * resolve_dtype(dtype, place).itemsize
     return needed <= _MEMORY_SHARE * free_memory(place)
 

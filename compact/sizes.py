@@ -19,7 +19,6 @@ from compact.errors import UsageError
 from compact.source import ModelSource
 
 if TYPE_CHECKING:
-    from compact.plan import PrunePlan
     from compact.prune import PruneOptions
     from compact.ranking import Ranking
 
@@ -44,11 +43,6 @@ def parts_at(source: ModelSource, sizes: Sizes) -> Parts:
     """Where the parameters are after a cut to these sizes."""
     whole = Sizes(source.vocab_size, source.intermediate_size)
     return pruned_parts(sizes, count_parts(source.tensors, source.config), whole)
-
-
-def parts_of_plan(source: ModelSource, plan: PrunePlan) -> Parts:
-    """Where the parameters are after the plan's cut."""
-    return parts_at(source, Sizes(plan.vocab_size, plan.intermediate_size))
 
 
 def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Sizes:

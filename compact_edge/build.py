@@ -244,7 +244,7 @@ def pruned_request(original: Request, checkpoint: Path, checkpoint_id: str, name
         checkpoint=checkpoint,
         checkpoint_id=checkpoint_id,
         name=name,
-        description=_description(source, removed, Sizes(plan.vocab_size, plan.intermediate_size), plan_words(plan)),
+        description=_description(source, removed, plan.sizes, plan_words(plan)),
         published=True,
     )
 

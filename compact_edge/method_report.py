@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 def how_words(method: str, *, learns: bool) -> tuple[str, str]:
     """For a file's own description: what cut the model, and what came behind the cut."""
     cut = "COMPACT (arXiv 2509.06836)" if method in {"compact", "repair"} else f"COMPACT with channels by {method}"
-    behind = [", repaired by least squares"] if method == "repair" else []
-    return cut, "".join([*behind, *([", trained by the original"] if learns else [])])
+    repaired = ", repaired by least squares" if method == "repair" else ""
+    return cut, repaired + (", trained by the original" if learns else "")
 
 
 def plan_words(plan: PrunePlan) -> tuple[str, str]:
     """`how_words` of what a plan says was done; a repair that helped nowhere was not."""
-    is_repaired = plan.repair is not None and bool(plan.repair.get("share"))
-    method = "compact" if plan.method == "repair" and not is_repaired else plan.method
+    method = "compact" if plan.method == "repair" and not _is_repaired(plan) else plan.method
     return how_words(method, learns=plan.recovery is not None)
+
+
+def _is_repaired(plan: PrunePlan) -> bool:
+    return plan.repair is not None and bool(plan.repair.get("share"))
 
 
 def method_line(plan: PrunePlan) -> str:
@@ -31,7 +34,7 @@ def method_line(plan: PrunePlan) -> str:
     if plan.method in {"magnitude", "random"}:
         cut = f"rare vocabulary, and FFN channels by {plan.method}"
     parts = [cut]
-    if plan.repair is not None and plan.repair.get("share"):
+    if _is_repaired(plan):
         parts.append("`down_proj` fitted to the original's outputs by least squares")
     if plan.recovery is not None:
         text = " + ".join(plan.recovery["text"])
@@ -59,7 +62,6 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
 
 def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
     """What would make a better model of the same size, and what it costs; nothing that was done already."""
-    from compact.budget import Sizes
     from compact.recovery.distill import memory_of
     from compact.recovery.options import DEFAULT_MINUTES, RecoverOptions
 
@@ -67,8 +69,7 @@ def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list
     if plan.method == "compact" and plan.intermediate_size < source.intermediate_size:
         ways.append(("--method repair", "recommended: fits the kept channels to the original, without training"))
     if asked.recover is None and plan.recovery is None:
-        sizes = Sizes(plan.vocab_size, plan.intermediate_size)
-        needed, free = memory_of(source, sizes, RecoverOptions(), asked.device, asked.dtype)
+        needed, free = memory_of(source, plan.sizes, RecoverOptions(), asked.device, asked.dtype)
         minutes = f"{DEFAULT_MINUTES:.0f}"
         short = ", more than is free here" if needed > free else ""
         ways.append(

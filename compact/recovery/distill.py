@@ -115,12 +115,11 @@ def recover(
     key = sha256_json(run)
     saved = cache.path("recovering", key)
 
-    sizes = Sizes(plan.vocab_size, plan.intermediate_size)
-    trained, _ = trained_and_all(source, sizes, options.train)
+    trained, _ = trained_and_all(source, plan.sizes, options.train)
     state_bytes = trained * (_SAVED_BYTES if cache.keeps else _WRITTEN_BYTES)
 
     def make(work: Path) -> None:
-        require_memory(source, sizes, place, compute, options.train, _batch_size(place))
+        require_memory(source, plan.sizes, place, compute, options.train, _batch_size(place))
         # While a state is written the one before is still there.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
         session = _Session(source, plan, student, options, text, cache, place, compute, saved, left_free, progress)
@@ -269,8 +268,9 @@ class _Session:
                 at = min(total, int(total * schedule.done(now.tokens, now.seconds)))
                 task.advance(at - shown)
                 shown = at
-                if is_judged:
-                    self._tell(now)
+                if is_judged or now.seconds - told_at > _TELL_EVERY:
+                    self._tell(now, is_judged=is_judged)
+                    told_at = now.seconds
                 is_best = is_judged and now.best == len(now.history) - 1
                 is_due = is_best or now.seconds - saved_at > _SAVE_EVERY
                 if is_main() and self._keeps and is_due:
@@ -278,17 +278,16 @@ class _Session:
                     saved_at = now.seconds
                 elif is_main() and is_best and now.best > 0:
                     checkpoint.save_best(self._saved, self._trainer)
-                if not is_judged and now.seconds - told_at > _TELL_EVERY:
-                    self._progress.note(f"recovery: {now.tokens:,} tokens, loss {now.loss:.4f}")
-                if is_judged or now.seconds - told_at > _TELL_EVERY:
-                    told_at = now.seconds
         return state
 
-    def _tell(self, state: State) -> None:
-        entry = state.history[-1]
-        bits = ", ".join(f"{name} {value:.4f}" for name, value in entry["bits_per_byte"].items())
-        loss = f"loss {entry['loss']:.4f}, " if entry["step"] else ""
-        self._progress.note(f"recovery: {entry['tokens']:,} tokens, {loss}bits per byte {bits}")
+    def _tell(self, state: State, *, is_judged: bool) -> None:
+        parts = [f"{state.tokens:,} tokens"]
+        if state.step:
+            parts.append(f"loss {state.loss:.4f}")
+        if is_judged:
+            judged = state.history[-1]["bits_per_byte"]
+            parts.append("bits per byte " + ", ".join(f"{name} {value:.4f}" for name, value in judged.items()))
+        self._progress.note(f"recovery: {', '.join(parts)}")
 
     def _groups(self, skip: int) -> Iterator[list[Lesson]]:
         """The lessons of one step after another; every process takes its share of each step's."""

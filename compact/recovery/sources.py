@@ -59,7 +59,7 @@ def training_text(
             sources[name] = in_memory(
                 sample_texts(
                     source.directory,
-                    self_tokens(options, device),
+                    _self_tokens(options, device),
                     sequence_length=min(SAMPLE_LENGTH, source.max_positions),
                     seed=seed,
                     device=device,
@@ -85,7 +85,7 @@ def training_text(
     return TrainingText(sources, PIECE_CHARACTERS, seed)
 
 
-def self_tokens(options: RecoverOptions, device: str) -> int:
+def _self_tokens(options: RecoverOptions, device: str) -> int:
     """How many tokens the model writes where `self` is one of the texts."""
     wanted = [_MOST_SELF_TOKENS]
     if options.tokens is not None:

@@ -153,24 +153,24 @@ class Trainer:
             self._judge(state, 0.0)
             yield state, True
         began = time.monotonic() - state.seconds
-        losses: list[tuple[float, float]] = []
+        total = weight = 0.0  # of the steps since the model was judged
         judged = state.history[-1]["done"]
         while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0:
             group = next(groups)
-            losses.append(self._step(group, self.schedule.rate(state.step, done)))
+            loss, rows = self._step(group, self.schedule.rate(state.step, done))
+            total, weight = total + loss, weight + rows
+            state.loss = total / max(weight, 1.0)
             state.step += 1
             state.pieces += world_size() * len(group)
             # The first process's count and clock, so that all end at the same step.
             tokens, seconds = broadcast_json([sum(len(lesson.ids) for lesson in group), time.monotonic() - began])
             state.tokens += world_size() * int(tokens)
             state.seconds = float(seconds)
-            total, weight = map(sum, zip(*losses, strict=True))
-            state.loss = total / max(weight, 1.0)
             done = min(1.0, self.schedule.done(state.tokens, state.seconds))
             is_due = done >= 1.0 or done - judged >= 1.0 / _EVALUATIONS
             if is_due:
                 self._judge(state, state.loss)
-                losses, judged = [], done
+                total, weight, judged = 0.0, 0.0, done
             yield state, is_due
 
     def _step(self, lessons: Sequence[Lesson], rate: float) -> tuple[float, float]:

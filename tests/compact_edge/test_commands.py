@@ -97,7 +97,9 @@ def test_prune_says_what_to_do_next(shop: Workshop, tmp_path: Path, capsys: pyte
     assert cli.run(prune(shop, out)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "19.9% removed" in lines[0]
-    assert lines[-3:] == [
+    assert lines[1] == "to lose less at this size:"
+    assert [line.split()[0] for line in lines[2:4]] == ["--method", "--recover"]
+    assert lines[4:] == [
         f"wrote {out}",
         "next:",
         f"  compact-edge export '{out}' --quant Q8_0 --out '{out}-gguf'",

@@ -302,8 +302,7 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(
 
 
 def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
-    sizes = Sizes(plain.plan.vocab_size, plain.plan.intermediate_size)
-    few, many = (memory.needed_memory(source, sizes, torch.bfloat16, "all", size) for size in (2, 16))
+    few, many = (memory.needed_memory(source, plain.plan.sizes, torch.bfloat16, "all", size) for size in (2, 16))
     channels = source.hidden_size + plain.plan.intermediate_size
     assert many - few >= 14 * min(512, source.max_positions) * source.num_hidden_layers * channels * 32
 
