@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Making $(VENV). llama-cpp-python is compiled from source, which takes some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[prune,onnx,parquet,eval,plot,demo,dev]'
+	$(PIP) -e '.[prune,onnx,languages,parquet,eval,plot,demo,dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)

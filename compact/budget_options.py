@@ -11,6 +11,7 @@ from compact.errors import BudgetError, UsageError
 AUTO: Final = "auto"
 _SPLIT = re.compile(r"(\d{1,9}(?:\.\d{1,6})?):(\d{1,9}(?:\.\d{1,6})?)", re.ASCII)
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]?)(I?)B?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,3}(?:\.\d{1,9})?|\.\d{1,9}", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -21,6 +22,8 @@ class BudgetOptions(Protocol):
     def ratio(self) -> float | None: ...
     @property
     def vocab_size(self) -> int | None: ...
+    @property
+    def vocab_coverage(self) -> float | None: ...
     @property
     def intermediate_size(self) -> int | None: ...
     @property
@@ -54,6 +57,23 @@ def parse_size(text: str, option: str = "--fit") -> int:
     return size
 
 
+def parse_coverage(text: str) -> float:
+    """A share of `99.9%` or `0.999`, above 0 and up to 1. Raises UsageError."""
+    word = text.strip()
+    match = _NUMBER.fullmatch(word.removesuffix("%"))
+    share = float(match[0]) / (100 if word.endswith("%") else 1) if match else 0.0
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"--vocab-coverage {text[:40]!r}: not a share above 0% and up to 100%", "write it as 99.9% or 0.999"
+        )
+    return share
+
+
+def has_explicit_sizes(options: BudgetOptions) -> bool:
+    """Whether the user gave a final size, or the coverage that one of them follows from."""
+    return any(size is not None for size in (options.vocab_size, options.vocab_coverage, options.intermediate_size))
+
+
 def check_budget(options: BudgetOptions) -> None:
     """Refuse budgets that exclude each other, before a model is opened.
 
@@ -61,7 +81,9 @@ def check_budget(options: BudgetOptions) -> None:
         UsageError: two budgets, a split beside explicit sizes, or words that are no split.
         BudgetError: a ratio outside 0 to 1.
     """
-    explicit = options.vocab_size is not None or options.intermediate_size is not None
+    explicit = has_explicit_sizes(options)
+    if options.vocab_size is not None and options.vocab_coverage is not None:
+        raise UsageError("--vocab-size and --vocab-coverage exclude each other", "give one of them")
     given = [
         name
         for name, is_given in (

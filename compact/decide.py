@@ -13,6 +13,7 @@ from compact.budget import Sizes
 from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
+from compact.calibration_scripts import default_calibration
 from compact.errors import PlanMismatchError
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
 from compact.progress import SILENT, Progress
@@ -20,7 +21,6 @@ from compact.prune import (
     PruneOptions,
     calibration_for,
     check_texts_to_learn,
-    default_calibration,
     make_plan,
     prune,
     texts_to_learn,
@@ -70,7 +70,7 @@ def decide(
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
     is_sized = options.fit_bytes is not None or is_searched(options)
-    ranking = rank_vocabulary(source, options)
+    ranking = rank_vocabulary(source, options, cache)
     sizes = None if is_sized else sizes_of(source, ranking, options)
     _warn_of_memory(source, sizes, options, progress)
     if calibration is None and (is_sized or options.method == "repair"):

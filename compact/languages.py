@@ -11,8 +11,6 @@ from pathlib import Path
 
 from compact.tokenizer import encode, load_tokenizer
 
-WARNING_RATIO = 1.5
-
 SENTENCES: dict[str, str] = {
     "English": "The train to the coast leaves at seven in the morning, and it is often full, so we should buy our "
     "tickets today and pack some bread, fruit and water for the journey.",
@@ -37,6 +35,23 @@ SENTENCES: dict[str, str] = {
     "وأن نأخذ معنا خبزا وفاكهة وماء للرحلة.",
     "Hindi": "तट की ओर जाने वाली गाड़ी सुबह सात बजे निकलती है और अक्सर भरी रहती है, इसलिए हमें आज ही टिकट खरीद लेना "
     "चाहिए और यात्रा के लिए रोटी, फल और पानी रख लेना चाहिए।",
+}
+
+
+# The codes by which `--languages` names them.
+CODES = {
+    "English": "en",
+    "Code": "code",
+    "German": "de",
+    "French": "fr",
+    "Spanish": "es",
+    "Portuguese": "pt",
+    "Italian": "it",
+    "Russian": "ru",
+    "Chinese": "zh",
+    "Japanese": "ja",
+    "Arabic": "ar",
+    "Hindi": "hi",
 }
 
 

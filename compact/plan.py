@@ -47,7 +47,7 @@ class PrunePlan:
         source_name, source_id, source_hashes: the checkpoint the plan is for (`ModelSource`).
         options: what was asked for (ratio, sizes, grid, dtype), for people; `apply` does not read it.
         method: how channels were scored: `compact`, `magnitude` or `random`; `repair` is `compact` with new weights.
-        ranking: how tokens were ranked: `merges` or `corpus`.
+        ranking: how tokens were ranked: `merges`, `scripts`, `languages` or `corpus`.
         ranking_sha256: of the corpus, or None.
         calibration: name, sha256, id, sources and options of the calibration set, or None.
         pre: `tokenizer.ggml.pre` of the tokenizer (pruning keeps normalizer and pre-tokenizer).

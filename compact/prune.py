@@ -14,6 +14,7 @@ from compact.budget import Sizes
 from compact.budget_options import is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration, make_calibration
+from compact.calibration_scripts import default_calibration
 from compact.checkpoint import open_tensors
 from compact.errors import DamagedFileError, UsageError
 from compact.hub import names_hub_model
@@ -22,7 +23,7 @@ from compact.importance import Scores, bucket_of_ids, collect_scores, computed_o
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
 from compact.progress import SILENT, Progress
-from compact.ranking import Ranking, rank_vocabulary
+from compact.ranking import AUTO, Ranking, rank_vocabulary
 from compact.recovery.options import RecoverOptions
 from compact.recovery.text import check_texts
 from compact.sampling import SAMPLE_LENGTH, sample_texts
@@ -51,8 +52,11 @@ class PruneOptions:
             default of `fit_bytes`), `V:I` gives the shares; None takes the fixed split of a ratio.
         channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
         pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
-        vocab_corpus: rank tokens by their frequency in this file, instead of by merge order.
-        vocab_floor: with `vocab_corpus`, the vocabulary of this size by merge order stays whole; None takes half of V'.
+        languages: BCP 47 codes and `code`: rank tokens by how often text in them uses each.
+        vocab_rank: `auto` ranks by the languages, or by the scripts of the calibration; `merges` by merge order alone.
+        vocab_coverage: the final V' is the smallest that keeps this share of the languages' tokens whole, 0 to 1.
+        vocab_corpus: rank tokens by their frequency in this file too.
+        vocab_floor: with `vocab_corpus`, so many droppable tokens of the ranking without it stay; None takes half.
         keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
         calibration: files, built-in texts, Hub data sets or `self`, which give equal shares of the tokens; none takes
             the model's default.
@@ -73,6 +77,9 @@ class PruneOptions:
     split: str | None = None
     channel_grid: int = 32
     pad_vocab_to_multiple_of: int = 1
+    languages: tuple[str, ...] = ()
+    vocab_rank: str = AUTO
+    vocab_coverage: float | None = None
     vocab_corpus: Path | None = None
     vocab_floor: int | None = None
     keep_tokens: Path | None = None
@@ -86,14 +93,6 @@ class PruneOptions:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 1
-
-
-def default_calibration(source: ModelSource) -> tuple[str, ...]:
-    """`stdlib` (code and prose) for `tiny`, which was trained on such text; C4 for a model from the Hub, as in the
-    paper; `stdlib-prose`, which needs no network, for every other model."""
-    if source.origin == TINY:
-        return (calibrating.STDLIB,)
-    return (calibrating.C4,) if source.commit is not None else (calibrating.STDLIB_PROSE,)
 
 
 def check_calibration(model: str, options: PruneOptions) -> None:
@@ -216,7 +215,7 @@ def make_plan(
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = ranking or rank_vocabulary(source, options)
+    ranking = ranking or rank_vocabulary(source, options, cache)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
@@ -239,6 +238,8 @@ def make_plan(
         "channel_grid": options.channel_grid,
         "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
         "vocab_floor": floor,
+        "languages": list(ranking.languages),
+        "scripts": list(ranking.scripts),
         "dtype": options.dtype,
         "seed": options.seed,
     }
@@ -249,7 +250,7 @@ def make_plan(
         source_hashes=dict(source.hashes),
         options=asked,
         method=options.method,
-        ranking="merges" if options.vocab_corpus is None else "corpus",
+        ranking=ranking.name,
         ranking_sha256=ranking.corpus_sha256,
         calibration=None if used is None else _describe(used),
         pre=pre,

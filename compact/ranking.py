@@ -1,28 +1,58 @@
-"""The order in which a source's tokens are worth keeping, from its tokenizer and, if the user names one, a corpus."""
+"""The order in which a source's tokens are worth keeping.
+
+By default, tokens of scripts that the calibration text is not written in go first, and the others by merge order.
+`--languages` ranks by how often text of those languages uses a token. A corpus of the user's chooses half of the
+tokens, and a floor keeps it from pushing out the other half. `--vocab-rank merges` is the paper's rule: merge order
+alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compact.cache import Cache
 from compact.calibration import read_documents
-from compact.errors import UsageError
+from compact.calibration_scripts import calibration_scripts, default_calibration
+from compact.coverage import Reach, reach_of
+from compact.errors import BudgetError, UsageError
+from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
+from compact.scripts import shared_characters, written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file
-from compact.tokenizer import encode, load_tokenizer, named_tokens, referenced_ids
+from compact.token_use import UsedTokens, encoder
+from compact.tokenizer import named_tokens, referenced_ids
 from compact.vocabulary import (
     Vocabulary,
     always_kept,
     count_tokens,
-    rank_by_corpus,
     rank_by_merges,
+    rank_by_use,
     read_vocabulary,
     with_floor,
 )
 
 if TYPE_CHECKING:
     from compact.prune import PruneOptions
+
+# `--vocab-rank`.
+AUTO, MERGES = "auto", "merges"
+# What the ranking of a plan is called.
+SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
+LATIN = "Latn"
+# With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.
+_OTHER_SCRIPTS_SHARE = 0.05
+# How a ranking by languages is weighed: the languages, what all of them share, the merge order.
+_LANGUAGES_SHARE, _SHARED_SHARE, _MERGES_SHARE = 0.9, 0.1, 0.05
+# `code` beside a language: the words of a language are more, and each is used less.
+_CODE_WEIGHT = 0.25
+# English words by the lists, and by the standard library's prose.
+_ENGLISH_PROSE_SHARE = 0.3
+# A corpus beside the languages.
+_CORPUS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +64,11 @@ class Ranking:
         always: ids that no budget drops.
         order: the droppable ids, most worth keeping first; the same for every vocabulary size.
         corpus_sha256: of the corpus, or None.
-        floor: the vocabulary size whose tokens by merge order a corpus cannot push out; None for half of V'.
+        floor: with a corpus, how many droppable tokens of the ranking without it come first; None for half of them.
+        name: `merges`, `scripts`, `languages` or `corpus`.
+        languages: codes of `--languages`.
+        scripts: ISO 15924 codes of the scripts whose tokens stay longest; none of a ranking by merges.
+        use: id -> share of the tokens of a text in these languages, or of the corpus; None where neither is named.
     """
 
     vocabulary: Vocabulary
@@ -42,44 +76,160 @@ class Ranking:
     order: list[int]
     corpus_sha256: str | None
     floor: int | None = None
+    name: str = MERGES
+    languages: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()
+    use: Use | None = None
 
     def floor_at(self, vocab_size: int) -> int | None:
-        """The floor of a vocabulary of this size; None where tokens are ranked by merges.
+        """How many droppable tokens a corpus cannot push out at this size; None where there is no corpus.
 
         Raises:
-            UsageError: a floor outside 0 to V'.
+            UsageError: a floor above the number of droppable tokens that stay.
         """
         if self.corpus_sha256 is None:
             return None
-        size = vocab_size // 2 if self.floor is None else self.floor
-        if not 0 <= size <= vocab_size:
-            raise UsageError(f"--vocab-floor {size}: this vocabulary takes 0 to {vocab_size}")
+        droppable = max(0, vocab_size - len(self.always))
+        size = droppable // 2 if self.floor is None else self.floor
+        if not 0 <= size <= droppable:
+            raise UsageError(f"--vocab-floor {size}: this vocabulary takes 0 to {droppable}")
         return size
 
+    @cached_property
+    def reach(self) -> Reach:
+        """What every vocabulary size keeps of a text in the ranking's languages.
 
-def rank_vocabulary(source: ModelSource, options: PruneOptions) -> Ranking:
-    """Rank the source's tokens as the options ask: by merges, or by a corpus above a floor by merges.
+        Raises:
+            UsageError: a ranking without languages and corpus, which knows no text.
+        """
+        if self.use is None:
+            raise UsageError("--vocab-coverage: of which text?", "add --languages, such as --languages en,code")
+        return reach_of(self.vocabulary, self.always, self.order, self.use)
 
-    Without a floor, a corpus of one kind drops what every other kind of text needs.
+
+def rank_vocabulary(source: ModelSource, options: PruneOptions, cache: Cache | None = None) -> Ranking:
+    """Rank the source's tokens as the options ask.
+
+    Args:
+        source: the checkpoint.
+        options: languages, corpus, floor, named tokens, calibration and `vocab_rank`.
+        cache: keeps how often each language uses each token, which takes seconds to count.
 
     Raises:
-        UsageError: a floor without a corpus.
+        UsageError: a floor without a corpus, languages beside `merges`, or what `parse_languages` raises.
         CompactEdgeError: what reading the files and the tokenizer raises.
     """
-    corpus, floor = options.vocab_corpus, options.vocab_floor
-    if corpus is None and floor is not None:
-        raise UsageError(f"--vocab-floor {floor}: is for --vocab-corpus", "name a corpus, or leave it out")
+    check_ranking(options)
     where = source.directory / TOKENIZER
     vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
-    named = named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens)
-    always = always_kept(vocabulary, sorted(named), referenced_ids(source.directory))
-    by_merges = rank_by_merges(vocabulary, always)
-    if corpus is None:
-        return Ranking(vocabulary, always, by_merges, None)
-    documents = read_documents(corpus)
-    counts = count_tokens(encode(load_tokenizer(source.directory), documents, add_special_tokens=False))
-    order = with_floor(rank_by_corpus(vocabulary, always, counts), by_merges, len(always), floor)
-    return Ranking(vocabulary, always, order, sha256_file(corpus), floor)
+    named = sorted(named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens))
+    keep = partial(always_kept, vocabulary, named, referenced_ids(source.directory))
+    if options.languages:
+        always = keep(characters=shared_characters().fullmatch)
+        return _by_languages(source, options, vocabulary, always, cache)
+    scripts = _assumed_scripts(source, options, vocabulary)
+    if scripts is None:
+        always = keep()
+        order = rank_by_merges(vocabulary, always)
+    else:
+        always = keep(characters=written_in(scripts).fullmatch)
+        order = rank_by_merges(vocabulary, always, _tiers(vocabulary, scripts))
+    base = Ranking(vocabulary, always, order, None)
+    if scripts is not None:
+        base = replace(base, name=SCRIPTS, scripts=tuple(sorted(scripts)))
+    if options.vocab_corpus is None:
+        return base
+    counts = count_tokens(encoder(source.directory)(read_documents(options.vocab_corpus)))
+    return _with_corpus(base, rank_by_use(vocabulary, always, counts), normalised(counts), options)
+
+
+def check_ranking(options: PruneOptions) -> None:
+    """Refuse options of the ranking that exclude each other, before a model is opened. Raises UsageError."""
+    if options.vocab_corpus is None and options.vocab_floor is not None:
+        raise UsageError(
+            f"--vocab-floor {options.vocab_floor}: is for --vocab-corpus", "name a corpus, or leave it out"
+        )
+    if options.vocab_rank == MERGES and options.languages:
+        raise UsageError("--languages and --vocab-rank merges exclude each other", "leave one of them out")
+    if options.vocab_coverage is not None and not options.languages and options.vocab_corpus is None:
+        raise UsageError("--vocab-coverage: of which text?", "add --languages, such as --languages en,code")
+    if options.vocab_coverage is not None and not 0 < options.vocab_coverage <= 1:
+        raise BudgetError("--vocab-coverage: out of range", "give a share above 0% and up to 100%, such as 99.9%")
+    parse_languages(options.languages)
+
+
+def _assumed_scripts(source: ModelSource, options: PruneOptions, vocabulary: Vocabulary) -> frozenset[str] | None:
+    """The scripts of the calibration.
+
+    None where merge order is asked for, where the calibration does not say before it is drawn, or where so few tokens
+    are of other scripts that there is nothing to gain.
+    """
+    if options.vocab_rank == MERGES:
+        return None
+    scripts = calibration_scripts(options.calibration or default_calibration(source))
+    if scripts is None:
+        return None
+    others = sum(not tier for tier in _tiers(vocabulary, scripts).values())
+    return scripts if others >= _OTHER_SCRIPTS_SHARE * len(vocabulary.tokens) else None
+
+
+def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:
+    """1 for a token of these scripts, 0 for every other. A part of a character has no script of its own."""
+    fullmatch = written_in(scripts).fullmatch
+    return {token: int(text is not None and bool(fullmatch(text))) for token, text in vocabulary.texts.items()}
+
+
+def _by_languages(
+    source: ModelSource, options: PruneOptions, vocabulary: Vocabulary, always: frozenset[int], cache: Cache | None
+) -> Ranking:
+    languages = parse_languages(options.languages)
+    # Names, commands and units are written in Latin letters in text of every language.
+    scripts = frozenset({LATIN}).union(*(language.scripts for language in languages))
+    tiers = _tiers(vocabulary, scripts)
+    used = UsedTokens(source, vocabulary, cache)
+    text = mixed([(_LANGUAGES_SHARE, _use_of(used, languages)), (_SHARED_SHARE, used.shared)])
+    by_merges = merge_order_use(vocabulary, (token for token, tier in tiers.items() if tier))
+    smoothed = mixed([(1 - _MERGES_SHARE, text), (_MERGES_SHARE, by_merges)])
+    base = Ranking(
+        vocabulary,
+        always,
+        rank_by_use(vocabulary, always, smoothed, tiers),
+        None,
+        name=LANGUAGES,
+        languages=tuple(options.languages),
+        scripts=tuple(sorted(scripts)),
+        use=text,
+    )
+    if options.vocab_corpus is None:
+        return base
+    corpus = normalised(count_tokens(encoder(source.directory)(read_documents(options.vocab_corpus))))
+    both = mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, smoothed)])
+    wanted = rank_by_use(vocabulary, always, both, tiers)
+    return _with_corpus(base, wanted, mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, text)]), options)
+
+
+def _use_of(used: UsedTokens, languages: Sequence[Language]) -> Use:
+    """How often text in the languages uses each token, every language in an equal share."""
+    parts: list[tuple[float, Use]] = []
+    for language in languages:
+        if language.code == CODE:
+            parts.append((_CODE_WEIGHT, used.code))
+            continue
+        words = used.words(language)
+        if language.words == ENGLISH:
+            words = mixed([(1 - _ENGLISH_PROSE_SHARE, words), (_ENGLISH_PROSE_SHARE, used.prose)])
+        parts.append((1.0, words))
+    return mixed(parts)
+
+
+def _with_corpus(base: Ranking, wanted: list[int], use: Use, options: PruneOptions) -> Ranking:
+    """A ranking whose rest, above a floor of the one without the corpus, is the corpus's."""
+    corpus = options.vocab_corpus
+    assert corpus is not None
+    order = with_floor(wanted, base.order, options.vocab_floor)
+    return replace(
+        base, order=order, corpus_sha256=sha256_file(corpus), floor=options.vocab_floor, name=CORPUS, use=use
+    )
 
 
 def _named_by_user(path: Path | None) -> set[str]:

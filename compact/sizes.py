@@ -14,7 +14,7 @@ from compact.budget import (
     pruned_parts,
     sizes_for_ratio,
 )
-from compact.budget_options import AUTO, check_budget, parse_split
+from compact.budget_options import AUTO, check_budget, has_explicit_sizes, parse_split
 from compact.errors import UsageError
 from compact.source import ModelSource
 
@@ -28,7 +28,7 @@ RATIO_GRID = 32
 
 def limits_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Limits:
     """What the sizes may be."""
-    explicit = options.vocab_size is not None or options.intermediate_size is not None
+    explicit = has_explicit_sizes(options)
     return Limits(
         vocab_size=source.vocab_size,
         intermediate_size=source.intermediate_size,
@@ -54,10 +54,19 @@ def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Si
     """
     check_budget(options)
     limits = limits_of(source, ranking, options)
-    if options.vocab_size is not None or options.intermediate_size is not None:
-        return explicit_sizes(options.vocab_size, options.intermediate_size, limits)
+    if has_explicit_sizes(options):
+        return explicit_sizes(_vocab_size(ranking, options), options.intermediate_size, limits)
     split = None if options.split is None else parse_split(options.split)
     if options.fit_bytes is not None or split == AUTO:
         raise UsageError("--fit and --split auto: the sizes have to be searched", "decide through compact.decide")
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
     return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits, split)
+
+
+def _vocab_size(ranking: Ranking, options: PruneOptions) -> int | None:
+    """The size that was asked for, itself or by its coverage: the next multiple that the user wants."""
+    if options.vocab_coverage is None:
+        return options.vocab_size
+    multiple = options.pad_vocab_to_multiple_of
+    size = ranking.reach.size_covering(options.vocab_coverage)
+    return min(-(-size // multiple), ranking.vocabulary.n_rows // multiple) * multiple

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from compact.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
-from compact.sentencepiece_bpe import BYTE_TOKENS, is_sentencepiece_bpe
+from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, is_sentencepiece_bpe
 
 # Fillers that fill a vocabulary up to a round number; they are listed as added tokens, but no text uses them.
 _FILLER = re.compile(r"(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|reserved_\d+\|>|\[control_\d+\])\Z")
@@ -68,6 +68,21 @@ class Vocabulary:
             return frozenset(byte_alphabet().values()) & self.tokens.keys()
         characters = {token for token in self.tokens if len(token) == 1}
         return frozenset(characters.union(BYTE_TOKENS) & self.tokens.keys())
+
+    @cached_property
+    def texts(self) -> dict[str, str | None]:
+        """Token of the BPE model -> the text that it writes; None for bytes that are only a part of a character."""
+        if self.sentencepiece:
+            bytes_alone = frozenset(BYTE_TOKENS)
+            return {t: None if t in bytes_alone else t.replace(SPACE_MARK, " ") for t in self.tokens}
+        value = {character: byte for byte, character in byte_alphabet().items()}
+        texts: dict[str, str | None] = {}
+        for token in self.tokens:
+            try:
+                texts[token] = bytes(value[character] for character in token).decode()
+            except (KeyError, UnicodeDecodeError):
+                texts[token] = None
+        return texts
 
     @cached_property
     def derivations(self) -> dict[str, tuple[str, str]]:
@@ -184,23 +199,34 @@ def is_filler(token: str) -> bool:
     return _FILLER.match(token) is not None
 
 
-def always_kept(vocabulary: Vocabulary, named: Iterable[str], referenced_ids: Iterable[int]) -> frozenset[int]:
+def always_kept(
+    vocabulary: Vocabulary,
+    named: Iterable[str],
+    referenced_ids: Iterable[int],
+    *,
+    characters: Callable[[str], object] | None = None,
+) -> frozenset[int]:
     """Ids that no budget drops.
 
-    Byte tokens (and, in SentencePiece-style BPE, single characters and the unknown token), every added token that is
-    no reserved filler, fillers that a template, configuration or the user
-    names, ids that a configuration names, and the tokens `named` with everything that they are merged of.
+    Byte tokens, single characters and the unknown token (the last two in SentencePiece-style BPE), every added token
+    but reserved fillers, fillers that a template, a configuration or the user names, ids that a configuration names,
+    and the tokens `named` with everything that they are merged of.
 
     Args:
         vocabulary: the tokenizer's.
         named: token strings (in the tokenizer's own spelling) that the user or a template names.
         referenced_ids: ids in config.json and generation_config.json; negative ones stand for "none" there.
+        characters: which single characters stay, where a text with others can be written in byte tokens
+            (SentencePiece-style BPE); None keeps all of them.
 
     Raises:
         DataError: the user names a token that the tokenizer does not have.
         DamagedFileError: a configuration names an id that has no row.
     """
-    kept = {vocabulary.tokens[token] for token in vocabulary.alphabet}
+    alphabet: Iterable[str] = vocabulary.alphabet
+    if vocabulary.sentencepiece and characters is not None:
+        alphabet = (token for token in alphabet if len(token) > 1 or token == SPACE_MARK or characters(token))
+    kept = {vocabulary.tokens[token] for token in alphabet}
     kept |= {i for token, i in vocabulary.added.items() if not is_filler(token)}
     if vocabulary.sentencepiece and vocabulary.unknown is not None:
         kept.add(vocabulary.tokens[vocabulary.unknown])
@@ -255,50 +281,62 @@ def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[
     return result
 
 
-def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int]) -> list[int]:
-    """Droppable ids by the first merge that makes them, earliest first; tokens without a merge come last, by id."""
-    last = len(vocabulary.merges)
-    order = sorted(vocabulary.tokens, key=lambda t: (vocabulary.first_merge.get(t, last), vocabulary.tokens[t]))
-    return _with_fillers(vocabulary, kept, _closed_order(vocabulary, order, kept))
+def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int], tiers: Mapping[str, int] | None = None) -> list[int]:
+    """Droppable ids by the first merge that makes them, earliest first; tokens without a merge come last, by id.
+
+    Args:
+        vocabulary: the tokenizer's.
+        kept: ids that no budget drops.
+        tiers: as `rank_by_use` takes them.
+    """
+    return rank_by_use(vocabulary, kept, {}, tiers)
 
 
-def rank_by_corpus(vocabulary: Vocabulary, kept: frozenset[int], counts: Mapping[int, int]) -> list[int]:
-    """Droppable ids by frequency on a corpus (`counts`: id -> occurrences), ties by merge order, closed under merges.
+def rank_by_use(
+    vocabulary: Vocabulary, kept: frozenset[int], use: Mapping[int, float], tiers: Mapping[str, int] | None = None
+) -> list[int]:
+    """Droppable ids by how often text uses them, ties by merge order, closed under merges.
 
-    A token that the corpus never shows still has its merge rank, so the ranking stays total.
+    A token that text never uses still has its merge rank, so the ranking is total.
+
+    Args:
+        vocabulary: the tokenizer's.
+        kept: ids that no budget drops.
+        use: id -> occurrences, or share of a text's tokens.
+        tiers: token -> tier; a token of a lower tier comes after all of a higher one that are not merged of it.
     """
     last = len(vocabulary.merges)
 
-    def key(token: str) -> tuple[int, int, int]:
+    def key(token: str) -> tuple[int, float, int, int]:
         token_id = vocabulary.tokens[token]
-        return -counts.get(token_id, 0), vocabulary.first_merge.get(token, last), token_id
+        tier = 0 if tiers is None else -tiers[token]
+        return tier, -use.get(token_id, 0), vocabulary.first_merge.get(token, last), token_id
 
     return _with_fillers(vocabulary, kept, _closed_order(vocabulary, sorted(vocabulary.tokens, key=key), kept))
 
 
-def with_floor(order: Sequence[int], by_merges: Sequence[int], always: int, floor: int | None) -> list[int]:
+def with_floor(order: Sequence[int], base: Sequence[int], floor: int | None) -> list[int]:
     """A ranking whose smaller half, or first part, is another's: what a corpus says of the rest cannot push it out.
 
-    With a share of V' for the floor, what V' keeps is always a part of what V' + 1 keeps: at each step either the next
-    id by merges is added or, where that is there already or the floor does not grow, the next one of `order`. So one
-    order serves every V'. Every prefix is closed under merges where both rankings are: a part comes before its token in
-    either.
+    With a share of the droppable tokens for the floor, what a size keeps is always a part of what the next one keeps:
+    at each step either the next id of `base` is added or, where that is there already or the floor does not grow, the
+    next one of `order`. So one order serves every size. Every prefix is closed under merges where both rankings are: a
+    part comes before its token in either.
 
     Args:
         order: droppable ids, most worth keeping first.
-        by_merges: the same ids, by merge order.
-        always: how many ids are always kept.
-        floor: the vocabulary size whose ids by merge order come first; None keeps, in every V', those of V' // 2.
+        base: the same ids, as they are ranked without the corpus.
+        floor: how many ids of `base` come first; None keeps, of every n ids, the first n // 2 of `base`.
     """
     ranking: dict[int, None] = {}
-    merged, wanted = iter(by_merges), iter(order)
+    merged, wanted = iter(base), iter(order)
     if floor is not None:
-        ranking = dict.fromkeys(by_merges[: max(0, floor - always)])
+        ranking = dict.fromkeys(base[:floor])
         return [*ranking, *(i for i in order if i not in ranking)]
     grown = 0
-    for size in range(always + 1, always + len(order) + 1):
+    for size in range(1, len(order) + 1):
         added = None
-        if max(0, size // 2 - always) > grown:
+        if size // 2 > grown:
             grown += 1
             added = next(merged)
         if added is None or added in ranking:

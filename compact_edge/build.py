@@ -175,7 +175,7 @@ def _run(
     if pruning.fit_bytes is not None:
         whole = Sizes(source.vocab_size, source.intermediate_size)
         longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
-        size_of = largest_of(forms, source, pruning, pruned_name, longest)
+        size_of = largest_of(forms, source, pruning, pruned_name, longest, cache)
     if options.plan is not None:
         decision = read_decision(options.plan, source)
     else:

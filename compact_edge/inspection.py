@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # What a byte-level tokenizer always keeps: its alphabet. The special tokens that stay too are not in config.json.
 _LEAST_VOCABULARY = 256
+# Rows of the table of vocabulary sizes.
+_MOST_ROWS = 14
 _PARTS = ("vocabulary", "attention", "ffn", "norms", "other")
 
 
@@ -66,10 +68,14 @@ class Inspected:
     Attributes:
         source: the checkpoint, or the configuration where that is all there is.
         parts: from the tensors of a checkpoint, from the configuration else.
+        languages: what its vocabulary is ranked for; none takes the default ranking.
+        cache: keeps what a ranking by languages counts.
     """
 
     source: ModelSource | ConfigSource
     parts: Parts
+    languages: tuple[str, ...] = ()
+    cache: Cache | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -94,7 +100,7 @@ class Inspected:
         from compact.prune import PruneOptions
         from compact.ranking import rank_vocabulary
 
-        return rank_vocabulary(self.source, PruneOptions())
+        return rank_vocabulary(self.source, PruneOptions(languages=self.languages), self.cache)
 
     @property
     def merges(self) -> int | None:
@@ -127,13 +133,14 @@ class Inspected:
         return sizes, pruned_parts(sizes, self.parts, self.sizes)
 
 
-def inspect_model(model: str, cache: Cache, progress: Progress) -> Inspected:
+def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple[str, ...] = ()) -> Inspected:
     """Open what the user named and count its parameters.
 
     Raises what `compact.source.open_source` and `compact.config_source.open_config` raise.
     """
     found = open_config(model, progress)
     if found is not None:
+        _need_tokenizer(found, languages)
         return of_config(found)
     try:
         source = open_source(model, cache, progress)
@@ -143,8 +150,18 @@ def inspect_model(model: str, cache: Cache, progress: Progress) -> Inspected:
         if row is None:
             raise
         progress.note(f"{model}: the package with its weights is not installed; its sizes are from the built-in table")
-        return of_config(config_of_row(row))
-    return Inspected(source, count_parts(source.tensors, source.config))
+        row_source = config_of_row(row)
+        _need_tokenizer(row_source, languages)
+        return of_config(row_source)
+    return Inspected(source, count_parts(source.tensors, source.config), languages, cache)
+
+
+def _need_tokenizer(source: ConfigSource, languages: Sequence[str]) -> None:
+    if languages:
+        raise UsageError(
+            f"--languages: only the configuration of {source.name} is here, and no tokenizer",
+            "name a checkpoint directory or a .gguf file",
+        )
 
 
 def of_config(source: ConfigSource) -> Inspected:
@@ -186,6 +203,11 @@ def as_dict(model: Inspected, request: Request) -> dict[str, Any]:
         "parameters_per_token": parts.per_row,
         "parameters_per_channel": parts.per_channel,
     }
+    if model.languages:
+        result |= {
+            "languages": list(model.languages),
+            "vocabulary_sizes": [row.as_dict() for row in sizes_table(model)],
+        }
     if not request.asked:
         return result
     sizes, after = model.pruned(request)
@@ -221,6 +243,8 @@ def report(model: Inspected, request: Request) -> str:
             for name, n in _rows(parts)
         ]
         lines.append(format_table(("PART", "PARAMETERS", "SHARE", "PRUNED", "SHARE"), rows5))
+    if model.languages:
+        lines += languages_report(model)
     lines.append(f"a token costs {parts.per_row:,} parameters, an FFN channel {parts.per_channel:,} (over all layers)")
     if request.asked:
         ranking = model.ranking
@@ -230,6 +254,68 @@ def report(model: Inspected, request: Request) -> str:
             else f"the vocabulary can have {len(ranking.always):,} tokens at the least"
         )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class VocabularySize:
+    """What one vocabulary size keeps of text in the languages.
+
+    Attributes:
+        vocab_size: tokens.
+        parameters: of the whole model, its FFN uncut.
+        coverage: share of the text's tokens that stay whole, 0 to 1.
+        tokens_per_character: of the text.
+    """
+
+    vocab_size: int
+    parameters: int
+    coverage: float
+    tokens_per_character: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "vocab_size": self.vocab_size,
+            "parameters": self.parameters,
+            "coverage": round(self.coverage, 6),
+            "tokens_per_character": round(self.tokens_per_character, 6),
+        }
+
+
+def sizes_table(model: Inspected) -> list[VocabularySize]:
+    """The curve of a model's languages: the whole vocabulary, then the powers of two and what is halfway between."""
+    ranking = model.ranking
+    assert ranking is not None
+    whole = model.sizes
+    steps = [size for power in range(30, 9, -1) for size in (3 << power - 1, 1 << power)]
+    sizes = [whole.vocab_size, *(n for n in steps if len(ranking.always) <= n < whole.vocab_size)]
+    rows = []
+    for size in sizes[:_MOST_ROWS]:
+        coverage, per_character = ranking.reach.at(size)
+        after = pruned_parts(Sizes(size, whole.intermediate_size), model.parts, whole)
+        rows.append(VocabularySize(size, after.total, coverage, per_character))
+    return rows
+
+
+def languages_report(model: Inspected) -> list[str]:
+    """The same curve for people."""
+    rows = [
+        (
+            f"{row.vocab_size:,}",
+            f"{row.parameters / 1e6:.1f}M",
+            f"{row.parameters / model.parts.total - 1:+.1%}",
+            f"{row.coverage:.2%}",
+            f"{row.tokens_per_character:.4f}",
+        )
+        for row in sizes_table(model)
+    ]
+    header = ("VOCAB_SIZE", "PARAMETERS", "CHANGE", "COVERAGE", "TOKENS/CHARACTER")
+    return [
+        f"text in {', '.join(model.languages)}, with the vocabulary cut alone:",
+        format_table(header, rows),
+        "coverage: the share of the text's tokens that stay whole; build --vocab-coverage 99.9% takes the smallest "
+        "vocabulary of that share",
+    ]
 
 
 def _rows(parts: Parts) -> Sequence[tuple[str, int]]:

@@ -16,6 +16,7 @@ from compact.store import publish, sha256_file, write_json, write_sums, write_te
 from compact_edge import __version__
 from compact_edge.method_report import method_line
 from compact_edge.search_report import SPLIT_SVG, split_svg
+from compact_edge.vocabulary_report import how_ranked
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
         )
         # A repair keeps the channels that `compact` chooses.
         chosen = "compact" if plan.method == "repair" else plan.method
-        notes.append(f"channels chosen by {chosen}{scored}; tokens ranked by {plan.ranking}")
+        notes.append(f"channels chosen by {chosen}{scored}; tokens ranked by {how_ranked(plan)}")
         if plan.search is not None:
             notes.append(
                 f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compact.languages import WARNING_RATIO
-from compact_edge import method_report
+from compact_edge import method_report, vocabulary_report
 from compact_edge.console import one_line
 from compact_edge.search_report import print_search
 
@@ -30,6 +29,7 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         "hub": result.source.hub_reference,
         "plan_id": result.plan.id,
         **method_report.as_json(result.plan),
+        **vocabulary_report.as_json(result.plan),
         "search": result.plan.search,
         "formats": {outcome.form.name: _outcome(outcome) for outcome in result.outcomes},
         "evaluation_text": result.eval_name,
@@ -157,13 +157,8 @@ def print_summary(result: BuildResult) -> None:
             console.print(Text(one_line(line)), soft_wrap=soft)
     for line in method_report.gain_lines(result.plan, result.pruning):
         console.print(Text(one_line(line)), soft_wrap=soft)
-    languages = ", ".join(f"{cost.language} {cost.ratio:.2f}" for cost in result.languages)
-    console.print(Text(f"tokens per character, after / before: {languages}"), soft_wrap=soft)
-    costly = [cost.language for cost in result.languages if cost.ratio > WARNING_RATIO]
-    if costly:
-        advice = "if you need them, rank the tokens by text of yours: --vocab-corpus FILE"
-        text = f"warning: above {WARNING_RATIO} in {', '.join(costly)}; {advice}"
-        console.print(Text(text, style="yellow"), soft_wrap=soft)
+    for line in vocabulary_report.lines(result.plan, result.languages):
+        console.print(Text(one_line(line)), soft_wrap=soft)
     console.print()
     _print_replies(result, None if soft else console.width)
     for line in (*method_report.less_loss(result.source, result.plan, result.pruning), *next_commands(result)):

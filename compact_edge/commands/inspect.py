@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from compact_edge.commands.shared import split_codes
+
 if TYPE_CHECKING:
     from compact_edge.inspection import Inspected, Request
 
@@ -20,6 +22,13 @@ _LIST = "list"
 )
 @click.option("--vocab-size", type=click.IntRange(1), help="Show what stays at this vocab_size.")
 @click.option("--intermediate-size", type=click.IntRange(1), help="Show what stays at this intermediate_size.")
+@click.option(
+    "--languages",
+    multiple=True,
+    metavar="CODES",
+    callback=split_codes,
+    help="Show what each vocab_size keeps of text in these languages, such as en,de,code.",
+)
 @click.option("--target", "target_name", help="Say whether the models fit this device: a profile's name or TOML file.")
 @click.option("--quant", help="With --target: this GGUF type instead of the profile's.")
 @click.option("--context", type=click.IntRange(1), help="With --target: this context length instead of the profile's.")
@@ -36,6 +45,7 @@ def inspect(
     ratio: float | None,
     vocab_size: int | None,
     intermediate_size: int | None,
+    languages: tuple[str, ...],
     target_name: str | None,
     quant: str | None,
     context: int | None,
@@ -54,6 +64,7 @@ def inspect(
     table where no MODEL is named.
     """
     from compact.errors import UsageError
+    from compact.language_use import parse_languages
     from compact_edge.inspection import Request
     from compact_edge.quiet import quiet_libraries
 
@@ -61,6 +72,10 @@ def inspect(
     request.check()
     if target_name is None and (quant is not None or context is not None):
         raise UsageError(f"{'--quant' if quant is not None else '--context'}: of no target", "add --target NAME")
+    if languages and (listed or every or target_name is not None or len(models) != 1):
+        raise UsageError("--languages: shows the vocabulary of one MODEL", "name one, and leave the others out")
+    if languages:
+        parse_languages(languages)
     if plot is not None and not every:
         raise UsageError("--plot: it draws the built-in table", "add --all")
     if listed or models == (_LIST,):
@@ -76,7 +91,7 @@ def inspect(
         _print_fits(models, target_name, quant, context, as_json)
     elif len(models) == 1:
         quiet_libraries(*models)
-        _print_one(models[0], request, as_json)
+        _print_one(models[0], request, languages, as_json)
     else:
         what = f"{len(models)} models without --target" if models else "no MODEL"
         raise UsageError(f"inspect: {what}", "name one, or add --target NAME, --all or --list")
@@ -89,21 +104,21 @@ def _alone(option: str, models: tuple[str, ...], request: Request, target: str |
         raise UsageError(f"{option} goes with no model, size or target", "leave the others out")
 
 
-def _opened(models: tuple[str, ...]) -> list[Inspected]:
+def _opened(models: tuple[str, ...], languages: tuple[str, ...] = ()) -> list[Inspected]:
     from compact.cache import open_cache
     from compact_edge.console import Console
     from compact_edge.inspection import inspect_model
 
     console = Console()
     with open_cache() as cache:
-        return [inspect_model(model, cache, console) for model in models]
+        return [inspect_model(model, cache, console, languages) for model in models]
 
 
-def _print_one(model: str, request: Request, as_json: bool) -> None:
+def _print_one(model: str, request: Request, languages: tuple[str, ...], as_json: bool) -> None:
     from compact_edge.console import print_json
     from compact_edge.inspection import as_dict, report
 
-    (found,) = _opened((model,))
+    (found,) = _opened((model,), languages)
     if as_json:
         print_json(as_dict(found, request))
     else:

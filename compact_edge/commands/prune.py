@@ -54,6 +54,7 @@ def _prune(
     from compact.decide import decide
     from compact.distributed import is_main
     from compact.errors import UsageError
+    from compact.languages import language_costs
     from compact.licences import derived_name, licence_note, write_notice
     from compact.progress import SILENT
     from compact.prune import check_calibration
@@ -67,6 +68,8 @@ def _prune(
     from compact_edge.output import check_output, existing
     from compact_edge.search_report import SPLIT_SVG, print_search, split_svg
     from compact_edge.side import sizes_by_part
+    from compact_edge.vocabulary_report import as_json as vocabulary_as_json
+    from compact_edge.vocabulary_report import lines as vocabulary_lines
     from exporters.card import licence_of
     from exporters.quant_types import grid
 
@@ -87,7 +90,7 @@ def _prune(
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
         size_of = None
         if quant is not None and options.fit_bytes is not None:
-            size_of = checkpoint_sizes(source, options, quant)
+            size_of = checkpoint_sizes(source, options, quant, cache)
         decision = decide(source, options, cache, size_of=size_of, progress=console)
         plan = decision.plan
         if not is_main():
@@ -112,6 +115,7 @@ def _prune(
                 "parameters_after": after,
                 "removed": removed,
                 **method_as_json(plan),
+                **vocabulary_as_json(plan),
                 "search": plan.search,
             }
         )
@@ -123,7 +127,8 @@ def _prune(
         f"{source.name}: {counts}, vocab_size {source.vocab_size} -> {plan.vocab_size}, "
         f"intermediate_size {source.intermediate_size} -> {plan.intermediate_size}"
     )
-    for line in (*gain_lines(plan, options), *less_loss(source, plan, options)):
+    costs = language_costs(source.directory, out)
+    for line in (*vocabulary_lines(plan, costs), *gain_lines(plan, options), *less_loss(source, plan, options)):
         click.echo(line)
     command = (
         f"compact-edge export {shlex.quote(str(out))} --quant {quant or 'Q8_0'} --out {shlex.quote(f'{out}-gguf')}"

@@ -52,9 +52,27 @@ class QuantCommand(GroupedCommand):
         return super().parse_args(ctx, args)
 
 
+def split_codes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`en,de` and `--languages en --languages de` are the same."""
+    return tuple(code.strip() for value in values for code in value.split(",") if code.strip())
+
+
+def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    from compact.budget_options import parse_coverage
+
+    return None if value is None else parse_coverage(value)
+
+
 _BUDGET = (
     click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
     click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
+    click.option(
+        "--vocab-coverage",
+        metavar="SHARE",
+        callback=_coverage,
+        help="Instead of --vocab-size: the smallest vocabulary that keeps this share of the languages' tokens whole, "
+        "such as 99.9%.",
+    ),
     click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
     click.option(
         "--fit",
@@ -76,12 +94,28 @@ _RANKING = (
         show_default=True,
         help="Make the final vocab_size a multiple of this.",
     ),
-    click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text, not by merge order."),
+    click.option(
+        "--languages",
+        multiple=True,
+        metavar="CODES",
+        callback=split_codes,
+        help="Keep the vocabulary of these languages: BCP 47 codes, and code, such as en,de,code (default: the scripts "
+        "of the calibration text). Needs the extra `languages`.",
+    ),
+    click.option(
+        "--vocab-rank",
+        type=click.Choice(["auto", "merges"]),
+        default="auto",
+        show_default=True,
+        help="auto: rank tokens by --languages, or by the scripts of the calibration text. merges: by merge order "
+        "alone, as in the paper.",
+    ),
+    click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text too."),
     click.option(
         "--vocab-floor",
         type=click.IntRange(0),
-        help="With --vocab-corpus: keep the vocabulary of this size by merge order whole (default: half of the final "
-        "vocab_size; 0: the corpus decides alone).",
+        help="With --vocab-corpus: keep this many droppable tokens as they are ranked without it (default: half of "
+        "them; 0: none).",
     ),
     click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
     click.option(
@@ -291,6 +325,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     from compact.budget_options import check_budget, parse_size
     from compact.errors import UsageError
     from compact.prune import PruneOptions
+    from compact.ranking import check_ranking
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
     fit = values.get("fit")
@@ -306,6 +341,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
         recover=_recover_options(values) if "recover" in values else None,
     )
     check_budget(options)
+    check_ranking(options)
     return options
 
 

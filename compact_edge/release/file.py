@@ -22,8 +22,9 @@ _LARGEST_FILE = 256 * 1024
 _KEYS = ("schema", "owner", "targets", "quants", "baseline", "bench", "model")
 _BENCH_KEYS = ("repetitions", "seconds")
 # Values of `[[model]]` that are options of `build`, by kind.
-_TEXTS = ("method", "repair_tokens", "split", "recover", "train", "device", "dtype")
-_LISTS = ("calibration", "recover_text")
+_TEXTS = ("method", "repair_tokens", "vocab_rank", "split", "recover", "train", "device", "dtype")
+_SOURCES = ("calibration", "recover_text")
+_LISTS = (*_SOURCES, "languages")
 _FILES = ("vocab_corpus", "keep_tokens")
 _WHOLE: Mapping[str, tuple[int, int]] = {
     "calibration_tokens": (1, 1 << 40),
@@ -290,7 +291,7 @@ def _model(reader: _Reader, folder: Path) -> ModelEntry:
                 said[key] = reader.number(key, low, high, whole=whole)
     values = dict(said)
     built_in = (*calibration.BUILT_IN, calibration.SELF)
-    for key in _LISTS:
+    for key in _SOURCES:
         if key in said:
             values[key] = tuple(w if w in built_in else _beside(folder, w) for w in said[key])
     for key in (*_FILES, "eval_text"):

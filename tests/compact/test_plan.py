@@ -14,6 +14,7 @@ from compact.cache import Cache
 from compact.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
 from compact.plan import PrunePlan, check_plan, read_plan
 from compact.prune import PruneOptions, make_plan
+from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory
 from tests.checkpoints import TEXTS, write_checkpoint
 
@@ -87,26 +88,28 @@ def test_a_corpus_cannot_push_out_the_floor(
     asked = replace(options, vocab_size=330, intermediate_size=96)
     corpus, its_tokens = strange
     by_merges = {n: set(make_plan(source, replace(asked, vocab_size=n), cache).kept_token_ids) for n in (300, 330)}
+    always = len(rank_vocabulary(source, asked).always)
     free = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=0), cache)
-    held = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=300), cache)
-    whole = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=330), cache)
+    held = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=300 - always), cache)
+    whole = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=330 - always), cache)
     assert not by_merges[300] <= set(free.kept_token_ids)
     assert its_tokens <= set(free.kept_token_ids)
     assert by_merges[300] <= set(held.kept_token_ids) != by_merges[330]
     assert len(its_tokens & set(held.kept_token_ids)) > len(its_tokens & by_merges[330]), "the rest is the corpus's"
     assert set(whole.kept_token_ids) == by_merges[330]
-    assert [plan.options["vocab_floor"] for plan in (free, held, whole)] == [0, 300, 330]
+    assert [plan.options["vocab_floor"] for plan in (free, held, whole)] == [0, 300 - always, 330 - always]
     assert {plan.vocab_size for plan in (free, held, whole)} == {330}
 
 
-def test_the_floor_is_half_of_the_vocabulary_unless_asked_otherwise(
+def test_the_floor_is_half_of_the_droppable_tokens_unless_asked_otherwise(
     source: ModelSource, options: PruneOptions, cache: Cache, strange: tuple[Path, set[int]]
 ) -> None:
     plan = make_plan(source, replace(options, vocab_corpus=strange[0]), cache)
-    assert plan.options["vocab_floor"] == 160
+    half = (320 - len(rank_vocabulary(source, options).always)) // 2
+    assert plan.options["vocab_floor"] == half > 0
     assert (
         plan.kept_token_ids
-        == make_plan(source, replace(options, vocab_corpus=strange[0], vocab_floor=160), cache).kept_token_ids
+        == make_plan(source, replace(options, vocab_corpus=strange[0], vocab_floor=half), cache).kept_token_ids
     )
     assert make_plan(source, options, cache).options["vocab_floor"] is None
 
@@ -115,8 +118,8 @@ def test_scores_are_those_of_the_ranking_with_its_floor(
     source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path, strange: tuple[Path, set[int]]
 ) -> None:
     """Scores that another floor left in the cache are not taken: the plan is that of an empty cache."""
-    asked = replace(options, vocab_corpus=strange[0], vocab_floor=310)
-    for floor in (0, 300):
+    asked = replace(options, vocab_corpus=strange[0], vocab_floor=30)
+    for floor in (0, 20):
         make_plan(source, replace(asked, vocab_floor=floor), cache)
     fresh = make_plan(source, asked, Cache(tmp_path / "fresh", [], []))
     assert make_plan(source, asked, cache) == fresh
@@ -126,7 +129,8 @@ def test_scores_are_those_of_the_ranking_with_its_floor(
 def test_a_floor_out_of_range_names_the_range(
     source: ModelSource, options: PruneOptions, cache: Cache, text: Path, floor: int
 ) -> None:
-    with pytest.raises(UsageError, match=f"--vocab-floor {floor}: this vocabulary takes 0 to 320"):
+    droppable = 320 - len(rank_vocabulary(source, options).always)
+    with pytest.raises(UsageError, match=f"--vocab-floor {floor}: this vocabulary takes 0 to {droppable}$"):
         make_plan(source, replace(options, vocab_corpus=text, vocab_floor=floor), cache)
 
 

@@ -19,7 +19,7 @@ from compact.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.pretokenizers import pre_name
 from compact.sentencepiece_bpe import check_complete, derived_scores, merges_from_scores, space_prefix
 from compact.source import open_directory
-from compact.vocabulary import always_kept, rank_by_corpus, rank_by_merges, read_vocabulary
+from compact.vocabulary import always_kept, rank_by_use, rank_by_merges, read_vocabulary
 from exporters.stress import stress_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import document, prune_to
@@ -115,7 +115,7 @@ def test_fillers_go_first_whatever_a_corpus_says() -> None:
     always = always_kept(vocabulary, (), ())
     filler = vocabulary.tokens[FILLER]
     assert rank_by_merges(vocabulary, always)[-1] == filler
-    assert rank_by_corpus(vocabulary, always, {filler: 1000})[-1] == filler
+    assert rank_by_use(vocabulary, always, {filler: 1000})[-1] == filler
     assert filler in always_kept(vocabulary, [FILLER], ())
 
 
@@ -138,7 +138,7 @@ def test_any_text_comes_back_from_any_vocabulary(
     from tests.compact.pruning import reachable
 
     always = always_kept(VOCABULARY, named, ())
-    ranking = rank_by_merges(VOCABULARY, always) if counts is None else rank_by_corpus(VOCABULARY, always, counts)
+    ranking = rank_by_merges(VOCABULARY, always) if counts is None else rank_by_use(VOCABULARY, always, counts)
     kept = kept_ids(VOCABULARY, always, ranking, min(len(always) + extra, VOCABULARY.n_rows))
     result = prune_tokenizer_json(SOURCE, {old: new for new, old in enumerate(kept)})
     assert named <= result["model"]["vocab"].keys()

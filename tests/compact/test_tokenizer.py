@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from compact.source import ModelSource
 from compact.tokenizer import prune_tokenizer_json
-from compact.vocabulary import always_kept, kept_ids, rank_by_corpus, rank_by_merges, read_vocabulary
+from compact.vocabulary import always_kept, kept_ids, rank_by_use, rank_by_merges, read_vocabulary
 from tests.checkpoints import CHAT_TEMPLATE, SPECIALS, TEXTS, train_tokenizer, write_checkpoint
 from tests.compact.pruning import around_tokenizer, document, prune_to, raw, reachable
 
@@ -268,7 +268,7 @@ def test_any_text_comes_back_from_any_vocabulary(
     source: dict[str, Any] = copy.deepcopy(DOCUMENT)
     source["model"]["ignore_merges"] = ignore_merges
     always = always_kept(VOCABULARY, named, ())
-    ranking = rank_by_merges(VOCABULARY, always) if counts is None else rank_by_corpus(VOCABULARY, always, counts)
+    ranking = rank_by_merges(VOCABULARY, always) if counts is None else rank_by_use(VOCABULARY, always, counts)
     kept = kept_ids(VOCABULARY, always, ranking, min(len(always) + extra, N_TOKENS))
     new = Tokenizer.from_str(json.dumps(prune_tokenizer_json(source, {old: i for i, old in enumerate(kept)})))
     ids = new.encode(text, add_special_tokens=False).ids

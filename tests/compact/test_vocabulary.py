@@ -20,7 +20,7 @@ from compact.vocabulary import (
     count_tokens,
     is_filler,
     kept_ids,
-    rank_by_corpus,
+    rank_by_use,
     rank_by_merges,
     read_vocabulary,
     with_floor,
@@ -90,7 +90,7 @@ def test_frequent_tokens_of_a_corpus_come_first() -> None:
     corpus = [TEXTS[2]] * 3 + [TEXTS[0]]
     counts = count_tokens(tokenizer.encode(text, add_special_tokens=False).ids for text in corpus)
     assert counts == Counter(i for text in corpus for i in tokenizer.encode(text, add_special_tokens=False).ids)
-    ranking = rank_by_corpus(VOCABULARY, ALWAYS, counts)
+    ranking = rank_by_use(VOCABULARY, ALWAYS, counts)
     assert sorted(ranking) == sorted(rank_by_merges(VOCABULARY, ALWAYS))
     best = max((i for i in counts if i not in ALWAYS), key=lambda i: counts[i])
     before = ranking[: ranking.index(best)]
@@ -120,7 +120,7 @@ def pruned(kept: list[int]) -> dict[str, Any]:
     size=st.integers(len(ALWAYS), N_TOKENS),
 )
 def test_every_prefix_of_a_ranking_is_closed(counts: dict[int, int], size: int) -> None:
-    for ranking in (rank_by_corpus(VOCABULARY, ALWAYS, counts), rank_by_merges(VOCABULARY, ALWAYS)):
+    for ranking in (rank_by_use(VOCABULARY, ALWAYS, counts), rank_by_merges(VOCABULARY, ALWAYS)):
         kept = kept_ids(VOCABULARY, ALWAYS, ranking, size)
         assert len(kept) == size
         assert kept == sorted(set(kept))
@@ -230,35 +230,37 @@ def test_a_broken_vocabulary_is_refused(case: str) -> None:
 
 def expected_floor(by_corpus: list[int], by_merges: list[int], size: int, floor: int) -> set[int]:
     """What a vocabulary keeps, by the words of the option: the floor's tokens, and the corpus's from the top."""
-    first = by_merges[: max(0, floor - len(ALWAYS))]
+    first = by_merges[:floor]
     rest = [i for i in by_corpus if i not in first]
     return ALWAYS | set(first) | set(rest[: size - len(ALWAYS) - len(first)])
 
 
-@pytest.mark.parametrize("floor", [0, len(ALWAYS) + 30, None])
+@pytest.mark.parametrize("floor", [0, 30, None])
 def test_a_floor_stays_whole_and_every_prefix_stays_closed(floor: int | None) -> None:
     by_merges = rank_by_merges(VOCABULARY, ALWAYS)
     strange = {i: 1000 - n for n, i in enumerate(reversed(by_merges)) if n < 60}  # a text of the rarest tokens only
-    by_corpus = rank_by_corpus(VOCABULARY, ALWAYS, strange)
-    ranking = with_floor(by_corpus, by_merges, len(ALWAYS), floor)
+    by_corpus = rank_by_use(VOCABULARY, ALWAYS, strange)
+    ranking = with_floor(by_corpus, by_merges, floor)
     assert sorted(ranking) == sorted(by_merges)
     for size in range(len(ALWAYS) + 31, N_TOKENS + 1, 7):
         kept = kept_ids(VOCABULARY, ALWAYS, ranking, size)
-        assert set(kept) == expected_floor(by_corpus, by_merges, size, size // 2 if floor is None else floor)
+        assert set(kept) == expected_floor(
+            by_corpus, by_merges, size, (size - len(ALWAYS)) // 2 if floor is None else floor
+        )
         assert reachable(pruned(kept)) == BEFORE & pruned(kept)["model"]["vocab"].keys()
-    mixed = with_floor(by_corpus, by_merges, 0, None)  # as if nothing were always kept: every second token is by merges
+    mixed = with_floor(by_corpus, by_merges, None)  # every second token is by merges
     for count in range(0, len(mixed), 9):
         result = pruned(sorted(ALWAYS.union(mixed[:count])))
         assert reachable(result) == BEFORE & result["model"]["vocab"].keys()
 
 
 @settings(max_examples=100)
-@given(data=st.data(), count=st.integers(1, 60), always=st.integers(0, 40))
-def test_one_order_holds_the_half_of_every_size(data: st.DataObject, count: int, always: int) -> None:
+@given(data=st.data(), count=st.integers(1, 60))
+def test_one_order_holds_the_half_of_every_size(data: st.DataObject, count: int) -> None:
     by_merges = data.draw(st.permutations(range(count)))
     by_corpus = data.draw(st.permutations(range(count)))
-    ranking = with_floor(by_corpus, by_merges, always, None)
-    for size in range(always, always + count + 1):
-        first = set(by_merges[: max(0, size // 2 - always)])
+    ranking = with_floor(by_corpus, by_merges, None)
+    for size in range(count + 1):
+        first = set(by_merges[: size // 2])
         rest = [i for i in by_corpus if i not in first]
-        assert set(ranking[: size - always]) == first | set(rest[: size - always - len(first)])
+        assert set(ranking[:size]) == first | set(rest[: size - len(first)])

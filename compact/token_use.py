@@ -1,0 +1,113 @@
+"""How often text uses each token of one source's tokenizer: counted once and kept in the cache."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from compact.cache import Cache
+from compact.language_use import (
+    Encode,
+    Language,
+    Use,
+    discounted,
+    lists_version,
+    merge_order_use,
+    mixed,
+    stdlib_counts,
+    without_words,
+    word_use,
+)
+from compact.scripts import written_in
+from compact.source import TOKENIZER, ModelSource
+from compact.store import sha256_file, sha256_json
+from compact.tokenizer import load_tokenizer
+from compact.vocabulary import Vocabulary
+
+# Raised when equal inputs are counted to other shares.
+_VERSION = 1
+
+
+def encoder(directory: Path) -> Encode:
+    """Texts -> ids through the checkpoint's tokenizer, without special tokens; faster than Transformers' own call."""
+    backend = load_tokenizer(directory).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return encode
+
+
+class UsedTokens:
+    """Shares of the tokens of text, by id, for one tokenizer."""
+
+    def __init__(self, source: ModelSource, vocabulary: Vocabulary, cache: Cache | None) -> None:
+        """Nothing is counted before it is asked for.
+
+        Args:
+            source: its tokenizer's directory.
+            vocabulary: of that tokenizer.
+            cache: where counts are kept; None counts each time.
+        """
+        self._directory, self._vocabulary, self._cache = source.directory, vocabulary, cache
+
+    def words(self, language: Language) -> Use:
+        """The words of a language; where there is no list of its words, its scripts' tokens by merge order."""
+        if language.words is None:
+            pattern = written_in(language.scripts)
+            texts = self._vocabulary.texts
+            own = (token for token, text in texts.items() if text is not None and pattern.fullmatch(text))
+            return merge_order_use(self._vocabulary, own)
+        return self._kept(
+            {"words": language.words, "spaced": language.spaced, "lists": lists_version()},
+            lambda: {"words": word_use(self._vocabulary, self._encode, language)},
+        )["words"]
+
+    @property
+    def prose(self) -> Use:
+        """The standard library's prose. What it uses once is left out."""
+        return discounted(self._stdlib["prose"])
+
+    @property
+    def code(self) -> Use:
+        """The standard library's source. What it uses once is left out."""
+        return discounted(self._stdlib["code"])
+
+    @property
+    def shared(self) -> Use:
+        """What all languages share: punctuation, digits, white space and markup, of prose and code in equal shares."""
+        return mixed([(1.0, without_words(self._vocabulary, self._stdlib[name])) for name in ("prose", "code")])
+
+    @cached_property
+    def _encode(self) -> Encode:
+        return encoder(self._directory)
+
+    @cached_property
+    def _stdlib(self) -> dict[str, Use]:
+        return self._kept({"stdlib": platform.python_version()}, lambda: stdlib_counts(self._encode))
+
+    def _kept(self, what: dict[str, object], count: Callable[[], dict[str, Use]]) -> dict[str, Use]:
+        if self._cache is None:
+            return count()
+        key = sha256_json({"version": _VERSION, "tokenizer": sha256_file(self._directory / TOKENIZER), **what})
+
+        def make(work: Path) -> None:
+            arrays: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+            for name, use in count().items():
+                arrays[f"{name}_ids"] = np.array(list(use), dtype=np.float64)
+                arrays[f"{name}_use"] = np.array(list(use.values()), dtype=np.float64)
+            np.savez(work / "use.npz", allow_pickle=False, **arrays)
+
+        folder = self._cache.get_or_make("token-use", key, make)
+        with np.load(folder / "use.npz", allow_pickle=False) as data:
+            names = [name.removesuffix("_ids") for name in data.files if name.endswith("_ids")]
+            return {
+                name: dict(zip(data[f"{name}_ids"].astype(int).tolist(), data[f"{name}_use"].tolist(), strict=True))
+                for name in names
+            }

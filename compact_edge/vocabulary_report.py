@@ -1,0 +1,63 @@
+"""For whom the vocabulary of a pruned model was kept, and what other languages cost: lines for people, and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from compact.languages import CODES, LanguageCost
+from compact.ranking import CORPUS, LANGUAGES, SCRIPTS
+
+if TYPE_CHECKING:
+    from compact.plan import PrunePlan
+
+# A language that takes at most this many times the tokens of before is kept.
+KEPT_RATIO = 1.05
+_HOW = {
+    SCRIPTS: "tokens of other scripts than the calibration text's go first, then the rarest",
+    LANGUAGES: "the tokens that text in the languages uses least go",
+    CORPUS: "half by the corpus, half as without it",
+}
+
+
+def how_ranked(plan: PrunePlan) -> str:
+    """How the tokens were ranked, in a few words for a model card."""
+    languages = plan.options.get("languages")
+    by = {SCRIPTS: "script and merge order", LANGUAGES: "use in the languages", CORPUS: "use in a corpus"}
+    words = by.get(plan.ranking, "merge order")
+    return f"{words} ({', '.join(languages)})" if languages else words
+
+
+def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
+    """What the vocabulary is kept for, who pays for it, and how to change that; nothing where no token went."""
+    if all(cost.before == cost.after for cost in costs):
+        return []
+    asked = list(plan.options.get("languages") or ())
+    kept = [cost.language for cost in costs if cost.ratio <= KEPT_RATIO]
+    if asked:
+        found = [f"vocabulary kept for: {', '.join(asked)} (--languages)"]
+    elif plan.ranking == SCRIPTS:
+        names = ", ".join(kept) or "none of the languages measured"
+        found = [f"vocabulary kept for: {names} (assumed from the calibration text; {_HOW[SCRIPTS]})"]
+    else:
+        found = [f"vocabulary ranked by {how_ranked(plan)}"]
+    costly = [cost for cost in costs if cost.ratio > KEPT_RATIO]
+    if costly:
+        listed = ", ".join(f"{cost.language} {cost.ratio:.1f}x" for cost in costly)
+        own = asked or [CODES[name] for name in kept]
+        # The first that is not asked for; one that was asked for and is costly all the same needs a larger vocabulary.
+        other = next((cost.language for cost in costly if CODES[cost.language] not in own), None)
+        advice = f"; --languages {','.join([*own, CODES[other]])} keeps {other}" if other else ""
+        found.append(f"other languages cost more tokens: {listed}{advice}")
+    return found
+
+
+def as_json(plan: PrunePlan) -> dict[str, Any]:
+    """The fields of `--json`."""
+    return {
+        "vocabulary": {
+            "ranking": plan.ranking,
+            "languages": plan.options.get("languages") or [],
+            "scripts": plan.options.get("scripts") or [],
+        }
+    }
