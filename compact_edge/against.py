@@ -59,7 +59,7 @@ class CostlyWord:
         pieces: the bytes of its parts in the model, the first time.
         count: how often it is split.
         excess: bits above the other model, over all times.
-        missing: the model has no such token. It has one, and cuts the text elsewhere, where its merges differ.
+        missing: the model has no such token. Where false, it has the token, but its merges cut the text elsewhere.
     """
 
     token: str
@@ -176,7 +176,7 @@ class Comparison:
 
     def _words(self) -> str:
         if not self.words:
-            return "no word that is split costs more"
+            return "no word that is split costs more bits" if self.n_split else "no words are split"
         split = next(part.excess for part in self.totals if part.name == SPLIT)
         listed = sum(word.excess for word in self.words)
         share = f" ({listed / split:.0%} of what those cost)" if split > 0 else ""
