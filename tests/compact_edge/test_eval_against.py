@@ -240,3 +240,7 @@ def test_what_is_refused(place: Place, tmp_path: Path, capsys: pytest.CaptureFix
     empty.write_text("", encoding="utf-8")
     refused(capsys, [*model, "--against", "tiny", "--text", str(empty)], 65, "no text in it")
     refused(capsys, [*against, "tiny", "--max-bytes", "1"], 65, "fewer than two tokens")
+    # Transformers reads a text for this family in NFC.
+    decomposed = tmp_path / "decomposed.txt"
+    decomposed.write_text("A cafe\u0301 in the town.", encoding="utf-8")
+    refused(capsys, [*model, "--against", "tiny", "--text", str(decomposed)], 65, "from byte 5", "Unicode NFC")
