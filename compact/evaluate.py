@@ -83,6 +83,52 @@ def windows(n_tokens: int, size: int, *, first: int, stride: int | None = None) 
         begin += stride
 
 
+@dataclass(frozen=True)
+class TextScorer:
+    """A model that is open to score texts.
+
+    Attributes:
+        encode: text -> its token ids, without BOS.
+        score: the model.
+        bos: the BOS id where the model puts one before a text; None otherwise.
+        window: positions of a window, BOS included.
+    """
+
+    encode: Callable[[str], list[int]]
+    score: Score
+    bos: int | None
+    window: int
+
+
+def score_windows(
+    ids: Sequence[int],
+    score: Score,
+    *,
+    bos: int | None,
+    window: int,
+    stride: int | None = None,
+    progress: Progress = SILENT,
+    label: str = "evaluating",
+) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
+    """Natural-log probabilities of a text's tokens, one array per window.
+
+    Together the arrays hold one value per token, in the text's order; without BOS the first token has none, because
+    nothing comes before it. Arguments and errors as for `evaluate`.
+    """
+    if window < 2:
+        raise UsageError(f"--window {window}: at least 2 positions are needed")
+    if len(ids) < 2:
+        raise CalibrationError("the evaluation text has fewer than two tokens", "give a longer text")
+    prefix = [] if bos is None else [bos]
+    first = 0 if prefix else 1
+    with progress.task(label, len(ids) - first, "tokens") as task:
+        for begin, end, scored in windows(len(ids), window - len(prefix), first=first, stride=stride):
+            log_probabilities = score([*prefix, *ids[begin:end]])
+            # Entry j is the probability of position j + 1 of the window; the last `end - scored` belong to this window.
+            yield log_probabilities[len(log_probabilities) - (end - scored) :]
+            task.advance(end - scored)
+
+
 def evaluate(
     ids: Sequence[int],
     text: str,
@@ -110,23 +156,32 @@ def evaluate(
         CalibrationError: the text has fewer than two tokens.
         UsageError: a window of fewer than two positions, in which nothing can be predicted.
     """
-    if window < 2:
-        raise UsageError(f"--window {window}: at least 2 positions are needed")
-    if len(ids) < 2:
-        raise CalibrationError("the evaluation text has fewer than two tokens", "give a longer text")
-    prefix = [] if bos is None else [bos]
-    first = 0 if prefix else 1
-    n_bytes = len(text.encode("utf-8", "surrogatepass")) - (0 if prefix else first_token_bytes)
-    total = 0.0
-    with progress.task(label, len(ids) - first, "tokens") as task:
-        for begin, end, scored in windows(len(ids), window - len(prefix), first=first, stride=stride):
-            log_probabilities = score([*prefix, *ids[begin:end]])
-            # Entry j is the probability of position j + 1 of the window; the last `end - scored` belong to this window.
-            total -= float(log_probabilities[len(log_probabilities) - (end - scored) :].sum())
-            task.advance(end - scored)
+    parts = score_windows(ids, score, bos=bos, window=window, stride=stride, progress=progress, label=label)
+    total = -sum((float(part.sum()) for part in parts), 0.0)
+    first = 1 if bos is None else 0
+    n_bytes = len(text.encode("utf-8", "surrogatepass")) - (first_token_bytes if first else 0)
     digest = sha256_json(text.encode("utf-8", "surrogatepass").hex())
     bits = total / float(np.log(2.0)) / n_bytes
     return Evaluation(bits, n_bytes, len(ids) - first, len(text), window, digest)
+
+
+def token_bits(
+    model: TextScorer, ids: Sequence[int], *, progress: Progress = SILENT, label: str = "evaluating"
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Bits that each token of a text costs, float64 [T]; 0 for a first token without BOS, which is context only.
+
+    Args:
+        model: the model.
+        ids: of `model.encode`.
+        progress: shows the work.
+        label: its name there.
+
+    Raises as `evaluate`.
+    """
+    scores = score_windows(ids, model.score, bos=model.bos, window=model.window, progress=progress, label=label)
+    context = np.zeros(1 if model.bos is None else 0)
+    bits: np.ndarray[Any, np.dtype[np.float64]] = np.concatenate([context, *scores]) / -np.log(2.0)
+    return bits
 
 
 def hf_score(model: Any) -> Score:
@@ -169,6 +224,31 @@ def token_bytes(tokenizer_json: Path, token_id: int) -> int:
     raise CalibrationError(f"{tokenizer_json}: no token has id {token_id}")
 
 
+def open_checkpoint(
+    directory: Path, *, window: int | None = None, device: str = "auto", dtype: str = "auto"
+) -> TextScorer:
+    """Open a Hugging Face checkpoint directory through Transformers.
+
+    Args:
+        directory: the checkpoint.
+        window: most positions of a window; 2048 by default, and never more than the model has.
+        device, dtype: as `compact.importance.resolve_device` and `resolve_dtype` take them.
+    """
+    from compact.importance import load_model, resolve_device, resolve_dtype
+    from compact.tokenizer import bos_id, encode, load_tokenizer
+
+    place = resolve_device(device)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, device=place, dtype=resolve_dtype(dtype, place))
+    positions = int(getattr(model.config, "max_position_embeddings", DEFAULT_WINDOW))
+    return TextScorer(
+        lambda text: encode(tokenizer, [text], add_special_tokens=False)[0],
+        hf_score(model),
+        bos_id(tokenizer),
+        min(window or DEFAULT_WINDOW, positions),
+    )
+
+
 def evaluate_checkpoint(
     directory: Path,
     text: str,
@@ -181,21 +261,15 @@ def evaluate_checkpoint(
     label: str = "evaluating",
 ) -> Evaluation:
     """Bits per byte of a Hugging Face checkpoint directory on a text."""
-    from compact.importance import load_model, resolve_device, resolve_dtype
-    from compact.tokenizer import bos_id, encode, load_tokenizer
-
-    place = resolve_device(device)
-    tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=place, dtype=resolve_dtype(dtype, place))
-    ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-    positions = int(getattr(model.config, "max_position_embeddings", DEFAULT_WINDOW))
+    model = open_checkpoint(directory, window=window, device=device, dtype=dtype)
+    ids = model.encode(text)
     return evaluate(
         ids,
         text,
-        hf_score(model),
-        bos=bos_id(tokenizer),
+        model.score,
+        bos=model.bos,
         first_token_bytes=token_bytes(directory / "tokenizer.json", ids[0]) if ids else 0,
-        window=min(window or DEFAULT_WINDOW, positions),
+        window=model.window,
         stride=stride,
         progress=progress,
         label=label,

@@ -19,10 +19,13 @@ from compact.errors import DamagedFileError, UnsafePathError, UnsupportedTokeniz
 from compact.pretokenizers import find, tokenizer_parts
 from compact.sentencepiece_model import MODEL_FILE
 from compact.store import write_json, write_text
+from compact.token_pieces import TokenPieces
 
 _KINDS = {"t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
 _MAX_TOKENS = 1 << 24
 _TYPE = gguf.TokenType
+# What becomes an added token: found in a text as it is, before the rest is tokenized.
+_ADDED = (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
           "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -105,10 +108,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
     if kind in gguf_sentencepiece.KINDS:
         return _read_sentencepiece(values, str(kind), where)
     if kind != "gpt2":
-        raise UnsupportedTokenizerError(
-            f"{where}: tokenizer kind {_KINDS.get(str(kind), str(kind)[:60])!r} is not supported",
-            "byte-level BPE (gpt2) and SentencePiece-style BPE (llama, gemma4) can be read from a GGUF",
-        )
+        raise _unsupported(kind, where)
     pre = values.get("tokenizer.ggml.pre")
     if not isinstance(pre, str):
         raise UnsupportedTokenizerError(
@@ -130,7 +130,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
             "special": types[i] != _TYPE.USER_DEFINED,
         }
         for i, token in enumerate(tokens)
-        if types[i] in (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
+        if types[i] in _ADDED
     ]
     model = {
         "unk_token": None,
@@ -177,6 +177,34 @@ def _read_sentencepiece(values: Mapping[str, Any], kind: str, where: str) -> Ggu
         _templates(values, where),
         len(tokens),
         gguf_sentencepiece.sentencepiece_file(scored, ids) if kind == "llama" else None,
+    )
+
+
+def read_gguf_pieces(values: Mapping[str, Any], where: str) -> TokenPieces:
+    """Every token of a GGUF and how it is spelled; the pre-tokenizer and merges are not looked at.
+
+    Args:
+        values: key -> value.
+        where: the file's path, for messages.
+
+    Raises:
+        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE.
+        DamagedFileError: no list of tokens, or not as many types.
+    """
+    kind = values.get("tokenizer.ggml.model")
+    sentencepiece = kind in gguf_sentencepiece.KINDS
+    if kind != "gpt2" and not sentencepiece:
+        raise _unsupported(kind, where)
+    tokens, types = _tokens(values, where, byte_tokens=sentencepiece)
+    added = frozenset(i for i, type_ in enumerate(types) if type_ in _ADDED)
+    spelling = {i: token for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
+    return TokenPieces(spelling, added, sentencepiece, where)
+
+
+def _unsupported(kind: Any, where: str) -> UnsupportedTokenizerError:
+    return UnsupportedTokenizerError(
+        f"{where}: tokenizer kind {_KINDS.get(str(kind), str(kind)[:60])!r} is not supported",
+        "byte-level BPE (gpt2) and SentencePiece-style BPE (llama, gemma4) can be read from a GGUF",
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compact.calibration import Calibration
 from compact.errors import DamagedFileError, OperatorMissingError
-from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, token_bytes
+from compact.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate, token_bytes
 from compact.progress import Progress
 from compact.source import CONFIG, TOKENIZER, ModelSource
 from compact.store import copy_hashed
@@ -269,22 +270,30 @@ def place_onnx(folder: Path, artifact: OnnxArtifact) -> tuple[str, ...]:
     return (MODEL, DATA, GENAI_CONFIG, *others)
 
 
+@contextmanager
+def open_onnx(folder: Path, *, threads: int, window: int | None = None) -> Iterator[TextScorer]:
+    """Open an ONNX folder in onnxruntime with a context of one window. Raises what `OnnxEngine` raises."""
+    size = min(window or DEFAULT_WINDOW, read_folder(folder).context_length)
+    tokenizer = load_tokenizer(folder)
+    with OnnxEngine(folder, n_ctx=size, n_threads=threads) as engine:
+        yield TextScorer(
+            lambda text: encode(tokenizer, [text], add_special_tokens=False)[0], engine.score, bos_id(tokenizer), size
+        )
+
+
 def evaluate_onnx(
     folder: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
     """Bits per byte of an ONNX folder through onnxruntime: its own tokenizer.json, the same windows as elsewhere."""
-    positions = read_folder(folder).context_length
-    tokenizer = load_tokenizer(folder)
-    ids = encode(tokenizer, [text], add_special_tokens=False)[0]
-    size = min(window or DEFAULT_WINDOW, positions)
-    with OnnxEngine(folder, n_ctx=size, n_threads=threads) as engine:
+    with open_onnx(folder, threads=threads, window=window) as model:
+        ids = model.encode(text)
         return evaluate(
             ids,
             text,
-            engine.score,
-            bos=bos_id(tokenizer),
+            model.score,
+            bos=model.bos,
             first_token_bytes=token_bytes(folder / TOKENIZER, ids[0]) if ids else 0,
-            window=size,
+            window=model.window,
             progress=progress,
             label=label,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compact.errors import OutputExistsError, UsageError
+from compact.errors import OutputExistsError, StorageError, UsageError
 from compact.store import SUMS
 
 # What a build publishes, each with checksums of its own, and nothing beside them.
@@ -46,6 +46,19 @@ def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None
             f"{out}: is no earlier output, and --force does not replace it",
             "remove it yourself, or name another --out",
         )
+
+
+def check_new_file(path: Path, option: str) -> None:
+    """Check a file that a command writes beside its result.
+
+    Raises:
+        OutputExistsError: it is there already.
+        StorageError: its folder is not.
+    """
+    if path.exists():
+        raise OutputExistsError(f"{path} is there already", "choose another name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise StorageError(f"{option} {path}: no such folder to write into", "make it, or choose another name")
 
 
 def _is_output(out: Path) -> bool:

@@ -5,14 +5,15 @@ Both sides, before and after pruning, go through the same functions with the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache
 from compact.checkpoint import read_index
-from compact.evaluate import DEFAULT_WINDOW, Evaluation, evaluate, evaluate_checkpoint
+from compact.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate, evaluate_checkpoint
 from compact.families import family_of
 from compact.progress import Progress
 from compact.source import CONFIG
@@ -117,27 +118,38 @@ def evaluate_side(
     return Evaluation(**checkpoint), None if artifact is None else Evaluation(**artifact)
 
 
+@contextmanager
+def open_gguf(path: Path, *, threads: int, window: int | None = None) -> Iterator[tuple[TextScorer, LlamaEngine]]:
+    """Open a GGUF in llama.cpp with a context of one window; the scorer, and the engine that it uses.
+
+    Raises what `LlamaEngine` raises.
+    """
+    with LlamaEngine(path, vocab_only=True) as vocabulary:
+        architecture = vocabulary.metadata["general.architecture"]
+        positions = int(vocabulary.metadata[f"{architecture}.context_length"])
+    size = min(window or DEFAULT_WINDOW, positions)
+    with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
+        bos = engine.bos if engine.add_bos else None
+        yield TextScorer(lambda text: engine.tokenize([text], parse_special=True)[0], engine.score, bos, size), engine
+
+
 def evaluate_gguf(
     path: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
     """Bits per byte of a GGUF through llama.cpp: its own tokenizer, the same windows as for a checkpoint."""
-    with LlamaEngine(path, vocab_only=True) as vocabulary:
-        architecture = vocabulary.metadata["general.architecture"]
-        positions = int(vocabulary.metadata[f"{architecture}.context_length"])
+    with open_gguf(path, threads=threads, window=window) as (model, engine):
         # llama.cpp puts a space in front of a text for this kind of vocabulary; it is no byte of the text.
-        kind, prefix = (vocabulary.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
+        kind, prefix = (engine.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
         put_in_front = kind == "llama" and prefix != "false"
-    size = min(window or DEFAULT_WINDOW, positions)
-    with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
-        ids = engine.tokenize([text], parse_special=True)[0]
+        ids = model.encode(text)
         first = engine.detokenize(ids[:1])
         return evaluate(
             ids,
             text,
-            engine.score,
-            bos=engine.bos if engine.add_bos else None,
+            model.score,
+            bos=model.bos,
             first_token_bytes=len(first) - (put_in_front and first.startswith(b" ")),
-            window=size,
+            window=model.window,
             progress=progress,
             label=label,
         )

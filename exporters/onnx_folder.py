@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError, ModelNotFoundError, UnsafePathError
+from compact.errors import DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
 from compact.store import read_json_object, safe_child
 
 GENAI_CONFIG = "genai_config.json"
@@ -134,3 +134,22 @@ def _provider(decoder: Mapping[str, Any], config_file: Path) -> str:
     if not isinstance(providers, list) or not isinstance(providers[0], dict) or not providers[0]:
         raise DamagedFileError(f"{config_file}: provider_options must be a list of objects")
     return str(next(iter(providers[0]))).lower()
+
+
+def named_folder(model: str) -> Path | None:
+    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        UsageError: a graph that is not the one which the folder's genai_config.json names.
+    """
+    path = Path(model)
+    if path.suffix.lower() == ".onnx" and not path.is_dir():
+        if not path.is_file():
+            raise ModelNotFoundError(f"no ONNX file at {path}", "name the folder, or the model.onnx in it")
+        graph = read_folder(path.parent).model
+        if graph.name != path.name:
+            raise UsageError(f"{path}: genai_config.json beside it is for {graph.name}", f"name {graph} or its folder")
+        return path.parent
+    # A Hub id is no directory here, and a checkpoint has no such file.
+    return path if (path / GENAI_CONFIG).is_file() else None

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from compact_edge.console import Console
     from compact_edge.task_runtime import Runtime
 
-_TEXT_ONLY = ("split", "max_bytes", "window")
+_TEXT_ONLY = ("against", "split", "max_bytes", "window", "words", "save_tokens")
+_AGAINST_ONLY = ("words", "save_tokens")
 _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
 
 
 @click.command("eval")
 @click.argument("model")
 @click.option("--text", type=FILE, help="Bits per byte of a text, jsonl (field text or context) or parquet file.")
+@click.option("--against", metavar="OTHER", help="With --text: where MODEL loses to OTHER, and on which words.")
 @click.option("--tasks", help="Accuracy on tasks of LM-Evaluation-Harness, such as arc_easy,hellaswag,mmlu.")
 @click.option(
     "--split",
@@ -33,6 +35,12 @@ _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
 )
 @click.option("--max-bytes", type=click.IntRange(1), help="Evaluate at most this much of the text.")
 @click.option("--window", type=click.IntRange(2), help="Positions of a window (default: 2048, or the model's maximum).")
+@click.option("--words", type=click.IntRange(1), help="With --against: words to list and to save (default: 50).")
+@click.option(
+    "--save-tokens",
+    type=FILE,
+    help="With --against: write the words that MODEL lacks to this new file, for --keep-tokens of prune and build.",
+)
 @click.option(
     "--include-path",
     type=DIRECTORY,
@@ -53,6 +61,10 @@ def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **
     Transformers in float32). On a text, all are scored by the same windows, so the figures stand in one table; lower is
     better. On tasks, all get the same questions, each through its own tokenizer; the data of lm_eval's own tasks come
     from the Hub.
+
+    With --against, both models score the text. The bits that MODEL needs above OTHER are divided into words that MODEL
+    splits and OTHER does not, the eight tokens after such a word, and everything else. The words that cost most are
+    listed: tokens to keep when OTHER is pruned again.
     """
     from compact.errors import UsageError
 
@@ -62,30 +74,36 @@ def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **
     for name in others:
         if options[name] not in (None, "all"):
             raise UsageError(f"--{name.replace('_', '-')} is for --{'tasks' if tasks is None else 'text'}")
+    against = options["against"]
+    for name in _AGAINST_ONLY:
+        if against is None and options[name] is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --against", "name the model to compare with")
     if tasks is not None:
         _evaluate_tasks(model, tasks, as_json, options)
     else:
         assert text is not None
+        if against is not None:
+            _evaluate_against(model, against, text, as_json, options)
+            return
         _evaluate_text(model, text, as_json, options)
 
 
 def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
     from compact.cache import open_cache
-    from compact.evaluate import evaluate_checkpoint, read_text
+    from compact.evaluate import evaluate_checkpoint
     from compact.source import open_source
     from compact_edge.build import default_threads
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
     from compact_edge.side import evaluate_gguf
+    from exporters.onnx_folder import named_folder
 
     quiet_libraries(model)
-    split, max_bytes, window = options["split"], options["max_bytes"], options["window"]
-    content = read_text(text, split=split)
-    if max_bytes is not None:
-        content = content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")
+    split, window = options["split"], options["window"]
+    content = _content(text, options)
     console = Console()
     threads = options["threads"] or default_threads()
-    folder = onnx_folder(model)
+    folder = named_folder(model)
     if folder is not None:
         from compact_edge.format_onnx import evaluate_onnx
 
@@ -107,10 +125,56 @@ def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, 
     )
 
 
+def _content(text: Path, options: Mapping[str, Any]) -> str:
+    from compact.evaluate import read_text
+
+    content = read_text(text, split=options["split"])
+    max_bytes = options["max_bytes"]
+    return content if max_bytes is None else content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")
+
+
+def _evaluate_against(model: str, against: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
+    from compact.cache import open_cache
+    from compact_edge.against import N_WORDS, check_tokens_file, compare, save_tokens
+    from compact_edge.build import default_threads
+    from compact_edge.console import Console, print_json
+    from compact_edge.quiet import quiet_libraries
+
+    out = options["save_tokens"]
+    if out is not None:
+        check_tokens_file(out)
+    quiet_libraries(model, against)
+    content = _content(text, options)
+    console = Console()
+    with open_cache() as cache:
+        found = compare(
+            model,
+            against,
+            content,
+            n_words=options["words"] or N_WORDS,
+            window=options["window"],
+            device=options["device"],
+            threads=options["threads"] or default_threads(),
+            cache=cache,
+            progress=console,
+        )
+    if as_json:
+        print_json(
+            {"model": model, "against": against, "text": text.name, "split": options["split"], **found.as_dict()}
+        )
+    else:
+        click.echo(found.as_text())
+        if out is None and any(word.missing for word in found.words):
+            click.echo("to keep these words: --save-tokens FILE, then prune --keep-tokens FILE")
+    if out is not None:
+        save_tokens(out, found, console)
+
+
 def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str, Any]) -> None:
     from compact.cache import open_cache
-    from compact.errors import OutputExistsError, StorageError, UsageError
+    from compact.errors import UsageError
     from compact_edge.console import Console, format_table, print_json
+    from compact_edge.output import check_new_file
     from compact_edge.quiet import quiet_libraries
     from compact_edge.task_files import need_hub
     from compact_edge.task_runtime import BATCH_SIZE
@@ -121,10 +185,8 @@ def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str,
     if not names:
         raise UsageError("--tasks names no task", "name some, as in --tasks arc_easy,piqa")
     include, items = options["include_path"], options["items"]
-    if items is not None and items.exists():
-        raise OutputExistsError(f"{items} is there already", "choose another name, or remove it")
-    if items is not None and not items.absolute().parent.is_dir():
-        raise StorageError(f"--items {items}: no such folder to write into", "make it, or choose another name")
+    if items is not None:
+        check_new_file(items, "--items")
     quiet_libraries(model, tasks=True, hub=need_hub(names, include))
     console = Console()
     batch_size = options["batch_size"] or BATCH_SIZE
@@ -152,9 +214,10 @@ def _task_runtime(
     model: str, cache: Cache, console: Console, batch_size: int, options: Mapping[str, Any]
 ) -> Iterator[Runtime]:
     from compact_edge.build import default_threads
+    from exporters.onnx_folder import named_folder
 
     threads = options["threads"] or default_threads()
-    folder = onnx_folder(model)
+    folder = named_folder(model)
     runtime: Runtime
     if folder is not None:
         from compact_edge.task_engines import OnnxRuntime
@@ -174,25 +237,3 @@ def _task_runtime(
         yield runtime
     finally:
         runtime.close()
-
-
-def onnx_folder(model: str) -> Path | None:
-    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model.
-
-    Raises:
-        ModelNotFoundError: no such file.
-        UsageError: a graph that is not the one which the folder's genai_config.json names.
-    """
-    from compact.errors import ModelNotFoundError, UsageError
-    from exporters.onnx_folder import read_folder
-
-    path = Path(model)
-    if path.suffix.lower() == ".onnx" and not path.is_dir():
-        if not path.is_file():
-            raise ModelNotFoundError(f"no ONNX file at {path}", "name the folder, or the model.onnx in it")
-        graph = read_folder(path.parent).model
-        if graph.name != path.name:
-            raise UsageError(f"{path}: genai_config.json beside it is for {graph.name}", f"name {graph} or its folder")
-        return path.parent
-    # A Hub id is no directory here, and a checkpoint has no such file.
-    return path if (path / "genai_config.json").is_file() else None

@@ -198,6 +198,9 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
     hugging_face, folder, file, llama = (score["bits_per_byte"] for score in scores)
     assert folder == file == pytest.approx(hugging_face, abs=1e-5)
     assert llama == pytest.approx(hugging_face, abs=0.02)
+    compared = run_json(capsys, ["eval", str(out), "--against", str(shop.model), *text])
+    assert compared["excess_bits_per_byte"] == pytest.approx(0, abs=1e-5) and compared["words"] == []
+    assert compared["n_tokens"] == compared["against_n_tokens"] > 100
     refused(capsys, ["eval", str(out / "gone.onnx"), *text], 65, "no ONNX file at", "model.onnx in it")
     other = out / "other.onnx"
     other.write_bytes(b"a graph that genai_config.json does not name")

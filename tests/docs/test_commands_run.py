@@ -154,6 +154,14 @@ def test_the_page_of_parameters(desk: Path, capsys: pytest.CaptureFixture[str]) 
     assert (desk / "parameters.svg").is_file()
 
 
+def test_the_page_on_pruning(desk: Path) -> None:
+    """`tiny` itself: the words that its cut loses are kept by the next one."""
+    assert len(run_all("docs/pruning.md")) == 3
+    kept = json.loads((desk / "tiny-4096-kept" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = (desk / "keep.txt").read_text(encoding="utf-8").splitlines()
+    assert words and set(words) <= kept.keys()
+
+
 @pytest.mark.parametrize("document", WITH_DATA)
 def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) -> None:
     if document != "docs/guide-laptop.md":
@@ -166,7 +174,7 @@ def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) 
 
 def test_no_command_is_left_out_silently() -> None:
     """Every command is run by a test above, or a rule says why not."""
-    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md", "docs/parameters.md"}
+    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md", "docs/parameters.md", "docs/pruning.md"}
     shown = {command.text for document in run_here for command in commands(document) if runs(command)}
     left = [
         f"{document}: {command.text}"
