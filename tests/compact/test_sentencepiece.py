@@ -19,7 +19,7 @@ from compact.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.pretokenizers import pre_name
 from compact.sentencepiece_bpe import check_complete, derived_scores, merges_from_scores, space_prefix
 from compact.source import open_directory
-from compact.vocabulary import always_kept, rank_by_use, rank_by_merges, read_vocabulary
+from compact.vocabulary import always_kept, rank_by_merges, rank_by_use, read_vocabulary
 from exporters.stress import stress_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import document, prune_to

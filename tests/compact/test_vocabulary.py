@@ -20,8 +20,8 @@ from compact.vocabulary import (
     count_tokens,
     is_filler,
     kept_ids,
-    rank_by_use,
     rank_by_merges,
+    rank_by_use,
     read_vocabulary,
     with_floor,
 )
