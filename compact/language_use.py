@@ -33,6 +33,9 @@ _MOST_WORDS = 150_000
 _WITHOUT_SPACE = 0.07
 # Of a list's words, how often each form is used where the merge order says nothing: lower case, capitalised, capitals.
 _FORMS = (0.85, 0.13, 0.02)
+# Languages that write every noun with a capital.
+_CAPITAL_NOUNS = frozenset({"de", "lb", "gsw", "nds"})
+_FORMS_WITH_NOUNS = (0.5, 0.48, 0.02)
 # A form that is not one token is taken for this many times rarer than the last token merged.
 _RARER = 3
 # Smooths the use of the first merges: token r of the merge order is used in proportion to 1 / (r + this).
@@ -58,12 +61,14 @@ class Language:
         scripts: ISO 15924 codes of what it is written in.
         words: the code of its list of words; None where there is no list.
         spaced: whether it writes spaces between words.
+        capital_nouns: whether it writes every noun with a capital.
     """
 
     code: str
     scripts: frozenset[str]
     words: str | None
     spaced: bool = True
+    capital_nouns: bool = False
 
 
 def parse_languages(codes: Sequence[str]) -> tuple[Language, ...]:
@@ -92,7 +97,13 @@ def _parse(code: str, codes: Sequence[str]) -> Language:
     lists = list(wordfreq.available_languages("best"))
     nearest, _ = langcodes.closest_match(tag, lists, max_distance=_MOST_DISTANT)
     has_list = nearest in lists and langcodes.get(nearest).maximize().script == script
-    return Language(code, frozenset(expand(script)), nearest if has_list else None, tag.language not in _NO_SPACES)
+    return Language(
+        code,
+        frozenset(expand(script)),
+        nearest if has_list else None,
+        spaced=tag.language not in _NO_SPACES,
+        capital_nouns=tag.language in _CAPITAL_NOUNS,
+    )
 
 
 def _packages() -> tuple[Any, Any]:
@@ -121,6 +132,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
     _, wordfreq = _packages()
     listed = wordfreq.get_frequency_dict(language.words, "best")
     words = [word for word in listed if not _DIGIT.search(word)][:_MOST_WORDS]
+    priors = _FORMS_WITH_NOUNS if language.capital_nouns else _FORMS
     use: Counter[int] = Counter()
     for start in range(0, len(words), _BATCH // 5):
         batch = words[start : start + _BATCH // 5]
@@ -133,7 +145,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
         bare = encode([form for number, form in enumerate(cases) if number % 3 < 2])
         for number, word in enumerate(batch):
             after_space = spaced[3 * number : 3 * number + 3]
-            shares = _form_shares(vocabulary, after_space)
+            shares = _form_shares(vocabulary, after_space, priors)
             for ids, share in zip(after_space, shares, strict=True):
                 _add(use, ids, listed[word] * share * (1 - _WITHOUT_SPACE))
             # A line or a quotation begins with a capital more often than not.
@@ -143,7 +155,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
     return normalised(use)
 
 
-def _form_shares(vocabulary: Vocabulary, forms: Sequence[Sequence[int]]) -> list[float]:
+def _form_shares(vocabulary: Vocabulary, forms: Sequence[Sequence[int]], priors: Sequence[float]) -> list[float]:
     """How the uses of a word are shared by its forms: how common the form is, times what the merge order says of it."""
     last = len(vocabulary.merges)
 
@@ -152,7 +164,7 @@ def _form_shares(vocabulary: Vocabulary, forms: Sequence[Sequence[int]]) -> list
             return 1 / (_RARER * last)
         return 1 / (vocabulary.first_merge.get(vocabulary.by_id[ids[0]], last) + RANK_OFFSET)
 
-    weights = [prior * evidence(ids) for prior, ids in zip(_FORMS, forms, strict=True)]
+    weights = [prior * evidence(ids) for prior, ids in zip(priors, forms, strict=True)]
     total = sum(weights)
     return [weight / total for weight in weights]
 

@@ -204,6 +204,8 @@ def _by_languages(
         return base
     corpus = normalised(count_tokens(encoder(source.directory)(read_documents(options.vocab_corpus))))
     both = mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, smoothed)])
+    # What the corpus uses stays long, in whatever script.
+    tiers |= {vocabulary.by_id[i]: 1 for i in corpus}
     wanted = rank_by_use(vocabulary, always, both, tiers)
     return _with_corpus(base, wanted, mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, text)]), options)
 

@@ -65,7 +65,12 @@ class UsedTokens:
             own = (token for token, text in texts.items() if text is not None and pattern.fullmatch(text))
             return merge_order_use(self._vocabulary, own)
         return self._kept(
-            {"words": language.words, "spaced": language.spaced, "lists": lists_version()},
+            {
+                "words": language.words,
+                "spaced": language.spaced,
+                "capital_nouns": language.capital_nouns,
+                "lists": lists_version(),
+            },
             lambda: {"words": word_use(self._vocabulary, self._encode, language)},
         )["words"]
 
