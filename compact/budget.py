@@ -16,7 +16,7 @@ from compact.checkpoint import TensorRef
 from compact.errors import BudgetError
 from compact.families import family_of
 from compact.importance import vocabulary_grid
-from compact.layout import OUTPUT, expected_shapes
+from compact.layout import EMBEDDINGS, OUTPUT, expected_shapes
 
 DEFAULT_RATIO = 0.2
 # The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
@@ -35,7 +35,7 @@ class Parts:
     """Parameters by part.
 
     Attributes:
-        vocabulary: input embedding and LM head; a tied head is counted once.
+        vocabulary: embeddings and LM head; a tied head is counted once.
         per_row: of one vocabulary entry.
         per_channel: of one FFN channel in every layer.
         lm_head: what of `vocabulary` is an LM head of its own.
@@ -72,7 +72,7 @@ class Parts:
 
 def part_of(name: str) -> str:
     """The part that a tensor of an HF name belongs to."""
-    if name.startswith(("model.embed_tokens.", "lm_head.")):
+    if name in EMBEDDINGS:
         return "vocabulary"
     if "norm" in name.rsplit(".", 2)[-2]:
         return "norms"

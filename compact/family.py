@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 
-_HF_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
-_GGUF_LAYER = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
+_HF_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_GGUF_LAYER = re.compile(r"^blk\.(\d+)\.(.+)$")
+_SUFFIXES = frozenset({"weight", "bias"})
 _KINDS = frozenset({"sliding_attention", "full_attention"})
 _NORM = re.compile(r"(?:^|_)(?:layer)?norm$")
 
@@ -50,7 +51,9 @@ class Family:
         model_type: `model_type` of `config.json`.
         gguf_arch: `general.architecture` of the GGUF (GGUF spec, "Required metadata").
         example: a Hub id whose layout this row was checked against.
-        layer: HF module path inside a layer -> GGUF name inside a block.
+        layer: HF module path inside a layer -> GGUF name inside a block; `.weight` and `.bias` are carried over.
+        top: HF module path -> GGUF name of what the layout has outside of the layers beside `TOP`.
+        bare: HF name inside a layer of a tensor without `.weight` -> its whole GGUF name inside a block.
         permute_qk: rows of q and k interleave the rotary halves in GGUF (Llama layout); Transformers keeps them apart.
         attention_bias: the layout always has biases on q, k and v (and config.json has no key for it).
         optional_biases: config.json's `attention_bias` and `mlp_bias` add biases.
@@ -83,6 +86,18 @@ class Family:
         sentencepiece: its published models have SentencePiece-style tokenizers, the others byte-level BPE: for
             estimates where there is no tokenizer to look at.
         multimodal: `architectures[0]` of a multimodal model whose language model has this layout.
+        tokenizer_model: `tokenizer.ggml.model` of its SentencePiece-style tokenizers; `llama` has scores, `gemma4`
+            merges.
+        per_layer_inputs: the layout has a second embedding, with a row per token and a vector per layer; these are
+            `vocab_size_per_layer_input` and `hidden_size_per_layer_input` where config.json has none. None: it has no
+            such embedding.
+        global_head_dim: `global_head_dim` where config.json has none: layers that attend to everything have heads of
+            another width than `head_dim`. None: all heads are alike.
+        shared_kv: config.json's `num_kv_shared_layers` last layers use the keys and values of earlier layers, and
+            `use_double_wide_mlp` doubles the FFN of those layers.
+        rotary_share: `partial_rotary_factor` where config.json has no `rope_parameters`: of a head that attends to
+            everything, only this share has rotary positions (rope type `proportional`). None: no such rope type.
+        onnx_refusal: why this layout cannot be written as ONNX; None where it can.
     """
 
     architecture: str
@@ -117,17 +132,23 @@ class Family:
     drops_window: bool = False
     sentencepiece: bool = False
     multimodal: str | None = None
+    top: Mapping[str, str] = field(default_factory=dict)
+    bare: Mapping[str, str] = field(default_factory=dict)
+    tokenizer_model: Literal["llama", "gemma4"] = "llama"
+    per_layer_inputs: tuple[int, int] | None = None
+    global_head_dim: int | None = None
+    shared_kv: bool = False
+    rotary_share: float | None = None
+    onnx_refusal: str | None = None
 
     def gguf_name(self, hf_name: str) -> str:
         """GGUF tensor name of an HF tensor name. Raises UnsupportedArchitectureError for a tensor without a place."""
         if match := _HF_LAYER.match(hf_name):
-            index, module, kind = match.groups()
-            if module in self.layer:
-                return f"blk.{index}.{self.layer[module]}.{kind}"
-        else:
-            module, _, kind = hf_name.rpartition(".")
-            if module in TOP:
-                return f"{TOP[module]}.{kind}"
+            name = _renamed(match[2], self.layer, self.bare)
+            if name is not None:
+                return f"blk.{match[1]}.{name}"
+        elif (name := _renamed(hf_name, {**TOP, **self.top}, {})) is not None:
+            return name
         raise UnsupportedArchitectureError(
             f"tensor {hf_name!r} has no place in the {self.architecture} layout",
             "the checkpoint has parts that this family does not know; see docs/families.md",
@@ -136,15 +157,11 @@ class Family:
     def hf_name(self, gguf_name: str) -> str:
         """HF tensor name of a GGUF tensor name (the table read backwards). Raises UnsupportedArchitectureError."""
         if match := _GGUF_LAYER.match(gguf_name):
-            index, short, kind = match.groups()
-            for module, gguf in self.layer.items():
-                if gguf == short:
-                    return f"model.layers.{index}.{module}.{kind}"
-        else:
-            short, _, kind = gguf_name.rpartition(".")
-            for module, gguf in TOP.items():
-                if gguf == short:
-                    return f"{module}.{kind}"
+            name = _renamed(match[2], _backwards(self.layer), _backwards(self.bare))
+            if name is not None:
+                return f"model.layers.{match[1]}.{name}"
+        elif (name := _renamed(gguf_name, _backwards({**TOP, **self.top}), {})) is not None:
+            return name
         raise UnsupportedArchitectureError(f"GGUF tensor {gguf_name!r} has no place in the {self.architecture} layout")
 
     def head_dim_of(self, config: Mapping[str, Any]) -> int:
@@ -183,11 +200,15 @@ class Family:
         if types is not None:
             if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
                 raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
-            return [kind == "sliding_attention" for kind in types]
+            return self._last_full([kind == "sliding_attention" for kind in types])
         pattern = (config.get(self.pattern_key) if self.pattern_key else None) or self.sliding_pattern
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
             raise DamagedFileError(f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer")
-        return default_sliding(pattern, layers)
+        return self._last_full(default_sliding(pattern, layers))
+
+    def _last_full(self, windowed: list[bool]) -> list[bool]:
+        """Transformers makes the last layer of a layout with `global_head_dim` attend to everything."""
+        return windowed if self.global_head_dim is None else [*windowed[:-1], False]
 
     def heads_to_permute(self, hf_name: str, config: Mapping[str, Any]) -> int | None:
         """Number of heads by which the rows of this tensor are permuted in GGUF; None where they are not."""
@@ -199,6 +220,18 @@ class Family:
         if ".self_attn.k_proj." in hf_name:
             return self.kv_heads(config)
         return None
+
+
+def _renamed(name: str, modules: Mapping[str, str], whole: Mapping[str, str]) -> str | None:
+    """The other name of a tensor: by its whole name, or by its module with `.weight` or `.bias` carried over."""
+    if name in whole:
+        return whole[name]
+    module, _, kind = name.rpartition(".")
+    return f"{modules[module]}.{kind}" if kind in _SUFFIXES and module in modules else None
+
+
+def _backwards(names: Mapping[str, str]) -> dict[str, str]:
+    return {value: key for key, value in names.items()}
 
 
 def default_sliding(pattern: int, layers: int) -> list[bool]:

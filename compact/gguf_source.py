@@ -24,7 +24,7 @@ from compact.families import Family, family_of_gguf
 from compact.gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.gguf_file import GgufFile, GgufTensor, read_gguf
 from compact.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from compact.layout import check_shapes
+from compact.layout import check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.safetensors_io import NUMPY_TYPES, SafetensorsWriter
 from compact.store import as_storage_error, write_json, write_text
@@ -104,6 +104,7 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     dtype = _checkpoint_dtype(tensors, where)
     config = model_config(file, arch, family, tokenizer, _TORCH_NAMES[dtype])
     hf_names = {family.hf_name(name): tensor for name, tensor in tensors.items()}
+    hf_names = {name: tensor for name, tensor in hf_names.items() if not is_unused(name, family, config)}
     check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:

@@ -23,16 +23,15 @@ from compact.tokenizer import copy_chat_templates
 if TYPE_CHECKING:
     import torch
 
+# Vision, sound, and what leads from them into the language model (Gemma 3; Gemma 4).
+_OTHER_PARTS = ("vision_tower", "multi_modal_projector", "audio_tower", "embed_vision", "embed_audio")
 # In this order: the first prefix that fits decides. None: not a part of the language model.
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
     ("lm_head.", "lm_head."),
-    ("vision_tower.", None),
-    ("multi_modal_projector.", None),
-    ("model.vision_tower.", None),
-    ("model.multi_modal_projector.", None),
+    *((f"{prefix}{part}.", None) for prefix in ("", "model.") for part in _OTHER_PARTS),
 )
 _FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

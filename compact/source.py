@@ -27,7 +27,8 @@ from compact.errors import (
     ToolUnavailableError,
 )
 from compact.families import Family, family_of, text_family_of
-from compact.layout import OUTPUT, check_shapes, is_buffer
+from compact.layer_shapes import layer_shapes
+from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
 
@@ -98,6 +99,11 @@ class ModelSource:
     @property
     def intermediate_size(self) -> int:
         return int(self.config["intermediate_size"])
+
+    @property
+    def ffn_widths(self) -> list[int]:
+        """For every layer, how many times `intermediate_size` channels its FFN has."""
+        return [shape.ffn_width for shape in layer_shapes(self.family, self.config)]
 
     @property
     def num_hidden_layers(self) -> int:
@@ -289,7 +295,7 @@ def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
     """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
     config, family = _read_config(directory)
-    tensors = {n: ref for n, ref in read_index(directory).items() if not is_buffer(n)}
+    tensors = {n: ref for n, ref in read_index(directory).items() if not is_unused(n, family, config)}
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
     tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():

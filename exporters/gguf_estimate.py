@@ -60,14 +60,16 @@ def estimated_sizes(
         _KEYS_BYTES + vocab * per_token,
         range(vocab * per_token, -1, -per_token),
         0,
+        int(config["intermediate_size"]),
     )
 
 
 def merges_of(config: Mapping[str, Any], family: Family, known: int | None = None) -> int:
     """Merges that a GGUF's tokenizer holds: as many as there are vocabulary entries where that is not known.
 
-    A SentencePiece-style tokenizer has scores in their place.
+    A SentencePiece-style tokenizer has scores in their place, that of Gemma 4 both.
     """
     if known is not None:
         return known
-    return 0 if family.sentencepiece else int(config["vocab_size"])
+    scored = family.sentencepiece and family.tokenizer_model == "llama"
+    return 0 if scored else int(config["vocab_size"])

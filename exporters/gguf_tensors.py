@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from compact.errors import UnsupportedArchitectureError, UsageError
 from compact.families import Family
-from compact.layout import OUTPUT, check_shapes, is_buffer
+from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.safetensors_io import StoredTensor
 
 Array = npt.NDArray[Any]
@@ -70,7 +70,7 @@ def plan_tensors(
         UnsupportedArchitectureError: a tensor without a place in the layout, an LM head where llama.cpp has none.
         DamagedFileError: a tensor is missing or has a shape that config.json does not give.
     """
-    kept = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
+    kept = {name: tensor for name, tensor in stored.items() if not is_unused(name, family, config)}
     if not family.untied and OUTPUT in kept:
         if not _same_rows(kept[OUTPUT], kept.get("model.embed_tokens.weight")):
             raise UnsupportedArchitectureError(

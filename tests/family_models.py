@@ -16,6 +16,17 @@ _GRANITE = {
     "residual_multiplier": 0.22,
     "logits_scaling": 8.0,
 }
+# A head that attends to everything is twice as wide as one with a window, and a quarter of it rotates.
+_GEMMA4_ROPE = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+_GEMMA4 = {
+    "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "rope_theta": None, "rope_parameters": _GEMMA4_ROPE,
+    "head_dim": 16, "global_head_dim": 32, "num_key_value_heads": 1, "hidden_size_per_layer_input": 32,
+    "sliding_window": 24, "tie_word_embeddings": None,
+}  # fmt: skip
+_SWA, _FULL = "sliding_attention", "full_attention"
 YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -68,6 +79,25 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
                                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         "untied with soft-capping": {**_GEMMA, "num_hidden_layers": 2, "sliding_window": 24,
                                      "final_logit_softcapping": 3.0, "tie_word_embeddings": False},
+    },
+    "Gemma4ForCausalLM": {
+        # As E4B: the last layers use keys and values of earlier ones.
+        "shared keys and values": {**_GEMMA4, "num_hidden_layers": 6, "num_kv_shared_layers": 3,
+                                   "final_logit_softcapping": 3.0, "num_key_value_heads": 2,
+                                   "layer_types": [_SWA, _SWA, _FULL, _SWA, _SWA, _FULL]},
+        # As E2B: and their FFNs are twice as wide.
+        "double-wide FFN": {**_GEMMA4, "num_hidden_layers": 6, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+                            "layer_types": [_SWA, _SWA, _FULL, _SWA, _SWA, _FULL]},
+        # As 31B: no per-layer embedding, and keys that are the values too.
+        "keys are values": {**_GEMMA4, "num_hidden_layers": 6, "num_kv_shared_layers": 0, "layer_types": None,
+                            "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_key_value_heads": 4,
+                            "num_global_key_value_heads": 2, "final_logit_softcapping": None},
+        # As Transformers saves it, with another share of each head.
+        "settings per layer": {**_GEMMA4, "num_hidden_layers": 3, "num_kv_shared_layers": 0, "layer_types": [_FULL, _SWA, _FULL],
+                               "global_head_dim": None, "tie_word_embeddings": False,
+                               "per_layer_config": {"0": {"head_dim": 32}, "2": {"head_dim": 32}},
+                               "rope_parameters": {**_GEMMA4_ROPE, _FULL: {**_GEMMA4_ROPE[_FULL],
+                                                                           "partial_rotary_factor": 0.5}}},
     },
 }  # fmt: skip
 
