@@ -131,9 +131,11 @@ def _read_proportional(
             f"{where}: rope settings are not the two of rope_parameters, full_attention and sliding_attention"
         )
     kinds = (full.get("rope_type", "default"), local.get("rope_type", "default"))
-    if kinds != ("proportional", "default") or full.get("factor", 1.0) != 1.0:
+    factor = full.get("factor", 1.0)
+    if kinds != ("proportional", "default") or factor != 1.0:
+        with_factor = "" if factor == 1.0 else f" with factor {factor!r}"
         raise UnsupportedArchitectureError(
-            f"{where}: rope types {kinds[0]!r} and {kinds[1]!r} cannot be kept in a GGUF of this layout",
+            f"{where}: rope types {kinds[0]!r}{with_factor} and {kinds[1]!r} cannot be kept in a GGUF of this layout",
             "llama.cpp computes 'proportional' without a factor, and 'default' in sliding-window layers",
         )
     share = number(full.get("partial_rotary_factor", 1.0), "partial_rotary_factor", where, positive=True)

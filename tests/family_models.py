@@ -93,7 +93,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
                             "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_key_value_heads": 4,
                             "num_global_key_value_heads": 2, "final_logit_softcapping": None},
         # As Transformers saves it, with another share of each head.
-        "settings per layer": {**_GEMMA4, "num_hidden_layers": 3, "num_kv_shared_layers": 0, "layer_types": [_FULL, _SWA, _FULL],
+        "settings per layer": {**_GEMMA4, "num_hidden_layers": 3, "num_kv_shared_layers": 0,
+                               "layer_types": [_FULL, _SWA, _FULL],
                                "global_head_dim": None, "tie_word_embeddings": False,
                                "per_layer_config": {"0": {"head_dim": 32}, "2": {"head_dim": 32}},
                                "rope_parameters": {**_GEMMA4_ROPE, _FULL: {**_GEMMA4_ROPE[_FULL],
