@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import RESULTS, cache, data_folder, record, table, with_table  # noqa: E402
 from benchmarks.compare_with_llamacpp import compare, fetch_converter, run_pair  # noqa: E402
 from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
+from compact.family import Family  # noqa: E402
 
 DOCS = ROOT / "docs" / "families.md"
 CONVERTER_TYPES = ("bf16", "q8_0")
@@ -44,8 +45,8 @@ HEADER = ("model", "architecture", "tokenizer", "layers", "pruned = Transformers
           "ids, pruned", "logits in llama.cpp, pruned", "GGUF read back")  # fmt: skip
 
 
-def tokenizer_files(name: str, out: Path, archive: Path) -> None:
-    """Put a real tokenizer's files into a checkpoint directory."""
+def tokenizer_files(name: str, out: Path, archive: Path, family: Family) -> None:
+    """Put a real tokenizer's files into a checkpoint directory of a family."""
     from compact.gguf_file import read_gguf
     from compact.gguf_tokenizer import read_tokenizer
     from compact.source import open_source
@@ -67,8 +68,19 @@ def tokenizer_files(name: str, out: Path, archive: Path) -> None:
     for content in [token for token in document["model"]["vocab"] if token.startswith("[PAD")]:
         del document["model"]["vocab"][content]
     (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    if name == "gemma4":
+    if name == "gemma4" and family.tokenizer_model == "llama":
         _sentencepiece_model(out, document)
+    elif name == "gemma4":
+        _name_special_tokens(out, document)
+
+
+def _name_special_tokens(out: Path, document: dict[str, Any]) -> None:
+    """Name the special tokens in tokenizer_config.json, as published Gemma 4 do: the converter looks for them there."""
+    config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {token for key, token in config.items() if key.endswith("_token")}
+    special = [token["content"] for token in document["added_tokens"] if token["special"]]
+    config["extra_special_tokens"] = [token for token in special if token not in named]
+    (out / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def _sentencepiece_model(out: Path, document: dict[str, Any]) -> None:
@@ -99,7 +111,7 @@ def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -
     with SafetensorsWriter(out / "model.safetensors", list(shapes.items())) as writer:
         for name, shape in shapes.items():
             values = rng.standard_normal(shape, dtype=np.float32)
-            if len(shape) == 1 and name.endswith("norm.weight"):
+            if len(shape) == 1 and name.endswith(("norm.weight", "layer_scalar")):
                 values = np.copysign(np.abs(values) * 0.1 + 0.01, values) + np.float32(1 - family.norm_offset)
             else:
                 values *= np.float32(shape[-1] ** -0.5 if "embed" not in name else 0.02)
@@ -107,7 +119,7 @@ def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -
             writer.write((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16))
             writer.end()
     (out / "config.json").write_text(json.dumps(model.config, indent=2), encoding="utf-8")
-    tokenizer_files(model.tokenizer, out, archive)
+    tokenizer_files(model.tokenizer, out, archive, family)
     return out
 
 

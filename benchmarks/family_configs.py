@@ -1,7 +1,7 @@
 """Configurations of published models (their config.json, as the Hub shows it), shrunk in depth alone.
 
 Depths keep a layer of every kind: a full-attention layer of Gemma 3 is the sixth, SmolLM3's without rotary positions
-the fourth. `tokenizer` names what `benchmarks/families.py` puts beside the weights; the table says where a vocabulary
+the fourth. Of Gemma 4, whose file names the kind of every layer, one of each kind is taken. `tokenizer` names what `benchmarks/families.py` puts beside the weights; the table says where a vocabulary
 is not the model's own.
 """
 
@@ -54,6 +54,27 @@ def _gemma3(hidden: int, inner: int, heads: int, kv: int, **values: Any) -> dict
     return _config(
         "Gemma3ForCausalLM", "gemma3_text", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=6,
         num_attention_heads=heads, num_key_value_heads=kv, **{**common, **values},
+    )  # fmt: skip
+
+
+def _gemma4(hidden: int, inner: int, kv: int, **values: Any) -> dict[str, Any]:
+    """A layer of every kind: with a window and without, and one of each that uses keys and values of those two."""
+    rope = {
+        "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    }
+    common = {
+        "attention_bias": False, "attention_k_eq_v": False, "enable_moe_block": False, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 256, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "max_position_embeddings": 131072, "num_attention_heads": 8, "num_experts": None,
+        "num_global_key_value_heads": None, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "rms_norm_eps": 1e-6,
+        "rope_parameters": rope, "sliding_window": 512, "tie_word_embeddings": True, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    return _config(
+        "Gemma4ForCausalLM", "gemma4_text", hidden_size=hidden, intermediate_size=inner, num_key_value_heads=kv,
+        **{**common, **values},
     )  # fmt: skip
 
 
@@ -119,4 +140,6 @@ MODELS: tuple[RealModel, ...] = (
     RealModel("Gemma 3 4B, language model", "gemma4", False, _gemma3(
         2560, 10240, 8, 4, max_position_embeddings=131072, sliding_window=1024, vocab_size=262208,
         rope_scaling={"factor": 8.0, "rope_type": "linear"})),
+    RealModel("Gemma 4 E2B, language model", "gemma4", True, _gemma4(1536, 6144, 1, use_double_wide_mlp=True)),
+    RealModel("Gemma 4 E4B, language model", "gemma4", True, _gemma4(2560, 10240, 2, use_double_wide_mlp=False)),
 )  # fmt: skip

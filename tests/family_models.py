@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from compact.families import FAMILIES
+
 # Settings on top of `tests.checkpoints.model_config`, by architecture. The first variant is the usual model.
 _GEMMA = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 16}
 _GRANITE = {
@@ -103,4 +105,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 CASES = [(architecture, variant) for architecture, variants in VARIANTS.items() for variant in variants]
+# What can be written as ONNX; the others are refused by name.
+ONNX_CASES = [(a, v) for a, v in CASES if next(f for f in FAMILIES if f.architecture == a).onnx_refusal is None]
+ONNX_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in ONNX_CASES]
 CASE_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in CASES]
