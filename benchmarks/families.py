@@ -36,6 +36,7 @@ from benchmarks.common import RESULTS, cache, data_folder, record, table, with_t
 from benchmarks.compare_with_llamacpp import compare, fetch_converter, run_pair  # noqa: E402
 from benchmarks.family_configs import MODELS, RealModel  # noqa: E402
 from compact.family import Family  # noqa: E402
+from exporters.gguf_sentencepiece import VISIBLE  # noqa: E402
 
 DOCS = ROOT / "docs" / "families.md"
 CONVERTER_TYPES = ("bf16", "q8_0")
@@ -75,7 +76,16 @@ def tokenizer_files(name: str, out: Path, archive: Path, family: Family) -> None
 
 
 def _name_special_tokens(out: Path, document: dict[str, Any]) -> None:
-    """Name the special tokens in tokenizer_config.json, as published Gemma 4 do: the converter looks for them there."""
+    """Name the special tokens in tokenizer_config.json, where the converter looks for them, as published Gemma 4 do.
+
+    The data folder's file leaves out that those of tool calls are added tokens.
+    """
+    known = {token["content"] for token in document["added_tokens"]}
+    like = next(token for token in document["added_tokens"] if token["special"])
+    for content in sorted(VISIBLE - known):
+        document["added_tokens"].append({**like, "id": document["model"]["vocab"][content], "content": content})
+    document["added_tokens"].sort(key=lambda token: token["id"])
+    (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     named = {token for key, token in config.items() if key.endswith("_token")}
     special = [token["content"] for token in document["added_tokens"] if token["special"]]

@@ -1,8 +1,8 @@
 """Configurations of published models (their config.json, as the Hub shows it), shrunk in depth alone.
 
 Depths keep a layer of every kind: a full-attention layer of Gemma 3 is the sixth, SmolLM3's without rotary positions
-the fourth. Of Gemma 4, whose file names the kind of every layer, one of each kind is taken. `tokenizer` names what `benchmarks/families.py` puts beside the weights; the table says where a vocabulary
-is not the model's own.
+the fourth. Of Gemma 4, whose file names the kind of every layer, one of each kind is taken. `tokenizer` names what
+`benchmarks/families.py` puts beside the weights; the table says where a vocabulary is not the model's own.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def part_of(name: str) -> str:
         return "vocabulary"
     if "norm" in name.rsplit(".", 2)[-2]:
         return "norms"
-    if ".self_attn." in name:
+    if ".self_attn." in name or ".linear_attn." in name:
         return "attention"
     if ".mlp." in name:
         return "ffn"

@@ -57,6 +57,20 @@ _GEMMA4_LAYER = MappingProxyType(
         "post_per_layer_input_norm": "post_norm",
     }
 )
+_QWEN35_LAYER = MappingProxyType(
+    {
+        **_LLAMA_LAYER,
+        **_QK_NORM,
+        "post_attention_layernorm": "post_attention_norm",
+        "linear_attn.in_proj_qkv": "attn_qkv",
+        "linear_attn.in_proj_z": "attn_gate",
+        "linear_attn.in_proj_a": "ssm_alpha",
+        "linear_attn.in_proj_b": "ssm_beta",
+        "linear_attn.conv1d": "ssm_conv1d",
+        "linear_attn.norm": "ssm_norm",
+        "linear_attn.out_proj": "ssm_out",
+    }
+)
 _LLAMA_IDS = MappingProxyType({"bos_token_id": 1, "eos_token_id": 2})
 _GEMMA_IDS = MappingProxyType({"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
 _GELU_TANH = ("gelu_pytorch_tanh",)
@@ -142,6 +156,26 @@ FAMILIES: tuple[Family, ...] = (
         layer=MappingProxyType({**_LLAMA_LAYER, **_QK_NORM}),
         default_head_dim=128,
         default_kv_heads=32,
+    ),
+    Family(
+        architecture="Qwen3_5ForCausalLM",
+        model_type="qwen3_5_text",
+        gguf_arch="qwen35",
+        example="Qwen/Qwen3.5-0.8B",
+        layer=_QWEN35_LAYER,
+        bare={"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"},
+        default_head_dim=256,
+        default_kv_heads=4,
+        norm_offset=1.0,
+        plain_norms=frozenset({"linear_attn.norm"}),
+        negative_exponents=frozenset({"linear_attn.A_log"}),
+        linear_interval=4,
+        gated_queries=True,
+        partial_rotary=0.25,
+        unused="mtp.",
+        multimodal="Qwen3_5ForConditionalGeneration",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 knows it as a part of a multimodal model alone",
+        source_refusal="it holds -exp(A_log), from which A_log cannot be read back bit for bit",
     ),
     Family(
         architecture="Gemma2ForCausalLM",

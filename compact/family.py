@@ -14,6 +14,7 @@ _HF_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 _GGUF_LAYER = re.compile(r"^blk\.(\d+)\.(.+)$")
 _SUFFIXES = frozenset({"weight", "bias"})
 _KINDS = frozenset({"sliding_attention", "full_attention"})
+_LINEAR_KINDS = frozenset({"linear_attention", "full_attention"})
 _NORM = re.compile(r"(?:^|_)(?:layer)?norm$")
 
 # HF module path outside the layers -> GGUF name.
@@ -97,7 +98,16 @@ class Family:
             `use_double_wide_mlp` doubles the FFN of those layers.
         rotary_share: `partial_rotary_factor` where config.json has no `rope_parameters`: of a head that attends to
             everything, only this share has rotary positions (rope type `proportional`). None: no such rope type.
+        linear_interval: where there are no `layer_types`, every n-th layer attends, and the others are linear attention
+            (gated delta net). None: all layers attend.
+        gated_queries: `q_proj` gives a gate for each query beside it, as many rows again.
+        partial_rotary: `partial_rotary_factor` where config.json has none: of every head, only this share has rotary
+            positions (rope type `default`). None: whole heads have.
+        plain_norms: modules whose norms `norm_offset` is not added to.
+        negative_exponents: HF names inside a layer whose values x GGUF holds as -exp(x), in F32.
+        unused: prefix of tensors that Transformers leaves out (heads that predict further tokens).
         onnx_refusal: why this layout cannot be written as ONNX; None where it can.
+        source_refusal: why a GGUF of this layout cannot be a source; None where it can.
     """
 
     architecture: str
@@ -139,7 +149,14 @@ class Family:
     global_head_dim: int | None = None
     shared_kv: bool = False
     rotary_share: float | None = None
+    linear_interval: int | None = None
+    gated_queries: bool = False
+    partial_rotary: float | None = None
+    plain_norms: frozenset[str] = frozenset()
+    negative_exponents: frozenset[str] = frozenset()
+    unused: str | None = None
     onnx_refusal: str | None = None
+    source_refusal: str | None = None
 
     def gguf_name(self, hf_name: str) -> str:
         """GGUF tensor name of an HF tensor name. Raises UnsupportedArchitectureError for a tensor without a place."""
@@ -184,8 +201,15 @@ class Family:
 
     def norm_shift(self, hf_name: str) -> float:
         """What is added to a tensor on its way into the GGUF."""
-        module = hf_name.rpartition(".")[0].rpartition(".")[2]
-        return self.norm_offset if self.norm_offset and _NORM.search(module) else 0.0
+        module = hf_name.rpartition(".")[0]
+        if not self.norm_offset or module.split(".", 3)[-1] in self.plain_norms:
+            return 0.0
+        return self.norm_offset if _NORM.search(module.rpartition(".")[2]) else 0.0
+
+    def holds_exponent(self, hf_name: str) -> bool:
+        """Whether GGUF holds -exp(x) of this tensor's values x."""
+        match = _HF_LAYER.match(hf_name)
+        return match is not None and match[2] in self.negative_exponents
 
     def sliding_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
         """For every layer, whether it attends to a window only; None for a layout without such layers.
@@ -205,6 +229,24 @@ class Family:
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
             raise DamagedFileError(f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer")
         return self._last_full(default_sliding(pattern, layers))
+
+    def linear_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
+        """For every layer, whether it is linear attention; None for a layout without such layers.
+
+        Raises DamagedFileError for values that are none.
+        """
+        if self.linear_interval is None:
+            return None
+        layers = int(config["num_hidden_layers"])
+        types = config.get("layer_types")
+        if types is None:
+            interval = config.get("full_attention_interval", self.linear_interval)
+            if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+                raise DamagedFileError(f"config.json: full_attention_interval = {interval!r} is not a positive integer")
+            return default_sliding(interval, layers)
+        if not isinstance(types, list) or len(types) != layers or not _LINEAR_KINDS.issuperset(map(str, types)):
+            raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
+        return [kind == "linear_attention" for kind in types]
 
     def _last_full(self, windowed: list[bool]) -> list[bool]:
         """Transformers makes the last layer of a layout with `global_head_dim` attend to everything."""

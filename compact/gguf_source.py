@@ -98,6 +98,11 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     if not isinstance(arch, str):
         raise DamagedFileError(f"{where}: no general.architecture")
     family = family_of_gguf(arch, where)
+    if family.source_refusal is not None:
+        raise UnsupportedArchitectureError(
+            f"{where}: a GGUF of {family.architecture} cannot be a source: {family.source_refusal}",
+            "start from the Hugging Face checkpoint of this model",
+        )
     refuse_unknown(file, family)
     tokenizer = read_tokenizer(file.values, where)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FREQS}

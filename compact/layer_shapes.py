@@ -7,7 +7,7 @@ of two widths (Transformers, `configuration_gemma4.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
@@ -26,6 +26,7 @@ class LayerShape:
         kv_heads: key-value heads.
         own_kv: the layer has keys and values of its own; otherwise it uses those of an earlier layer.
         own_values: it has a value projection; otherwise the keys are the values too.
+        linear: the layer is linear attention (gated delta net), and the sizes above do not count.
         ffn_width: its FFN has this many times `intermediate_size` channels.
     """
 
@@ -34,6 +35,39 @@ class LayerShape:
     own_kv: bool = True
     own_values: bool = True
     ffn_width: int = 1
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """Sizes of linear attention (gated delta net).
+
+    Attributes:
+        key_heads, value_heads: heads.
+        key_dim, value_dim: width of one.
+        kernel: positions that the convolution looks at.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def keys(self) -> int:
+        """Width of all keys, or of all queries."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all values."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.keys + self.values
 
 
 def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
@@ -49,6 +83,8 @@ def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
     """
     layers = int(config["num_hidden_layers"])
     same = LayerShape(family.head_dim_of(config), family.kv_heads(config))
+    if (linear := family.linear_layers(config)) is not None:
+        return [replace(same, linear=kind) for kind in linear]
     if family.global_head_dim is None and not family.shared_kv:
         return [same] * layers
     windowed = family.sliding_layers(config) or [False] * layers
@@ -65,6 +101,23 @@ def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
         )
         for n in range(layers)
     ]
+
+
+# config.json's key -> what Transformers takes where it has none (`Qwen3_5TextConfig`).
+_LINEAR_SIZES = {
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+
+
+def linear_shape(family: Family, config: Mapping[str, Any]) -> LinearShape | None:
+    """Sizes of the linear attention; None for a layout without. Raises DamagedFileError."""
+    if family.linear_interval is None:
+        return None
+    return LinearShape(*(_size(config.get(key, default), key) for key, default in _LINEAR_SIZES.items()))
 
 
 def shared_kv_layers(family: Family, config: Mapping[str, Any]) -> int:

@@ -284,7 +284,7 @@ def _sharing(layer: Any, index: int, shared: SharedKeysValues, named: dict[str, 
 
     Transformers hands one dictionary from layer to layer, `shared_kv_states`: by kind of attention, a pair of tensors.
     """
-    attention = layer.self_attn
+    attention: Any = getattr(layer, "self_attn", layer)  # linear attention has another name
     uses, keeps = (getattr(attention, key, False) for key in ("is_kv_shared_layer", "store_full_length_kv"))
     if not uses and not keeps:
         yield named

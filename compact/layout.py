@@ -8,7 +8,7 @@ from typing import Any
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
-from compact.layer_shapes import LayerShape, layer_shapes, per_layer_size, shared_kv_layers
+from compact.layer_shapes import LayerShape, layer_shapes, linear_shape, per_layer_size, shared_kv_layers
 
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
 # Tensors with a row per token.
@@ -29,9 +29,10 @@ def is_buffer(name: str) -> bool:
 def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
     """Whether Transformers leaves a tensor of a checkpoint out.
 
-    These are buffers, and keys and values of layers that use those of an earlier layer; published files have both.
+    These are buffers, keys and values of layers that use those of an earlier layer, and heads that predict further
+    tokens; published files have all of them.
     """
-    if is_buffer(name):
+    if is_buffer(name) or (family.unused is not None and name.startswith(family.unused)):
         return True
     match = _SHARED_KV.match(name) if family.shared_kv else None
     return match is not None and int(match[1]) >= int(config["num_hidden_layers"]) - shared_kv_layers(family, config)
@@ -77,8 +78,8 @@ def _layer_tensors(
     """Name inside a layer -> shape, in the order of the family's row."""
     hidden, inner = config["hidden_size"], config["intermediate_size"] * shape.ffn_width
     q, kv = config["num_attention_heads"] * shape.head_dim, shape.kv_heads * shape.head_dim
-    rows = {
-        "self_attn.q_proj": (q, hidden),
+    rows: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (2 * q if family.gated_queries else q, hidden),
         "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden),
         "self_attn.o_proj": (hidden, q),
@@ -89,11 +90,25 @@ def _layer_tensors(
         "per_layer_projection": (hidden, per_layer),
     }
     norms = {"self_attn.q_norm": (shape.head_dim,), "self_attn.k_norm": (shape.head_dim,)}
+    bare: dict[str, tuple[int, ...]] = {"layer_scalar": (1,)}
+    if (linear := linear_shape(family, config)) is not None:
+        rows |= {
+            "linear_attn.in_proj_qkv": (linear.channels, hidden),
+            "linear_attn.in_proj_z": (linear.values, hidden),
+            "linear_attn.in_proj_a": (linear.value_heads, hidden),
+            "linear_attn.in_proj_b": (linear.value_heads, hidden),
+            "linear_attn.conv1d": (linear.channels, 1, linear.kernel),
+            "linear_attn.out_proj": (hidden, linear.values),
+        }
+        norms["linear_attn.norm"] = (linear.value_dim,)
+        bare |= dict.fromkeys(("linear_attn.A_log", "linear_attn.dt_bias"), (linear.value_heads,))
     absent = set() if shape.own_kv else {"self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"}
     if not shape.own_values:
         absent.add("self_attn.v_proj")
     if not per_layer:
         absent |= {name for name in family.layer if "per_layer" in name}
+    other = "self_attn." if shape.linear else "linear_attn."
+    absent |= {name for name in (*family.layer, *family.bare) if name.startswith(other)}
     biased = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"} if family.attention_bias else set()
     if family.optional_biases and config.get("attention_bias"):
         biased |= {name for name in rows if name.startswith("self_attn.")}
@@ -106,7 +121,7 @@ def _layer_tensors(
         expected[f"{module}.weight"] = rows.get(module) or norms.get(module, (hidden,))
         if module in biased:
             expected[f"{module}.bias"] = rows[module][:1]
-    return {**expected, **dict.fromkeys(family.bare, (1,))}
+    return expected | {name: bare[name] for name in family.bare if name not in absent}
 
 
 def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], where: str) -> None:

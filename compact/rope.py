@@ -36,12 +36,14 @@ class Rope:
         scaling: the numbers of the scaling, by their config.json names (empty for `default`).
         local_theta: base of the frequencies in sliding-window layers where those have their own (Gemma 3); the
             scaling is then of the other layers alone.
+        share: of every head, what has rotary positions.
     """
 
     kind: str
     theta: float
     scaling: Mapping[str, float] = field(default_factory=dict)
     local_theta: float | None = None
+    share: float = 1.0
 
 
 def read_rope(
@@ -51,6 +53,7 @@ def read_rope(
     theta: float = DEFAULT_THETA,
     local_theta: float | None = None,
     rotary_share: float | None = None,
+    partial_rotary: float | None = None,
 ) -> Rope:
     """The rotary settings of a config.json in either spelling.
 
@@ -61,6 +64,7 @@ def read_rope(
         local_theta: that of sliding-window layers; None for a layout whose layers share one.
         rotary_share: for a layout whose rope type is `proportional`, the share of a head where the file has no
             settings at all; None for other layouts.
+        partial_rotary: the share of every head where the file says none; None for a layout of whole heads.
 
     Raises:
         UnsupportedArchitectureError: a kind of scaling that GGUF cannot hold for these layouts (`dynamic`,
@@ -80,7 +84,12 @@ def read_rope(
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
         raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
-    partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor", partial_rotary))
+    if partial_rotary is not None and kind in ("default", None):
+        share = number(partial, "partial_rotary_factor", where, positive=True)
+        if share > 1:
+            raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is more than the whole head")
+        return Rope("default", theta, share=share)
     if partial not in (None, 1, 1.0):
         raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
     if kind in ("default", None):

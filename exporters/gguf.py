@@ -110,7 +110,12 @@ def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
     family = family_of(config, where)
     shape = read_shape(family, config, where)
     rope = read_rope(
-        config, where, theta=family.theta, local_theta=family.local_theta, rotary_share=family.rotary_share
+        config,
+        where,
+        theta=family.theta,
+        local_theta=family.local_theta,
+        rotary_share=family.rotary_share,
+        partial_rotary=family.partial_rotary,
     )
     return family, config, shape, rope
 
@@ -168,7 +173,7 @@ def write_gguf(
         writer.add_tensor_info(ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
     for tensor in plan:
         # An element type that is not uint8 tells the writer that the shape counts elements, not bytes.
-        writer.add_tensor_info(tensor.name, tensor.source.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
     try:
         _write_head(writer, target)
         _write_data(target, factors, plan, writer.data_alignment, progress)

@@ -22,6 +22,7 @@ from compact.numbers import number
 from compact.rope import Rope
 from compact.store import read_json_object
 from exporters.gguf_layers import add_layers, check_layers
+from exporters.gguf_linear import add_linear, check_linear
 
 Scalar = str | int | float | bool
 
@@ -114,6 +115,8 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
     blocks = tuple(layer_shapes(family, config))
     if family.global_head_dim is not None:
         head_dim = check_layers(family, config, blocks, where)
+    if family.linear_interval is not None:
+        check_linear(family, config, where)
     return Shape(
         layers=layers,
         context=_integer(config, "max_position_embeddings", where),
@@ -137,7 +140,7 @@ def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -
             f"{where}: hidden_act {activation!r} cannot be kept: "
             f"llama.cpp computes {family.activations[0]} in this layout"
         )
-    if family.sliding_pattern is None and not family.drops_window:
+    if family.sliding_pattern is None and family.linear_interval is None and not family.drops_window:
         _refuse_window(config, layers, where)
     # "vision": images alone see what follows them, and they are not taken.
     if config.get("use_bidirectional_attention") not in (None, False, "vision"):
@@ -224,6 +227,8 @@ def add_hyperparameters(
     if family.global_head_dim is not None:
         add_layers(writer, family, config, shape.head_dim)
     writer.add_file_type(FILE_TYPES[quant])
+    if family.linear_interval is not None:
+        add_linear(writer, family, config, int(shape.head_dim * rope.share))
     if family.writes_vocab_size:
         writer.add_vocab_size(shape.vocab)
         writer.add_rope_dimension_count(shape.head_dim)

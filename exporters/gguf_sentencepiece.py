@@ -28,7 +28,7 @@ _LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
 _LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 
 # Control tokens that llama.cpp's chat parser must see in the text: its converter makes them user-defined (Gemma 4).
-_VISIBLE = frozenset(
+VISIBLE = frozenset(
     {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
 )
 
@@ -109,7 +109,7 @@ def merged_tokens(
     for token_id, text in texts.items():
         result.types[token_id] = int(kinds.BYTE if is_byte_token(text) else kinds.NORMAL)
     for entry in tokenizer_json.get("added_tokens") or ():
-        visible = entry["content"] in _VISIBLE or not is_control(entry, entry["content"])
+        visible = entry["content"] in VISIBLE or not is_control(entry, entry["content"])
         result.types[entry["id"]] = int(kinds.USER_DEFINED if visible else kinds.CONTROL)
         if visible:
             result.tokens[entry["id"]] = entry["content"].replace(SPACE_MARK, " ")

@@ -25,7 +25,7 @@ from compact.safetensors_io import stored_tensors
 from compact.source import ModelSource
 from exporters.artifact import lossless_type
 from exporters.gguf import ROPE_FREQS, GgufMetadata, Quant, read_layout, write_gguf
-from exporters.gguf_tensors import plan_tensors
+from exporters.gguf_tensors import plan_tensors, type_of
 from exporters.quant_types import GGML_TYPES, ModelShape, TensorShape, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
@@ -141,9 +141,7 @@ class GgufSizes:
 
 def direct_type(tensor: TensorShape, quant: str) -> str:
     """Type of a tensor in a file that this project writes: vectors are F32, rows that do not fill the blocks F16."""
-    if len(tensor.shape) == 1:
-        return "F32"
-    return quant if tensor.row % GGML_TYPES[quant].block == 0 else "F16"
+    return str(type_of(tensor.name, tuple(reversed(tensor.shape)), quant).name)
 
 
 def _padded(n_bytes: int) -> int:
@@ -194,7 +192,7 @@ def gguf_sizes(
     factors = frequency_factors(rope, shape.head_dim)
     fixed = () if factors is None else (TensorShape(ROPE_FREQS, factors.shape, "F32"),)
     return GgufSizes(
-        tuple(SizedTensor(t.source.name, t.name, t.source.shape, t.qtype.name) for t in planned),
+        tuple(SizedTensor(t.source.name, t.name, t.shape, t.qtype.name) for t in planned),
         ModelShape(fixed, family.gguf_arch, shape.layers, shape.heads, shape.kv_heads),
         chosen.name,
         embedding_quant,

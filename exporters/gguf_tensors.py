@@ -26,6 +26,8 @@ _Type = gguf.GGMLQuantizationType
 # Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
 PIECE_ELEMENTS = 1 << 20
 _BLOCK = 32
+# llama.cpp's converter keeps kernels of convolutions as they are.
+_KERNEL = ".ssm_conv1d.weight"
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -39,6 +41,7 @@ class PlannedTensor:
         qtype: GGML type it is written as.
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
         offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
+        negative_exponent: the file holds -exp(x) of every value x.
     """
 
     name: str
@@ -46,6 +49,12 @@ class PlannedTensor:
     qtype: gguf.GGMLQuantizationType
     heads: int | None
     offset: float = 0.0
+    negative_exponent: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major shape in the file: the kernels of a convolution by channel have no dimension of one."""
+        return gguf_shape(self.source.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -82,9 +91,10 @@ def plan_tensors(
         PlannedTensor(
             family.gguf_name(name),
             tensor,
-            _type_of(tensor, quant),
+            type_of(family.gguf_name(name), tensor.shape, quant),
             family.heads_to_permute(name, config),
             family.norm_shift(name),
+            family.holds_exponent(name),
         )
         for name, tensor in kept.items()
     ]
@@ -102,12 +112,18 @@ def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
     )
 
 
-def _type_of(tensor: StoredTensor, quant: str) -> gguf.GGMLQuantizationType:
-    if len(tensor.shape) == 1:
+def gguf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major shape in a GGUF of a tensor of a checkpoint; [channels, 1, width] becomes [channels, width]."""
+    return (shape[0], *shape[2:]) if len(shape) == 3 and shape[1] == 1 else shape
+
+
+def type_of(name: str, shape: tuple[int, ...], quant: str) -> gguf.GGMLQuantizationType:
+    """Type of a tensor by its GGUF name and row-major shape: vectors and kernels are F32, short rows F16."""
+    if len(shape) == 1 or name.endswith(_KERNEL):
         return _Type.F32
     wanted = _Type[quant]
     block, _ = gguf.GGML_QUANT_SIZES[wanted]
-    return wanted if tensor.shape[-1] % block == 0 else _Type.F16
+    return wanted if shape[-1] % block == 0 else _Type.F16
 
 
 def pieces(tensor: PlannedTensor) -> Iterator[Array]:
@@ -129,6 +145,8 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
             block = permute(block, block.shape[0] // unit)
         if tensor.offset:
             block, dtype = to_float32(block, dtype) + np.float32(tensor.offset), "F32"
+        if tensor.negative_exponent:
+            block, dtype = negative_exponent(to_float32(block, dtype)), "F32"
         try:
             # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
             with np.errstate(over="raise", divide="ignore", invalid="ignore"):
@@ -138,6 +156,13 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
                 f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"
             ) from error
         yield piece
+
+
+def negative_exponent(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """-exp(x) in torch's float32, whose last bit differs from numpy's; llama.cpp's converter uses torch."""
+    import torch
+
+    return (-torch.exp(torch.from_numpy(np.ascontiguousarray(values)))).numpy()
 
 
 def permute(rows: Array, heads: int) -> Array:

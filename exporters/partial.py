@@ -93,11 +93,15 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     with open_tensors(index) as read:
         for name, tensor in stored.items():
             source = read(sources[name])
+            shape = tuple(source.shape)
+            source = source.reshape(shape[:1] + shape[2:]) if len(shape) == 3 else source
             if tensor.shape != tuple(source.shape):
-                return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {tuple(source.shape)}")
+                return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {shape}")
             rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
             order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
             expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
+            if family.holds_exponent(sources[name]):
+                expected = -np.exp(expected)
             got = dequantize(_stored_rows(artifact, tensor, rows), tensor.qtype).reshape(expected.shape)
             scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
             distance = float(np.sqrt(np.mean((got.astype(np.float64) - expected) ** 2))) / (scale or 1.0)
@@ -137,6 +141,9 @@ def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
     first = layers - shared_kv_layers(family, config)
     if windowed is not None and first < layers:
         return [first - 2, first - 1, *sorted(windowed.index(kind, first) for kind in set(windowed[first:]))]
+    linear = family.linear_layers(config)
+    if linear is not None and any(linear) and not all(linear):
+        return sorted((linear.index(True), linear.index(False)))
     if windowed is not None and any(windowed) and not all(windowed):
         return sorted((windowed.index(True), windowed.index(False)))
     return list(range(min(layers, max(2, family.no_rope_interval or 0))))
@@ -181,6 +188,8 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
     windowed = family.sliding_layers(config)
     if windowed is not None:
         config["layer_types"] = ["sliding_attention" if windowed[n] else "full_attention" for n in chosen]
+    elif (linear := family.linear_layers(config)) is not None:
+        config["layer_types"] = ["linear_attention" if linear[n] else "full_attention" for n in chosen]
     elif isinstance(config.get("layer_types"), list):
         config["layer_types"] = [config["layer_types"][n] for n in chosen]
     if isinstance(config.get("no_rope_layers"), list):

@@ -105,7 +105,7 @@ def random_weights(config: Mapping[str, Any], dtype: torch.dtype, seed: int = 0)
         if name.endswith("norm.weight"):
             # Gemma's 1 + w is exact both ways for weights of this size with bfloat16's digits, as published ones have.
             away = (torch.sign(values) * (values.abs() + 0.01)).bfloat16().float()
-            values = away if row.norm_offset else values + 1
+            values = away if row.norm_shift(name) else values + 1
         elif name.endswith("layer_scalar"):
             values += 0.75
         weights[name] = values.to(dtype)

@@ -28,6 +28,13 @@ _GEMMA4 = {
     "head_dim": 16, "global_head_dim": 32, "num_key_value_heads": 1, "hidden_size_per_layer_input": 32,
     "sliding_window": 24, "tie_word_embeddings": None,
 }  # fmt: skip
+# A quarter of a head of 32 rotates: four pairs, which follow the axes in turn.
+_QWEN35 = {
+    "rope_theta": None, "head_dim": 32, "rms_norm_eps": 1e-6, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
+        "mrope_section": [2, 1, 1]},
+}  # fmt: skip
 _SWA, _FULL = "sliding_attention", "full_attention"
 YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3_ROPE = {
@@ -63,6 +70,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "Qwen3ForCausalLM": {
         "tied": {"head_dim": 32},
         "untied": {"head_dim": 16, "tie_word_embeddings": False, "rope_theta": 1000000.0},
+    },
+    "Qwen3_5ForCausalLM": {
+        "tied": {**_QWEN35, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                 "num_hidden_layers": 3},
+        "untied": {**_QWEN35, "layer_types": None, "num_hidden_layers": 5, "tie_word_embeddings": False,
+                   "num_key_value_heads": 1},
     },
     "Gemma2ForCausalLM": {
         # config.json of the published models does not say that the embeddings are tied.
@@ -108,4 +121,7 @@ CASES = [(architecture, variant) for architecture, variants in VARIANTS.items() 
 # What can be written as ONNX; the others are refused by name.
 ONNX_CASES = [(a, v) for a, v in CASES if next(f for f in FAMILIES if f.architecture == a).onnx_refusal is None]
 ONNX_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in ONNX_CASES]
+# Whose GGUF can be a source.
+SOURCE_CASES = [(a, v) for a, v in CASES if next(f for f in FAMILIES if f.architecture == a).source_refusal is None]
+SOURCE_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in SOURCE_CASES]
 CASE_NAMES = [f"{architecture.removesuffix('ForCausalLM')}: {variant}" for architecture, variant in CASES]
