@@ -15,9 +15,12 @@ from compact.gguf_file import read_gguf
 from compact.gguf_source import read_gguf_checkpoint
 from compact_edge import cli
 from exporters.gguf import write_gguf
+from exporters.gguf_header import read_header
 from exporters.onnx_types import check_onnx, onnx_options
 from exporters.parity import check_artifact
 from exporters.partial import check_tensors
+from exporters.quant_types import predict_types
+from exporters.quantize import quantize_gguf
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import around_tokenizer, prune_to
 from tests.family_models import VARIANTS
@@ -84,6 +87,17 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path, chang
     with pytest.raises((UnsupportedArchitectureError, DamagedFileError), match=named):
         write_gguf(model, tmp_path / "model.gguf", "F32")
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("quant", ["Q4_K_M", "Q4_0"])
+def test_the_types_of_a_quantised_file_are_known_before(tmp_path: Path, quant: str) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "hidden_size_per_layer_input": 256}
+    model = write_checkpoint(tmp_path / "m", "gemma4_text", **{**DOUBLE_WIDE, **sizes})
+    write_gguf(model, tmp_path / "m.gguf", "F32")
+    quantize_gguf(tmp_path / "m.gguf", tmp_path / "small.gguf", quant)
+    written = {tensor.name: tensor.type for tensor in read_header(tmp_path / "small.gguf").tensors}
+    assert written == predict_types(read_header(tmp_path / "m.gguf").model_shape("m.gguf"), quant)
+    assert written["per_layer_token_embd.weight"] not in ("F32", "F16")
 
 
 def test_onnx_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
