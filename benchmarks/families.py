@@ -22,7 +22,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +167,13 @@ def check_pruned(before: Path, after: Path) -> tuple[bool, str]:
     return difference == 0.0, "equal" if difference == 0.0 else f"differs by {difference:.1e}"
 
 
-def check_converter(checkpoint: Path, converter: Path, work: Path) -> tuple[bool, str, list[str]]:
+def check_converter(
+    checkpoint: Path, converter: Path, work: Path, options: Sequence[str]
+) -> tuple[bool, str, list[str]]:
     lines: list[str] = []
     counts = (0, 0)
     for quant in CONVERTER_TYPES:
-        _, _, ours, theirs = run_pair(checkpoint, quant, converter, work, 1, None)
+        _, _, ours, theirs = run_pair(checkpoint, quant, converter, work, 1, None, options)
         differences, notes, keys, tensors = compare(ours, theirs)
         lines += [f"{quant}: {line}" for line in (*differences, *(f"note: {note}" for note in notes))]
         counts = (tensors, keys)
@@ -230,15 +232,18 @@ def check_round_trip(checkpoint: Path, work: Path) -> tuple[bool, str]:
 
 def run(model: RealModel, converter: Path, work: Path) -> dict[str, Any]:
     """All checks of one model. Files are removed as soon as they are not needed."""
+    from compact.families import family_of
+
     folder = work / "family"
     shutil.rmtree(folder, ignore_errors=True)
     before = make_checkpoint(model, folder / "before", converter)
     print(f"{model.name}: checkpoint of {(before / 'model.safetensors').stat().st_size / 1e9:.1f} GB", flush=True)
-    unpruned_ok, unpruned, lines = check_converter(before, converter, folder)
+    unpruned_ok, unpruned, lines = check_converter(before, converter, folder, model.converter_options)
     for line in lines:
         print(f"    {line}")
     print(f"    converter: {unpruned}", flush=True)
-    back_ok, back = check_round_trip(before, folder)
+    refused = family_of(model.config, "config.json").source_refusal is not None
+    back_ok, back = (True, "refused by name") if refused else check_round_trip(before, folder)
     print(f"    round trip: {back}", flush=True)
     after = prune_checkpoint(before, folder / "after")
     pruned_ok, pruned = check_pruned(before, after)
@@ -291,7 +296,10 @@ def recorded(name: str = "families") -> list[dict[str, Any]]:
 
 
 def check_models(
-    name: str, run: Callable[[RealModel, Path, Path], dict[str, Any]], document: str
+    name: str,
+    run: Callable[[RealModel, Path, Path], dict[str, Any]],
+    document: str,
+    models: Sequence[RealModel] = MODELS,
 ) -> list[dict[str, Any]]:
     """Read the command line, run the models that it names, and return all results on record.
 
@@ -299,10 +307,11 @@ def check_models(
         name: of the results; each model's is recorded as soon as it is there.
         run: all checks of one model, given the folder of llama.cpp's sources and one for its files.
         document: that the table stands in, for the help.
+        models: those that can be checked.
     """
     parser = argparse.ArgumentParser(description=f"Every family against independent references: {document}")
     parser.add_argument("--work-dir", type=Path, help="kept between runs: llama.cpp's sources; emptied: checkpoints")
-    parser.add_argument("--only", action="append", choices=[model.name for model in MODELS])
+    parser.add_argument("--only", action="append", choices=[model.name for model in models])
     parser.add_argument("--docs", action="store_true", help=f"only write the table of {document} from the results")
     args = parser.parse_args()
     if not args.docs:
@@ -311,12 +320,12 @@ def check_models(
         work = args.work_dir.resolve()
         work.mkdir(parents=True, exist_ok=True)
         archive = fetch_converter(work)
-        for model in MODELS:
+        for model in models:
             if args.only and model.name not in args.only:
                 continue
             result = run(model, archive, work)
             by_name = {entry["model"]: entry for entry in recorded(name)} | {model.name: result}
-            record(name, {"models": [by_name[m.name] for m in MODELS if m.name in by_name]})
+            record(name, {"models": [by_name[m.name] for m in models if m.name in by_name]})
     return recorded(name)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from compact.budget import Sizes
 from compact.families import Family, family_of
-from compact.layer_shapes import layer_shapes, per_layer_size
+from compact.layer_shapes import layer_shapes, linear_shape, per_layer_size
 from compact.numbers import number
 from exporters.gguf_estimate import estimated_sizes, merges_of
 from exporters.gguf_size import GgufSizes
@@ -137,7 +137,7 @@ def estimate_of_config(
 
 
 def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_bytes: int = _F16) -> int:
-    """Keys and values of every layer, as llama-server makes room for them with one slot.
+    """Keys and values of every layer, or its state, as llama-server makes room for them with one slot.
 
     Args:
         config: config.json, its sizes checked.
@@ -146,7 +146,16 @@ def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_b
         kv_bytes: of a key or value.
     """
     layers = zip(layer_shapes(family, config), _layer_cells(config, family, context), strict=True)
-    return sum(2 * layer.kv_heads * layer.head_dim * kv_bytes * cells for layer, cells in layers if layer.own_kv)
+    linear = linear_shape(family, config)
+    total = 0
+    for layer, cells in layers:
+        if layer.linear and linear is not None:
+            # A state of its own size for each head, and what the convolution looks back at; both float32.
+            state = linear.values * linear.key_dim + (linear.kernel - 1) * linear.channels
+            total += _F32 * state
+        elif layer.own_kv:
+            total += 2 * layer.kv_heads * layer.head_dim * kv_bytes * cells
+    return total
 
 
 def _layer_cells(config: Mapping[str, Any], family: Family, context: int) -> list[int]:
