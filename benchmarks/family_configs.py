@@ -80,6 +80,20 @@ def _gemma4(hidden: int, inner: int, kv: int, **values: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _qwen35(hidden: int, inner: int, heads: int, kv: int, value_heads: int) -> dict[str, Any]:
+    """The published files have a head for a second token; Transformers leaves it out, the converter with `--no-mtp`."""
+    return _config(
+        "Qwen3_5ForCausalLM", "qwen3_5_text", hidden_act="silu", hidden_size=hidden, intermediate_size=inner,
+        num_hidden_layers=4, num_attention_heads=heads, num_key_value_heads=kv, head_dim=256, rms_norm_eps=1e-6,
+        max_position_embeddings=262144, vocab_size=248320, tie_word_embeddings=True, attention_bias=False,
+        attn_output_gate=True, full_attention_interval=4, layer_types=["linear_attention"] * 3 + ["full_attention"],
+        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=value_heads,
+        linear_value_head_dim=128, mtp_num_hidden_layers=1, eos_token_id=151645, rope_parameters={
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000, "rope_type": "default"},
+    )  # fmt: skip
+
+
 MODELS: tuple[RealModel, ...] = (
     RealModel("Llama 2 7B", "llama-spm", True, _llama(
         4096, 11008, 32, 32, 2, rms_norm_eps=1e-5, max_position_embeddings=4096, vocab_size=32000,
@@ -131,16 +145,8 @@ MODELS: tuple[RealModel, ...] = (
         max_position_embeddings=40960, vocab_size=151936, use_sliding_window=False, sliding_window=None,
         max_window_layers=28, tie_word_embeddings=True, attention_bias=False, bos_token_id=151643,
         eos_token_id=151645)),
-    # Its published file has a head that predicts a second token; Transformers leaves it out, the converter when told.
-    RealModel("Qwen3.5 0.8B, language model", "qwen2", False, _config(
-        "Qwen3_5ForCausalLM", "qwen3_5_text", hidden_act="silu", hidden_size=1024, intermediate_size=3584,
-        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, head_dim=256, rms_norm_eps=1e-6,
-        max_position_embeddings=262144, vocab_size=248320, tie_word_embeddings=True, attention_bias=False,
-        attn_output_gate=True, full_attention_interval=4, layer_types=["linear_attention"] * 3 + ["full_attention"],
-        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=16,
-        linear_value_head_dim=128, mtp_num_hidden_layers=1, eos_token_id=151645, rope_parameters={
-            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
-            "rope_theta": 10000000, "rope_type": "default"}), ("--no-mtp",)),
+    RealModel("Qwen3.5 0.8B, language model", "qwen2", False, _qwen35(1024, 3584, 8, 2, 16), ("--no-mtp",)),
+    RealModel("Qwen3.5 4B, language model", "qwen2", False, _qwen35(2560, 9216, 16, 4, 32), ("--no-mtp",)),
     RealModel("Gemma 2 2B", "gemma4", False, _config(
         "Gemma2ForCausalLM", "gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
         hidden_size=2304, intermediate_size=9216, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,

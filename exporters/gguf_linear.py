@@ -26,7 +26,7 @@ def check_linear(family: Family, config: Mapping[str, Any], where: str) -> Linea
     """Hold the linear attention against llama.cpp's graph; return its sizes.
 
     Raises:
-        UnsupportedArchitectureError: sizes that the graph does not have, or that are not written here.
+        UnsupportedArchitectureError: sizes that the graph does not have.
     """
     shape = linear_shape(family, config)
     assert shape is not None
@@ -35,11 +35,9 @@ def check_linear(family: Family, config: Mapping[str, Any], where: str) -> Linea
             f"{where}: linear_key_head_dim {shape.key_dim} and linear_value_head_dim {shape.value_dim} differ, and "
             "llama.cpp has one size for both"
         )
-    if shape.key_heads != shape.value_heads:
+    if shape.value_heads % shape.key_heads:
         raise UnsupportedArchitectureError(
-            f"{where}: {shape.value_heads} value heads for {shape.key_heads} key heads of linear attention: a GGUF "
-            "holds them in another order, which is not written here",
-            "use a model with as many of both (Qwen3.5 0.8B and 2B), or prune without exporting",
+            f"{where}: {shape.value_heads} value heads of linear attention are no multiple of {shape.key_heads} key heads"
         )
     if config.get("attn_output_gate") is False:
         raise UnsupportedArchitectureError(f"{where}: attn_output_gate = false cannot be kept: llama.cpp has the gate")

@@ -19,6 +19,7 @@ from compact.errors import UnsupportedArchitectureError, UsageError
 from compact.families import Family
 from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.safetensors_io import StoredTensor
+from compact.value_order import Order, value_order
 
 Array = npt.NDArray[Any]
 _Type = gguf.GGMLQuantizationType
@@ -42,6 +43,7 @@ class PlannedTensor:
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
         offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
         negative_exponent: the file holds -exp(x) of every value x.
+        order: a dimension (0 or 1), and the source's index for every index along it in the file; None: as they are.
     """
 
     name: str
@@ -50,6 +52,7 @@ class PlannedTensor:
     heads: int | None
     offset: float = 0.0
     negative_exponent: bool = False
+    order: tuple[int, Order] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +98,7 @@ def plan_tensors(
             family.heads_to_permute(name, config),
             family.norm_shift(name),
             family.holds_exponent(name),
+            value_order(family, config, name),
         )
         for name, tensor in kept.items()
     ]
@@ -138,9 +142,11 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
     row_size = math.prod(source.shape[1:])
     unit = rows // tensor.heads if tensor.heads else 1
     step = max(1, PIECE_ELEMENTS // (unit * row_size)) * unit
-    for first in range(0, rows, step):
-        block = source.read_rows(first, min(step, rows - first))
+    for first, count in _parts(tensor, step):
+        block = source.read_rows(first, count)
         dtype = source.dtype
+        if tensor.order is not None and tensor.order[0] == 1:
+            block = block[:, tensor.order[1]]
         if tensor.heads:
             block = permute(block, block.shape[0] // unit)
         if tensor.offset:
@@ -156,6 +162,19 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
                 f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"
             ) from error
         yield piece
+
+
+def _parts(tensor: PlannedTensor, step: int) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) of the source, in the file's order, at most `step` rows at a time."""
+    rows = tensor.source.shape[0]
+    runs = [(0, rows)]
+    if tensor.order is not None and tensor.order[0] == 0:
+        order = tensor.order[1]
+        starts = np.flatnonzero(np.diff(order, prepend=-2) != 1)
+        runs = [(int(order[a]), int(b - a)) for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+    for first, count in runs:
+        for at in range(first, first + count, step):
+            yield at, min(step, first + count - at)
 
 
 def negative_exponent(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

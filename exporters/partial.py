@@ -19,6 +19,7 @@ from compact.layout import PER_LAYER_EMBEDDING, is_unused
 from compact.sentencepiece_model import MODEL_FILE
 from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json_object, write_json
+from compact.value_order import value_order
 from exporters.engine import LlamaEngine
 from exporters.gguf import write_gguf
 
@@ -99,6 +100,11 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
                 return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {shape}")
             rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
             order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
+            other = value_order(family, config, sources[name])
+            if other is not None and other[0] == 0:
+                order = other[1]
+            elif other is not None:
+                source = source[:, other[1].tolist()]
             expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
             if family.holds_exponent(sources[name]):
                 expected = -np.exp(expected)

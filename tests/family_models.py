@@ -76,6 +76,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
                  "num_hidden_layers": 3},
         "untied": {**_QWEN35, "layer_types": None, "num_hidden_layers": 5, "tie_word_embeddings": False,
                    "num_key_value_heads": 1},
+        # As 4B and larger: three value heads for each key head.
+        "more value heads": {**_QWEN35, "num_hidden_layers": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6},
     },
     "Gemma2ForCausalLM": {
         # config.json of the published models does not say that the embeddings are tied.

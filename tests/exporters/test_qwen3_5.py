@@ -6,19 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.families import family_of
+from compact.gguf_file import read_gguf
 from compact.gguf_source import read_gguf_checkpoint
+from compact.importance import load_model
 from compact_edge import cli
 from exporters.gguf import write_gguf
 from exporters.gguf_header import read_header
+from exporters.imatrix_torch import collect
 from exporters.onnx_types import check_onnx, onnx_options
 from exporters.quant_types import predict_types
 from exporters.quantize import quantize_gguf
 from tests.checkpoints import write_checkpoint
 from tests.family_models import VARIANTS
 
+MORE_VALUES = VARIANTS["Qwen3_5ForCausalLM"]["more value heads"]
 ROPE = VARIANTS["Qwen3_5ForCausalLM"]["tied"]["rope_parameters"]
 
 
@@ -26,7 +33,7 @@ ROPE = VARIANTS["Qwen3_5ForCausalLM"]["tied"]["rope_parameters"]
     ("changes", "named"),
     [
         ({"linear_value_head_dim": 8}, "linear_value_head_dim"),
-        ({"linear_num_value_heads": 8}, "8 value heads for 4 key heads"),
+        ({"linear_num_key_heads": 3, "linear_num_value_heads": 4}, "4 value heads are no multiple of 3"),
         ({"attn_output_gate": False}, "attn_output_gate"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "gelu"),
@@ -54,6 +61,28 @@ def test_a_gguf_is_refused_as_a_source(tmp_path: Path, capsys: pytest.CaptureFix
     assert list((tmp_path / "back").iterdir()) == []
     assert cli.run(["inspect", str(tmp_path / "m.gguf")]) == 65
     assert "start from the Hugging Face checkpoint" in capsys.readouterr().err
+
+
+def test_an_importance_belongs_to_the_columns_of_the_file(tmp_path: Path) -> None:
+    """Squares of weights times squares of their inputs, summed by row: the same for the checkpoint and for the file."""
+    model = write_checkpoint(tmp_path / "m", "qwen3_5_text", dtype=torch.float32, **MORE_VALUES)
+    write_gguf(model, tmp_path / "m.gguf", "F32")
+    ids = list(range(40))
+    family = family_of({"architectures": ["Qwen3_5ForCausalLM"]}, "here")
+    means = collect(model, [ids], family=family, device="cpu").means["blk.0.ssm_out.weight"]
+    file = read_gguf(tmp_path / "m.gguf")
+    tensor = file.tensors["blk.0.ssm_out.weight"]
+    written = file.read_rows(tensor, 0, tensor.shape[0]).reshape(-1).view("<f4").reshape(tensor.shape)
+    loaded = load_model(model)
+    seen: list[torch.Tensor] = []
+    projection = loaded.model.layers[0].linear_attn.out_proj
+    projection.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        loaded(torch.tensor([ids]))
+    inputs = seen[0].double().square().mean(dim=0).numpy()
+    expected = projection.weight.detach().double().square().numpy() @ inputs
+    np.testing.assert_allclose(np.square(written.astype(np.float64)) @ means, expected, rtol=1e-5)
+    assert not np.allclose(np.square(written.astype(np.float64)) @ inputs, expected, rtol=1e-2)
 
 
 def test_onnx_is_refused_by_name(tmp_path: Path) -> None:
