@@ -37,7 +37,8 @@ def check_linear(family: Family, config: Mapping[str, Any], where: str) -> Linea
         )
     if shape.value_heads % shape.key_heads:
         raise UnsupportedArchitectureError(
-            f"{where}: {shape.value_heads} value heads of linear attention are no multiple of {shape.key_heads} key heads"
+            f"{where}: {shape.value_heads} value heads of linear attention are no multiple of its {shape.key_heads} "
+            "key heads"
         )
     if config.get("attn_output_gate") is False:
         raise UnsupportedArchitectureError(f"{where}: attn_output_gate = false cannot be kept: llama.cpp has the gate")
