@@ -30,7 +30,8 @@ def layer_settings(file: GgufFile, family: Family) -> dict[str, Any]:
     reader = _Reader(file, family.gguf_arch)
     layers = reader.size("block_count")
     windowed = file.values.get(f"{family.gguf_arch}.{_PATTERN}", default_sliding(family.sliding_pattern or 1, layers))
-    if not isinstance(windowed, list) or len(windowed) != layers or windowed[-1] is not False:
+    known = isinstance(windowed, list) and all(isinstance(window, bool) for window in windowed)
+    if not known or len(windowed) != layers or windowed[-1]:
         raise DamagedFileError(f"{file.path}: {_PATTERN} does not fit {layers} layers, of which the last has no window")
     shared = reader.size(SHARED_KV, least=0, default=0)
     if shared >= layers:
