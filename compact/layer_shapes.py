@@ -13,6 +13,8 @@ from typing import Any
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.family import Family
 
+# Far above any model; a larger number is damage, and a list as long would fill the memory.
+MOST_LAYERS = 10_000
 # What `per_layer_config` of config.json may say of a layer.
 _OVERRIDES = frozenset({"head_dim", "num_key_value_heads"})
 
@@ -82,6 +84,8 @@ def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
         UnsupportedArchitectureError: `per_layer_config` changes something else than heads.
     """
     layers = int(config["num_hidden_layers"])
+    if layers > MOST_LAYERS:
+        raise DamagedFileError(f"config.json: num_hidden_layers = {layers}, at most {MOST_LAYERS} were expected")
     same = LayerShape(family.head_dim_of(config), family.kv_heads(config))
     if (linear := family.linear_layers(config)) is not None:
         return [replace(same, linear=kind) for kind in linear]

