@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,13 +306,19 @@ def timed(command: list[str], path: str, target: Path) -> float:
 
 
 def run_pair(
-    checkpoint: Path, quant: str, converter: Path, work: Path, repeat: int, pre: str | None
+    checkpoint: Path,
+    quant: str,
+    converter: Path,
+    work: Path,
+    repeat: int,
+    pre: str | None,
+    options: Sequence[str] = (),
 ) -> tuple[list[float], list[float], Path, Path]:
     """Both programs, interleaved `repeat` times. Returns seconds of ours and theirs, and the two files."""
     ours, theirs = work / f"ours-{quant}.gguf", work / f"theirs-{quant}.gguf"
     script = str(converter / "convert_hf_to_gguf.py")
     start = [sys.executable, "-c", _PATCHED, script, pre] if pre else [sys.executable, script]
-    their_command = [*start, str(checkpoint), "--outtype", quant, "--outfile", str(theirs)]
+    their_command = [*start, str(checkpoint), "--outtype", quant, "--outfile", str(theirs), *options]
     our_command = [sys.executable, "-c", _OURS, str(checkpoint), str(ours), quant.upper()]
     runs: list[tuple[Callable[[], float], list[float]]] = [
         (lambda: timed(our_command, str(ROOT), ours), []),

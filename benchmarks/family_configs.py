@@ -1,8 +1,8 @@
 """Configurations of published models (their config.json, as the Hub shows it), shrunk in depth alone.
 
 Depths keep a layer of every kind: a full-attention layer of Gemma 3 is the sixth, SmolLM3's without rotary positions
-the fourth. `tokenizer` names what `benchmarks/families.py` puts beside the weights; the table says where a vocabulary
-is not the model's own.
+the fourth. Of Gemma 4, whose file names the kind of every layer, one of each kind is taken. `tokenizer` names what
+`benchmarks/families.py` puts beside the weights; the table says where a vocabulary is not the model's own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ class RealModel:
         tokenizer: `smollm2`, `llama3`, `qwen2`, `gemma4`, `llama-spm`, `refact`.
         own_tokenizer: that tokenizer is the model's own; else it is one of the same kind.
         config: its config.json with fewer layers.
+        converter_options: what llama.cpp's converter is called with beside the usual.
     """
 
     name: str
     tokenizer: str
     own_tokenizer: bool
     config: dict[str, Any]
+    converter_options: tuple[str, ...] = ()
 
 
 def _config(architecture: str, model_type: str, **values: Any) -> dict[str, Any]:
@@ -54,6 +56,41 @@ def _gemma3(hidden: int, inner: int, heads: int, kv: int, **values: Any) -> dict
     return _config(
         "Gemma3ForCausalLM", "gemma3_text", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=6,
         num_attention_heads=heads, num_key_value_heads=kv, **{**common, **values},
+    )  # fmt: skip
+
+
+def _gemma4(hidden: int, inner: int, kv: int, **values: Any) -> dict[str, Any]:
+    """A layer of every kind: with a window and without, and one of each that uses keys and values of those two."""
+    rope = {
+        "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    }
+    common = {
+        "attention_bias": False, "attention_k_eq_v": False, "enable_moe_block": False, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 256, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "max_position_embeddings": 131072, "num_attention_heads": 8, "num_experts": None,
+        "num_global_key_value_heads": None, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "rms_norm_eps": 1e-6,
+        "rope_parameters": rope, "sliding_window": 512, "tie_word_embeddings": True, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    return _config(
+        "Gemma4ForCausalLM", "gemma4_text", hidden_size=hidden, intermediate_size=inner, num_key_value_heads=kv,
+        **{**common, **values},
+    )  # fmt: skip
+
+
+def _qwen35(hidden: int, inner: int, heads: int, kv: int, value_heads: int) -> dict[str, Any]:
+    """The published files have a head for a second token; Transformers leaves it out, the converter with `--no-mtp`."""
+    return _config(
+        "Qwen3_5ForCausalLM", "qwen3_5_text", hidden_act="silu", hidden_size=hidden, intermediate_size=inner,
+        num_hidden_layers=4, num_attention_heads=heads, num_key_value_heads=kv, head_dim=256, rms_norm_eps=1e-6,
+        max_position_embeddings=262144, vocab_size=248320, tie_word_embeddings=True, attention_bias=False,
+        attn_output_gate=True, full_attention_interval=4, layer_types=["linear_attention"] * 3 + ["full_attention"],
+        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=value_heads,
+        linear_value_head_dim=128, mtp_num_hidden_layers=1, eos_token_id=151645, rope_parameters={
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000, "rope_type": "default"},
     )  # fmt: skip
 
 
@@ -108,6 +145,8 @@ MODELS: tuple[RealModel, ...] = (
         max_position_embeddings=40960, vocab_size=151936, use_sliding_window=False, sliding_window=None,
         max_window_layers=28, tie_word_embeddings=True, attention_bias=False, bos_token_id=151643,
         eos_token_id=151645)),
+    RealModel("Qwen3.5 0.8B, language model", "qwen2", False, _qwen35(1024, 3584, 8, 2, 16), ("--no-mtp",)),
+    RealModel("Qwen3.5 4B, language model", "qwen2", False, _qwen35(2560, 9216, 16, 4, 32), ("--no-mtp",)),
     RealModel("Gemma 2 2B", "gemma4", False, _config(
         "Gemma2ForCausalLM", "gemma2", hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
         hidden_size=2304, intermediate_size=9216, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,
@@ -119,4 +158,6 @@ MODELS: tuple[RealModel, ...] = (
     RealModel("Gemma 3 4B, language model", "gemma4", False, _gemma3(
         2560, 10240, 8, 4, max_position_embeddings=131072, sliding_window=1024, vocab_size=262208,
         rope_scaling={"factor": 8.0, "rope_type": "linear"})),
+    RealModel("Gemma 4 E2B, language model", "gemma4", True, _gemma4(1536, 6144, 1, use_double_wide_mlp=True)),
+    RealModel("Gemma 4 E4B, language model", "gemma4", True, _gemma4(2560, 10240, 2, use_double_wide_mlp=False)),
 )  # fmt: skip

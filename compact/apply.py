@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from compact.checkpoint import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
 from compact.errors import PlanMismatchError
+from compact.layer_shapes import PER_LAYER_VOCABULARY
+from compact.layout import EMBEDDINGS
 from compact.licences import legal_files
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.progress import SILENT, Progress
@@ -30,7 +32,7 @@ def cut_of(name: str) -> tuple[int, int | None] | None:
 
     The layer is that of the FFN whose channels go; None for what has a row a token.
     """
-    if name in {"model.embed_tokens.weight", "lm_head.weight"}:
+    if name in EMBEDDINGS:
         return 0, None
     if ".mlp." in name:
         layer = int(name.split(".")[2])
@@ -138,6 +140,8 @@ def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
             config[key] = new_id.get(default)
     config["vocab_size"] = plan.vocab_size
     config["intermediate_size"] = plan.intermediate_size
+    if source.family.per_layer_inputs is not None:
+        config[PER_LAYER_VOCABULARY] = plan.vocab_size
     write_json(target / CONFIG, config)
     generation = source.directory / GENERATION_CONFIG
     if generation.is_file():

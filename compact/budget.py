@@ -16,7 +16,7 @@ from compact.checkpoint import TensorRef
 from compact.errors import BudgetError
 from compact.families import family_of
 from compact.importance import vocabulary_grid
-from compact.layout import OUTPUT, expected_shapes
+from compact.layout import EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDING, expected_shapes
 
 DEFAULT_RATIO = 0.2
 # The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
@@ -35,10 +35,11 @@ class Parts:
     """Parameters by part.
 
     Attributes:
-        vocabulary: input embedding and LM head; a tied head is counted once.
+        vocabulary: embeddings and LM head; a tied head is counted once.
         per_row: of one vocabulary entry.
         per_channel: of one FFN channel in every layer.
         lm_head: what of `vocabulary` is an LM head of its own.
+        per_layer: what of `vocabulary` is a per-layer embedding (Gemma 4).
     """
 
     vocabulary: int
@@ -49,15 +50,22 @@ class Parts:
     per_row: int
     per_channel: int
     lm_head: int = 0
+    per_layer: int = 0
 
     @property
     def embedding(self) -> int:
         """Parameters of the input embedding."""
-        return self.vocabulary - self.lm_head
+        return self.vocabulary - self.lm_head - self.per_layer
 
     @property
     def total(self) -> int:
         return self.vocabulary + self.attention + self.ffn + self.norms + self.other
+
+    @property
+    def vocabulary_parts(self) -> dict[str, int]:
+        """What the vocabulary's parameters are; a per-layer embedding only where there is one."""
+        per_layer = {"per_layer_embedding": self.per_layer} if self.per_layer else {}
+        return {"embedding": self.embedding, **per_layer, "lm_head": self.lm_head}
 
     def as_dict(self) -> dict[str, int]:
         return {
@@ -72,11 +80,11 @@ class Parts:
 
 def part_of(name: str) -> str:
     """The part that a tensor of an HF name belongs to."""
-    if name.startswith(("model.embed_tokens.", "lm_head.")):
+    if name in EMBEDDINGS:
         return "vocabulary"
     if "norm" in name.rsplit(".", 2)[-2]:
         return "norms"
-    if ".self_attn." in name:
+    if ".self_attn." in name or ".linear_attn." in name:
         return "attention"
     if ".mlp." in name:
         return "ffn"
@@ -113,6 +121,7 @@ def _count(elements: Mapping[str, int], config: Mapping[str, Any]) -> Parts:
         per_row=counts["vocabulary"] // int(config["vocab_size"]),
         per_channel=(counts["ffn"] - down_biases) // int(config["intermediate_size"]),
         lm_head=elements.get(OUTPUT, 0),
+        per_layer=elements.get(PER_LAYER_EMBEDDING, 0),
     )
 
 
@@ -280,6 +289,7 @@ def pruned_parts(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> Parts:
         vocabulary=parts.vocabulary - vocabulary,
         ffn=parts.ffn - ffn,
         lm_head=parts.lm_head // whole.vocab_size * sizes.vocab_size,
+        per_layer=parts.per_layer // whole.vocab_size * sizes.vocab_size,
     )
 
 

@@ -48,6 +48,29 @@ _GEMMA2_LAYER = MappingProxyType(
         "post_feedforward_layernorm": "post_ffw_norm",
     }
 )
+_GEMMA4_LAYER = MappingProxyType(
+    {
+        **_GEMMA2_LAYER,
+        **_QK_NORM,
+        "per_layer_input_gate": "inp_gate",
+        "per_layer_projection": "proj",
+        "post_per_layer_input_norm": "post_norm",
+    }
+)
+_QWEN35_LAYER = MappingProxyType(
+    {
+        **_LLAMA_LAYER,
+        **_QK_NORM,
+        "post_attention_layernorm": "post_attention_norm",
+        "linear_attn.in_proj_qkv": "attn_qkv",
+        "linear_attn.in_proj_z": "attn_gate",
+        "linear_attn.in_proj_a": "ssm_alpha",
+        "linear_attn.in_proj_b": "ssm_beta",
+        "linear_attn.conv1d": "ssm_conv1d",
+        "linear_attn.norm": "ssm_norm",
+        "linear_attn.out_proj": "ssm_out",
+    }
+)
 _LLAMA_IDS = MappingProxyType({"bos_token_id": 1, "eos_token_id": 2})
 _GEMMA_IDS = MappingProxyType({"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
 _GELU_TANH = ("gelu_pytorch_tanh",)
@@ -135,6 +158,26 @@ FAMILIES: tuple[Family, ...] = (
         default_kv_heads=32,
     ),
     Family(
+        architecture="Qwen3_5ForCausalLM",
+        model_type="qwen3_5_text",
+        gguf_arch="qwen35",
+        example="Qwen/Qwen3.5-0.8B",
+        layer=_QWEN35_LAYER,
+        bare={"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"},
+        default_head_dim=256,
+        default_kv_heads=4,
+        norm_offset=1.0,
+        plain_norms=frozenset({"linear_attn.norm"}),
+        negative_exponents=frozenset({"linear_attn.A_log"}),
+        linear_interval=4,
+        gated_queries=True,
+        partial_rotary=0.25,
+        unused="mtp.",
+        multimodal="Qwen3_5ForConditionalGeneration",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 knows it as a part of a multimodal model alone",
+        source_refusal="it holds -exp(A_log), from which A_log cannot be read back bit for bit",
+    ),
+    Family(
         architecture="Gemma2ForCausalLM",
         model_type="gemma2",
         gguf_arch="gemma2",
@@ -182,6 +225,40 @@ FAMILIES: tuple[Family, ...] = (
         default_kv_heads=4,
         activation_key="hidden_activation",
         pattern_key="sliding_window_pattern",
+    ),
+    Family(
+        architecture="Gemma4ForCausalLM",
+        model_type="gemma4_text",
+        gguf_arch="gemma4",
+        example="google/gemma-4-E2B-it",
+        default_ids=_GEMMA_IDS,
+        layer=_GEMMA4_LAYER,
+        top={
+            "model.embed_tokens_per_layer": "per_layer_token_embd",
+            "model.per_layer_model_projection": "per_layer_model_proj",
+            "model.per_layer_projection_norm": "per_layer_proj_norm",
+        },
+        bare={"layer_scalar": "layer_output_scale.weight"},
+        default_head_dim=256,
+        global_head_dim=512,
+        default_kv_heads=4,
+        shared_kv=True,
+        per_layer_inputs=(262144, 256),
+        activations=_GELU_TANH,
+        activation_key="hidden_activation",
+        tied_by_default=True,
+        sentencepiece=True,
+        tokenizer_model="gemma4",
+        numbers=(
+            ConfigNumber("final_logit_softcapping", "final_logit_softcapping"),
+            ConfigNumber("sliding_window", "attention.sliding_window", integer=True, default=512, required=True),
+        ),
+        sliding_pattern=6,
+        theta=1000000.0,
+        local_theta=10000.0,
+        rotary_share=0.25,
+        multimodal="Gemma4ForConditionalGeneration",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 has no per-layer embeddings and no shared keys and values",
     ),
 )
 

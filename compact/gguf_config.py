@@ -11,9 +11,11 @@ import numpy as np
 from compact.errors import DamagedFileError, MixtureOfExpertsError, UnsupportedArchitectureError
 from compact.families import Family, default_sliding
 from compact.gguf_file import GgufFile
+from compact.gguf_layers import LAYER_KEYS, layer_settings
 from compact.gguf_tokenizer import GgufTokenizer
+from compact.layer_shapes import PER_LAYER_VOCABULARY
 from compact.numbers import number
-from compact.rope import DEFAULT_THETA, Rope, recognise_llama3
+from compact.rope import DEFAULT_THETA, Rope, recognise_llama3, recognise_proportional
 
 ROPE_FREQS = "rope_freqs.weight"
 # generation_config.json -> what follows `general.sampling.`; llama.cpp takes these as its default sampler settings.
@@ -46,6 +48,7 @@ def refuse_unknown(file: GgufFile, family: Family) -> None:
     known = _KNOWN_KEYS | {setting.gguf for setting in family.numbers}
     known |= {"rope.freq_base_swa"} if family.local_theta is not None else set()
     known |= {"attention.sliding_window_pattern"} if family.sliding_pattern is not None else set()
+    known |= LAYER_KEYS if family.global_head_dim is not None else set()
     known |= set() if family.rope_switch else {"rope.scaling.finetuned"}
     if file.values.get(f"{arch}.expert_count"):
         raise MixtureOfExpertsError(
@@ -88,9 +91,10 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         UnsupportedArchitectureError: dimensions or a rope scaling that the layout's config.json cannot express.
     """
     heads, hidden = _size(file, f"{arch}.attention.head_count"), _size(file, f"{arch}.embedding_length")
-    kv_heads = _size(file, f"{arch}.attention.head_count_kv", heads)
-    head_dim = _size(file, f"{arch}.attention.key_length", max(hidden // heads, 1))
-    same = (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count")
+    own = layer_settings(file, family) if family.global_head_dim is not None else {}
+    kv_heads = own.get("num_key_value_heads") or _size(file, f"{arch}.attention.head_count_kv", heads)
+    head_dim = own.get("head_dim") or _size(file, f"{arch}.attention.key_length", max(hidden // heads, 1))
+    same = () if own else (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count")
     if any(file.values.get(key, head_dim) != head_dim for key in same) or head_dim % 2 or heads % kv_heads:
         raise UnsupportedArchitectureError(
             f"{file.path}: key, value and rotary dimensions differ, or heads do not divide",
@@ -106,7 +110,7 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         "model_type": family.model_type,
         "dtype": dtype,
         "hidden_size": hidden,
-        "intermediate_size": _size(file, f"{arch}.feed_forward_length"),
+        "intermediate_size": own.get("intermediate_size") or _size(file, f"{arch}.feed_forward_length"),
         "num_hidden_layers": _size(file, f"{arch}.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -119,18 +123,16 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         **_token_ids(tokenizer),
     }
     config[family.activation_key] = family.activations[0]
-    rope = _rope(file, arch, theta)
-    if rope.kind != "default":
-        config["rope_scaling"] = {"rope_type": rope.kind, **rope.scaling}
-    if family.local_theta is not None:
-        config["rope_local_base_freq"] = _number(file, f"{arch}.rope.freq_base_swa", family.local_theta)
+    _put_rope(config, file, family, theta)
     if family.optional_biases:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if family.head_dim != "always" and head_dim * heads == hidden:
         # This layout's configuration class derives the head dimension and has no key for it.
         del config["head_dim"]
-    config |= _numbers(file, arch, family)
+    config |= own | _numbers(file, arch, family)
+    if family.per_layer_inputs is not None:
+        config[PER_LAYER_VOCABULARY] = vocab
     config |= _layer_kinds(file, arch, family, config)
     return config
 
@@ -189,6 +191,33 @@ def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any
             # Transformers ignores these settings, with a warning, unless it is told to sample.
             config["do_sample"] = True
     return config
+
+
+def _put_rope(config: dict[str, Any], file: GgufFile, family: Family, theta: float) -> None:
+    """Write the rotary settings in the spelling that Transformers reads for the layout."""
+    arch = family.gguf_arch
+    rope = _rope(file, arch, theta) if family.rotary_share is None else _proportional_rope(file, family, theta)
+    if rope.kind == "proportional":
+        del config["rope_theta"]
+        config["rope_parameters"] = {
+            "full_attention": {"rope_type": rope.kind, "rope_theta": rope.theta, **rope.scaling},
+            "sliding_attention": {"rope_type": "default", "rope_theta": rope.local_theta},
+        }
+        return
+    if rope.kind != "default":
+        config["rope_scaling"] = {"rope_type": rope.kind, **rope.scaling}
+    if family.local_theta is not None:
+        config["rope_local_base_freq"] = _number(file, f"{arch}.rope.freq_base_swa", family.local_theta)
+
+
+def _proportional_rope(file: GgufFile, family: Family, theta: float) -> Rope:
+    factors = file.tensors.get(ROPE_FREQS)
+    scaled = any(f"{family.gguf_arch}.rope.scaling.{key}" in file.values for key in ("type", "factor"))
+    if scaled or factors is None or factors.qtype is not gguf.GGMLQuantizationType.F32 or len(factors.shape) != 1:
+        raise UnsupportedArchitectureError(f"{file.path}: {ROPE_FREQS} is missing, or the rope is scaled")
+    local = _number(file, f"{family.gguf_arch}.rope.freq_base_swa", family.local_theta or DEFAULT_THETA)
+    raw = file.read_rows(factors, 0, factors.shape[0])
+    return recognise_proportional(raw.reshape(-1).view("<f4"), theta, local, str(file.path))
 
 
 def _rope(file: GgufFile, arch: str, theta: float) -> Rope:

@@ -24,7 +24,7 @@ from compact.families import Family, family_of_gguf
 from compact.gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.gguf_file import GgufFile, GgufTensor, read_gguf
 from compact.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from compact.layout import check_shapes
+from compact.layout import check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.safetensors_io import NUMPY_TYPES, SafetensorsWriter
 from compact.store import as_storage_error, write_json, write_text
@@ -98,12 +98,18 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
     if not isinstance(arch, str):
         raise DamagedFileError(f"{where}: no general.architecture")
     family = family_of_gguf(arch, where)
+    if family.source_refusal is not None:
+        raise UnsupportedArchitectureError(
+            f"{where}: a GGUF of {family.architecture} cannot be a source: {family.source_refusal}",
+            "start from the Hugging Face checkpoint of this model",
+        )
     refuse_unknown(file, family)
     tokenizer = read_tokenizer(file.values, where)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FREQS}
     dtype = _checkpoint_dtype(tensors, where)
     config = model_config(file, arch, family, tokenizer, _TORCH_NAMES[dtype])
     hf_names = {family.hf_name(name): tensor for name, tensor in tensors.items()}
+    hf_names = {name: tensor for name, tensor in hf_names.items() if not is_unused(name, family, config)}
     check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:

@@ -42,14 +42,15 @@ class Scores:
     Attributes:
         edges: ascending vocabulary sizes V'; bucket e holds the tokens that V' = edges[e] keeps and edges[e-1] drops,
             the last bucket the tokens that no edge keeps.
-        sums: float64 [num_hidden_layers, len(edges) + 1, intermediate_size].
+        sums: float64 [num_hidden_layers, len(edges) + 1, channels]: the channels of the widest layer, zero beyond
+            those of a narrower one.
     """
 
     edges: tuple[int, ...]
     sums: np.ndarray[Any, np.dtype[np.float64]]
 
     def at(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Exact scores [num_hidden_layers, intermediate_size] for V' = `vocab_size`.
+        """Exact scores [num_hidden_layers, channels] for V' = `vocab_size`.
 
         Raises:
             UsageError: `vocab_size` is no edge, so its exact scores were not collected.
@@ -207,7 +208,7 @@ def collect_scores(
 
     own = share(sequences)
     stream = LayerStream(model_dir, own, device=device, dtype=dtype, batch_size=batch_size, scratch=scratch)
-    sums = np.empty((stream.n_layers, len(edges) + 1, stream.intermediate_size), dtype=np.float64)
+    sums = np.zeros((stream.n_layers, len(edges) + 1, max(stream.channels)), dtype=np.float64)
     description = "calibrating" if world_size() == 1 else f"calibrating (1 of {world_size()} processes)"
     stream.run(_Act2(stream, buckets, sums), progress=progress, description=description)
     if not np.isfinite(sums).all():
@@ -228,21 +229,22 @@ class _Act2:
         table = torch.tensor(buckets, dtype=torch.int64)
         self._index = [table[ids.reshape(-1)].to(stream.device) for ids in stream.batches]
         self._sums = sums
+        self._channels = stream.channels
         # MPS has no float64.
         self._home = "cpu" if stream.device == "mps" else stream.device
 
     def begin(self, layer: int) -> None:
         import torch
 
-        del layer
-        self._total = torch.zeros(self._sums.shape[1:], dtype=torch.float64, device=self._home)
+        shape = (self._sums.shape[1], self._channels[layer])
+        self._total = torch.zeros(shape, dtype=torch.float64, device=self._home)
 
     def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
         del layer
         _add_squares(self._total, activations, self._index[batch])
 
     def end(self, layer: int) -> None:
-        self._sums[layer] = all_reduce_sum(self._total).cpu().numpy()
+        self._sums[layer, :, : self._channels[layer]] = all_reduce_sum(self._total).cpu().numpy()
 
 
 def _add_squares(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
@@ -273,11 +275,21 @@ def _add_by_products(total: torch.Tensor, activations: torch.Tensor, buckets: to
         total += torch.mm(chosen.T.to(torch.float32), squares).to(total.device)
 
 
-def top_channels(scores: np.ndarray[Any, np.dtype[np.float64]], count: int) -> list[list[int]]:
+def top_channels(
+    scores: np.ndarray[Any, np.dtype[np.float64]], count: int, widths: Sequence[int] | None = None
+) -> list[list[int]]:
     """The `count` channels of the highest score in every layer, ascending; ties go to the lower channel.
 
     Args:
-        scores: [num_hidden_layers, intermediate_size].
+        scores: [num_hidden_layers, channels], the channels of the widest layer.
+        count: channels to keep in a layer of width 1.
+        widths: for every layer, how many times as many channels it has and keeps (`ModelSource.ffn_widths`); None
+            where all layers are alike.
     """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return [[int(c) for c in sorted(row)] for row in order]
+    widths = widths or [1] * len(scores)
+    narrow = scores.shape[1] // max(widths)
+    kept = []
+    for row, width in zip(scores, widths, strict=True):
+        order = np.argsort(-row[: narrow * width], kind="stable")[: count * width]
+        kept.append([int(channel) for channel in sorted(order)])
+    return kept

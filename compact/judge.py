@@ -168,7 +168,8 @@ class Judge:
         kept = kept_ids(self._ranking.vocabulary, self._ranking.always, self._ranking.order, sizes.vocab_size)
         channels = None
         if sizes.intermediate_size < self._source.intermediate_size:
-            channels = top_channels(self._channel_scores(sizes.vocab_size), sizes.intermediate_size)
+            scores = self._channel_scores(sizes.vocab_size)
+            channels = top_channels(scores, sizes.intermediate_size, self._source.ffn_widths)
         if self._model is None:
             check_memory(self._source, self._device, self._dtype)
             self._model = Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))

@@ -3,33 +3,32 @@
 The model is built by Transformers without its weights. Its own forward pass, with recorders in the place of the decoder
 layers, gives what every layer is called with: masks, rotary tables and the scaled embeddings are therefore those of the
 family's code, sliding windows and layers without rotary positions included. Then each layer's weights are read, all
-batches go through it, and the weights are let go. Hidden states between layers lie on the device, in memory or in a
-mapped file, by their size.
+batches go through it, and the weights are let go. Hidden states between layers, what the layers get from a per-layer
+embedding, and keys and values that later layers use again are on the device, in memory or in a mapped file, by size.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compact.checkpoint import open_tensors, read_index
 from compact.errors import DamagedFileError
+from compact.layer_states import SharedKeysValues, StateRoom, States
 from compact.progress import SILENT, Progress
-from compact.store import as_storage_error, check_free_space
 
 if TYPE_CHECKING:
     import torch
 
-# Hidden states above this go to a file. On an accelerator they stay there while they fill a quarter of what is free.
+# Hidden states above this go to a file.
 STATE_BYTES = 1 << 30
-_DEVICE_SHARE = 4
+# Children of a model whose weights its own forward pass does not need here: the layers are replaced, and the pass ends
+# before the last norm.
+_NOT_IN_FRONT = frozenset({"layers", "norm"})
 
 
 # Name and shape of a tensor -> the tensor.
@@ -48,8 +47,8 @@ class Visitor(Protocol):
         Args:
             layer: number of the layer.
             batch: number of the batch, as in `LayerStream.batches`; positions in the order of its ids, flattened.
-            activations: [positions, intermediate_size], in the compute type, on the device. Not to be changed, and
-                not to be kept beyond the call.
+            activations: [positions, channels of the layer], in the compute type, on the device. Not to be changed,
+                and not to be kept beyond the call.
         """
 
     def end(self, layer: int) -> None:
@@ -73,6 +72,7 @@ class LayerStream:
     Attributes:
         batches: int64 ids [sequences, positions] of every batch, on the CPU.
         n_layers, intermediate_size, hidden_size: of the model.
+        channels: FFN channels of every layer.
         device: torch device string. dtype: torch dtype of weights and activations.
     """
 
@@ -111,13 +111,13 @@ class LayerStream:
         self.batches = [torch.tensor(batch, dtype=torch.int64) for batch in make_batches(sequences, batch_size)]
         self._weights = weights or _weights_of(model_dir)
         self._model = _model_without_weights(model_dir, self.dtype)
-        self._state_bytes = state_bytes
-        self._scratch = scratch
+        self._room = StateRoom(self.device, self.dtype, state_bytes, scratch)
         config = self._model.config
         self._index = 0
         self.n_layers = int(config.num_hidden_layers)
         self.intermediate_size = int(config.intermediate_size)
         self.hidden_size = int(config.hidden_size)
+        self.channels = [int(layer.mlp.down_proj.in_features) for layer in self._model.layers]
 
     def run(self, visitor: Visitor, *, progress: Progress = SILENT, description: str = "calibrating") -> None:
         """Go through the layers once; may be called again.
@@ -135,13 +135,18 @@ class LayerStream:
 
         n_tokens = sum(ids.numel() for ids in self.batches)
         layers = self._model.layers
+        shapes = [tuple(ids.shape) for ids in self.batches]
+        per_layer = int(getattr(self._model, "hidden_size_per_layer_input", 0) or 0)
         with (
             torch.no_grad(),
             progress.task(description, n_tokens, "tokens") as task,
-            self._states() as states,
+            self._room.states([(*shape, self.hidden_size) for shape in shapes]) as states,
+            self._room.states([(self.n_layers, *shape, per_layer) for shape in shapes]) as inputs,
+            ExitStack() as stack,
             self._loader(layers) as load,
         ):
-            calls = self._embed(states)
+            shared = SharedKeysValues(self._room, stack, shapes)
+            calls = self._embed(states, inputs if per_layer else None)
             done = 0
             for number, layer in enumerate(layers):
                 if self.batches:
@@ -155,8 +160,10 @@ class LayerStream:
                     for index, ids in enumerate(self.batches):
                         self._index = index
                         arguments, named = calls[tuple(ids.shape)][number]
-                        with suppress(_Enough):
-                            states.put(index, _first(layer(states.get(index), *arguments, **named)))
+                        if per_layer:
+                            arguments = (inputs.get(index, number),)
+                        with suppress(_Enough), _sharing(layer, index, shared, named) as given:
+                            states.put(index, _first(layer(states.get(index), *arguments, **given)))
                         before, done = done, done + ids.numel()
                         # All layers of a token are one token; what a layer leaves of a whole number waits.
                         task.advance(done // self.n_layers - before // self.n_layers)
@@ -166,62 +173,71 @@ class LayerStream:
                 _let_go(layer)
 
     def _visit(self, visitor: Visitor, layer: int, activations: torch.Tensor, last: bool) -> None:
-        visitor.inputs(layer, self._index, activations.reshape(-1, self.intermediate_size))
+        visitor.inputs(layer, self._index, activations.reshape(-1, activations.shape[-1]))
         if last:
             raise _Enough
 
-    def _embed(self, states: _States) -> dict[tuple[int, ...], list[_Call]]:
-        """Fill the states with embeddings; return, by shape of a batch, what each layer is called with."""
+    def _embed(self, states: States, inputs: States | None) -> dict[tuple[int, ...], list[_Call]]:
+        """Fill the states with embeddings; return, by shape of a batch, what each layer is called with.
+
+        Args:
+            states: take the embeddings.
+            inputs: take what each layer gets from the per-layer embedding, the one argument that depends on the batch;
+                None where the model has no such embedding.
+        """
         import torch
 
         calls: dict[tuple[int, ...], list[_Call]] = {}
         if not self.batches:
             return calls
         model, layers = self._model, self._model.layers
-        weights = self._read(model.embed_tokens, "model.embed_tokens.")
-        model.embed_tokens.load_state_dict({n: w.to(self.device) for n, w in weights.items()}, assign=True)
         model.rotary_emb.to(self.device)
-        for buffer in model.embed_tokens.buffers():
-            buffer.data = buffer.data.to(self.device)
         record = _recorders(self.n_layers)
         model.layers = torch.nn.ModuleList(record)
+        stack = ExitStack()
         try:
+            self._load_front(stack)
             for index, ids in enumerate(self.batches):
                 with suppress(_Enough):
                     model(input_ids=ids.to(self.device), use_cache=False)
                 states.put(index, record[0].hidden)
+                if inputs is not None:
+                    for number, each in enumerate(record):
+                        inputs.put(index, each.call[0][0], number)
                 # They depend on the shape alone: no position is masked out, and none is cached.
                 calls.setdefault(tuple(ids.shape), [each.call for each in record])
         finally:
             model.layers = layers
             for each in record:
                 each.hidden = each.call = None
-            _let_go(model.embed_tokens)
+            stack.close()
         return calls
 
-    @contextmanager
-    def _states(self) -> Iterator[_States]:
-        """Hidden states of all batches, where they fit."""
+    def _load_front(self, stack: ExitStack) -> None:
+        """Load the weights of what the model computes before its first layer, and let go of them with the stack.
+
+        Of an embedding only the rows that occur are loaded.
+        """
         import torch
 
-        shapes = [(*ids.shape, self.hidden_size) for ids in self.batches]
-        count = sum(prod(shape) for shape in shapes)
-        n_bytes = count * self.dtype.itemsize
-        if self.device.startswith("cuda") and n_bytes <= torch.cuda.mem_get_info()[0] // _DEVICE_SHARE:
-            yield _States(torch.empty(count, dtype=self.dtype, device=self.device), shapes, self.device)
-        elif n_bytes <= self._state_bytes:
-            yield _States(torch.empty(count, dtype=self.dtype), shapes, self.device)
-        else:
-            with tempfile.TemporaryDirectory(prefix="compact-edge-", dir=self._scratch) as directory:
-                path = Path(directory) / "states"
-                _allocate(path, n_bytes)
-                flat = torch.from_file(str(path), shared=True, size=count, dtype=self.dtype)
-                yield _States(flat, shapes, self.device)
+        used = torch.unique(torch.cat([ids.reshape(-1) for ids in self.batches]))
+        for name, child in self._model.named_children():
+            if name in _NOT_IN_FRONT or not any(True for _ in child.parameters()):
+                continue
+            weights = self._read(child, f"model.{name}.")
+            if isinstance(child, torch.nn.Embedding):
+                weights["weight"] = weights["weight"].index_select(0, used)
+                _look_up_rows(child, used.to(self.device), stack)
+            stack.callback(_let_go, child)
+            weights = {key: tensor.to(self.device, self.dtype) for key, tensor in weights.items()}
+            child.load_state_dict(weights, assign=True)
+            for buffer in child.buffers():
+                buffer.data = buffer.data.to(self.device)
 
     def _read(self, module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-        """The weights of one module in the compute type."""
-        named = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        return {name: self._weights(prefix + name, shape).to(self.dtype) for name, shape in named.items()}
+        """The weights of one module as they are stored, with the buffers that a checkpoint stores."""
+        named = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return {name: self._weights(prefix + name, shape) for name, shape in named.items()}
 
     @contextmanager
     def _loader(self, layers: Any) -> Iterator[Callable[[int], dict[str, torch.Tensor]]]:
@@ -229,7 +245,8 @@ class LayerStream:
         import torch
 
         def read(number: int) -> dict[str, torch.Tensor]:
-            weights = self._read(layers[number], f"model.layers.{number}.")
+            stored = self._read(layers[number], f"model.layers.{number}.")
+            weights = {name: weight.to(self.dtype) for name, weight in stored.items()}
             if not self.device.startswith("cuda"):
                 return weights
             return {name: weight if weight.is_cuda else weight.pin_memory() for name, weight in weights.items()}
@@ -261,22 +278,38 @@ class _Enough(Exception):  # noqa: N818 (ends a forward pass whose rest is not n
     pass
 
 
-class _States:
-    """Hidden states of every batch, in one block."""
+@contextmanager
+def _sharing(layer: Any, index: int, shared: SharedKeysValues, named: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a layer is called with, with the batch's own keys and values of the layers whose it uses; keeps its own.
 
-    def __init__(self, flat: torch.Tensor, shapes: Sequence[tuple[int, ...]], device: str) -> None:
-        self._device = device
-        self._parts = []
-        at = 0
-        for shape in shapes:
-            self._parts.append(flat[at : at + prod(shape)].view(shape))
-            at += prod(shape)
+    Transformers hands one dictionary from layer to layer, `shared_kv_states`: by kind of attention, a pair of tensors.
+    """
+    attention: Any = getattr(layer, "self_attn", layer)  # linear attention has another name
+    uses, keeps = (getattr(attention, key, False) for key in ("is_kv_shared_layer", "store_full_length_kv"))
+    if not uses and not keeps:
+        yield named
+        return
+    given = type(named["shared_kv_states"])()
+    if uses:
+        given[attention.layer_type] = shared.get(index, attention.layer_type)
+    try:
+        yield {**named, "shared_kv_states": given}
+    finally:
+        if keeps and attention.layer_type in given:
+            shared.put(index, attention.layer_type, given[attention.layer_type])
 
-    def get(self, index: int) -> torch.Tensor:
-        return self._parts[index].to(self._device)
 
-    def put(self, index: int, states: torch.Tensor) -> None:
-        self._parts[index].copy_(states)
+def _look_up_rows(embedding: torch.nn.Embedding, used: torch.Tensor, stack: ExitStack) -> None:
+    """Make an embedding take a table of the rows `used` alone (ascending ids), until the stack ends."""
+    import torch
+
+    whole = torch.empty(embedding.num_embeddings, embedding.embedding_dim, device="meta")
+    stack.callback(setattr, embedding, "weight", torch.nn.Parameter(whole, requires_grad=False))
+    handle = embedding.register_forward_pre_hook(lambda _module, inputs: (torch.searchsorted(used, inputs[0]),))
+    stack.callback(handle.remove)
+    embedding.padding_idx = None  # it has no part in a forward pass
+    rows = torch.empty(len(used), embedding.embedding_dim, device="meta")
+    embedding.weight = torch.nn.Parameter(rows, requires_grad=False)
 
 
 def _recorders(count: int) -> list[Any]:
@@ -301,10 +334,10 @@ def _recorders(count: int) -> list[Any]:
 
 
 def _let_go(module: torch.nn.Module) -> None:
-    """Replace a module's weights by ones without memory; its buffers stay, for nothing could read them again."""
+    """Replace a module's weights by ones without memory; buffers stay that no checkpoint stores."""
     import torch
 
-    empty = {name: torch.empty_like(weight, device="meta") for name, weight in module.named_parameters()}
+    empty = {name: torch.empty_like(weight, device="meta") for name, weight in module.state_dict().items()}
     module.load_state_dict(empty, assign=True)
 
 
@@ -356,16 +389,3 @@ def _weights_of(model_dir: Path) -> Weights:
             return tensor(name)
 
     return read
-
-
-def _allocate(path: Path, n_bytes: int) -> None:
-    """Make a file of this size whose blocks are there: a full disk must be an error here, not a crash at a write."""
-    check_free_space(path.parent, n_bytes)
-    try:
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
-            else:
-                file.truncate(n_bytes)
-    except OSError as error:
-        raise as_storage_error(error, path) from error

@@ -8,15 +8,34 @@ from typing import Any
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import Family
+from compact.layer_shapes import LayerShape, layer_shapes, linear_shape, per_layer_size, shared_kv_layers
 
+PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
+# Tensors with a row per token.
+EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight", PER_LAYER_EMBEDDING})
 OUTPUT = "lm_head.weight"
 # Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
 _BUFFER = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
 
 
+_SHARED_KV = re.compile(r"^model\.layers\.(\d+)\.self_attn\.[kv]_(?:proj|norm)\.")
+
+
 def is_buffer(name: str) -> bool:
     """Whether a tensor of a checkpoint is no weight of the model."""
     return _BUFFER.search(name) is not None
+
+
+def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether Transformers leaves a tensor of a checkpoint out.
+
+    These are buffers, keys and values of layers that use those of an earlier layer, and heads that predict further
+    tokens; published files have all of them.
+    """
+    if is_buffer(name) or (family.unused is not None and name.startswith(family.unused)):
+        return True
+    match = _SHARED_KV.match(name) if family.shared_kv else None
+    return match is not None and int(match[1]) >= int(config["num_hidden_layers"]) - shared_kv_layers(family, config)
 
 
 def expected_shapes(
@@ -33,39 +52,76 @@ def expected_shapes(
     Raises:
         DamagedFileError: more layers than tensors.
     """
-    layers, hidden, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
+    layers, hidden, vocab = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
     if layers > n_tensors:
         raise DamagedFileError(f"{where}: {layers} layers, but only {n_tensors} tensors")
-    heads, head_dim = config["num_attention_heads"], family.head_dim_of(config)
-    q, kv = heads * head_dim, family.kv_heads(config) * head_dim
-    rows = {
-        "self_attn.q_proj": (q, hidden),
+    per_layer = per_layer_size(family, config)
+    expected: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if per_layer:
+        expected[PER_LAYER_EMBEDDING] = (vocab, layers * per_layer)
+        expected["model.per_layer_model_projection.weight"] = (layers * per_layer, hidden)
+        expected["model.per_layer_projection_norm.weight"] = (per_layer,)
+    if not family.tied(config):
+        expected[OUTPUT] = (vocab, hidden)
+    for layer, shape in enumerate(layer_shapes(family, config)):
+        for name, size in _layer_tensors(family, config, shape, per_layer).items():
+            expected[f"model.layers.{layer}.{name}"] = size
+    return expected
+
+
+def _layer_tensors(
+    family: Family, config: Mapping[str, Any], shape: LayerShape, per_layer: int
+) -> dict[str, tuple[int, ...]]:
+    """Name inside a layer -> shape, in the order of the family's row."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"] * shape.ffn_width
+    q, kv = config["num_attention_heads"] * shape.head_dim, shape.kv_heads * shape.head_dim
+    rows: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (2 * q if family.gated_queries else q, hidden),
         "self_attn.k_proj": (kv, hidden),
         "self_attn.v_proj": (kv, hidden),
         "self_attn.o_proj": (hidden, q),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
+        "per_layer_input_gate": (per_layer, hidden),
+        "per_layer_projection": (hidden, per_layer),
     }
-    norms = {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
+    norms = {"self_attn.q_norm": (shape.head_dim,), "self_attn.k_norm": (shape.head_dim,)}
+    bare: dict[str, tuple[int, ...]] = {"layer_scalar": (1,)}
+    if (linear := linear_shape(family, config)) is not None:
+        rows |= {
+            "linear_attn.in_proj_qkv": (linear.channels, hidden),
+            "linear_attn.in_proj_z": (linear.values, hidden),
+            "linear_attn.in_proj_a": (linear.value_heads, hidden),
+            "linear_attn.in_proj_b": (linear.value_heads, hidden),
+            "linear_attn.conv1d": (linear.channels, 1, linear.kernel),
+            "linear_attn.out_proj": (hidden, linear.values),
+        }
+        norms["linear_attn.norm"] = (linear.value_dim,)
+        bare |= dict.fromkeys(("linear_attn.A_log", "linear_attn.dt_bias"), (linear.value_heads,))
+    absent = set() if shape.own_kv else {"self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"}
+    if not shape.own_values:
+        absent.add("self_attn.v_proj")
+    if not per_layer:
+        absent |= {name for name in family.layer if "per_layer" in name}
+    other = "self_attn." if shape.linear else "linear_attn."
+    absent |= {name for name in (*family.layer, *family.bare) if name.startswith(other)}
     biased = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"} if family.attention_bias else set()
     if family.optional_biases and config.get("attention_bias"):
         biased |= {name for name in rows if name.startswith("self_attn.")}
     if family.optional_biases and config.get("mlp_bias"):
         biased |= {name for name in rows if name.startswith("mlp.")}
-    expected: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config["vocab_size"], hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not family.tied(config):
-        expected[OUTPUT] = (config["vocab_size"], hidden)
-    for layer in range(layers):
-        for module in family.layer:
-            name = f"model.layers.{layer}.{module}"
-            expected[f"{name}.weight"] = rows.get(module) or norms.get(module, (hidden,))
-            if module in biased:
-                expected[f"{name}.bias"] = rows[module][:1]
-    return expected
+    expected: dict[str, tuple[int, ...]] = {}
+    for module in family.layer:
+        if module in absent:
+            continue
+        expected[f"{module}.weight"] = rows.get(module) or norms.get(module, (hidden,))
+        if module in biased:
+            expected[f"{module}.bias"] = rows[module][:1]
+    return expected | {name: bare[name] for name in family.bare if name not in absent}
 
 
 def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], where: str) -> None:

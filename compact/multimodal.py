@@ -23,16 +23,18 @@ from compact.tokenizer import copy_chat_templates
 if TYPE_CHECKING:
     import torch
 
+# Vision, sound, what leads from them into the language model (Gemma 3; Gemma 4), and what Qwen3.5 has beside it.
+_OTHER_PARTS = (
+    *("vision_tower", "multi_modal_projector", "audio_tower", "embed_vision", "embed_audio"),
+    *("visual", "mtp"),
+)
 # In this order: the first prefix that fits decides. None: not a part of the language model.
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
     ("lm_head.", "lm_head."),
-    ("vision_tower.", None),
-    ("multi_modal_projector.", None),
-    ("model.vision_tower.", None),
-    ("model.multi_modal_projector.", None),
+    *((f"{prefix}{part}.", None) for prefix in ("", "model.") for part in _OTHER_PARTS),
 )
 _FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -88,8 +90,8 @@ def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> d
     text |= {key: config[key] for key in _IDS if config.get(key) is not None}
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
     text |= {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
-    # The multimodal file says for the whole model whether the head is the embedding; it is where nothing is said.
-    text["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", True))
+    # The multimodal file says for the whole model whether the head is the embedding, or the class does.
+    text["tie_word_embeddings"] = bool(full.tie_word_embeddings)
     return {key: value for key, value in text.items() if key not in ("_name_or_path", "transformers_version")}
 
 

@@ -116,7 +116,8 @@ def read_plan(path: Path) -> PrunePlan:
         raise DamagedFileError(f"{path}: kept_token_ids must be ascending ids")
     if not isinstance(channels, list) or not channels or not all(_ascending(row) for row in channels):
         raise DamagedFileError(f"{path}: kept_channels must be ascending channels of every layer")
-    if len({len(row) for row in channels}) != 1:
+    # A layer twice as wide keeps twice as many; `check_plan` knows the widths.
+    if any(len(row) not in (len(channels[0]), 2 * len(channels[0])) for row in channels):
         raise DamagedFileError(f"{path}: kept_channels has layers of different sizes")
     return PrunePlan(**value)
 
@@ -140,8 +141,11 @@ def check_plan(plan: PrunePlan, source: ModelSource) -> None:
     if len(plan.kept_channels) != source.num_hidden_layers:
         raise PlanMismatchError(f"the plan has {len(plan.kept_channels)} layers, the model {source.num_hidden_layers}")
     _check_range(plan.kept_token_ids, source.vocab_size, "token id")
-    for row in plan.kept_channels:
-        _check_range(row, source.intermediate_size, "channel")
+    for layer, (row, width) in enumerate(zip(plan.kept_channels, source.ffn_widths, strict=True)):
+        if len(row) != plan.intermediate_size * width:
+            wanted = plan.intermediate_size * width
+            raise PlanMismatchError(f"the plan keeps {len(row)} channels in layer {layer}, {wanted} were expected")
+        _check_range(row, source.intermediate_size * width, "channel")
 
 
 def _check_range(values: Sequence[int], size: int, what: str) -> None:

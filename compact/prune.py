@@ -221,14 +221,14 @@ def make_plan(
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
     used: Calibration | None = None
     if sizes.intermediate_size == source.intermediate_size:
-        channels = [list(range(source.intermediate_size))] * source.num_hidden_layers
+        channels = [list(range(source.intermediate_size * width)) for width in source.ffn_widths]
     else:
         if options.method in CALIBRATED:
             used = calibration or calibration_for(source, options, cache=cache, progress=progress)
             scores = common_act2(source, used, ranking, sizes, options, cache, progress)
         else:
             scores = reference_scores(source, options.method, options.seed)
-        channels = top_channels(scores, sizes.intermediate_size)
+        channels = top_channels(scores, sizes.intermediate_size, source.ffn_widths)
     asked = {
         "ratio": options.ratio,
         "vocab_size": options.vocab_size,
@@ -279,7 +279,7 @@ def common_act2(
     cache: Cache,
     progress: Progress,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Scores [num_hidden_layers, intermediate_size] at the plan's vocabulary size, from the cache where they are."""
+    """Scores [num_hidden_layers, channels] at the plan's vocabulary size, from the cache where they are."""
     scores = act2_scores(source, calibration, ranking, sizes.vocab_size, options, cache, progress)
     return scores.at(sizes.vocab_size)
 
@@ -325,7 +325,7 @@ def act2_scores(
         )
         scores.save(work / "scores.npz")
 
-    needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * 8
+    needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * max(source.ffn_widths) * 8
     directory = cache.get_or_make("scores", key, make, needed_bytes=needed, together=True)
     return Scores.load(directory / "scores.npz")
 
@@ -335,17 +335,18 @@ def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[
 
     `magnitude`: product of the norms of a channel's gate row, up row and down column. `random`: uniform, by the seed.
     """
-    shape = (source.num_hidden_layers, source.intermediate_size)
+    shape = (source.num_hidden_layers, source.intermediate_size * max(source.ffn_widths))
     if method == "random":
         return np.random.default_rng(seed).random(shape)
-    scores = np.empty(shape)
+    scores = np.zeros(shape)
     with open_tensors(source.tensors) as read:
         for layer in range(shape[0]):
             norms = [
                 read(f"model.layers.{layer}.mlp.{part}_proj.weight").double().norm(dim=dim)
                 for part, dim in (("gate", 1), ("up", 1), ("down", 0))
             ]
-            scores[layer] = (norms[0] * norms[1] * norms[2]).numpy()
+            product = norms[0] * norms[1] * norms[2]
+            scores[layer, : len(product)] = product.numpy()
     return scores
 
 

@@ -74,8 +74,7 @@ class LayerFit:
         self._held_out: list[torch.Tensor] = []
 
     def begin(self, layer: int) -> None:
-        del layer
-        self._gram, self._held_out = Gram(self._stream.intermediate_size, self._stream.device), []
+        self._gram, self._held_out = Gram(self._stream.channels[layer], self._stream.device), []
 
     def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
         del layer

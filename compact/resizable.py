@@ -17,7 +17,9 @@ class Resizable:
     def __init__(self, model: Any) -> None:
         self._model = model
         # A padding id of the dense model may lie beyond the pruned rows; it has no part in a forward pass.
-        model.get_input_embeddings().padding_idx = None
+        for module in model.modules():
+            if hasattr(module, "padding_idx"):
+                module.padding_idx = None
         # A tied head is the same parameter, listed once under the embedding's name and replaced at both places.
         self._tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self._whole = {name: parameter.data for name, parameter in model.named_parameters() if cut_of(name) is not None}

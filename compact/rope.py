@@ -19,6 +19,8 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.numbers import number
 
 DEFAULT_THETA = 10000.0
+# llama.cpp divides a frequency by its factor: by this one it becomes no rotation.
+_NO_ROTATION = 1e30
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Torch versions differ in the last bit of a power; two different settings differ by far more.
 _TOLERANCE = 1e-5
@@ -29,21 +31,29 @@ class Rope:
     """Rotary settings of one model.
 
     Attributes:
-        kind: `default`, `linear`, `yarn` or `llama3`.
+        kind: `default`, `linear`, `yarn`, `llama3` or `proportional`.
         theta: base of the frequencies.
         scaling: the numbers of the scaling, by their config.json names (empty for `default`).
         local_theta: base of the frequencies in sliding-window layers where those have their own (Gemma 3); the
             scaling is then of the other layers alone.
+        share: of every head, what has rotary positions.
     """
 
     kind: str
     theta: float
     scaling: Mapping[str, float] = field(default_factory=dict)
     local_theta: float | None = None
+    share: float = 1.0
 
 
 def read_rope(
-    config: Mapping[str, Any], where: str, *, theta: float = DEFAULT_THETA, local_theta: float | None = None
+    config: Mapping[str, Any],
+    where: str,
+    *,
+    theta: float = DEFAULT_THETA,
+    local_theta: float | None = None,
+    rotary_share: float | None = None,
+    partial_rotary: float | None = None,
 ) -> Rope:
     """The rotary settings of a config.json in either spelling.
 
@@ -52,6 +62,9 @@ def read_rope(
         where: its path, for messages.
         theta: base of the frequencies where the file has none.
         local_theta: that of sliding-window layers; None for a layout whose layers share one.
+        rotary_share: for a layout whose rope type is `proportional`, the share of a head where the file has no
+            settings at all; None for other layouts.
+        partial_rotary: the share of every head where the file says none; None for a layout of whole heads.
 
     Raises:
         UnsupportedArchitectureError: a kind of scaling that GGUF cannot hold for these layouts (`dynamic`,
@@ -63,13 +76,20 @@ def read_rope(
     if not isinstance(older, Mapping) or not isinstance(newer, Mapping):
         raise DamagedFileError(f"{where}: rope settings are not an object")
     raw = older or newer
+    if rotary_share is not None:
+        return _read_proportional(older, newer, where, theta, local_theta, rotary_share)
     if local_theta is not None:
         raw, local_theta = _by_attention(older, newer, config, local_theta, where)
     theta = number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where, positive=True)
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
         raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
-    partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor", partial_rotary))
+    if partial_rotary is not None and kind in ("default", None):
+        share = number(partial, "partial_rotary_factor", where, positive=True)
+        if share > 1:
+            raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is more than the whole head")
+        return Rope("default", theta, share=share)
     if partial not in (None, 1, 1.0):
         raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
     if kind in ("default", None):
@@ -98,6 +118,62 @@ def read_rope(
     elif kind == "yarn":
         _refuse_other_yarn(raw, scaling, where)
     return Rope(kind, theta, scaling, local_theta)
+
+
+def _read_proportional(
+    older: Mapping[str, Any],
+    newer: Mapping[str, Any],
+    where: str,
+    theta: float,
+    local_theta: float | None,
+    rotary_share: float,
+) -> Rope:
+    """Gemma 4: a share of each head has rotary positions where a layer attends to everything, elsewhere all of it.
+
+    Transformers reads `rope_parameters` alone, as it is; without it, the layout's settings count.
+    """
+    usual = {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": rotary_share}
+    full = newer.get("full_attention") if newer else usual
+    local = newer.get("sliding_attention") if newer else {"rope_theta": local_theta}
+    if older or not isinstance(full, Mapping) or not isinstance(local, Mapping):
+        raise UnsupportedArchitectureError(
+            f"{where}: rope settings are not the two of rope_parameters, full_attention and sliding_attention"
+        )
+    kinds = (full.get("rope_type", "default"), local.get("rope_type", "default"))
+    factor = full.get("factor", 1.0)
+    if kinds != ("proportional", "default") or factor != 1.0:
+        with_factor = "" if factor == 1.0 else f" with factor {factor!r}"
+        raise UnsupportedArchitectureError(
+            f"{where}: rope types {kinds[0]!r}{with_factor} and {kinds[1]!r} cannot be kept in a GGUF of this layout",
+            "llama.cpp computes 'proportional' without a factor, and 'default' in sliding-window layers",
+        )
+    share = number(full.get("partial_rotary_factor", 1.0), "partial_rotary_factor", where, positive=True)
+    if share > 1:
+        raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is more than the whole head")
+    bases = [number(part.get("rope_theta"), "rope_theta", where, positive=True) for part in (full, local)]
+    return Rope("proportional", bases[0], {"partial_rotary_factor": share}, bases[1])
+
+
+def frequency_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32] | None:
+    """`rope_freqs.weight`, what each frequency is divided by, shape [head_dim / 2]; None for a rope without it."""
+    if rope.kind == "llama3":
+        return llama3_factors(rope, head_dim)
+    if rope.kind != "proportional":
+        return None
+    rotated = int(rope.scaling["partial_rotary_factor"] * head_dim // 2)
+    return np.array([1.0] * rotated + [_NO_ROTATION] * (head_dim // 2 - rotated), dtype=np.float32)
+
+
+def recognise_proportional(factors: npt.NDArray[np.float32], theta: float, local_theta: float, where: str) -> Rope:
+    """The share of a head that these frequency factors leave rotating. Raises UnsupportedArchitectureError."""
+    rotated = int((factors == 1.0).sum())
+    rope = Rope("proportional", theta, {"partial_rotary_factor": rotated / max(1, factors.size)}, local_theta)
+    if not rotated or not np.array_equal(frequency_factors(rope, 2 * factors.size), factors):  # type: ignore[arg-type]
+        raise UnsupportedArchitectureError(
+            f"{where}: rope_freqs.weight does not leave a share of each head without rotation",
+            "start from the Hugging Face checkpoint of this model",
+        )
+    return rope
 
 
 def yarn_attention_factor(factor: float) -> float:

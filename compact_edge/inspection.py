@@ -198,7 +198,7 @@ def as_dict(model: Inspected, request: Request) -> dict[str, Any]:
         "counted_from": "config.json" if isinstance(source, ConfigSource) else "tensors",
         **facts(model),
         "parameters": parts.as_dict(),
-        "vocabulary": {"embedding": parts.embedding, "lm_head": parts.lm_head},
+        "vocabulary": parts.vocabulary_parts,
         "shares": {name: round(share, 6) for name, share in shares(parts).items()},
         "parameters_per_token": parts.per_row,
         "parameters_per_channel": parts.per_channel,
@@ -217,7 +217,7 @@ def as_dict(model: Inspected, request: Request) -> dict[str, Any]:
             "intermediate_size": sizes.intermediate_size,
             "ratio": round(1 - after.total / parts.total, 6),
             "parameters": after.as_dict(),
-            "vocabulary": {"embedding": after.embedding, "lm_head": after.lm_head},
+            "vocabulary": after.vocabulary_parts,
             "shares": {name: round(share, 6) for name, share in shares(after).items()},
             "smallest_vocab_size": None if model.ranking is None else len(model.ranking.always),
         }
@@ -324,6 +324,8 @@ def _rows(parts: Parts) -> Sequence[tuple[str, int]]:
     for name, count in parts.as_dict().items():
         if count:
             rows.append((name, count))
-        if name == "vocabulary" and parts.lm_head:
-            rows += [("  input embedding", parts.embedding), ("  LM head", parts.lm_head)]
+        if name == "vocabulary" and parts.embedding < parts.vocabulary:
+            rows.append(("  input embedding", parts.embedding))
+            others = (("  per-layer embedding", parts.per_layer), ("  LM head", parts.lm_head))
+            rows += [row for row in others if row[1]]
     return rows

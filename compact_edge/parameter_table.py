@@ -34,7 +34,7 @@ class Counted:
             "family": self.model.family,
             "hub_id": self.model.hub_id,
             "parameters": self.parts.as_dict(),
-            "vocabulary": {"embedding": self.parts.embedding, "lm_head": self.parts.lm_head},
+            "vocabulary": self.parts.vocabulary_parts,
             "shares": {name: round(share, 6) for name, share in self.shares.items()},
         }
 

@@ -27,22 +27,25 @@ def gelu_by_table(x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def table_in(model: Any) -> Iterator[bool]:
-    """Let a Transformers model compute its FFNs with the table meanwhile; yields whether it has GELU at all."""
+    """Let the layers of a Transformers model compute with the table meanwhile; yields whether their FFNs have GELU.
+
+    Beside the FFN, a layer of Gemma 4 has a GELU on what the per-layer embedding gives it.
+    """
     import torch
 
     class Table(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return gelu_by_table(x)
 
-    ffns = [layer.mlp for layer in model.model.layers]
-    before = [ffn.act_fn for ffn in ffns]
+    places = [part for layer in model.model.layers for part in (layer, layer.mlp) if hasattr(part, "act_fn")]
+    before = [place.act_fn for place in places]
     if not all("gelu" in type(act_fn).__name__.lower() for act_fn in before):
         yield False
         return
     try:
-        for ffn in ffns:
-            ffn.act_fn = Table()
+        for place in places:
+            place.act_fn = Table()
         yield True
     finally:
-        for ffn, act_fn in zip(ffns, before, strict=True):
-            ffn.act_fn = act_fn
+        for place, act_fn in zip(places, before, strict=True):
+            place.act_fn = act_fn

@@ -20,7 +20,7 @@ import numpy as np
 from compact.errors import DamagedFileError, UsageError
 from compact.families import Family, family_of
 from compact.progress import SILENT, Progress
-from compact.rope import Rope, llama3_factors, read_rope
+from compact.rope import Rope, frequency_factors, read_rope
 from compact.safetensors_io import stored_tensors
 from compact.store import as_storage_error, read_json_object
 from exporters.gguf_metadata import (
@@ -109,7 +109,15 @@ def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
     where = str(config_path)
     family = family_of(config, where)
     shape = read_shape(family, config, where)
-    return family, config, shape, read_rope(config, where, theta=family.theta, local_theta=family.local_theta)
+    rope = read_rope(
+        config,
+        where,
+        theta=family.theta,
+        local_theta=family.local_theta,
+        rotary_share=family.rotary_share,
+        partial_rotary=family.partial_rotary,
+    )
+    return family, config, shape, rope
 
 
 def write_gguf(
@@ -148,7 +156,7 @@ def write_gguf(
     if quant not in FILE_TYPES:
         raise UsageError(f"GGUF type {quant!r} is not written here", f"one of: {', '.join(FILE_TYPES)}")
     family, config, shape, rope = read_layout(checkpoint)
-    factors = llama3_factors(rope, shape.head_dim) if rope.kind == "llama3" else None
+    factors = frequency_factors(rope, shape.head_dim)
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
     n_params = sum(tensor.source.size for tensor in plan)
 
@@ -159,14 +167,13 @@ def write_gguf(
     meta = general_metadata(checkpoint, metadata, n_params)
     add_general(writer, meta)
     add_hyperparameters(writer, family, config, shape, rope, quant)
-    add_tokenizer(writer, checkpoint, shape.vocab, pre=pre, space_prefix=family.writes_vocab_size)
+    chosen_pre = add_tokenizer(writer, checkpoint, shape.vocab, family, pre=pre)
     add_extra(writer, metadata.extra)
     if factors is not None:
         writer.add_tensor_info(ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
     for tensor in plan:
         # An element type that is not uint8 tells the writer that the shape counts elements, not bytes.
-        writer.add_tensor_info(tensor.name, tensor.source.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
-    chosen_pre = str(writer.kv_data[0][gguf.Keys.Tokenizer.PRE].value)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
     try:
         _write_head(writer, target)
         _write_data(target, factors, plan, writer.data_alignment, progress)

@@ -12,6 +12,7 @@ from typing import Any
 from compact.families import Family
 from compact.layout import expected_shapes
 from exporters.gguf_size import GgufSizes, SizedTensor, direct_type
+from exporters.gguf_tensors import gguf_shape
 from exporters.quant_types import ModelShape, TensorShape, quant_named
 
 # Bytes of a GGUF's tokenizer lists: a vocabulary entry's text and type, a merge's text, a SentencePiece score.
@@ -45,8 +46,9 @@ def estimated_sizes(
     base = chosen.name if chosen.writer == "direct" else "BF16"
     tensors = []
     for name, shape in expected_shapes(family, config, layers, "config.json").items():
-        stored = direct_type(TensorShape(name, tuple(reversed(shape)), base), base)
-        tensors.append(SizedTensor(name, family.gguf_name(name), shape, stored))
+        gguf_name, own = family.gguf_name(name), gguf_shape(shape)
+        stored = direct_type(TensorShape(gguf_name, tuple(reversed(own)), base), base)
+        tensors.append(SizedTensor(name, gguf_name, own, stored))
     vocab = int(config["vocab_size"])
     pairs = merges_of(config, family, merges) / vocab
     # Whole bytes, so that a range can stand for the list of what goes with each number of tokens.
@@ -60,14 +62,16 @@ def estimated_sizes(
         _KEYS_BYTES + vocab * per_token,
         range(vocab * per_token, -1, -per_token),
         0,
+        int(config["intermediate_size"]),
     )
 
 
 def merges_of(config: Mapping[str, Any], family: Family, known: int | None = None) -> int:
     """Merges that a GGUF's tokenizer holds: as many as there are vocabulary entries where that is not known.
 
-    A SentencePiece-style tokenizer has scores in their place.
+    A SentencePiece-style tokenizer has scores in their place, that of Gemma 4 both.
     """
     if known is not None:
         return known
-    return 0 if family.sentencepiece else int(config["vocab_size"])
+    scored = family.sentencepiece and family.tokenizer_model == "llama"
+    return 0 if scored else int(config["vocab_size"])

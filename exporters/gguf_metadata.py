@@ -7,7 +7,7 @@ converter, against which `benchmarks/compare_with_llamacpp.py` compares every ke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ import gguf
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
 from compact.families import ConfigNumber, Family, default_sliding
 from compact.gguf_config import SAMPLING
+from compact.layer_shapes import LayerShape, layer_shapes
 from compact.numbers import number
 from compact.rope import Rope
 from compact.store import read_json_object
+from exporters.gguf_layers import add_layers, check_layers
+from exporters.gguf_linear import add_linear, check_linear
 
 Scalar = str | int | float | bool
 
@@ -60,7 +63,10 @@ class GgufMetadata:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder, checked: each a positive integer that a GGUF key can hold."""
+    """The sizes of a decoder, checked: each a positive integer that a GGUF key can hold.
+
+    `head_dim` is that of layers that attend to everything; `blocks` has the shape of every layer.
+    """
 
     layers: int
     context: int
@@ -71,6 +77,7 @@ class Shape:
     head_dim: int
     vocab: int
     rms_eps: float
+    blocks: tuple[LayerShape, ...]
 
 
 def _integer(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
@@ -105,6 +112,11 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
         raise DamagedFileError(f"{where}: rms_norm_eps = {eps!r} is not a small positive number")
     layers = _integer(config, "num_hidden_layers", where)
     _refuse_other_graph(family, config, where)
+    blocks = tuple(layer_shapes(family, config))
+    if family.global_head_dim is not None:
+        head_dim = check_layers(family, config, blocks, where)
+    if family.linear_interval is not None:
+        check_linear(family, config, where)
     return Shape(
         layers=layers,
         context=_integer(config, "max_position_embeddings", where),
@@ -115,6 +127,7 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
         head_dim=head_dim,
         vocab=_integer(config, "vocab_size", where),
         rms_eps=float(eps),
+        blocks=blocks,
     )
 
 
@@ -127,9 +140,10 @@ def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -
             f"{where}: hidden_act {activation!r} cannot be kept: "
             f"llama.cpp computes {family.activations[0]} in this layout"
         )
-    if family.sliding_pattern is None and not family.drops_window:
+    if family.sliding_pattern is None and family.linear_interval is None and not family.drops_window:
         _refuse_window(config, layers, where)
-    if config.get("use_bidirectional_attention"):
+    # "vision": images alone see what follows them, and they are not taken.
+    if config.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention: not a causal language model")
     if not family.own_head_dim and family.head_dim_of(config) != hidden // heads:
         raise UnsupportedArchitectureError(
@@ -195,9 +209,9 @@ def add_hyperparameters(
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.inner)
+    writer.add_feed_forward_length(_of_layers(shape.inner * block.ffn_width for block in shape.blocks))
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_head_count_kv(_of_layers(block.kv_heads for block in shape.blocks))
     _add_rope(writer, family, rope)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     # Where the configuration class has no head_dim of its own, the converter writes it only where the file has one.
@@ -207,12 +221,23 @@ def add_hyperparameters(
     for setting in family.numbers:
         _add_number(writer, family, setting, config)
     sliding = family.sliding_layers(config)
-    if sliding is not None and sliding != default_sliding(family.sliding_pattern or 1, shape.layers):
+    unusual = sliding is not None and sliding != default_sliding(family.sliding_pattern or 1, shape.layers)
+    if sliding is not None and (unusual or family.global_head_dim is not None):
         writer.add_sliding_window_pattern(sliding)
+    if family.global_head_dim is not None:
+        add_layers(writer, family, config, shape.head_dim)
     writer.add_file_type(FILE_TYPES[quant])
+    if family.linear_interval is not None:
+        add_linear(writer, family, config, int(shape.head_dim * rope.share))
     if family.writes_vocab_size:
         writer.add_vocab_size(shape.vocab)
         writer.add_rope_dimension_count(shape.head_dim)
+
+
+def _of_layers(values: Iterable[int]) -> int | list[int]:
+    """One number where all layers have the same, a list otherwise."""
+    every = list(values)
+    return every[0] if len(set(every)) == 1 else every
 
 
 def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, config: Mapping[str, Any]) -> None:

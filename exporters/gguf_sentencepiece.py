@@ -27,6 +27,11 @@ ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
 _LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
 _LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 
+# Control tokens that llama.cpp's chat parser must see in the text: its converter makes them user-defined (Gemma 4).
+VISIBLE = frozenset(
+    {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
+)
+
 
 def is_control(entry: Mapping[str, Any], text: str) -> bool:
     """Whether an entry of `added_tokens` becomes a control token, by its flag or, as in the converter, by its look."""
@@ -80,10 +85,42 @@ def scored_tokens(
         listed = set()
     for token_id, entry in added.items():
         _put_added(result, token_id, entry, listed=token_id in listed)
-    if len(set(result.tokens)) != vocab_size:
-        twice = Counter(result.tokens).most_common(1)[0][0]
-        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
+    _refuse_twice(result.tokens, where)
     return result
+
+
+def merged_tokens(
+    tokenizer_json: Mapping[str, Any], texts: Mapping[int, str], vocab_size: int, where: str
+) -> ScoredTokens:
+    """The three lists for llama.cpp's tokenizer `gemma4`, which reads merges; its scores mean nothing.
+
+    Args:
+        tokenizer_json: the parsed file.
+        texts: id -> token of it, each below `vocab_size`.
+        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
+        where: the file's path, for messages.
+
+    Raises:
+        DamagedFileError: two ids have one text (llama.cpp aborts).
+    """
+    kinds = gguf.TokenType
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    result = ScoredTokens(tokens, [ADDED_SCORE] * vocab_size, [int(kinds.UNUSED)] * vocab_size)
+    for token_id, text in texts.items():
+        result.types[token_id] = int(kinds.BYTE if is_byte_token(text) else kinds.NORMAL)
+    for entry in tokenizer_json.get("added_tokens") or ():
+        visible = entry["content"] in VISIBLE or not is_control(entry, entry["content"])
+        result.types[entry["id"]] = int(kinds.USER_DEFINED if visible else kinds.CONTROL)
+        if visible:
+            result.tokens[entry["id"]] = entry["content"].replace(SPACE_MARK, " ")
+    _refuse_twice(result.tokens, where)
+    return result
+
+
+def _refuse_twice(tokens: Sequence[str], where: str) -> None:
+    if len(set(tokens)) != len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
 
 
 def _pair(merge: Any) -> tuple[str, str]:

@@ -20,15 +20,17 @@ import gguf
 from compact.apply import cut_of
 from compact.budget import Sizes
 from compact.gguf_file import VALUES_START, read_gguf
+from compact.rope import frequency_factors
 from compact.safetensors_io import stored_tensors
 from compact.source import ModelSource
 from exporters.artifact import lossless_type
 from exporters.gguf import ROPE_FREQS, GgufMetadata, Quant, read_layout, write_gguf
-from exporters.gguf_tensors import plan_tensors
+from exporters.gguf_tensors import plan_tensors, type_of
 from exporters.quant_types import GGML_TYPES, ModelShape, TensorShape, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_PER_LAYER = "per_layer_token_embd.weight"
 _TOKENS, _SCORES, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.merges"
 
 
@@ -75,6 +77,7 @@ class GgufSizes:
         values_bytes: keys of the unpruned model.
         dropped_bytes: of the tokenizer's lists, what goes when only the first n of the ranked ids stay, by n.
         n_always: ids that always stay.
+        intermediate_size: of the unpruned model.
     """
 
     tensors: tuple[SizedTensor, ...]
@@ -85,6 +88,7 @@ class GgufSizes:
     values_bytes: int
     dropped_bytes: Sequence[int]
     n_always: int
+    intermediate_size: int
 
     def file_bytes(self, sizes: Sizes) -> int:
         """The whole file; at most a few hundred bytes too many.
@@ -99,11 +103,13 @@ class GgufSizes:
         return _padded(head) + sum(_padded(each.n_bytes) for each in tensors)
 
     def bytes_per_token(self, sizes: Sizes) -> int:
-        """Bytes of weights that decoding one token reads: all but, where the head is another tensor, the embedding.
+        """Bytes of weights that decoding one token reads: of an embedding that is not the head, one row; all others.
 
-        Of an embedding that is no head, one row is read.
+        A per-layer embedding is never the head.
         """
         n_bytes = {each.tensor.name: each.n_bytes for each in self.file_tensors(sizes)}
+        if _PER_LAYER in n_bytes:
+            n_bytes[_PER_LAYER] //= sizes.vocab_size
         if _OUTPUT in n_bytes:
             n_bytes[_EMBEDDING] //= sizes.vocab_size
         return sum(n_bytes.values())
@@ -120,7 +126,9 @@ class GgufSizes:
             shape = list(tensor.shape)
             if (cut := cut_of(tensor.hf_name)) is not None:
                 dim, layer = cut
-                shape[dim] = sizes.vocab_size if layer is None else sizes.intermediate_size
+                # A layer twice as wide keeps twice as many channels.
+                width = 1 if layer is None else shape[dim] // self.intermediate_size
+                shape[dim] = sizes.vocab_size if layer is None else sizes.intermediate_size * width
             shapes.append(TensorShape(tensor.name, tuple(reversed(shape)), tensor.type))
         return shapes
 
@@ -133,9 +141,7 @@ class GgufSizes:
 
 def direct_type(tensor: TensorShape, quant: str) -> str:
     """Type of a tensor in a file that this project writes: vectors are F32, rows that do not fill the blocks F16."""
-    if len(tensor.shape) == 1:
-        return "F32"
-    return quant if tensor.row % GGML_TYPES[quant].block == 0 else "F16"
+    return str(type_of(tensor.name, tuple(reversed(tensor.shape)), quant).name)
 
 
 def _padded(n_bytes: int) -> int:
@@ -183,16 +189,18 @@ def gguf_sizes(
         file = read_gguf(head)
     family, config, shape, rope = read_layout(source.directory)
     planned = plan_tensors(family, config, stored_tensors(source.directory), base, str(source.directory))
-    factors = (TensorShape(ROPE_FREQS, (shape.head_dim // 2,), "F32"),) if rope.kind == "llama3" else ()
+    factors = frequency_factors(rope, shape.head_dim)
+    fixed = () if factors is None else (TensorShape(ROPE_FREQS, factors.shape, "F32"),)
     return GgufSizes(
-        tuple(SizedTensor(t.source.name, t.name, t.source.shape, t.qtype.name) for t in planned),
-        ModelShape(factors, family.gguf_arch, shape.layers, shape.heads, shape.kv_heads),
+        tuple(SizedTensor(t.source.name, t.name, t.shape, t.qtype.name) for t in planned),
+        ModelShape(fixed, family.gguf_arch, shape.layers, shape.heads, shape.kv_heads),
         chosen.name,
         embedding_quant,
         has_imatrix,
         file.values_end - VALUES_START,
         _dropped_bytes(file.values, always, order),
         len(always),
+        source.intermediate_size,
     )
 
 

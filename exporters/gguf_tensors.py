@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from compact.errors import UnsupportedArchitectureError, UsageError
 from compact.families import Family
-from compact.layout import OUTPUT, check_shapes, is_buffer
+from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.safetensors_io import StoredTensor
+from compact.value_order import Order, value_order
 
 Array = npt.NDArray[Any]
 _Type = gguf.GGMLQuantizationType
@@ -26,6 +27,8 @@ _Type = gguf.GGMLQuantizationType
 # Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
 PIECE_ELEMENTS = 1 << 20
 _BLOCK = 32
+# llama.cpp's converter keeps kernels of convolutions as they are.
+_KERNEL = ".ssm_conv1d.weight"
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -39,6 +42,8 @@ class PlannedTensor:
         qtype: GGML type it is written as.
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
         offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
+        negative_exponent: the file holds -exp(x) of every value x.
+        order: a dimension (0 or 1), and the source's index for every index along it in the file; None: as they are.
     """
 
     name: str
@@ -46,6 +51,13 @@ class PlannedTensor:
     qtype: gguf.GGMLQuantizationType
     heads: int | None
     offset: float = 0.0
+    negative_exponent: bool = False
+    order: tuple[int, Order] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major shape in the file: the kernels of a convolution by channel have no dimension of one."""
+        return gguf_shape(self.source.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -70,7 +82,7 @@ def plan_tensors(
         UnsupportedArchitectureError: a tensor without a place in the layout, an LM head where llama.cpp has none.
         DamagedFileError: a tensor is missing or has a shape that config.json does not give.
     """
-    kept = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
+    kept = {name: tensor for name, tensor in stored.items() if not is_unused(name, family, config)}
     if not family.untied and OUTPUT in kept:
         if not _same_rows(kept[OUTPUT], kept.get("model.embed_tokens.weight")):
             raise UnsupportedArchitectureError(
@@ -82,9 +94,11 @@ def plan_tensors(
         PlannedTensor(
             family.gguf_name(name),
             tensor,
-            _type_of(tensor, quant),
+            type_of(family.gguf_name(name), tensor.shape, quant),
             family.heads_to_permute(name, config),
             family.norm_shift(name),
+            family.holds_exponent(name),
+            value_order(family, config, name),
         )
         for name, tensor in kept.items()
     ]
@@ -102,12 +116,18 @@ def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
     )
 
 
-def _type_of(tensor: StoredTensor, quant: str) -> gguf.GGMLQuantizationType:
-    if len(tensor.shape) == 1:
+def gguf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major shape in a GGUF of a tensor of a checkpoint; [channels, 1, width] becomes [channels, width]."""
+    return (shape[0], *shape[2:]) if len(shape) == 3 and shape[1] == 1 else shape
+
+
+def type_of(name: str, shape: tuple[int, ...], quant: str) -> gguf.GGMLQuantizationType:
+    """Type of a tensor by its GGUF name and row-major shape: vectors and kernels are F32, short rows F16."""
+    if len(shape) == 1 or name.endswith(_KERNEL):
         return _Type.F32
     wanted = _Type[quant]
     block, _ = gguf.GGML_QUANT_SIZES[wanted]
-    return wanted if tensor.shape[-1] % block == 0 else _Type.F16
+    return wanted if shape[-1] % block == 0 else _Type.F16
 
 
 def pieces(tensor: PlannedTensor) -> Iterator[Array]:
@@ -122,13 +142,17 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
     row_size = math.prod(source.shape[1:])
     unit = rows // tensor.heads if tensor.heads else 1
     step = max(1, PIECE_ELEMENTS // (unit * row_size)) * unit
-    for first in range(0, rows, step):
-        block = source.read_rows(first, min(step, rows - first))
+    for first, count in _parts(tensor, step):
+        block = source.read_rows(first, count)
         dtype = source.dtype
+        if tensor.order is not None and tensor.order[0] == 1:
+            block = block[:, tensor.order[1]]
         if tensor.heads:
             block = permute(block, block.shape[0] // unit)
         if tensor.offset:
             block, dtype = to_float32(block, dtype) + np.float32(tensor.offset), "F32"
+        if tensor.negative_exponent:
+            block, dtype = negative_exponent(to_float32(block, dtype)), "F32"
         try:
             # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
             with np.errstate(over="raise", divide="ignore", invalid="ignore"):
@@ -138,6 +162,26 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
                 f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"
             ) from error
         yield piece
+
+
+def _parts(tensor: PlannedTensor, step: int) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) of the source, in the file's order, at most `step` rows at a time."""
+    rows = tensor.source.shape[0]
+    runs = [(0, rows)]
+    if tensor.order is not None and tensor.order[0] == 0:
+        order = tensor.order[1]
+        starts = np.flatnonzero(np.diff(order, prepend=-2) != 1)
+        runs = [(int(order[a]), int(b - a)) for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+    for first, count in runs:
+        for at in range(first, first + count, step):
+            yield at, min(step, first + count - at)
+
+
+def negative_exponent(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """-exp(x) in torch's float32, whose last bit differs from numpy's; llama.cpp's converter uses torch."""
+    import torch
+
+    return (-torch.exp(torch.from_numpy(np.ascontiguousarray(values)))).numpy()
 
 
 def permute(rows: Array, heads: int) -> Array:

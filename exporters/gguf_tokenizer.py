@@ -14,13 +14,14 @@ import gguf
 import tokenizers
 
 from compact.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.family import Family
 from compact.gguf_tokenizer import PREFIX_KEY, prefix_token
 from compact.pretokenizers import byte_level_bpe, pre_name
 from compact.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.sentencepiece_bpe import space_prefix as has_space_prefix
 from compact.store import as_storage_error, read_json_object
 from compact.tokenizer import load_tokenizer
-from exporters.gguf_sentencepiece import is_control, scored_tokens
+from exporters.gguf_sentencepiece import is_control, merged_tokens, scored_tokens
 
 _CODELLAMA_EOT = "\u2581<EOT>"
 _PROBE = "a"
@@ -29,18 +30,19 @@ _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 def add_tokenizer(
-    writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, *, pre: str | None, space_prefix: bool
-) -> None:
-    """Write `tokenizer.*` (GGUF spec, "Tokenizer").
+    writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, family: Family, *, pre: str | None
+) -> str:
+    """Write `tokenizer.*` (GGUF spec, "Tokenizer"); return the pre-tokenizer's name.
 
     Args:
         writer: takes the keys.
         checkpoint: directory with tokenizer.json and, where there is one, tokenizer_config.json.
         vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
+        family: the row of the family table; the Llama layout has `add_space_prefix` where tokenizer_config.json has.
         pre: `tokenizer.ggml.pre`; None takes it from the table.
-        space_prefix: write `add_space_prefix` where tokenizer_config.json has the key (Llama layout).
 
-    SentencePiece-style BPE becomes llama.cpp's tokenizer model `llama`, byte-level BPE its `gpt2`.
+    SentencePiece-style BPE becomes the family's tokenizer model (`llama`, or `gemma4`, which has merges too),
+    byte-level BPE `gpt2`.
 
     Raises:
         UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, an unknown pre-tokenizer, merges
@@ -62,11 +64,18 @@ def add_tokenizer(
     config = read_json_object(config_path) if config_path.is_file() else {}
     if sentencepiece and not prefix:
         writer.add_add_space_prefix(False)  # without the key, llama.cpp puts one there
-    elif space_prefix and isinstance(config.get("add_prefix_space"), bool):
+    elif family.writes_vocab_size and isinstance(config.get("add_prefix_space"), bool):
         writer.add_add_space_prefix(prefix if sentencepiece else config["add_prefix_space"])
-    writer.add_tokenizer_model("llama" if sentencepiece else "gpt2")
-    writer.add_tokenizer_pre(name)
-    if sentencepiece:
+    if sentencepiece and not prefix and family.tokenizer_model == "gemma4":
+        writer.add_tokenizer_model("gemma4")  # its pre-tokenizer is part of it
+        table = merged_tokens(tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size, str(path))
+        writer.add_token_list(table.tokens)
+        writer.add_token_scores(table.scores)
+        writer.add_token_types(table.types)
+        writer.add_token_merges(_merges(tokenizer_json, str(path)))
+    elif sentencepiece:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre(name)
         table = scored_tokens(
             checkpoint, tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size
         )
@@ -74,6 +83,8 @@ def add_tokenizer(
         writer.add_token_scores(table.scores)
         writer.add_token_types(table.types)
     else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name)
         tokens, types = token_table(tokenizer_json, tokenizer, vocab_size, str(path))
         writer.add_token_list(tokens)
         writer.add_token_types(types)
@@ -92,6 +103,7 @@ def add_tokenizer(
     template = _chat_template(checkpoint, config)
     if template:
         writer.add_chat_template(template)
+    return name
 
 
 def token_table(

@@ -13,6 +13,7 @@ from compact.errors import CalibrationError, EngineCrashedError
 from compact.families import Family
 from compact.importance import load_model, resolve_device, resolve_dtype
 from compact.progress import SILENT, Progress
+from compact.value_order import value_order
 from exporters.imatrix import Imatrix
 
 if TYPE_CHECKING:
@@ -116,6 +117,13 @@ def collect(
             handle.remove()
     lengths = {len(sequence) for sequence in sequences}
     means = {name: (values / sums.tokens[name]).astype(np.float32) for name, values in sums.values.items()}
+    config = model.config.to_dict()
+    for name in linear:
+        # A GGUF may hold the inputs of a matrix in another order.
+        ordered = None if name == _HEAD else value_order(family, config, f"{name}.weight")
+        if ordered is not None and ordered[0] == 1:
+            gguf_name = family.gguf_name(f"{name}.weight")
+            means[gguf_name] = means[gguf_name][ordered[1]]
     if not all(np.isfinite(values).all() for values in means.values()):
         raise EngineCrashedError(
             f"{model_dir}: activations overflow in {dtype}", "measure with --dtype float32, or bfloat16"

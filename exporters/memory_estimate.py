@@ -23,6 +23,7 @@ from typing import Any
 
 from compact.budget import Sizes
 from compact.families import Family, family_of
+from compact.layer_shapes import layer_shapes, linear_shape, per_layer_size
 from compact.numbers import number
 from exporters.gguf_estimate import estimated_sizes, merges_of
 from exporters.gguf_size import GgufSizes
@@ -136,7 +137,7 @@ def estimate_of_config(
 
 
 def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_bytes: int = _F16) -> int:
-    """Keys and values of every layer, as llama-server makes room for them with one slot.
+    """Keys and values of every layer, or its state, as llama-server makes room for them with one slot.
 
     Args:
         config: config.json, its sizes checked.
@@ -144,8 +145,17 @@ def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_b
         context: positions asked for.
         kv_bytes: of a key or value.
     """
-    cell = 2 * family.kv_heads(config) * family.head_dim_of(config) * kv_bytes
-    return cell * sum(_layer_cells(config, family, context))
+    layers = zip(layer_shapes(family, config), _layer_cells(config, family, context), strict=True)
+    linear = linear_shape(family, config)
+    total = 0
+    for layer, cells in layers:
+        if layer.linear and linear is not None:
+            # A state of its own size for each head, and what the convolution looks back at; both float32.
+            state = linear.values * linear.key_dim + (linear.kernel - 1) * linear.channels
+            total += _F32 * state
+        elif layer.own_kv:
+            total += 2 * layer.kv_heads * layer.head_dim * kv_bytes * cells
+    return total
 
 
 def _layer_cells(config: Mapping[str, Any], family: Family, context: int) -> list[int]:
@@ -176,15 +186,19 @@ def compute_bytes(config: Mapping[str, Any], family: Family, sizes: Sizes, conte
     cache. At the widest place three hidden states are alive beside gate, up and their product, or beside queries, keys,
     values and the attention's output.
     """
-    hidden, inner, tokens = int(config["hidden_size"]), sizes.intermediate_size, min(MICRO_BATCH, context)
-    queries = int(config["num_attention_heads"]) * family.head_dim_of(config)
-    keys = family.kv_heads(config) * family.head_dim_of(config)
+    layers = layer_shapes(family, config)
+    hidden, tokens = int(config["hidden_size"]), min(MICRO_BATCH, context)
+    inner = sizes.intermediate_size * max(layer.ffn_width for layer in layers)
+    queries = int(config["num_attention_heads"]) * max(layer.head_dim for layer in layers)
+    keys = max(layer.kv_heads * layer.head_dim for layer in layers)
+    # What all layers get from a per-layer embedding, looked up and then with the projection added.
+    per_layer = 2 * len(layers) * per_layer_size(family, config)
     masks = _F16 * _padded(context)
     if family.sliding_layers(config) is not None:
         masks += _F16 * window_cells(config, family, context)
     widest = 3 * hidden + max(3 * inner, 2 * queries + 2 * keys)
     kernels = round(max(hidden, inner, queries) * _QUANTISED_ACTIVATIONS)
-    return tokens * (_F32 * (hidden + widest) + masks + kernels) + _F32 * sizes.vocab_size
+    return tokens * (_F32 * (hidden + widest + per_layer) + masks + kernels) + _F32 * sizes.vocab_size
 
 
 def _padded(cells: int) -> int:
@@ -202,6 +216,7 @@ def _rules(isa: Collection[str] | None) -> dict[str, int]:
 
 def _is_repacked(tensor: TensorShape, kind: str, rules: Mapping[str, int], *, tied: bool) -> bool:
     """Only what is multiplied is repacked; the embedding is where it is the head too."""
-    if len(tensor.shape) != 2 or (category(tensor.name) is Choice.EMBEDDING and not tied):
+    looked_up = category(tensor.name) is Choice.EMBEDDING and (tensor.name != "token_embd.weight" or not tied)
+    if len(tensor.shape) != 2 or looked_up:
         return False
     return kind in rules and tensor.shape[1] % rules[kind] == 0

@@ -206,6 +206,9 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
         DamagedFileError: a setting is not what it should be.
     """
     family = family_of(config, where)
+    if family.onnx_refusal is not None:
+        message = f"{where}: {family.architecture} cannot be written as ONNX: {family.onnx_refusal}"
+        raise UnsupportedArchitectureError(message, "export this model to GGUF")
     if config.get("quantization_config") is not None:
         raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
     hidden, inner, heads, _layers, _vocab = (_size(config, key, where) for key in _SIZES)

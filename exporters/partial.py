@@ -14,17 +14,23 @@ from compact.checkpoint import TensorSpec, open_tensors, read_index, write_check
 from compact.families import Family, family_of
 from compact.gguf_file import GgufTensor, read_gguf
 from compact.gguf_types import dequantize
-from compact.layout import is_buffer
+from compact.layer_shapes import per_layer_size, shared_kv_layers
+from compact.layout import PER_LAYER_EMBEDDING, is_unused
 from compact.sentencepiece_model import MODEL_FILE
 from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json_object, write_json
+from compact.value_order import value_order
 from exporters.engine import LlamaEngine
 from exporters.gguf import write_gguf
 
 if TYPE_CHECKING:
+    import torch
+
     from exporters.parity import Check
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+# Tensors that hold a part for every layer, and the dimension along which they do.
+_PER_LAYER = {PER_LAYER_EMBEDDING: 1, "model.per_layer_model_projection.weight": 0}
 # Rows of each tensor that are dequantised and compared: enough to see a wrong permutation, a swap or a torn file.
 _SAMPLED_ROWS = 64
 
@@ -76,7 +82,8 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
 
     config = read_json_object(checkpoint / CONFIG)
     family = family_of(config, str(checkpoint / CONFIG))
-    sources = {family.gguf_name(name): name for name in read_index(checkpoint) if not is_buffer(name)}
+    index = read_index(checkpoint)
+    sources = {family.gguf_name(name): name for name in index if not is_unused(name, family, config)}
     if not family.untied:
         sources.pop("output.weight", None)  # a copy of the embedding, which the file leaves out
     stored = {name: tensor for name, tensor in read_gguf(artifact).tensors.items() if name != "rope_freqs.weight"}
@@ -84,14 +91,23 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
         odd = sorted(stored.keys() ^ sources.keys())[0]
         return Check("tensors", False, f"tensor {odd} is missing or unknown in the artifact")
     worst_share, worst = 0.0, ""
-    with open_tensors(read_index(checkpoint)) as read:
+    with open_tensors(index) as read:
         for name, tensor in stored.items():
             source = read(sources[name])
+            shape = tuple(source.shape)
+            source = source.reshape(shape[:1] + shape[2:]) if len(shape) == 3 else source
             if tensor.shape != tuple(source.shape):
-                return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {tuple(source.shape)}")
+                return Check("tensors", False, f"{name} has shape {tensor.shape}, the source {shape}")
             rows = np.unique(np.linspace(0, source.shape[0] - 1, _SAMPLED_ROWS).astype(np.int64))
             order = _gguf_row_order(source.shape[0], family.heads_to_permute(sources[name], config))
+            other = value_order(family, config, sources[name])
+            if other is not None and other[0] == 0:
+                order = other[1]
+            elif other is not None:
+                source = source[:, other[1].tolist()]
             expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
+            if family.holds_exponent(sources[name]):
+                expected = -np.exp(expected)
             got = dequantize(_stored_rows(artifact, tensor, rows), tensor.qtype).reshape(expected.shape)
             scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
             distance = float(np.sqrt(np.mean((got.astype(np.float64) - expected) ** 2))) / (scale or 1.0)
@@ -123,17 +139,31 @@ def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) 
 def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
     """Numbers of at least two layers, one of every kind: with a window or without, with rotary positions or without.
 
+    Where layers use the keys and values of earlier ones, those that are used and one of each kind that uses them.
     llama.cpp tells layers without rotary positions by their number, so up to the first of them all are taken.
     """
     layers = int(config["num_hidden_layers"])
     windowed = family.sliding_layers(config)
+    first = layers - shared_kv_layers(family, config)
+    if windowed is not None and first < layers:
+        return [first - 2, first - 1, *sorted(windowed.index(kind, first) for kind in set(windowed[first:]))]
+    linear = family.linear_layers(config)
+    if linear is not None and any(linear) and not all(linear):
+        return sorted((linear.index(True), linear.index(False)))
     if windowed is not None and any(windowed) and not all(windowed):
         return sorted((windowed.index(True), windowed.index(False)))
     return list(range(min(layers, max(2, family.no_rope_interval or 0))))
 
 
+def _of_chosen(name: str, shape: Sequence[int], size: int, count: int) -> tuple[int, ...]:
+    """Shape of a tensor of which only the parts of `count` layers stay, `size` each."""
+    return tuple(count * size if dim == _PER_LAYER.get(name) else length for dim, length in enumerate(shape))
+
+
 def write_few_layers(checkpoint: Path, target: Path) -> None:
     """A checkpoint of the embedding, the chosen layers (numbered anew) and the head."""
+    import torch
+
     config = read_json_object(checkpoint / CONFIG)
     family = family_of(config, str(checkpoint / CONFIG))
     chosen = chosen_layers(family, config)
@@ -145,16 +175,37 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
             names[name] = name
         elif int(match.group(1)) in chosen:
             names[f"model.layers.{chosen.index(int(match.group(1)))}.{name[match.end() :]}"] = name
+    size, layers = per_layer_size(family, config), int(config["num_hidden_layers"])
     with open_tensors(index) as read:
-        specs = [TensorSpec(own, index[name].dtype, index[name].shape) for own, name in names.items()]
-        write_checkpoint(target, specs, lambda spec: read(names[spec.name]))
+        specs = [
+            TensorSpec(own, index[name].dtype, _of_chosen(name, index[name].shape, size, len(chosen)))
+            for own, name in names.items()
+        ]
+
+        def produce(spec: TensorSpec) -> torch.Tensor:
+            tensor = read(names[spec.name])
+            dim = _PER_LAYER.get(names[spec.name])
+            if dim is None:
+                return tensor
+            parts = [tensor.narrow(dim, n * size, size) for n in chosen]  # one a layer
+            return torch.cat(parts, dim)
+
+        write_checkpoint(target, specs, produce)
     windowed = family.sliding_layers(config)
     if windowed is not None:
         config["layer_types"] = ["sliding_attention" if windowed[n] else "full_attention" for n in chosen]
+    elif (linear := family.linear_layers(config)) is not None:
+        config["layer_types"] = ["linear_attention" if linear[n] else "full_attention" for n in chosen]
     elif isinstance(config.get("layer_types"), list):
         config["layer_types"] = [config["layer_types"][n] for n in chosen]
     if isinstance(config.get("no_rope_layers"), list):
         config["no_rope_layers"] = [config["no_rope_layers"][n] for n in chosen]
+    if family.shared_kv:
+        first = layers - shared_kv_layers(family, config)
+        config["num_kv_shared_layers"] = sum(n >= first for n in chosen)
+    if isinstance(config.get("per_layer_config"), dict):
+        own = config["per_layer_config"]
+        config["per_layer_config"] = {str(new): own[str(old)] for new, old in enumerate(chosen) if str(old) in own}
     config["num_hidden_layers"] = len(chosen)
     if "query_pre_attn_scalar" in config:
         # llama.cpp takes this from the depth, which is not the model's here; both sides get what few layers have.

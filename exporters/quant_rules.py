@@ -96,7 +96,7 @@ _PARTS = (
     ("ffn_gate", Choice.GATE),
     ("ffn_down", Choice.DOWN),
 )
-_NEVER = ("_norm.weight", "ffn_gate_inp.weight", "altup", "laurel", "per_layer_model_proj")
+_NEVER = ("_norm.weight", "ffn_gate_inp.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 

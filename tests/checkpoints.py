@@ -88,6 +88,7 @@ def model_config(family: str, vocab_size: int, **changes: Any) -> dict[str, Any]
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **({"vocab_size_per_layer_input": vocab_size} if row.per_layer_inputs else {}),
         **usual,
         **changes,
     }
@@ -104,7 +105,9 @@ def random_weights(config: Mapping[str, Any], dtype: torch.dtype, seed: int = 0)
         if name.endswith("norm.weight"):
             # Gemma's 1 + w is exact both ways for weights of this size with bfloat16's digits, as published ones have.
             away = (torch.sign(values) * (values.abs() + 0.01)).bfloat16().float()
-            values = away if row.norm_offset else values + 1
+            values = away if row.norm_shift(name) else values + 1
+        elif name.endswith("layer_scalar"):
+            values += 0.75
         weights[name] = values.to(dtype)
     return weights
 

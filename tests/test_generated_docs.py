@@ -92,7 +92,8 @@ def test_the_curve_is_shown() -> None:
 
 def test_every_family_was_checked_in_onnx_and_passed() -> None:
     results = recorded("onnx-families")["models"]
-    assert {family.architecture for family in FAMILIES} == {result["architecture"] for result in results}
+    written = {family.architecture for family in FAMILIES if family.onnx_refusal is None}
+    assert written == {result["architecture"] for result in results}
     assert [result["model"] for result in results if not result["passed"]] == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer
 
+from compact.families import FAMILIES
 from compact.tokenizer import named_tokens, referenced_ids, write_pruned_tokenizer
 from compact.vocabulary import Vocabulary, always_kept, kept_ids, rank_by_merges, read_vocabulary
 from exporters.engine import LlamaEngine
@@ -37,7 +38,7 @@ def write_vocabulary(directory: Path, target: Path) -> Path:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(path=None, arch="llama")
     writer.add_name(directory.name)  # by which llama.cpp knows Phi-3
-    add_tokenizer(writer, directory, config["vocab_size"], pre=None, space_prefix=True)
+    add_tokenizer(writer, directory, config["vocab_size"], FAMILIES[0], pre=None)
     writer.write_header_to_file(path=target)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

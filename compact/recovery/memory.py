@@ -47,7 +47,7 @@ def needed_memory(source: ModelSource, sizes: Sizes, dtype: torch.dtype, train: 
     # The head's gradient is made apart from the embedding's, and both are there as they are added.
     head = 4 * sizes.vocab_size * source.hidden_size
     positions = batch_size * min(_POSITIONS, source.max_positions)
-    channels = source.num_hidden_layers * (source.hidden_size + sizes.intermediate_size)
+    channels = sum(source.hidden_size + sizes.intermediate_size * width for width in source.ffn_widths)
     weights = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
     return weights + positions * channels * _BYTES_PER_ACTIVATION
 

@@ -41,6 +41,10 @@ def cut_in_memory(model: Any, plan: PrunePlan) -> Any:
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     cut(model.model.embed_tokens, 0, rows)
     model.model.embed_tokens.padding_idx = None  # an old id; it only matters for gradients
+    per_layer = getattr(model.model, "embed_tokens_per_layer", None)
+    if per_layer is not None:
+        cut(per_layer, 0, rows)
+        per_layer.padding_idx = None
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     else:

@@ -46,9 +46,13 @@ def test_what_stays_of_each_part(architecture: str) -> None:
     model_type = next(family.model_type for family in FAMILIES if family.architecture == architecture)
     for settings in VARIANTS[architecture].values():
         config = {**model_config(model_type, 500), **settings}
+        if "vocab_size_per_layer_input" in config:
+            config["vocab_size_per_layer_input"] = 500
         limits = Limits(500, config["intermediate_size"], 10)
         sizes = explicit_sizes(300, 64, limits)
         smaller = {**config, "vocab_size": 300, "intermediate_size": 64}
+        if "vocab_size_per_layer_input" in config:
+            smaller["vocab_size_per_layer_input"] = 300
         expected = count_config(smaller, "config.json")
         assert pruned_parts(sizes, count_config(config, "config.json"), limits) == expected
         assert expected.total == sum(weight.numel() for weight in _weights(smaller).values())

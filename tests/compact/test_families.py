@@ -29,7 +29,8 @@ def test_every_parameter_of_the_model_has_a_place(tmp_path: Path, architecture: 
     directory = write_checkpoint(tmp_path / "m", family.model_type, **VARIANTS[architecture][variant])
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     assert type(model).__name__ == architecture
-    names = [name for name, _ in model.named_parameters()]
+    # With what is no parameter and yet stored: Gemma 4's `layer_scalar`. A tied head is stored once.
+    names = [name for name in model.state_dict() if name != "lm_head.weight" or not family.tied(model.config.to_dict())]
     assert [family.hf_name(family.gguf_name(name)) for name in names] == names
     assert len({family.gguf_name(name) for name in names}) == len(names)
     # Transformers initialises what a checkpoint lacks and drops what it does not know, both in silence.
@@ -49,8 +50,15 @@ def test_defaults_are_those_of_transformers(family: Family) -> None:
     assert rope.get("full_attention", rope)["rope_theta"] == family.theta
     assert rope.get("sliding_attention", {}).get("rope_theta") == family.local_theta
     sizes = {"hidden_size": 4800, "num_attention_heads": 4}
-    head_dim = getattr(AutoConfig.for_model(family.model_type, **sizes), "head_dim", None)
-    assert family.head_dim_of(sizes) == (head_dim or 1200)
+    config = AutoConfig.for_model(family.model_type, **sizes)
+    config.allow_global_per_layer_attribute_access = True
+    assert family.head_dim_of(sizes) == (getattr(config, "head_dim", None) or 1200)
+    if family.per_layer_inputs is not None:
+        assert family.per_layer_inputs == (config.vocab_size_per_layer_input, config.hidden_size_per_layer_input)
+    if family.global_head_dim is not None:
+        full = config.layer_types.index("full_attention")
+        assert config.per_layer_config[full].head_dim == family.global_head_dim
+        assert rope["full_attention"]["partial_rotary_factor"] == family.rotary_share
 
 
 def test_an_id_that_config_json_leaves_out_is_written_when_it_moves(tmp_path: Path) -> None:

@@ -104,9 +104,14 @@ def test_the_language_model_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
     assert_equal({(6, 0): keep.seen[6, 0]}, {(6, 0): found[0]})
 
 
+# Of Gemma 4 a per-layer embedding's vectors and shared keys and values are kept too.
+GEMMAS = ("Gemma3ForCausalLM", "Gemma4ForCausalLM")
+
+
+@pytest.mark.parametrize("architecture", GEMMAS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_hidden_states_in_a_file_are_the_same(tmp_path: Path, dtype: str) -> None:
-    directory = random_model(tmp_path / "m", "Gemma3ForCausalLM")
+def test_hidden_states_in_a_file_are_the_same(tmp_path: Path, dtype: str, architecture: str) -> None:
+    directory = random_model(tmp_path / "m", architecture)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     memory = stream_of(directory, dtype=dtype)[1].seen
@@ -116,9 +121,10 @@ def test_hidden_states_in_a_file_are_the_same(tmp_path: Path, dtype: str) -> Non
     assert list(scratch.iterdir()) == []
 
 
-def test_a_second_run_sees_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", GEMMAS)
+def test_a_second_run_sees_the_same(tmp_path: Path, architecture: str) -> None:
     """Gemma scales its embeddings by a number that no file holds."""
-    stream, first = stream_of(random_model(tmp_path / "m", "Gemma3ForCausalLM"))
+    stream, first = stream_of(random_model(tmp_path / "m", architecture))
     again = Keep()
     stream.run(again)
     assert all(torch.equal(first.seen[key], again.seen[key]) for key in first.seen)

@@ -94,8 +94,8 @@ def test_the_language_model_computes_the_same(model: Path, tmp_path: Path, spell
 def test_an_unknown_part_is_refused(model: Path, tmp_path: Path) -> None:
     out = renamed(model, tmp_path / "m")
     weights = load_file(out / "model.safetensors")
-    save_file({**weights, "audio_tower.w": torch.zeros(2)}, out / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UnsupportedArchitectureError, match=r"audio_tower\.w"):
+    save_file({**weights, "decoder_tower.w": torch.zeros(2)}, out / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedArchitectureError, match=r"decoder_tower\.w"):
         open_source(str(out), Cache(tmp_path / "cache", [], []))
 
 

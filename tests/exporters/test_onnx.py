@@ -27,7 +27,7 @@ from tests.checkpoints import copy_checkpoint, random_model
 from tests.compact.pruning import prune_to
 from tests.exporters.onnx_graphs import difference, mean_kl, reference, write_here
 from tests.exporters.test_families import checkpoint
-from tests.family_models import _GEMMA, _GRANITE, CASE_NAMES, CASES, LLAMA3_ROPE, YARN_ROPE
+from tests.family_models import _GEMMA, _GRANITE, LLAMA3_ROPE, ONNX_CASES, ONNX_NAMES, YARN_ROPE
 
 FP32 = onnx_options("fp32")
 LIMIT = 1e-4
@@ -37,7 +37,7 @@ WINDOW = {"use_sliding_window": True, "sliding_window": 24}
 SHARP = {"rope_theta": 1e6, **YARN_ROPE}
 
 
-@pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
+@pytest.mark.parametrize(("architecture", "variant"), ONNX_CASES, ids=ONNX_NAMES)
 def test_pruned_models_compute_what_transformers_does(tmp_path: Path, architecture: str, variant: str) -> None:
     before = checkpoint(tmp_path / "m", architecture, variant)
     after = prune_to(before, tmp_path / "pruned", vocab_size=320, intermediate_size=32, calibration_tokens=128)

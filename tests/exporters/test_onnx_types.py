@@ -17,7 +17,7 @@ from compact.errors import (
 from compact.families import family_of
 from exporters.onnx_types import ALGORITHMS, BLOCK_SIZES, ONNX_TYPES, OnnxOptions, check_onnx, grid, onnx_options
 from tests.checkpoints import model_config
-from tests.family_models import CASE_NAMES, CASES, LLAMA3_ROPE, VARIANTS, YARN_ROPE
+from tests.family_models import LLAMA3_ROPE, ONNX_CASES, ONNX_NAMES, VARIANTS, YARN_ROPE
 
 
 def one_line(error: CompactEdgeError) -> bool:
@@ -67,7 +67,7 @@ def test_grid() -> None:
     assert grid(onnx_options("int4", algo_config="k_quant_last", block_size=64)) == 128
 
 
-@pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
+@pytest.mark.parametrize(("architecture", "variant"), ONNX_CASES, ids=ONNX_NAMES)
 def test_every_family_is_accepted(architecture: str, variant: str) -> None:
     family = family_of({"architectures": [architecture]}, "here")
     config = model_config(family.model_type, 300, **VARIANTS[architecture][variant])

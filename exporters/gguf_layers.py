@@ -1,0 +1,68 @@
+"""The keys of a GGUF for layouts whose layers differ (Gemma 4), and what llama.cpp's graph has built in for them.
+
+From llama.cpp's `src/models/gemma4.cpp` and, for which layer's keys and values another one uses,
+`llama_model::create_memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gguf
+
+from compact.errors import UnsupportedArchitectureError
+from compact.family import Family
+from compact.gguf_layers import LOCAL_KEY, LOCAL_ROTARY, LOCAL_VALUE, PER_LAYER, ROTARY, SHARED_KV
+from compact.layer_shapes import LayerShape, per_layer_size, shared_kv_layers
+
+
+def check_layers(family: Family, config: Mapping[str, Any], blocks: Sequence[LayerShape], where: str) -> int:
+    """Hold the layers against llama.cpp's graph; return the head dimension of layers that attend to everything.
+
+    Raises:
+        UnsupportedArchitectureError: layers of one kind differ, or llama.cpp would use the keys and values of another
+            layer than Transformers does.
+    """
+    windowed = family.sliding_layers(config) or []
+    for window in (True, False):
+        heads = {(b.head_dim, b.kv_heads) for b, w in zip(blocks, windowed, strict=True) if w is window}
+        if len(heads) > 1:
+            raise UnsupportedArchitectureError(
+                f"{where}: layers of one kind of attention have different heads, and a GGUF has one size for each kind"
+            )
+    if any(block.head_dim % 2 for block in blocks):
+        raise UnsupportedArchitectureError(f"{where}: a head of odd width has no rotary halves")
+    first = len(blocks) - shared_kv_layers(family, config)
+    if first < len(blocks):
+        _check_sources(windowed, first, where)
+    return next(block.head_dim for block, window in zip(blocks, windowed, strict=True) if not window)
+
+
+def _check_sources(windowed: Sequence[bool], first: int, where: str) -> None:
+    """llama.cpp takes shared keys and values from fixed layers, Transformers from the last one of the same kind."""
+    for window in set(windowed[first:]):
+        usual = first - (2 if window else 1)
+        last = max((n for n in range(first) if windowed[n] is window), default=-1)
+        if first < 2 or last != usual:
+            kind = "sliding_attention" if window else "full_attention"
+            raise UnsupportedArchitectureError(
+                f"{where}: layers that share keys and values take those of layer {last} ({kind}), "
+                f"and llama.cpp takes those of layer {usual}",
+                "num_kv_shared_layers must begin after a sliding_attention and a full_attention layer",
+            )
+
+
+def add_layers(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any], head_dim: int) -> None:
+    """Write the keys; `head_dim` is that of layers that attend to everything."""
+    local = family.head_dim_of(config)
+    values = {
+        SHARED_KV: shared_kv_layers(family, config),
+        PER_LAYER: per_layer_size(family, config),
+        LOCAL_KEY: local,
+        LOCAL_VALUE: local,
+        ROTARY: head_dim,
+        LOCAL_ROTARY: local,
+    }
+    for key, value in values.items():
+        writer.add_uint32(f"{family.gguf_arch}.{key}", value)
