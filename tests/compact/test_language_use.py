@@ -55,7 +55,7 @@ def test_the_words_of_a_language_cover_its_real_prose(qwen: Real, data_dir: Path
 
     by_use = covered(i for i, _ in Counter(use).most_common(15_000))
     assert by_use > covered(rank_by_merges(qwen.vocabulary, frozenset())[:15_000]) + 0.05
-    assert by_use > 0.75
+    assert by_use > 0.7
     if language == "de":
         # German writes nouns with a capital, and the lists of words are in lower case.
         assert qwen.share(use, " Haus") > qwen.share(use, " haus")
