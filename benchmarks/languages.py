@@ -38,11 +38,11 @@ LANGUAGES = ("en", "de", "fr", "es", "pt", "ru", "zh", "ja", "ar", "vi")
 SETS = ("en", "en,de", "de", "en,fr,es,pt", "zh,en", "ja,en", "ru", "ar", "vi")
 SIZES = {
     "gemma-3-270m": (131_072, 98_304, 65_536, 49_152, 32_768),
-    "qwen2.5-coder-0.5b": (98_304, 65_536, 49_152),
+    "qwen2.5-coder-0.5b": (65_536, 49_152),
     "smollm2-135m": (36_864, 24_576),
 }
 # Sizes at which the languages are compared.
-LANGUAGE_SIZES = {"gemma-3-270m": (131_072, 65_536, 32_768), "qwen2.5-coder-0.5b": (65_536,), "smollm2-135m": ()}
+LANGUAGE_SIZES = {"gemma-3-270m": (65_536, 32_768), "qwen2.5-coder-0.5b": (65_536,), "smollm2-135m": ()}
 QUANT = "Q8_0"
 DECODED = 64
 ROUNDS = 5
@@ -82,9 +82,12 @@ def cells_of(model: str) -> Iterator[tuple[str, int | None, PruneOptions, Sequen
             if ranking == "scripts" and model == "smollm2-135m":
                 continue  # its vocabulary is English already, and merge order is the default
             yield ranking, size, options, ENGLISH
+    sets = SETS if model == "gemma-3-270m" else ("de", "zh,en")
+    asked = sorted({code for codes in sets for code in codes.split(",")})
     for size in LANGUAGE_SIZES[model]:
-        yield "merges", size, PruneOptions(vocab_size=size, vocab_rank="merges"), every[len(ENGLISH) :]
-        for codes in SETS:
+        merges = PruneOptions(vocab_size=size, vocab_rank="merges")
+        yield "merges", size, merges, [f"handbook {code}" for code in asked]
+        for codes in sets:
             options = PruneOptions(vocab_size=size, languages=tuple(codes.split(",")))
             yield codes, size, options, [f"handbook {code}" for code in codes.split(",")]
 

@@ -36,6 +36,8 @@ from compact_edge.console import Console
 NAME = "patterns"
 KINDS = ("wikitext", "technical", "fiction")
 RECOVERY_TOKENS = 65_536
+# Byte and special tokens of this tokenizer, which a floor does not count.
+ALWAYS = 252
 
 
 def rows() -> dict[str, PruneOptions]:
@@ -57,7 +59,7 @@ def rows() -> dict[str, PruneOptions]:
         "FFN 1024, wikitext + peps, repair": replace(ffn, calibration=both, method="repair"),
         "vocabulary 24,576 by merges": words,
         "vocabulary 24,576: 16,384 by merges, the rest by frequency in wikitext": replace(
-            words, vocab_corpus=corpus, vocab_floor=16_384
+            words, vocab_corpus=corpus, vocab_floor=16_384 - ALWAYS
         ),
         "vocabulary 24,576 by frequency in wikitext, default floor": replace(words, vocab_corpus=corpus),
         "vocabulary 16,384 by merges": fewer,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 AUTO, MERGES = "auto", "merges"
 # What the ranking of a plan is called.
 SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
+# Names, commands and units are written in Latin letters in text of every language.
 LATIN = "Latn"
 # With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.
 _OTHER_SCRIPTS_SHARE = 0.05
@@ -166,9 +167,10 @@ def _assumed_scripts(source: ModelSource, options: PruneOptions, vocabulary: Voc
     """
     if options.vocab_rank == MERGES:
         return None
-    scripts = calibration_scripts(options.calibration or default_calibration(source))
-    if scripts is None:
+    found = calibration_scripts(options.calibration or default_calibration(source))
+    if found is None:
         return None
+    scripts = found | {LATIN}
     others = sum(not tier for tier in _tiers(vocabulary, scripts).values())
     return scripts if others >= _OTHER_SCRIPTS_SHARE * len(vocabulary.tokens) else None
 
@@ -183,7 +185,6 @@ def _by_languages(
     source: ModelSource, options: PruneOptions, vocabulary: Vocabulary, always: frozenset[int], cache: Cache | None
 ) -> Ranking:
     languages = parse_languages(options.languages)
-    # Names, commands and units are written in Latin letters in text of every language.
     scripts = frozenset({LATIN}).union(*(language.scripts for language in languages))
     tiers = _tiers(vocabulary, scripts)
     used = UsedTokens(source, vocabulary, cache)

@@ -43,6 +43,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return open_directory(model, name="m", origin="m")
 
 
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """What was counted once serves all tests."""
+    return Cache(tmp_path_factory.mktemp("cache"), [], [])
+
+
 def tokens_of(ranking: Ranking, vocab_size: int) -> set[str]:
     """The tokens that this size keeps."""
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, vocab_size)
@@ -53,27 +59,29 @@ def characters(tokens: set[str], first: str, last: str) -> set[str]:
     return {token for token in tokens if len(token) == 1 and first <= token <= last}
 
 
-def test_characters_of_other_scripts_go_before_words(source: ModelSource) -> None:
+def test_characters_of_other_scripts_go_before_words(source: ModelSource, counted: Cache) -> None:
     """Merge order keeps every character of every script; the default and --languages let them go."""
-    size = len(rank_vocabulary(source, MERGES).always) + 100
-    merges, default = (tokens_of(rank_vocabulary(source, options), size) for options in (MERGES, PruneOptions()))
+    size = len(rank_vocabulary(source, MERGES, counted).always) + 100
+    merges, default = (
+        tokens_of(rank_vocabulary(source, options, counted), size) for options in (MERGES, PruneOptions())
+    )
     cyrillic = characters(merges, "Ѐ", "ӿ")
     assert cyrillic and not characters(default, "Ѐ", "ӿ")
     words = {token for token in default if token.startswith(MARK) and token[1:].isascii() and token[1:].isalpha()}
     assert len(words) > len({token for token in merges if token in words})
-    russian = tokens_of(rank_vocabulary(source, PruneOptions(languages=("ru",))), size)
+    russian = tokens_of(rank_vocabulary(source, PruneOptions(languages=("ru",)), counted), size)
     assert len(characters(russian, "Ѐ", "ӿ")) > len(cyrillic) * 0.8
 
 
-def test_the_scripts_are_those_of_the_calibration(source: ModelSource, tmp_path: Path) -> None:
+def test_the_scripts_are_those_of_the_calibration(source: ModelSource, counted: Cache, tmp_path: Path) -> None:
     russian = tmp_path / "ru.txt"
     russian.write_text("Поезд к морю отходит в семь часов утра и часто бывает полон. " * 5, encoding="utf-8")
-    ranking = rank_vocabulary(source, PruneOptions(calibration=(str(russian),)))
-    assert (ranking.name, ranking.scripts) == ("scripts", ("Cyrl",))
+    ranking = rank_vocabulary(source, PruneOptions(calibration=(str(russian),)), counted)
+    assert (ranking.name, ranking.scripts) == ("scripts", ("Cyrl", "Latn"))
     assert "п" in tokens_of(ranking, len(ranking.always))
     # What is not there before it is drawn says nothing, and neither does a vocabulary of one script.
-    unknown = rank_vocabulary(source, PruneOptions(calibration=("self",)))
-    assert (unknown.name, unknown.order) == ("merges", rank_vocabulary(source, MERGES).order)
+    unknown = rank_vocabulary(source, PruneOptions(calibration=("self",)), counted)
+    assert (unknown.name, unknown.order) == ("merges", rank_vocabulary(source, MERGES, counted).order)
 
 
 def test_an_english_vocabulary_is_ranked_by_merges(tmp_path: Path) -> None:
@@ -85,9 +93,11 @@ def test_an_english_vocabulary_is_ranked_by_merges(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("languages", [("en",), ("ru", "code"), ("th",)])
-def test_every_size_spells_every_text(source: ModelSource, tmp_path: Path, languages: tuple[str, ...]) -> None:
+def test_every_size_spells_every_text(
+    source: ModelSource, counted: Cache, tmp_path: Path, languages: tuple[str, ...]
+) -> None:
     """Round trips, merges that still make what they made, and the pieces of SentencePiece itself."""
-    ranking = rank_vocabulary(source, PruneOptions(languages=languages))
+    ranking = rank_vocabulary(source, PruneOptions(languages=languages), counted)
     before = Source(source.directory)
     texts = [*TEXTS, *stress_texts(["<s>"])]
     for extra in (0, 60, 300):
@@ -143,9 +153,9 @@ def handbook(data_dir: Path) -> list[str]:
     return [file.read_text(encoding="utf-8")[-2000:] for file in files]
 
 
-def test_coverage_names_the_size(source: ModelSource) -> None:
+def test_coverage_names_the_size(source: ModelSource, counted: Cache) -> None:
     """A text made of the kept tokens alone stays whole; the size is the smallest that reaches the share."""
-    ranking = rank_vocabulary(source, ENGLISH)
+    ranking = rank_vocabulary(source, ENGLISH, counted)
     asked = replace(ENGLISH, vocab_coverage=0.9)
     size = sizes_of(source, ranking, asked).vocab_size
     assert ranking.use is not None
@@ -160,12 +170,12 @@ def test_coverage_names_the_size(source: ModelSource) -> None:
     assert sizes_of(source, ranking, replace(asked, vocab_coverage=1.0)).vocab_size <= source.vocab_size
 
 
-def test_a_longer_text_is_foreseen(source: ModelSource) -> None:
+def test_a_longer_text_is_foreseen(source: ModelSource, counted: Cache) -> None:
     """Tokens per character that `reach` expects are those of a text of the same use, cut by the pruned tokenizer."""
     text = " ".join(["the train", "and it is often full", "we should buy", "doesn't jump"] * 10)
     whole = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     ids = whole.encode(text, add_special_tokens=False).ids
-    ranking = rank_vocabulary(source, PruneOptions())
+    ranking = rank_vocabulary(source, PruneOptions(), counted)
     from compact.coverage import reach_of
 
     use = {i: ids.count(i) / len(ids) for i in set(ids)}
@@ -180,12 +190,12 @@ def test_a_longer_text_is_foreseen(source: ModelSource) -> None:
         assert real == pytest.approx(reach.at(size)[1], rel=0.02)
 
 
-def test_a_corpus_and_languages_share_the_vocabulary(source: ModelSource, tmp_path: Path) -> None:
+def test_a_corpus_and_languages_share_the_vocabulary(source: ModelSource, counted: Cache, tmp_path: Path) -> None:
     """The corpus brings its own words in, and half of what the languages keep without it stays."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Привет мир " * 30, encoding="utf-8")
-    alone = rank_vocabulary(source, ENGLISH)
-    both = rank_vocabulary(source, replace(ENGLISH, vocab_corpus=corpus))
+    alone = rank_vocabulary(source, ENGLISH, counted)
+    both = rank_vocabulary(source, replace(ENGLISH, vocab_corpus=corpus), counted)
     assert (both.name, both.languages) == ("corpus", ("en",))
     droppable = 200
     size = len(alone.always) + droppable
