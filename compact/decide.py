@@ -70,7 +70,7 @@ def decide(
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
     is_sized = options.fit_bytes is not None or is_searched(options)
-    ranking = rank_vocabulary(source, options, cache)
+    ranking = rank_vocabulary(source, options, cache, progress)
     sizes = None if is_sized else sizes_of(source, ranking, options)
     _warn_of_memory(source, sizes, options, progress)
     if calibration is None and (is_sized or options.method == "repair"):

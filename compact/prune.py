@@ -215,7 +215,7 @@ def make_plan(
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = ranking or rank_vocabulary(source, options, cache)
+    ranking = ranking or rank_vocabulary(source, options, cache, progress)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)

@@ -20,6 +20,7 @@ from compact.calibration_scripts import calibration_scripts, default_calibration
 from compact.coverage import Reach, reach_of
 from compact.errors import BudgetError, UsageError
 from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
+from compact.progress import SILENT, Progress
 from compact.scripts import shared_characters, written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file
@@ -108,13 +109,16 @@ class Ranking:
         return reach_of(self.vocabulary, self.always, self.order, self.use)
 
 
-def rank_vocabulary(source: ModelSource, options: PruneOptions, cache: Cache | None = None) -> Ranking:
+def rank_vocabulary(
+    source: ModelSource, options: PruneOptions, cache: Cache | None = None, progress: Progress = SILENT
+) -> Ranking:
     """Rank the source's tokens as the options ask.
 
     Args:
         source: the checkpoint.
         options: languages, corpus, floor, named tokens, calibration and `vocab_rank`.
         cache: keeps how often each language uses each token, which takes seconds to count.
+        progress: told of what is counted.
 
     Raises:
         UsageError: a floor without a corpus, languages beside `merges`, or what `parse_languages` raises.
@@ -127,7 +131,7 @@ def rank_vocabulary(source: ModelSource, options: PruneOptions, cache: Cache | N
     keep = partial(always_kept, vocabulary, named, referenced_ids(source.directory))
     if options.languages:
         always = keep(characters=shared_characters().fullmatch)
-        return _by_languages(source, options, vocabulary, always, cache)
+        return _by_languages(source, options, vocabulary, always, UsedTokens(source, vocabulary, cache, progress))
     scripts = _assumed_scripts(source, options, vocabulary)
     if scripts is None:
         always = keep()
@@ -182,12 +186,11 @@ def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:
 
 
 def _by_languages(
-    source: ModelSource, options: PruneOptions, vocabulary: Vocabulary, always: frozenset[int], cache: Cache | None
+    source: ModelSource, options: PruneOptions, vocabulary: Vocabulary, always: frozenset[int], used: UsedTokens
 ) -> Ranking:
     languages = parse_languages(options.languages)
     scripts = frozenset({LATIN}).union(*(language.scripts for language in languages))
     tiers = _tiers(vocabulary, scripts)
-    used = UsedTokens(source, vocabulary, cache)
     text = mixed([(_LANGUAGES_SHARE, _use_of(used, languages)), (_SHARED_SHARE, used.shared)])
     by_merges = merge_order_use(vocabulary, (token for token, tier in tiers.items() if tier))
     smoothed = mixed([(1 - _MERGES_SHARE, text), (_MERGES_SHARE, by_merges)])

@@ -22,6 +22,7 @@ from compact.language_use import (
     without_words,
     word_use,
 )
+from compact.progress import SILENT, Progress
 from compact.scripts import written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import sha256_file, sha256_json
@@ -47,15 +48,19 @@ def encoder(directory: Path) -> Encode:
 class UsedTokens:
     """Shares of the tokens of text, by id, for one tokenizer."""
 
-    def __init__(self, source: ModelSource, vocabulary: Vocabulary, cache: Cache | None) -> None:
+    def __init__(
+        self, source: ModelSource, vocabulary: Vocabulary, cache: Cache | None, progress: Progress = SILENT
+    ) -> None:
         """Nothing is counted before it is asked for.
 
         Args:
             source: its tokenizer's directory.
             vocabulary: of that tokenizer.
             cache: where counts are kept; None counts each time.
+            progress: told of what is counted.
         """
         self._directory, self._vocabulary, self._cache = source.directory, vocabulary, cache
+        self._progress = progress
 
     def words(self, language: Language) -> Use:
         """The words of a language; where there is no list of its words, its scripts' tokens by merge order."""
@@ -65,6 +70,7 @@ class UsedTokens:
             own = (token for token, text in texts.items() if text is not None and pattern.fullmatch(text))
             return merge_order_use(self._vocabulary, own)
         return self._kept(
+            f"counting the tokens of words in {language.code}",
             {
                 "words": language.words,
                 "spaced": language.spaced,
@@ -95,16 +101,26 @@ class UsedTokens:
 
     @cached_property
     def _stdlib(self) -> dict[str, Use]:
-        return self._kept({"stdlib": platform.python_version()}, lambda: stdlib_counts(self._encode))
+        return self._kept(
+            "counting the tokens of prose and code",
+            {"stdlib": platform.python_version()},
+            lambda: stdlib_counts(self._encode),
+        )
 
-    def _kept(self, what: dict[str, object], count: Callable[[], dict[str, Use]]) -> dict[str, Use]:
+    def _kept(self, label: str, what: dict[str, object], count: Callable[[], dict[str, Use]]) -> dict[str, Use]:
+        def counted() -> dict[str, Use]:
+            with self._progress.task(label, 1, "texts") as task:
+                found = count()
+                task.advance()
+            return found
+
         if self._cache is None:
-            return count()
+            return counted()
         key = sha256_json({"version": _VERSION, "tokenizer": sha256_file(self._directory / TOKENIZER), **what})
 
         def make(work: Path) -> None:
             arrays: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
-            for name, use in count().items():
+            for name, use in counted().items():
                 arrays[f"{name}_ids"] = np.array(list(use), dtype=np.float64)
                 arrays[f"{name}_use"] = np.array(list(use.values()), dtype=np.float64)
             np.savez(work / "use.npz", allow_pickle=False, **arrays)

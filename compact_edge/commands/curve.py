@@ -84,7 +84,7 @@ def curve(
         profile = load_profile("gguf")
         form = gguf_format(profile, source, quant=quant, embedding_quant=None, imatrix=None, files=FileOptions())
         options = prune_options(values, channel_grid=form.channel_grid)
-        ranking = rank_vocabulary(source, options, cache)
+        ranking = rank_vocabulary(source, options, cache, console)
         sizes = form.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
         calibration = calibration_for(source, options, keep_out=True, cache=cache, progress=console)
         found = measure_curve(
