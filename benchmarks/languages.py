@@ -38,11 +38,17 @@ LANGUAGES = ("en", "de", "fr", "es", "pt", "ru", "zh", "ja", "ar", "vi")
 SETS = ("en", "en,de", "de", "en,fr,es,pt", "zh,en", "ja,en", "ru", "ar", "vi")
 SIZES = {
     "gemma-3-270m": (131_072, 98_304, 65_536, 49_152, 32_768),
-    "qwen2.5-coder-0.5b": (65_536, 49_152),
+    "qwen2.5-coder-0.5b": (65_536,),
     "smollm2-135m": (36_864, 24_576),
 }
-# Sizes at which the languages are compared.
-LANGUAGE_SIZES = {"gemma-3-270m": (65_536, 32_768), "qwen2.5-coder-0.5b": (65_536,), "smollm2-135m": ()}
+# Sizes at which a corpus is compared, and those at which the sets of languages are.
+CORPUS_SIZES = (131_072, 65_536, 32_768, 24_576)
+LANGUAGE_SIZES: dict[str, dict[int, Sequence[str]]] = {
+    "gemma-3-270m": {65_536: SETS, 32_768: ("en", "de", "en,de")},
+    "qwen2.5-coder-0.5b": {65_536: ("de", "zh,en")},
+    "smollm2-135m": {},
+}
+SPEED_SIZES = (65_536, 32_768)
 QUANT = "Q8_0"
 DECODED = 64
 ROUNDS = 5
@@ -81,10 +87,11 @@ def cells_of(model: str) -> Iterator[tuple[str, int | None, PruneOptions, Sequen
         for ranking, options in compared.items():
             if ranking == "scripts" and model == "smollm2-135m":
                 continue  # its vocabulary is English already, and merge order is the default
+            if ranking == "corpus" and size not in CORPUS_SIZES:
+                continue
             yield ranking, size, options, ENGLISH
-    sets = SETS if model == "gemma-3-270m" else ("de", "zh,en")
-    asked = sorted({code for codes in sets for code in codes.split(",")})
-    for size in LANGUAGE_SIZES[model]:
+    for size, sets in LANGUAGE_SIZES[model].items():
+        asked = sorted({code for codes in sets for code in codes.split(",")})
         merges = PruneOptions(vocab_size=size, vocab_rank="merges")
         yield "merges", size, merges, [f"handbook {code}" for code in asked]
         for codes in sets:
@@ -133,7 +140,7 @@ def measure_speed(model: str, source: ModelSource, n_bytes: int, store: Cache, c
     with tempfile.TemporaryDirectory(dir=default_root()) as work:
         folder = Path(work)
         whole = _export(source.directory, folder / "whole")
-        for size in SIZES[model]:
+        for size in SPEED_SIZES:
             key = f"speed|{size}|fiction"
             if key in cells.cells:
                 continue

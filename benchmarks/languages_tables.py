@@ -149,7 +149,8 @@ def write_page() -> None:
     found = recorded_cells()
     parts = []
     for model, cells in found.items():
-        parts += [f"### {model}", english_table(cells)]
+        n_bytes = recorded(f"languages-{model}")["settings"]["bytes_per_text"]
+        parts += [f"### {model}, {n_bytes:,} bytes of each text", english_table(cells)]
     for model, cells in found.items():
         if any(HANDBOOK in key and not key.startswith("unpruned") for key in cells):
             parts += [f"### {model}: the handbook in the languages asked for", languages_table(cells)]
