@@ -81,6 +81,7 @@ def test_what_a_file_says_is_what_is_asked_of_the_plan(tmp_path: Path) -> None:
         (('method = "repair"', 'name = "../up"'), "'model[0].name'", "letters"),
         (('owner = "somebody"', "baseline = false"), "'bench'", "baseline"),
         (("[[model]]", "[[model]]\nmodel = 'tiny'\nratios = [0.1]\n[[model]]"), "'model[1]'", "name"),
+        (('method = "repair"', 'languages = ["english"]'), "model[0]", "BCP 47"),
         (("schema = 1", "schema = 1\nschema = 1"), "not valid TOML", "toml.io"),
     ],
 )
@@ -93,6 +94,13 @@ def test_a_mistake_is_refused_with_file_key_and_next_step(
     assert caught.value.message.startswith(str(path))
     assert place in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+def test_languages_are_codes_and_not_files(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace('method = "repair"', 'languages = ["en", "code"]'))
+    entry = read_release(path).models[0]
+    assert entry.pruning(0.2).languages == ("en", "code")
+    assert entry.said["languages"] == ("en", "code")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
