@@ -13,18 +13,17 @@ if TYPE_CHECKING:
 
 # A language that takes at most this many times the tokens of before is kept.
 KEPT_RATIO = 1.05
-_HOW = {
-    SCRIPTS: "tokens of other scripts than the calibration text's go first, then the rarest",
-    LANGUAGES: "the tokens that text in the languages uses least go",
-    CORPUS: "half by the corpus, half as without it",
+_BY = {
+    SCRIPTS: "scripts of the calibration text, then merge order",
+    LANGUAGES: "use in the languages",
+    CORPUS: "use in a corpus, for half of the tokens",
 }
 
 
 def how_ranked(plan: PrunePlan) -> str:
     """How the tokens were ranked, in a few words for a model card."""
     languages = plan.options.get("languages")
-    by = {SCRIPTS: "script and merge order", LANGUAGES: "use in the languages", CORPUS: "use in a corpus"}
-    words = by.get(plan.ranking, "merge order")
+    words = _BY.get(plan.ranking, "merge order")
     return f"{words} ({', '.join(languages)})" if languages else words
 
 
@@ -36,20 +35,24 @@ def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
     kept = [cost.language for cost in costs if cost.ratio <= KEPT_RATIO]
     if asked:
         found = [f"vocabulary kept for: {', '.join(asked)} (--languages)"]
-    elif plan.ranking == SCRIPTS:
-        names = ", ".join(kept) or "none of the languages measured"
-        found = [f"vocabulary kept for: {names} (assumed from the calibration text; {_HOW[SCRIPTS]})"]
     else:
-        found = [f"vocabulary ranked by {how_ranked(plan)}"]
+        names = ", ".join(_name(language) for language in kept) or "none of the languages measured"
+        found = [f"vocabulary kept for: {names} (by {how_ranked(plan)})"]
     costly = [cost for cost in costs if cost.ratio > KEPT_RATIO]
     if costly:
-        listed = ", ".join(f"{cost.language} {cost.ratio:.1f}x" for cost in costly)
+        listed = ", ".join(f"{_name(cost.language)} {cost.ratio:.1f}x" for cost in costly)
+        found.append(f"these cost more tokens: {listed}")
         own = asked or [CODES[name] for name in kept]
-        # The first that is not asked for; one that was asked for and is costly all the same needs a larger vocabulary.
+        # One that was asked for and is costly all the same needs a larger vocabulary.
         other = next((cost.language for cost in costly if CODES[cost.language] not in own), None)
-        advice = f"; --languages {','.join([*own, CODES[other]])} keeps {other}" if other else ""
-        found.append(f"other languages cost more tokens: {listed}{advice}")
+        if other is not None:
+            found.append(f"to keep {_name(other)}: --languages {','.join([*own, CODES[other]])}")
     return found
+
+
+def _name(language: str) -> str:
+    """A language as it stands in a sentence."""
+    return "code" if language == "Code" else language
 
 
 def as_json(plan: PrunePlan) -> dict[str, Any]:

@@ -163,7 +163,13 @@ def test_summary_has_the_rows_and_the_next_commands(
     for row in (
         *("parameters", "file size", "resident memory", "prefill, tokens/s", "decode, tokens/s"),
         *("decode, characters/s", "bits per byte, float32", "bits per byte, Q8_0"),
-        *("pruning loss", "quantisation loss", "parity gate: passed", "tokens per character", "prompt: Say something."),
+        *(
+            "pruning loss",
+            "quantisation loss",
+            "parity gate: passed",
+            "vocabulary kept for: ",
+            "prompt: Say something.",
+        ),
     ):
         assert row in out
     less = out[out.index("to lose less at this size:") : out.index("wrote ")].splitlines()

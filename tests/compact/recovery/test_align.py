@@ -15,7 +15,7 @@ from compact.recovery.align import Alignment, align
 from compact.recovery.lesson import make_lesson
 from compact.recovery.teacher import Answers
 from compact.tokenizer import prune_tokenizer_json
-from compact.vocabulary import always_kept, kept_ids, rank_by_corpus, rank_by_merges, read_vocabulary
+from compact.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
 from tests.checkpoints import TEXTS, train_tokenizer
 
 TEXT = " ".join(TEXTS)
@@ -30,7 +30,7 @@ class Pair:
         self.vocabulary = read_vocabulary(document, rows, "test")
         always = always_kept(self.vocabulary, [], set())
         counts = {i: i % 7 for i in range(rows)}
-        ranked = rank_by_corpus(self.vocabulary, always, counts) if corpus else rank_by_merges(self.vocabulary, always)
+        ranked = rank_by_use(self.vocabulary, always, counts) if corpus else rank_by_merges(self.vocabulary, always)
         self.kept = kept_ids(self.vocabulary, always, ranked, vocab_size)
         self.pruned = prune_tokenizer_json(document, {old: new for new, old in enumerate(self.kept)})
         self.teacher = Tokenizer.from_str(json.dumps(document))
