@@ -1,11 +1,11 @@
-"""The tables and the picture of `docs/languages.md`, from the recorded cells of `languages.py`."""
+"""The tables of `docs/languages.md` and README.md, and the picture, from the recorded cells of `languages.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from common import DOCS, RESULTS, recorded, table, write_table
+from common import DOCS, RESULTS, recorded, table, with_table
 
 from compact_edge.plot import Panel, Series, document
 from runtime_bench.report import svg
@@ -120,6 +120,27 @@ def speed_table(found: Mapping[str, Cells]) -> str:
     return table(header, rows)
 
 
+def short_table(cells: Cells) -> str:
+    """For README: each size by `--languages`, its loss and its speed."""
+    before = _unpruned(cells)
+    whole = next(iter(before.values()))["parameters"]
+    rows = []
+    for size in _sizes(cells, RANKINGS[-1], ENGLISH):
+        row = {text: cells[f"{RANKINGS[-1]}|{size}|{text}"] for text in ENGLISH}
+        parameters = row[ENGLISH[0]]["parameters"]
+        losses = (row[text]["bits_per_byte"] / before[text]["bits_per_byte"] - 1 for text in ENGLISH)
+        speed = cells.get(f"speed|{size}|fiction")
+        rows.append(
+            [
+                f"{size:,}",
+                f"{100 * (parameters / whole - 1):+.0f}%",
+                *(f"{100 * loss:+.1f}%" for loss in losses),
+                "" if speed is None else f"{speed['ratio']:.2f}x",
+            ]
+        )
+    return table(["vocab_size", "parameters", *ENGLISH, "decode, characters/s"], rows)
+
+
 def picture(found: Mapping[str, Cells]) -> str:
     """Mean loss over the four English texts by vocabulary size, a panel for each model."""
     panels, told = [], []
@@ -156,5 +177,9 @@ def write_page() -> None:
             parts += [f"### {model}: the handbook in the languages asked for", languages_table(cells)]
     if any(key.startswith("speed|") for cells in found.values() for key in cells):
         parts += ["### Size and speed", speed_table(found)]
-    write_table(PAGE, "languages", "\n\n".join(parts))
+    texts = {DOCS / PAGE: "\n\n".join(parts)}
+    if MODELS[0] in found:
+        texts[DOCS.parent / "README.md"] = short_table(found[MODELS[0]])
+    for path, rows in texts.items():
+        path.write_text(with_table(path.read_text(encoding="utf-8"), "languages", rows), encoding="utf-8")
     (DOCS / PICTURE).write_text(picture(found), encoding="utf-8")
