@@ -1,7 +1,7 @@
 """How often text of a language uses each token of a tokenizer.
 
 Words come from the lists of the package `wordfreq` (42 languages, in the package itself: no network). A list holds
-lower-case words and their frequencies, and text writes a word in several forms: after a space or at a line's start, in
+case-folded words and their frequencies, and text writes a word in several forms: after a space or at a line's start, in
 lower case, capitalised or in capitals. The merge order says which of them this tokenizer's training text preferred: of
 two forms that are tokens, the one that was merged earlier is the more frequent. Punctuation, digits, white space,
 markup and operators are in no list of words. Their use is counted in the standard library's prose and source.
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from compact import stdlib_text
@@ -36,7 +37,7 @@ _FORMS = (0.85, 0.13, 0.02)
 # Languages that write every noun with a capital.
 _CAPITAL_NOUNS = frozenset({"de", "lb", "gsw", "nds"})
 _FORMS_WITH_NOUNS = (0.5, 0.48, 0.02)
-# A form that is not one token is taken for this many times rarer than the last token merged.
+# A form of n tokens is taken for this to the power of n - 1 times rarer than the last token merged.
 _RARER = 3
 # Smooths the use of the first merges: token r of the merge order is used in proportion to 1 / (r + this).
 RANK_OFFSET = 1000
@@ -44,7 +45,7 @@ RANK_OFFSET = 1000
 _PROSE_CHARACTERS, _CODE_CHARACTERS = 1_500_000, 3_000_000
 # What is taken from every count of a text.
 _DISCOUNT = 0.8
-_BATCH = 100_000
+_BATCH = 20_000
 _DIGIT = re.compile(r"\d")
 
 # Texts -> ids of each, without special tokens.
@@ -131,42 +132,68 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
         return {}
     _, wordfreq = _packages()
     listed = wordfreq.get_frequency_dict(language.words, "best")
-    words = [word for word in listed if not _DIGIT.search(word)][:_MOST_WORDS]
+    words = {word: listed[word] for word in listed if not _DIGIT.search(word)}
+    words = _unfolded(vocabulary, encode, dict(islice(words.items(), _MOST_WORDS)), language.words)
     priors = _FORMS_WITH_NOUNS if language.capital_nouns else _FORMS
     use: Counter[int] = Counter()
-    for start in range(0, len(words), _BATCH // 5):
-        batch = words[start : start + _BATCH // 5]
+    for batch in _batches(words):
         if not language.spaced:
             for word, ids in zip(batch, encode(batch), strict=True):
-                _add(use, ids, listed[word])
+                _add(use, ids, words[word])
             continue
-        cases = [form for word in batch for form in (word, word[:1].upper() + word[1:], word.upper())]
+        cases = [form for word in batch for form in (word, _capitalised(word), word.upper())]
         spaced = encode([f" {form}" for form in cases])
         bare = encode([form for number, form in enumerate(cases) if number % 3 < 2])
         for number, word in enumerate(batch):
             after_space = spaced[3 * number : 3 * number + 3]
-            shares = _form_shares(vocabulary, after_space, priors)
+            weights = [prior * _evidence(vocabulary, ids) for prior, ids in zip(priors, after_space, strict=True)]
+            shares = [weight / sum(weights) for weight in weights]
             for ids, share in zip(after_space, shares, strict=True):
-                _add(use, ids, listed[word] * share * (1 - _WITHOUT_SPACE))
+                _add(use, ids, words[word] * share * (1 - _WITHOUT_SPACE))
             # A line or a quotation begins with a capital more often than not.
             lower = shares[0] / 2
             for ids, share in zip(bare[2 * number : 2 * number + 2], (lower, 1 - lower), strict=True):
-                _add(use, ids, listed[word] * share * _WITHOUT_SPACE)
+                _add(use, ids, words[word] * share * _WITHOUT_SPACE)
     return normalised(use)
 
 
-def _form_shares(vocabulary: Vocabulary, forms: Sequence[Sequence[int]], priors: Sequence[float]) -> list[float]:
-    """How the uses of a word are shared by its forms: how common the form is, times what the merge order says of it."""
+def _unfolded(vocabulary: Vocabulary, encode: Encode, words: Mapping[str, float], code: str) -> dict[str, float]:
+    """The words as they are written: the lists are case-folded, which turns the German ß to ss and the Greek ς to σ."""
+    if code == "el":
+        return {f"{word[:-1]}ς" if word.endswith("σ") else word: share for word, share in words.items()}
+    if code != "de":
+        return dict(words)
+    result = {word: share for word, share in words.items() if "ss" not in word}
+    folded = [word for word in words if "ss" in word]
+    for batch in _batches(folded):
+        spellings = [spelling for word in batch for spelling in (word, word.replace("ss", "ß"))]
+        forms = encode([f" {form}" for word in spellings for form in (word, _capitalised(word))])
+        for number, word in enumerate(batch):
+            found = [
+                max(_evidence(vocabulary, ids) for ids in forms[at : at + 2]) for at in (4 * number, 4 * number + 2)
+            ]
+            for spelling, evidence in zip((word, word.replace("ss", "ß")), found, strict=True):
+                result[spelling] = result.get(spelling, 0.0) + words[word] * evidence / sum(found)
+    return result
+
+
+def _capitalised(word: str) -> str:
+    return word[:1].upper() + word[1:]
+
+
+def _batches(words: Iterable[str]) -> Iterator[list[str]]:
+    """At most 20,000 words at a time, which bounds the memory for their forms."""
+    rest = iter(words)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def _evidence(vocabulary: Vocabulary, ids: Sequence[int]) -> float:
+    """What the merge order says of how often a form is used; a form of more tokens is taken for a rarer one."""
     last = len(vocabulary.merges)
-
-    def evidence(ids: Sequence[int]) -> float:
-        if len(ids) != 1:
-            return 1 / (_RARER * last)
+    if len(ids) == 1:
         return 1 / (vocabulary.first_merge.get(vocabulary.by_id[ids[0]], last) + RANK_OFFSET)
-
-    weights = [prior * evidence(ids) for prior, ids in zip(priors, forms, strict=True)]
-    total = sum(weights)
-    return [weight / total for weight in weights]
+    return 1.0 / (float(_RARER) ** (len(ids) - 1) * (last + RANK_OFFSET))
 
 
 def _add(use: Counter[int], ids: Iterable[int], share: float) -> None:

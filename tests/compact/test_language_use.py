@@ -62,6 +62,25 @@ def test_the_words_of_a_language_cover_its_real_prose(qwen: Real, data_dir: Path
         assert qwen.share(use, " und") > 5 * qwen.share(use, " Und")
 
 
+@pytest.mark.parametrize(
+    ("code", "listed", "written", "folded"),
+    [("de", "strasse", " Straße", " Strasse"), ("de", "wasser", " Wasser", " Waßer"), ("el", "ποσ", " πος", " ποσ")],
+)
+def test_words_are_counted_as_they_are_written(
+    qwen: Real, monkeypatch: pytest.MonkeyPatch, code: str, listed: str, written: str, folded: str
+) -> None:
+    """The lists are case-folded: the German ß is ss there, and the Greek ς is σ."""
+    import wordfreq
+
+    monkeypatch.setattr(wordfreq, "get_frequency_dict", lambda *_: {listed: 1.0})
+    (language,) = parse_languages((code,))
+    use = word_use(qwen.vocabulary, qwen.encode, language)
+    as_written, as_folded = (set(qwen.encode([text])[0]) for text in (written, folded))
+    assert min(use.get(i, 0.0) for i in as_written - as_folded) > max(
+        (use.get(i, 0.0) for i in as_folded - as_written), default=0.0
+    )
+
+
 def test_codes_that_are_understood() -> None:
     found = {one.code: one for one in parse_languages(("en-GB", "pt-BR", "zh-Hans", "ja", "sr", "th", "code"))}
     assert (found["en-GB"].words, found["pt-BR"].words, found["zh-Hans"].words) == ("en", "pt", "zh")
