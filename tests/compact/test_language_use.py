@@ -64,7 +64,7 @@ def test_the_words_of_a_language_cover_its_real_prose(qwen: Real, data_dir: Path
 
 @pytest.mark.parametrize(
     ("code", "listed", "written", "folded"),
-    [("de", "strasse", " Straße", " Strasse"), ("de", "wasser", " Wasser", " Waßer"), ("el", "ποσ", " πος", " ποσ")],
+    [("de", "weiss", " weiß", " weiss"), ("de", "wasser", " Wasser", " Waßer"), ("el", "ποσ", " πος", " ποσ")],
 )
 def test_words_are_counted_as_they_are_written(
     qwen: Real, monkeypatch: pytest.MonkeyPatch, code: str, listed: str, written: str, folded: str
