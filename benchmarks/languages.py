@@ -42,10 +42,10 @@ SIZES = {
     "smollm2-135m": (36_864, 24_576),
 }
 # Sizes at which a corpus is compared, and those at which the sets of languages are.
-CORPUS_SIZES = (131_072, 65_536, 32_768, 24_576)
+CORPUS_SIZES = {"gemma-3-270m": (131_072, 65_536, 32_768), "qwen2.5-coder-0.5b": (), "smollm2-135m": (24_576,)}
 LANGUAGE_SIZES: dict[str, dict[int, Sequence[str]]] = {
     "gemma-3-270m": {65_536: SETS, 32_768: ("en", "de", "en,de")},
-    "qwen2.5-coder-0.5b": {65_536: ("de", "zh,en")},
+    "qwen2.5-coder-0.5b": {},
     "smollm2-135m": {},
 }
 SPEED_SIZES = (65_536, 32_768)
@@ -87,7 +87,7 @@ def cells_of(model: str) -> Iterator[tuple[str, int | None, PruneOptions, Sequen
         for ranking, options in compared.items():
             if ranking == "scripts" and model == "smollm2-135m":
                 continue  # its vocabulary is English already, and merge order is the default
-            if ranking == "corpus" and size not in CORPUS_SIZES:
+            if ranking == "corpus" and size not in CORPUS_SIZES[model]:
                 continue
             yield ranking, size, options, ENGLISH
     for size, sets in LANGUAGE_SIZES[model].items():
