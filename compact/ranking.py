@@ -8,7 +8,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from compact.coverage import Reach, reach_of
 from compact.errors import BudgetError, UsageError
 from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
 from compact.progress import SILENT, Progress
-from compact.scripts import shared_characters, written_in
+from compact.scripts import punctuation_of, shared_characters, written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file
 from compact.token_use import UsedTokens, encoder
@@ -130,7 +130,7 @@ def rank_vocabulary(
     named = sorted(named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens))
     keep = partial(always_kept, vocabulary, named, referenced_ids(source.directory))
     if options.languages:
-        always = keep(characters=shared_characters().fullmatch)
+        always = keep(characters=_always_spelled(parse_languages(options.languages)))
         return _by_languages(source, options, vocabulary, always, UsedTokens(source, vocabulary, cache, progress))
     scripts = _assumed_scripts(source, options, vocabulary)
     if scripts is None:
@@ -183,6 +183,16 @@ def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:
     """1 for a token of these scripts, 0 for every other. A part of a character has no script of its own."""
     fullmatch = written_in(scripts).fullmatch
     return {token: int(text is not None and bool(fullmatch(text))) for token, text in vocabulary.texts.items()}
+
+
+def _always_spelled(languages: Sequence[Language]) -> Callable[[str], bool]:
+    """Which single characters stay: what every language uses, and the punctuation and digits of these languages.
+
+    No list of words has those, and no merge makes them.
+    """
+    scripts = frozenset[str]().union(*(language.scripts for language in languages)) - {LATIN}
+    shared, own = shared_characters().fullmatch, punctuation_of(scripts).fullmatch
+    return lambda character: bool(shared(character) or own(character))
 
 
 def _by_languages(

@@ -22,6 +22,9 @@ _COMPOUND = {
     "Hans": ("Hani", "Bopo"),
     "Hant": ("Hani", "Bopo"),
 }
+# Written with any of these: the full-width comma and its like, which Unicode gives to no script.
+_EAST_ASIAN = frozenset({"Hani", "Hira", "Kana", "Hang", "Bopo"})
+_FULL_WIDTH = r"\p{Block=HalfwidthAndFullwidthForms}\p{Block=CJKSymbolsAndPunctuation}"
 # The scripts of running text, for texts whose language nobody names.
 _KNOWN = (
     "Latn", "Cyrl", "Grek", "Arab", "Hebr", "Hani", "Hira", "Kana", "Hang", "Deva", "Beng", "Taml", "Telu", "Gujr",
@@ -47,8 +50,31 @@ def written_in(scripts: frozenset[str]) -> Any:
     """
     import regex
 
+    return regex.compile(rf"[{SHARED}{_characters_of(scripts)}]*")
+
+
+def _characters_of(scripts: frozenset[str]) -> str:
+    """The characters of scripts, for a set in a pattern."""
     extensions = "".join(rf"\p{{Script_Extensions={script}}}" for script in sorted(scripts))
-    return regex.compile(rf"[{SHARED}{extensions}]*")
+    return extensions + (_FULL_WIDTH if scripts & _EAST_ASIAN else "")
+
+
+@cache
+def letter_of(scripts: frozenset[str]) -> Any:
+    """A compiled pattern. Its `search` finds a letter of one of these scripts."""
+    import regex
+
+    return regex.compile("[" + "".join(rf"\p{{Script={script}}}" for script in sorted(scripts)) + r"]")
+
+
+@cache
+def punctuation_of(scripts: frozenset[str]) -> Any:
+    """A compiled pattern. Its `fullmatch` accepts one character of these scripts that is no letter and no mark."""
+    import regex
+
+    if not scripts:
+        return regex.compile(r"(?!)")
+    return regex.compile(rf"(?=[{_characters_of(scripts)}])[^\p{{L}}\p{{M}}]")
 
 
 @cache

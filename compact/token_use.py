@@ -23,12 +23,14 @@ from compact.language_use import (
     word_use,
 )
 from compact.progress import SILENT, Progress
-from compact.scripts import written_in
+from compact.scripts import letter_of, written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import sha256_file, sha256_json
 from compact.tokenizer import load_tokenizer
 from compact.vocabulary import Vocabulary
 
+# Of a language without spaces between words, what the merge order has beside the list of words.
+_ACROSS_WORDS_SHARE = 0.3
 # Raised when equal inputs are counted to other shares.
 _VERSION = 2
 
@@ -63,13 +65,14 @@ class UsedTokens:
         self._progress = progress
 
     def words(self, language: Language) -> Use:
-        """The words of a language; where there is no list of its words, its scripts' tokens by merge order."""
+        """The words of a language.
+
+        Where there is no list of its words, its scripts' tokens by merge order. Where no spaces stand between words,
+        seven tenths by the list and the rest by merge order: tokens reach over the ends of words there, and no list has those.
+        """
         if language.words is None:
-            pattern = written_in(language.scripts)
-            texts = self._vocabulary.texts
-            own = (token for token, text in texts.items() if text is not None and pattern.fullmatch(text))
-            return merge_order_use(self._vocabulary, own)
-        return self._kept(
+            return self._by_merges(language)
+        words = self._kept(
             f"counting the tokens of words in {language.code}",
             {
                 "words": language.words,
@@ -79,6 +82,16 @@ class UsedTokens:
             },
             lambda: {"words": word_use(self._vocabulary, self._encode, language)},
         )["words"]
+        if language.spaced:
+            return words
+        return mixed([(1 - _ACROSS_WORDS_SHARE, words), (_ACROSS_WORDS_SHARE, self._by_merges(language))])
+
+    def _by_merges(self, language: Language) -> Use:
+        """The tokens with a letter of the language's scripts, by merge order."""
+        fullmatch, letter = written_in(language.scripts).fullmatch, letter_of(language.scripts).search
+        texts = self._vocabulary.texts
+        own = (token for token, text in texts.items() if text is not None and letter(text) and fullmatch(text))
+        return merge_order_use(self._vocabulary, own)
 
     @property
     def prose(self) -> Use:

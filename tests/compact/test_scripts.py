@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compact.scripts import expand, scripts_of, shared_characters, written_in
+from compact.scripts import expand, punctuation_of, scripts_of, shared_characters, written_in
 
 PROSE = {
     "de": {"Latn"},
@@ -39,7 +39,7 @@ def test_a_quoted_word_is_no_script_of_the_text() -> None:
             ["слово", "中", "、", "한", "aλ"],
         ),
         ("Cyrl", [" слово", "42", "—"], ["中", "λ"]),
-        ("Jpan", ["日本", "テスト", "ひらがな", "、", "「", "ー"], ["слово", "한"]),
+        ("Jpan", ["日本", "テスト", "ひらがな", "、", "「", "ー", "，", "Ａ"], ["слово", "한"]),
         ("Kore", ["한국"], ["日本", "か"]),
     ],
 )
@@ -47,6 +47,14 @@ def test_a_pattern_of_a_script(scripts: str, accepted: list[str], refused: list[
     fullmatch = written_in(frozenset(expand(scripts))).fullmatch
     assert [text for text in accepted if not fullmatch(text)] == []
     assert [text for text in refused if fullmatch(text)] == []
+
+
+def test_punctuation_of_a_script_is_not_its_letters() -> None:
+    japanese = punctuation_of(frozenset(expand("Jpan"))).fullmatch
+    assert all(japanese(character) for character in "、。「」，！")
+    assert not any(japanese(character) for character in "日かカaж،")
+    assert punctuation_of(frozenset({"Arab"})).fullmatch("،")
+    assert not punctuation_of(frozenset()).fullmatch(",")
 
 
 def test_characters_that_every_language_uses() -> None:
