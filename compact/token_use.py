@@ -67,8 +67,8 @@ class UsedTokens:
     def words(self, language: Language) -> Use:
         """The words of a language.
 
-        Where there is no list of its words, its scripts' tokens by merge order. Where no spaces stand between words,
-        seven tenths by the list and the rest by merge order: tokens reach over the ends of words there, and no list has those.
+        Where there is no list of its words, its scripts' tokens by merge order. Without spaces between words, tokens
+        reach over the ends of words, and no list has those: three tenths are by merge order.
         """
         if language.words is None:
             return self._by_merges(language)
