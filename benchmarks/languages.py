@@ -140,7 +140,7 @@ def measure_speed(model: str, source: ModelSource, n_bytes: int, store: Cache, c
     with tempfile.TemporaryDirectory(dir=default_root()) as work:
         folder = Path(work)
         whole = _export(source.directory, folder / "whole")
-        for size in SPEED_SIZES:
+        for size in (size for size in SPEED_SIZES if size in SIZES[model]):
             key = f"speed|{size}|fiction"
             if key in cells.cells:
                 continue
