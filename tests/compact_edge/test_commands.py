@@ -97,7 +97,7 @@ def test_prune_says_what_to_do_next(shop: Workshop, tmp_path: Path, capsys: pyte
     assert cli.run(prune(shop, out)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "19.9% removed" in lines[0]
-    # For whom the vocabulary was kept, what others pay and how to keep one of them: tests/compact_edge/test_languages.py.
+    # tests/compact_edge/test_languages.py has what these lines say.
     starts = ("vocabulary kept for: ", "these cost more tokens: ", "to keep ")
     assert [line.startswith(start) for line, start in zip(lines[1:4], starts, strict=True)] == [True] * 3
     assert lines[4] == "to lose less at this size:"
