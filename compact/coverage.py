@@ -25,7 +25,7 @@ class Reach:
     tokens_per_character: Sequence[float]
 
     def at(self, vocab_size: int) -> tuple[float, float]:
-        """Coverage and tokens per character of a size; of the nearest one where there is no such size."""
+        """Coverage and tokens per character of a size. Outside the range, those of its nearest end."""
         n = max(0, min(vocab_size - self.smallest, len(self.coverage) - 1))
         return self.coverage[n], self.tokens_per_character[n]
 

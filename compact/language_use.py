@@ -60,7 +60,7 @@ class Language:
     Attributes:
         code: the BCP 47 code that the user named, or `code`.
         scripts: ISO 15924 codes of what it is written in.
-        words: the code of its list of words; None where there is no list.
+        words: the code of its list of words, or None without a list.
         spaced: whether it writes spaces between words.
         capital_nouns: whether it writes every noun with a capital.
     """
@@ -127,7 +127,7 @@ def lists_version() -> str:
 
 
 def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
-    """Id -> share of the tokens of the language's words; empty where there is no list of words."""
+    """Id -> share of the tokens of the language's words. Empty without a list of words."""
     if language.words is None:
         return {}
     _, wordfreq = _packages()
@@ -242,7 +242,7 @@ def merge_order_use(vocabulary: Vocabulary, tokens: Iterable[str]) -> Use:
 
 
 def normalised(use: Mapping[int, float]) -> Use:
-    """The same proportions with a sum of 1; empty where there is no use."""
+    """The same proportions with a sum of 1. Empty if nothing is used."""
     total = sum(use.values())
     return {token_id: share / total for token_id, share in use.items()} if total > 0 else {}
 

@@ -84,7 +84,7 @@ class Ranking:
     use: Use | None = None
 
     def floor_at(self, vocab_size: int) -> int | None:
-        """How many droppable tokens a corpus cannot push out at this size; None where there is no corpus.
+        """How many droppable tokens a corpus cannot push out at this size, or None without a corpus.
 
         Raises:
             UsageError: a floor above the number of droppable tokens that stay.
@@ -130,8 +130,10 @@ def rank_vocabulary(
     named = sorted(named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens))
     keep = partial(always_kept, vocabulary, named, referenced_ids(source.directory))
     if options.languages:
-        always = keep(characters=_always_spelled(parse_languages(options.languages)))
-        return _by_languages(source, options, vocabulary, always, UsedTokens(source, vocabulary, cache, progress))
+        languages = parse_languages(options.languages)
+        always = keep(characters=_always_spelled(languages))
+        used = UsedTokens(source, vocabulary, cache, progress)
+        return _by_languages(source, options, languages, used, Ranking(vocabulary, always, [], None))
     scripts = _assumed_scripts(source, options, vocabulary)
     if scripts is None:
         always = keep()
@@ -196,21 +198,20 @@ def _always_spelled(languages: Sequence[Language]) -> Callable[[str], bool]:
 
 
 def _by_languages(
-    source: ModelSource, options: PruneOptions, vocabulary: Vocabulary, always: frozenset[int], used: UsedTokens
+    source: ModelSource, options: PruneOptions, languages: Sequence[Language], used: UsedTokens, unranked: Ranking
 ) -> Ranking:
-    languages = parse_languages(options.languages)
+    """The ranking of `unranked`'s vocabulary by use in the languages, and in the corpus where there is one."""
+    vocabulary, always = unranked.vocabulary, unranked.always
     scripts = frozenset({LATIN}).union(*(language.scripts for language in languages))
     tiers = _tiers(vocabulary, scripts)
     text = mixed([(_LANGUAGES_SHARE, _use_of(used, languages)), (_SHARED_SHARE, used.shared)])
     by_merges = merge_order_use(vocabulary, (token for token, tier in tiers.items() if tier))
     smoothed = mixed([(1 - _MERGES_SHARE, text), (_MERGES_SHARE, by_merges)])
-    base = Ranking(
-        vocabulary,
-        always,
-        rank_by_use(vocabulary, always, smoothed, tiers),
-        None,
+    base = replace(
+        unranked,
+        order=rank_by_use(vocabulary, always, smoothed, tiers),
         name=LANGUAGES,
-        languages=tuple(options.languages),
+        languages=tuple(language.code for language in languages),
         scripts=tuple(sorted(scripts)),
         use=text,
     )
