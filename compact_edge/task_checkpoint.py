@@ -9,7 +9,7 @@ from typing import Any
 
 from compact.importance import load_model, resolve_device
 from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
-from exporters.branches import Group, Score
+from exporters.branches import Branch, Group, Score
 
 # Bytes of logits that are alive at once while scoring.
 _LOGITS_BYTES = 1 << 27
@@ -44,6 +44,8 @@ class CheckpointRuntime(CheckpointTokenizer):
         # Transformers renamed it in 5.24; the old name goes in 5.40.
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        # A linear attention keeps one state, which Transformers cannot hand to several branches.
+        self._shares_beginnings = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
         own = getattr(generation, "eos_token_id", None)
         self.ends |= frozenset([own] if isinstance(own, int) else own or ())
 
@@ -59,6 +61,8 @@ class CheckpointRuntime(CheckpointTokenizer):
         """One pass over the beginnings, padded at the left, then one over all branches, padded at the right."""
         import torch
 
+        if not self._shares_beginnings:
+            groups = [_whole(group) for group in groups]
         rows = [(g, b) for g, group in enumerate(groups) for b in range(len(group.branches))]
         branches = [groups[g].branches[b] for g, b in rows]
         length = max(len(branch.ids) for branch in branches)
@@ -196,3 +200,9 @@ class CheckpointRuntime(CheckpointTokenizer):
                 ids, positions = chosen[:, None], positions[:, -1:] + 1
                 seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
         return made
+
+
+def _whole(group: Group) -> Group:
+    """The same texts without a common beginning: each branch has all of it."""
+    branches = (Branch((*group.prefix, *branch.ids), branch.targets) for branch in group.branches)
+    return Group((), tuple(branches))

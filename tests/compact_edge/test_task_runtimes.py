@@ -98,7 +98,9 @@ def test_shared_beginnings_change_no_score(
     write_gguf(source, tmp_path / "m.gguf", "F32")
     llama = GgufRuntime(tmp_path / "m.gguf", threads=1)
     try:
-        assert scores(llama, rows) == pytest.approx(expected, abs=5e-3)
+        # Sums over up to 17 tokens. llama.cpp reads GELU from a float16 table, which Gemma 4 does twice in a layer.
+        most = 3e-2 if architecture == "Gemma4ForCausalLM" else 5e-3
+        assert scores(llama, rows) == pytest.approx(expected, abs=most)
     finally:
         llama.close()
 
