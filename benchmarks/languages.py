@@ -36,18 +36,10 @@ NAME = "languages"
 ENGLISH = ("wikitext", "technical", "fiction", "code")
 LANGUAGES = ("en", "de", "fr", "es", "pt", "ru", "zh", "ja", "ar", "vi")
 SETS = ("en", "en,de", "de", "en,fr,es,pt", "zh,en", "ja,en", "ru", "ar", "vi")
-SIZES = {
-    "gemma-3-270m": (131_072, 98_304, 65_536, 49_152, 32_768),
-    "qwen2.5-coder-0.5b": (65_536,),
-    "smollm2-135m": (36_864, 24_576),
-}
-# Sizes at which a corpus is compared, and those at which the sets of languages are.
-CORPUS_SIZES = {"gemma-3-270m": (131_072, 65_536, 32_768), "qwen2.5-coder-0.5b": (), "smollm2-135m": (24_576,)}
-LANGUAGE_SIZES: dict[str, dict[int, Sequence[str]]] = {
-    "gemma-3-270m": {65_536: SETS, 32_768: ("en", "de", "en,de")},
-    "qwen2.5-coder-0.5b": {},
-    "smollm2-135m": {},
-}
+LARGE = (131_072, 98_304, 65_536, 49_152, 32_768)
+SIZES = {"gemma-3-270m": LARGE, "qwen2.5-coder-0.5b": LARGE, "smollm2-135m": (36_864, 24_576)}
+# Models whose vocabularies are of many languages, and are compared in them.
+MULTILINGUAL = ("gemma-3-270m", "qwen2.5-coder-0.5b")
 SPEED_SIZES = (65_536, 32_768)
 QUANT = "Q8_0"
 DECODED = 64
@@ -75,8 +67,7 @@ def corpus() -> Path:
 def cells_of(model: str) -> Iterator[tuple[str, int | None, PruneOptions, Sequence[str]]]:
     """(ranking, vocab_size, options, names of the texts) of every cell."""
     every = [*ENGLISH, *(f"handbook {language}" for language in LANGUAGES)]
-    whole = every if LANGUAGE_SIZES[model] else list(ENGLISH)
-    yield "unpruned", None, PruneOptions(), whole
+    yield "unpruned", None, PruneOptions(), every if model in MULTILINGUAL else ENGLISH
     for size in SIZES[model]:
         compared = {
             "merges": PruneOptions(vocab_size=size, vocab_rank="merges"),
@@ -84,17 +75,13 @@ def cells_of(model: str) -> Iterator[tuple[str, int | None, PruneOptions, Sequen
             "corpus": PruneOptions(vocab_size=size, vocab_corpus=corpus()),
             "en,code": PruneOptions(vocab_size=size, languages=("en", "code")),
         }
+        if model not in MULTILINGUAL:
+            del compared["scripts"]  # its vocabulary is English already, and merge order is the default
         for ranking, options in compared.items():
-            if ranking == "scripts" and model == "smollm2-135m":
-                continue  # its vocabulary is English already, and merge order is the default
-            if ranking == "corpus" and size not in CORPUS_SIZES[model]:
-                continue
             yield ranking, size, options, ENGLISH
-    for size, sets in LANGUAGE_SIZES[model].items():
-        asked = sorted({code for codes in sets for code in codes.split(",")})
-        merges = PruneOptions(vocab_size=size, vocab_rank="merges")
-        yield "merges", size, merges, [f"handbook {code}" for code in asked]
-        for codes in sets:
+    for size in SIZES[model] if model in MULTILINGUAL else ():
+        yield "merges", size, PruneOptions(vocab_size=size, vocab_rank="merges"), every[len(ENGLISH) :]
+        for codes in SETS:
             options = PruneOptions(vocab_size=size, languages=tuple(codes.split(",")))
             yield codes, size, options, [f"handbook {code}" for code in codes.split(",")]
 
