@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compact.calibration import C4, STDLIB, STDLIB_PROSE, read_documents
 from compact.hub_dataset import names_hub_dataset, parse_dataset
-from compact.scripts import scripts_of
+from compact.scripts import LATIN, scripts_of
 from compact.source import TINY, ModelSource
 
 # English text: the built-in texts, and the paper's data set.
@@ -36,7 +36,7 @@ def calibration_scripts(names: Sequence[str]) -> frozenset[str] | None:
     found: set[str] = set()
     for name in names:
         if name in _ENGLISH or _is_english_c4(name):
-            found.add("Latn")
+            found.add(LATIN)
         elif Path(name).is_file():
             found |= scripts_of(islice(read_documents(Path(name)), _DOCUMENTS))
         else:

@@ -18,7 +18,7 @@ from typing import Any
 
 from compact import stdlib_text
 from compact.errors import ToolUnavailableError, UsageError
-from compact.scripts import expand
+from compact.scripts import LATIN, expand
 from compact.vocabulary import Vocabulary
 
 CODE = "code"
@@ -86,7 +86,7 @@ def _parse(code: str, codes: Sequence[str]) -> Language:
     if codes.count(code) > 1:
         raise UsageError(f"--languages {code}: given twice", "name each language once")
     if code == CODE:
-        return Language(CODE, frozenset({"Latn"}), None)
+        return Language(CODE, frozenset({LATIN}), None)
     langcodes, wordfreq = _packages()
     try:
         tag = langcodes.get(code)

@@ -21,7 +21,7 @@ from compact.coverage import Reach, reach_of
 from compact.errors import BudgetError, UsageError
 from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
 from compact.progress import SILENT, Progress
-from compact.scripts import punctuation_of, shared_characters, written_in
+from compact.scripts import LATIN, punctuation_of, shared_characters, written_in
 from compact.source import TOKENIZER, ModelSource
 from compact.store import read_json_object, sha256_file
 from compact.token_use import UsedTokens, encoder
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 AUTO, MERGES = "auto", "merges"
 # What the ranking of a plan is called.
 SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
-# Names, commands and units are written in Latin letters in text of every language.
-LATIN = "Latn"
 # With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.
 _OTHER_SCRIPTS_SHARE = 0.05
 # How a ranking by languages is weighed: the languages, what all of them share, the merge order.
@@ -134,16 +132,15 @@ def rank_vocabulary(
         always = keep(characters=_always_spelled(languages))
         used = UsedTokens(source, vocabulary, cache, progress)
         return _by_languages(source, options, languages, used, Ranking(vocabulary, always, [], None))
-    scripts = _assumed_scripts(source, options, vocabulary)
-    if scripts is None:
+    assumed = _assumed_scripts(source, options, vocabulary)
+    if assumed is None:
         always = keep()
-        order = rank_by_merges(vocabulary, always)
+        base = Ranking(vocabulary, always, rank_by_merges(vocabulary, always), None)
     else:
+        scripts, tiers = assumed
         always = keep(characters=written_in(scripts).fullmatch)
-        order = rank_by_merges(vocabulary, always, _tiers(vocabulary, scripts))
-    base = Ranking(vocabulary, always, order, None)
-    if scripts is not None:
-        base = replace(base, name=SCRIPTS, scripts=tuple(sorted(scripts)))
+        order = rank_by_merges(vocabulary, always, tiers)
+        base = Ranking(vocabulary, always, order, None, name=SCRIPTS, scripts=tuple(sorted(scripts)))
     if options.vocab_corpus is None:
         return base
     counts = count_tokens(encoder(source.directory)(read_documents(options.vocab_corpus)))
@@ -165,8 +162,10 @@ def check_ranking(options: PruneOptions) -> None:
     parse_languages(options.languages)
 
 
-def _assumed_scripts(source: ModelSource, options: PruneOptions, vocabulary: Vocabulary) -> frozenset[str] | None:
-    """The scripts of the calibration.
+def _assumed_scripts(
+    source: ModelSource, options: PruneOptions, vocabulary: Vocabulary
+) -> tuple[frozenset[str], dict[str, int]] | None:
+    """The scripts of the calibration, and the tiers of the tokens by them.
 
     None where merge order is asked for, where the calibration does not say before it is drawn, or where so few tokens
     are of other scripts that there is nothing to gain.
@@ -177,8 +176,9 @@ def _assumed_scripts(source: ModelSource, options: PruneOptions, vocabulary: Voc
     if found is None:
         return None
     scripts = found | {LATIN}
-    others = sum(not tier for tier in _tiers(vocabulary, scripts).values())
-    return scripts if others >= _OTHER_SCRIPTS_SHARE * len(vocabulary.tokens) else None
+    tiers = _tiers(vocabulary, scripts)
+    others = sum(not tier for tier in tiers.values())
+    return (scripts, tiers) if others >= _OTHER_SCRIPTS_SHARE * len(vocabulary.tokens) else None
 
 
 def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:

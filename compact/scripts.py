@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+# Names, commands and units are written in Latin letters in text of every language.
+LATIN = "Latn"
 # What text of every language uses: ASCII, Latin-1, general punctuation, currency signs, arrows and emoji.
 SHARED = (
     r"\u0000-\u00ff\p{Block=GeneralPunctuation}\p{Block=CurrencySymbols}\p{Block=Arrows}"
