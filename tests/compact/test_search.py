@@ -133,7 +133,8 @@ def test_auto_takes_the_best_of_what_it_judged_and_the_plan_says_so(
     chosen = points[plan.search["chosen"]]
     assert (plan.vocab_size, plan.intermediate_size) == (chosen["vocab_size"], chosen["intermediate_size"])
     least = min(point["mean_ratio"] for point in points)
-    assert chosen["mean_ratio"] - 1 <= 1.5 * (least - 1) + 1e-3  # the valley's bottom, not its luckiest point
+    # The valley's bottom, not its luckiest point; a cut that makes the model better has no valley.
+    assert chosen["mean_ratio"] - 1 <= max(1.5 * (least - 1), least - 1) + 1e-3
     assert plan.search["held_out_bytes"].keys() == chosen["bits_per_byte"].keys() == {"prose.txt", "code.txt"}
     base = plan.search["unpruned"]["bits_per_byte"]
     means = [chosen["bits_per_byte"][name] / base[name] for name in base]
