@@ -29,10 +29,11 @@ from common import (
     write_table,
 )
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import SELF, STDLIB, STDLIB_PROSE
 from compact.decide import decide
-from compact.prune import PruneOptions, prune
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries

@@ -17,7 +17,7 @@ from compact.decide import pruned_checkpoint as decided_checkpoint
 from compact.evaluate import evaluate_checkpoint, read_text
 from compact.evaluation_text import default_evaluation_text
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource
 from compact_edge.console import Console
 

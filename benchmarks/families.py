@@ -134,8 +134,10 @@ def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -
 
 
 def prune_checkpoint(source: Path, out: Path) -> Path:
+    from compact.apply import prune
     from compact.cache import Cache
-    from compact.prune import PruneOptions, make_plan, prune
+    from compact.planning import make_plan
+    from compact.prune_options import PruneOptions
     from compact.source import open_directory
 
     opened = open_directory(source, name="m", origin="m")
@@ -154,7 +156,7 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
 
 
 def check_pruned(before: Path, after: Path) -> tuple[bool, str]:
-    from compact.importance import load_model
+    from compact.load import load_model
     from compact.plan import PLAN, read_plan
     from tests.compact.pruning import cut_in_memory
 

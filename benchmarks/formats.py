@@ -19,10 +19,13 @@ from typing import Any
 
 from common import cache, record, table, write_table
 
+from compact.apply import prune
+from compact.calibration_choice import calibration_for
 from compact.evaluate import evaluate_checkpoint
 from compact.evaluation_text import NAME, default_evaluation_text
-from compact.importance import load_model
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.load import load_model
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.artifact_files import FileOptions
 from compact_edge.console import Console

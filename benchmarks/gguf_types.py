@@ -21,8 +21,9 @@ import click
 from common import cache, evaluation_texts, pruned_checkpoint, record, table
 
 from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
 from compact.errors import BudgetError
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.side import evaluate_gguf

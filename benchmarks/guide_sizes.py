@@ -73,7 +73,7 @@ def write_hollow(out: Path, guide: Guide) -> None:
 def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     """Parameters and sizes of a guide's model at every ratio."""
     from compact.budget import Sizes, count_parts, pruned_parts
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
     from compact.source import open_source

@@ -23,10 +23,11 @@ from common import Cells, bits_per_byte, cache, data_folder, evaluation_texts, h
 from languages_tables import write_page
 
 from compact import stdlib_text
+from compact.apply import prune
 from compact.cache import Cache, default_root
 from compact.decide import decide
 from compact.evaluate import read_text
-from compact.prune import PruneOptions, prune
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_source
 from compact.tokenizer import encode, load_tokenizer
 from compact_edge import cli

@@ -21,15 +21,18 @@ import click
 import numpy as np
 from common import cache, texts_to_learn_from
 
+from compact.apply import prune
 from compact.budget import Sizes, count_parts, removed_parameters
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
 from compact.decide import decide
 from compact.errors import BudgetError
 from compact.importance import collect_scores, top_channels
 from compact.layerwise import LayerStream
 from compact.plan import PLAN, PrunePlan, read_plan
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.recovery.options import RecoverOptions
 from compact.sizes import sizes_of
@@ -173,7 +176,7 @@ def _depth(setting: Setting, out: Path) -> None:
     """
     import torch
 
-    from compact.importance import load_model
+    from compact.load import load_model
     from compact.tokenizer import load_tokenizer
 
     source = setting.source

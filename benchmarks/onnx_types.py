@@ -17,8 +17,9 @@ from typing import Any
 
 from common import cache, evaluation_texts, pruned_checkpoint, record, table, write_table
 
+from compact.calibration_choice import calibration_for
 from compact.checkpoint import read_index
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.format_onnx import evaluate_onnx

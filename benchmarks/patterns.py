@@ -28,7 +28,7 @@ from common import (
     write_table,
 )
 
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.recovery.options import RecoverOptions
 from compact.source import open_source
 from compact_edge.console import Console

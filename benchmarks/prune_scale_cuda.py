@@ -108,8 +108,11 @@ def large(shape: str, work: Path, tokens: int, *, whole: bool) -> dict[str, Any]
 
 def plans() -> dict[str, Any]:
     """smollm2-135m by CPU float32, CUDA float32 and CUDA bfloat16."""
+    from compact.calibration_choice import calibration_for
+    from compact.channel_scores import common_act2
+    from compact.planning import make_plan
     from compact.progress import SILENT
-    from compact.prune import PruneOptions, calibration_for, common_act2, make_plan
+    from compact.prune_options import PruneOptions
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
     from compact.source import open_source

@@ -28,7 +28,7 @@ from common import (
 )
 
 from compact.decide import decide, pruned_checkpoint
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.recovery.options import LEARNING_RATE, RecoverOptions
 from compact.source import open_source
 from compact_edge.console import Console

@@ -16,7 +16,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class BudgetOptions(Protocol):
-    """The part of `compact.prune.PruneOptions` that says how much goes."""
+    """The part of `compact.prune_options.PruneOptions` that says how much goes."""
 
     @property
     def ratio(self) -> float | None: ...

@@ -1,6 +1,6 @@
 """From a model and a user's options to a decision: the plan, and the tensors that it replaces, if it does.
 
-`compact.prune.make_plan` chooses what stays. What comes before it (searching the sizes) and behind it (repairing and
+`compact.planning.make_plan` chooses what stays. What comes before it (searching the sizes) and behind it (repairing and
 training what stays) is strung together here, so that every command decides alike.
 """
 
@@ -9,22 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
 from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
 from compact.calibration_scripts import default_calibration
 from compact.errors import PlanMismatchError
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
+from compact.planning import make_plan
 from compact.progress import SILENT, Progress
-from compact.prune import (
-    PruneOptions,
-    calibration_for,
-    check_texts_to_learn,
-    make_plan,
-    prune,
-    texts_to_learn,
-)
+from compact.prune_options import PruneOptions
+from compact.prune_texts import check_texts_to_learn, texts_to_learn
 from compact.ranking import rank_vocabulary
 from compact.repair import repair
 from compact.search import SizeOf, find_sizes
@@ -37,7 +34,7 @@ PRUNE_VERSION = 2
 
 @dataclass(frozen=True)
 class Decision:
-    """What `compact.prune.prune` applies.
+    """What `compact.apply.prune` applies.
 
     Attributes:
         plan: what stays.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from compact.calibration import read_documents
+from compact.documents import read_documents
 from compact.errors import CalibrationError, UsageError
 from compact.progress import SILENT, Progress
 from compact.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
@@ -232,9 +232,10 @@ def open_checkpoint(
     Args:
         directory: the checkpoint.
         window: most positions of a window; 2048 by default, and never more than the model has.
-        device, dtype: as `compact.importance.resolve_device` and `resolve_dtype` take them.
+        device, dtype: as `compact.devices.resolve_device` and `resolve_dtype` take them.
     """
-    from compact.importance import load_model, resolve_device, resolve_dtype
+    from compact.devices import resolve_device, resolve_dtype
+    from compact.load import load_model
     from compact.tokenizer import bos_id, encode, load_tokenizer
 
     place = resolve_device(device)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compact.calibration import HeldOut
+from compact.checkpoint_names import CONFIG, TOKENIZER
 from compact.evaluate import Evaluation, evaluate, hf_score, token_bytes
 from compact.progress import SILENT, Progress
-from compact.source import CONFIG, TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import write_json
 from compact.tokenizer import bos_id, encode, load_tokenizer, remap_config, write_pruned_tokenizer
 

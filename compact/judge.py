@@ -18,12 +18,15 @@ import numpy as np
 from compact.budget import Sizes
 from compact.cache import Cache
 from compact.calibration import Calibration
+from compact.channel_scores import act2_scores, reference_scores
+from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.errors import CalibrationError, DamagedFileError, UsageError
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts, write_tokenizer
-from compact.importance import Scores, free_memory, load_model, resolve_device, resolve_dtype, top_channels
+from compact.importance import Scores, top_channels
+from compact.load import load_model
 from compact.progress import Progress
-from compact.prune import PruneOptions, act2_scores, reference_scores
+from compact.prune_options import PruneOptions
 from compact.ranking import Ranking
 from compact.resizable import Resizable
 from compact.source import ModelSource

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compact.checkpoint import open_tensors, read_index
+from compact.devices import resolve_device, resolve_dtype
 from compact.errors import DamagedFileError
 from compact.layer_states import SharedKeysValues, StateRoom, States
 from compact.progress import SILENT, Progress
@@ -93,7 +94,7 @@ class LayerStream:
         Args:
             model_dir: a checkpoint that `compact.source.open_source` accepted (its `directory`).
             sequences: ids of the source's tokenizer; neighbours of equal length are batched.
-            device, dtype: as `compact.importance.resolve_device` and `resolve_dtype` take them.
+            device, dtype: as `compact.devices.resolve_device` and `resolve_dtype` take them.
             batch_size: sequences of a batch.
             state_bytes: hidden states above this lie in a mapped file, not in memory.
             scratch: where that file goes; None takes the system's temporary directory.
@@ -103,8 +104,6 @@ class LayerStream:
             UsageError: the device is not there. DamagedFileError: Transformers does not accept the configuration.
         """
         import torch
-
-        from compact.importance import resolve_device, resolve_dtype
 
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)

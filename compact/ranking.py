@@ -12,17 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compact.cache import Cache
-from compact.calibration import read_documents
 from compact.calibration_scripts import calibration_scripts, default_calibration
+from compact.checkpoint_names import TOKENIZER
 from compact.coverage import Reach, reach_of
+from compact.documents import read_documents
 from compact.errors import BudgetError, UsageError
 from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
 from compact.progress import SILENT, Progress
+from compact.prune_options import MERGES, PruneOptions
 from compact.scripts import LATIN, punctuation_of, shared_characters, written_in
-from compact.source import TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_file
 from compact.token_use import UsedTokens, encoder
 from compact.tokenizer import named_tokens, referenced_ids
@@ -36,11 +37,6 @@ from compact.vocabulary import (
     with_floor,
 )
 
-if TYPE_CHECKING:
-    from compact.prune import PruneOptions
-
-# `--vocab-rank`.
-AUTO, MERGES = "auto", "merges"
 # What the ranking of a plan is called.
 SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
 # With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.

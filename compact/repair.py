@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut, retokenise, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.devices import computed_on
 from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
 from compact.held_out import write_tokenizer
-from compact.importance import computed_on
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
+from compact.prune_options import PruneOptions
 from compact.repair_check import fits_in_memory, judge
 from compact.repair_fit import LayerFit, down_names
 from compact.source import ModelSource
@@ -36,8 +37,6 @@ from compact.tokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-    from compact.prune import PruneOptions
 
 # Tokens of held-out text whose activations are kept while a layer's ridge is chosen; all sources together.
 _HELD_OUT_TOKENS = 4096

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compact.calibration import HeldOut
+from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.evaluate import DEFAULT_WINDOW
 from compact.held_out import CutTexts, named_texts
-from compact.importance import free_memory, load_model, resolve_device, resolve_dtype
+from compact.load import load_model
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.resizable import Resizable

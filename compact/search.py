@@ -41,7 +41,7 @@ from compact.errors import BudgetError, UsageError
 from compact.importance import vocabulary_grid
 from compact.judge import Judge, Judgement, TextScore
 from compact.progress import Progress
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.ranking import Ranking
 from compact.sizes import limits_of
 from compact.source import ModelSource

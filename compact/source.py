@@ -18,6 +18,7 @@ from typing import Any
 from compact import hub
 from compact.cache import Cache
 from compact.checkpoint import TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoint_names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.errors import (
     DamagedFileError,
     DataError,
@@ -31,11 +32,6 @@ from compact.layer_shapes import MOST_LAYERS, layer_shapes
 from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
-
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-GENERATION_CONFIG = "generation_config.json"
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"

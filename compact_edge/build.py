@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from compact.budget import Sizes
 from compact.cache import Cache, open_cache
-from compact.calibration import Calibration, read_documents
+from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
 from compact.decide import decide, pruned_checkpoint, read_decision
+from compact.documents import read_documents
 from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -23,7 +25,7 @@ from compact.languages import LanguageCost, language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
@@ -106,7 +108,7 @@ class Compute:
 
 def resolve_compute(options: BuildOptions) -> Compute:
     """The options' `auto` made definite."""
-    from compact.importance import resolve_device, resolve_dtype
+    from compact.devices import resolve_device, resolve_dtype
 
     device = resolve_device(options.prune.device)
     dtype = str(resolve_dtype(options.prune.dtype, device)).removeprefix("torch.")

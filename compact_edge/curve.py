@@ -13,7 +13,7 @@ from compact.calibration import Calibration
 from compact.errors import BudgetError
 from compact.judge import Judge, Judgement
 from compact.progress import Progress
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.ranking import Ranking
 from compact.search import Point, best_along, curve_of, judged, point_as_dict, settle, sizes_at_ratio
 from compact.source import ModelSource

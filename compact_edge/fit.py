@@ -10,7 +10,7 @@ from compact_edge.formats import Format, SizeRequest
 
 if TYPE_CHECKING:
     from compact.cache import Cache
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.search import SizeOf
     from compact.source import ModelSource
 

@@ -97,7 +97,7 @@ class Inspected:
         """The tokenizer's ranking; None where there is no tokenizer to read."""
         if isinstance(self.source, ConfigSource):
             return None
-        from compact.prune import PruneOptions
+        from compact.prune_options import PruneOptions
         from compact.ranking import rank_vocabulary
 
         return rank_vocabulary(self.source, PruneOptions(languages=self.languages), self.cache)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compact.plan import PrunePlan
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.source import ModelSource
 
 

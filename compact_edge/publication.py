@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.licences import legal_files, write_notice
 from compact.plan import PLAN
-from compact.prune import options_as_json
+from compact.prune_options import options_as_json
 from compact.store import publish, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
 from compact_edge.method_report import method_line

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compact.importance import load_model, resolve_device
+from compact.devices import resolve_device
+from compact.load import load_model
 from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Branch, Group, Score
 

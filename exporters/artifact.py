@@ -15,10 +15,10 @@ from typing import Any
 from compact.cache import Cache
 from compact.calibration import retokenise
 from compact.checkpoint import read_index
+from compact.checkpoint_names import CONFIG
 from compact.errors import UsageError
 from compact.families import family_of
 from compact.progress import SILENT, Progress
-from compact.source import CONFIG
 from compact.store import read_json_object, sha256_file, sha256_json
 from exporters.gguf import Quant, artifact_name, write_gguf
 from exporters.gguf_header import read_header

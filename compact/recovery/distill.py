@@ -21,10 +21,12 @@ import torch
 from compact import calibration as calibrating
 from compact.budget import Sizes
 from compact.cache import ENVIRONMENT, Cache
+from compact.checkpoint_names import TOKENIZER
+from compact.devices import cpu_multiplies_bfloat16, resolve_device
 from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
 from compact.errors import StorageError
 from compact.held_out import CutTexts, named_texts
-from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
+from compact.load import load_model
 from compact.plan import UPDATES, PrunePlan
 from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
@@ -39,7 +41,7 @@ from compact.recovery.state import State
 from compact.recovery.teacher import KIND, Teacher
 from compact.recovery.text import TrainingText
 from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
-from compact.source import TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import encode, load_tokenizer
 from compact.vocabulary import read_vocabulary

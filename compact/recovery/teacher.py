@@ -130,7 +130,7 @@ class Teacher:
     def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
         import torch
 
-        from compact.importance import load_model
+        from compact.load import load_model
 
         if self._model is None:
             self._model = load_model(self._directory, device=self._device, dtype=self._dtype)

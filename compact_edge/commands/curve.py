@@ -57,7 +57,8 @@ def curve(
     built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
-    from compact.prune import calibration_for, check_calibration
+    from compact.calibration_choice import calibration_for
+    from compact.prune_texts import check_calibration
     from compact.ranking import rank_vocabulary
     from compact.source import open_source
     from compact.store import publish, write_json, write_sums, write_text

@@ -75,9 +75,11 @@ def export(
     """
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE
+    from compact.calibration_choice import calibration_for
     from compact.licences import derived_name, licence_note
     from compact.plan import PLAN, read_plan
-    from compact.prune import PruneOptions, calibration_for, check_calibration
+    from compact.prune_options import PruneOptions
+    from compact.prune_texts import check_calibration
     from compact.source import open_source
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing

@@ -50,6 +50,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
 def _prune(
     model: str, out: Path, quant: str | None, *, force: bool, use_cache: bool, as_json: bool, values: dict[str, Any]
 ) -> None:
+    from compact.apply import prune as apply
     from compact.cache import open_cache
     from compact.decide import decide
     from compact.distributed import is_main
@@ -57,8 +58,7 @@ def _prune(
     from compact.languages import language_costs
     from compact.licences import derived_name, licence_note, write_notice
     from compact.progress import SILENT
-    from compact.prune import check_calibration
-    from compact.prune import prune as apply
+    from compact.prune_texts import check_calibration
     from compact.source import open_source
     from compact.store import publish, write_sums, write_text
     from compact_edge.console import Console, print_json

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.recovery.options import RecoverOptions
     from compact_edge.artifact_files import FileOptions
     from compact_edge.formats import OnnxChoices
@@ -324,7 +324,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
     from compact.budget_options import check_budget, parse_size
     from compact.errors import UsageError
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.ranking import check_ranking
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}

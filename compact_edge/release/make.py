@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import open_cache
+from compact.calibration_choice import calibration_for
 from compact.decide import decide, pruned_checkpoint
 from compact.errors import GateError, PlanMismatchError, UsageError
 from compact.licences import derived_name
 from compact.plan import PLAN, UPDATES
 from compact.progress import Progress
-from compact.prune import calibration_for
 from compact.source import ModelSource, open_source
 from compact.store import publish, sha256_file, sha256_json, write_json, write_sums, write_text
 from compact_edge import __version__

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import make_calibration
 from compact.errors import (
@@ -31,8 +32,9 @@ from compact.errors import (
     UnsupportedArchitectureError,
 )
 from compact.evaluate import evaluate_checkpoint
-from compact.importance import load_model
-from compact.prune import PruneOptions, make_plan, prune
+from compact.load import load_model
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact.store import publish
 from tests.checkpoints import write_checkpoint

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.errors import EXIT_DATA, DamagedFileError, DataError, UnsafePathError
 from compact.plan import read_plan
-from compact.prune import PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact.store import publish, read_sums
 

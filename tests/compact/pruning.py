@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_directory
 from compact.store import publish
 from tests.checkpoints import write_checkpoint

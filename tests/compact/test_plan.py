@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from compact.cache import Cache
 from compact.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
 from compact.plan import PrunePlan, check_plan, read_plan
-from compact.prune import PruneOptions, make_plan
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory
 from tests.checkpoints import TEXTS, write_checkpoint

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.evaluate import evaluate_checkpoint, read_text
+from compact.methods import METHODS
 from compact.plan import PrunePlan
-from compact.prune import METHODS, PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource
 from compact.store import publish
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from compact.cache import Cache
 from compact.errors import BudgetError, UsageError
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.ranking import Ranking, check_ranking, rank_vocabulary
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_directory

@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact import repair as repairing
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import HeldOut
+from compact.calibration_choice import calibration_for
 from compact.decide import Decision, decide
 from compact.errors import CalibrationError
 from compact.evaluate import Evaluation
 from compact.least_squares import NormalEquations, output_error
 from compact.plan import UPDATES, read_plan
-from compact.prune import PruneOptions, calibration_for, prune
+from compact.prune_options import PruneOptions
 from compact.repair import repair_texts
 from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
@@ -309,7 +311,7 @@ def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: 
     program = (
         "import json, sys; from pathlib import Path; from compact import repair\n"
         "from compact.cache import Cache; from compact.decide import decide; from compact.distributed import joined\n"
-        "from compact.prune import PruneOptions; from compact.source import open_directory\n"
+        "from compact.prune_options import PruneOptions; from compact.source import open_directory\n"
         "repair.fits_in_memory = lambda *_: False\n"
         "with joined():\n"
         "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"

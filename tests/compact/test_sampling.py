@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact.cache import Cache
 from compact.calibration import make_calibration
+from compact.calibration_choice import calibration_for
 from compact.errors import CalibrationError
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.sampling import sample_texts
 from compact.source import TINY, open_source
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint

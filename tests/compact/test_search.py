@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.budget import Shares, Sizes, sizes_for_ratio
 from compact.budget_options import AUTO, parse_size, parse_split
 from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut
+from compact.calibration_choice import calibration_for
 from compact.decide import decide
 from compact.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
 from compact.evaluate import evaluate_checkpoint
@@ -18,8 +20,9 @@ from compact.held_out import named_texts
 from compact.importance import vocabulary_grid
 from compact.judge import Judge
 from compact.plan import read_plan
+from compact.planning import make_plan
 from compact.progress import SILENT
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory
 from compact.store import publish

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.cache import Cache
-from compact.prune import PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory, open_source
 from compact_edge import cli

@@ -13,7 +13,7 @@ from gguf import GGUFReader
 
 from compact.errors import ToolUnavailableError
 from compact.plan import PrunePlan, read_plan
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.recovery.options import LEARNING_RATE, RecoverOptions
 from compact_edge import cli
 from compact_edge.method_report import gain_lines

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.cache import Cache
 from compact.decide import Decision, decide, pruned_checkpoint
@@ -23,7 +24,7 @@ from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUn
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
-from compact.prune import PruneOptions, prune
+from compact.prune_options import PruneOptions
 from compact.recovery import distill, memory, train
 from compact.recovery.options import RecoverOptions
 from compact.recovery.sources import PIECE_CHARACTERS

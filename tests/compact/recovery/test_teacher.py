@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compact.cache import Cache
-from compact.importance import load_model
+from compact.load import load_model
 from compact.recovery import teacher as teaching
 from compact.recovery.checkpoint import forget_old
 from compact.recovery.teacher import Answers, Teacher

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from compact.importance import load_model
+from compact.load import load_model
 from compact.recovery.lesson import Lesson
 from compact.recovery.loss import Targets
 from compact.recovery.train import Schedule, lesson_loss

@@ -1,0 +1,43 @@
+"""The texts that the options name: checked before a model is fetched, and those that distillation learns from."""
+
+from __future__ import annotations
+
+from compact.calibration import C4
+from compact.hub import names_hub_model
+from compact.hub_dataset import names_hub_dataset, require_datasets
+from compact.methods import CALIBRATED
+from compact.prune_options import PruneOptions
+from compact.recovery.text import check_texts
+
+
+def check_calibration(model: str, options: PruneOptions) -> None:
+    """Refuse texts that cannot be read here, before a model is fetched.
+
+    Raises:
+        ToolUnavailableError: a Hub data set without the package that reads it.
+        CalibrationError: a text to learn from that is not there. UsageError: one of two is a part of the other.
+    """
+    default = (C4,) if names_hub_model(model) else ()
+    for name in options.calibration or default:
+        if options.method in CALIBRATED and names_hub_dataset(name):
+            require_datasets(name)
+    check_texts_to_learn(options, default)
+
+
+def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> None:
+    """Refuse texts of a recovery that cannot be read here. Raises what `compact.recovery.text.check_texts` does.
+
+    Args:
+        options: what the user asked for.
+        default: the calibration where the user names none.
+    """
+    if options.recover is not None:
+        is_calibration = not options.recover.text and bool(options.calibration)
+        texts = texts_to_learn(options, default)
+        check_texts(texts, "--calibration" if is_calibration else "--recover-text")
+
+
+def texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> tuple[str, ...]:
+    """What a recovery learns from: its own texts, else the calibration's, which are `default` where none are named."""
+    own = () if options.recover is None else options.recover.text
+    return own or options.calibration or default
