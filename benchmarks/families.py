@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from compact.context import Context
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -149,7 +151,7 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
         sequence_length=128,
         device="cpu",
     )
-    plan = make_plan(opened, options, Cache(out.parent / "cache", [], []))
+    plan = make_plan(Context(opened, options, Cache(out.parent / "cache", [], [])))
     out.mkdir()
     prune(opened, plan, out)
     return out

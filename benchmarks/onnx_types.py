@@ -19,6 +19,7 @@ from common import cache, evaluation_texts, pruned_checkpoint, record, table, wr
 
 from compact.calibration_choice import calibration_for
 from compact.checkpoint import read_index
+from compact.context import Context
 from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
@@ -58,7 +59,7 @@ def main() -> None:
     for ratio in (float(value) for value in arguments.ratios.split(",")):
         # k_quant wants an even number of blocks in a row.
         options = PruneOptions(ratio=ratio, channel_grid=64)
-        texts = calibration_for(source, options, cache=store, progress=console).texts
+        texts = calibration_for(Context(source, options, store, console)).texts
         if ratio:
             made = pruned_checkpoint(source, options, store)
             directory, identity = made.directory, made.plan.id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from compact.budget_options import is_searched
-from compact.cache import Cache
 from compact.calibration import (
     DEFAULT_SEQUENCE_LENGTH,
     DEFAULT_TOKENS,
@@ -14,30 +13,28 @@ from compact.calibration import (
     make_calibration,
 )
 from compact.calibration_scripts import default_calibration
+from compact.context import Context
 from compact.errors import UsageError
 from compact.hub_dataset import names_hub_dataset
-from compact.progress import SILENT, Progress
-from compact.prune_options import PruneOptions
+from compact.methods import method_named
 from compact.sampling import SAMPLE_LENGTH, sample_texts
-from compact.source import TINY, ModelSource
+from compact.source import TINY
 
 
-def calibration_for(
-    source: ModelSource,
-    options: PruneOptions,
-    *,
-    keep_out: bool = False,
-    cache: Cache | None = None,
-    progress: Progress = SILENT,
-) -> Calibration:
-    """The calibration set that the options name.
+def calibration_for(context: Context, *, keep_out: bool = False) -> Calibration:
+    """Draw the calibration set that the options name: its sources, tokens, sequence length and seed.
 
     Args:
-        source: the checkpoint; it writes the text of `self`.
-        options: sources, tokens, sequence length and seed.
-        keep_out: hold text of every source out of the sequences, for what judges on it; `repair` always does.
-        cache, progress: for a source that comes from the Hub or is written by the model.
+        context: the model, which writes the text of `self`, and the options. The cache keeps what comes from the Hub
+            and what the model wrote.
+        keep_out: hold text of every source out of the sequences, to judge choices on. Where the method or the search
+            of sizes needs such text, it is held out anyway.
+
+    Raises:
+        UsageError: a sequence length or a number of tokens out of range, or an unknown method.
+        CompactEdgeError: what `compact.calibration.make_calibration` raises.
     """
+    source, options = context.source, context.options
     limit = source.max_positions
     length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, limit)
     if not 16 <= length <= limit:
@@ -49,7 +46,7 @@ def calibration_for(
         small = TINY_TOKENS if source.origin == TINY else DEFAULT_TOKENS
         tokens = HUB_TOKENS if from_hub else small
         if from_hub:
-            progress.note(
+            context.progress.note(
                 f"calibrating on {tokens:,} tokens of {' and '.join(names)}, which takes long without a GPU; "
                 f"--calibration-tokens {DEFAULT_TOKENS} or --calibration {STDLIB_PROSE} "
                 "makes it quicker"
@@ -65,9 +62,9 @@ def calibration_for(
             seed=options.seed,
             device=options.device,
             dtype=options.dtype,
-            cache=cache,
+            cache=context.cache,
             source_id=source.id,
-            progress=progress,
+            progress=context.progress,
         )
 
     return make_calibration(
@@ -76,8 +73,8 @@ def calibration_for(
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
-        keep_out=keep_out or options.method == "repair" or is_searched(options),
+        keep_out=keep_out or method_named(options.method).needs_held_out or is_searched(options),
         sampler=write,
-        cache=cache,
-        progress=progress,
+        cache=context.cache,
+        progress=context.progress,
     )

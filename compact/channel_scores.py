@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compact.budget import Sizes
-from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.checkpoint import open_tensors
+from compact.context import Context
 from compact.devices import computed_on
 from compact.importance import Scores, bucket_of_ids, collect_scores, vocabulary_grid
-from compact.progress import Progress
-from compact.prune_options import PruneOptions
-from compact.ranking import Ranking
+from compact.ranking import rank_vocabulary
 from compact.source import ModelSource
 from compact.store import sha256_json
 
@@ -23,30 +21,25 @@ from compact.store import sha256_json
 _SCORES_VERSION = 1
 
 
-def common_act2(
-    source: ModelSource,
-    calibration: Calibration,
-    ranking: Ranking,
-    sizes: Sizes,
-    options: PruneOptions,
-    cache: Cache,
-    progress: Progress,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Scores [num_hidden_layers, channels] at the plan's vocabulary size, from the cache where they are."""
-    scores = act2_scores(source, calibration, ranking, sizes.vocab_size, options, cache, progress)
-    return scores.at(sizes.vocab_size)
+@dataclass(frozen=True)
+class FixedScores:
+    """Scores [num_hidden_layers, channels] of a method that does not look at tokens: the same at every V'."""
+
+    values: np.ndarray[Any, np.dtype[np.float64]]
+
+    def at(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The scores, whatever V' is."""
+        del vocab_size
+        return self.values
 
 
-def act2_scores(
-    source: ModelSource,
-    calibration: Calibration,
-    ranking: Ranking,
-    vocab_size: int | None,
-    options: PruneOptions,
-    cache: Cache,
-    progress: Progress,
-) -> Scores:
-    """Scores of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are."""
+def act2_scores(context: Context, calibration: Calibration, vocab_size: int | None = None) -> Scores:
+    """Common act² of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are.
+
+    Raises:
+        CompactEdgeError: what ranking the vocabulary and `compact.importance.collect_scores` raise.
+    """
+    source, options, ranking = context.source, context.options, context.once(rank_vocabulary)
     smallest, multiple = len(ranking.always), options.pad_vocab_to_multiple_of
     grid = vocabulary_grid(source.vocab_size, smallest, multiple=multiple)
     on_grid = vocab_size is None or vocab_size in grid
@@ -74,30 +67,34 @@ def act2_scores(
             dtype=options.dtype,
             batch_size=options.batch_size,
             scratch=work,
-            progress=progress,
+            progress=context.progress,
         )
         scores.save(work / "scores.npz")
 
     needed = source.num_hidden_layers * (len(edges) + 1) * source.intermediate_size * max(source.ffn_widths) * 8
-    directory = cache.get_or_make("scores", key, make, needed_bytes=needed, together=True)
+    directory = context.cache.get_or_make("scores", key, make, needed_bytes=needed, together=True)
     return Scores.load(directory / "scores.npz")
 
 
-def reference_scores(source: ModelSource, method: str, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Scores of the methods that COMPACT is compared with.
+def random_scores(source: ModelSource, seed: int) -> FixedScores:
+    """Uniform scores, drawn from the seed."""
+    return FixedScores(np.random.default_rng(seed).random(_shape(source)))
 
-    `magnitude`: product of the norms of a channel's gate row, up row and down column. `random`: uniform, by the seed.
-    """
-    shape = (source.num_hidden_layers, source.intermediate_size * max(source.ffn_widths))
-    if method == "random":
-        return np.random.default_rng(seed).random(shape)
-    scores = np.zeros(shape)
+
+def magnitude_scores(source: ModelSource) -> FixedScores:
+    """For each channel, the product of the norms of its gate row, up row and down column."""
+    scores = np.zeros(_shape(source))
     with open_tensors(source.tensors) as read:
-        for layer in range(shape[0]):
+        for layer in range(len(scores)):
             norms = [
                 read(f"model.layers.{layer}.mlp.{part}_proj.weight").double().norm(dim=dim)
                 for part, dim in (("gate", 1), ("up", 1), ("down", 0))
             ]
             product = norms[0] * norms[1] * norms[2]
             scores[layer, : len(product)] = product.numpy()
-    return scores
+    return FixedScores(scores)
+
+
+def _shape(source: ModelSource) -> tuple[int, int]:
+    """(layers, channels of the widest layer)."""
+    return source.num_hidden_layers, source.intermediate_size * max(source.ffn_widths)

@@ -6,52 +6,40 @@ from dataclasses import asdict
 from typing import Any
 
 from compact.budget import Sizes
-from compact.cache import Cache
 from compact.calibration import Calibration
 from compact.calibration_choice import calibration_for
-from compact.channel_scores import common_act2, reference_scores
 from compact.checkpoint_names import TOKENIZER
+from compact.context import Context
 from compact.errors import UsageError
 from compact.importance import top_channels
-from compact.methods import CALIBRATED, METHODS
+from compact.methods import method_named
 from compact.plan import SCHEMA, PrunePlan
 from compact.pretokenizers import pre_name
-from compact.progress import SILENT, Progress
-from compact.prune_options import REPAIR_TOKENS, PruneOptions
-from compact.ranking import Ranking, rank_vocabulary
+from compact.prune_options import REPAIR_TOKENS
+from compact.ranking import rank_vocabulary
 from compact.sizes import sizes_of
-from compact.source import ModelSource
 from compact.store import read_json_object
 from compact.vocabulary import kept_ids
 
 
-def make_plan(
-    source: ModelSource,
-    options: PruneOptions,
-    cache: Cache,
-    *,
-    calibration: Calibration | None = None,
-    ranking: Ranking | None = None,
-    sizes: Sizes | None = None,
-    progress: Progress = SILENT,
-) -> PrunePlan:
-    """Decide what stays.
+def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
+    """Decide which tokens and which FFN channels stay.
 
     Args:
-        source: the checked checkpoint.
-        options: budget, ranking, calibration and method.
-        cache: keeps the scores of a calibration pass, which serve every vocabulary size on the grid.
-        calibration: drawn already, where the caller needs it too.
-        ranking: of the vocabulary, where the caller has it; it takes seconds for a large one.
+        context: the model and the options. The cache keeps the scores of a calibration pass, which serve every
+            vocabulary size on the grid.
         sizes: the final sizes, where they were searched; None takes them from the options.
-        progress: told of the calibration pass.
+
+    Raises:
+        UsageError: an unknown method, or options that exclude each other.
+        CompactEdgeError: what ranking the vocabulary and drawing the calibration raise.
     """
-    if options.method not in METHODS:
-        raise UsageError(f"--method {options.method!r}: unknown", f"one of: {', '.join(METHODS)}")
+    source, options = context.source, context.options
+    method = method_named(options.method)
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
     pre = pre_name(read_json_object(source.directory / TOKENIZER))
-    ranking = ranking or rank_vocabulary(source, options, cache, progress)
+    ranking = context.once(rank_vocabulary)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
@@ -59,12 +47,10 @@ def make_plan(
     if sizes.intermediate_size == source.intermediate_size:
         channels = [list(range(source.intermediate_size * width)) for width in source.ffn_widths]
     else:
-        if options.method in CALIBRATED:
-            used = calibration or calibration_for(source, options, cache=cache, progress=progress)
-            scores = common_act2(source, used, ranking, sizes, options, cache, progress)
-        else:
-            scores = reference_scores(source, options.method, options.seed)
-        channels = top_channels(scores, sizes.intermediate_size, source.ffn_widths)
+        if method.needs_calibration:
+            used = context.once(calibration_for)
+        scores = method.score(context, used, sizes.vocab_size)
+        channels = top_channels(scores.at(sizes.vocab_size), sizes.intermediate_size, source.ffn_widths)
     asked = {
         "ratio": options.ratio,
         "vocab_size": options.vocab_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compact.calibration import C4
 from compact.hub import names_hub_model
 from compact.hub_dataset import names_hub_dataset, require_datasets
-from compact.methods import CALIBRATED
+from compact.methods import method_named
 from compact.prune_options import PruneOptions
 from compact.recovery.text import check_texts
 
@@ -15,11 +15,12 @@ def check_calibration(model: str, options: PruneOptions) -> None:
 
     Raises:
         ToolUnavailableError: a Hub data set without the package that reads it.
-        CalibrationError: a text to learn from that is not there. UsageError: one of two is a part of the other.
+        CalibrationError: a text to learn from that is not there.
+        UsageError: one of two texts to learn from is a part of the other, or the method is unknown.
     """
     default = (C4,) if names_hub_model(model) else ()
     for name in options.calibration or default:
-        if options.method in CALIBRATED and names_hub_dataset(name):
+        if method_named(options.method).needs_calibration and names_hub_dataset(name):
             require_datasets(name)
     check_texts_to_learn(options, default)
 

@@ -16,6 +16,7 @@ from compact.budget import Sizes
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration
 from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide, pruned_checkpoint, read_decision
 from compact.documents import read_documents
 from compact.errors import GateError
@@ -26,6 +27,7 @@ from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
 from compact.prune_options import PruneOptions
+from compact.ranking import rank_vocabulary
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
@@ -171,17 +173,15 @@ def _run(
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
-    calibration = calibration_for(source, pruning, cache=cache, progress=progress)
+    context = Context(source, pruning, cache, progress)
+    calibration = context.once(calibration_for)
     pruned_name = options.name or f"{model_name}-compact"
     size_of = None
     if pruning.fit_bytes is not None:
         whole = Sizes(source.vocab_size, source.intermediate_size)
         longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
-        size_of = largest_of(forms, source, pruning, pruned_name, longest, cache)
-    if options.plan is not None:
-        decision = read_decision(options.plan, source)
-    else:
-        decision = decide(source, pruning, cache, calibration=calibration, size_of=size_of, progress=progress)
+        size_of = largest_of(forms, source, context.once(rank_vocabulary), pruned_name, longest)
+    decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
     plan = decision.plan
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)

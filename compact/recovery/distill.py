@@ -20,15 +20,15 @@ import torch
 
 from compact import calibration as calibrating
 from compact.budget import Sizes
-from compact.cache import ENVIRONMENT, Cache
+from compact.cache import ENVIRONMENT
 from compact.checkpoint_names import TOKENIZER
+from compact.context import Context
 from compact.devices import cpu_multiplies_bfloat16, resolve_device
 from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
 from compact.errors import StorageError
 from compact.held_out import CutTexts, named_texts
 from compact.load import load_model
 from compact.plan import UPDATES, PrunePlan
-from compact.progress import SILENT, Progress
 from compact.recovery import checkpoint
 from compact.recovery.align import Alignment, align
 from compact.recovery.checkpoint import TORCH_DTYPES
@@ -64,30 +64,18 @@ _VERSION = 2
 
 
 def recover(
-    source: ModelSource,
-    plan: PrunePlan,
-    student: Path,
-    options: RecoverOptions,
-    cache: Cache,
-    *,
-    updates: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    progress: Progress = SILENT,
+    context: Context, plan: PrunePlan, student: Path, *, updates: Path | None = None
 ) -> tuple[PrunePlan, Path | None]:
     """Train the pruned model and put what it learned into the plan.
 
     Args:
-        source: the teacher.
+        context: the teacher, and the options. `recover` gives text (which must be named), budget and rate; `device` and
+            `dtype` where and in what type matrices are multiplied, while weights and sums are float32; `seed` the order
+            of the text. The cache keeps the teacher's answers while the disk has room, the run while it lasts, and its
+            result.
         plan: what was cut.
         student: the pruned checkpoint, repaired or not.
-        options: text, budget and rate; `text` must name something.
-        cache: keeps the teacher's answers while the disk has room, the run while it lasts, and its result.
         updates: those that the plan names already (of a repair).
-        device, dtype: where and in what type matrices are multiplied; weights and sums are float32.
-        seed: of the order of the text.
-        progress: told of every token, and of every judgement.
 
     Returns:
         The plan with `recovery`, and its updates; plan and updates as they were where no model judged was better.
@@ -97,8 +85,11 @@ def recover(
         DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
         StorageError: joined processes, and another process trains the same.
     """
-    place = resolve_device(device)
-    compute = training_dtype(dtype, place)
+    source, cache, progress = context.source, context.cache, context.progress
+    options, seed = context.options.recover, context.options.seed
+    assert options is not None
+    place = resolve_device(context.options.device)
+    compute = training_dtype(context.options.dtype, place)
     text = training_text(source, options, cache, seed=seed, device=place, progress=progress)
     run = {
         "version": _VERSION,
@@ -124,7 +115,7 @@ def recover(
         require_memory(source, plan.sizes, place, compute, options.train, _batch_size(place))
         # While a state is written the one before is still there.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
-        session = _Session(source, plan, student, options, text, cache, place, compute, saved, left_free, progress)
+        session = _Session(context, plan, student, text, device=place, dtype=compute, saved=saved, left_free=left_free)
         state = session.run()
         if is_main():
             if state.best > 0:
@@ -204,20 +195,31 @@ class _Session:
 
     def __init__(
         self,
-        source: ModelSource,
+        context: Context,
         plan: PrunePlan,
         student: Path,
-        options: RecoverOptions,
         text: TrainingText,
-        cache: Cache,
+        *,
         device: str,
         dtype: torch.dtype,
         saved: Path,
         left_free: int,
-        progress: Progress,
     ) -> None:
+        """Load the student and open the teacher.
+
+        Args:
+            context: the teacher, and the options of the training.
+            plan: what was cut.
+            student: the pruned checkpoint.
+            text: what is learned from.
+            device, dtype: where and in what type matrices are multiplied.
+            saved: directory of the run's state.
+            left_free: bytes of the disk that the teacher's answers leave free.
+        """
+        source, cache, options = context.source, context.cache, context.options.recover
+        assert options is not None
         self._keeps = cache.keeps
-        self._options, self._text, self._saved, self._progress = options, text, saved, progress
+        self._options, self._text, self._saved, self._progress = options, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
             read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)

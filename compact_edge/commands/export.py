@@ -76,6 +76,7 @@ def export(
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE
     from compact.calibration_choice import calibration_for
+    from compact.context import Context
     from compact.licences import derived_name, licence_note
     from compact.plan import PLAN, read_plan
     from compact.prune_options import PruneOptions
@@ -105,7 +106,7 @@ def export(
             licence=licence,
             name=derived_name(source.name, licence),
             plan=read_plan(plan) if plan.is_file() else None,
-            texts=calibration_for(source, asked, cache=cache, progress=console),
+            texts=calibration_for(Context(source, asked, cache, console)),
             quant=type_name,
             measured=bool(calibration),
             out=out,

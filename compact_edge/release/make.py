@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.cache import open_cache
 from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide, pruned_checkpoint
 from compact.errors import GateError, PlanMismatchError, UsageError
 from compact.licences import derived_name
@@ -76,8 +77,9 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
         source = open_source(entry.opened, cache, progress)
         settled = settle_model(cells, source)
         pruning = entry.pruning(plan_cell.ratio, settled.grid)
-        calibration = calibration_for(source, pruning, cache=cache, progress=progress)
-        decision = decide(source, pruning, cache, calibration=calibration, progress=progress)
+        context = Context(source, pruning, cache, progress)
+        calibration = context.once(calibration_for)
+        decision = decide(context)
         with publish(out, force=force) as work:
             decision.plan.write(work / PLAN)
             if decision.updates is not None:

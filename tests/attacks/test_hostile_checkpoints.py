@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import make_calibration
+from compact.context import Context
 from compact.errors import (
     EXIT_DATA,
     CompactEdgeError,
@@ -46,7 +47,7 @@ def run(model: Path, scratch: Path) -> None:
     """What a user would do: open, plan, prune."""
     cache = Cache(scratch / "cache", [], [])
     source = open_source(str(model), cache)
-    plan = make_plan(source, PruneOptions(vocab_size=320, intermediate_size=32, method="magnitude"), cache)
+    plan = make_plan(Context(source, PruneOptions(vocab_size=320, intermediate_size=32, method="magnitude"), cache))
     with publish(scratch / "out") as work:
         prune(source, plan, work)
 
