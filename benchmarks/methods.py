@@ -28,6 +28,7 @@ from compact.calibration import Calibration
 from compact.calibration_choice import calibration_for
 from compact.context import Context
 from compact.decide import decide
+from compact.distill.options import RecoverOptions
 from compact.errors import BudgetError
 from compact.importance import collect_scores, top_channels
 from compact.layerwise import LayerStream
@@ -35,7 +36,6 @@ from compact.plan import PLAN, PrunePlan, read_plan
 from compact.planning import make_plan
 from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
-from compact.recovery.options import RecoverOptions
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console

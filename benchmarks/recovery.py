@@ -29,8 +29,8 @@ from common import (
 
 from compact.context import Context
 from compact.decide import decide, pruned_checkpoint
+from compact.distill.options import LEARNING_RATE, RecoverOptions
 from compact.prune_options import PruneOptions
-from compact.recovery.options import LEARNING_RATE, RecoverOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries

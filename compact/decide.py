@@ -69,7 +69,7 @@ def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
     decision = Decision(replace(make_plan(context, sizes), search=search))
     if adapt is not None:
         decision = Decision(*adapt(context, decision.plan, context.once(calibration_for)))
-    return decision if options.recover is None else _recover(context, decision)
+    return decision if options.recover is None else _distill(context, decision)
 
 
 def read_decision(folder: Path, source: ModelSource) -> Decision:
@@ -106,7 +106,7 @@ def _warn_of_memory(context: Context, sizes: Sizes) -> None:
     options = context.options
     if options.recover is None:
         return
-    from compact.recovery.distill import memory_of  # torch is loaded where something is trained
+    from compact.distill.run import memory_of  # torch is loaded where something is trained
 
     needed, free = memory_of(context.source, sizes, options.recover, options.device, options.dtype)
     if needed > free:
@@ -115,12 +115,12 @@ def _warn_of_memory(context: Context, sizes: Sizes) -> None:
         )
 
 
-def _recover(context: Context, decision: Decision) -> Decision:
-    from compact.recovery.distill import recover  # torch is loaded where something is trained
+def _distill(context: Context, decision: Decision) -> Decision:
+    from compact.distill.run import distill  # torch is loaded where something is trained
 
     options = context.options
     assert options.recover is not None
     text = texts_to_learn(options, default_calibration(context.source))
     student, _ = pruned_checkpoint(context.source, decision, context.cache, progress=context.progress)
     resolved = replace(context, options=replace(options, recover=replace(options.recover, text=text)))
-    return Decision(*recover(resolved, decision.plan, student, updates=decision.updates))
+    return Decision(*distill(resolved, decision.plan, student, updates=decision.updates))

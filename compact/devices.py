@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from compact.errors import UsageError
@@ -59,3 +60,10 @@ def free_memory(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def default_threads() -> int:
+    """Physical cores less one: llama.cpp's threads spin while they wait, and one core is for the rest."""
+    import psutil
+
+    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)

@@ -8,7 +8,6 @@ the method.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from compact.documents import read_documents
 from compact.errors import CalibrationError, UsageError
 from compact.progress import SILENT, Progress
 from compact.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
-from compact.store import sha256_json
+from compact.store import read_json_object, sha256_json
 
 DEFAULT_WINDOW = 2048
 
@@ -209,8 +208,11 @@ def token_bytes(tokenizer_json: Path, token_id: int) -> int:
 
     The string of a byte-level token has one character a byte. A SentencePiece-style one is text itself, with marks for
     spaces, of which the first may be the one that the tokenizer puts in front.
+
+    Raises:
+        CalibrationError: no token has the id. DamagedFileError, StorageError: the file cannot be read.
     """
-    data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    data = read_json_object(tokenizer_json)
     sentencepiece = is_sentencepiece_bpe(data)
     for entry in data.get("added_tokens") or ():
         if entry["id"] == token_id:

@@ -1,7 +1,8 @@
 """The family table: one row an architecture, read in both directions (HF -> GGUF names and back).
 
-A new family is one `Family` row here and one entry in `tests/family_models.py`, which every family test reads.
-CONTRIBUTING.md ("Add a family") has a worked example. Nothing else in the project compares architecture names.
+A new family is one `Family` row here and one entry in `tests/family_models.py`, which every family test reads;
+`exporters/onnx_builder.py` has one class per family that the ONNX builder writes wrongly. docs/add-family.md is a
+worked example. Nothing else in the project compares architecture names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts that choices are judged on, as one tokenizer cuts them: bits per byte of every model that reads it."""
+"""Texts that choices are judged on, as ids of one tokenizer: bits per byte of every model that reads them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def named_texts(held_out: Sequence[HeldOut], n_bytes: int | None = None) -> dict
     return texts
 
 
-class CutTexts:
-    """Texts cut by a tokenizer, which need not be there any longer when they are scored."""
+class TokenizedTexts:
+    """Texts as ids of one tokenizer, whose files may be gone when they are scored."""
 
     def __init__(self, texts: Mapping[str, str], tokenizer_dir: Path, *, window: int) -> None:
-        """Cut them.
+        """Tokenize them.
 
         Args:
             texts: by name.
@@ -50,7 +50,7 @@ class CutTexts:
         tokenizer = load_tokenizer(tokenizer_dir)
         self._bos, self._window = bos_id(tokenizer), window
         ids = encode(tokenizer, list(texts.values()), add_special_tokens=False)
-        self._cut = {
+        self._tokenized = {
             name: (text, row, token_bytes(tokenizer_dir / TOKENIZER, row[0]) if row else 0)
             for (name, text), row in zip(texts.items(), ids, strict=True)
         }
@@ -69,7 +69,7 @@ class CutTexts:
                 progress=progress,
                 label=label,
             )
-            for name, (text, ids, first) in self._cut.items()
+            for name, (text, ids, first) in self._tokenized.items()
         }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.calibration import plain_name
-from compact.recovery.options import RecoverOptions
+from compact.distill.options import RecoverOptions
 
 # `--vocab-rank`.
 AUTO, MERGES = "auto", "merges"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from compact.calibration import C4
+from compact.distill.text import check_texts
 from compact.hub import names_hub_model
 from compact.hub_dataset import names_hub_dataset, require_datasets
 from compact.methods import method_named
 from compact.prune_options import PruneOptions
-from compact.recovery.text import check_texts
 
 
 def check_calibration(model: str, options: PruneOptions) -> None:
@@ -26,7 +26,7 @@ def check_calibration(model: str, options: PruneOptions) -> None:
 
 
 def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> None:
-    """Refuse texts of a recovery that cannot be read here. Raises what `compact.recovery.text.check_texts` does.
+    """Refuse texts of a recovery that cannot be read here. Raises what `compact.distill.text.check_texts` does.
 
     Args:
         options: what the user asked for.

@@ -165,7 +165,7 @@ def _make_updates(
         tokenizer_dir.mkdir()
         fitted_dir.mkdir()
         write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
-        streams = _cut_texts(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
+        streams = _tokenized(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
         own = share(streams.fitted)
         layers = LayerStream(
             source.directory,
@@ -231,7 +231,7 @@ def _judge_and_write(
     return {"share": part, "bits_per_byte": bits}
 
 
-def _cut_texts(
+def _tokenized(
     source: ModelSource, tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan, tokens: str
 ) -> _Streams:
     """Raises CalibrationError: too little text to fit to, or none to choose on."""

@@ -11,10 +11,10 @@ from compact.calibration import HeldOut
 from compact.context import Context
 from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.evaluate import DEFAULT_WINDOW
-from compact.held_out import CutTexts, named_texts
+from compact.held_out import TokenizedTexts, named_texts
+from compact.in_memory_pruning import InMemoryPruner
 from compact.load import load_model
 from compact.plan import PrunePlan
-from compact.resizable import Resizable
 from compact.sizes import parts_at
 from compact.source import ModelSource
 
@@ -82,9 +82,9 @@ def check_repair(
     source, progress = context.source, context.progress
     place = resolve_device(context.options.device)
     whole = load_model(source.directory, device=place, dtype=resolve_dtype(context.options.dtype, place))
-    model = Resizable(whole).at(plan.kept_token_ids, plan.kept_channels)
+    model = InMemoryPruner(whole).at(plan.kept_token_ids, plan.kept_channels)
     window = min(DEFAULT_WINDOW, source.max_positions)
-    texts = CutTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
+    texts = TokenizedTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
 
     def bits(label: str) -> dict[str, float]:
         found = texts.evaluate(model, progress=progress, label=label)

@@ -19,12 +19,12 @@ from compact.context import Context
 from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.errors import CalibrationError, DamagedFileError, UsageError
 from compact.evaluate import DEFAULT_WINDOW
-from compact.held_out import CutTexts, named_texts, write_tokenizer
+from compact.held_out import TokenizedTexts, named_texts, write_tokenizer
 from compact.importance import top_channels
+from compact.in_memory_pruning import InMemoryPruner
 from compact.load import load_model
 from compact.methods import ChannelScores, method_named
 from compact.ranking import rank_vocabulary
-from compact.resizable import Resizable
 from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.vocabulary import kept_ids
@@ -91,7 +91,7 @@ class SizeEvaluator:
         # Before the calibration pass; the unpruned model comes first, so where it is kept the others may be too.
         if context.cache.find("search", self._key(self.whole)) is None:
             check_memory(self._source, self._device, self._dtype)
-        self._model: Resizable | None = None
+        self._model: InMemoryPruner | None = None
         self._scores: ChannelScores | None = None
 
     @property
@@ -157,7 +157,7 @@ class SizeEvaluator:
             channels = top_channels(scores, sizes.intermediate_size, self._source.ffn_widths)
         if self._model is None:
             check_memory(self._source, self._device, self._dtype)
-            self._model = Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
+            self._model = InMemoryPruner(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory
             if sizes.vocab_size < self._source.vocab_size:
@@ -165,7 +165,7 @@ class SizeEvaluator:
                 write_tokenizer(self._source, tokenizer_dir, kept)
             model = self._model.at(kept if sizes.vocab_size < self._source.vocab_size else None, channels)
             window = min(DEFAULT_WINDOW, self._source.max_positions)
-            found = CutTexts(self.texts, tokenizer_dir, window=window).evaluate(model)
+            found = TokenizedTexts(self.texts, tokenizer_dir, window=window).evaluate(model)
         return {name: TextScore(one.bits_per_byte, one.n_tokens, one.n_characters) for name, one in found.items()}
 
 

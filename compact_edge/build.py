@@ -6,7 +6,6 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,18 +109,11 @@ class Compute:
 
 def resolve_compute(options: BuildOptions) -> Compute:
     """The options' `auto` made definite."""
-    from compact.devices import resolve_device, resolve_dtype
+    from compact.devices import default_threads, resolve_device, resolve_dtype
 
     device = resolve_device(options.prune.device)
     dtype = str(resolve_dtype(options.prune.dtype, device)).removeprefix("torch.")
     return Compute(device, dtype, options.threads or default_threads())
-
-
-def default_threads() -> int:
-    """Physical cores less one: llama.cpp's threads spin while they wait, and one core is for the rest."""
-    import psutil
-
-    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
 
 
 def build(options: BuildOptions, progress: Progress) -> BuildResult:

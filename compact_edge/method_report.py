@@ -72,8 +72,8 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
 
 def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
     """What would make a better model of the same size, and what it costs; nothing that was done already."""
-    from compact.recovery.distill import memory_of
-    from compact.recovery.options import DEFAULT_MINUTES, RecoverOptions
+    from compact.distill.options import DEFAULT_MINUTES, RecoverOptions
+    from compact.distill.run import memory_of
 
     ways = []
     if plan.intermediate_size < source.intermediate_size:

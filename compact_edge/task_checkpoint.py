@@ -134,7 +134,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         """Of each (number of its place, id): its log-probability, and whether it is the likeliest there."""
         import torch
 
-        from compact.recovery.loss import head_logits, head_settings
+        from compact.distill.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
         scale, cap = head_settings(self._model.config)

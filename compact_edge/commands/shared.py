@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from compact.distill.options import RECOVERIES, TRAINED
 from compact.methods import DEFAULT_METHOD, METHODS, method_named, methods_help
-from compact.recovery.options import RECOVERIES, TRAINED
 
 if TYPE_CHECKING:
+    from compact.distill.options import RecoverOptions
     from compact.prune_options import PruneOptions
-    from compact.recovery.options import RecoverOptions
     from compact_edge.artifact_files import FileOptions
     from compact_edge.formats import OnnxChoices
 
@@ -304,14 +304,15 @@ def onnx_choices(values: dict[str, Any]) -> OnnxChoices:
 
 def file_choices(values: dict[str, Any]) -> FileOptions:
     """`FileOptions` from the values of `file_options`. Raises UsageError for a size that is none."""
+    from compact.budget_options import parse_size
     from compact_edge.artifact_files import FileOptions
-    from exporters.gguf_split import parse_size
+    from exporters.gguf_split import LEAST_PART
 
     size = values["split_max_size"]
     return FileOptions(
         save_imatrix=values["save_imatrix"],
         modelfile=values["modelfile"],
-        split_max_bytes=None if size is None else parse_size(size),
+        split_max_bytes=None if size is None else parse_size(size, "--split-max-size", least=LEAST_PART),
     )
 
 
@@ -348,8 +349,8 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
 
 def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
+    from compact.distill.options import RecoverOptions
     from compact.errors import UsageError
-    from compact.recovery.options import RecoverOptions
 
     # A value that is not given is the default of `RecoverOptions`.
     options = {

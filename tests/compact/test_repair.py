@@ -279,7 +279,7 @@ def test_what_is_worse_on_a_held_out_text_is_not_kept(
         bits = [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
         return {name: Evaluation(value, 1, 1, 1, 2, "") for name, value in bits.items()}
 
-    monkeypatch.setattr("compact.held_out.CutTexts.evaluate", found)
+    monkeypatch.setattr("compact.held_out.TokenizedTexts.evaluate", found)
     halved = decide(Context(source, asked(text), Cache(tmp_path / "half", [], [])))
     assert halved.plan.repair is not None
     assert halved.plan.repair["share"] == 0.5
@@ -315,12 +315,14 @@ def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: 
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (
         "import json, sys; from pathlib import Path; from compact import repair\n"
-        "from compact.cache import Cache; from compact.decide import decide; from compact.distributed import joined\n"
+        "from compact.cache import Cache; from compact.context import Context\n"
+        "from compact.decide import decide; from compact.distributed import joined\n"
         "from compact.prune_options import PruneOptions; from compact.source import open_directory\n"
         "repair.fits_in_memory = lambda *_: False\n"
         "with joined():\n"
         "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"
-        "    decision = decide(source, PruneOptions(**json.loads(sys.argv[3])), Cache(Path(sys.argv[2]), [], []))\n"
+        "    options = PruneOptions(**json.loads(sys.argv[3]))\n"
+        "    decision = decide(Context(source, options, Cache(Path(sys.argv[2]), [], [])))\n"
         "    print(json.dumps([decision.plan.id, str(decision.updates)]))\n"
     )
     options = {**SIZES, "method": "repair", "calibration": (str(text),), "calibration_tokens": 3000, "device": "cpu"}

@@ -291,16 +291,28 @@ def test_without_text_to_judge_on_nothing_is_searched(source: ModelSource, optio
         (" 2 GiB ", 2**31),
         ("1000000", 1_000_000),
         ("700kB", 700_000),
+        ("500M", 500_000_000),
+        ("2g", 2_000_000_000),
+        (" 1M ", 1_000_000),
     ],
 )
 def test_sizes_are_read_as_people_write_them(words: str, size: int) -> None:
     assert parse_size(words) == size
 
 
-@pytest.mark.parametrize("words", ["", "MB", "-5MB", "4iB", "1e9", "nan", "0.2", "0", "12XB", "400 MB of it", "٤MB"])
+@pytest.mark.parametrize(
+    "words",
+    ["", "MB", "-5MB", "4iB", "1e9", "nan", "0.2", "0", "12XB", "400 MB of it", "٤MB", "0M", "-1M", "1e3M", "９M"],
+)
 def test_what_is_no_size_is_refused(words: str) -> None:
     with pytest.raises(UsageError, match="--fit"):
         parse_size(words)
+
+
+def test_the_largest_file_of_an_artifact_takes_the_same_sizes_from_a_megabyte_on() -> None:
+    assert parse_size("2GB", "--split-max-size", least=1_000_000) == 2_000_000_000
+    with pytest.raises(UsageError, match="--split-max-size '1K': less than 1 MB"):
+        parse_size("1K", "--split-max-size", least=1_000_000)
 
 
 def test_a_split_is_auto_or_two_shares() -> None:

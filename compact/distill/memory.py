@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from compact.budget import Sizes
 from compact.devices import free_memory
+from compact.distill.options import PIECE_TOKENS
+from compact.distill.padding import padded_length
 from compact.distributed import local_world_size
 from compact.errors import ToolUnavailableError
-from compact.recovery.options import PIECE_TOKENS
-from compact.recovery.padding import padded_length
 from compact.sizes import parts_at
 from compact.source import ModelSource
 

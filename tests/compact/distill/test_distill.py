@@ -21,15 +21,15 @@ from compact.budget import Sizes
 from compact.cache import Cache
 from compact.context import Context
 from compact.decide import Decision, decide, pruned_checkpoint
+from compact.distill import memory, run, train
+from compact.distill.options import RecoverOptions
+from compact.distill.sources import PIECE_CHARACTERS
+from compact.distill.text import TrainingText, file_documents
 from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
 from compact.prune_options import PruneOptions
-from compact.recovery import distill, memory, train
-from compact.recovery.options import RecoverOptions
-from compact.recovery.sources import PIECE_CHARACTERS
-from compact.recovery.text import TrainingText, file_documents
 from compact.source import ModelSource, open_directory, open_source
 from compact.stdlib_text import documents
 from tests.checkpoints import random_model
@@ -144,7 +144,7 @@ def test_a_run_that_is_cut_goes_on_and_learns_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
     own = Cache(tmp_path / "own", [], [])
     again = open_source("tiny", own)
     with pytest.raises(_CutError):
@@ -179,14 +179,14 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
 def test_a_step_that_overflows_is_left_out(
     source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, real, calls = Cache(tmp_path / "own", [], []), train.lesson_loss, []
+    own, real, calls = Cache(tmp_path / "own", [], []), train.example_loss, []
 
     def overflows(*args: Any, **named: Any) -> tuple[torch.Tensor, float]:
         loss, weight = real(*args, **named)
         calls.append(weight)
         return (loss * float("nan") if len(calls) == 2 else loss), weight
 
-    monkeypatch.setattr(train, "lesson_loss", overflows)
+    monkeypatch.setattr(train, "example_loss", overflows)
     decision = decide(Context(source, _options(text, tokens=4000), own))
     assert len(calls) > 3
     assert decision.updates is not None
@@ -229,7 +229,7 @@ def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
 def test_processes_that_do_not_share_a_disk_stop(
     source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "broadcast_json", lambda step: step + 1)
+    monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
     with pytest.raises(StorageError, match="another step"):
         decide(Context(source, _options(text), Cache(tmp_path / "own", [], [])))
 
@@ -259,12 +259,12 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
 def test_a_cache_that_goes_with_the_command_keeps_no_state(
     source: ModelSource, text: Path, recovered: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
 
     def refuse(*args: Any, **named: Any) -> None:
         raise AssertionError("a state was written")
 
-    monkeypatch.setattr(distill.checkpoint, "save", refuse)
+    monkeypatch.setattr(run.checkpoint, "save", refuse)
     watcher = _Cutter(10_000)
     decision = decide(Context(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), watcher))
     assert not any("after a cut" in note for note in watcher.notes)
@@ -348,7 +348,7 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
         decide(Context(source, _options(text, train="embeddings"), cache))
     assert "embeddings" in str(all_weights.value.hint)
     assert "embeddings" not in str(embeddings.value.hint)
-    monkeypatch.setattr(distill, "_SAVED_BYTES", 1 << 40)
+    monkeypatch.setattr(run, "_SAVED_BYTES", 1 << 40)
     with pytest.raises(DiskFullError, match="are needed"):
         decide(Context(source, _options(text, tokens=1000), cache))
     for wrong in (
