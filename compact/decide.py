@@ -1,7 +1,7 @@
-"""From a model and a user's options to a decision: the plan, and the tensors that it replaces, if it does.
+"""From a model and a user's options to a decision: the plan, and the tensors that it replaces, if any.
 
-`compact.planning.make_plan` chooses what stays. What comes before it (searching the sizes) and behind it (repairing and
-training what stays) is strung together here, so that every command decides alike.
+`compact.planning.make_plan` chooses what stays. The search of the sizes comes before it; repair and training come after
+it. This module calls them in order, so that every command decides alike.
 """
 
 from __future__ import annotations
