@@ -204,13 +204,18 @@ def hf_score(model: Any) -> Score:
 
 
 def token_bytes(tokenizer_json: Path, token_id: int) -> int:
-    """UTF-8 bytes of a text that its first token stands for.
+    """Return how many UTF-8 bytes of a text a token covers, if it is the first token.
 
-    The string of a byte-level token has one character a byte. A SentencePiece-style one is text itself, with marks for
-    spaces, of which the first may be the one that the tokenizer puts in front.
+    A byte-level token is spelled with one character per byte. A SentencePiece-style token is spelled as text with marks
+    for spaces. A leading mark is not counted if the tokenizer adds a space before a text.
+
+    Args:
+        tokenizer_json: path of tokenizer.json.
+        token_id: the token's id.
 
     Raises:
-        CalibrationError: no token has the id. DamagedFileError, StorageError: the file cannot be read.
+        CalibrationError: no token has the id.
+        DamagedFileError, StorageError: the file cannot be read.
     """
     data = read_json_object(tokenizer_json)
     sentencepiece = is_sentencepiece_bpe(data)

@@ -1,4 +1,4 @@
-"""Texts that choices are judged on, as ids of one tokenizer: bits per byte of every model that reads them."""
+"""Held-out texts, tokenized once, to measure bits per byte of several models with the same tokenizer."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def named_texts(held_out: Sequence[HeldOut], n_bytes: int | None = None) -> dict
 
 
 class TokenizedTexts:
-    """Texts as ids of one tokenizer, whose files may be gone when they are scored."""
+    """Tokenized texts. Scoring them does not need the tokenizer's files any more."""
 
     def __init__(self, texts: Mapping[str, str], tokenizer_dir: Path, *, window: int) -> None:
-        """Tokenize them.
+        """Tokenize the texts.
 
         Args:
             texts: by name.
