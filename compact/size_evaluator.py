@@ -1,8 +1,8 @@
-"""Bits per byte of a model at any size, without writing a checkpoint: what a search of the sizes asks.
+"""Bits per byte of a model at any size, without writing a checkpoint: what the search of sizes measures.
 
-The dense model is loaded once. For each size its embedding, head and FFN are replaced by the rows and columns that a
-plan of these sizes keeps (`index_select` of the same ids and channels), and every text is cut anew by the pruned
-tokenizer. The figures are those that `compact.evaluate.evaluate_checkpoint` gives for the checkpoint on disk.
+The dense model is loaded once. For each size, its embedding, head and FFN are replaced by the rows and columns that a
+plan of these sizes keeps (`index_select` of the same ids and channels), and the pruned tokenizer encodes every text
+again. The figures equal those of `compact.evaluate.evaluate_checkpoint` for the checkpoint on disk.
 """
 
 from __future__ import annotations
