@@ -14,7 +14,7 @@ from common import cache, evaluation_texts, pruned_checkpoint, record, table
 from compact.budget import count_parts
 from compact.evaluate import evaluate_checkpoint
 from compact.importance import vocabulary_grid
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 

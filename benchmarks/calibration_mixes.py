@@ -29,10 +29,12 @@ from common import (
     write_table,
 )
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import SELF, STDLIB, STDLIB_PROSE
+from compact.context import Context
 from compact.decide import decide
-from compact.prune import PruneOptions, prune
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries
@@ -66,7 +68,7 @@ def loss_elsewhere(bits: Mapping[str, float], unpruned: Mapping[str, float]) -> 
 def measure(source: ModelSource, options: PruneOptions, texts: Mapping[str, str], store: Cache) -> dict[str, Any]:
     """One cell: draw, prune, evaluate."""
     console = Console()
-    plan = decide(source, options, store, progress=console).plan
+    plan = decide(Context(source, options, store, console)).plan
     with tempfile.TemporaryDirectory() as work:
         prune(source, plan, Path(work), progress=console)
         bits = bits_per_byte(Path(work), texts)

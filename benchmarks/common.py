@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache, default_root
+from compact.context import Context
 from compact.decide import decide
 from compact.decide import pruned_checkpoint as decided_checkpoint
 from compact.evaluate import evaluate_checkpoint, read_text
 from compact.evaluation_text import default_evaluation_text
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource
 from compact_edge.console import Console
 
@@ -109,7 +110,7 @@ class Pruned:
 def pruned_checkpoint(source: ModelSource, options: PruneOptions, store: Cache) -> Pruned:
     """Plan and prune, with every stage through the cache."""
     console = Console()
-    decision = decide(source, options, store, progress=console)
+    decision = decide(Context(source, options, store, console))
     directory, _ = decided_checkpoint(source, decision, store, progress=console)
     return Pruned(decision.plan, directory)
 

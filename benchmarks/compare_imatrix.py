@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from compact.cache import Cache, default_root
+from compact.checkpoint_names import CONFIG
 from compact.families import family_of
 from compact.gguf_file import read_gguf
-from compact.source import CONFIG
 from compact.store import read_json_object
 from compact_edge.console import Console
 from exporters.engine import LlamaEngine

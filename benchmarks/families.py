@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from compact.context import Context
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -134,8 +136,10 @@ def make_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0) -
 
 
 def prune_checkpoint(source: Path, out: Path) -> Path:
+    from compact.apply import prune
     from compact.cache import Cache
-    from compact.prune import PruneOptions, make_plan, prune
+    from compact.planning import make_plan
+    from compact.prune_options import PruneOptions
     from compact.source import open_directory
 
     opened = open_directory(source, name="m", origin="m")
@@ -147,14 +151,14 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
         sequence_length=128,
         device="cpu",
     )
-    plan = make_plan(opened, options, Cache(out.parent / "cache", [], []))
+    plan = make_plan(Context(opened, options, Cache(out.parent / "cache", [], [])))
     out.mkdir()
     prune(opened, plan, out)
     return out
 
 
 def check_pruned(before: Path, after: Path) -> tuple[bool, str]:
-    from compact.importance import load_model
+    from compact.load import load_model
     from compact.plan import PLAN, read_plan
     from tests.compact.pruning import cut_in_memory
 

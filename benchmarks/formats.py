@@ -19,10 +19,14 @@ from typing import Any
 
 from common import cache, record, table, write_table
 
+from compact.apply import prune
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.evaluate import evaluate_checkpoint
 from compact.evaluation_text import NAME, default_evaluation_text
-from compact.importance import load_model
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.load import load_model
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.artifact_files import FileOptions
 from compact_edge.console import Console
@@ -128,8 +132,8 @@ def main() -> None:
     console, store = Console(), cache()
     source = open_source(arguments.model, store, console)
     options = PruneOptions(ratio=arguments.ratio, channel_grid=32)
-    calibration = calibration_for(source, options, cache=store, progress=console)
-    plan = make_plan(source, options, store, calibration=calibration, progress=console)
+    calibration = calibration_for(Context(source, options, store, console))
+    plan = make_plan(Context(source, options, store, console).with_value(calibration_for, calibration))
     pruned = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))
     original = Request(
         *("original", source.directory, source.id, source.name, "unpruned", False, source, plan, calibration)

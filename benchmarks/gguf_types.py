@@ -21,8 +21,10 @@ import click
 from common import cache, evaluation_texts, pruned_checkpoint, record, table
 
 from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.errors import BudgetError
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.side import evaluate_gguf
@@ -73,7 +75,7 @@ def main(
     source = open_source(model, store, console)
     texts = evaluation_texts(n_bytes, kinds.split(",")) if n_bytes else {}
     drawn = PruneOptions(calibration_tokens=calibration_tokens)
-    calibration: Calibration = calibration_for(source, drawn)
+    calibration: Calibration = calibration_for(Context(source, drawn, store))
     models: list[tuple[str, Path, str]] = [("0", source.directory, source.id)]
     for ratio in ratios.split(",") if ratios != "none" else ():
         options = PruneOptions(ratio=float(ratio), channel_grid=grid, calibration_tokens=calibration_tokens)

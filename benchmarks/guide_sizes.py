@@ -73,7 +73,8 @@ def write_hollow(out: Path, guide: Guide) -> None:
 def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     """Parameters and sizes of a guide's model at every ratio."""
     from compact.budget import Sizes, count_parts, pruned_parts
-    from compact.prune import PruneOptions
+    from compact.context import Context
+    from compact.prune_options import PruneOptions
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
     from compact.source import open_source
@@ -88,7 +89,7 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     )
     parts = count_parts(source.tensors, source.config)
     # Neither the order of the tokens nor what the tokenizer takes in the file depends on a ratio.
-    ranking = rank_vocabulary(source, PruneOptions())
+    ranking = rank_vocabulary(Context(source, PruneOptions(), cache()))
     files = form.sizes(SizeRequest(source, ranking, guide.name, guide.name))
     unpruned = Sizes(source.vocab_size, source.intermediate_size)
     rows = []

@@ -23,10 +23,12 @@ from common import Cells, bits_per_byte, cache, data_folder, evaluation_texts, h
 from languages_tables import write_page
 
 from compact import stdlib_text
+from compact.apply import prune
 from compact.cache import Cache, default_root
+from compact.context import Context
 from compact.decide import decide
 from compact.evaluate import read_text
-from compact.prune import PruneOptions, prune
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_source
 from compact.tokenizer import encode, load_tokenizer
 from compact_edge import cli
@@ -91,7 +93,7 @@ def score(source: ModelSource, options: PruneOptions, texts: Mapping[str, str], 
     if options == PruneOptions():
         return {"parameters": source.n_params, **_measured(source.directory, texts)}
     with tempfile.TemporaryDirectory(dir=default_root()) as work:
-        prune(source, decide(source, options, store).plan, Path(work))
+        prune(source, decide(Context(source, options, store)).plan, Path(work))
         parameters = open_source(work, store).n_params
         return {"parameters": parameters, **_measured(Path(work), texts)}
 
@@ -134,7 +136,7 @@ def measure_speed(model: str, source: ModelSource, n_bytes: int, store: Cache, c
             options = PruneOptions(vocab_size=size, languages=("en", "code"))
             pruned = folder / str(size)
             pruned.mkdir()
-            prune(source, decide(source, options, store).plan, pruned)
+            prune(source, decide(Context(source, options, store)).plan, pruned)
             file = _export(pruned, folder / f"{size}-gguf")
             cells.get(key, lambda a=whole, b=file, p=pruned: _pair(source.directory, a, p, b, text))  # type: ignore[misc]
             print(f"{model} {size}: {cells.cells[key]}", flush=True)

@@ -21,17 +21,21 @@ import click
 import numpy as np
 from common import cache, texts_to_learn_from
 
+from compact.apply import prune
 from compact.budget import Sizes, count_parts, removed_parameters
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide
+from compact.distill.options import RecoverOptions
 from compact.errors import BudgetError
 from compact.importance import collect_scores, top_channels
 from compact.layerwise import LayerStream
 from compact.plan import PLAN, PrunePlan, read_plan
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
-from compact.recovery.options import RecoverOptions
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_source
 from compact_edge.console import Console
@@ -76,7 +80,7 @@ class Setting:
     @property
     def sizes(self) -> Sizes:
         """COMPACT's sizes at the ratio."""
-        return sizes_of(self.source, rank_vocabulary(self.source, self.options), self.options)
+        return sizes_of(self.source, rank_vocabulary(Context(self.source, self.options, self.stages)), self.options)
 
     @property
     def removed(self) -> int:
@@ -86,7 +90,7 @@ class Setting:
 
     def calibration(self) -> Calibration:
         """The set that COMPACT is calibrated on."""
-        return calibration_for(self.source, self.options, cache=self.stages)
+        return calibration_for(Context(self.source, self.options, self.stages))
 
 
 Method = Callable[[Setting, Path], None]
@@ -96,7 +100,7 @@ def _of_options(change: Callable[[Setting], PruneOptions]) -> Method:
     """What the product does under other options."""
 
     def make(setting: Setting, out: Path) -> None:
-        decision = decide(setting.source, change(setting), setting.stages, progress=Console())
+        decision = decide(Context(setting.source, change(setting), setting.stages, Console()))
         prune(setting.source, decision.plan, out, updates=decision.updates)
 
     return make
@@ -109,7 +113,7 @@ def _of_scores(score: Callable[[Setting], Array]) -> Method:
         sizes = setting.sizes
         # The vocabulary's part of the plan; with all channels kept, nothing is calibrated.
         whole = replace(setting.options, ratio=None, vocab_size=sizes.vocab_size)
-        plan: PrunePlan = make_plan(setting.source, whole, setting.stages)
+        plan: PrunePlan = make_plan(Context(setting.source, whole, setting.stages))
         channels = top_channels(score(setting), sizes.intermediate_size)
         prune(setting.source, replace(plan, kept_channels=channels), out)
 
@@ -173,7 +177,7 @@ def _depth(setting: Setting, out: Path) -> None:
     """
     import torch
 
-    from compact.importance import load_model
+    from compact.load import load_model
     from compact.tokenizer import load_tokenizer
 
     source = setting.source
@@ -206,7 +210,7 @@ def _depth(setting: Setting, out: Path) -> None:
 def _vocabulary_only(setting: Setting) -> PruneOptions:
     parts = count_parts(setting.source.tensors, setting.source.config)
     size = setting.source.vocab_size - round(setting.removed / parts.per_row)
-    if size < len(rank_vocabulary(setting.source, setting.options).always):
+    if size < len(rank_vocabulary(Context(setting.source, setting.options, setting.stages)).always):
         raise BudgetError("the vocabulary alone cannot give that much")
     return replace(setting.options, ratio=None, vocab_size=size)
 

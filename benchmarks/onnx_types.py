@@ -17,8 +17,10 @@ from typing import Any
 
 from common import cache, evaluation_texts, pruned_checkpoint, record, table, write_table
 
+from compact.calibration_choice import calibration_for
 from compact.checkpoint import read_index
-from compact.prune import PruneOptions, calibration_for
+from compact.context import Context
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.format_onnx import evaluate_onnx
@@ -57,7 +59,7 @@ def main() -> None:
     for ratio in (float(value) for value in arguments.ratios.split(",")):
         # k_quant wants an even number of blocks in a row.
         options = PruneOptions(ratio=ratio, channel_grid=64)
-        texts = calibration_for(source, options, cache=store, progress=console).texts
+        texts = calibration_for(Context(source, options, store, console)).texts
         if ratio:
             made = pruned_checkpoint(source, options, store)
             directory, identity = made.directory, made.plan.id

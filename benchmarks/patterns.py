@@ -28,8 +28,8 @@ from common import (
     write_table,
 )
 
-from compact.prune import PruneOptions
-from compact.recovery.options import RecoverOptions
+from compact.distill.options import RecoverOptions
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 

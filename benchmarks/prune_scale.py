@@ -125,8 +125,9 @@ def child(mode: str, model_dir: Path, tokens: int, length: int, threads: int) ->
     import torch
     from transformers import LlamaForCausalLM
 
-    from compact.importance import collect_scores, load_model
+    from compact.importance import collect_scores
     from compact.layerwise import LayerStream
+    from compact.load import load_model
 
     torch.set_num_threads(threads)
     del LlamaForCausalLM  # its module is loaded now, as it is in every mode

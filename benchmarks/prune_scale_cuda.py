@@ -108,8 +108,11 @@ def large(shape: str, work: Path, tokens: int, *, whole: bool) -> dict[str, Any]
 
 def plans() -> dict[str, Any]:
     """smollm2-135m by CPU float32, CUDA float32 and CUDA bfloat16."""
-    from compact.progress import SILENT
-    from compact.prune import PruneOptions, calibration_for, common_act2, make_plan
+    from compact.calibration_choice import calibration_for
+    from compact.channel_scores import act2_scores
+    from compact.context import Context
+    from compact.planning import make_plan
+    from compact.prune_options import PruneOptions
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
     from compact.source import open_source
@@ -118,7 +121,7 @@ def plans() -> dict[str, Any]:
     source = open_source("smollm2-135m", store)
     cpu = PruneOptions(ratio=0.2, device="cpu", dtype="float32")
     kept = {
-        name: make_plan(source, options, store)
+        name: make_plan(Context(source, options, store))
         for name, options in {
             "cpu": cpu,
             "cuda": replace(cpu, device="cuda"),
@@ -130,9 +133,9 @@ def plans() -> dict[str, Any]:
         pairs = zip(kept["cpu"].kept_channels, kept[name].kept_channels, strict=True)
         return sum(len(set(a) & set(b)) for a, b in pairs) / sum(map(len, kept["cpu"].kept_channels))
 
-    ranking = rank_vocabulary(source, cpu)
-    sizes = sizes_of(source, ranking, cpu)
-    scores = common_act2(source, calibration_for(source, cpu, cache=store), ranking, sizes, cpu, store, SILENT)
+    context = Context(source, cpu, store)
+    vocab_size = sizes_of(source, context.once(rank_vocabulary), cpu).vocab_size
+    scores = act2_scores(context, context.once(calibration_for), vocab_size).at(vocab_size)
     swapped = [
         swapped_beyond(row, a, b)
         for row, a, b in zip(scores, kept["cpu"].kept_channels, kept["cuda"].kept_channels, strict=True)

@@ -16,7 +16,7 @@ import click
 from common import cache, evaluation_texts, pruned_checkpoint, record, table, wikitext_train
 
 from compact.evaluate import evaluate_checkpoint
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.source import TINY, open_source
 from compact_edge.console import Console
 

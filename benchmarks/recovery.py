@@ -27,9 +27,10 @@ from common import (
     write_table,
 )
 
+from compact.context import Context
 from compact.decide import decide, pruned_checkpoint
-from compact.prune import PruneOptions
-from compact.recovery.options import LEARNING_RATE, RecoverOptions
+from compact.distill.options import LEARNING_RATE, RecoverOptions
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries
@@ -94,7 +95,7 @@ def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
 
     def compute(row: Row | None) -> dict[str, Any]:
         start = time.monotonic()
-        decision = decide(source, options_of(row), store, progress=console)
+        decision = decide(Context(source, options_of(row), store, console))
         seconds = round(time.monotonic() - start, 1)
         directory, _ = pruned_checkpoint(source, decision, store)
         cell: dict[str, Any] = {"bits_per_byte": bits_per_byte(directory, texts)}

@@ -32,7 +32,7 @@ from common import (
     write_table,
 )
 
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.sizes import parts_at
 from compact.source import open_source
 from compact_edge import cli

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compact.checkpoint import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
-from compact.errors import PlanMismatchError
+from compact.checkpoint_names import CONFIG, GENERATION_CONFIG
+from compact.errors import DamagedFileError, PlanMismatchError
 from compact.layer_shapes import PER_LAYER_VOCABULARY
 from compact.layout import EMBEDDINGS
 from compact.licences import legal_files
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.progress import SILENT, Progress
-from compact.source import CONFIG, GENERATION_CONFIG, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_file, write_json
 from compact.tokenizer import remap_config, write_pruned_tokenizer
 
@@ -146,3 +147,29 @@ def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     generation = source.directory / GENERATION_CONFIG
     if generation.is_file():
         write_json(target / GENERATION_CONFIG, remap_config(read_json_object(generation), new_id, str(generation)))
+
+
+def prune(
+    source: ModelSource,
+    plan: PrunePlan,
+    target: Path,
+    *,
+    updates: Path | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Apply a plan into `target` (a directory that `store.publish` yielded) and check what was written.
+
+    Args:
+        source: the checkpoint that the plan was made for.
+        plan: what to keep.
+        target: where the files go.
+        updates: the `updates.safetensors` that the plan names, where it names one.
+        progress: told of every tensor.
+
+    Raises:
+        DamagedFileError: a checkpoint of other sizes than the plan's came out, which would be a bug of ours.
+    """
+    apply_plan(source, plan, target, updates=updates, progress=progress)
+    config = read_json_object(target / CONFIG)
+    if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
+        raise DamagedFileError(f"{target}: the sizes written differ from the plan's")

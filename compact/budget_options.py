@@ -1,4 +1,4 @@
-"""The words of a budget: `--fit 400MB`, `--split 70:30`, and which of them exclude each other."""
+"""The words of a budget: sizes (`--fit 400MB`), `--split 70:30`, and which of them exclude each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class BudgetOptions(Protocol):
-    """The part of `compact.prune.PruneOptions` that says how much goes."""
+    """The part of `compact.prune_options.PruneOptions` that says how much goes."""
 
     @property
     def ratio(self) -> float | None: ...
@@ -46,14 +46,24 @@ def parse_split(text: str) -> Shares | Literal["auto"]:
     return Shares(vocabulary / (vocabulary + ffn), text.strip())
 
 
-def parse_size(text: str, option: str = "--fit") -> int:
-    """Bytes of `400MB`, `400M` (powers of ten) or `60MiB` (powers of 1024), in any case. Raises UsageError."""
+def parse_size(text: str, option: str = "--fit", *, least: int = 1) -> int:
+    """Bytes of `400MB`, `400M` (powers of ten) or `60MiB` (powers of 1024), in any case.
+
+    Args:
+        text: what the user wrote.
+        option: where, for the message.
+        least: bytes that are needed.
+
+    Raises:
+        UsageError: not a size, or a smaller one.
+    """
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None or (match[3] and not match[2]):
         raise UsageError(f"{option} {text[:40]!r}: not a size", "write it as 400MB, 1.5GB or 60MiB")
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
-    if size < 1:
-        raise UsageError(f"{option} {text[:40]!r}: no bytes", "write it as 400MB, 1.5GB or 60MiB")
+    if size < least:
+        problem = "no bytes" if least == 1 else f"less than {least / 1e6:g} MB"
+        raise UsageError(f"{option} {text[:40]!r}: {problem}", "write it as 400MB, 1.5GB or 60MiB")
     return size
 
 

@@ -11,17 +11,16 @@ holds is there to judge choices on.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compact import stdlib_text
 from compact.cache import Cache
-from compact.errors import CalibrationError, DamagedFileError, StorageError, ToolUnavailableError, UsageError
+from compact.documents import cut, read_documents
+from compact.errors import CalibrationError, UsageError
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
 from compact.mixing import equal_shares, interleave
 from compact.progress import SILENT, Progress
@@ -33,7 +32,6 @@ STDLIB_PROSE = "stdlib-prose"
 BUILT_IN = (STDLIB, STDLIB_PROSE)
 # What the model writes itself.
 SELF = "self"
-TEXT_KEYS = ("text", "context")
 
 DEFAULT_TOKENS = 32_768
 # The embedded model has 3 layers of 1,024 channels: a quarter of the text ranks them, and its build stays short.
@@ -52,8 +50,6 @@ _HELD_OUT_CHARACTERS = 16_000
 _HELD_OUT_SHARE = 10
 # A text of one piece and at least so many characters is cut, for its end to be held out.
 _SHORTEST_CUT = 400
-# Rows of a parquet file that are Python's strings at once.
-_PARQUET_ROWS = 1024
 
 # Given a number of tokens, texts by the model that hold at least as many.
 Sampler = Callable[[int], list[str]]
@@ -119,97 +115,6 @@ class Calibration:
 def plain_name(name: str) -> str:
     """A calibration's name as the user gave it: a file's without its folder, any other whole."""
     return name if names_hub_dataset(name) else Path(name).name
-
-
-def read_documents(path: Path) -> list[str]:
-    """The texts of a `.jsonl`, `.parquet` or any other (plain text) file.
-
-    Raises:
-        CalibrationError: no text in it. StorageError: it cannot be read.
-        DamagedFileError: it breaks its format or is not UTF-8. ToolUnavailableError: parquet without pyarrow.
-    """
-    with reading(path):
-        if path.suffix == ".jsonl":
-            documents = list(read_jsonl(path))
-        elif path.suffix == ".parquet":
-            documents = list(read_parquet(path))
-        else:
-            documents = [path.read_text(encoding="utf-8")]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise CalibrationError(f"{path}: no text in it", "give a file with text, or leave the option out")
-    return documents
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Errors of reading a file of text as ours.
-
-    Raises:
-        StorageError: it cannot be read. DamagedFileError: it is not UTF-8.
-    """
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def read_jsonl(path: Path) -> Iterator[str]:
-    """The texts of a jsonl file, a line at a time, within `reading`. Raises DamagedFileError for a line without one."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DamagedFileError(f"{path}:{number}: not valid JSON ({error})") from error
-            yield text_of(record, f"{path}:{number}")
-
-
-def text_of(record: Any, where: str) -> str:
-    """The text of one record of a jsonl file or data set. Raises DamagedFileError where it has none."""
-    if isinstance(record, dict):
-        for key in TEXT_KEYS:
-            if isinstance(text := record.get(key), str):
-                if any("\ud800" <= character <= "\udfff" for character in text):
-                    raise DamagedFileError(f"{where}: half of a surrogate pair, which is no text")
-                return text
-    raise DamagedFileError(f"{where}: no string under {' or '.join(map(repr, TEXT_KEYS))}")
-
-
-def read_parquet(path: Path) -> Iterator[str]:
-    """The texts of a parquet file, a row group at a time at most, within `reading`.
-
-    Raises:
-        DamagedFileError: no parquet file, or no column of text. ToolUnavailableError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ToolUnavailableError(f"{path}: parquet needs pyarrow", "pip install 'compact-edge[parquet]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            column = next((key for key in TEXT_KEYS if key in file.schema_arrow.names), None)
-            if column is None:
-                raise DamagedFileError(f"{path}: no column {' or '.join(map(repr, TEXT_KEYS))}")
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
-                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
-    except pyarrow.ArrowException as error:
-        raise DamagedFileError(f"{path}: not a valid parquet file ({error})") from error
-
-
-def cut(document: str, size: int) -> list[str]:
-    """Cut a document into pieces of about `size` characters, at line ends where there are any."""
-    pieces, at = [], 0
-    while len(document) - at > size:
-        end = document.rfind("\n", at + size // 2, at + size) + 1 or at + size
-        pieces.append(document[at:end])
-        at = end
-    return [*pieces, document[at:]] if at < len(document) else pieces
 
 
 def _digest(documents: Iterable[str]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from compact.calibration import C4, STDLIB, STDLIB_PROSE, read_documents
+from compact.calibration import C4, STDLIB, STDLIB_PROSE
+from compact.documents import read_documents
 from compact.hub_dataset import names_hub_dataset, parse_dataset
 from compact.scripts import LATIN, scripts_of
 from compact.source import TINY, ModelSource

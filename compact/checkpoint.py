@@ -1,13 +1,11 @@
 """Reading and writing safetensors checkpoints, one tensor in memory at a time.
 
 `safetensors.torch.save_file` wants every tensor of a shard in memory; the writer here takes the header first and the
-tensors one by one, so that pruning a 70B model needs the memory of its largest tensor (safetensors format: 8 bytes of
-header length, little-endian; a JSON header; the tensors' bytes back to back).
+tensors one by one, so that pruning a 70B model needs the memory of its largest tensor.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from compact.errors import DamagedFileError, PickleRefusedError, StorageError, UnsafePathError
+from compact.errors import DamagedFileError, PickleRefusedError, UnsafePathError
+from compact.safetensors_header import header_json, read_header
 from compact.store import read_json_object, safe_child, write_json
 
 if TYPE_CHECKING:
@@ -114,26 +113,17 @@ def read_index(directory: Path) -> dict[str, TensorRef]:
 
 def read_shards(files: Iterable[Path]) -> dict[str, TensorRef]:
     """Every tensor of some safetensors files. Raises DamagedFileError (damaged header, or a type that is no float)."""
-    from safetensors import SafetensorError, safe_open
-
     tensors: dict[str, TensorRef] = {}
     for file in files:
-        try:
-            with safe_open(str(file), framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    part = shard.get_slice(name)
-                    if name in tensors:
-                        raise DamagedFileError(f"{file}: tensor {name!r} stands in two shards")
-                    if part.get_dtype() not in DTYPE_BYTES:
-                        raise DamagedFileError(
-                            f"{file}: tensor {name!r} has type {part.get_dtype()}, not a float type",
-                            "give the original checkpoint, not a quantised one",
-                        )
-                    tensors[name] = TensorRef(file, part.get_dtype(), tuple(part.get_shape()))
-        except SafetensorError as error:
-            raise DamagedFileError(f"{file}: not a valid safetensors file ({error})") from error
-        except OSError as error:
-            raise StorageError(f"{file}: cannot be read ({error.strerror or error})") from error
+        for entry in sorted(read_header(file), key=lambda entry: entry.name):
+            if entry.name in tensors:
+                raise DamagedFileError(f"{file}: tensor {entry.name!r} stands in two shards")
+            if entry.dtype not in DTYPE_BYTES:
+                raise DamagedFileError(
+                    f"{file}: tensor {entry.name!r} has type {entry.dtype}, not a float type",
+                    "give the original checkpoint, not a quantised one",
+                )
+            tensors[entry.name] = TensorRef(file, entry.dtype, entry.shape)
     return tensors
 
 
@@ -191,17 +181,13 @@ def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec
 
 
 def _write_header(file: IO[bytes], specs: Sequence[TensorSpec]) -> None:
-    # One metadata key only: with more, the reference writer's order is random and bytes would differ between runs.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {}
     offset = 0
     for spec in specs:
-        header[spec.name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + spec.n_bytes],
-        }
-        offset += spec.n_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+        end = offset + spec.n_bytes
+        entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = header_json(entries)
     text += b" " * (-len(text) % 8)  # the format wants the data to begin at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
 

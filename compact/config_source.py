@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from compact import hub
+from compact.checkpoint_names import CONFIG
 from compact.errors import DamagedFileError, ModelNotFoundError
 from compact.families import Family, family_of, text_family_of
 from compact.progress import SILENT, Progress
 from compact.published import PublishedModel, close_names, published_model
-from compact.source import (
-    BUILT_IN,
-    CONFIG,
-    check_layers,
-    check_sizes,
-    plain_name,
-    refuse_auto_map,
-    refuse_quantized,
-)
+from compact.source import BUILT_IN, check_layers, check_sizes, plain_name, refuse_auto_map, refuse_quantized
 from compact.store import read_json_object
 
 # Far above any model.

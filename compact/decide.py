@@ -1,7 +1,7 @@
-"""From a model and a user's options to a decision: the plan, and the tensors that it replaces, if it does.
+"""From a model and a user's options to a decision: the plan, and the tensors that it replaces, if any.
 
-`compact.prune.make_plan` chooses what stays. What comes before it (searching the sizes) and behind it (repairing and
-training what stays) is strung together here, so that every command decides alike.
+`compact.planning.make_plan` chooses what stays. The search of the sizes comes before it; repair and training come after
+it. This module calls them in order, so that every command decides alike.
 """
 
 from __future__ import annotations
@@ -9,24 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.budget_options import check_budget, is_searched
 from compact.cache import Cache
-from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
 from compact.calibration_scripts import default_calibration
+from compact.context import Context
 from compact.errors import PlanMismatchError
+from compact.methods import method_named
 from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
+from compact.planning import make_plan
 from compact.progress import SILENT, Progress
-from compact.prune import (
-    PruneOptions,
-    calibration_for,
-    check_texts_to_learn,
-    make_plan,
-    prune,
-    texts_to_learn,
-)
+from compact.prune_texts import check_texts_to_learn, texts_to_learn
 from compact.ranking import rank_vocabulary
-from compact.repair import repair
 from compact.search import SizeOf, find_sizes
 from compact.sizes import sizes_of
 from compact.source import ModelSource
@@ -37,7 +33,7 @@ PRUNE_VERSION = 2
 
 @dataclass(frozen=True)
 class Decision:
-    """What `compact.prune.prune` applies.
+    """What `compact.apply.prune` applies.
 
     Attributes:
         plan: what stays.
@@ -48,45 +44,32 @@ class Decision:
     updates: Path | None = None
 
 
-def decide(
-    source: ModelSource,
-    options: PruneOptions,
-    cache: Cache,
-    *,
-    calibration: Calibration | None = None,
-    size_of: SizeOf | None = None,
-    progress: Progress = SILENT,
-) -> Decision:
+def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
     """Decide what stays and what it becomes.
 
     Args:
-        source: the checked checkpoint.
-        options: what the user asked for.
-        cache: keeps every stage.
-        calibration: drawn already, where the caller needs it too.
+        context: the model, what the user asked for, and the cache that keeps every stage.
         size_of: bytes of the artifact at given sizes, for `options.fit_bytes`.
-        progress: told of every stage.
+
+    Raises:
+        UsageError, BudgetError: options that exclude each other, or a budget that is not reachable.
+        CompactEdgeError: what the stages raise.
     """
+    source, options = context.source, context.options
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
-    is_sized = options.fit_bytes is not None or is_searched(options)
-    ranking = rank_vocabulary(source, options, cache, progress)
-    sizes = None if is_sized else sizes_of(source, ranking, options)
-    _warn_of_memory(source, sizes, options, progress)
-    if calibration is None and (is_sized or options.method == "repair"):
-        calibration = calibration_for(source, options, cache=cache, progress=progress)
+    adapt = method_named(options.method).adapt
     search = None
-    if is_sized and calibration is not None:
-        found = find_sizes(source, options, ranking, calibration, cache, size_of=size_of, progress=progress)
+    if options.fit_bytes is not None or is_searched(options):
+        found = find_sizes(context, size_of=size_of)
         sizes, search = found.sizes, found.record
-        _warn_of_memory(source, sizes, options, progress)
-    plan = make_plan(source, options, cache, calibration=calibration, ranking=ranking, sizes=sizes, progress=progress)
-    plan = replace(plan, search=search)
-    updates = None
-    if options.method == "repair" and calibration is not None:
-        plan, updates = repair(source, plan, calibration, options, cache, progress)
-    decision = Decision(plan, updates)
-    return decision if options.recover is None else _recover(source, decision, options, cache, progress)
+    else:
+        sizes = sizes_of(source, context.once(rank_vocabulary), options)
+    _warn_of_memory(context, sizes)
+    decision = Decision(replace(make_plan(context, sizes), search=search))
+    if adapt is not None:
+        decision = Decision(*adapt(context, decision.plan, context.once(calibration_for)))
+    return decision if options.recover is None else _distill(context, decision)
 
 
 def read_decision(folder: Path, source: ModelSource) -> Decision:
@@ -118,37 +101,26 @@ def pruned_checkpoint(
     return cache.get_or_make("pruned", name, make, needed_bytes=4 * source.n_params), name
 
 
-def _warn_of_memory(source: ModelSource, sizes: Sizes | None, options: PruneOptions, progress: Progress) -> None:
+def _warn_of_memory(context: Context, sizes: Sizes) -> None:
     """Say as soon as the sizes are known what is refused much later; what is free then, or trained already, is not."""
-    if options.recover is None or sizes is None:
+    options = context.options
+    if options.recover is None:
         return
-    from compact.recovery.distill import memory_of  # torch is loaded where something is trained
+    from compact.distill.run import memory_of  # torch is loaded where something is trained
 
-    needed, free = memory_of(source, sizes, options.recover, options.device, options.dtype)
+    needed, free = memory_of(context.source, sizes, options.recover, options.device, options.dtype)
     if needed > free:
-        progress.note(
+        context.progress.note(
             f"warning: --recover distill will need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
         )
 
 
-def _recover(
-    source: ModelSource, decision: Decision, options: PruneOptions, cache: Cache, progress: Progress
-) -> Decision:
-    from compact.recovery.distill import recover  # torch is loaded where something is trained
+def _distill(context: Context, decision: Decision) -> Decision:
+    from compact.distill.run import distill  # torch is loaded where something is trained
 
+    options = context.options
     assert options.recover is not None
-    text = texts_to_learn(options, default_calibration(source))
-    student, _ = pruned_checkpoint(source, decision, cache, progress=progress)
-    plan, updates = recover(
-        source,
-        decision.plan,
-        student,
-        replace(options.recover, text=text),
-        cache,
-        updates=decision.updates,
-        device=options.device,
-        dtype=options.dtype,
-        seed=options.seed,
-        progress=progress,
-    )
-    return Decision(plan, updates)
+    text = texts_to_learn(options, default_calibration(context.source))
+    student, _ = pruned_checkpoint(context.source, decision, context.cache, progress=context.progress)
+    resolved = replace(context, options=replace(options, recover=replace(options.recover, text=text)))
+    return Decision(*distill(resolved, decision.plan, student, updates=decision.updates))

@@ -8,7 +8,6 @@ the method.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from compact.calibration import read_documents
+from compact.documents import read_documents
 from compact.errors import CalibrationError, UsageError
 from compact.progress import SILENT, Progress
 from compact.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
-from compact.store import sha256_json
+from compact.store import read_json_object, sha256_json
 
 DEFAULT_WINDOW = 2048
 
@@ -205,12 +204,20 @@ def hf_score(model: Any) -> Score:
 
 
 def token_bytes(tokenizer_json: Path, token_id: int) -> int:
-    """UTF-8 bytes of a text that its first token stands for.
+    """Return how many UTF-8 bytes of a text a token covers, if it is the first token.
 
-    The string of a byte-level token has one character a byte. A SentencePiece-style one is text itself, with marks for
-    spaces, of which the first may be the one that the tokenizer puts in front.
+    A byte-level token is spelled with one character per byte. A SentencePiece-style token is spelled as text with marks
+    for spaces. A leading mark is not counted if the tokenizer adds a space before a text.
+
+    Args:
+        tokenizer_json: path of tokenizer.json.
+        token_id: the token's id.
+
+    Raises:
+        CalibrationError: no token has the id.
+        DamagedFileError, StorageError: the file cannot be read.
     """
-    data = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    data = read_json_object(tokenizer_json)
     sentencepiece = is_sentencepiece_bpe(data)
     for entry in data.get("added_tokens") or ():
         if entry["id"] == token_id:
@@ -232,9 +239,10 @@ def open_checkpoint(
     Args:
         directory: the checkpoint.
         window: most positions of a window; 2048 by default, and never more than the model has.
-        device, dtype: as `compact.importance.resolve_device` and `resolve_dtype` take them.
+        device, dtype: as `compact.devices.resolve_device` and `resolve_dtype` take them.
     """
-    from compact.importance import load_model, resolve_device, resolve_dtype
+    from compact.devices import resolve_device, resolve_dtype
+    from compact.load import load_model
     from compact.tokenizer import bos_id, encode, load_tokenizer
 
     place = resolve_device(device)

@@ -1,7 +1,7 @@
-"""The family table: one row an architecture, read in both directions (HF -> GGUF names and back).
+"""The family table: one row per architecture, used in both directions (HF names to GGUF names, and back).
 
-A new family is one `Family` row here and one entry in `tests/family_models.py`, which every family test reads.
-CONTRIBUTING.md ("Add a family") has a worked example. Nothing else in the project compares architecture names.
+To add a family, add a `Family` row here and an entry in `tests/family_models.py`, which all family tests read. ONNX
+export also needs a class in `exporters/onnx_builder.py`. docs/add-family.md has a worked example.
 """
 
 from __future__ import annotations

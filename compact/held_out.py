@@ -1,4 +1,4 @@
-"""Texts that choices are judged on, as one tokenizer cuts them: bits per byte of every model that reads it."""
+"""Held-out texts, tokenized once, to measure bits per byte of several models with the same tokenizer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compact.calibration import HeldOut
+from compact.checkpoint_names import CONFIG, TOKENIZER
 from compact.evaluate import Evaluation, evaluate, hf_score, token_bytes
 from compact.progress import SILENT, Progress
-from compact.source import CONFIG, TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import write_json
 from compact.tokenizer import bos_id, encode, load_tokenizer, remap_config, write_pruned_tokenizer
 
@@ -35,11 +36,11 @@ def named_texts(held_out: Sequence[HeldOut], n_bytes: int | None = None) -> dict
     return texts
 
 
-class CutTexts:
-    """Texts cut by a tokenizer, which need not be there any longer when they are scored."""
+class TokenizedTexts:
+    """Tokenized texts. Scoring them does not need the tokenizer's files any more."""
 
     def __init__(self, texts: Mapping[str, str], tokenizer_dir: Path, *, window: int) -> None:
-        """Cut them.
+        """Tokenize the texts.
 
         Args:
             texts: by name.
@@ -49,7 +50,7 @@ class CutTexts:
         tokenizer = load_tokenizer(tokenizer_dir)
         self._bos, self._window = bos_id(tokenizer), window
         ids = encode(tokenizer, list(texts.values()), add_special_tokens=False)
-        self._cut = {
+        self._tokenized = {
             name: (text, row, token_bytes(tokenizer_dir / TOKENIZER, row[0]) if row else 0)
             for (name, text), row in zip(texts.items(), ids, strict=True)
         }
@@ -68,7 +69,7 @@ class CutTexts:
                 progress=progress,
                 label=label,
             )
-            for name, (text, ids, first) in self._cut.items()
+            for name, (text, ids, first) in self._tokenized.items()
         }
 
 

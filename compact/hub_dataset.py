@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.cache import Cache
+from compact.documents import cut, text_of
 from compact.errors import (
     CalibrationError,
     DamagedFileError,
@@ -180,7 +181,6 @@ def _draw(
     if _offline():
         raise offline_error(name.repo, name.revision, "dataset")
     require_datasets(name.repo, option)
-    from compact.calibration import cut
 
     draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     texts: list[str] = []
@@ -201,8 +201,6 @@ def _draw(
 
 
 def _texts(name: DatasetName, commit: str, seed: int, option: str) -> Iterator[str]:
-    from compact.calibration import text_of
-
     where = name.at(commit)
     for number, record in enumerate(_records(name, commit, seed, option), 1):
         yield text_of(record, f"{where}, record {number}")

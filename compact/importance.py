@@ -20,16 +20,13 @@ import numpy as np
 
 from compact.distributed import all_reduce_sum, share, world_size
 from compact.errors import DamagedFileError, EngineCrashedError, UsageError
+from compact.layerwise import LayerStream
 from compact.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch
 
-    from compact.layerwise import LayerStream
-
 MAX_EDGES = 64
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 # Activations that are widened and squared at once on the CPU, and positions of a block on an accelerator.
 _CACHED_ELEMENTS = 1 << 16
 _BLOCK_ROWS = 512
@@ -97,82 +94,6 @@ def bucket_of_ids(n_rows: int, always: frozenset[int], ranking: Sequence[int], e
     return buckets
 
 
-def resolve_device(device: str) -> str:
-    """`auto` -> cuda where there is one, else cpu. Raises UsageError for a device that is not there."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, False):
-        raise UsageError(f"--device {device}: not available here", "use --device cpu")
-    return device
-
-
-def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` -> float32 on the CPU (exact and fast there), bfloat16 on an accelerator."""
-    import torch
-
-    name = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    result: torch.dtype = getattr(torch, name)
-    return result
-
-
-def computed_on(device: str, dtype: str) -> dict[str, str]:
-    """The device and type that options come to here: what a stage's key has of them.
-
-    `auto` is float32 on one machine and bfloat16 on another, and both may share a cache.
-    """
-    place = resolve_device(device)
-    return {"device": place, "dtype": str(resolve_dtype(dtype, place))}
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products; without, they are several times slower."""
-    import torch
-
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def free_memory(device: str) -> int:
-    """Bytes that are free where a resolved device's tensors lie."""
-    if device == "cuda":
-        import torch
-
-        # What earlier stages gave back torch keeps for what comes next; for the driver it is in use.
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + kept
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """The checkpoint through Transformers, in evaluation mode, with no code of its own and without the network.
-
-    Raises:
-        DamagedFileError: Transformers does not accept the configuration or the weights.
-    """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(model_dir),
-            dtype=dtype or torch.float32,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=True,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DamagedFileError(f"{model_dir}: Transformers cannot load the checkpoint ({why})") from error
-    return model.to(device).eval()
-
-
 def collect_scores(
     model_dir: Path,
     sequences: Sequence[Sequence[int]],
@@ -204,8 +125,6 @@ def collect_scores(
         EngineCrashedError: activations overflow in `dtype`.
         UsageError, DataError, StorageError: as `compact.layerwise.LayerStream`.
     """
-    from compact.layerwise import LayerStream
-
     own = share(sequences)
     stream = LayerStream(model_dir, own, device=device, dtype=dtype, batch_size=batch_size, scratch=scratch)
     sums = np.zeros((stream.n_layers, len(edges) + 1, max(stream.channels)), dtype=np.float64)

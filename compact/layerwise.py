@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compact.checkpoint import open_tensors, read_index
+from compact.devices import resolve_device, resolve_dtype
 from compact.errors import DamagedFileError
 from compact.layer_states import SharedKeysValues, StateRoom, States
 from compact.progress import SILENT, Progress
@@ -93,7 +94,7 @@ class LayerStream:
         Args:
             model_dir: a checkpoint that `compact.source.open_source` accepted (its `directory`).
             sequences: ids of the source's tokenizer; neighbours of equal length are batched.
-            device, dtype: as `compact.importance.resolve_device` and `resolve_dtype` take them.
+            device, dtype: as `compact.devices.resolve_device` and `resolve_dtype` take them.
             batch_size: sequences of a batch.
             state_bytes: hidden states above this lie in a mapped file, not in memory.
             scratch: where that file goes; None takes the system's temporary directory.
@@ -103,8 +104,6 @@ class LayerStream:
             UsageError: the device is not there. DamagedFileError: Transformers does not accept the configuration.
         """
         import torch
-
-        from compact.importance import resolve_device, resolve_dtype
 
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
@@ -162,7 +161,7 @@ class LayerStream:
                         arguments, named = calls[tuple(ids.shape)][number]
                         if per_layer:
                             arguments = (inputs.get(index, number),)
-                        with suppress(_Enough), _sharing(layer, index, shared, named) as given:
+                        with suppress(_StopForward), _sharing(layer, index, shared, named) as given:
                             states.put(index, _first(layer(states.get(index), *arguments, **given)))
                         before, done = done, done + ids.numel()
                         # All layers of a token are one token; what a layer leaves of a whole number waits.
@@ -170,12 +169,12 @@ class LayerStream:
                 finally:
                     handle.remove()
                 visitor.end(number)
-                _let_go(layer)
+                _drop_weights(layer)
 
     def _visit(self, visitor: Visitor, layer: int, activations: torch.Tensor, last: bool) -> None:
         visitor.inputs(layer, self._index, activations.reshape(-1, activations.shape[-1]))
         if last:
-            raise _Enough
+            raise _StopForward
 
     def _embed(self, states: States, inputs: States | None) -> dict[tuple[int, ...], list[_Call]]:
         """Fill the states with embeddings; return, by shape of a batch, what each layer is called with.
@@ -198,7 +197,7 @@ class LayerStream:
         try:
             self._load_front(stack)
             for index, ids in enumerate(self.batches):
-                with suppress(_Enough):
+                with suppress(_StopForward):
                     model(input_ids=ids.to(self.device), use_cache=False)
                 states.put(index, record[0].hidden)
                 if inputs is not None:
@@ -228,7 +227,7 @@ class LayerStream:
             if isinstance(child, torch.nn.Embedding):
                 weights["weight"] = weights["weight"].index_select(0, used)
                 _look_up_rows(child, used.to(self.device), stack)
-            stack.callback(_let_go, child)
+            stack.callback(_drop_weights, child)
             weights = {key: tensor.to(self.device, self.dtype) for key, tensor in weights.items()}
             child.load_state_dict(weights, assign=True)
             for buffer in child.buffers():
@@ -274,7 +273,7 @@ class LayerStream:
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _Enough(Exception):  # noqa: N818 (ends a forward pass whose rest is not needed; no failure)
+class _StopForward(Exception):  # noqa: N818 (ends a forward pass whose rest is not needed; no failure)
     pass
 
 
@@ -327,13 +326,13 @@ def _recorders(count: int) -> list[Any]:
         def forward(self, hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
             self.hidden, self.call = hidden, (arguments, named)
             if self.last:
-                raise _Enough
+                raise _StopForward
             return hidden
 
     return [Recorder(number == count - 1) for number in range(count)]
 
 
-def _let_go(module: torch.nn.Module) -> None:
+def _drop_weights(module: torch.nn.Module) -> None:
     """Replace a module's weights by ones without memory; buffers stay that no checkpoint stores."""
     import torch
 

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from compact.cache import Cache
-from compact.calibration import read_documents
 from compact.calibration_scripts import calibration_scripts, default_calibration
+from compact.checkpoint_names import TOKENIZER
+from compact.context import Context
 from compact.coverage import Reach, reach_of
+from compact.documents import read_documents
 from compact.errors import BudgetError, UsageError
 from compact.language_use import CODE, ENGLISH, Language, Use, merge_order_use, mixed, normalised, parse_languages
-from compact.progress import SILENT, Progress
+from compact.prune_options import MERGES, PruneOptions
 from compact.scripts import LATIN, punctuation_of, shared_characters, written_in
-from compact.source import TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_file
 from compact.token_use import UsedTokens, encoder
 from compact.tokenizer import named_tokens, referenced_ids
@@ -36,11 +36,6 @@ from compact.vocabulary import (
     with_floor,
 )
 
-if TYPE_CHECKING:
-    from compact.prune import PruneOptions
-
-# `--vocab-rank`.
-AUTO, MERGES = "auto", "merges"
 # What the ranking of a plan is called.
 SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
 # With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.
@@ -107,21 +102,16 @@ class Ranking:
         return reach_of(self.vocabulary, self.always, self.order, self.use)
 
 
-def rank_vocabulary(
-    source: ModelSource, options: PruneOptions, cache: Cache | None = None, progress: Progress = SILENT
-) -> Ranking:
-    """Rank the source's tokens as the options ask.
+def rank_vocabulary(context: Context) -> Ranking:
+    """Rank the source's tokens as the options ask: their languages, corpus, floor, named tokens and calibration.
 
-    Args:
-        source: the checkpoint.
-        options: languages, corpus, floor, named tokens, calibration and `vocab_rank`.
-        cache: keeps how often each language uses each token, which takes seconds to count.
-        progress: told of what is counted.
+    The cache keeps how often each language uses each token, which takes seconds to count.
 
     Raises:
         UsageError: a floor without a corpus, languages beside `merges`, or what `parse_languages` raises.
         CompactEdgeError: what reading the files and the tokenizer raises.
     """
+    source, options = context.source, context.options
     check_ranking(options)
     where = source.directory / TOKENIZER
     vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
@@ -130,7 +120,7 @@ def rank_vocabulary(
     if options.languages:
         languages = parse_languages(options.languages)
         always = keep(characters=_always_spelled(languages))
-        used = UsedTokens(source, vocabulary, cache, progress)
+        used = UsedTokens(source, vocabulary, context.cache, context.progress)
         return _by_languages(source, options, languages, used, Ranking(vocabulary, always, [], None))
     assumed = _assumed_scripts(source, options, vocabulary)
     if assumed is None:

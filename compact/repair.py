@@ -18,17 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut, retokenise, split_stream
 from compact.checkpoint import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.context import Context
+from compact.devices import computed_on
 from compact.distributed import broadcast_json, is_main, share
 from compact.errors import CalibrationError
 from compact.held_out import write_tokenizer
-from compact.importance import computed_on
 from compact.layerwise import LayerStream
 from compact.plan import UPDATES, PrunePlan
-from compact.progress import SILENT, Progress
-from compact.repair_check import fits_in_memory, judge
+from compact.repair_check import Change, check_repair, fits_in_memory
 from compact.repair_fit import LayerFit, down_names
 from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
@@ -36,8 +35,6 @@ from compact.tokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-    from compact.prune import PruneOptions
 
 # Tokens of held-out text whose activations are kept while a layer's ridge is chosen; all sources together.
 _HELD_OUT_TOKENS = 4096
@@ -81,23 +78,14 @@ def repair_texts(calibration: Calibration) -> RepairTexts:
     return RepairTexts(tuple(fitted), (HeldOut(calibration.label, "\n".join(out)),))
 
 
-def repair(
-    source: ModelSource,
-    plan: PrunePlan,
-    calibration: Calibration,
-    options: PruneOptions,
-    cache: Cache,
-    progress: Progress = SILENT,
-) -> tuple[PrunePlan, Path | None]:
+def repair(context: Context, plan: PrunePlan, calibration: Calibration) -> tuple[PrunePlan, Path | None]:
     """The plan with its repair, and the `updates.safetensors` that it then names (in the cache).
 
     Args:
-        source: the checkpoint that the plan was made for.
+        context: the checkpoint that the plan was made for; the options say `device`, `dtype` and `batch_size` of the
+            pass. A note says where the repair was not kept whole.
         plan: the plain cut.
         calibration: the text to fit to, and to judge on.
-        options: `device`, `dtype` and `batch_size` of the pass.
-        cache: keeps the result.
-        progress: told of the pass and the checks; a note says where the repair was not kept whole.
 
     Returns:
         The plan as it was, but for `repair`, and no file, where no channel was cut or no repair helps.
@@ -106,6 +94,7 @@ def repair(
         CalibrationError: too little text to keep some of it out.
         CompactEdgeError: what the pass through the layers raises.
     """
+    source, options, progress = context.source, context.options, context.progress
     if plan.intermediate_size == source.intermediate_size:
         return replace(plan, repair={"share": 0.0, "why": "every channel is kept"}), None
     texts = repair_texts(calibration)
@@ -127,13 +116,13 @@ def repair(
 
     def make(work: Path) -> None:
         length = calibration.options["sequence_length"]
-        report = _make_updates(source, plan, texts, length, judged, options, work, progress)
+        report = _make_updates(context, plan, texts, work, sequence_length=length, judged=judged)
         if report is not None:
             write_json(work / _REPORT, report)
 
     names = set(down_names(source.num_hidden_layers))
     needed = 2 * sum(ref.n_bytes for name, ref in source.tensors.items() if name in names)
-    directory = cache.get_or_make("repair", key, make, needed_bytes=needed, together=True)
+    directory = context.cache.get_or_make("repair", key, make, needed_bytes=needed, together=True)
     report = read_json_object(directory / _REPORT)
     updates = directory / UPDATES
     if not updates.is_file():
@@ -146,7 +135,7 @@ def repair(
         )
     if report["share"] != 1.0:
         progress.note(f"only {report['share']:.0%} of the repair is kept: all of it is worse on a held-out text")
-    digest = cache.recorded_sha256("repair", key, UPDATES)
+    digest = context.cache.recorded_sha256("repair", key, UPDATES)
     return replace(plan, updates_sha256=digest, repair=report), updates
 
 
@@ -163,26 +152,20 @@ class _Streams:
 
 
 def _make_updates(
-    source: ModelSource,
-    plan: PrunePlan,
-    texts: RepairTexts,
-    sequence_length: int,
-    judged: bool,
-    options: PruneOptions,
-    work: Path,
-    progress: Progress,
+    context: Context, plan: PrunePlan, texts: RepairTexts, work: Path, *, sequence_length: int, judged: bool
 ) -> dict[str, Any] | None:
     """Write `updates.safetensors` into `work`, if the repair is kept; return the report.
 
     Of joined processes each takes a share of the fitted text; the first one solves, judges and writes, and the others
     return None.
     """
+    source, options = context.source, context.options
     with tempfile.TemporaryDirectory(prefix="fit-", dir=work) as scratch:
         tokenizer_dir, fitted_dir = Path(scratch) / "tokenizer", Path(scratch) / "layers"
         tokenizer_dir.mkdir()
         fitted_dir.mkdir()
         write_tokenizer(source, tokenizer_dir, plan.kept_token_ids)
-        streams = _cut_texts(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
+        streams = _tokenized(source, tokenizer_dir, texts, sequence_length, plan, options.repair_tokens)
         own = share(streams.fitted)
         layers = LayerStream(
             source.directory,
@@ -193,7 +176,7 @@ def _make_updates(
             scratch=Path(scratch),
         )
         fit = LayerFit(layers, len(own), plan, source.tensors, fitted_dir)
-        layers.run(fit, progress=progress, description="repairing")
+        layers.run(fit, progress=context.progress, description="repairing")
         if not is_main():
             return None
         report: dict[str, Any] = {
@@ -203,18 +186,16 @@ def _make_updates(
             "held_out_tokens": sum(map(len, streams.held_out)),
         }
         held_out = texts.held_out if judged else ()
-        return report | _judge_and_write(source, plan, held_out, fitted_dir, tokenizer_dir, options, work, progress)
+        return report | _judge_and_write(context, plan, held_out, fitted_dir, tokenizer_dir, work)
 
 
 def _judge_and_write(
-    source: ModelSource,
+    context: Context,
     plan: PrunePlan,
     held_out: Sequence[HeldOut],
     fitted_dir: Path,
     tokenizer_dir: Path,
-    options: PruneOptions,
     work: Path,
-    progress: Progress,
 ) -> dict[str, Any]:
     """Write what share of the change is nowhere worse; return the share and the figures it was chosen by.
 
@@ -222,6 +203,7 @@ def _judge_and_write(
     """
     import torch
 
+    source = context.source
     fitted = read_shards(sorted(fitted_dir.glob(f"*/{SINGLE}")))
     kept_of = dict(zip(down_names(source.num_hidden_layers), plan.kept_channels, strict=True))
     with open_tensors(source.tensors) as read, open_tensors(fitted) as read_fitted:
@@ -235,18 +217,8 @@ def _judge_and_write(
 
         part, bits = 1.0, None
         if held_out:
-            verdict = judge(
-                source,
-                plan,
-                tokenizer_dir,
-                held_out,
-                changed,
-                list(kept_of),
-                _SHARES,
-                device=options.device,
-                dtype=options.dtype,
-                progress=progress,
-            )
+            change = Change(changed, tuple(kept_of), _SHARES)
+            verdict = check_repair(context, plan, tokenizer_dir, held_out, change)
             part = verdict.share
             bits = {
                 name: {"plain": round(plain, 4), "repaired": round(verdict.repaired[name], 4)}
@@ -259,7 +231,7 @@ def _judge_and_write(
     return {"share": part, "bits_per_byte": bits}
 
 
-def _cut_texts(
+def _tokenized(
     source: ModelSource, tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan, tokens: str
 ) -> _Streams:
     """Raises CalibrationError: too little text to fit to, or none to choose on."""

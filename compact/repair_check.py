@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compact.calibration import HeldOut
+from compact.context import Context
+from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.evaluate import DEFAULT_WINDOW
-from compact.held_out import CutTexts, named_texts
-from compact.importance import free_memory, load_model, resolve_device, resolve_dtype
+from compact.held_out import TokenizedTexts, named_texts
+from compact.in_memory_pruning import InMemoryPruner
+from compact.load import load_model
 from compact.plan import PrunePlan
-from compact.progress import Progress
-from compact.resizable import Resizable
 from compact.sizes import parts_at
 from compact.source import ModelSource
 
@@ -41,6 +42,21 @@ class Verdict:
     repaired: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Change:
+    """New weights, of which a share can be taken.
+
+    Attributes:
+        tensor: the tensor of a name at a share, as it would be written.
+        names: of the tensors that change.
+        shares: to try, from the whole change to the smallest.
+    """
+
+    tensor: Callable[[str, float], torch.Tensor]
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+
+
 def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str) -> bool:
     """Whether the whole model can be loaded to be judged, and beside it what the plan cuts out of it."""
     place = resolve_device(device)
@@ -49,39 +65,26 @@ def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str
     return needed <= _MEMORY_SHARE * free_memory(place)
 
 
-def judge(
-    source: ModelSource,
-    plan: PrunePlan,
-    tokenizer_dir: Path,
-    held_out: Sequence[HeldOut],
-    changed: Callable[[str, float], torch.Tensor],
-    names: Sequence[str],
-    shares: Sequence[float],
-    *,
-    device: str,
-    dtype: str,
-    progress: Progress,
+def check_repair(
+    context: Context, plan: PrunePlan, tokenizer_dir: Path, held_out: Sequence[HeldOut], change: Change
 ) -> Verdict:
     """Try shares of a change until one is nowhere worse than the plain cut.
 
     Args:
-        source: the checkpoint.
+        context: the checkpoint, and where and how the model runs.
         plan: the plain cut.
         tokenizer_dir: the pruned tokenizer.
         held_out: the texts.
-        changed: the tensor of a name at a share, as it would be written.
-        names: of the tensors that change.
-        shares: from the whole change to the smallest.
-        device, dtype: where and how the model runs.
-        progress: told of every text.
+        change: what is tried.
     """
     import torch
 
-    place = resolve_device(device)
-    whole = load_model(source.directory, device=place, dtype=resolve_dtype(dtype, place))
-    model = Resizable(whole).at(plan.kept_token_ids, plan.kept_channels)
+    source, progress = context.source, context.progress
+    place = resolve_device(context.options.device)
+    whole = load_model(source.directory, device=place, dtype=resolve_dtype(context.options.dtype, place))
+    model = InMemoryPruner(whole).at(plan.kept_token_ids, plan.kept_channels)
     window = min(DEFAULT_WINDOW, source.max_positions)
-    texts = CutTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
+    texts = TokenizedTexts(named_texts(held_out, TEXT_BYTES), tokenizer_dir, window=window)
 
     def bits(label: str) -> dict[str, float]:
         found = texts.evaluate(model, progress=progress, label=label)
@@ -90,10 +93,10 @@ def judge(
     plain = bits("judging the plain cut")
     repaired: Mapping[str, float] = plain
     parameters = dict(model.named_parameters())
-    for share in shares:
+    for share in change.shares:
         with torch.no_grad():
-            for name in names:
-                parameters[name].copy_(changed(name, share))
+            for name in change.names:
+                parameters[name].copy_(change.tensor(name, share))
         repaired = bits("judging the repair")
         if all(repaired[name] <= plain[name] for name in plain):
             return Verdict(share, plain, repaired)

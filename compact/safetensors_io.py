@@ -1,17 +1,16 @@
 """safetensors read and written in pieces, so that memory does not grow with the model.
 
-Reading: the Rust implementation validates the header (sizes, offsets, overlaps, truncation), then plain file reads give
-rows on demand. Memory maps are avoided: mapped pages count as the process's memory and would grow with the model.
+Reading: the header is validated (`compact.safetensors_header`), then plain file reads give rows on demand. Memory maps
+are avoided: mapped pages count as the process's memory and would grow with the model.
 Writing: a header of fixed size is reserved, tensors stream behind it, and the header is filled in at the end, so that a
-tensor's dtype may still change while it is being written. Format: the safetensors README, "Format".
+tensor's dtype may still change while it is being written.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 
 from compact.checkpoint import weight_files
 from compact.errors import DamagedFileError, QuantizedCheckpointError
+from compact.safetensors_header import header_json, read_header
 from compact.store import as_storage_error
 
 # numpy has no bfloat16: its bit pattern is carried as uint16.
@@ -99,31 +98,11 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(checkpoint):
-        for tensor in _tensors_of_file(file):
-            if tensor.name in tensors:
-                raise DamagedFileError(f"{file}: tensor {tensor.name!r} is in two shards")
-            tensors[tensor.name] = tensor
+        for entry in read_header(file):
+            if entry.name in tensors:
+                raise DamagedFileError(f"{file}: tensor {entry.name!r} is in two shards")
+            tensors[entry.name] = StoredTensor(entry.name, entry.dtype, entry.shape, file, entry.offset)
     return tensors
-
-
-def _tensors_of_file(path: Path) -> Iterator[StoredTensor]:
-    try:
-        # Validates the whole header against the file's size; the numbers read below can then be trusted.
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-    except safetensors.SafetensorError as error:
-        raise DamagedFileError(f"{path}: damaged safetensors file: {str(error)[:160]}") from error
-    except OSError as error:
-        raise as_storage_error(error, path) from error
-    except (ValueError, struct.error) as error:
-        raise DamagedFileError(f"{path}: damaged safetensors header: {str(error)[:160]}") from error
-    header.pop("__metadata__", None)
-    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        start = 8 + length + info["data_offsets"][0]
-        yield StoredTensor(name, info["dtype"], tuple(info["shape"]), path, start)
 
 
 class SafetensorsWriter:
@@ -140,7 +119,7 @@ class SafetensorsWriter:
     def __init__(self, path: Path, names: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         # The longest header that can come: every dtype is at most 4 letters, every offset at most 20 digits.
         worst = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [10**19, 10**19]} for name, shape in names}
-        self._reserved = -(-len(_header_bytes(worst)) // 8) * 8
+        self._reserved = -(-len(header_json(worst)) // 8) * 8
         self._expected = dict(names)
         self._entries: dict[str, dict[str, Any]] = {}
         self._start = 0
@@ -192,9 +171,4 @@ class SafetensorsWriter:
             if kind is None:
                 assert set(self._entries) == set(self._expected)
                 self._file.seek(8)
-                self._file.write(_header_bytes(self._entries).ljust(self._reserved))
-
-
-def _header_bytes(entries: Mapping[str, Any]) -> bytes:
-    # One metadata key only: with more, the Rust writer's order is random; `format` is what Transformers asks for.
-    return json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+                self._file.write(header_json(self._entries).ljust(self._reserved))

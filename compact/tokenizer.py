@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compact.checkpoint_names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.errors import DamagedFileError
 from compact.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.sentencepiece_model import MODEL_FILE, pruned_model, read_model
-from compact.source import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json, read_json_object, write_json
 from compact.vocabulary import Vocabulary, is_filler
 

@@ -8,12 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compact.checkpoint_names import TOKENIZER
 from compact.errors import UsageError
 from compact.evaluate import TextScorer, open_checkpoint, token_bits
 from compact.excess import AFTER, SPLIT, ScoredTokens, Totals, Word, align, split_words, totals
 from compact.gguf_file import read_gguf
 from compact.gguf_tokenizer import read_gguf_pieces
-from compact.source import TOKENIZER, open_source
+from compact.source import open_source
 from compact.store import write_bytes
 from compact.token_pieces import TokenPieces, read_pieces
 from compact_edge.console import cut_middle, format_table

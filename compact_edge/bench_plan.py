@@ -223,8 +223,8 @@ def _bits_per_byte(
         if len(found) < len(SIDES) or len(names) != 1:
             return None, {}
         return f"{names.pop()} (by the build)", {side: bits for side, (_, bits) in found.items()}
+    from compact.devices import default_threads
     from compact.evaluate import read_text
-    from compact_edge.build import default_threads
     from compact_edge.format_onnx import evaluate_onnx
     from compact_edge.side import evaluate_gguf
 

@@ -6,7 +6,6 @@ Each stage is a function of frozen values and keeps its result in the cache; thi
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from compact.budget import Sizes
 from compact.cache import Cache, open_cache
-from compact.calibration import Calibration, read_documents
+from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide, pruned_checkpoint, read_decision
+from compact.documents import read_documents
 from compact.errors import GateError
 from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
@@ -23,7 +25,8 @@ from compact.languages import LanguageCost, language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
+from compact.ranking import rank_vocabulary
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
 from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
@@ -106,18 +109,11 @@ class Compute:
 
 def resolve_compute(options: BuildOptions) -> Compute:
     """The options' `auto` made definite."""
-    from compact.importance import resolve_device, resolve_dtype
+    from compact.devices import default_threads, resolve_device, resolve_dtype
 
     device = resolve_device(options.prune.device)
     dtype = str(resolve_dtype(options.prune.dtype, device)).removeprefix("torch.")
     return Compute(device, dtype, options.threads or default_threads())
-
-
-def default_threads() -> int:
-    """Physical cores less one: llama.cpp's threads spin while they wait, and one core is for the rest."""
-    import psutil
-
-    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
 
 
 def build(options: BuildOptions, progress: Progress) -> BuildResult:
@@ -169,17 +165,15 @@ def _run(
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
     pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
-    calibration = calibration_for(source, pruning, cache=cache, progress=progress)
+    context = Context(source, pruning, cache, progress)
+    calibration = context.once(calibration_for)
     pruned_name = options.name or f"{model_name}-compact"
     size_of = None
     if pruning.fit_bytes is not None:
         whole = Sizes(source.vocab_size, source.intermediate_size)
         longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
-        size_of = largest_of(forms, source, pruning, pruned_name, longest, cache)
-    if options.plan is not None:
-        decision = read_decision(options.plan, source)
-    else:
-        decision = decide(source, pruning, cache, calibration=calibration, size_of=size_of, progress=progress)
+        size_of = largest_of(forms, source, context.once(rank_vocabulary), pruned_name, longest)
+    decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
     plan = decision.plan
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from compact.budget_options import check_budget
 from compact.errors import UsageError
-from compact.prune import PruneOptions, check_calibration
+from compact.prune_options import PruneOptions
+from compact.prune_texts import check_calibration
 from compact.source import ModelSource
 from compact_edge.artifact_files import FileOptions
 from compact_edge.formats import FORMATS, GGUF, ONNX, Format, OnnxChoices, Quants, size_not_known

@@ -8,15 +8,11 @@ from functools import partial
 from typing import Any
 
 from compact.budget import Sizes
-from compact.cache import Cache
-from compact.calibration import Calibration
+from compact.context import Context
 from compact.errors import BudgetError
-from compact.judge import Judge, Judgement
-from compact.progress import Progress
-from compact.prune import PruneOptions
-from compact.ranking import Ranking
-from compact.search import Point, best_along, curve_of, judged, point_as_dict, settle, sizes_at_ratio
-from compact.source import ModelSource
+from compact.ranking import rank_vocabulary
+from compact.search import Point, best_along, curve_of, point_as_dict, point_of, settle, sizes_at_ratio
+from compact.size_evaluator import SizeEvaluator, SizeScore
 from compact_edge.formats import ArtifactSizes
 from compact_edge.plot import Panel, Series, document
 from compact_edge.search_report import change, print_table
@@ -92,24 +88,14 @@ def ratios_of(points: int) -> list[float]:
     return [round(SMALLEST + number * step, 4) for number in range(points)]
 
 
-def measure_curve(
-    source: ModelSource,
-    options: PruneOptions,
-    ranking: Ranking,
-    calibration: Calibration,
-    sizes: ArtifactSizes,
-    quant: str,
-    ratios: Sequence[float],
-    cache: Cache,
-    progress: Progress,
-) -> SizeCurve:
-    """Judge the sizes of every ratio. Ratios that the model cannot give are left out, and the user is told.
+def measure_curve(context: Context, sizes: ArtifactSizes, quant: str, ratios: Sequence[float]) -> SizeCurve:
+    """Score the sizes of every ratio. Ratios that the model cannot give are left out, with a note.
 
     Raises:
         BudgetError: none of the ratios is reachable.
         CalibrationError: no held-out text. UsageError: too little memory.
     """
-    curve = curve_of(source, ranking, options)
+    curve = curve_of(context.source, context.once(rank_vocabulary), context.options)
     candidates: dict[float, list[Sizes]] = {}
     for ratio in ratios:
         try:
@@ -117,16 +103,16 @@ def measure_curve(
         except BudgetError as error:
             if ratio == ratios[-1] and not candidates:
                 raise
-            progress.note(f"left out: {error.message}")
-    judge = Judge(source, options, ranking, calibration, cache, progress)
-    judge.prepare()
+            context.progress.note(f"left out: {error.message}")
+    evaluator = SizeEvaluator(context)
+    evaluator.prepare()
     total = 1 + sum(min(_EVALUATIONS, len(found)) for found in candidates.values())
-    with progress.task("measuring sizes", total, "sizes") as task:
-        whole = judge.at(judge.whole)
+    with context.progress.task("measuring sizes", total, "sizes") as task:
+        whole = evaluator.at(evaluator.whole)
         task.advance()
 
         def measure(at: Sizes, ratio: float) -> Point:
-            point = judged(judge.at(at), whole, curve, sizes.file_bytes, ratio)
+            point = point_of(evaluator.at(at), whole, curve, sizes.file_bytes, ratio)
             task.advance()
             return point
 
@@ -134,7 +120,7 @@ def measure_curve(
             ratio: best_along(some, partial(measure, ratio=ratio), evaluations=_EVALUATIONS, first_round=_FIRST_ROUND)
             for ratio, some in candidates.items()
         }
-    unpruned = judged(whole, whole, curve, sizes.file_bytes)
+    unpruned = point_of(whole, whole, curve, sizes.file_bytes)
     front = pareto([point for points in found.values() for point in points])
     costs = [
         Cost(ratio, point, _speed(point, whole, sizes), point is settle(points), point.sizes in front)
@@ -142,14 +128,14 @@ def measure_curve(
         for point in points
     ]
     costs.sort(key=lambda cost: (cost.point.n_bytes or 0, cost.point.mean))
-    text_bytes = {name: len(text.encode("utf-8", "surrogatepass")) for name, text in judge.texts.items()}
-    return SizeCurve(source.name, quant, unpruned, tuple(costs), text_bytes)
+    text_bytes = {name: len(text.encode("utf-8", "surrogatepass")) for name, text in evaluator.texts.items()}
+    return SizeCurve(context.source.name, quant, unpruned, tuple(costs), text_bytes)
 
 
-def _speed(point: Point, whole: Judgement, sizes: ArtifactSizes) -> float:
+def _speed(point: Point, whole: SizeScore, sizes: ArtifactSizes) -> float:
     """Characters a byte of weights read, over the unpruned model's: decoding one token at a time waits for memory."""
 
-    def characters_per_token(judgement: Judgement | Point) -> float:
+    def characters_per_token(judgement: SizeScore | Point) -> float:
         scores = judgement.texts.values()
         return sum(score.n_characters for score in scores) / sum(score.n_tokens for score in scores)
 

@@ -9,42 +9,34 @@ from compact.errors import GateError
 from compact_edge.formats import Format, SizeRequest
 
 if TYPE_CHECKING:
-    from compact.cache import Cache
-    from compact.prune import PruneOptions
+    from compact.ranking import Ranking
     from compact.search import SizeOf
     from compact.source import ModelSource
 
 
-def largest_of(
-    forms: Sequence[Format], source: ModelSource, pruning: PruneOptions, name: str, description: str, cache: Cache
-) -> SizeOf:
+def largest_of(forms: Sequence[Format], source: ModelSource, ranking: Ranking, name: str, description: str) -> SizeOf:
     """Bytes of the largest of a build's artifacts at given sizes. Raises UsageError for a format that cannot say.
 
     Args:
         forms: the formats of the build.
         source: the unpruned model.
-        pruning: how tokens are ranked.
+        ranking: of its vocabulary.
         name: name of the pruned model, for the files' metadata.
         description: the longest line that the metadata may hold.
-        cache: keeps what the ranking counts.
     """
-    from compact.ranking import rank_vocabulary
-
-    request = SizeRequest(source, rank_vocabulary(source, pruning, cache), name, description)
+    request = SizeRequest(source, ranking, name, description)
     models = [form.sizes(request) for form in forms]
     return lambda sizes: max(model.file_bytes(sizes) for model in models)
 
 
-def checkpoint_sizes(source: ModelSource, pruning: PruneOptions, quant: str, cache: Cache) -> SizeOf:
+def checkpoint_sizes(source: ModelSource, ranking: Ranking, quant: str) -> SizeOf:
     """Bytes of the GGUF that a pruned checkpoint can be exported to, with and without an importance matrix.
 
     Where the two differ in a tensor's type, the larger counts.
     """
-    from compact.ranking import rank_vocabulary
     from exporters.gguf import GgufMetadata
     from exporters.gguf_size import gguf_sizes
 
-    ranking = rank_vocabulary(source, pruning, cache)
     models = [
         gguf_sizes(
             source,

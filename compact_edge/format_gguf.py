@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compact.calibration import Calibration
+from compact.checkpoint_names import CONFIG
 from compact.errors import DataError, UsageError
 from compact.evaluate import Evaluation
 from compact.progress import Progress
-from compact.source import CONFIG, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object
 from compact_edge.artifact_files import FileOptions, check_files, place_artifact
 from compact_edge.formats import GGUF, Format, Request, SizeRequest

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compact.calibration import Calibration
+from compact.checkpoint_names import CONFIG, TOKENIZER
 from compact.errors import DamagedFileError, OperatorMissingError
 from compact.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate, token_bytes
 from compact.progress import Progress
-from compact.source import CONFIG, TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import copy_hashed
 from compact.tokenizer import bos_id, encode, load_tokenizer
 from compact_edge.formats import ONNX, Format, OnnxChoices, Request

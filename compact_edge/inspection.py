@@ -69,7 +69,7 @@ class Inspected:
         source: the checkpoint, or the configuration where that is all there is.
         parts: from the tensors of a checkpoint, from the configuration else.
         languages: what its vocabulary is ranked for; none takes the default ranking.
-        cache: keeps what a ranking by languages counts.
+        cache: keeps what a ranking by languages counts; None beside a configuration, which has no tokenizer.
     """
 
     source: ModelSource | ConfigSource
@@ -95,12 +95,13 @@ class Inspected:
     @cached_property
     def ranking(self) -> Ranking | None:
         """The tokenizer's ranking; None where there is no tokenizer to read."""
-        if isinstance(self.source, ConfigSource):
+        if isinstance(self.source, ConfigSource) or self.cache is None:
             return None
-        from compact.prune import PruneOptions
+        from compact.context import Context
+        from compact.prune_options import PruneOptions
         from compact.ranking import rank_vocabulary
 
-        return rank_vocabulary(self.source, PruneOptions(languages=self.languages), self.cache)
+        return rank_vocabulary(Context(self.source, PruneOptions(languages=self.languages), self.cache))
 
     @property
     def merges(self) -> int | None:

@@ -1,27 +1,38 @@
-"""How a pruned model was made, in words and as JSON: what was cut, and what a repair and a training behind it gave."""
+"""How a pruned model was made, in words and as JSON: what was cut, and what a repair and a training gave."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from compact.methods import METHODS, Method, method_named, method_of_plan
 
 if TYPE_CHECKING:
     from compact.plan import PrunePlan
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.source import ModelSource
 
 
 def how_words(method: str, *, learns: bool) -> tuple[str, str]:
-    """For a file's own description: what cut the model, and what came behind the cut."""
-    cut = "COMPACT (arXiv 2509.06836)" if method in {"compact", "repair"} else f"COMPACT with channels by {method}"
-    repaired = ", repaired by least squares" if method == "repair" else ""
-    return cut, repaired + (", trained by the original" if learns else "")
+    """For a file's own description: what cut the model, and what came after the cut."""
+    return _words(method_named(method), learns=learns)
 
 
 def plan_words(plan: PrunePlan) -> tuple[str, str]:
     """`how_words` of what a plan says was done; a repair that helped nowhere was not."""
-    method = "compact" if plan.method == "repair" and not _is_repaired(plan) else plan.method
-    return how_words(method, learns=plan.recovery is not None)
+    return _words(_method_kept(plan), learns=plan.recovery is not None)
+
+
+def _words(method: Method, *, learns: bool) -> tuple[str, str]:
+    after = (method.adapted, "trained by the original" if learns else "")
+    return method.cut_words[0], "".join(f", {words}" for words in after if words)
+
+
+def _method_kept(plan: PrunePlan) -> Method:
+    """The plan's method, without the words of a change of the weights that was not kept."""
+    method = method_of_plan(plan.method)
+    return method if _is_repaired(plan) else replace(method, adapted="", adapted_in_card="")
 
 
 def _is_repaired(plan: PrunePlan) -> bool:
@@ -29,13 +40,12 @@ def _is_repaired(plan: PrunePlan) -> bool:
 
 
 def method_line(plan: PrunePlan) -> str:
-    """How a pruned model was made, in one line: what was cut, and whether anything was fitted or trained behind it."""
-    cut = "COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels)"
-    if plan.method in {"magnitude", "random"}:
-        cut = f"rare vocabulary, and FFN channels by {plan.method}"
+    """How a pruned model was made, in one line: what was cut, and whether anything was fitted or trained afterwards."""
+    method = _method_kept(plan)
+    cut = method.cut_words[1]
     parts = [cut]
-    if _is_repaired(plan):
-        parts.append("`down_proj` fitted to the original's outputs by least squares")
+    if method.adapted_in_card:
+        parts.append(method.adapted_in_card)
     if plan.recovery is not None:
         text = " + ".join(plan.recovery["text"])
         parts.append(f"trained by the original on {plan.recovery['tokens']:,} tokens of {text}")
@@ -43,10 +53,10 @@ def method_line(plan: PrunePlan) -> str:
 
 
 def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
-    """What the steps behind the cut gave on text kept out of them, a line for each that was asked for."""
+    """What the steps after the cut gave on text kept out of them, a line for each that was asked for."""
     lines = []
-    if asked.method == "repair":
-        lines.append(f"repair: {_repair_words(plan.repair or {})}")
+    if method_of_plan(asked.method).adapt is not None:
+        lines.append(f"{asked.method}: {_repair_words(plan.repair or {})}")
     if asked.recover is not None:
         recovery = plan.recovery
         if recovery is None:
@@ -62,12 +72,13 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
 
 def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
     """What would make a better model of the same size, and what it costs; nothing that was done already."""
-    from compact.recovery.distill import memory_of
-    from compact.recovery.options import DEFAULT_MINUTES, RecoverOptions
+    from compact.distill.options import DEFAULT_MINUTES, RecoverOptions
+    from compact.distill.run import memory_of
 
     ways = []
-    if plan.method == "compact" and plan.intermediate_size < source.intermediate_size:
-        ways.append(("--method repair", "recommended: fits the kept channels to the original, without training"))
+    if plan.intermediate_size < source.intermediate_size:
+        better = [method for method in METHODS.values() if method.advice and method.channels_of == plan.method]
+        ways += [(f"--method {method.name}", method.advice) for method in better]
     if asked.recover is None and plan.recovery is None:
         needed, free = memory_of(source, plan.sizes, RecoverOptions(), asked.device, asked.dtype)
         minutes = f"{DEFAULT_MINUTES:.0f}"

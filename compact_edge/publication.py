@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.licences import legal_files, write_notice
+from compact.methods import method_of_plan
 from compact.plan import PLAN
-from compact.prune import options_as_json
+from compact.prune_options import options_as_json
 from compact.store import publish, sha256_file, write_json, write_sums, write_text
 from compact_edge import __version__
 from compact_edge.method_report import method_line
@@ -172,9 +173,9 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
         scored = (
             "" if plan.calibration is None else f", {plan.calibration['n_tokens']} tokens of {plan.calibration['name']}"
         )
-        # A repair keeps the channels that `compact` chooses.
-        chosen = "compact" if plan.method == "repair" else plan.method
-        notes.append(f"channels chosen by {chosen}{scored}; tokens ranked by {how_ranked(plan)}")
+        notes.append(
+            f"channels chosen by {method_of_plan(plan.method).channels}{scored}; tokens ranked by {how_ranked(plan)}"
+        )
         if plan.search is not None:
             notes.append(
                 f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "

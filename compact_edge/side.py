@@ -13,10 +13,10 @@ from typing import Any
 
 from compact.cache import Cache
 from compact.checkpoint import read_index
+from compact.checkpoint_names import CONFIG
 from compact.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate, evaluate_checkpoint
 from compact.families import family_of
 from compact.progress import Progress
-from compact.source import CONFIG
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import bos_id, encode, load_tokenizer
 from compact_edge.formats import Artifact, Format

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compact.importance import load_model, resolve_device
+from compact.devices import resolve_device
+from compact.load import load_model
 from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Branch, Group, Score
 
@@ -133,7 +134,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         """Of each (number of its place, id): its log-probability, and whether it is the likeliest there."""
         import torch
 
-        from compact.recovery.loss import head_logits, head_settings
+        from compact.distill.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
         scale, cap = head_settings(self._model.config)

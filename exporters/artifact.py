@@ -15,10 +15,11 @@ from typing import Any
 from compact.cache import Cache
 from compact.calibration import retokenise
 from compact.checkpoint import read_index
+from compact.checkpoint_names import CONFIG
+from compact.devices import default_threads
 from compact.errors import UsageError
 from compact.families import family_of
 from compact.progress import SILENT, Progress
-from compact.source import CONFIG
 from compact.store import read_json_object, sha256_file, sha256_json
 from exporters.gguf import Quant, artifact_name, write_gguf
 from exporters.gguf_header import read_header
@@ -154,7 +155,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
             chosen.name,
             imatrix=matrix,
             embedding_quant=embedding,
-            n_threads=_threads(),
+            n_threads=default_threads(),
             progress=progress,
         )
         source.unlink()
@@ -174,13 +175,6 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
         embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
         imatrix=measured,
     )
-
-
-def _threads() -> int:
-    """Physical parallelism for quantising, one core left to the rest of the machine."""
-    import psutil
-
-    return max(1, (psutil.cpu_count(logical=False) or 2) - 1)
 
 
 def lossless_type(checkpoint: Path) -> Quant:

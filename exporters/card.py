@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compact.checkpoint_names import TOKENIZER_CONFIG
 from compact.licences import NamingLicence, naming_licence
-from compact.source import TOKENIZER_CONFIG, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object
 
 # Front matter that is carried over from the source's card where it is there.

@@ -7,7 +7,6 @@ The bytes are those that llama.cpp's tool writes.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,20 +18,12 @@ from compact.errors import DamagedFileError, GateError, UsageError
 from compact.gguf_file import VALUES_START, GgufFile, GgufTensor, read_gguf
 from compact.store import CHUNK, as_storage_error
 
+# Bytes of a part at least, as in llama.cpp's tool.
+LEAST_PART = 1_000_000
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _UINT16, _INT32 = 2, 5  # types of values, GGUF spec "File structure"
-_SIZE = re.compile(r"([1-9][0-9]{0,8})([MG])")
-_UNITS = {"M": 10**6, "G": 10**9}
 _MAX_PARTS = (1 << 16) - 1
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `500M` or `2G` (powers of ten, as in llama.cpp's tool). Raises UsageError."""
-    match = _SIZE.fullmatch(text.strip().upper())
-    if match is None:
-        raise UsageError(f"--split-max-size {text[:40]!r}: not a size", "write it as 500M or 2G")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:

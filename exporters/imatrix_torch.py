@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compact.devices import resolve_device, resolve_dtype
 from compact.errors import CalibrationError, EngineCrashedError
 from compact.families import Family
-from compact.importance import load_model, resolve_device, resolve_dtype
+from compact.load import load_model
 from compact.progress import SILENT, Progress
 from compact.value_order import value_order
 from exporters.imatrix import Imatrix

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from compact.errors import GateError
-from compact.importance import load_model
+from compact.load import load_model
 from compact.pretokenizers import loses_nfc
 from compact.progress import SILENT, Progress
 from compact.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix, tokenizer_parts

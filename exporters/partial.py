@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.checkpoint_names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.families import Family, family_of
 from compact.gguf_file import GgufTensor, read_gguf
 from compact.gguf_types import dequantize
 from compact.layer_shapes import per_layer_size, shared_kv_layers
 from compact.layout import PER_LAYER_EMBEDDING, is_unused
 from compact.sentencepiece_model import MODEL_FILE
-from compact.source import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.store import read_json_object, write_json
 from compact.value_order import value_order
 from exporters.engine import LlamaEngine

@@ -57,7 +57,9 @@ def curve(
     built-in model (tiny, smollm2-135m).
     """
     from compact.cache import open_cache
-    from compact.prune import calibration_for, check_calibration
+    from compact.calibration_choice import calibration_for
+    from compact.context import Context
+    from compact.prune_texts import check_calibration
     from compact.ranking import rank_vocabulary
     from compact.source import open_source
     from compact.store import publish, write_json, write_sums, write_text
@@ -84,12 +86,10 @@ def curve(
         profile = load_profile("gguf")
         form = gguf_format(profile, source, quant=quant, embedding_quant=None, imatrix=None, files=FileOptions())
         options = prune_options(values, channel_grid=form.channel_grid)
-        ranking = rank_vocabulary(source, options, cache, console)
-        sizes = form.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
-        calibration = calibration_for(source, options, keep_out=True, cache=cache, progress=console)
-        found = measure_curve(
-            source, options, ranking, calibration, sizes, form.quant, ratios_of(points), cache, console
-        )
+        context = Context(source, options, cache, console)
+        sizes = form.sizes(SizeRequest(source, context.once(rank_vocabulary), f"{source.name}-compact", ""))
+        context = context.with_value(calibration_for, calibration_for(context, keep_out=True))
+        found = measure_curve(context, sizes, form.quant, ratios_of(points))
         with publish(out, force=force) as work:
             write_json(work / "curve.json", found.as_dict())
             write_text(work / "curve.svg", curve_svg(found))

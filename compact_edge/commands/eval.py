@@ -90,9 +90,9 @@ def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **
 
 def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
     from compact.cache import open_cache
+    from compact.devices import default_threads
     from compact.evaluate import evaluate_checkpoint
     from compact.source import open_source
-    from compact_edge.build import default_threads
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
     from compact_edge.side import evaluate_gguf
@@ -135,8 +135,8 @@ def _content(text: Path, options: Mapping[str, Any]) -> str:
 
 def _evaluate_against(model: str, against: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
     from compact.cache import open_cache
+    from compact.devices import default_threads
     from compact_edge.against import N_WORDS, check_tokens_file, compare, save_tokens
-    from compact_edge.build import default_threads
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
 
@@ -213,7 +213,7 @@ def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str,
 def _task_runtime(
     model: str, cache: Cache, console: Console, batch_size: int, options: Mapping[str, Any]
 ) -> Iterator[Runtime]:
-    from compact_edge.build import default_threads
+    from compact.devices import default_threads
     from exporters.onnx_folder import named_folder
 
     threads = options["threads"] or default_threads()

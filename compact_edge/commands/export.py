@@ -75,9 +75,12 @@ def export(
     """
     from compact.cache import open_cache
     from compact.calibration import STDLIB_PROSE
+    from compact.calibration_choice import calibration_for
+    from compact.context import Context
     from compact.licences import derived_name, licence_note
     from compact.plan import PLAN, read_plan
-    from compact.prune import PruneOptions, calibration_for, check_calibration
+    from compact.prune_options import PruneOptions
+    from compact.prune_texts import check_calibration
     from compact.source import open_source
     from compact_edge.console import Console, print_json
     from compact_edge.output import check_output, existing
@@ -103,7 +106,7 @@ def export(
             licence=licence,
             name=derived_name(source.name, licence),
             plan=read_plan(plan) if plan.is_file() else None,
-            texts=calibration_for(source, asked, cache=cache, progress=console),
+            texts=calibration_for(Context(source, asked, cache, console)),
             quant=type_name,
             measured=bool(calibration),
             out=out,

@@ -50,15 +50,17 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
 def _prune(
     model: str, out: Path, quant: str | None, *, force: bool, use_cache: bool, as_json: bool, values: dict[str, Any]
 ) -> None:
+    from compact.apply import prune as apply
     from compact.cache import open_cache
+    from compact.context import Context
     from compact.decide import decide
     from compact.distributed import is_main
     from compact.errors import UsageError
     from compact.languages import language_costs
     from compact.licences import derived_name, licence_note, write_notice
     from compact.progress import SILENT
-    from compact.prune import check_calibration
-    from compact.prune import prune as apply
+    from compact.prune_texts import check_calibration
+    from compact.ranking import rank_vocabulary
     from compact.source import open_source
     from compact.store import publish, write_sums, write_text
     from compact_edge.console import Console, print_json
@@ -88,10 +90,11 @@ def _prune(
             console.note(licence_note(licence, source.directory, card=False))
             if derived_name(out.name, licence) != out.name:
                 console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
+        context = Context(source, options, cache, console)
         size_of = None
         if quant is not None and options.fit_bytes is not None:
-            size_of = checkpoint_sizes(source, options, quant, cache)
-        decision = decide(source, options, cache, size_of=size_of, progress=console)
+            size_of = checkpoint_sizes(source, context.once(rank_vocabulary), quant)
+        decision = decide(context, size_of=size_of)
         plan = decision.plan
         if not is_main():
             return

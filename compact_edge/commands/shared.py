@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from compact.distill.options import RECOVERIES, TRAINED
+from compact.methods import DEFAULT_METHOD, METHODS, method_named, methods_help
+
 if TYPE_CHECKING:
-    from compact.prune import PruneOptions
-    from compact.recovery.options import RecoverOptions
+    from compact.distill.options import RecoverOptions
+    from compact.prune_options import PruneOptions
     from compact_edge.artifact_files import FileOptions
     from compact_edge.formats import OnnxChoices
 
@@ -120,11 +123,10 @@ _RANKING = (
     click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
     click.option(
         "--method",
-        type=click.Choice(["compact", "repair", "magnitude", "random"]),
-        default="compact",
+        type=click.Choice(list(METHODS)),
+        default=DEFAULT_METHOD,
         show_default=True,
-        help="compact: as in the paper, weights unchanged. repair: the same channels, and every down_proj fitted to "
-        "its original output on the calibration text. The others are for comparison.",
+        help=methods_help(),
     ),
     click.option(
         "--repair-tokens",
@@ -179,7 +181,7 @@ _COMPUTE = (
 _RECOVERY = (
     click.option(
         "--recover",
-        type=click.Choice(["distill"]),
+        type=click.Choice(RECOVERIES),
         help="Train what stays after the cut: the unpruned model teaches it on plain text. Not part of COMPACT.",
     ),
     click.option(
@@ -197,7 +199,7 @@ _RECOVERY = (
     click.option("--learning-rate", type=float, help="Of the training, at its highest (default: 0.0003)."),
     click.option(
         "--train",
-        type=click.Choice(["all", "embeddings"]),
+        type=click.Choice(TRAINED),
         help="Weights that are trained: all, or the embedding and the LM head (default: all).",
     ),
 )
@@ -302,14 +304,15 @@ def onnx_choices(values: dict[str, Any]) -> OnnxChoices:
 
 def file_choices(values: dict[str, Any]) -> FileOptions:
     """`FileOptions` from the values of `file_options`. Raises UsageError for a size that is none."""
+    from compact.budget_options import parse_size
     from compact_edge.artifact_files import FileOptions
-    from exporters.gguf_split import parse_size
+    from exporters.gguf_split import LEAST_PART
 
     size = values["split_max_size"]
     return FileOptions(
         save_imatrix=values["save_imatrix"],
         modelfile=values["modelfile"],
-        split_max_bytes=None if size is None else parse_size(size),
+        split_max_bytes=None if size is None else parse_size(size, "--split-max-size", least=LEAST_PART),
     )
 
 
@@ -324,7 +327,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
     from compact.budget_options import check_budget, parse_size
     from compact.errors import UsageError
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from compact.ranking import check_ranking
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
@@ -332,7 +335,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     fitted_to = values.get("repair_tokens")
     if fitted_to is None:
         names -= {"repair_tokens"}
-    elif values["method"] != "repair":
+    elif "repair_tokens" not in method_named(values["method"]).options:
         raise UsageError(f"--repair-tokens {fitted_to}: nothing is repaired", "add --method repair")
     options = PruneOptions(
         **{name: values[name] for name in names},
@@ -346,8 +349,8 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
 
 def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
+    from compact.distill.options import RecoverOptions
     from compact.errors import UsageError
-    from compact.recovery.options import RecoverOptions
 
     # A value that is not given is the default of `RecoverOptions`.
     options = {

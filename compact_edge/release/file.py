@@ -14,7 +14,7 @@ from compact.source import BUILT_IN
 from targets.schema import Reader, kind_of, read_toml, shown, suggestion
 
 if TYPE_CHECKING:
-    from compact.prune import PruneOptions
+    from compact.prune_options import PruneOptions
     from targets.profile import Profile
 
 SCHEMA_VERSION = 1

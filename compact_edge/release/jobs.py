@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from compact.importance import free_memory
+from compact.devices import free_memory
 from compact_edge.console import format_duration
 from exporters.native import child_environment
 

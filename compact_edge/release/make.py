@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.cache import open_cache
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide, pruned_checkpoint
 from compact.errors import GateError, PlanMismatchError, UsageError
 from compact.licences import derived_name
 from compact.plan import PLAN, UPDATES
 from compact.progress import Progress
-from compact.prune import calibration_for
 from compact.source import ModelSource, open_source
 from compact.store import publish, sha256_file, sha256_json, write_json, write_sums, write_text
 from compact_edge import __version__
@@ -76,8 +77,9 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
         source = open_source(entry.opened, cache, progress)
         settled = settle_model(cells, source)
         pruning = entry.pruning(plan_cell.ratio, settled.grid)
-        calibration = calibration_for(source, pruning, cache=cache, progress=progress)
-        decision = decide(source, pruning, cache, calibration=calibration, progress=progress)
+        context = Context(source, pruning, cache, progress)
+        calibration = context.once(calibration_for)
+        decision = decide(context)
         with publish(out, force=force) as work:
             decision.plan.write(work / PLAN)
             if decision.updates is not None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compact.checkpoint_names import CONFIG
 from compact.errors import CompactEdgeError
-from compact.source import CONFIG, ModelSource
+from compact.source import ModelSource
 from compact_edge.artifact_files import FileOptions
 from compact_edge.formats import GGUF
 from compact_edge.release.cells import Cells

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import make_calibration
+from compact.context import Context
 from compact.errors import (
     EXIT_DATA,
     CompactEdgeError,
@@ -31,8 +33,9 @@ from compact.errors import (
     UnsupportedArchitectureError,
 )
 from compact.evaluate import evaluate_checkpoint
-from compact.importance import load_model
-from compact.prune import PruneOptions, make_plan, prune
+from compact.load import load_model
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact.store import publish
 from tests.checkpoints import write_checkpoint
@@ -44,7 +47,7 @@ def run(model: Path, scratch: Path) -> None:
     """What a user would do: open, plan, prune."""
     cache = Cache(scratch / "cache", [], [])
     source = open_source(str(model), cache)
-    plan = make_plan(source, PruneOptions(vocab_size=320, intermediate_size=32, method="magnitude"), cache)
+    plan = make_plan(Context(source, PruneOptions(vocab_size=320, intermediate_size=32, method="magnitude"), cache))
     with publish(scratch / "out") as work:
         prune(source, plan, work)
 

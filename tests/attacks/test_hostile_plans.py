@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
+from compact.apply import prune
 from compact.cache import Cache
+from compact.context import Context
 from compact.errors import EXIT_DATA, DamagedFileError, DataError, UnsafePathError
 from compact.plan import read_plan
-from compact.prune import PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact.store import publish, read_sums
 
 
 def planned(model: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
     cache = Cache(scratch / "cache", [], [])
-    plan = make_plan(open_source(str(model), cache), PruneOptions(vocab_size=320), cache)
+    plan = make_plan(Context(open_source(str(model), cache), PruneOptions(vocab_size=320), cache))
     plan.write(scratch / "plan.json")
     value: dict[str, Any] = json.loads((scratch / "plan.json").read_text())
     return scratch / "plan.json", value

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from compact.apply import prune
 from compact.cache import Cache
+from compact.context import Context
 from compact.plan import PrunePlan
-from compact.prune import PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import open_directory
 from compact.store import publish
 from tests.checkpoints import write_checkpoint
@@ -20,7 +23,7 @@ from tests.checkpoints import write_checkpoint
 def plan_for(directory: Path, scratch: Path, **options: Any) -> PrunePlan:
     """The plan that these options give; scores go to a cache below `scratch`."""
     source = open_directory(directory, name="m", origin="m")
-    return make_plan(source, PruneOptions(**{"device": "cpu", **options}), Cache(scratch / "cache", [], []))
+    return make_plan(Context(source, PruneOptions(**{"device": "cpu", **options}), Cache(scratch / "cache", [], [])))
 
 
 def prune_to(directory: Path, out: Path, **options: Any) -> Path:

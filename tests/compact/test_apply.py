@@ -208,6 +208,7 @@ def test_sizes_of_a_tensor() -> None:
 _APPLY = """
 import sys, threading
 from pathlib import Path
+import torch  # its own memory is not that of the work
 from compact.apply import apply_plan
 from compact.plan import read_plan
 from compact.source import open_directory

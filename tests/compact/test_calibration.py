@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from compact.calibration import BUILT_IN, cut, make_calibration, read_documents, retokenise, split_stream
+from compact.calibration import BUILT_IN, make_calibration, retokenise, split_stream
+from compact.documents import cut, read_documents
 from compact.errors import CalibrationError, CompactEdgeError, DamagedFileError, StorageError, UsageError
 from compact.mixing import equal_shares, interleave
 from tests.checkpoints import TEXTS, write_checkpoint

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from compact import distributed
+from compact.distill.lock import exclusive_run
 from compact.progress import SILENT
-from compact.recovery.lock import held_alone
 from compact_edge import cli
 from tests.small_builds import ROOT, Workshop, command
 
@@ -170,11 +170,11 @@ import sys
 from pathlib import Path
 from compact.distributed import joined
 from compact.progress import SILENT
-from compact.recovery.lock import held_alone
+from compact.distill.lock import exclusive_run
 from compact_edge.console import print_error
 from compact_edge.errors import describe
 try:
-    with joined(), held_alone(Path(sys.argv[1]), SILENT):
+    with joined(), exclusive_run(Path(sys.argv[1]), SILENT):
         print("trains")
 except BaseException as error:
     failure = describe(error)
@@ -187,7 +187,7 @@ except BaseException as error:
 def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> None:
     """All of them stop, and one says why."""
     run, arguments = tmp_path / "recovering" / "key", [sys.executable, "-c", _HELD]
-    with held_alone(run, SILENT):
+    with exclusive_run(run, SILENT):
         done = finish(pair([*arguments, str(run)]))
     assert all(code != 0 and out == "" for code, out, _ in done)
     said = "".join(errors for _, _, errors in done)

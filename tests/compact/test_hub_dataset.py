@@ -13,10 +13,11 @@ import pytest
 
 from compact import hub_dataset
 from compact.calibration import plain_name
+from compact.distill.options import RecoverOptions
 from compact.errors import HubNameError, ToolUnavailableError
 from compact.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
-from compact.prune import PruneOptions, check_calibration
-from compact.recovery.options import RecoverOptions
+from compact.prune_options import PruneOptions
+from compact.prune_texts import check_calibration
 from tests.hub_standin import TOKEN, Hub, running_hub
 from tests.small_builds import run_child
 

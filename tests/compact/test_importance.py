@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import compact.importance
 from compact.errors import DamagedFileError, EngineCrashedError, UsageError
-from compact.importance import Scores, bucket_of_ids, collect_scores, load_model, top_channels, vocabulary_grid
+from compact.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
+from compact.load import load_model
 from compact.tokenizer import load_tokenizer
 from compact.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
 from tests.checkpoints import TEXTS, write_checkpoint

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from compact.checkpoint_names import TOKENIZER
 from compact.errors import UsageError
 from compact.language_use import discounted, merge_order_use, mixed, parse_languages, without_words, word_use
-from compact.source import TOKENIZER
 from compact.store import read_json_object
 from compact.token_use import encoder
 from compact.vocabulary import Vocabulary, rank_by_merges, read_vocabulary

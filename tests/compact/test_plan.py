@@ -11,9 +11,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from compact.cache import Cache
+from compact.context import Context
 from compact.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
 from compact.plan import PrunePlan, check_plan, read_plan
-from compact.prune import PruneOptions, make_plan
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory
 from tests.checkpoints import TEXTS, write_checkpoint
@@ -43,7 +45,7 @@ def options(text: Path) -> PruneOptions:
 
 
 def test_the_plan_keeps_what_was_asked_for(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
-    plan = make_plan(source, options, cache)
+    plan = make_plan(Context(source, options, cache))
     assert (plan.vocab_size, plan.intermediate_size) == (320, 64)
     assert len(plan.kept_channels) == 2
     assert all(len(set(row)) == 64 and max(row) < 96 for row in plan.kept_channels)
@@ -55,19 +57,22 @@ def test_the_plan_keeps_what_was_asked_for(source: ModelSource, options: PruneOp
 def test_equal_questions_give_equal_bytes(
     source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path
 ) -> None:
-    first, again = make_plan(source, options, cache), make_plan(source, options, Cache(tmp_path / "other", [], []))
+    first, again = (
+        make_plan(Context(source, options, cache)),
+        make_plan(Context(source, options, Cache(tmp_path / "other", [], []))),
+    )
     first.write(tmp_path / "a.json")
     again.write(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert first.id == again.id
     assert read_plan(tmp_path / "a.json") == first
-    assert make_plan(source, replace(options, seed=1), cache).id != first.id
+    assert make_plan(Context(source, replace(options, seed=1), cache)).id != first.id
 
 
 def test_no_path_of_this_machine_is_written(
     source: ModelSource, options: PruneOptions, cache: Cache, text: Path
 ) -> None:
-    plan = make_plan(source, replace(options, vocab_corpus=text), cache)
+    plan = make_plan(Context(source, replace(options, vocab_corpus=text), cache))
     assert plan.ranking == "corpus"
     assert str(text.parent) not in json.dumps(asdict(plan))
     assert str(source.directory) not in json.dumps(asdict(plan))
@@ -87,11 +92,13 @@ def test_a_corpus_cannot_push_out_the_floor(
 ) -> None:
     asked = replace(options, vocab_size=330, intermediate_size=96)
     corpus, its_tokens = strange
-    by_merges = {n: set(make_plan(source, replace(asked, vocab_size=n), cache).kept_token_ids) for n in (300, 330)}
-    always = len(rank_vocabulary(source, asked).always)
-    free = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=0), cache)
-    held = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=300 - always), cache)
-    whole = make_plan(source, replace(asked, vocab_corpus=corpus, vocab_floor=330 - always), cache)
+    by_merges = {
+        n: set(make_plan(Context(source, replace(asked, vocab_size=n), cache)).kept_token_ids) for n in (300, 330)
+    }
+    always = len(rank_vocabulary(Context(source, asked, cache)).always)
+    free = make_plan(Context(source, replace(asked, vocab_corpus=corpus, vocab_floor=0), cache))
+    held = make_plan(Context(source, replace(asked, vocab_corpus=corpus, vocab_floor=300 - always), cache))
+    whole = make_plan(Context(source, replace(asked, vocab_corpus=corpus, vocab_floor=330 - always), cache))
     assert not by_merges[300] <= set(free.kept_token_ids)
     assert its_tokens <= set(free.kept_token_ids)
     assert by_merges[300] <= set(held.kept_token_ids) != by_merges[330]
@@ -104,14 +111,14 @@ def test_a_corpus_cannot_push_out_the_floor(
 def test_the_floor_is_half_of_the_droppable_tokens_unless_asked_otherwise(
     source: ModelSource, options: PruneOptions, cache: Cache, strange: tuple[Path, set[int]]
 ) -> None:
-    plan = make_plan(source, replace(options, vocab_corpus=strange[0]), cache)
-    half = (320 - len(rank_vocabulary(source, options).always)) // 2
+    plan = make_plan(Context(source, replace(options, vocab_corpus=strange[0]), cache))
+    half = (320 - len(rank_vocabulary(Context(source, options, cache)).always)) // 2
     assert plan.options["vocab_floor"] == half > 0
     assert (
         plan.kept_token_ids
-        == make_plan(source, replace(options, vocab_corpus=strange[0], vocab_floor=half), cache).kept_token_ids
+        == make_plan(Context(source, replace(options, vocab_corpus=strange[0], vocab_floor=half), cache)).kept_token_ids
     )
-    assert make_plan(source, options, cache).options["vocab_floor"] is None
+    assert make_plan(Context(source, options, cache)).options["vocab_floor"] is None
 
 
 def test_scores_are_those_of_the_ranking_with_its_floor(
@@ -120,23 +127,23 @@ def test_scores_are_those_of_the_ranking_with_its_floor(
     """Scores that another floor left in the cache are not taken: the plan is that of an empty cache."""
     asked = replace(options, vocab_corpus=strange[0], vocab_floor=30)
     for floor in (0, 20):
-        make_plan(source, replace(asked, vocab_floor=floor), cache)
-    fresh = make_plan(source, asked, Cache(tmp_path / "fresh", [], []))
-    assert make_plan(source, asked, cache) == fresh
+        make_plan(Context(source, replace(asked, vocab_floor=floor), cache))
+    fresh = make_plan(Context(source, asked, Cache(tmp_path / "fresh", [], [])))
+    assert make_plan(Context(source, asked, cache)) == fresh
 
 
 @pytest.mark.parametrize("floor", [-1, 321])
 def test_a_floor_out_of_range_names_the_range(
     source: ModelSource, options: PruneOptions, cache: Cache, text: Path, floor: int
 ) -> None:
-    droppable = 320 - len(rank_vocabulary(source, options).always)
+    droppable = 320 - len(rank_vocabulary(Context(source, options, cache)).always)
     with pytest.raises(UsageError, match=f"--vocab-floor {floor}: this vocabulary takes 0 to {droppable}$"):
-        make_plan(source, replace(options, vocab_corpus=text, vocab_floor=floor), cache)
+        make_plan(Context(source, replace(options, vocab_corpus=text, vocab_floor=floor), cache))
 
 
 def test_a_floor_without_a_corpus_is_refused(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
     with pytest.raises(UsageError, match="--vocab-floor 300: is for --vocab-corpus"):
-        make_plan(source, replace(options, vocab_floor=300), cache)
+        make_plan(Context(source, replace(options, vocab_floor=300), cache))
 
 
 def test_scores_of_one_pass_serve_other_sizes(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
@@ -144,14 +151,14 @@ def test_scores_of_one_pass_serve_other_sizes(source: ModelSource, options: Prun
 
     sizes = [size for size in vocabulary_grid(source.vocab_size, 300) if size >= 300][:3]
     for size in sizes:
-        make_plan(source, replace(options, vocab_size=size), cache)
-    make_plan(source, replace(options, vocab_size=sizes[0], intermediate_size=32), cache)
+        make_plan(Context(source, replace(options, vocab_size=size), cache))
+    make_plan(Context(source, replace(options, vocab_size=sizes[0], intermediate_size=32), cache))
     assert cache.misses == ["scores"]
     assert len(cache.hits) == 3
 
 
 def test_channels_are_not_scored_where_all_stay(source: ModelSource, cache: Cache) -> None:
-    plan = make_plan(source, PruneOptions(vocab_size=320, calibration=("not even there",)), cache)
+    plan = make_plan(Context(source, PruneOptions(vocab_size=320, calibration=("not even there",)), cache))
     assert plan.calibration is None
     assert plan.kept_channels == [list(range(96))] * 2
     assert cache.misses == []
@@ -162,17 +169,17 @@ def test_magnitude_and_random_need_no_calibration(source: ModelSource, options: 
     from safetensors.torch import load_file
 
     weights = load_file(source.directory / "model.safetensors")
-    plan = make_plan(source, replace(options, method="magnitude"), cache)
+    plan = make_plan(Context(source, replace(options, method="magnitude"), cache))
     assert plan.calibration is None
     for layer in (0, 1):
         gate, up, down = (weights[f"model.layers.{layer}.mlp.{n}_proj.weight"].double() for n in ("gate", "up", "down"))
         product = (gate**2).sum(1) * (up**2).sum(1) * (down**2).sum(0)
         assert plan.kept_channels[layer] == sorted(product.topk(64).indices.tolist())
-    first, again = (make_plan(source, replace(options, method="random"), cache) for _ in range(2))
-    other = make_plan(source, replace(options, method="random", seed=7), cache)
+    first, again = (make_plan(Context(source, replace(options, method="random"), cache)) for _ in range(2))
+    other = make_plan(Context(source, replace(options, method="random", seed=7), cache))
     assert first.kept_channels == again.kept_channels != other.kept_channels
     with pytest.raises(UsageError, match="--method"):
-        make_plan(source, replace(options, method="guess"), cache)
+        make_plan(Context(source, replace(options, method="guess"), cache))
 
 
 def test_tokens_that_the_user_names_stay(
@@ -181,28 +188,28 @@ def test_tokens_that_the_user_names_stay(
     tokenizer = json.loads((source.directory / "tokenizer.json").read_text(encoding="utf-8"))
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     last = sorted(vocab, key=lambda token: vocab[token])[-3:]
-    assert vocab[last[0]] not in make_plan(source, options, cache).kept_token_ids
+    assert vocab[last[0]] not in make_plan(Context(source, options, cache)).kept_token_ids
     file = tmp_path / "keep.txt"
     file.write_text("\n".join(last) + "\n", encoding="utf-8")
-    named = make_plan(source, replace(options, keep_tokens=file), cache)
+    named = make_plan(Context(source, replace(options, keep_tokens=file), cache))
     assert {vocab[token] for token in last} <= set(named.kept_token_ids)
     assert named.vocab_size == 320
     file.write_text("never-in-a-vocabulary\n", encoding="utf-8")
     with pytest.raises(DataError, match="'never-in-a-vocabulary' is not in the vocabulary"):
-        make_plan(source, replace(options, keep_tokens=file), cache)
+        make_plan(Context(source, replace(options, keep_tokens=file), cache))
 
 
 @pytest.mark.parametrize("size", [10, 259, 100_000])
 def test_a_vocabulary_size_that_cannot_be_names_both_limits(source: ModelSource, cache: Cache, size: int) -> None:
     # 256 bytes, three special tokens and one plain added token are always kept.
     with pytest.raises(BudgetError, match=f"--vocab-size {size}: this model can have 260 to {source.vocab_size}"):
-        make_plan(source, PruneOptions(vocab_size=size), cache)
-    assert make_plan(source, PruneOptions(vocab_size=260), cache).vocab_size == 260
+        make_plan(Context(source, PruneOptions(vocab_size=size), cache))
+    assert make_plan(Context(source, PruneOptions(vocab_size=260), cache)).vocab_size == 260
 
 
 def test_options_that_exclude_each_other(source: ModelSource, cache: Cache) -> None:
     with pytest.raises(UsageError, match="--ratio"):
-        make_plan(source, PruneOptions(ratio=0.2, vocab_size=320), cache)
+        make_plan(Context(source, PruneOptions(ratio=0.2, vocab_size=320), cache))
 
 
 @pytest.mark.parametrize("change", [{"sequence_length": 4}, {"sequence_length": 257}, {"calibration_tokens": 15}])
@@ -210,13 +217,13 @@ def test_calibration_options_out_of_range(
     source: ModelSource, options: PruneOptions, cache: Cache, change: dict[str, int]
 ) -> None:
     with pytest.raises(UsageError, match="--"):
-        make_plan(source, replace(options, **change), cache)  # type: ignore[arg-type]
+        make_plan(Context(source, replace(options, **change), cache))  # type: ignore[arg-type]
 
 
 def test_a_plan_fits_one_checkpoint_only(
     source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path
 ) -> None:
-    plan = make_plan(source, options, cache)
+    plan = make_plan(Context(source, options, cache))
     other = open_directory(write_checkpoint(tmp_path / "other", max_position_embeddings=128), name="o", origin="o")
     with pytest.raises(PlanMismatchError, match=r"config\.json differs"):
         check_plan(plan, other)
@@ -247,7 +254,7 @@ TAMPERED: dict[str, Any] = {
 def test_a_plan_that_was_tampered_with_is_damaged(
     source: ModelSource, options: PruneOptions, cache: Cache, tmp_path: Path, case: str
 ) -> None:
-    value = asdict(make_plan(source, options, cache))
+    value = asdict(make_plan(Context(source, options, cache)))
     TAMPERED[case](value)
     (tmp_path / "plan.json").write_text(json.dumps(value))
     with pytest.raises(DamagedFileError, match=r"plan\.json: "):
@@ -258,7 +265,7 @@ def test_a_plan_that_was_tampered_with_is_damaged(
 def test_a_plan_beyond_the_model_is_a_mismatch(
     source: ModelSource, options: PruneOptions, cache: Cache, case: str
 ) -> None:
-    plan: PrunePlan = make_plan(source, options, cache)
+    plan: PrunePlan = make_plan(Context(source, options, cache))
     changed = {
         "id": replace(plan, kept_token_ids=[*plan.kept_token_ids, source.vocab_size]),
         "channel": replace(plan, kept_channels=[[*row[:-1], 96] for row in plan.kept_channels]),

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.cache import Cache
+from compact.context import Context
 from compact.evaluate import evaluate_checkpoint, read_text
+from compact.methods import METHODS
 from compact.plan import PrunePlan
-from compact.prune import METHODS, PruneOptions, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource
 from compact.store import publish
 
@@ -29,7 +33,7 @@ def text(wikitext: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(smollm2: ModelSource, text: Path, cache: Path, **options: object) -> PrunePlan:
     asked = {"intermediate_size": INNER, "calibration": (str(text),), "calibration_tokens": 8192, "device": "cpu"}
-    return make_plan(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], []))  # type: ignore[arg-type]
+    return make_plan(Context(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], [])))  # type: ignore[arg-type]
 
 
 def test_common_act2_beats_magnitude_and_chance(

@@ -14,8 +14,9 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from compact.cache import Cache
+from compact.context import Context
 from compact.errors import BudgetError, UsageError
-from compact.prune import PruneOptions
+from compact.prune_options import PruneOptions
 from compact.ranking import Ranking, check_ranking, rank_vocabulary
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_directory
@@ -63,27 +64,27 @@ def characters(tokens: set[str], first: str, last: str) -> set[str]:
 
 def test_characters_of_other_scripts_go_before_words(source: ModelSource, counted: Cache) -> None:
     """Merge order keeps every character of every script; the default and --languages let them go."""
-    size = len(rank_vocabulary(source, MERGES, counted).always) + 100
+    size = len(rank_vocabulary(Context(source, MERGES, counted)).always) + 100
     merges, default = (
-        tokens_of(rank_vocabulary(source, options, counted), size) for options in (MERGES, PruneOptions())
+        tokens_of(rank_vocabulary(Context(source, options, counted)), size) for options in (MERGES, PruneOptions())
     )
     cyrillic = characters(merges, "Ѐ", "ӿ")
     assert cyrillic and not characters(default, "Ѐ", "ӿ")
     words = {token for token in default if token.startswith(MARK) and token[1:].isascii() and token[1:].isalpha()}
     assert len(words) > len({token for token in merges if token in words})
-    russian = tokens_of(rank_vocabulary(source, PruneOptions(languages=("ru",)), counted), size)
+    russian = tokens_of(rank_vocabulary(Context(source, PruneOptions(languages=("ru",)), counted)), size)
     assert len(characters(russian, "Ѐ", "ӿ")) > len(cyrillic) * 0.8
 
 
 def test_the_scripts_are_those_of_the_calibration(source: ModelSource, counted: Cache, tmp_path: Path) -> None:
     russian = tmp_path / "ru.txt"
     russian.write_text("Поезд к морю отходит в семь часов утра и часто бывает полон. " * 5, encoding="utf-8")
-    ranking = rank_vocabulary(source, PruneOptions(calibration=(str(russian),)), counted)
+    ranking = rank_vocabulary(Context(source, PruneOptions(calibration=(str(russian),)), counted))
     assert (ranking.name, ranking.scripts) == ("scripts", ("Cyrl", "Latn"))
     assert "п" in tokens_of(ranking, len(ranking.always))
     # What is not there before it is drawn says nothing, and neither does a vocabulary of one script.
-    unknown = rank_vocabulary(source, PruneOptions(calibration=("self",)), counted)
-    assert (unknown.name, unknown.order) == ("merges", rank_vocabulary(source, MERGES, counted).order)
+    unknown = rank_vocabulary(Context(source, PruneOptions(calibration=("self",)), counted))
+    assert (unknown.name, unknown.order) == ("merges", rank_vocabulary(Context(source, MERGES, counted)).order)
 
 
 def test_an_english_vocabulary_is_ranked_by_merges(tmp_path: Path) -> None:
@@ -91,7 +92,9 @@ def test_an_english_vocabulary_is_ranked_by_merges(tmp_path: Path) -> None:
     from compact.source import open_source
 
     tiny = open_source("tiny", Cache(tmp_path / "cache", [], []))
-    assert rank_vocabulary(tiny, PruneOptions()) == rank_vocabulary(tiny, MERGES)
+    assert rank_vocabulary(Context(tiny, PruneOptions(), Cache(tmp_path / "cache", [], []))) == rank_vocabulary(
+        Context(tiny, MERGES, Cache(tmp_path / "cache", [], []))
+    )
 
 
 @pytest.mark.parametrize("languages", [("en",), ("ru", "code"), ("th",)])
@@ -99,7 +102,7 @@ def test_every_size_spells_every_text(
     source: ModelSource, counted: Cache, tmp_path: Path, languages: tuple[str, ...]
 ) -> None:
     """Round trips, merges that still make what they made, and the pieces of SentencePiece itself."""
-    ranking = rank_vocabulary(source, PruneOptions(languages=languages), counted)
+    ranking = rank_vocabulary(Context(source, PruneOptions(languages=languages), counted))
     before = Source(source.directory)
     texts = [*TEXTS, *stress_texts(["<s>"])]
     for extra in (0, 60, 300):
@@ -142,7 +145,7 @@ def test_real_tokenizers_give_the_same_ids_in_llamacpp(
     before = Source(write_tokenizer(tmp_path / "before", document, {"tokenizer_config.json": config}))
     rows = before.vocabulary.n_rows
     stand_in: Any = SimpleNamespace(directory=before.directory, vocab_size=rows, origin=name, commit=None)
-    ranking = rank_vocabulary(stand_in, PruneOptions(languages=languages))
+    ranking = rank_vocabulary(Context(stand_in, PruneOptions(languages=languages), Cache(tmp_path / "cache", [], [])))
     after = prune_as(before, tmp_path / "after", ranking, rows // 4)
     for language in set(languages) - {"code"}:
         text = (data_dir / "text" / "languages" / f"{language}.txt").read_text(encoding="utf-8")
@@ -164,7 +167,7 @@ def handbook(data_dir: Path) -> list[str]:
 
 def test_coverage_names_the_size(source: ModelSource, counted: Cache) -> None:
     """A text made of the kept tokens alone stays whole; the size is the smallest that reaches the share."""
-    ranking = rank_vocabulary(source, ENGLISH, counted)
+    ranking = rank_vocabulary(Context(source, ENGLISH, counted))
     asked = replace(ENGLISH, vocab_coverage=0.9)
     size = sizes_of(source, ranking, asked).vocab_size
     assert ranking.use is not None
@@ -184,7 +187,7 @@ def test_a_longer_text_is_foreseen(source: ModelSource, counted: Cache) -> None:
     text = " ".join(["the train", "and it is often full", "we should buy", "doesn't jump"] * 10)
     whole = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     ids = whole.encode(text, add_special_tokens=False).ids
-    ranking = rank_vocabulary(source, PruneOptions(), counted)
+    ranking = rank_vocabulary(Context(source, PruneOptions(), counted))
     from compact.coverage import reach_of
 
     use = {i: ids.count(i) / len(ids) for i in set(ids)}
@@ -203,8 +206,8 @@ def test_a_corpus_and_languages_share_the_vocabulary(source: ModelSource, counte
     """The corpus brings its own words in, and half of what the languages keep without it stays."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Привет мир " * 30, encoding="utf-8")
-    alone = rank_vocabulary(source, ENGLISH, counted)
-    both = rank_vocabulary(source, replace(ENGLISH, vocab_corpus=corpus), counted)
+    alone = rank_vocabulary(Context(source, ENGLISH, counted))
+    both = rank_vocabulary(Context(source, replace(ENGLISH, vocab_corpus=corpus), counted))
     assert (both.name, both.languages) == ("corpus", ("en",))
     droppable = 200
     size = len(alone.always) + droppable

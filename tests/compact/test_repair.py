@@ -16,14 +16,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact import repair as repairing
+from compact.apply import prune
 from compact.cache import Cache
 from compact.calibration import HeldOut
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import Decision, decide
 from compact.errors import CalibrationError
 from compact.evaluate import Evaluation
 from compact.least_squares import NormalEquations, output_error
 from compact.plan import UPDATES, read_plan
-from compact.prune import PruneOptions, calibration_for, prune
+from compact.prune_options import PruneOptions
 from compact.repair import repair_texts
 from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
@@ -116,7 +119,7 @@ def test_what_memory_does_not_hold_is_written_unjudged_and_said(
     source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fifth of what is free stays so: the model, and beside it the embedding and FFN that the plan cuts out."""
-    plan = decide(source, asked(text, method="compact"), Cache(tmp_path / "plain", [], [])).plan
+    plan = decide(Context(source, asked(text, method="compact"), Cache(tmp_path / "plain", [], []))).plan
     with publish(tmp_path / "cut") as work:
         prune(source, plan, work)
     whole, cut = (load_file(folder / "model.safetensors") for folder in (source.directory, tmp_path / "cut"))
@@ -125,7 +128,7 @@ def test_what_memory_does_not_hold_is_written_unjudged_and_said(
     for free, judged in ((int(needed / 0.8) + 8, True), (int(needed / 0.8) - 8, False)):
         monkeypatch.setattr("compact.repair_check.free_memory", lambda _, free=free: free)
         watcher = Recorder()
-        decision = decide(source, asked(text), Cache(tmp_path / str(free), [], []), progress=watcher)
+        decision = decide(Context(source, asked(text), Cache(tmp_path / str(free), [], []), watcher))
         assert decision.plan.repair is not None
         assert bool(decision.plan.repair["bits_per_byte"]) == judged
         assert any("without being judged" in note for note in watcher.notes) != judged
@@ -145,7 +148,7 @@ def test_the_weights_are_least_squares_of_the_original_model(
     """Against numpy, on activations that Transformers gives for the text as either tokenizer cuts it."""
     options = asked(text, repair_tokens=tokens)
     cache = Cache(tmp_path / "cache", [], [])
-    decision = decide(source, options, cache)
+    decision = decide(Context(source, options, cache))
     plan = decision.plan
     assert plan.method == "repair"
     assert plan.repair is not None
@@ -158,7 +161,7 @@ def test_the_weights_are_least_squares_of_the_original_model(
         model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
             lambda _m, inputs, layer=layer: seen[layer].append(inputs[0][0])
         )
-    texts = repair_texts(calibration_for(source, options)).fitted
+    texts = repair_texts(calibration_for(Context(source, options, Cache(tmp_path / "texts", [], [])))).fitted
     tokenizer = AutoTokenizer.from_pretrained(out if tokens == "final" else source.directory)
     ids = [i for part in texts for i in tokenizer(part)["input_ids"]]
     ids = [plan.kept_token_ids[i] for i in ids] if tokens == "final" else ids
@@ -184,7 +187,7 @@ def test_the_weights_are_least_squares_of_the_original_model(
 
 @pytest.mark.usefixtures("unjudged")
 def test_equal_inputs_give_equal_bytes(source: ModelSource, text: Path, tmp_path: Path) -> None:
-    first, again = (decide(source, asked(text), Cache(tmp_path / name, [], [])) for name in ("a", "b"))
+    first, again = (decide(Context(source, asked(text), Cache(tmp_path / name, [], []))) for name in ("a", "b"))
     assert first.plan == again.plan
     one, two = applied(source, first, tmp_path / "one"), applied(source, again, tmp_path / "two")
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
@@ -198,17 +201,20 @@ def test_equal_inputs_give_equal_bytes(source: ModelSource, text: Path, tmp_path
 @pytest.mark.usefixtures("unjudged")
 def test_the_cache_knows_what_a_repair_depends_on(source: ModelSource, text: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", [], [])
-    first = decide(source, asked(text), cache)
-    assert decide(source, asked(text), cache) == first
+    first = decide(Context(source, asked(text), cache))
+    assert decide(Context(source, asked(text), cache)) == first
     assert cache.misses == ["scores", "repair"]
-    held = replace(calibration_for(source, asked(text)), held_out=(HeldOut("other", TEXTS[0] * 9),))
-    for options, calibration in (
-        (asked(text, seed=1), None),
-        (asked(text, dtype="bfloat16"), None),
-        (asked(text, repair_tokens="common"), None),
-        (asked(text), held),
+    held = replace(
+        calibration_for(Context(source, asked(text), Cache(tmp_path / "texts", [], []))),
+        held_out=(HeldOut("other", TEXTS[0] * 9),),
+    )
+    for context in (
+        Context(source, asked(text, seed=1), cache),
+        Context(source, asked(text, dtype="bfloat16"), cache),
+        Context(source, asked(text, repair_tokens="common"), cache),
+        Context(source, asked(text), cache).with_value(calibration_for, held),
     ):
-        assert decide(source, options, cache, calibration=calibration).plan.id != first.plan.id
+        assert decide(context).plan.id != first.plan.id
     assert cache.misses.count("repair") == 5
 
 
@@ -222,8 +228,8 @@ def test_every_family(architecture: str, variant: str, text: Path, tmp_path: Pat
     source = open_directory(directory, name="m", origin="m")
     cache = Cache(tmp_path / "cache", [], [])
     options = asked(text, calibration_tokens=1500)
-    repaired = applied(source, decide(source, options, cache), tmp_path / "repaired")
-    plain = applied(source, decide(source, replace(options, method="compact"), cache), tmp_path / "plain")
+    repaired = applied(source, decide(Context(source, options, cache)), tmp_path / "repaired")
+    plain = applied(source, decide(Context(source, replace(options, method="compact"), cache)), tmp_path / "plain")
     ours, theirs = load_file(repaired / "model.safetensors"), load_file(plain / "model.safetensors")
     changed = {name for name in theirs if not torch.equal(ours[name], theirs[name])}
     assert changed == {f"model.layers.{n}.mlp.down_proj.weight" for n in range(source.num_hidden_layers)}
@@ -236,7 +242,8 @@ def test_sequences_of_a_batch_may_be_fitted_and_held_out(source: ModelSource, te
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repairing, "fits_in_memory", lambda *_: False)
         one, many = (
-            decide(source, asked(text, batch_size=size), Cache(tmp_path / str(size), [], [])) for size in (1, 7)
+            decide(Context(source, asked(text, batch_size=size), Cache(tmp_path / str(size), [], [])))
+            for size in (1, 7)
         )
     assert one.updates is not None
     assert many.updates is not None
@@ -251,7 +258,7 @@ def test_a_real_model_is_repaired_where_that_helps_and_never_for_the_worse(tmp_p
     cache = Cache(tmp_path / "cache", [], [])
     tiny = open_source("tiny", cache)
     options = PruneOptions(intermediate_size=320, method="repair", device="cpu", calibration_tokens=3000)
-    decision = decide(tiny, options, cache)
+    decision = decide(Context(tiny, options, cache))
     report = decision.plan.repair
     assert report is not None
     assert report["share"] == 1.0
@@ -272,8 +279,8 @@ def test_what_is_worse_on_a_held_out_text_is_not_kept(
         bits = [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
         return {name: Evaluation(value, 1, 1, 1, 2, "") for name, value in bits.items()}
 
-    monkeypatch.setattr("compact.held_out.CutTexts.evaluate", found)
-    halved = decide(source, asked(text), Cache(tmp_path / "half", [], []))
+    monkeypatch.setattr("compact.held_out.TokenizedTexts.evaluate", found)
+    halved = decide(Context(source, asked(text), Cache(tmp_path / "half", [], [])))
     assert halved.plan.repair is not None
     assert halved.plan.repair["share"] == 0.5
     assert halved.updates is not None
@@ -281,18 +288,18 @@ def test_what_is_worse_on_a_held_out_text_is_not_kept(
                               tmp_path / "plain") / "model.safetensors")  # fmt: skip
     calls.clear()
     worse["after half"] = {"a": 3.1, "b": 1.9}
-    dropped = decide(source, asked(text), Cache(tmp_path / "none", [], []))
+    dropped = decide(Context(source, asked(text), Cache(tmp_path / "none", [], [])))
     assert dropped.plan.repair is not None
     assert (dropped.plan.repair["share"], dropped.updates, dropped.plan.updates_sha256) == (0.0, None, None)
     monkeypatch.setattr(repairing, "fits_in_memory", lambda *_: False)
-    whole = decide(source, asked(text), Cache(tmp_path / "whole", [], []))
+    whole = decide(Context(source, asked(text), Cache(tmp_path / "whole", [], [])))
     assert whole.updates is not None
     for name, tensor in load_file(halved.updates).items():
         torch.testing.assert_close(tensor, (plain[name] + load_file(whole.updates)[name]) / 2)
 
 
 def test_nothing_is_repaired_where_no_channel_goes(source: ModelSource, text: Path, tmp_path: Path) -> None:
-    decision = decide(source, asked(text, intermediate_size=96), Cache(tmp_path / "cache", [], []))
+    decision = decide(Context(source, asked(text, intermediate_size=96), Cache(tmp_path / "cache", [], [])))
     assert decision.updates is None
     assert decision.plan.repair == {"share": 0.0, "why": "every channel is kept"}
 
@@ -301,19 +308,21 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
     short = tmp_path / "short.txt"
     short.write_text("xqzjvkwxqzjvkwbpx", encoding="utf-8")
     with pytest.raises(CalibrationError, match="too few"):
-        decide(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], []))
+        decide(Context(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], [])))
 
 
 def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (
         "import json, sys; from pathlib import Path; from compact import repair\n"
-        "from compact.cache import Cache; from compact.decide import decide; from compact.distributed import joined\n"
-        "from compact.prune import PruneOptions; from compact.source import open_directory\n"
+        "from compact.cache import Cache; from compact.context import Context\n"
+        "from compact.decide import decide; from compact.distributed import joined\n"
+        "from compact.prune_options import PruneOptions; from compact.source import open_directory\n"
         "repair.fits_in_memory = lambda *_: False\n"
         "with joined():\n"
         "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"
-        "    decision = decide(source, PruneOptions(**json.loads(sys.argv[3])), Cache(Path(sys.argv[2]), [], []))\n"
+        "    options = PruneOptions(**json.loads(sys.argv[3]))\n"
+        "    decision = decide(Context(source, options, Cache(Path(sys.argv[2]), [], [])))\n"
         "    print(json.dumps([decision.plan.id, str(decision.updates)]))\n"
     )
     options = {**SIZES, "method": "repair", "calibration": (str(text),), "calibration_tokens": 3000, "device": "cpu"}
@@ -326,7 +335,7 @@ def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: 
     assert answers[0] == answers[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repairing, "fits_in_memory", lambda *_: False)
-        alone = decide(source, asked(text), Cache(tmp_path / "one", [], []))
+        alone = decide(Context(source, asked(text), Cache(tmp_path / "one", [], [])))
     assert alone.updates is not None
     shared = load_file(answers[0][1])
     for name, tensor in load_file(alone.updates).items():

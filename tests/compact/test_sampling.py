@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact.cache import Cache
 from compact.calibration import make_calibration
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.errors import CalibrationError
-from compact.prune import PruneOptions, calibration_for
+from compact.prune_options import PruneOptions
 from compact.sampling import sample_texts
 from compact.source import TINY, open_source
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint
@@ -141,8 +143,8 @@ def test_tiny_calibrates_on_its_own_text(tmp_path: Path) -> None:
     cache = Cache(tmp_path, [], [])
     source = open_source(TINY, cache)
     options = PruneOptions(calibration=("self", "stdlib"), calibration_tokens=256, sequence_length=32, device="cpu")
-    made = calibration_for(source, options, cache=cache, keep_out=True)
+    made = calibration_for(Context(source, options, cache), keep_out=True)
     assert [(of.name, of.tokens) for of in made.sources] == [("self", 128), ("stdlib", 128)]
     assert [held.name for held in made.held_out] == ["self", "stdlib"]
-    assert calibration_for(source, options, cache=cache, keep_out=True) == made
+    assert calibration_for(Context(source, options, cache), keep_out=True) == made
     assert make_calibration("stdlib", source.directory, tokens=128, sequence_length=32).n_tokens == 128

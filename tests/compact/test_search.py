@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.budget import Shares, Sizes, sizes_for_ratio
 from compact.budget_options import AUTO, parse_size, parse_split
 from compact.cache import Cache
 from compact.calibration import Calibration, HeldOut
+from compact.calibration_choice import calibration_for
+from compact.context import Context
 from compact.decide import decide
 from compact.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
 from compact.evaluate import evaluate_checkpoint
 from compact.held_out import named_texts
 from compact.importance import vocabulary_grid
-from compact.judge import Judge
 from compact.plan import read_plan
-from compact.progress import SILENT
-from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
+from compact.size_evaluator import SizeEvaluator
 from compact.source import ModelSource, open_directory
 from compact.store import publish
 from tests.checkpoints import TEXTS, write_checkpoint
@@ -56,7 +59,9 @@ def cache(tmp_path: Path) -> Cache:
 
 def with_texts(source: ModelSource, options: PruneOptions, *texts: tuple[str, str]) -> Calibration:
     held_out = tuple(HeldOut(name, content) for name, content in texts)
-    return replace(calibration_for(source, options), held_out=held_out)
+    return replace(
+        calibration_for(Context(source, options, Cache(source.directory.parent / "cache", [], []))), held_out=held_out
+    )
 
 
 BOTH = (("prose.txt", PROSE * 4), ("code.txt", CODE * 4))
@@ -80,20 +85,20 @@ def test_a_size_scores_what_its_checkpoint_scores(
 ) -> None:
     source = open_directory(write_checkpoint(tmp_path / "m", **kind), name="m", origin="m")  # type: ignore[arg-type]
     options = PruneOptions(calibration=(str(text),), calibration_tokens=200, device="cpu", channel_grid=1)
-    ranking = rank_vocabulary(source, options)
+    ranking = rank_vocabulary(Context(source, options, cache))
     vocab = vocabulary_grid(source.vocab_size, len(ranking.always))[2]
     calibration = with_texts(source, options, *BOTH)
-    judge = Judge(source, options, ranking, calibration, cache, SILENT)
+    evaluator = SizeEvaluator(Context(source, options, cache).with_value(calibration_for, calibration))
     # There and back: replacing weights must leave nothing behind.
-    for sizes in (Sizes(vocab, source.intermediate_size // 2), judge.whole, Sizes(vocab, source.intermediate_size)):
+    for sizes in (Sizes(vocab, source.intermediate_size // 2), evaluator.whole, Sizes(vocab, source.intermediate_size)):
         asked = replace(options, vocab_size=sizes.vocab_size, intermediate_size=sizes.intermediate_size)
-        plan = make_plan(source, asked, cache, calibration=calibration)
+        plan = make_plan(Context(source, asked, cache).with_value(calibration_for, calibration))
         out = tmp_path / f"{sizes.vocab_size}-{sizes.intermediate_size}"
         with publish(out) as work:
             prune(source, plan, work)
         for name, content in BOTH:
             expected = evaluate_checkpoint(out, content, device="cpu")
-            got = judge.at(sizes).texts[name]
+            got = evaluator.at(sizes).texts[name]
             assert got.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-6)
             assert (got.n_tokens, got.n_characters) == (expected.n_tokens, len(content))
 
@@ -115,7 +120,7 @@ def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     asked = replace(options, ratio=0.2, split=AUTO)
     with pytest.raises(UsageError, match="needs it in memory twice") as caught:
-        decide(source, asked, cache, calibration=with_texts(source, options, *BOTH))
+        decide(Context(source, asked, cache).with_value(calibration_for, with_texts(source, options, *BOTH)))
     assert "--split 50:50" in str(caught.value.hint)
 
 
@@ -127,7 +132,7 @@ def test_auto_takes_the_best_of_what_it_judged_and_the_plan_says_so(
 ) -> None:
     asked = replace(options, ratio=0.2, split=AUTO)
     calibration = with_texts(source, options, *BOTH)
-    plan = decide(source, asked, cache, calibration=calibration).plan
+    plan = decide(Context(source, asked, cache).with_value(calibration_for, calibration)).plan
     assert plan.search is not None
     points = plan.search["points"]
     chosen = points[plan.search["chosen"]]
@@ -144,7 +149,7 @@ def test_auto_takes_the_best_of_what_it_judged_and_the_plan_says_so(
     assert read_plan(tmp_path / "plan.json") == plan
 
     again = Cache(cache.root, [], [])
-    assert decide(source, asked, again, calibration=calibration).plan == plan
+    assert decide(Context(source, asked, again).with_value(calibration_for, calibration)).plan == plan
     assert not again.misses
 
 
@@ -171,13 +176,17 @@ def test_a_search_is_kept_for_the_device_and_type_that_auto_came_to(
     """`auto` is another type on another machine, and a repair changes nothing of what is judged."""
     asked = replace(options, ratio=0.2, split=AUTO, dtype="auto")
     calibration = with_texts(source, options, *BOTH)
-    plan = decide(source, asked, cache, calibration=calibration).plan
+    plan = decide(Context(source, asked, cache).with_value(calibration_for, calibration)).plan
     again = Cache(cache.root, [], [])
-    same = decide(source, replace(asked, dtype="float32", method="repair"), again, calibration=calibration).plan
+    same = decide(
+        Context(source, replace(asked, dtype="float32", method="repair"), again).with_value(
+            calibration_for, calibration
+        )
+    ).plan
     assert same.search == plan.search
     assert not {"search", "scores"} & set(again.misses)
     other = Cache(cache.root, [], [])
-    decide(source, replace(asked, dtype="bfloat16"), other, calibration=calibration)
+    decide(Context(source, replace(asked, dtype="bfloat16"), other).with_value(calibration_for, calibration))
     assert {"search", "scores"} <= set(other.misses)
 
 
@@ -188,19 +197,19 @@ def test_a_split_by_hand_gives_the_shares(source: ModelSource, options: PruneOpt
         rows = (limits.vocab_size - sizes.vocab_size) * parts.per_row
         assert rows / (removed(sizes, parts, limits) * parts.total) == pytest.approx(share, abs=0.04)
     whole = source.intermediate_size
-    plan = decide(source, replace(options, ratio=0.05, split="1:0"), cache).plan
+    plan = decide(Context(source, replace(options, ratio=0.05, split="1:0"), cache)).plan
     assert plan.intermediate_size == whole
     assert plan.search is None
     ratio = 96 * 3 * 64 * 2 / source.n_params
-    plan = decide(source, replace(options, ratio=ratio, split="0:1"), cache).plan
+    plan = decide(Context(source, replace(options, ratio=ratio, split="0:1"), cache)).plan
     assert (plan.vocab_size, plan.intermediate_size) == (source.vocab_size, whole - 96)
 
 
 def test_without_a_split_a_ratio_means_what_it_did(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
     asked = replace(options, ratio=0.2)
-    plan = decide(source, asked, cache).plan
+    plan = decide(Context(source, asked, cache)).plan
     assert plan.search is None
-    expected = make_plan(source, asked, cache)
+    expected = make_plan(Context(source, asked, cache))
     assert (plan.kept_token_ids, plan.kept_channels) == (expected.kept_token_ids, expected.kept_channels)
 
 
@@ -231,7 +240,7 @@ def test_budgets_that_cannot_be_are_refused_in_a_line(
 ) -> None:
     asked = replace(options, **changes)  # type: ignore[arg-type]
     with pytest.raises(kind) as caught:
-        decide(source, asked, cache, calibration=with_texts(source, options, *BOTH))
+        decide(Context(source, asked, cache).with_value(calibration_for, with_texts(source, options, *BOTH)))
     assert words in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -252,10 +261,9 @@ def test_a_size_out_of_reach_is_refused_in_a_line(
 
     with pytest.raises(BudgetError) as caught:
         decide(
-            source,
-            replace(options, fit_bytes=fit_bytes, split=split),
-            cache,
-            calibration=with_texts(source, options, *BOTH),
+            Context(source, replace(options, fit_bytes=fit_bytes, split=split), cache).with_value(
+                calibration_for, with_texts(source, options, *BOTH)
+            ),
             size_of=size_of,
         )
     assert words in caught.value.message
@@ -263,7 +271,11 @@ def test_a_size_out_of_reach_is_refused_in_a_line(
 
 def test_without_text_to_judge_on_nothing_is_searched(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
     with pytest.raises(CalibrationError, match="no text is left to judge sizes on"):
-        decide(source, replace(options, ratio=0.2, split=AUTO), cache, calibration=with_texts(source, options))
+        decide(
+            Context(source, replace(options, ratio=0.2, split=AUTO), cache).with_value(
+                calibration_for, with_texts(source, options)
+            )
+        )
 
 
 # ----- words
@@ -279,16 +291,28 @@ def test_without_text_to_judge_on_nothing_is_searched(source: ModelSource, optio
         (" 2 GiB ", 2**31),
         ("1000000", 1_000_000),
         ("700kB", 700_000),
+        ("500M", 500_000_000),
+        ("2g", 2_000_000_000),
+        (" 1M ", 1_000_000),
     ],
 )
 def test_sizes_are_read_as_people_write_them(words: str, size: int) -> None:
     assert parse_size(words) == size
 
 
-@pytest.mark.parametrize("words", ["", "MB", "-5MB", "4iB", "1e9", "nan", "0.2", "0", "12XB", "400 MB of it", "٤MB"])
+@pytest.mark.parametrize(
+    "words",
+    ["", "MB", "-5MB", "4iB", "1e9", "nan", "0.2", "0", "12XB", "400 MB of it", "٤MB", "0M", "-1M", "1e3M", "９M"],
+)
 def test_what_is_no_size_is_refused(words: str) -> None:
     with pytest.raises(UsageError, match="--fit"):
         parse_size(words)
+
+
+def test_the_largest_file_of_an_artifact_takes_the_same_sizes_from_a_megabyte_on() -> None:
+    assert parse_size("2GB", "--split-max-size", least=1_000_000) == 2_000_000_000
+    with pytest.raises(UsageError, match="--split-max-size '1K': less than 1 MB"):
+        parse_size("1K", "--split-max-size", least=1_000_000)
 
 
 def test_a_split_is_auto_or_two_shares() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from compact.budget import Limits, Parts, Sizes
 from compact.importance import vocabulary_grid
-from compact.judge import TextScore
 from compact.search import Curve, Point, best_along, rank_key, settle, sizes_at_ratio, sizes_within
+from compact.size_evaluator import TextScore
 from tests.compact.test_budget import SHAPES, parts_of, removed
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.cache import Cache
-from compact.prune import PruneOptions, make_plan, prune
+from compact.context import Context
+from compact.planning import make_plan
+from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import ModelSource, open_directory, open_source
 from compact_edge import cli
@@ -46,7 +49,7 @@ def real_and_predicted(
     options = PruneOptions(
         vocab_size=sizes.vocab_size, intermediate_size=sizes.intermediate_size, channel_grid=1, method="magnitude"
     )
-    plan = make_plan(source, options, cache)
+    plan = make_plan(Context(source, options, cache))
     pruned = cache.get_or_make("pruned", plan.id, lambda work: prune(source, plan, work))
     artifact = make_artifact(
         Export(
@@ -60,7 +63,7 @@ def real_and_predicted(
         ),
         cache,
     )
-    ranking = rank_vocabulary(source, options)
+    ranking = rank_vocabulary(Context(source, options, cache))
     model = gguf_sizes(
         source,
         ranking.always,
@@ -142,7 +145,7 @@ def test_decoding_reads_a_tied_embedding_whole_and_one_row_of_another(tmp_path: 
         source = open_directory(
             write_checkpoint(folder, tie_word_embeddings=tied, hidden_size=64), name="m", origin="m"
         )
-        ranking = rank_vocabulary(source, PruneOptions())
+        ranking = rank_vocabulary(Context(source, PruneOptions(), Cache(tmp_path / "cache", [], [])))
         model = gguf_sizes(source, ranking.always, ranking.order, "F16", has_imatrix=False, metadata=METADATA)
         return model.bytes_per_token(Sizes(vocab, source.intermediate_size))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
+from compact.distill.options import LEARNING_RATE, RecoverOptions
 from compact.errors import ToolUnavailableError
 from compact.plan import PrunePlan, read_plan
-from compact.prune import PruneOptions
-from compact.recovery.options import LEARNING_RATE, RecoverOptions
+from compact.prune_options import PruneOptions
 from compact_edge import cli
 from compact_edge.method_report import gain_lines
 from tests.small_builds import Workshop
@@ -91,7 +91,7 @@ def test_prune_offers_what_loses_less(shop: Workshop, tmp_path: Path, capsys: py
 def test_a_training_that_memory_will_not_hold_is_announced(
     shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compact.recovery.memory.free_memory", lambda _: 1000)
+    monkeypatch.setattr("compact.distill.memory.free_memory", lambda _: 1000)
     learn = (*DISTILL, "--recover-text", "stdlib", "--ratio", "0.18", "--seed", "3")
     assert cli.run(prune(shop, tmp_path / "out", *learn)) == 69
     said = capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_a_text_of_the_hub_may_be_fetched(shop: Workshop, tmp_path: Path, monkey
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("compact.recovery.text.require_datasets", absent)
+    monkeypatch.setattr("compact.distill.text.require_datasets", absent)
     named = (*DISTILL, "--recover-text", "org/texts")
     build = shop.build(tmp_path / "out", *named)
     for command in (prune(shop, tmp_path / "out", *named), build):

@@ -16,7 +16,7 @@ import gguf
 import pytest
 
 from compact.gguf_source import read_gguf_checkpoint
-from compact.importance import load_model
+from compact.load import load_model
 from compact.tokenizer import load_tokenizer
 from compact_edge.task_checkpoint import CheckpointRuntime
 from compact_edge.task_engines import GgufRuntime, OnnxRuntime

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compact.importance import load_model
+from compact.load import load_model
 from compact_edge import task_checkpoint
 from compact_edge.task_checkpoint import CheckpointRuntime
 from compact_edge.task_engines import GgufRuntime

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from compact.budget import Sizes
+from compact.checkpoint_names import CONFIG
 from compact.families import FAMILIES
 from compact.gguf_file import VALUES_START, read_gguf
-from compact.source import CONFIG
 from compact.store import read_json_object
 from exporters.gguf import write_gguf
 from exporters.gguf_estimate import estimated_sizes

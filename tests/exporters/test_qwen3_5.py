@@ -14,7 +14,7 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.families import family_of
 from compact.gguf_file import read_gguf
 from compact.gguf_source import read_gguf_checkpoint
-from compact.importance import load_model
+from compact.load import load_model
 from compact_edge import cli
 from exporters.gguf import write_gguf
 from exporters.gguf_header import read_header

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compact.recovery.loss import Targets, head_loss
+from compact.distill.loss import Targets, head_loss
 
 ROWS, VOCAB, WIDTH, K = 600, 50, 16, 5  # more rows than are computed at once
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from compact.recovery.align import Alignment, align
-from compact.recovery.lesson import make_lesson
-from compact.recovery.teacher import Answers
+from compact.distill.align import Alignment, align
+from compact.distill.example import make_example
+from compact.distill.teacher import Answers
 from compact.tokenizer import prune_tokenizer_json
 from compact.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
 from tests.checkpoints import TEXTS, train_tokenizer
@@ -76,10 +76,10 @@ def test_a_target_is_the_sum_of_the_teachers_probabilities_by_first_piece(pair: 
     logits = torch.randn(len(ids), rows, generator=torch.Generator().manual_seed(0))
     log_probs, top = logits.log_softmax(-1).sort(dim=-1, descending=True)
     answers = Answers(np.array(ids), top.numpy(), log_probs.numpy())
-    lesson = make_lesson(answers, student, pair.alignment, 0.25)
-    assert lesson.ids == student
+    example = make_example(answers, student, pair.alignment, 0.25)
+    assert example.ids == student
     at, teacher_at = pair.alignment.boundaries(ids, student)
-    where = {int(p): n for n, p in enumerate(lesson.positions)}
+    where = {int(p): n for n, p in enumerate(example.positions)}
     for mine, theirs in zip(at, teacher_at, strict=True):
         expected = torch.zeros(len(pair.kept))
         for token in range(rows):
@@ -88,25 +88,25 @@ def test_a_target_is_the_sum_of_the_teachers_probabilities_by_first_piece(pair: 
                 expected[piece] += logits[theirs].softmax(-1)[token]
         n = where[int(mine)]
         got = torch.zeros(len(pair.kept))
-        valid = lesson.targets.valid[n]
-        got[lesson.targets.ids[n][valid]] = lesson.targets.q[n][valid]
+        valid = example.targets.valid[n]
+        got[example.targets.ids[n][valid]] = example.targets.q[n][valid]
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
-        assert lesson.targets.weights[n] == 1
+        assert example.targets.weights[n] == 1
     inner = sorted(set(range(len(student) - 1)) - set(at.tolist()))
     assert inner
     for position in inner:
         n = where[position]
-        assert (int(lesson.targets.ids[n][0]), float(lesson.targets.q[n].sum())) == (student[position + 1], 1.0)
-        assert lesson.targets.weights[n] == 0.25
+        assert (int(example.targets.ids[n][0]), float(example.targets.q[n].sum())) == (student[position + 1], 1.0)
+        assert example.targets.weights[n] == 0.25
 
 
 def test_a_text_that_the_teacher_was_cut_short_in_ends_there_for_the_student_too(pair: Pair) -> None:
     ids = pair.teacher.encode(TEXT, add_special_tokens=False).ids[:40]
     student = pair.student.encode(TEXT, add_special_tokens=False).ids
     top = np.zeros((40, 1), dtype=np.int64)
-    lesson = make_lesson(Answers(np.array(ids), top, np.zeros((40, 1), np.float32)), student, pair.alignment, 1.0)
-    assert TEXT.startswith(pair.student.decode(lesson.ids))
-    assert len(pair.student.decode(lesson.ids)) <= len(pair.teacher.decode(ids))
+    example = make_example(Answers(np.array(ids), top, np.zeros((40, 1), np.float32)), student, pair.alignment, 1.0)
+    assert TEXT.startswith(pair.student.decode(example.ids))
+    assert len(pair.student.decode(example.ids)) <= len(pair.teacher.decode(ids))
 
 
 def test_real_tokenizers_of_both_kinds(data_dir: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from compact import stdlib_text
+from compact.distill.text import Documents, TrainingText, check_texts, file_documents, in_memory, joined_records
 from compact.errors import CalibrationError, DamagedFileError, UsageError
-from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, in_memory, joined_records
 
 
 def _lines(word: str, count: int) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compact.budget import Sizes
+from compact.devices import free_memory
+from compact.distill.options import PIECE_TOKENS
+from compact.distill.padding import padded_length
 from compact.distributed import local_world_size
 from compact.errors import ToolUnavailableError
-from compact.importance import free_memory
-from compact.recovery.options import PIECE_TOKENS
-from compact.recovery.padding import padded_length
 from compact.sizes import parts_at
 from compact.source import ModelSource
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from compact.cache import Cache
-from compact.importance import load_model
-from compact.recovery import teacher as teaching
-from compact.recovery.checkpoint import forget_old
-from compact.recovery.teacher import Answers, Teacher
+from compact.distill import teacher as teaching
+from compact.distill.checkpoint import delete_unused
+from compact.distill.teacher import Answers, Teacher
+from compact.load import load_model
 from compact.source import open_directory
 from compact.tokenizer import encode, load_tokenizer
 from tests.checkpoints import TEXTS, random_model
@@ -106,6 +106,6 @@ def test_use_keeps_an_answer_from_being_forgotten(tmp_path: Path) -> None:
     for entry in entries:
         os.utime(entry, (0, 0))
     teacher.answers(TEXTS[:1])
-    forget_old(cache.root / "teacher")
+    delete_unused(cache.root / "teacher")
     assert len(list((cache.root / "teacher").iterdir())) == 1
     assert len(entries) == 2

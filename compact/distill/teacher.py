@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compact.cache import Cache
+from compact.distill.align import IntArray
+from compact.distill.padding import padded_batch, padded_length
 from compact.distributed import world_size
 from compact.errors import StorageError
-from compact.recovery.align import IntArray
-from compact.recovery.padding import padded_batch, padded_length
 from compact.store import sha256_json
 from compact.tokenizer import encode, load_tokenizer
 
@@ -130,7 +130,7 @@ class Teacher:
     def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
         import torch
 
-        from compact.importance import load_model
+        from compact.load import load_model
 
         if self._model is None:
             self._model = load_model(self._directory, device=self._device, dtype=self._dtype)
@@ -148,7 +148,7 @@ class Teacher:
 
     def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
         """The answers of one text from its hidden states [padded T, hidden_size], a few rows of logits at a time."""
-        from compact.recovery.loss import head_logits, head_settings
+        from compact.distill.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
         scale, cap = head_settings(self._model.config)

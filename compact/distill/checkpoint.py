@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compact.distill.state import State
 from compact.errors import DamagedFileError
-from compact.recovery.state import State
 from compact.store import publish, read_json_object, write_json
 
 if TYPE_CHECKING:
-    from compact.recovery.train import Trainer
+    from compact.distill.train import Trainer
 
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 _SETTINGS = "optimizer.json"
-# What nobody used for so long goes: 30 days.
-_FORGOTTEN_SECONDS = 30 * 24 * 3600
+# Runs that were not used for this long are deleted: 30 days.
+_UNUSED_SECONDS = 30 * 24 * 3600
 # safetensors name of a type -> torch's.
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -113,8 +113,8 @@ def _moments(tensors: Mapping[str, torch.Tensor], name: str, step: float, parame
     return moments
 
 
-def forget_old(entries: Path) -> None:
-    """Remove what nobody used for 30 days: the states of runs that were cut, each several times as large as its model,
+def delete_unused(entries: Path) -> None:
+    """Delete what was not used for 30 days: the states of unfinished runs, each several times as large as its model,
     and the teacher's answers.
 
     Args:
@@ -122,7 +122,7 @@ def forget_old(entries: Path) -> None:
     """
     for path in entries.iterdir() if entries.is_dir() else ():
         try:
-            is_old = time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS
+            is_old = time.time() - path.stat().st_mtime > _UNUSED_SECONDS
         except OSError:  # another process has just replaced it
             continue
         if is_old:

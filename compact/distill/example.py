@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compact.recovery.align import Alignment
-from compact.recovery.loss import Targets
-from compact.recovery.teacher import Answers
+from compact.distill.align import Alignment
+from compact.distill.loss import Targets
+from compact.distill.teacher import Answers
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Example:
     """One piece of text for the student.
 
     Attributes:
@@ -28,7 +28,7 @@ class Lesson:
     targets: Targets
 
 
-def make_lesson(answers: Answers, student_ids: Sequence[int], alignment: Alignment, inner_weight: float) -> Lesson:
+def make_example(answers: Answers, student_ids: Sequence[int], alignment: Alignment, inner_weight: float) -> Example:
     """Project the teacher's answers on the student's vocabulary.
 
     Args:
@@ -60,7 +60,7 @@ def make_lesson(answers: Answers, student_ids: Sequence[int], alignment: Alignme
         torch.cat([outer.valid, valid])[order],
         torch.cat([outer.weights, torch.full((len(inner),), inner_weight)])[order],
     )
-    return Lesson(ids, positions[order], targets)
+    return Example(ids, positions[order], targets)
 
 
 def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:

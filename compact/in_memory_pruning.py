@@ -8,8 +8,8 @@ from typing import Any
 from compact.apply import cut_of
 
 
-class Resizable:
-    """A dense model whose weights are replaced by a selection of them, again and again.
+class InMemoryPruner:
+    """A dense model in memory, pruned to one size after another without a checkpoint on disk.
 
     Modules compute with the weights that they have; their recorded sizes (`out_features`) are not looked at.
     """

@@ -17,7 +17,7 @@ _POLL_SECONDS = 1.0
 
 
 @contextmanager
-def held_alone(run: Path, progress: Progress) -> Iterator[None]:
+def exclusive_run(run: Path, progress: Progress) -> Iterator[None]:
     """Hold the lock of a run's directory (`NAME.lock` beside it) within the block.
 
     A single process waits for the one that has it. Joined processes, of which the first has it for all, do not: the one
@@ -34,9 +34,9 @@ def held_alone(run: Path, progress: Progress) -> Iterator[None]:
             _acquire(lock, run, progress)
         except StorageError as error:
             refusal = [error.message, error.hint or ""]
-    # All of them hear it, so that none waits for a first process that has stopped.
-    if (told := broadcast_json(refusal)) is not None:
-        message, hint = told
+    # All of them learn of it, so that none waits for a first process that has stopped.
+    if (refused := broadcast_json(refusal)) is not None:
+        message, hint = refused
         raise StorageError(message, hint or None)
     try:
         yield

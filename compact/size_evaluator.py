@@ -1,8 +1,8 @@
-"""Bits per byte of a model at any size, without writing a checkpoint: what a search of the sizes asks.
+"""Bits per byte of a model at any size, without writing a checkpoint: what the search of sizes measures.
 
-The dense model is loaded once. For each size its embedding, head and FFN are replaced by the rows and columns that a
-plan of these sizes keeps (`index_select` of the same ids and channels), and every text is cut anew by the pruned
-tokenizer. The figures are those that `compact.evaluate.evaluate_checkpoint` gives for the checkpoint on disk.
+The dense model is loaded once. For each size, its embedding, head and FFN are replaced by the rows and columns that a
+plan of these sizes keeps (`index_select` of the same ids and channels), and the pruned tokenizer encodes every text
+again. The figures equal those of `compact.evaluate.evaluate_checkpoint` for the checkpoint on disk.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compact.budget import Sizes
-from compact.cache import Cache
-from compact.calibration import Calibration
+from compact.calibration_choice import calibration_for
+from compact.context import Context
+from compact.devices import free_memory, resolve_device, resolve_dtype
 from compact.errors import CalibrationError, DamagedFileError, UsageError
 from compact.evaluate import DEFAULT_WINDOW
-from compact.held_out import CutTexts, named_texts, write_tokenizer
-from compact.importance import Scores, free_memory, load_model, resolve_device, resolve_dtype, top_channels
-from compact.progress import Progress
-from compact.prune import PruneOptions, act2_scores, reference_scores
-from compact.ranking import Ranking
-from compact.resizable import Resizable
+from compact.held_out import TokenizedTexts, named_texts, write_tokenizer
+from compact.importance import top_channels
+from compact.in_memory_pruning import InMemoryPruner
+from compact.load import load_model
+from compact.methods import ChannelScores, method_named
+from compact.ranking import rank_vocabulary
 from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.vocabulary import kept_ids
@@ -33,7 +32,7 @@ from compact.vocabulary import kept_ids
 if TYPE_CHECKING:
     import torch
 
-# Characters of each held-out text that are scored: about four thousand tokens. With a quarter of it, chance decided.
+# Bytes of each held-out text that are scored: about four thousand tokens. With a quarter of it, chance decided.
 TEXT_BYTES = 16_384
 # Raised when the figures mean something else for equal inputs.
 _VERSION = 1
@@ -56,57 +55,44 @@ class TextScore:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SizeScore:
     """A size and what it scores on every held-out text, by name."""
 
     sizes: Sizes
     texts: Mapping[str, TextScore]
 
 
-class Judge:
-    """Scores sizes of one model on the held-out text of its calibration, each once: the cache keeps them.
+class SizeEvaluator:
+    """Scores sizes of one model on the held-out text of its calibration, each once: the cache keeps them."""
 
-    Args:
-        source: the checkpoint.
-        options: how channels are scored, and where the model runs.
-        ranking: of the vocabulary.
-        calibration: its `held_out` is scored; its sequences rank the channels.
-        cache: keeps every figure, and the scores of the calibration pass.
-        progress: told of the calibration pass.
-        text_bytes: of each text that are scored.
+    def __init__(self, context: Context, *, text_bytes: int = TEXT_BYTES) -> None:
+        """Take the texts, and check the memory; nothing is scored yet.
 
-    Raises:
-        CalibrationError: the calibration holds no text back.
-        UsageError: the model does not fit in memory twice.
-    """
+        Args:
+            context: the checkpoint, how channels are scored, and where the model runs. The calibration's `held_out` is
+                scored; its sequences rank the channels.
+            text_bytes: bytes of each text that are scored.
 
-    def __init__(
-        self,
-        source: ModelSource,
-        options: PruneOptions,
-        ranking: Ranking,
-        calibration: Calibration,
-        cache: Cache,
-        progress: Progress,
-        *,
-        text_bytes: int = TEXT_BYTES,
-    ) -> None:
-        self.texts = named_texts(calibration.held_out, text_bytes)
+        Raises:
+            CalibrationError: the calibration holds no text back.
+            UsageError: the model does not fit in memory twice.
+        """
+        self._context, self._source = context, context.source
+        self._method = method_named(context.options.method)
+        self._ranking, self._calibration = context.once(rank_vocabulary), context.once(calibration_for)
+        self.texts = named_texts(self._calibration.held_out, text_bytes)
         if not self.texts:
             raise CalibrationError(
-                f"{calibration.label}: no text is left to judge sizes on",
+                f"{self._calibration.label}: no text is left to judge sizes on",
                 "give a longer text, or the sizes yourself (--split 50:50)",
             )
-        self._source, self._options, self._ranking = source, options, ranking
-        self._calibration, self._cache, self._progress = calibration, cache, progress
-        self._device = resolve_device(options.device)
-        self._dtype = resolve_dtype(options.dtype, self._device)
+        self._device = resolve_device(context.options.device)
+        self._dtype = resolve_dtype(context.options.dtype, self._device)
         # Before the calibration pass; the unpruned model comes first, so where it is kept the others may be too.
-        if cache.find("search", self._key(self.whole)) is None:
-            check_memory(source, self._device, self._dtype)
-        self._model: Resizable | None = None
-        self._by_vocabulary: Scores | None = None
-        self._fixed: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        if context.cache.find("search", self._key(self.whole)) is None:
+            check_memory(self._source, self._device, self._dtype)
+        self._model: InMemoryPruner | None = None
+        self._scores: ChannelScores | None = None
 
     @property
     def whole(self) -> Sizes:
@@ -119,14 +105,13 @@ class Judge:
         Before a model is loaded here, for the pass holds one too; and outside of every other entry of the cache, so
         that processes that share the pass all come to it.
         """
-        if self._by_vocabulary is not None or self._fixed is not None:
-            return
-        if self._options.method in ("magnitude", "random"):
-            self._fixed = reference_scores(self._source, self._options.method, self._options.seed)
-            return
-        self._by_vocabulary = act2_scores(
-            self._source, self._calibration, self._ranking, None, self._options, self._cache, self._progress
-        )
+        self._channel_scores()
+
+    def _channel_scores(self) -> ChannelScores:
+        if self._scores is None:
+            calibration = self._calibration if self._method.needs_calibration else None
+            self._scores = self._method.score(self._context, calibration, None)
+        return self._scores
 
     def _key(self, sizes: Sizes) -> str:
         key: dict[str, Any] = {
@@ -141,14 +126,14 @@ class Judge:
             key |= {
                 "calibration": self._calibration.id,
                 "order": sha256_json([sorted(self._ranking.always), self._ranking.order]),
-                # What a repair changes comes after the sizes.
-                "method": "compact" if self._options.method == "repair" else self._options.method,
-                "seed": self._options.seed if self._options.method == "random" else None,
+                # Weights that the method changes come after the sizes.
+                "method": self._method.channels,
+                "seed": self._context.options.seed if self._method.is_seeded else None,
             }
 
         return sha256_json(key)
 
-    def at(self, sizes: Sizes) -> Judgement:
+    def at(self, sizes: Sizes) -> SizeScore:
         """Score a size, or take it from the cache. V' must be on the grid of `compact.importance.vocabulary_grid`."""
         self.prepare()
 
@@ -156,9 +141,9 @@ class Judge:
             scores = self._score(sizes)
             write_json(work / "scores.json", {name: asdict(score) for name, score in scores.items()})
 
-        path = self._cache.get_or_make("search", self._key(sizes), make) / "scores.json"
+        path = self._context.cache.get_or_make("search", self._key(sizes), make) / "scores.json"
         try:
-            return Judgement(sizes, {name: TextScore(**value) for name, value in read_json_object(path).items()})
+            return SizeScore(sizes, {name: TextScore(**value) for name, value in read_json_object(path).items()})
         except TypeError as error:
             raise DamagedFileError(f"{path}: not what a search wrote", "delete the cache") from error
 
@@ -168,11 +153,11 @@ class Judge:
         kept = kept_ids(self._ranking.vocabulary, self._ranking.always, self._ranking.order, sizes.vocab_size)
         channels = None
         if sizes.intermediate_size < self._source.intermediate_size:
-            scores = self._channel_scores(sizes.vocab_size)
+            scores = self._channel_scores().at(sizes.vocab_size)
             channels = top_channels(scores, sizes.intermediate_size, self._source.ffn_widths)
         if self._model is None:
             check_memory(self._source, self._device, self._dtype)
-            self._model = Resizable(load_model(self._source.directory, device=self._device, dtype=self._dtype))
+            self._model = InMemoryPruner(load_model(self._source.directory, device=self._device, dtype=self._dtype))
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch, torch.inference_mode():
             tokenizer_dir = self._source.directory
             if sizes.vocab_size < self._source.vocab_size:
@@ -180,15 +165,8 @@ class Judge:
                 write_tokenizer(self._source, tokenizer_dir, kept)
             model = self._model.at(kept if sizes.vocab_size < self._source.vocab_size else None, channels)
             window = min(DEFAULT_WINDOW, self._source.max_positions)
-            found = CutTexts(self.texts, tokenizer_dir, window=window).evaluate(model)
+            found = TokenizedTexts(self.texts, tokenizer_dir, window=window).evaluate(model)
         return {name: TextScore(one.bits_per_byte, one.n_tokens, one.n_characters) for name, one in found.items()}
-
-    def _channel_scores(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[layers, I] at a V'; those of methods that do not look at tokens are the same at every V'."""
-        if self._fixed is not None:
-            return self._fixed
-        assert self._by_vocabulary is not None
-        return self._by_vocabulary.at(vocab_size)
 
 
 def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:

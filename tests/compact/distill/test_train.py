@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from compact.importance import load_model
-from compact.recovery.lesson import Lesson
-from compact.recovery.loss import Targets
-from compact.recovery.train import Schedule, lesson_loss
+from compact.distill.example import Example
+from compact.distill.loss import Targets
+from compact.distill.train import Schedule, example_loss
+from compact.load import load_model
 from tests.checkpoints import random_model
 
 # One that is a whole number of kernel shapes, and two that are not.
@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_model(directory, device="cpu", dtype=torch.float32)
 
 
-def lesson(length: int, vocab_size: int) -> Lesson:
+def example(length: int, vocab_size: int) -> Example:
     """Every second position shall say the next token, with a weight of its own."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(0, vocab_size, (length,), generator=generator)
@@ -31,7 +31,7 @@ def lesson(length: int, vocab_size: int) -> Lesson:
     n = len(positions)
     ones = torch.ones(n, 1)
     weights = torch.rand(n, generator=generator)
-    return Lesson(ids.tolist(), positions, Targets(ids[positions + 1][:, None], ones, ones.bool(), weights))
+    return Example(ids.tolist(), positions, Targets(ids[positions + 1][:, None], ones, ones.bool(), weights))
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -41,19 +41,19 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def test_texts_of_different_lengths_count_as_each_of_them_alone(model: Any) -> None:
-    lessons = [lesson(length, model.config.vocab_size) for length in LENGTHS]
-    loss, weight = lesson_loss(model, lessons, device="cpu", dtype=torch.float32)
+    examples = [example(length, model.config.vocab_size) for length in LENGTHS]
+    loss, weight = example_loss(model, examples, device="cpu", dtype=torch.float32)
     loss.backward()  # type: ignore[no-untyped-call]
     made = gradients(model)
 
     expected = torch.zeros(())
-    for one in lessons:
+    for one in examples:
         logits = model(input_ids=torch.tensor([one.ids])).logits[0, one.positions]
         each = torch.nn.functional.cross_entropy(logits, one.targets.ids[:, 0], reduction="none")
         expected = expected + (each * one.targets.weights).sum()
     expected.backward()  # type: ignore[no-untyped-call]
 
-    assert weight == pytest.approx(sum(float(one.targets.weights.sum()) for one in lessons))
+    assert weight == pytest.approx(sum(float(one.targets.weights.sum()) for one in examples))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(made[name], gradient, rtol=1e-3, atol=1e-5, msg=name)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from compact.distill.example import Example
+from compact.distill.loss import Targets, head_loss, head_settings
+from compact.distill.padding import padded_batch, padded_length
+from compact.distill.state import State
 from compact.distributed import all_reduce_mean_, broadcast_json, world_size
 from compact.errors import EngineCrashedError
-from compact.held_out import CutTexts
-from compact.recovery.lesson import Lesson
-from compact.recovery.loss import Targets, head_loss, head_settings
-from compact.recovery.padding import padded_batch, padded_length
-from compact.recovery.state import State
+from compact.held_out import TokenizedTexts
 
 _WARMUP_STEPS = 10
 _CLIP = 1.0
@@ -92,13 +92,13 @@ def compute_context(device: str, dtype: torch.dtype) -> contextlib.AbstractConte
     return torch.autocast(device, dtype=dtype)
 
 
-def lesson_loss(
-    model: Any, lessons: Sequence[Lesson], *, device: str, dtype: torch.dtype
+def example_loss(
+    model: Any, examples: Sequence[Example], *, device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, float]:
     """(sum of the weighted losses of all rows of a batch, sum of the weights)."""
-    batch = padded_batch([lesson.ids for lesson in lessons])
-    where = torch.cat([row * batch.shape[1] + lesson.positions for row, lesson in enumerate(lessons)])
-    parts = [lesson.targets for lesson in lessons]
+    batch = padded_batch([example.ids for example in examples])
+    where = torch.cat([row * batch.shape[1] + example.positions for row, example in enumerate(examples)])
+    parts = [example.targets for example in examples]
     k = max(part.ids.shape[1] for part in parts)
     assert all(part.ids.shape[1] == k for part in parts), "one teacher, one number of answers"
     targets = Targets(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "q", "valid", "weights")))
@@ -129,7 +129,7 @@ class Trainer:
         schedule: budget and rate.
         held_out: text to judge the model by.
         device, dtype: where and in what type matrices are multiplied.
-        batch_size: lessons of a step come in batches of at most this many.
+        batch_size: examples of a step come in batches of at most this many.
     """
 
     model: Any
@@ -137,16 +137,16 @@ class Trainer:
     dtypes: Mapping[str, torch.dtype]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    held_out: CutTexts
+    held_out: TokenizedTexts
     device: str
     dtype: torch.dtype
     batch_size: int
 
-    def steps(self, groups: Iterator[list[Lesson]], state: State) -> Iterator[tuple[State, bool]]:
+    def steps(self, groups: Iterator[list[Example]], state: State) -> Iterator[tuple[State, bool]]:
         """Train until the budget is used up; yields after every step: the state, and whether it was just judged.
 
         Args:
-            groups: the lessons of one step after another.
+            groups: the examples of one step after another.
             state: where to go on.
         """
         if not state.history:
@@ -163,7 +163,7 @@ class Trainer:
             state.step += 1
             state.pieces += world_size() * len(group)
             # The first process's count and clock, so that all end at the same step.
-            tokens, seconds = broadcast_json([sum(len(lesson.ids) for lesson in group), time.monotonic() - began])
+            tokens, seconds = broadcast_json([sum(len(example.ids) for example in group), time.monotonic() - began])
             state.tokens += world_size() * int(tokens)
             state.seconds = float(seconds)
             done = min(1.0, self.schedule.done(state.tokens, state.seconds))
@@ -173,13 +173,13 @@ class Trainer:
                 total, weight, judged = 0.0, 0.0, done
             yield state, is_due
 
-    def _step(self, lessons: Sequence[Lesson], rate: float) -> tuple[float, float]:
+    def _step(self, examples: Sequence[Example], rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = weight = 0.0
-        for start in range(0, len(lessons), self.batch_size):
-            batch = lessons[start : start + self.batch_size]
-            loss, rows = lesson_loss(self.model, batch, device=self.device, dtype=self.dtype)
+        for start in range(0, len(examples), self.batch_size):
+            batch = examples[start : start + self.batch_size]
+            loss, rows = example_loss(self.model, batch, device=self.device, dtype=self.dtype)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             weight += rows

@@ -20,26 +20,28 @@ import torch
 
 from compact import calibration as calibrating
 from compact.budget import Sizes
-from compact.cache import ENVIRONMENT, Cache
+from compact.cache import ENVIRONMENT
+from compact.checkpoint_names import TOKENIZER
+from compact.context import Context
+from compact.devices import cpu_multiplies_bfloat16, resolve_device
+from compact.distill import checkpoint
+from compact.distill.align import Alignment, align
+from compact.distill.checkpoint import TORCH_DTYPES
+from compact.distill.example import Example, make_example
+from compact.distill.lock import exclusive_run
+from compact.distill.memory import needed_and_free, require_memory, trained_and_all
+from compact.distill.options import PIECE_TOKENS, RecoverOptions
+from compact.distill.sources import training_text
+from compact.distill.state import State
+from compact.distill.teacher import KIND, Teacher
+from compact.distill.text import TrainingText
+from compact.distill.train import Schedule, Trainer, make_optimizer, trained_parameters
 from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
 from compact.errors import StorageError
-from compact.held_out import CutTexts, named_texts
-from compact.importance import cpu_multiplies_bfloat16, load_model, resolve_device
+from compact.held_out import TokenizedTexts, named_texts
+from compact.load import load_model
 from compact.plan import UPDATES, PrunePlan
-from compact.progress import SILENT, Progress
-from compact.recovery import checkpoint
-from compact.recovery.align import Alignment, align
-from compact.recovery.checkpoint import TORCH_DTYPES
-from compact.recovery.lesson import Lesson, make_lesson
-from compact.recovery.lock import held_alone
-from compact.recovery.memory import needed_and_free, require_memory, trained_and_all
-from compact.recovery.options import PIECE_TOKENS, RecoverOptions
-from compact.recovery.sources import training_text
-from compact.recovery.state import State
-from compact.recovery.teacher import KIND, Teacher
-from compact.recovery.text import TrainingText
-from compact.recovery.train import Schedule, Trainer, make_optimizer, trained_parameters
-from compact.source import TOKENIZER, ModelSource
+from compact.source import ModelSource
 from compact.store import read_json_object, sha256_json, write_json
 from compact.tokenizer import encode, load_tokenizer
 from compact.vocabulary import read_vocabulary
@@ -51,8 +53,8 @@ _SHARD = 16
 # Weight of positions inside a token that the student does not have.
 _INNER_WEIGHT = 0.3
 _SEQUENCES_PER_BATCH = 2
-# Seconds: a run's state is saved, and its loss is told where nothing was judged meanwhile.
-_SAVE_EVERY = _TELL_EVERY = 300.0
+# Seconds: a run's state is saved, and its loss is shown where nothing was judged meanwhile.
+_SAVE_EVERY = _NOTE_EVERY = 300.0
 # On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
 _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
@@ -61,31 +63,19 @@ _FILE = "recovery.json"
 _VERSION = 2
 
 
-def recover(
-    source: ModelSource,
-    plan: PrunePlan,
-    student: Path,
-    options: RecoverOptions,
-    cache: Cache,
-    *,
-    updates: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    progress: Progress = SILENT,
+def distill(
+    context: Context, plan: PrunePlan, student: Path, *, updates: Path | None = None
 ) -> tuple[PrunePlan, Path | None]:
     """Train the pruned model and put what it learned into the plan.
 
     Args:
-        source: the teacher.
+        context: the teacher, and the options. `recover` gives text (which must be named), budget and rate; `device` and
+            `dtype` where and in what type matrices are multiplied, while weights and sums are float32; `seed` the order
+            of the text. The cache keeps the teacher's answers while the disk has room, the run while it lasts, and its
+            result.
         plan: what was cut.
         student: the pruned checkpoint, repaired or not.
-        options: text, budget and rate; `text` must name something.
-        cache: keeps the teacher's answers while the disk has room, the run while it lasts, and its result.
         updates: those that the plan names already (of a repair).
-        device, dtype: where and in what type matrices are multiplied; weights and sums are float32.
-        seed: of the order of the text.
-        progress: told of every token, and of every judgement.
 
     Returns:
         The plan with `recovery`, and its updates; plan and updates as they were where no model judged was better.
@@ -95,8 +85,11 @@ def recover(
         DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
         StorageError: joined processes, and another process trains the same.
     """
-    place = resolve_device(device)
-    compute = training_dtype(dtype, place)
+    source, cache, progress = context.source, context.cache, context.progress
+    options, seed = context.options.recover, context.options.seed
+    assert options is not None
+    place = resolve_device(context.options.device)
+    compute = training_dtype(context.options.dtype, place)
     text = training_text(source, options, cache, seed=seed, device=place, progress=progress)
     run = {
         "version": _VERSION,
@@ -122,7 +115,7 @@ def recover(
         require_memory(source, plan.sizes, place, compute, options.train, _batch_size(place))
         # While a state is written the one before is still there.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
-        session = _Session(source, plan, student, options, text, cache, place, compute, saved, left_free, progress)
+        session = _Session(context, plan, student, text, device=place, dtype=compute, saved=saved, left_free=left_free)
         state = session.run()
         if is_main():
             if state.best > 0:
@@ -131,14 +124,14 @@ def recover(
             write_json(work / _FILE, result)
 
     is_there = broadcast_json(cache.find("recovered", key) is not None)
-    with contextlib.nullcontext() if is_there else held_alone(saved, progress):
+    with contextlib.nullcontext() if is_there else exclusive_run(saved, progress):
         disk = state_bytes * (1 if saved.is_dir() else 2) + trained * _WRITTEN_BYTES
         found = cache.get_or_make("recovered", key, make, needed_bytes=disk, together=True)
         if is_main():
             shutil.rmtree(saved, ignore_errors=True)
     if is_main():
-        checkpoint.forget_old(saved.parent)
-        checkpoint.forget_old(cache.root / KIND)
+        checkpoint.delete_unused(saved.parent)
+        checkpoint.delete_unused(cache.root / KIND)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
@@ -202,20 +195,31 @@ class _Session:
 
     def __init__(
         self,
-        source: ModelSource,
+        context: Context,
         plan: PrunePlan,
         student: Path,
-        options: RecoverOptions,
         text: TrainingText,
-        cache: Cache,
+        *,
         device: str,
         dtype: torch.dtype,
         saved: Path,
         left_free: int,
-        progress: Progress,
     ) -> None:
+        """Load the student and open the teacher.
+
+        Args:
+            context: the teacher, and the options of the training.
+            plan: what was cut.
+            student: the pruned checkpoint.
+            text: what is learned from.
+            device, dtype: where and in what type matrices are multiplied.
+            saved: directory of the run's state.
+            left_free: bytes of the disk that the teacher's answers leave free.
+        """
+        source, cache, options = context.source, context.cache, context.options.recover
+        assert options is not None
         self._keeps = cache.keeps
-        self._options, self._text, self._saved, self._progress = options, text, saved, progress
+        self._options, self._text, self._saved, self._progress = options, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
             read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
@@ -239,7 +243,9 @@ class _Session:
             dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
             optimizer=make_optimizer(parameters.values()),
             schedule=Schedule(options.learning_rate, options.tokens, options.seconds),
-            held_out=CutTexts(named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)),
+            held_out=TokenizedTexts(
+                named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)
+            ),
             device=device,
             dtype=dtype,
             batch_size=_batch_size(device),
@@ -258,7 +264,7 @@ class _Session:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
         elif self._keeps:
             self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
-        saved_at = told_at = state.seconds
+        saved_at = noted_at = state.seconds
         schedule = self._trainer.schedule
         # With both limits, a run that the tokens end jumps over the seconds that are left.
         total, unit = (math.ceil(schedule.seconds), "s") if schedule.seconds else (schedule.tokens or 0, "tokens")
@@ -268,9 +274,9 @@ class _Session:
                 at = min(total, int(total * schedule.done(now.tokens, now.seconds)))
                 task.advance(at - shown)
                 shown = at
-                if is_judged or now.seconds - told_at > _TELL_EVERY:
-                    self._tell(now, is_judged=is_judged)
-                    told_at = now.seconds
+                if is_judged or now.seconds - noted_at > _NOTE_EVERY:
+                    self._note(now, is_judged=is_judged)
+                    noted_at = now.seconds
                 is_best = is_judged and now.best == len(now.history) - 1
                 is_due = is_best or now.seconds - saved_at > _SAVE_EVERY
                 if is_main() and self._keeps and is_due:
@@ -280,7 +286,7 @@ class _Session:
                     checkpoint.save_best(self._saved, self._trainer)
         return state
 
-    def _tell(self, state: State, *, is_judged: bool) -> None:
+    def _note(self, state: State, *, is_judged: bool) -> None:
         parts = [f"{state.tokens:,} tokens"]
         if state.step:
             parts.append(f"loss {state.loss:.4f}")
@@ -289,8 +295,8 @@ class _Session:
             parts.append("bits per byte " + ", ".join(f"{name} {value:.4f}" for name, value in judged.items()))
         self._progress.note(f"recovery: {', '.join(parts)}")
 
-    def _groups(self, skip: int) -> Iterator[list[Lesson]]:
-        """The lessons of one step after another; every process takes its share of each step's."""
+    def _groups(self, skip: int) -> Iterator[list[Example]]:
+        """The examples of one step after another; every process takes its share of each step's."""
         per_step = self._options.pieces_per_step * world_size()
         size = max(1, _SHARD // per_step) * per_step
         pieces = itertools.islice(self._text.pieces(), skip, None)
@@ -299,9 +305,9 @@ class _Session:
             own = share(shard)
             answers = self._teacher.answers(own)
             ids = encode(self._tokenizer, own, add_special_tokens=True)
-            lessons = [
-                make_lesson(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
+            examples = [
+                make_example(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)
             ]
-            for start in range(0, len(lessons), self._options.pieces_per_step):
-                yield lessons[start : start + self._options.pieces_per_step]
+            for start in range(0, len(examples), self._options.pieces_per_step):
+                yield examples[start : start + self._options.pieces_per_step]

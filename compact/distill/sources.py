@@ -7,10 +7,10 @@ from pathlib import Path
 from compact import calibration as calibrating
 from compact import stdlib_text
 from compact.cache import Cache
+from compact.distill.options import PIECE_TOKENS, RecoverOptions
+from compact.distill.text import Documents, TrainingText, check_texts, file_documents, held_out_characters, in_memory
 from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
 from compact.progress import SILENT, Progress
-from compact.recovery.options import PIECE_TOKENS, RecoverOptions
-from compact.recovery.text import Documents, TrainingText, check_texts, file_documents, held_out_characters, in_memory
 from compact.sampling import SAMPLE_LENGTH, sample_texts
 from compact.source import ModelSource
 

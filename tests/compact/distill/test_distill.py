@@ -16,18 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compact.apply import prune
 from compact.budget import Sizes
 from compact.cache import Cache
+from compact.context import Context
 from compact.decide import Decision, decide, pruned_checkpoint
+from compact.distill import memory, run, train
+from compact.distill.options import RecoverOptions
+from compact.distill.sources import PIECE_CHARACTERS
+from compact.distill.text import TrainingText, file_documents
 from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
 from compact.evaluate import evaluate_checkpoint
 from compact.plan import UPDATES, read_plan
 from compact.progress import Task
-from compact.prune import PruneOptions, prune
-from compact.recovery import distill, memory, train
-from compact.recovery.options import RecoverOptions
-from compact.recovery.sources import PIECE_CHARACTERS
-from compact.recovery.text import TrainingText, file_documents
+from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_directory, open_source
 from compact.stdlib_text import documents
 from tests.checkpoints import random_model
@@ -64,12 +66,12 @@ def _options(calibration: Path, **changes: object) -> PruneOptions:
 
 @pytest.fixture(scope="module")
 def plain(source: ModelSource, text: Path, cache: Cache) -> Decision:
-    return decide(source, replace(_options(text), recover=None), cache)
+    return decide(Context(source, replace(_options(text), recover=None), cache))
 
 
 @pytest.fixture(scope="module")
 def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
-    return decide(source, _options(text), cache)
+    return decide(Context(source, _options(text), cache))
 
 
 def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
@@ -102,7 +104,7 @@ def test_the_same_question_trains_nothing_anew(
     source: ModelSource, text: Path, recovered: Decision, cache: Cache
 ) -> None:
     cache.misses.clear()
-    assert decide(source, _options(text), cache) == recovered
+    assert decide(Context(source, _options(text), cache)) == recovered
     assert cache.misses == []
 
 
@@ -142,16 +144,16 @@ def test_a_run_that_is_cut_goes_on_and_learns_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
     own = Cache(tmp_path / "own", [], [])
     again = open_source("tiny", own)
     with pytest.raises(_CutError):
-        decide(again, _options(text), own, progress=_Cutter(5))
+        decide(Context(again, _options(text), own, _Cutter(5)))
     assert own.find("recovered", "") is None
     asked = {entry.name for entry in (own.root / "teacher").iterdir()}
     own.misses.clear()
     watcher = _Cutter(10_000)
-    decision = decide(again, _options(text), own, progress=watcher)
+    decision = decide(Context(again, _options(text), own, watcher))
     assert any("resumed at step" in note for note in watcher.notes)
     now = {entry.name for entry in (own.root / "teacher").iterdir()}
     assert asked <= now
@@ -169,7 +171,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     source: ModelSource, text: Path, plain: Decision, cache: Cache
 ) -> None:
     watcher = _Cutter(10_000)
-    decision = decide(source, _options(text, learning_rate=0.9, tokens=3000), cache, progress=watcher)
+    decision = decide(Context(source, _options(text, learning_rate=0.9, tokens=3000), cache, watcher))
     assert decision == plain
     assert any("stays as it is" in note for note in watcher.notes)
 
@@ -177,15 +179,15 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
 def test_a_step_that_overflows_is_left_out(
     source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, real, calls = Cache(tmp_path / "own", [], []), train.lesson_loss, []
+    own, real, calls = Cache(tmp_path / "own", [], []), train.example_loss, []
 
     def overflows(*args: Any, **named: Any) -> tuple[torch.Tensor, float]:
         loss, weight = real(*args, **named)
         calls.append(weight)
         return (loss * float("nan") if len(calls) == 2 else loss), weight
 
-    monkeypatch.setattr(train, "lesson_loss", overflows)
-    decision = decide(source, _options(text, tokens=4000), own)
+    monkeypatch.setattr(train, "example_loss", overflows)
+    decision = decide(Context(source, _options(text, tokens=4000), own))
     assert len(calls) > 3
     assert decision.updates is not None
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(decision.updates).values())
@@ -206,7 +208,7 @@ def test_what_is_judged_is_what_is_written(
 def test_texts_of_one_name_are_judged_each(source: ModelSource, text: Path, cache: Cache, tmp_path: Path) -> None:
     other = tmp_path / text.name
     other.write_text("\n\n".join(documents("stdlib-prose"))[:60_000], encoding="utf-8")
-    decision = decide(source, _options(text, tokens=1, text=(str(text), str(other))), cache)
+    decision = decide(Context(source, _options(text, tokens=1, text=(str(text), str(other))), cache))
     assert decision.plan.recovery is not None
     assert set(decision.plan.recovery["after"]) == {text.name, f"{text.name} (2)"}
 
@@ -219,7 +221,7 @@ def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
     losses = []
     for name in ("a", "b"):
         notes = _Cutter(10_000)
-        decide(granite, options, Cache(tmp_path / name, [], []), progress=notes)
+        decide(Context(granite, options, Cache(tmp_path / name, [], []), notes))
         losses.append([note for note in notes.notes if "loss" in note])
     assert losses[0] == losses[1] != []
 
@@ -227,9 +229,9 @@ def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
 def test_processes_that_do_not_share_a_disk_stop(
     source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "broadcast_json", lambda step: step + 1)
+    monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
     with pytest.raises(StorageError, match="another step"):
-        decide(source, _options(text), Cache(tmp_path / "own", [], []))
+        decide(Context(source, _options(text), Cache(tmp_path / "own", [], [])))
 
 
 def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: 
     for path in (old, fresh):
         path.mkdir(parents=True)
     os.utime(old, (0, 0))
-    decide(source, _options(text, tokens=1), own)
+    decide(Context(source, _options(text, tokens=1), own))
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
@@ -248,7 +250,7 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
     notes = []
     for _ in range(2):  # the second time from the cache
         watcher = _Cutter(10_000)
-        decide(source, _options(short, tokens=5000), own, progress=watcher)
+        decide(Context(source, _options(short, tokens=5000), own, watcher))
         notes.append([note for note in watcher.notes if "more than once" in note])
     assert notes[0] == notes[1] != []
     assert "short.txt" in notes[0][0]
@@ -257,14 +259,14 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
 def test_a_cache_that_goes_with_the_command_keeps_no_state(
     source: ModelSource, text: Path, recovered: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
 
     def refuse(*args: Any, **named: Any) -> None:
         raise AssertionError("a state was written")
 
-    monkeypatch.setattr(distill.checkpoint, "save", refuse)
+    monkeypatch.setattr(run.checkpoint, "save", refuse)
     watcher = _Cutter(10_000)
-    decision = decide(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), progress=watcher)
+    decision = decide(Context(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), watcher))
     assert not any("after a cut" in note for note in watcher.notes)
     assert recovered.updates is not None
     assert decision.updates is not None
@@ -279,7 +281,7 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(
     """Two caches over one folder, as two processes have."""
     first, second = (Cache(tmp_path / "own", [], []) for _ in range(2))
     asked = _options(text, tokens=2000)
-    decide(source, replace(asked, recover=None), first)
+    decide(Context(source, replace(asked, recover=None), first))
     watcher, found = _Cutter(10_000), []
 
     class _Starter(_Cutter):
@@ -287,13 +289,13 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(
 
         def note(self, said: str) -> None:
             if "every five minutes" in said:
-                other = threading.Thread(target=lambda: found.append(decide(source, asked, second, progress=watcher)))
+                other = threading.Thread(target=lambda: found.append(decide(Context(source, asked, second, watcher))))
                 other.start()
                 found.append(other)
                 while other.is_alive() and not any("another process" in note for note in watcher.notes):
                     time.sleep(0.05)
 
-    decision = decide(source, asked, first, progress=_Starter(10_000))
+    decision = decide(Context(source, asked, first, _Starter(10_000)))
     found[0].join()
     assert found[1] == decision
     assert any("waiting" in note for note in watcher.notes)
@@ -313,14 +315,14 @@ def test_memory_is_about_what_was_measured(smollm2: ModelSource) -> None:
 
 
 def test_embeddings_alone(source: ModelSource, text: Path, plain: Decision, cache: Cache) -> None:
-    decision = decide(source, _options(text, train="embeddings", tokens=3000), cache)
+    decision = decide(Context(source, _options(text, train="embeddings", tokens=3000), cache))
     assert decision.updates is not None
     assert list(load_file(decision.updates)) == ["model.embed_tokens.weight"]
 
 
 def test_it_goes_on_from_a_repair(source: ModelSource, text: Path, cache: Cache) -> None:
     options = replace(_options(text, train="embeddings", tokens=3000), method="repair")
-    decision = decide(source, options, cache)
+    decision = decide(Context(source, options, cache))
     assert decision.plan.repair is not None
     assert decision.updates is not None
     names = set(load_file(decision.updates))
@@ -330,25 +332,25 @@ def test_it_goes_on_from_a_repair(source: ModelSource, text: Path, cache: Cache)
 
 def test_cuts_share_what_the_teacher_said(source: ModelSource, text: Path, recovered: Decision, cache: Cache) -> None:
     cache.misses.clear()
-    decide(source, replace(_options(text, tokens=2000), vocab_size=9000), cache)
+    decide(Context(source, replace(_options(text, tokens=2000), vocab_size=9000), cache))
     assert "teacher" not in cache.misses
 
 
 def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(text.parent / "cache", [], [])
     with pytest.raises(CalibrationError, match="no such file"):
-        decide(source, _options(text, text=("nowhere.txt",)), cache)
+        decide(Context(source, _options(text, text=("nowhere.txt",)), cache))
     assert cache.misses == []  # before anything is calibrated or pruned
     monkeypatch.setattr(memory, "_BYTES_PER_TRAINED", 1 << 30)
     with pytest.raises(ToolUnavailableError, match="needs about") as all_weights:
-        decide(source, _options(text), cache)
+        decide(Context(source, _options(text), cache))
     with pytest.raises(ToolUnavailableError) as embeddings:
-        decide(source, _options(text, train="embeddings"), cache)
+        decide(Context(source, _options(text, train="embeddings"), cache))
     assert "embeddings" in str(all_weights.value.hint)
     assert "embeddings" not in str(embeddings.value.hint)
-    monkeypatch.setattr(distill, "_SAVED_BYTES", 1 << 40)
+    monkeypatch.setattr(run, "_SAVED_BYTES", 1 << 40)
     with pytest.raises(DiskFullError, match="are needed"):
-        decide(source, _options(text, tokens=1000), cache)
+        decide(Context(source, _options(text, tokens=1000), cache))
     for wrong in (
         {"tokens": 0},
         {"minutes": -1.0},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from compact.cache import Cache
-from compact.recovery import sources
-from compact.recovery.options import RecoverOptions
-from compact.recovery.sources import training_text
+from compact.distill import sources
+from compact.distill.options import RecoverOptions
+from compact.distill.sources import training_text
 from compact.source import open_source
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -30,7 +30,7 @@ def test_a_data_set(
         asked.update(named, characters=characters)
         return [f"Record {n} has a sentence of its own, and no more." for n in range(2000)], name.at(COMMIT)
 
-    monkeypatch.setattr("compact.recovery.text.require_datasets", lambda word, option: None)
+    monkeypatch.setattr("compact.distill.text.require_datasets", lambda word, option: None)
     monkeypatch.setattr(sources, "draw_documents", draw)
     cache = Cache(tmp_path, [], [])
     options = RecoverOptions(text=(NAME,), tokens=tokens)
