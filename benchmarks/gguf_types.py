@@ -28,7 +28,7 @@ from compact_edge.console import Console
 from compact_edge.side import evaluate_gguf
 from exporters.artifact import Artifact, Export, make_artifact
 from exporters.engine import LlamaEngine
-from exporters.parity import POSITIONS, Reference, mean_kl, reference_for
+from exporters.gate import POSITIONS, Reference, mean_kl, reference_for
 from exporters.quant_types import QUANTS
 
 

@@ -33,7 +33,7 @@ from compact_edge.method_report import how_words, plan_words
 from compact_edge.output import check_output
 from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
 from exporters.card import licence_of
-from exporters.parity import ParityReport
+from exporters.gate import ParityReport
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -287,8 +287,7 @@ def _baseline_kl(form: Format, side: Side, calibration: Calibration, cache: Cach
 
 def _is_whole(side: Side) -> bool:
     """Whether memory suffices to hold the whole model beside its artifact."""
-    from exporters.parity import MEMORY_SHARE
-    from exporters.partial import fits_in_memory
+    from exporters.gate import MEMORY_SHARE, fits_in_memory
 
     return fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE)
 

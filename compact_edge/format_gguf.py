@@ -21,9 +21,10 @@ from compact_edge.side import Measured, Side, evaluate_gguf, measure_gguf
 from exporters.artifact import Artifact, Export, artifact_notes, make_artifact
 from exporters.card import base_model_of, carried_to_gguf, has_chat_template
 from exporters.engine import LlamaEngine
+from exporters.gate import POSITIONS, ParityReport, mean_kl, reference_for
 from exporters.gguf import GgufMetadata, check_exportable, window_note
 from exporters.gguf_size import GgufSizes, gguf_sizes
-from exporters.parity import POSITIONS, ParityReport, check_artifact, mean_kl, reference_for
+from exporters.parity import check_artifact
 from exporters.quant_types import ggml_type, grid, quant_named
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from compact.tokenizer import bos_id, encode, load_tokenizer
 from compact_edge.formats import ONNX, Format, OnnxChoices, Request
 from compact_edge.side import Measured, Side, short_run
 from exporters.card import has_chat_template
+from exporters.gate import POSITIONS, ParityReport, reference_for
 from exporters.genai_engine import GenaiEngine
 from exporters.onnx import DATA, MODEL, check_tokenizer_files
 from exporters.onnx_artifact import ENGINES, OnnxArtifact, engine_versions, make_onnx_artifact
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_folder import GENAI_CONFIG, read_folder
 from exporters.onnx_types import OnnxOptions, check_onnx, grid, onnx_options
-from exporters.parity import POSITIONS, ParityReport, reference_for
 
 if TYPE_CHECKING:
     from compact.cache import Cache

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compact.evaluate import Evaluation
     from compact.ranking import Ranking
     from compact_edge.side import Measured, Side
-    from exporters.parity import ParityReport
+    from exporters.gate import ParityReport
     from targets.profile import Profile
 
 GGUF = "gguf"

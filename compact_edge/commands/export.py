@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compact.source import ModelSource
     from compact_edge.artifact_files import FileOptions
     from compact_edge.console import Console
-    from exporters.parity import ParityReport
+    from exporters.gate import ParityReport
 
 # The types that lose least: what a checkpoint is, for others to quantise.
 _DEFAULT_QUANT = {"gguf": "F16", "onnx": "fp32"}

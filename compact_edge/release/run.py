@@ -268,7 +268,7 @@ def _plan_bytes(plan: PlanCell, source: ModelSource) -> int:
 
 def _cell_bytes(source: ModelSource) -> int:
     """What a cell may come to need: the unpruned model in float32 and its file, or the gate checks only a part."""
-    from exporters.parity import MEMORY_SHARE
+    from exporters.gate import MEMORY_SHARE
 
     return _BASE_BYTES + int((_FLOAT32 + 1) * source.n_params / MEMORY_SHARE)
 
