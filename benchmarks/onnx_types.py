@@ -21,12 +21,12 @@ from compact.checkpoint import read_index
 from compact.prune import PruneOptions, calibration_for
 from compact.source import open_source
 from compact_edge.console import Console
-from compact_edge.format_onnx import evaluate_onnx
 from compact_edge.quiet import quiet_libraries
 from exporters.gate import POSITIONS, reference_for
 from exporters.onnx_artifact import make_onnx_artifact
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_parity import onnx_mean_kl
+from exporters.onnx_scoring import evaluate_onnx
 from exporters.onnx_types import ALGORITHMS, OnnxOptions, onnx_options
 
 MODEL = "smollm2-135m"

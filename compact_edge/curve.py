@@ -17,9 +17,9 @@ from compact.prune import PruneOptions
 from compact.ranking import Ranking
 from compact.search import Point, best_along, curve_of, judged, point_as_dict, settle, sizes_at_ratio
 from compact.source import ModelSource
-from compact_edge.formats import ArtifactSizes
 from compact_edge.plot import Panel, Series, document
 from compact_edge.search_report import change, print_table
+from exporters.format_values import ArtifactSizes
 from runtime_bench.report import svg
 
 SCHEMA = "compact-edge/curve/1"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compact.errors import GateError
-from compact_edge.formats import Format, SizeRequest
+from exporters.base import Format
+from exporters.format_values import SizeRequest
 
 if TYPE_CHECKING:
     from compact.cache import Cache
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def largest_of(
-    forms: Sequence[Format], source: ModelSource, pruning: PruneOptions, name: str, description: str, cache: Cache
+    formats: Sequence[Format], source: ModelSource, pruning: PruneOptions, name: str, description: str, cache: Cache
 ) -> SizeOf:
     """Bytes of the largest of a build's artifacts at given sizes. Raises UsageError for a format that cannot say.
 
     Args:
-        forms: the formats of the build.
+        formats: those of the build.
         source: the unpruned model.
         pruning: how tokens are ranked.
         name: name of the pruned model, for the files' metadata.
@@ -31,7 +32,7 @@ def largest_of(
     from compact.ranking import rank_vocabulary
 
     request = SizeRequest(source, rank_vocabulary(source, pruning, cache), name, description)
-    models = [form.sizes(request) for form in forms]
+    models = [each.sizes(request) for each in formats]
     return lambda sizes: max(model.file_bytes(sizes) for model in models)
 
 
