@@ -28,13 +28,14 @@ from compact.load import load_model
 from compact.planning import make_plan
 from compact.prune_options import PruneOptions
 from compact.source import open_source
-from compact_edge.artifact_files import FileOptions
 from compact_edge.console import Console
-from compact_edge.format_gguf import gguf_format
-from compact_edge.format_onnx import onnx_format
-from compact_edge.formats import Format, OnnxChoices, Request
 from compact_edge.quiet import quiet_libraries
-from compact_edge.side import SPEED_RUNS, Side, short_run, sizes_by_part
+from compact_edge.variant import sizes_by_part
+from exporters.base import Format
+from exporters.format_gguf import GgufFormat
+from exporters.format_onnx import OnnxFormat
+from exporters.format_values import Request, Variant
+from exporters.short_run import SPEED_RUNS, short_run
 from targets.profile import load_profile
 
 MODEL = "smollm2-135m"
@@ -48,7 +49,7 @@ def transformers_row(side: str, request: Request, text: str, threads: int) -> di
 
     torch.set_num_threads(threads)
     evaluation = evaluate_checkpoint(request.checkpoint, text, device="cpu", dtype="float32", progress=Console())
-    run = short_run(Side(side, request.checkpoint, request.checkpoint_id, None), text)  # type: ignore[arg-type]
+    run = short_run(request.checkpoint, text)
     model = load_model(request.checkpoint)
     decodes, prefills = [], []
     for _ in range(SPEED_RUNS):
@@ -84,17 +85,17 @@ def timed(model: Any, ids: Sequence[int], n_decode: int) -> tuple[float, float]:
     return middle - started, time.perf_counter() - middle
 
 
-def artifact_row(side: str, form: Format, request: Request, text: str, threads: int) -> dict[str, Any]:
+def artifact_row(side: str, made: Format, request: Request, text: str, threads: int) -> dict[str, Any]:
     """One artifact."""
     console = Console()
-    artifact = form.make(request, cache(), console)
-    evaluation = form.evaluate(artifact, text, threads=threads, progress=console, label=f"{side} {form.quant}")
-    measured = form.measure(Side(side, request.checkpoint, request.checkpoint_id, artifact), text, None, threads)
+    artifact = made.make(request, cache(), console)
+    evaluation = made.evaluate(artifact, text, threads=threads, progress=console, label=f"{side} {made.quant}")
+    measured = made.measure(Variant(side, request.checkpoint, request.checkpoint_id, artifact), text, None, threads)
     assert evaluation is not None and measured is not None
     return {
         "side": side,
-        "format": form.name.upper(),
-        "type": form.quant,
+        "format": made.name.upper(),
+        "type": made.quant,
         "size_bytes": artifact.size_bytes,
         "bits_per_weight": artifact.bits_per_weight,
         "bits_per_byte": evaluation.bits_per_byte,
@@ -136,22 +137,28 @@ def main() -> None:
     plan = make_plan(Context(source, options, store, console).with_value(calibration_for, calibration))
     pruned = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))
     original = Request(
-        *("original", source.directory, source.id, source.name, "unpruned", False, source, plan, calibration)
+        label="original",
+        checkpoint=source.directory,
+        checkpoint_id=source.id,
+        name=source.name,
+        description="unpruned",
+        published=False,
+        source=source,
+        calibration=calibration,
+        pre=plan.pre,
+        unpruned=source.directory,
     )
-    smaller = replace(original, label="pruned", checkpoint=pruned, checkpoint_id=plan.id)
+    smaller = replace(original, label="pruned", checkpoint=pruned, checkpoint_id=plan.id, plan_id=plan.id)
     gguf, onnx = load_profile("gguf"), load_profile("onnx")
-    forms: list[Format] = [
-        gguf_format(gguf, source, quant=name, embedding_quant=None, imatrix=None, files=FileOptions())
-        for name in GGUF_TYPES
-    ]
-    forms += [onnx_format(onnx, source, quant=name, choices=OnnxChoices()) for name in ONNX_TYPES]
+    formats: list[Format] = [GgufFormat.settle(gguf, source, quant=name) for name in GGUF_TYPES]
+    formats += [OnnxFormat.settle(onnx, source, quant=name) for name in ONNX_TYPES]
     text = default_evaluation_text()
     rows: list[dict[str, Any]] = []
     for side, request in (("original", original), ("pruned", smaller)):
         rows.append(transformers_row(side, request, text, arguments.threads))
         print(json.dumps(rows[-1]), flush=True)
-        for form in forms:
-            rows.append(artifact_row(side, form, request, text, arguments.threads))
+        for each in formats:
+            rows.append(artifact_row(side, each, request, text, arguments.threads))
             print(json.dumps(rows[-1]), flush=True)
     print(show(rows))
     if arguments.model == MODEL:

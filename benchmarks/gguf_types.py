@@ -27,14 +27,14 @@ from compact.errors import BudgetError
 from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
-from compact_edge.side import evaluate_gguf
-from exporters.artifact import Artifact, Export, make_artifact
+from exporters.artifact import Export, GgufArtifact, make_artifact
 from exporters.engine import LlamaEngine
-from exporters.parity import POSITIONS, Reference, mean_kl, reference_for
+from exporters.gate import POSITIONS, Reference, mean_kl, reference_for
+from exporters.gguf_scoring import evaluate_gguf
 from exporters.quant_types import QUANTS
 
 
-def measure(artifact: Artifact, reference: Reference, texts: dict[str, str]) -> dict[str, Any]:
+def measure(artifact: GgufArtifact, reference: Reference, texts: dict[str, str]) -> dict[str, Any]:
     """Figures of one file."""
     with LlamaEngine(artifact.path, n_ctx=POSITIONS) as engine:
         kl = mean_kl(reference, engine)

@@ -78,23 +78,20 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     from compact.ranking import rank_vocabulary
     from compact.sizes import sizes_of
     from compact.source import open_source
-    from compact_edge.artifact_files import FileOptions
-    from compact_edge.format_gguf import gguf_format
-    from compact_edge.formats import SizeRequest
+    from exporters.format_gguf import GgufFormat
+    from exporters.format_values import SizeRequest
     from targets.profile import load_profile
 
     source = open_source(str(directory), cache())
-    form = gguf_format(
-        load_profile(guide.target), source, quant=None, embedding_quant=None, imatrix=None, files=FileOptions()
-    )
+    gguf = GgufFormat.settle(load_profile(guide.target), source)
     parts = count_parts(source.tensors, source.config)
     # Neither the order of the tokens nor what the tokenizer takes in the file depends on a ratio.
     ranking = rank_vocabulary(Context(source, PruneOptions(), cache()))
-    files = form.sizes(SizeRequest(source, ranking, guide.name, guide.name))
+    files = gguf.sizes(SizeRequest(source, ranking, guide.name, guide.name))
     unpruned = Sizes(source.vocab_size, source.intermediate_size)
     rows = []
     for ratio in RATIOS:
-        options = PruneOptions(ratio=ratio, channel_grid=form.channel_grid)
+        options = PruneOptions(ratio=ratio, channel_grid=gguf.channel_grid)
         sizes = sizes_of(source, ranking, options) if ratio else unpruned
         rows.append(
             {
@@ -105,7 +102,7 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
                 "file_bytes": files.file_bytes(sizes),
             }
         )
-    named = {"quant": form.quant, "embedding_quant": form.embedding}
+    named = {"quant": gguf.quant, "embedding_quant": gguf.embedding}
     return {"model": guide.name, "target": guide.target, **named, "parts": parts.as_dict(), "rows": rows}
 
 

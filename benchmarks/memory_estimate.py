@@ -87,7 +87,7 @@ def artifacts(work: Path, build: Path) -> Iterator[tuple[str, Path, dict[str, An
 
 def measure(engine: Any, transport: Any, file: Path, context: int, text: str) -> dict[str, Any]:
     """What the server's process has resident once a prompt longer than a batch has run."""
-    from runtime_bench.device_facts import read_memory
+    from runtime_bench.device_readings import read_memory
     from runtime_bench.engines.base import Settings
 
     with engine.open(str(file), Settings(threads=1, context=context)) as session:

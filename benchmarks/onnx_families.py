@@ -36,10 +36,10 @@ def run(model: RealModel, archive: Path, work: Path) -> dict[str, Any]:
     """All checks of one model. Files are removed as soon as they are not needed."""
     from compact.checkpoint import read_index
     from exporters import onnx_parity
+    from exporters.gate import reference_for
     from exporters.onnx import DATA, MODEL, write_onnx
     from exporters.onnx_engine import OnnxEngine
     from exporters.onnx_types import onnx_options
-    from exporters.parity import reference_for
 
     print(model.name, flush=True)
     folder = work / "onnx-family"

@@ -23,13 +23,13 @@ from compact.context import Context
 from compact.prune_options import PruneOptions
 from compact.source import open_source
 from compact_edge.console import Console
-from compact_edge.format_onnx import evaluate_onnx
 from compact_edge.quiet import quiet_libraries
+from exporters.gate import POSITIONS, reference_for
 from exporters.onnx_artifact import make_onnx_artifact
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_parity import onnx_mean_kl
+from exporters.onnx_scoring import evaluate_onnx
 from exporters.onnx_types import ALGORITHMS, OnnxOptions, onnx_options
-from exporters.parity import POSITIONS, reference_for
 
 MODEL = "smollm2-135m"
 CONFIGS = ("fp32", "fp16", "int8", *(f"int4:{name}" for name in ALGORITHMS), "int4:default_last/64", "int4:default/64")

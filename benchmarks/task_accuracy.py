@@ -37,10 +37,10 @@ from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries
 from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_engines import GgufRuntime
-from compact_edge.task_runtime import Runtime
 from compact_edge.tasks import evaluate_tasks
 from exporters.artifact import Export, checkpoint_id, make_artifact
+from exporters.gguf_tasks import GgufRuntime
+from exporters.task_runtime import Runtime
 
 NAME = "task-accuracy"
 TASKS = {

@@ -14,7 +14,8 @@ from typing import Any
 from compact import hub
 from compact.checkpoint_names import CONFIG
 from compact.errors import DamagedFileError, ModelNotFoundError
-from compact.families import Family, family_of, text_family_of
+from compact.families import family_of, text_family_of
+from compact.family import Family
 from compact.progress import SILENT, Progress
 from compact.published import PublishedModel, close_names, published_model
 from compact.source import BUILT_IN, check_layers, check_sizes, plain_name, refuse_auto_map, refuse_quantized

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from compact.errors import DamagedFileError, MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import Family, default_sliding
+from compact.family import Family, default_sliding
 from compact.gguf_file import GgufFile
 from compact.gguf_layers import LAYER_KEYS, layer_settings
 from compact.gguf_tokenizer import GgufTokenizer

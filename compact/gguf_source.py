@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.families import Family, family_of_gguf
+from compact.families import family_of_gguf
+from compact.family import Family
 from compact.gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.gguf_file import GgufFile, GgufTensor, read_gguf
 from compact.gguf_tokenizer import GgufTokenizer, read_tokenizer

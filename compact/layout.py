@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.families import Family
+from compact.family import Family
 from compact.layer_shapes import LayerShape, layer_shapes, linear_shape, per_layer_size, shared_kv_layers
 
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"

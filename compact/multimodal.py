@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.families import Family
+from compact.family import Family
 from compact.licences import legal_files
 from compact.progress import SILENT, Progress
 from compact.store import write_json

@@ -27,7 +27,8 @@ from compact.errors import (
     RemoteCodeRefusedError,
     ToolUnavailableError,
 )
-from compact.families import Family, family_of, text_family_of
+from compact.families import family_of, text_family_of
+from compact.family import Family
 from compact.layer_shapes import MOST_LAYERS, layer_shapes
 from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.progress import SILENT, Progress

@@ -12,14 +12,12 @@ from compact.checkpoint_names import TOKENIZER
 from compact.errors import UsageError
 from compact.evaluate import TextScorer, open_checkpoint, token_bits
 from compact.excess import AFTER, SPLIT, ScoredTokens, Totals, Word, align, split_words, totals
-from compact.gguf_file import read_gguf
-from compact.gguf_tokenizer import read_gguf_pieces
 from compact.source import open_source
 from compact.store import write_bytes
 from compact.token_pieces import TokenPieces, read_pieces
 from compact_edge.console import cut_middle, format_table
 from compact_edge.output import check_new_file
-from exporters.onnx_folder import named_folder
+from exporters.opened import named_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,7 +208,7 @@ def compare(
     """Score a text with two models, one after the other, and divide the loss of the first.
 
     Args:
-        model, against: a checkpoint, GGUF file, ONNX folder, Hub id or built-in model each.
+        model, against: a checkpoint, an artifact, a Hub id or a built-in model each.
         text: what both score, with the same window and stride in positions. Tokens of different lengths put
             different contexts into it.
         n_words: most words to list.
@@ -242,18 +240,10 @@ def compare(
 def _opened(
     name: str, cache: Cache, progress: Progress, *, window: int | None, device: str, threads: int
 ) -> Iterator[tuple[TextScorer, TokenPieces]]:
-    folder = named_folder(name)
-    if folder is not None:
-        from compact_edge.format_onnx import open_onnx
-
-        pieces = read_pieces(folder / TOKENIZER)
-        with open_onnx(folder, threads=threads, window=window) as scorer:
-            yield scorer, pieces
-    elif name.lower().endswith(".gguf"):
-        from compact_edge.side import open_gguf
-
-        pieces = read_gguf_pieces(read_gguf(Path(name)).values, name)
-        with open_gguf(Path(name), threads=threads, window=window) as (scorer, _):
+    artifact = named_artifact(name)
+    if artifact is not None:
+        pieces = artifact.pieces()
+        with artifact.open(threads=threads, window=window) as scorer:
             yield scorer, pieces
     else:
         directory = open_source(name, cache, progress).directory

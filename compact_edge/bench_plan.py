@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from compact.errors import UsageError
 from compact_edge.output import check_output, existing
-from runtime_bench.artifact import GGUF, Artifact, find_artifact, find_baseline, read_artifact
+from exporters.registry import names
+from runtime_bench.artifact import Artifact, find_artifact, find_baseline, read_artifact
 from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
 from runtime_bench.records import SIDES, Budget, Side
 
@@ -187,8 +188,8 @@ def _texts(conversations: tuple[Conversation, ...], artifacts: Mapping[Side, Art
 def _stem(path: Path) -> str:
     if path.is_file():
         return path.stem
-    # A build's folder is called `onnx`; its parent has the model's name.
-    return path.parent.name if path.name == "onnx" else path.name
+    # A build's folder is called as its format; its parent has the model's name.
+    return path.parent.name if path.name in names() else path.name
 
 
 def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, list[str]]:
@@ -225,14 +226,13 @@ def _bits_per_byte(
         return f"{names.pop()} (by the build)", {side: bits for side, (_, bits) in found.items()}
     from compact.devices import default_threads
     from compact.evaluate import read_text
-    from compact_edge.format_onnx import evaluate_onnx
-    from compact_edge.side import evaluate_gguf
+    from exporters.registry import format_named
 
     whole = read_text(options.text).encode("utf-8")
     text = whole[:TEXT_BYTES].decode("utf-8", "ignore")
     measured: dict[Side, float] = {}
     for side, artifact in artifacts.items():
-        score = evaluate_gguf if artifact.format == GGUF else evaluate_onnx
+        score = format_named(artifact.format).score
         label = f"bits per byte, {side}"
         result = score(artifact.path, text, threads=default_threads(), progress=progress, label=label)
         measured[side] = result.bits_per_byte

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +19,25 @@ from compact.context import Context
 from compact.decide import decide, pruned_checkpoint, read_decision
 from compact.documents import read_documents
 from compact.errors import GateError
-from compact.evaluate import Evaluation
 from compact.evaluation_text import NAME, default_evaluation_text
-from compact.languages import LanguageCost, language_costs
+from compact.languages import language_costs
 from compact.licences import NamingLicence, derived_name, licence_note
 from compact.plan import PrunePlan
 from compact.progress import Progress
-from compact.prune_options import PruneOptions
 from compact.ranking import rank_vocabulary
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
-from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, settle_format
+from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, parse_quants, settle_format
+from compact_edge.build_result import BuildResult, Compute, FormatResult, VariantResult
 from compact_edge.fit import check_fit, largest_of
-from compact_edge.formats import Format, Request, parse_quants
 from compact_edge.method_report import how_words, plan_words
 from compact_edge.output import check_output
-from compact_edge.side import Measured, Side, cached_value, evaluate_side, sizes_by_part
+from compact_edge.publication import publish_build
+from compact_edge.variant import cached_value, evaluate_variant, sizes_by_part
+from exporters.base import Format
 from exporters.card import licence_of
-from exporters.parity import ParityReport
+from exporters.format_values import ORIGINAL, PRUNED, Measurements, Request, Target, Variant
+from exporters.gate import MEMORY_SHARE, ParityReport, fits_in_memory
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -46,65 +47,6 @@ PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Raised when the gate's meaning changes for an equal artifact.
 _GATE_VERSION = 4
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One side with all that is known of it."""
-
-    side: Side
-    parts: dict[str, int]
-    evaluation: Evaluation
-    artifact_evaluation: Evaluation | None
-    parity: ParityReport | None
-    measured: Measured | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One format of a build.
-
-    Attributes:
-        form: the format, its type settled.
-        before: the unpruned model, None with `--no-baseline`.
-        after: the pruned one.
-        notes: what the user should hear of this format.
-        files: names of the pruned artifact's files, the one to open first.
-    """
-
-    form: Format
-    before: Compared | None
-    after: Compared
-    notes: list[str]
-    files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What `build` made: one outcome a format, in the order of the targets."""
-
-    source: ModelSource
-    plan: PrunePlan
-    pruning: PruneOptions
-    calibration: Calibration
-    outcomes: tuple[Outcome, ...]
-    languages: list[LanguageCost]
-    eval_name: str
-    prompt: str
-    compute: Compute
-    out: Path
-    notes: list[str]
-    licence: NamingLicence | None
-    reused: list[str]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how the models run: torch device and dtype of the checkpoints, threads of the runtimes."""
-
-    device: str
-    dtype: str
-    threads: int
 
 
 def resolve_compute(options: BuildOptions) -> Compute:
@@ -131,8 +73,6 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
 
 def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: Progress) -> BuildResult:
     """`build` for profiles that are loaded already, one a format; `options.targets` is not looked at."""
-    from compact_edge.publication import publish_build
-
     quants = parse_quants(options.quants, tuple(profiles))
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
@@ -143,14 +83,14 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        forms = [settle_format(options, profile, quants, source) for profile in profiles.values()]
-        result = _run(options, forms, source, licence, out, cache, progress)
-        return replace(result, outcomes=publish_build(options, result))
+        formats = [settle_format(options, profile, quants, source) for profile in profiles.values()]
+        result = _run(options, formats, source, licence, out, cache, progress)
+        return replace(result, formats=publish_build(options, result))
 
 
 def _run(
     options: BuildOptions,
-    forms: Sequence[Format],
+    formats: Sequence[Format],
     source: ModelSource,
     licence: NamingLicence | None,
     out: Path,
@@ -164,7 +104,7 @@ def _run(
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
-    pruning = replace(options.prune, channel_grid=math.lcm(*(form.channel_grid for form in forms)))
+    pruning = replace(options.prune, channel_grid=math.lcm(*(each.channel_grid for each in formats)))
     context = Context(source, pruning, cache, progress)
     calibration = context.once(calibration_for)
     pruned_name = options.name or f"{model_name}-compact"
@@ -172,51 +112,52 @@ def _run(
     if pruning.fit_bytes is not None:
         whole = Sizes(source.vocab_size, source.intermediate_size)
         longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
-        size_of = largest_of(forms, source, context.once(rank_vocabulary), pruned_name, longest)
+        size_of = largest_of(formats, source, context.once(rank_vocabulary), pruned_name, longest)
     decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
     plan = decision.plan
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
     original = Request(
-        label="original",
+        label=ORIGINAL,
         checkpoint=source.directory,
         checkpoint_id=source.id,
         name=model_name,
         description=f"{source.name}, unpruned",
         published=options.with_baseline,
         source=source,
-        plan=plan,
         calibration=calibration,
+        pre=plan.pre,
+        unpruned=source.directory,
     )
-    smaller = pruned_request(original, pruned, pruned_id, pruned_name)
+    smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
 
-    def outcome(form: Format) -> Outcome:
+    def outcome(artifact_format: Format) -> FormatResult:
         before = None
         baseline_kl = None
         if options.baseline:
-            side = _side(original, form, cache, progress)
-            baseline_kl = _baseline_kl(form, side, calibration, cache) if options.check else None
-            before = _compare(form, side, text, prompt, compute, cache, progress, parity=None)
-        side = _side(smaller, form, cache, progress)
-        own_notes = form.notes(side.artifact)
+            variant = _variant(original, artifact_format, cache, progress)
+            baseline_kl = _baseline_kl(artifact_format, variant, calibration, cache) if options.check else None
+            before = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=None)
+        variant = _variant(smaller, artifact_format, cache, progress)
+        own_notes = artifact_format.notes(variant.artifact)
         for note in own_notes:
             progress.note(note)
-        check_storage(form.profile, side.artifact.size_bytes)
-        check_fit(pruning.fit_bytes, side.artifact.size_bytes)
+        check_storage(artifact_format.target, variant.artifact.size_bytes)
+        check_fit(pruning.fit_bytes, variant.artifact.size_bytes)
         parity = None
         if options.check:
-            parity = _gate(form, side, smaller, baseline_kl, cache, progress)
+            parity = _gate(artifact_format, variant, smaller, baseline_kl, cache, progress)
             parity.require()
-        after = _compare(form, side, text, prompt, compute, cache, progress, parity=parity)
-        check_memory(form.profile, form, after.measured)
-        return Outcome(form, before, after, own_notes)
+        after = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=parity)
+        check_memory(artifact_format.target, artifact_format, after.measured)
+        return FormatResult(artifact_format, before, after, own_notes)
 
     return BuildResult(
         source=source,
         plan=plan,
         pruning=pruning,
         calibration=calibration,
-        outcomes=tuple(outcome(form) for form in forms),
+        formats=tuple(outcome(each) for each in formats),
         languages=language_costs(source.directory, pruned),
         eval_name=eval_name,
         prompt=prompt,
@@ -228,18 +169,19 @@ def _run(
     )
 
 
-def pruned_request(original: Request, checkpoint: Path, checkpoint_id: str, name: str) -> Request:
+def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpoint_id: str, name: str) -> Request:
     """The request for the pruned checkpoint's artifact, from that of the unpruned one."""
-    source, plan = original.source, original.plan
+    source = original.source
     removed = 1 - sizes_by_part(checkpoint)["total"] / source.n_params
     return replace(
         original,
-        label="pruned",
+        label=PRUNED,
         checkpoint=checkpoint,
         checkpoint_id=checkpoint_id,
         name=name,
         description=_description(source, removed, plan.sizes, plan_words(plan)),
         published=True,
+        plan_id=plan.id,
     )
 
 
@@ -253,9 +195,9 @@ def _description(source: ModelSource, removed: float, sizes: Sizes, how: tuple[s
     )
 
 
-def _side(request: Request, form: Format, cache: Cache, progress: Progress) -> Side:
-    artifact = form.make(request, cache, progress)
-    return Side(request.label, request.checkpoint, request.checkpoint_id, artifact)
+def _variant(request: Request, artifact_format: Format, cache: Cache, progress: Progress) -> Variant:
+    artifact = artifact_format.make(request, cache, progress)
+    return Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)
 
 
 def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
@@ -264,56 +206,55 @@ def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
     return options.eval_text.name, "\n\n".join(read_documents(options.eval_text))
 
 
-def _baseline_kl(form: Format, side: Side, calibration: Calibration, cache: Cache) -> float | None:
+def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibration, cache: Cache) -> float | None:
     """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
-    # Want of memory is not kept: it is no answer on a day with more.
-    if not _is_whole(side):
+    # Do not cache this when memory was short; a later run may have enough.
+    if not _is_whole(variant):
         return None
     key = {
         "version": _GATE_VERSION,
-        "artifact": side.artifact.sha256,
+        "artifact": variant.artifact.sha256,
         "texts": calibration.id,
-        **form.versions(),
+        **artifact_format.versions(),
     }
-    value = cached_value(cache, "baseline-kl", key, lambda: {"mean_kl": form.baseline_kl(side, calibration)})["mean_kl"]
+    value = cached_value(
+        cache, "baseline-kl", key, lambda: {"mean_kl": artifact_format.baseline_kl(variant, calibration)}
+    )["mean_kl"]
     return None if value is None else float(value)
 
 
-def _is_whole(side: Side) -> bool:
+def _is_whole(variant: Variant) -> bool:
     """Whether memory suffices to hold the whole model beside its artifact."""
-    from exporters.parity import MEMORY_SHARE
-    from exporters.partial import fits_in_memory
-
-    return fits_in_memory(side.checkpoint, side.artifact.size_bytes, MEMORY_SHARE)
+    return fits_in_memory(variant.checkpoint, variant.artifact.size_bytes, MEMORY_SHARE)
 
 
 def _gate(
-    form: Format,
-    side: Side,
+    artifact_format: Format,
+    variant: Variant,
     request: Request,
     baseline_kl: float | None,
     cache: Cache,
     progress: Progress,
 ) -> ParityReport:
     def check() -> dict[str, Any]:
-        return form.check(side, request, baseline_kl, progress).as_dict()
+        return artifact_format.check(variant, request, baseline_kl, progress).as_dict()
 
     key = {
         "version": _GATE_VERSION,
-        "artifact": side.artifact.sha256,
-        "checkpoint": side.checkpoint_id,
+        "artifact": variant.artifact.sha256,
+        "checkpoint": variant.checkpoint_id,
         "texts": request.calibration.id,
         "baseline_kl": baseline_kl,
         # A report that short memory made partial is no answer on a day with more.
-        "whole": _is_whole(side),
-        **form.versions(),
+        "whole": _is_whole(variant),
+        **artifact_format.versions(),
     }
     return ParityReport.from_dict(cached_value(cache, "parity", key, check))
 
 
 def _compare(
-    form: Format,
-    side: Side,
+    artifact_format: Format,
+    variant: Variant,
     text: str,
     prompt: str,
     compute: Compute,
@@ -321,30 +262,37 @@ def _compare(
     progress: Progress,
     *,
     parity: ParityReport | None,
-) -> Compared:
+) -> VariantResult:
     threads = compute.threads
-    evaluation, artifact_evaluation = evaluate_side(
-        form, side, text, cache, device=compute.device, dtype=compute.dtype, threads=threads, progress=progress
+    evaluation, artifact_evaluation = evaluate_variant(
+        artifact_format,
+        variant,
+        text,
+        cache,
+        device=compute.device,
+        dtype=compute.dtype,
+        threads=threads,
+        progress=progress,
     )
-    measured = form.measure(side, text, prompt, threads)
-    return Compared(side, sizes_by_part(side.checkpoint), evaluation, artifact_evaluation, parity, measured)
+    measured = artifact_format.measure(variant, text, prompt, threads)
+    return VariantResult(variant, sizes_by_part(variant.checkpoint), evaluation, artifact_evaluation, parity, measured)
 
 
-def check_storage(profile: Profile, n_bytes: int) -> None:
+def check_storage(target: Target, n_bytes: int) -> None:
     """Raise GateError where an artifact's files are over the target's storage budget."""
-    _check_budget(profile, "storage", profile.storage_budget_bytes, n_bytes)
+    _check_budget(target, "storage", target.storage_budget_bytes, n_bytes)
 
 
-def check_memory(profile: Profile, form: Format, measured: Measured | None) -> None:
+def check_memory(target: Target, artifact_format: Format, measured: Measurements | None) -> None:
     """Raise GateError where the memory measured here, if it says anything of the target, is over its budget."""
-    if measured is not None and form.measured_as_on_target:
-        _check_budget(profile, "memory", profile.memory_budget_bytes, measured.speed.resident_bytes)
+    if measured is not None and artifact_format.measured_as_on_target:
+        _check_budget(target, "memory", target.memory_budget_bytes, measured.speed.resident_bytes)
 
 
-def _check_budget(profile: Profile, what: str, budget: int | None, used: int) -> None:
+def _check_budget(target: Target, what: str, budget: int | None, used: int) -> None:
     """Storage and memory; speed budgets need the device itself."""
     if budget is not None and used > budget:
         raise GateError(
-            f"{what} budget of target {profile.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
+            f"{what} budget of target {target.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
             "remove more (--ratio), or choose a smaller --quant",
         )

@@ -13,9 +13,9 @@ from compact.errors import BudgetError
 from compact.ranking import rank_vocabulary
 from compact.search import Point, best_along, curve_of, point_as_dict, point_of, settle, sizes_at_ratio
 from compact.size_evaluator import SizeEvaluator, SizeScore
-from compact_edge.formats import ArtifactSizes
 from compact_edge.plot import Panel, Series, document
 from compact_edge.search_report import change, print_table
+from exporters.format_values import ArtifactSizes
 from runtime_bench.report import svg
 
 SCHEMA = "compact-edge/curve/1"

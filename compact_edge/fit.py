@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compact.errors import GateError
-from compact_edge.formats import Format, SizeRequest
+from exporters.base import Format
+from exporters.format_values import SizeRequest
 
 if TYPE_CHECKING:
     from compact.ranking import Ranking
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
     from compact.source import ModelSource
 
 
-def largest_of(forms: Sequence[Format], source: ModelSource, ranking: Ranking, name: str, description: str) -> SizeOf:
+def largest_of(formats: Sequence[Format], source: ModelSource, ranking: Ranking, name: str, description: str) -> SizeOf:
     """Bytes of the largest of a build's artifacts at given sizes. Raises UsageError for a format that cannot say.
 
     Args:
-        forms: the formats of the build.
+        formats: those of the build.
         source: the unpruned model.
         ranking: of its vocabulary.
         name: name of the pruned model, for the files' metadata.
         description: the longest line that the metadata may hold.
     """
     request = SizeRequest(source, ranking, name, description)
-    models = [form.sizes(request) for form in forms]
+    models = [each.sizes(request) for each in formats]
     return lambda sizes: max(model.file_bytes(sizes) for model in models)
 
 
@@ -34,7 +35,7 @@ def checkpoint_sizes(source: ModelSource, ranking: Ranking, quant: str) -> SizeO
 
     Where the two differ in a tensor's type, the larger counts.
     """
-    from exporters.gguf import GgufMetadata
+    from exporters.gguf_metadata import GgufMetadata
     from exporters.gguf_size import gguf_sizes
 
     models = [

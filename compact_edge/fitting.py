@@ -15,13 +15,13 @@ from compact.errors import BudgetError, UsageError
 from compact.sizes import RATIO_GRID
 from compact.source import ModelSource
 from compact_edge.console import format_table
-from compact_edge.gguf_choice import chosen_types
 from compact_edge.inspection import Inspected, Request
+from exporters.format_gguf import GgufFormat
+from exporters.gguf_choice import chosen_types
 from exporters.gguf_estimate import estimated_sizes
 from exporters.gguf_size import GgufSizes, gguf_sizes
 from exporters.memory_estimate import MemoryEstimate, estimate_memory
 from exporters.quant_types import grid, quant_named
-from targets.schema import LLAMA_CPP
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -105,7 +105,7 @@ class Fit:
 
 def check_target(profile: Profile, quant: str | None) -> None:
     """What can be refused before a model is opened. Raises UsageError."""
-    if profile.runtime != LLAMA_CPP:
+    if profile.runtime != GgufFormat.runtime:
         raise UsageError(
             f"--target {profile.name}: its runtime is {profile.runtime}, and memory is estimated for GGUF targets only",
             "name a target whose runtime is llama.cpp: compact-edge targets",
@@ -173,7 +173,7 @@ def _sizes_of(model: Inspected, quant: str, embedding: str | None) -> GgufSizes:
     source, ranking = model.source, model.ranking
     if not isinstance(source, ModelSource) or ranking is None:
         return estimated_sizes(model.config, model.family, quant, embedding_quant=embedding, merges=model.merges)
-    from exporters.gguf import GgufMetadata
+    from exporters.gguf_metadata import GgufMetadata
 
     return gguf_sizes(
         source,

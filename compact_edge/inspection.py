@@ -27,7 +27,7 @@ from compact_edge.console import format_table
 
 if TYPE_CHECKING:
     from compact.cache import Cache
-    from compact.families import Family
+    from compact.family import Family
     from compact.ranking import Ranking
 
 # What a byte-level tokenizer always keeps: its alphabet. The special tokens that stay too are not in config.json.

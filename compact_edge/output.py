@@ -7,9 +7,9 @@ from pathlib import Path
 
 from compact.errors import OutputExistsError, StorageError, UsageError
 from compact.store import SUMS
+from exporters.registry import names
 
-# What a build publishes, each with checksums of its own, and nothing beside them.
-_BUILD_FOLDERS = frozenset({"gguf", "onnx", "baseline", "baseline-gguf", "baseline-onnx"})
+_BASELINE = "baseline"
 
 
 def existing(*named: str | Path | None) -> list[Path]:
@@ -64,4 +64,6 @@ def check_new_file(path: Path, option: str) -> None:
 def _is_output(out: Path) -> bool:
     if (out / SUMS).is_file():
         return True
-    return all(entry.name in _BUILD_FOLDERS and (entry / SUMS).is_file() for entry in out.iterdir())
+    # What a build publishes, each with checksums of its own, and nothing beside them.
+    folders = {_BASELINE, *names(), *(f"{_BASELINE}-{name}" for name in names())}
+    return all(entry.name in folders and (entry / SUMS).is_file() for entry in out.iterdir())

@@ -21,15 +21,15 @@ from compact_edge.vocabulary_report import how_ranked
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildResult, Compared, Outcome
     from compact_edge.build_options import BuildOptions
+    from compact_edge.build_result import BuildResult, FormatResult, VariantResult
 
 MANIFEST = "manifest.json"
 SCHEMA = "compact-edge/manifest/1"
 _PACKAGES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
-def publish_build(options: BuildOptions, result: BuildResult) -> tuple[Outcome, ...]:
+def publish_build(options: BuildOptions, result: BuildResult) -> tuple[FormatResult, ...]:
     """Write the output directory: a folder a format, and its baseline's where it was asked for.
 
     The baseline's folder is `baseline/`, or `baseline-FORMAT/` where several formats are built.
@@ -37,27 +37,27 @@ def publish_build(options: BuildOptions, result: BuildResult) -> tuple[Outcome, 
     Returns:
         The outcomes with the names of their files, the one to open first.
     """
-    several = len(result.outcomes) > 1
-    places: list[tuple[str, Outcome, Compared]] = []
-    for outcome in result.outcomes:
-        places.append((outcome.form.name, outcome, outcome.after))
+    several = len(result.formats) > 1
+    places: list[tuple[str, FormatResult, VariantResult]] = []
+    for outcome in result.formats:
+        places.append((outcome.format.name, outcome, outcome.after))
         if options.with_baseline and outcome.before is not None:
-            places.append((f"baseline-{outcome.form.name}" if several else "baseline", outcome, outcome.before))
-    needed = sum(compared.side.artifact.size_bytes for _, _, compared in places)
+            places.append((f"baseline-{outcome.format.name}" if several else "baseline", outcome, outcome.before))
+    needed = sum(compared.variant.artifact.size_bytes for _, _, compared in places)
     placed: dict[str, tuple[str, ...]] = {}
     with publish(result.out, force=options.force, needed_bytes=needed) as work:
         for name, outcome, compared in places:
             folder = work / name
             folder.mkdir()
             placed[name] = _write_folder(folder, options, result, outcome, compared)
-    return tuple(replace(outcome, files=placed[outcome.form.name]) for outcome in result.outcomes)
+    return tuple(replace(outcome, files=placed[outcome.format.name]) for outcome in result.formats)
 
 
 def _write_folder(
-    folder: Path, options: BuildOptions, result: BuildResult, outcome: Outcome, compared: Compared
+    folder: Path, options: BuildOptions, result: BuildResult, outcome: FormatResult, compared: VariantResult
 ) -> tuple[str, ...]:
     pruned = compared is outcome.after
-    names = outcome.form.place(folder, compared.side, check=options.check)
+    names = outcome.format.place(folder, compared.variant, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
         if result.plan.search is not None:
@@ -70,7 +70,7 @@ def _write_folder(
         pruned=pruned,
         hub_id=result.source.hub_id,
         licence=result.licence,
-        tags=outcome.form.tags,
+        tags=outcome.format.tags,
     )
     write_text(folder / "README.md", render(_card_facts(result, outcome, compared, names), matter))
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
@@ -82,13 +82,13 @@ def _write_folder(
 def manifest(
     options: BuildOptions,
     result: BuildResult,
-    outcome: Outcome,
-    compared: Compared,
+    outcome: FormatResult,
+    compared: VariantResult,
     names: tuple[str, ...],
     files: dict[str, str],
 ) -> dict[str, Any]:
     """What was made from what. No timings and no paths: equal builds have equal manifests."""
-    source, plan, artifact, form = result.source, result.plan, compared.side.artifact, outcome.form
+    source, plan, artifact, artifact_format = result.source, result.plan, compared.variant.artifact, outcome.format
     return {
         "schema": SCHEMA,
         "tool": {"name": "compact-edge", "version": __version__},
@@ -98,11 +98,11 @@ def manifest(
             "source_id": source.id,
             "files": dict(source.hashes),
         },
-        "target": form.profile.name,
-        "format": form.name,
+        "target": artifact_format.target.name,
+        "format": artifact_format.name,
         "options": {
             **options_as_json(result.pruning),
-            **form.options(),
+            **artifact_format.options(),
             "baseline": options.baseline,
             "check": options.check,
         },
@@ -120,7 +120,7 @@ def manifest(
             "size_bytes": artifact.size_bytes,
             "bits_per_weight": round(artifact.bits_per_weight, 4),
             "embedding_type": artifact.embedding_type,
-            **form.describe(artifact, names),
+            **artifact_format.describe(artifact, names),
         },
         "before": None if outcome.before is None else _figures(result, outcome.before),
         "after": _figures(result, outcome.after),
@@ -134,27 +134,29 @@ def manifest(
         "versions": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            **{package: version(package) for package in sorted({*_PACKAGES, *form.packages})},
+            **{package: version(package) for package in sorted({*_PACKAGES, *artifact_format.packages})},
         },
         "files": files,
     }
 
 
-def _figures(result: BuildResult, compared: Compared) -> dict[str, Any]:
+def _figures(result: BuildResult, compared: VariantResult) -> dict[str, Any]:
     return {
         "parameters": compared.parts,
-        "size_bytes": compared.side.artifact.size_bytes,
+        "size_bytes": compared.variant.artifact.size_bytes,
         "bits_per_byte": {
             result.compute.dtype: round(compared.evaluation.bits_per_byte, 4),
-            compared.side.artifact.quant: None
+            compared.variant.artifact.quant: None
             if compared.artifact_evaluation is None
             else round(compared.artifact_evaluation.bits_per_byte, 4),
         },
     }
 
 
-def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names: tuple[str, ...]) -> CardFacts:
-    source, plan, artifact = result.source, result.plan, compared.side.artifact
+def _card_facts(
+    result: BuildResult, outcome: FormatResult, compared: VariantResult, names: tuple[str, ...]
+) -> CardFacts:
+    source, plan, artifact = result.source, result.plan, compared.variant.artifact
     rows: list[tuple[str, str, str]] = []
     pruned = compared is outcome.after
     notes = [*result.notes, *outcome.notes]
@@ -166,7 +168,7 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
             ("intermediate_size", str(source.intermediate_size), str(plan.intermediate_size)),
         ]
         if before is not None:
-            rows.append(("file", _megabytes(before.side.artifact.size_bytes), _megabytes(artifact.size_bytes)))
+            rows.append(("file", _megabytes(before.variant.artifact.size_bytes), _megabytes(artifact.size_bytes)))
         if before is not None and before.artifact_evaluation is not None and compared.artifact_evaluation is not None:
             old, new = before.artifact_evaluation.bits_per_byte, compared.artifact_evaluation.bits_per_byte
             rows.append((f"bits per byte ({result.eval_name})", f"{old:.3f}", f"{new:.3f}"))
@@ -185,11 +187,11 @@ def _card_facts(result: BuildResult, outcome: Outcome, compared: Compared, names
             kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
             checks = ", ".join(check.name for check in compared.parity.checks)
             notes.append(f"checked {kind} against Transformers: {checks} (`{MANIFEST}`, `parity`)")
-    language, usage = outcome.form.usage(names, compared.side.checkpoint, artifact.title)
+    language, usage = outcome.format.usage(names, compared.variant.checkpoint, artifact.title)
     return CardFacts(
         title=artifact.title,
-        files=outcome.form.model_files(names),
-        intro=outcome.form.card_notes(names),
+        files=outcome.format.model_files(names),
+        intro=outcome.format.card_notes(names),
         use=usage,
         use_language=language,
         quant=artifact.quant,

@@ -15,8 +15,8 @@ from compact_edge.console import one_line
 from compact_edge.search_report import print_search
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildResult, Compared, Outcome
-    from compact_edge.side import Measured
+    from compact_edge.build_result import BuildResult, FormatResult, VariantResult
+    from exporters.format_values import Measurements
 
 _REPLY_WIDTH = 600
 
@@ -31,7 +31,7 @@ def as_json(result: BuildResult) -> dict[str, Any]:
         **method_report.as_json(result.plan),
         **vocabulary_report.as_json(result.plan),
         "search": result.plan.search,
-        "formats": {outcome.form.name: _outcome(outcome) for outcome in result.outcomes},
+        "formats": {outcome.format.name: _outcome(outcome) for outcome in result.formats},
         "evaluation_text": result.eval_name,
         "languages": [
             {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
@@ -44,21 +44,21 @@ def as_json(result: BuildResult) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: FormatResult) -> dict[str, Any]:
     after = outcome.after
     return {
-        "target": outcome.form.profile.name,
+        "target": outcome.format.target.name,
         "artifact": outcome.files[0],
         "artifact_files": list(outcome.files),
-        "before": None if outcome.before is None else _side(outcome.before),
-        "after": _side(after),
+        "before": None if outcome.before is None else _variant(outcome.before),
+        "after": _variant(after),
         "parity": None if after.parity is None else after.parity.as_dict(),
         "notes": outcome.notes,
     }
 
 
-def _side(compared: Compared) -> dict[str, Any]:
-    artifact, scored = compared.side.artifact, compared.artifact_evaluation
+def _variant(compared: VariantResult) -> dict[str, Any]:
+    artifact, scored = compared.variant.artifact, compared.artifact_evaluation
     return {
         "parameters": compared.parts,
         "quant": artifact.quant,
@@ -72,43 +72,43 @@ def _side(compared: Compared) -> dict[str, Any]:
     }
 
 
-def rows(outcome: Outcome, dtype: str) -> list[tuple[str, str, str, str]]:
+def rows(outcome: FormatResult, dtype: str) -> list[tuple[str, str, str, str]]:
     """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`.
 
     What was not measured on this machine reads `-`.
     """
     before, after = outcome.before, outcome.after
 
-    def row(name: str, value: Callable[[Compared], float | None], form: str) -> tuple[str, str, str, str]:
+    def row(name: str, value: Callable[[VariantResult], float | None], shown_as: str) -> tuple[str, str, str, str]:
         new = value(after)
-        shown = "-" if new is None else form.format(new)
+        shown = "-" if new is None else shown_as.format(new)
         if before is None:
             return name, "", shown, ""
         old = value(before)
         change = f"{new / old - 1:+.1%}" if old and new is not None else ""
-        return name, "-" if old is None else form.format(old), shown, change
+        return name, "-" if old is None else shown_as.format(old), shown, change
 
-    def short_run(name: str, value: Callable[[Measured], float], form: str) -> tuple[str, str, str, str]:
-        return row(f"{name} *", lambda c: None if c.measured is None else value(c.measured), form)
+    def short_run(name: str, value: Callable[[Measurements], float], shown_as: str) -> tuple[str, str, str, str]:
+        return row(f"{name} *", lambda c: None if c.measured is None else value(c.measured), shown_as)
 
     return [
         row("parameters", lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
-        row("file size", lambda c: c.side.artifact.size_bytes / 1e6, "{:.2f} MB"),
-        row("bits per weight", lambda c: c.side.artifact.bits_per_weight, "{:.2f}"),
+        row("file size", lambda c: c.variant.artifact.size_bytes / 1e6, "{:.2f} MB"),
+        row("bits per weight", lambda c: c.variant.artifact.bits_per_weight, "{:.2f}"),
         short_run("resident memory", lambda m: m.speed.resident_bytes / 1e6, "{:.0f} MB"),
         short_run("prefill, tokens/s", lambda m: m.prefill, "{:,.1f}"),
         short_run("decode, tokens/s", lambda m: m.decode, "{:,.1f}"),
         short_run("decode, characters/s", lambda m: m.decode * m.characters_per_token, "{:,.0f}"),
         row(f"bits per byte, {dtype}", lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
         row(
-            f"bits per byte, {after.side.artifact.quant}",
+            f"bits per byte, {after.variant.artifact.quant}",
             lambda c: None if c.artifact_evaluation is None else c.artifact_evaluation.bits_per_byte,
             "{:.3f}",
         ),
     ]
 
 
-def losses(outcome: Outcome, dtype: str) -> list[str]:
+def losses(outcome: FormatResult, dtype: str) -> list[str]:
     """Pruning loss and quantisation loss apart, in bits per byte."""
     after = outcome.after
     lines = []
@@ -117,7 +117,7 @@ def losses(outcome: Outcome, dtype: str) -> list[str]:
         lines.append(f"pruning loss {pruning:+.3f} bits per byte ({dtype}, after - before)")
     if after.artifact_evaluation is not None:
         quant = after.artifact_evaluation.bits_per_byte - after.evaluation.bits_per_byte
-        types = f"{after.side.artifact.quant} - {dtype}"
+        types = f"{after.variant.artifact.quant} - {dtype}"
         lines.append(f"quantisation loss {quant:+.3f} bits per byte ({types}, after pruning)")
     return lines
 
@@ -136,11 +136,11 @@ def print_summary(result: BuildResult) -> None:
     dtype = result.compute.dtype
     if result.plan.search is not None:
         print_search(result.plan.search)
-    for outcome in result.outcomes:
+    for outcome in result.formats:
         after = outcome.after
-        name = f"{result.source.name}, {after.side.artifact.quant}"
-        if len(result.outcomes) > 1:
-            name += f" ({outcome.form.name})"
+        name = f"{result.source.name}, {after.variant.artifact.quant}"
+        if len(result.formats) > 1:
+            name += f" ({outcome.format.name})"
         table = Table(title=Text(one_line(name)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         table.add_column("")
         for column in ("before", "after", "change"):
@@ -150,7 +150,7 @@ def print_summary(result: BuildResult) -> None:
         console.print()
         console.print(table)
         fine = (
-            f"* a short run on this machine with {outcome.form.engine}, {threads}; "
+            f"* a short run on this machine with {outcome.format.engine}, {threads}; "
             f"bits per byte on {result.eval_name} ({after.evaluation.n_bytes:,} bytes, lower is better)"
         )
         for line in (fine, *losses(outcome, dtype), *_parity(after)):
@@ -165,7 +165,7 @@ def print_summary(result: BuildResult) -> None:
         click.echo(line)
 
 
-def _parity(after: Compared) -> list[str]:
+def _parity(after: VariantResult) -> list[str]:
     report = after.parity
     if report is None:
         return ["parity gate: skipped (--no-check)"]
@@ -176,12 +176,12 @@ def _parity(after: Compared) -> list[str]:
 def _print_replies(result: BuildResult, width: int | None) -> None:
     """The prompt and what each model answers, wrapped at `width` columns where there is a terminal."""
     click.echo(f"prompt: {one_line(result.prompt)}")
-    for outcome in result.outcomes:
-        of = f", {outcome.form.name}" if len(result.outcomes) > 1 else ""
-        for name, side in (("before", outcome.before), ("after", outcome.after)):
-            if side is None or side.measured is None or side.measured.reply is None:
+    for outcome in result.formats:
+        of = f", {outcome.format.name}" if len(result.formats) > 1 else ""
+        for name, variant in (("before", outcome.before), ("after", outcome.after)):
+            if variant is None or variant.measured is None or variant.measured.reply is None:
                 continue
-            reply = side.measured.reply
+            reply = variant.measured.reply
             short = reply if len(reply) <= _REPLY_WIDTH else reply[:_REPLY_WIDTH] + " ..."
             lines = [one_line(line) for line in short.splitlines() if line.strip()] or ["(no text)"]
             if width is not None:
@@ -195,12 +195,12 @@ def next_commands(result: BuildResult) -> list[str]:
     here = Path.cwd()
     path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
     lines = [f"wrote {result.out}", "next:", f"  compact-edge verify {shlex.quote(str(path))}"]
-    for outcome in result.outcomes:
-        side = outcome.after.side
-        folder = path / outcome.form.name
-        opened = shlex.quote(str(outcome.form.opened(folder, outcome.files)))
+    for outcome in result.formats:
+        variant = outcome.after.variant
+        folder = path / outcome.format.name
+        opened = shlex.quote(str(outcome.format.published(folder, outcome.files)))
         lines.append(f"  compact-edge eval {opened} --text YOUR_TEXT")
-        lines += [f"  {line}" for line in outcome.form.commands(folder, outcome.files, side.checkpoint)]
-        if any((result.out / name).is_dir() for name in ("baseline", f"baseline-{outcome.form.name}")):
+        lines += [f"  {line}" for line in outcome.format.commands(folder, outcome.files, variant.checkpoint)]
+        if any((result.out / name).is_dir() for name in ("baseline", f"baseline-{outcome.format.name}")):
             lines.append(f"  compact-edge bench {shlex.quote(str(folder))}")
     return lines

@@ -9,8 +9,8 @@ from typing import Any
 
 from compact.devices import resolve_device
 from compact.load import load_model
-from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Branch, Group, Score
+from exporters.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 
 # Bytes of logits that are alive at once while scoring.
 _LOGITS_BYTES = 1 << 27
@@ -19,7 +19,7 @@ _TOKENS = 2048
 
 
 class CheckpointRuntime(CheckpointTokenizer):
-    """See `compact_edge.task_runtime.Runtime`."""
+    """See `exporters.task_runtime.Runtime`."""
 
     name = "Transformers, float32"
 

@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from compact.errors import DataError, UsageError
 from compact.progress import SILENT, Progress, Task
-from compact_edge.task_runtime import BATCH_SIZE, Runtime
 from exporters.branches import Branch, Score, grouped
+from exporters.task_runtime import BATCH_SIZE, Runtime
 
 # Tokens of a group of sequences that begin alike, unless a single one is longer.
 _GROUP_TOKENS = 2048

@@ -19,7 +19,7 @@ from compact.errors import CompactEdgeError, DataError, ToolUnavailableError, Us
 from compact.progress import SILENT, Progress
 from compact.store import write_bytes
 from compact_edge.packages import install_hint
-from compact_edge.task_runtime import BATCH_SIZE, Runtime
+from exporters.task_runtime import BATCH_SIZE, Runtime
 
 # lm_eval's own seed for the draw of few-shot examples.
 _FEWSHOT_SEED = 1234

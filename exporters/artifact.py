@@ -63,7 +63,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class GgufArtifact:
     """A finished GGUF in the cache.
 
     Attributes:
@@ -88,6 +88,11 @@ class Artifact:
     imatrix: Imatrix | None = field(default=None, compare=False, repr=False)
 
     @property
+    def opened(self) -> Path:
+        """What our engine is given."""
+        return self.path
+
+    @property
     def title(self) -> str:
         """The file's name without its ending."""
         return self.path.stem
@@ -103,7 +108,7 @@ def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
     return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
 
 
-def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> Artifact:
+def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> GgufArtifact:
     """Make the GGUF, or take it from the cache.
 
     Raises:
@@ -162,7 +167,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
 
     path = cache.get_or_make("gguf", key, make, needed_bytes=size) / name
     header = read_header(path)
-    return Artifact(
+    return GgufArtifact(
         path=path,
         quant=chosen.name,
         sha256=cache.recorded_sha256("gguf", key, name),
@@ -225,7 +230,7 @@ def _describe(metadata: GgufMetadata) -> dict[str, Any]:
     }
 
 
-def fallback_note(artifact: Artifact) -> str | None:
+def fallback_note(artifact: GgufArtifact) -> str | None:
     """One line for the user where more than 5% of the bytes are in a larger type than asked for, else None."""
     summary = artifact.summary
     if summary.fallback_share <= FALLBACK_SHARE:
@@ -238,7 +243,7 @@ def fallback_note(artifact: Artifact) -> str | None:
     )
 
 
-def artifact_notes(artifact: Artifact) -> list[str]:
+def artifact_notes(artifact: GgufArtifact) -> list[str]:
     """What the user should hear of the type: a fallback that costs size, a type that suits few models."""
     notes = [note] if (note := fallback_note(artifact)) is not None else []
     if artifact.quant in TRAINED_ONLY:

@@ -18,7 +18,8 @@ import gguf
 import numpy as np
 
 from compact.errors import DamagedFileError, UsageError
-from compact.families import Family, family_of
+from compact.families import family_of
+from compact.family import Family
 from compact.progress import SILENT, Progress
 from compact.rope import Rope, frequency_factors, read_rope
 from compact.safetensors_io import stored_tensors

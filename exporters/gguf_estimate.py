@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compact.families import Family
+from compact.family import Family
 from compact.layout import expected_shapes
 from exporters.gguf_size import GgufSizes, SizedTensor, direct_type
 from exporters.gguf_tensors import gguf_shape
-from exporters.quant_types import ModelShape, TensorShape, quant_named
+from exporters.quant_rules import ModelShape, TensorShape
+from exporters.quant_types import quant_named
 
 # Bytes of a GGUF's tokenizer lists: a vocabulary entry's text and type, a merge's text, a SentencePiece score.
 ENTRY_BYTES, MERGE_BYTES, SCORE_BYTES = 20.7, 18.5, 4.0

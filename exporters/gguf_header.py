@@ -9,7 +9,7 @@ from typing import Any
 
 from compact.errors import DataError
 from compact.gguf_file import read_gguf
-from exporters.quant_types import ModelShape, TensorShape
+from exporters.quant_rules import ModelShape, TensorShape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import gguf
 
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
-from compact.families import ConfigNumber, Family, default_sliding
+from compact.family import ConfigNumber, Family, default_sliding
 from compact.gguf_config import SAMPLING
 from compact.layer_shapes import LayerShape, layer_shapes
 from compact.numbers import number

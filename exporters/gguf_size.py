@@ -24,9 +24,11 @@ from compact.rope import frequency_factors
 from compact.safetensors_io import stored_tensors
 from compact.source import ModelSource
 from exporters.artifact import lossless_type
-from exporters.gguf import ROPE_FREQS, GgufMetadata, Quant, read_layout, write_gguf
+from exporters.gguf import ROPE_FREQS, Quant, read_layout, write_gguf
+from exporters.gguf_metadata import GgufMetadata
 from exporters.gguf_tensors import plan_tensors, type_of
-from exporters.quant_types import GGML_TYPES, ModelShape, TensorShape, predict_types, quant_named
+from exporters.quant_rules import ModelShape, TensorShape
+from exporters.quant_types import GGML_TYPES, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"

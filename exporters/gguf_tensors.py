@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compact.errors import UnsupportedArchitectureError, UsageError
-from compact.families import Family
+from compact.family import Family
 from compact.layout import OUTPUT, check_shapes, is_unused
 from compact.safetensors_io import StoredTensor
 from compact.value_order import Order, value_order

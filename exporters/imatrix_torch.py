@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from compact.devices import resolve_device, resolve_dtype
 from compact.errors import CalibrationError, EngineCrashedError
-from compact.families import Family
+from compact.family import Family
 from compact.load import load_model
 from compact.progress import SILENT, Progress
 from compact.value_order import value_order

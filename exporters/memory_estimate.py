@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compact.budget import Sizes
-from compact.families import Family, family_of
+from compact.families import family_of
+from compact.family import Family
 from compact.layer_shapes import layer_shapes, linear_shape, per_layer_size
 from compact.numbers import number
 from exporters.gguf_estimate import estimated_sizes, merges_of

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from compact.cache import Cache
 from compact.checkpoint import read_index
-from compact.errors import ToolUnavailableError
+from compact.errors import DamagedFileError, ToolUnavailableError
 from compact.progress import SILENT, Progress
-from compact.store import sha256_json
+from compact.store import copy_hashed, sha256_json
 from exporters.onnx import DATA, MODEL, write_onnx
-from exporters.onnx_folder import INSTALL_HINT
-from exporters.onnx_types import BUILDER_VERSION, OnnxOptions, other_version
+from exporters.onnx_folder import GENAI_CONFIG, INSTALL_HINT
+from exporters.onnx_types import BUILDER_VERSION, ENGINES, OnnxOptions, other_version
 
 # Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
 _VERSION = 1
 FOLDER = "onnx"  # in the cache's entry, beside its record
-ENGINES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class OnnxArtifact:
     def path(self) -> Path:
         """The graph, which every runtime opens."""
         return self.folder / MODEL
+
+    @property
+    def opened(self) -> Path:
+        """What our engines are given."""
+        return self.folder
 
     @property
     def title(self) -> str:
@@ -128,6 +132,22 @@ def make_onnx_artifact(
         size_bytes=sum((folder / entry).stat().st_size for entry in (MODEL, DATA)),
         embedding_type=embedding_type(folder / MODEL),
     )
+
+
+def place_onnx(folder: Path, artifact: OnnxArtifact) -> tuple[str, ...]:
+    """Write an artifact's files into a folder that is about to be published; returns their names, the graph first.
+
+    Raises:
+        DamagedFileError: a file changed in the cache.
+    """
+    for name, digest in artifact.files.items():
+        if copy_hashed(artifact.folder / name, folder / name) != digest:
+            raise DamagedFileError(
+                f"{artifact.folder / name}: damaged in the cache (its sha256 changed)",
+                "delete the cache, or build with --no-cache",
+            )
+    others = sorted(artifact.files.keys() - {MODEL, DATA, GENAI_CONFIG})
+    return (MODEL, DATA, GENAI_CONFIG, *others)
 
 
 def embedding_type(model: Path) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 from compact.errors import DamagedFileError, UnsafePathError
 from compact.store import safe_child
+from exporters.gate import Check
 from exporters.native import NativeChild
 from exporters.onnx_folder import read_folder
-from exporters.parity import Check
 
 _STANDARD = frozenset({"", "ai.onnx"})
 _CONTRIB = "com.microsoft"

@@ -16,11 +16,7 @@ from compact.errors import DataError, OperatorMissingError
 from compact.progress import SILENT, Progress
 from compact.tokenizer import load_tokenizer
 from exporters.engine import Generation, kl_divergence
-from exporters.genai_engine import GenaiEngine, write_vocabulary_folder
-from exporters.onnx_engine import OnnxEngine
-from exporters.onnx_folder import read_folder
-from exporters.onnx_graph import check_graph
-from exporters.parity import (
+from exporters.gate import (
     GREEDY_TOKENS,
     MAX_LOGIT_DIFFERENCE,
     MEMORY_SHARE,
@@ -30,11 +26,16 @@ from exporters.parity import (
     Reference,
     check_greedy,
     check_kl,
+    fits_in_memory,
     hf_ids,
     reference_for,
     rounded,
     tokenizer_check,
 )
+from exporters.genai_engine import GenaiEngine, write_vocabulary_folder
+from exporters.onnx_engine import OnnxEngine
+from exporters.onnx_folder import read_folder
+from exporters.onnx_graph import check_graph
 from exporters.stress import stress_texts
 
 RUNTIME = "onnxruntime-genai"
@@ -79,8 +80,6 @@ def check_onnx_artifact(
         baseline_kl: mean KL of the unpruned folder at the same type, None where it was not measured.
         progress: told of each check.
     """
-    from exporters.partial import fits_in_memory
-
     described = read_folder(folder)
     data = described.model.with_name(f"{described.model.name}.data")
     with progress.task("parity gate", 4, "checks") as task:

@@ -12,10 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 from compact.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
-from compact.families import Family, family_of
+from compact.families import family_of
+from compact.family import Family
 
 # The version of onnxruntime-genai whose model builder `exporters.onnx_builder` corrects.
 BUILDER_VERSION = "0.18"
+# The packages that decide a folder's bytes.
+ENGINES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
 EXECUTION_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
 _NO_FP32 = ("cuda", "dml")  # onnxruntime refuses the graph: its outputs `present.*` come from no node
 BLOCK_SIZES = (16, 32, 64, 128, 256)

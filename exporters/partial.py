@@ -12,7 +12,8 @@ import numpy as np
 
 from compact.checkpoint import TensorSpec, open_tensors, read_index, write_checkpoint
 from compact.checkpoint_names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.families import Family, family_of
+from compact.families import family_of
+from compact.family import Family
 from compact.gguf_file import GgufTensor, read_gguf
 from compact.gguf_types import dequantize
 from compact.layer_shapes import per_layer_size, shared_kv_layers
@@ -21,12 +22,11 @@ from compact.sentencepiece_model import MODEL_FILE
 from compact.store import read_json_object, write_json
 from compact.value_order import value_order
 from exporters.engine import LlamaEngine
+from exporters.gate import POSITIONS, Check, check_float32, reference_for, rounded
 from exporters.gguf import write_gguf
 
 if TYPE_CHECKING:
     import torch
-
-    from exporters.parity import Check
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 # Tensors that hold a part for every layer, and the dimension along which they do.
@@ -40,15 +40,6 @@ _MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05
 _MAX_ERROR_ELSE = 0.9
 # These round to the nearest of a few levels, zero among them or by sign: never farther than zero is, often nearly so.
 _MAX_ERROR |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 1.0)
-
-
-def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:
-    """Whether Transformers in float32 and the artifact's runtime together take at most `share` of the free memory."""
-    import psutil
-
-    parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())
-    needed = 4 * parameters + artifact_bytes
-    return bool(needed <= share * psutil.virtual_memory().available)
 
 
 def _limit(type_name: str) -> float:
@@ -78,8 +69,6 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     Raises:
         DamagedFileError: the artifact cannot be read.
     """
-    from exporters.parity import Check, rounded
-
     config = read_json_object(checkpoint / CONFIG)
     family = family_of(config, str(checkpoint / CONFIG))
     index = read_index(checkpoint)
@@ -123,8 +112,6 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
 
 def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
     """The float32 checks on a few layers of the model, for models that do not fit in memory whole."""
-    from exporters.parity import POSITIONS, check_float32, reference_for
-
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
         short = Path(scratch) / "layers"
         short.mkdir()

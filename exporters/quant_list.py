@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from exporters.quant_types import QUANTS, REFUSED, ModelShape, Quant, TensorShape, summarize
+from exporters.quant_rules import ModelShape, TensorShape
+from exporters.quant_types import QUANTS, REFUSED, Quant, summarize
 
 # Rows of 2048 and 8192 weights fit every block, so that these are the types' own sizes.
 REFERENCE = "Llama-3.2-1B"
 _LAYERS, _HIDDEN, _FFN, _HEADS, _KV_HEADS, _VOCAB = 16, 2048, 8192, 32, 8, 128256
+
+# What rows must be a multiple of, by the block.
+_NEEDS = {1: "any", 32: "32", 64: "64", 128: "128", 256: "256"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, whether it is set right, and whether long texts may go on in the next line."""
+
+    title: str
+    right: bool = False
+    wraps: bool = False
+
+
+@dataclass(frozen=True)
+class QuantTable:
+    """Types as `--quant list` shows them; `notes` are the lines below the table."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
 
 _PURPOSE: Mapping[str, str] = {
     "F32": "reference: exact, for comparisons",
@@ -96,6 +120,36 @@ def quant_rows() -> list[dict[str, Any]]:
 def refused_rows() -> list[dict[str, str]]:
     """Names that llama.cpp knows and that are refused here: `name`, `reason`, `instead`."""
     return [{"name": name, "reason": reason, "instead": instead} for name, (reason, instead) in REFUSED.items()]
+
+
+def gguf_table() -> QuantTable:
+    """The same rows as a table for people."""
+    columns = (
+        Column("GGUF type"),
+        Column("bits", right=True),
+        Column(REFERENCE, right=True),
+        Column("rows of", right=True),
+        Column("imatrix"),
+        Column("for", wraps=True),
+    )
+    rows = [
+        (
+            row["name"],
+            f"{row['nominal_bits']:.2f}",
+            f"{row['bits_per_weight']:.2f}",
+            _NEEDS[row["block"]],
+            row["imatrix"] if row["imatrix"] != "none" else "",
+            row["for"],
+        )
+        for row in quant_rows()
+    ]
+    notes = (
+        f"bits: a weight of most tensors; {REFERENCE}: over all tensors of that model's shapes, computed",
+        "rows of: what row lengths must be a multiple of; others get a larger type (build and export say which)",
+        "imatrix: an importance matrix is measured on --calibration, or read with --imatrix",
+        *(f"{row['name']} is refused: {row['reason']}; {row['instead']}" for row in refused_rows()),
+    )
+    return QuantTable(columns, rows, notes)
 
 
 def _imatrix(quant: Quant) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from compact.errors import EngineCrashedError, UsageError
 from compact.progress import SILENT, Progress
-from runtime_bench.device_facts import drop_file_cache, read_gpu_memory, read_memory, read_thermal
+from runtime_bench.device_readings import drop_file_cache, read_gpu_memory, read_memory, read_thermal
 from runtime_bench.engines.base import Engine, Figures, Session, Settings
 from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import UsageError
+from exporters.base import Format
+from exporters.registry import format_of_runtime, formats
 from targets.schema import (
-    FILE_TYPES,
-    LLAMA_CPP,
-    ONNXRUNTIME,
-    TENSOR_TYPES,
     Figure,
     Isa,
     Reader,
@@ -50,12 +48,7 @@ _TEXTS = (
     *("name", "description", "runtime", "quantization", "quantization_block32", "embedding_quant", "why"),
     "execution_provider",
 )
-_ONNX_ONLY = ("execution_provider", "accuracy_level")
 _KEYS = ("schema", *_TEXTS, "isa", *_INTEGERS, *_REALS)
-# Those that onnxruntime-genai's model builder lays a graph out for.
-_EXECUTION_PROVIDERS = (
-    *("CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider", "WebGpuExecutionProvider"),
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Profile:
 
     `quantization` is the type of tensors whose rows are a multiple of its block; `quantization_block32` is the type
     of those whose rows are not (a hidden size of 576, 896 or 1152). `embedding_quant` is the tensor type of the token
-    embedding, and of the head where the two are tied (for int4 on onnxruntime: int8 or int4). `block_alignment` is
+    embedding, and of the head where the two are tied. `block_alignment` is
     the grid on which the number of kept FFN channels is chosen. Budgets are upper limits, except
     `tokens_per_second_budget`, which is a lower one; None means that the profile sets no limit. `ttft_budget_s` is
     the time to the first token, in seconds.
@@ -91,7 +84,7 @@ class Profile:
     @property
     def quantization_block(self) -> int:
         """Values in one block of `quantization`: a row must be a multiple of it to take that type."""
-        return FILE_TYPES[self.runtime][self.quantization]
+        return format_of_runtime(self.runtime).file_types[self.quantization]
 
     @property
     def memory_budget_bytes(self) -> int | None:
@@ -156,11 +149,10 @@ def _build(reader: Reader) -> Profile:
     version = reader.table.get("schema")
     if version is None or isinstance(version, bool) or version != SCHEMA_VERSION:
         raise reader.fail("schema", f"must be {SCHEMA_VERSION}", f"write schema = {SCHEMA_VERSION}")
-    runtime = reader.choice("runtime", FILE_TYPES)
-    for key in _ONNX_ONLY:
-        if runtime == LLAMA_CPP and reader.has(key):
-            raise reader.fail(key, "is for onnxruntime only", f"take {key} out, or set runtime = {ONNXRUNTIME!r}")
-    quantization = reader.choice("quantization", FILE_TYPES[runtime])
+    runtime = reader.choice("runtime", [each.runtime for each in formats()])
+    artifact_format = format_of_runtime(runtime)
+    _refuse_keys_of_others(reader, artifact_format)
+    quantization = reader.choice("quantization", artifact_format.file_types)
     integers = {key: reader.integer(key, *limits) for key, limits in _INTEGERS.items() if _wanted(reader, key)}
     reals = {key: reader.real(key, *limits) for key, limits in _REALS.items() if reader.has(key)}
     profile = Profile(
@@ -168,8 +160,8 @@ def _build(reader: Reader) -> Profile:
         description=reader.text("description"),
         runtime=runtime,
         quantization=quantization,
-        quantization_block32=_block32(reader, runtime, quantization),
-        embedding_quant=reader.choice("embedding_quant", TENSOR_TYPES[runtime]),
+        quantization_block32=_block32(reader, artifact_format, quantization),
+        embedding_quant=reader.choice("embedding_quant", artifact_format.tensor_types),
         why=reader.text("why"),
         context_length=integers["context_length"],
         block_alignment=integers["block_alignment"],
@@ -179,13 +171,11 @@ def _build(reader: Reader) -> Profile:
         storage_budget_mib=integers.get("storage_budget_mib"),
         ttft_budget_s=reals.get("ttft_budget_s"),
         tokens_per_second_budget=reals.get("tokens_per_second_budget"),
-        execution_provider=_execution_provider(reader, runtime),
+        execution_provider=_execution_provider(reader, artifact_format),
         accuracy_level=integers.get("accuracy_level"),
     )
-    if runtime == ONNXRUNTIME:
-        known = ("int8", "int4") if quantization == "int4" else (quantization,)
-        reader.choice("embedding_quant", known)
-    block = TENSOR_TYPES[runtime][profile.quantization_block32]
+    reader.choice("embedding_quant", artifact_format.embedding_types(quantization))
+    block = artifact_format.tensor_types[profile.quantization_block32]
     if profile.block_alignment.value % block:
         problem = f"must be a multiple of {block}, the block of {profile.quantization_block32}"
         raise reader.fail("block_alignment", problem, f"write {block} or 256")
@@ -204,12 +194,22 @@ def _name(reader: Reader) -> str:
     return name
 
 
-def _block32(reader: Reader, runtime: str, quantization: str) -> str:
-    small = {name: size for name, size in TENSOR_TYPES[runtime].items() if size <= 32}
+def _refuse_keys_of_others(reader: Reader, artifact_format: type[Format]) -> None:
+    """Refuse keys that only profiles of another runtime have."""
+    for other in formats():
+        for key in other.profile_keys:
+            if reader.has(key) and key not in artifact_format.profile_keys:
+                hint = f"take {key} out, or set runtime = {other.runtime!r}"
+                raise reader.fail(key, f"is for {other.runtime} only", hint)
+
+
+def _block32(reader: Reader, artifact_format: type[Format], quantization: str) -> str:
+    small = {name: size for name, size in artifact_format.tensor_types.items() if size <= 32}
     if reader.has("quantization_block32") or quantization not in small:
         return reader.choice("quantization_block32", small)
     return quantization
 
 
-def _execution_provider(reader: Reader, runtime: str) -> str | None:
-    return reader.choice("execution_provider", _EXECUTION_PROVIDERS) if runtime == ONNXRUNTIME else None
+def _execution_provider(reader: Reader, artifact_format: type[Format]) -> str | None:
+    providers = artifact_format.providers
+    return reader.choice("execution_provider", providers) if providers else None

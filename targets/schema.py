@@ -17,33 +17,6 @@ from compact.errors import DataError
 
 Number = TypeVar("Number", int, float)
 
-LLAMA_CPP = "llama.cpp"
-ONNXRUNTIME = "onnxruntime"
-
-# Values a row must be a multiple of. File types such as Q4_K_M mix tensor types of one block size.
-# Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are no sensible default.
-_BLOCK_1 = ("F32", "F16", "BF16")
-_BLOCK_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
-_BLOCK_256_FILE = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_XS")
-_BLOCK_256_TENSOR = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-
-FILE_TYPES: Mapping[str, Mapping[str, int]] = {
-    LLAMA_CPP: {
-        **dict.fromkeys(_BLOCK_1, 1),
-        **dict.fromkeys(_BLOCK_32, 32),
-        **dict.fromkeys(_BLOCK_256_FILE, 256),
-    },
-    ONNXRUNTIME: {"fp32": 1, "fp16": 1, "int8": 1, "int4": 32},
-}
-TENSOR_TYPES: Mapping[str, Mapping[str, int]] = {
-    LLAMA_CPP: {
-        **dict.fromkeys(_BLOCK_1, 1),
-        **dict.fromkeys(_BLOCK_32, 32),
-        **dict.fromkeys(_BLOCK_256_TENSOR, 256),
-    },
-    ONNXRUNTIME: FILE_TYPES[ONNXRUNTIME],
-}
-
 ISA_FEATURES = (
     *("neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme"),
     *("sse4.2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8"),

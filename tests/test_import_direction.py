@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # package: the others that it may import
 MAY_IMPORT: dict[str, set[str]] = {
     "compact": set(),
-    "targets": {"compact"},
     "exporters": {"compact"},
+    "targets": {"compact", "exporters"},
     "runtime_bench": {"compact", "exporters", "targets"},
     "compact_edge": {"compact", "exporters", "targets", "runtime_bench"},
 }

@@ -14,10 +14,8 @@ from compact_edge.commands.shared import (
     budget_options,
     calibration_options,
     compute_options,
-    file_choices,
-    file_options,
-    onnx_choices,
-    onnx_options,
+    format_choices,
+    format_options,
     prune_options,
     recovery_options,
 )
@@ -40,13 +38,10 @@ from compact_edge.commands.shared import (
     help="Type, as llama.cpp or onnxruntime-genai names it, or `list` (default: the target's); FORMAT=TYPE for each of "
     "several formats.",
 )
-@click.option("--embedding-quant", help="GGUF: type of token_embd, where not llama.cpp's choice.")
-@click.option("--imatrix", type=FILE, help="A ready importance matrix of the pruned model.")
+@format_options("build")
 @calibration_options
 @recovery_options
 @compute_options
-@file_options
-@onnx_options
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
@@ -78,9 +73,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
         targets=targets,
         prune=prune_options(values),
         quants=quants,
-        onnx=onnx_choices(values),
-        embedding_quant=values["embedding_quant"],
-        imatrix=values["imatrix"],
+        choices=format_choices(values, "build"),
         out=out,
         force=values["force"],
         baseline=not values["no_baseline"],
@@ -90,7 +83,6 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
         prompt=values["prompt"],
         threads=values["threads"],
         use_cache=not values["no_cache"],
-        files=file_choices(values),
     )
     result = build(options, Console())
     if as_json:

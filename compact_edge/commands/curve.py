@@ -63,18 +63,18 @@ def curve(
     from compact.ranking import rank_vocabulary
     from compact.source import open_source
     from compact.store import publish, write_json, write_sums, write_text
-    from compact_edge.artifact_files import FileOptions
     from compact_edge.console import Console, print_json
     from compact_edge.curve import curve_svg, measure_curve, print_curve, ratios_of
-    from compact_edge.format_gguf import check_gguf_options, gguf_format
-    from compact_edge.formats import SizeRequest
     from compact_edge.output import check_output, existing
     from compact_edge.quiet import quiet_libraries
+    from exporters.format_gguf import GgufFormat
+    from exporters.format_values import SizeRequest
     from targets.profile import load_profile
 
     quiet_libraries(model, *values["calibration"])
     inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
-    check_gguf_options(quant, None, None)
+    profile = load_profile(GgufFormat.profile)
+    GgufFormat.check_choices(profile, quant, {})
     if out is not None:
         check_output(out, force=force, inputs=inputs)
     check_calibration(model, prune_options(values))
@@ -83,13 +83,12 @@ def curve(
         source = open_source(model, cache, console)
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
-        profile = load_profile("gguf")
-        form = gguf_format(profile, source, quant=quant, embedding_quant=None, imatrix=None, files=FileOptions())
-        options = prune_options(values, channel_grid=form.channel_grid)
+        gguf = GgufFormat.settle(profile, source, quant=quant)
+        options = prune_options(values, channel_grid=gguf.channel_grid)
         context = Context(source, options, cache, console)
-        sizes = form.sizes(SizeRequest(source, context.once(rank_vocabulary), f"{source.name}-compact", ""))
+        sizes = gguf.sizes(SizeRequest(source, context.once(rank_vocabulary), f"{source.name}-compact", ""))
         context = context.with_value(calibration_for, calibration_for(context, keep_out=True))
-        found = measure_curve(context, sizes, form.quant, ratios_of(points))
+        found = measure_curve(context, sizes, gguf.quant, ratios_of(points))
         with publish(out, force=force) as work:
             write_json(work / "curve.json", found.as_dict())
             write_text(work / "curve.svg", curve_svg(found))
@@ -99,7 +98,7 @@ def curve(
         return
     print_curve(found)
     click.echo(f"wrote {out}\nnext, for one of these sizes or one between:")
-    words = ["build", model, "--target", "gguf", "--quant", form.quant, *_given(values)]
+    words = ["build", model, "--target", GgufFormat.profile, "--quant", gguf.quant, *_given(values)]
     click.echo(f"  compact-edge {shlex.join(words)} --fit SIZE")
 
 

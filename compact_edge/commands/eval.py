@@ -14,7 +14,7 @@ from compact_edge.commands.shared import DIRECTORY, FILE
 if TYPE_CHECKING:
     from compact.cache import Cache
     from compact_edge.console import Console
-    from compact_edge.task_runtime import Runtime
+    from exporters.task_runtime import Runtime
 
 _TEXT_ONLY = ("against", "split", "max_bytes", "window", "words", "save_tokens")
 _AGAINST_ONLY = ("words", "save_tokens")
@@ -95,21 +95,16 @@ def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, 
     from compact.source import open_source
     from compact_edge.console import Console, print_json
     from compact_edge.quiet import quiet_libraries
-    from compact_edge.side import evaluate_gguf
-    from exporters.onnx_folder import named_folder
+    from exporters.opened import named_artifact
 
     quiet_libraries(model)
     split, window = options["split"], options["window"]
     content = _content(text, options)
     console = Console()
     threads = options["threads"] or default_threads()
-    folder = named_folder(model)
-    if folder is not None:
-        from compact_edge.format_onnx import evaluate_onnx
-
-        result = evaluate_onnx(folder, content, threads=threads, window=window, progress=console)
-    elif model.lower().endswith(".gguf"):
-        result = evaluate_gguf(Path(model), content, threads=threads, window=window, progress=console)
+    artifact = named_artifact(model)
+    if artifact is not None:
+        result = artifact.score(content, threads=threads, window=window, progress=console)
     else:
         with open_cache() as cache:
             source = open_source(model, cache, console)
@@ -177,8 +172,8 @@ def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str,
     from compact_edge.output import check_new_file
     from compact_edge.quiet import quiet_libraries
     from compact_edge.task_files import need_hub
-    from compact_edge.task_runtime import BATCH_SIZE
     from compact_edge.tasks import evaluate_tasks, require_lm_eval, write_items
+    from exporters.task_runtime import BATCH_SIZE
 
     require_lm_eval()
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
@@ -214,19 +209,13 @@ def _task_runtime(
     model: str, cache: Cache, console: Console, batch_size: int, options: Mapping[str, Any]
 ) -> Iterator[Runtime]:
     from compact.devices import default_threads
-    from exporters.onnx_folder import named_folder
+    from exporters.opened import named_artifact
 
     threads = options["threads"] or default_threads()
-    folder = named_folder(model)
+    artifact = named_artifact(model)
     runtime: Runtime
-    if folder is not None:
-        from compact_edge.task_engines import OnnxRuntime
-
-        runtime = OnnxRuntime(folder, threads=threads)
-    elif model.lower().endswith(".gguf"):
-        from compact_edge.task_engines import GgufRuntime
-
-        runtime = GgufRuntime(Path(model), threads=threads, batch_size=batch_size)
+    if artifact is not None:
+        runtime = artifact.open_for_tasks(threads=threads, batch_size=batch_size)
     else:
         from compact.source import open_source
         from compact_edge.task_checkpoint import CheckpointRuntime

@@ -69,7 +69,7 @@ def _prune(
     from compact_edge.method_report import gain_lines, less_loss
     from compact_edge.output import check_output, existing
     from compact_edge.search_report import SPLIT_SVG, print_search, split_svg
-    from compact_edge.side import sizes_by_part
+    from compact_edge.variant import sizes_by_part
     from compact_edge.vocabulary_report import as_json as vocabulary_as_json
     from compact_edge.vocabulary_report import lines as vocabulary_lines
     from exporters.card import licence_of

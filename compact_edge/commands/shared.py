@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +15,7 @@ from compact.methods import DEFAULT_METHOD, METHODS, method_named, methods_help
 if TYPE_CHECKING:
     from compact.distill.options import RecoverOptions
     from compact.prune_options import PruneOptions
-    from compact_edge.artifact_files import FileOptions
-    from compact_edge.formats import OnnxChoices
+    from exporters.format_values import Flag
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,8 +23,16 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
+class SectionOption(click.Option):
+    """An option that brings its heading of the help."""
+
+    def __init__(self, *args: Any, section: str | None = None, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.section = section
+
+
 class GroupedCommand(click.Command):
-    """A command whose help shows the shared options under a heading for each subject, behind its own."""
+    """A command whose help shows the shared options under a heading for each subject, after its own."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, those of no subject first."""
@@ -34,7 +41,9 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                sections[titles.get(parameter.name or "", "Options")].append(record)
+                own = parameter.section if isinstance(parameter, SectionOption) else None
+                title = own or titles.get(parameter.name or "", "Options")
+                sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
@@ -203,17 +212,6 @@ _RECOVERY = (
         help="Weights that are trained: all, or the embedding and the LM head (default: all).",
     ),
 )
-_FILES = (
-    click.option("--save-imatrix", is_flag=True, help="GGUF: publish the importance matrix too, as imatrix.gguf."),
-    click.option("--modelfile", is_flag=True, help="GGUF: publish a Modelfile for Ollama too."),
-    click.option("--split-max-size", help="GGUF: cut it into parts of at most this size, such as 500M or 2G."),
-)
-_ONNX = (
-    click.option("--algo-config", help="ONNX int4 and int8: how weights are rounded, as the model builder names it."),
-    click.option("--block-size", type=int, help="ONNX int4 and int8: weights of a block (default: 32)."),
-    click.option("--accuracy-level", type=int, help="ONNX int4 and int8: 1 computes in float32, 4 in int8."),
-    click.option("--execution-provider", help="ONNX: cpu, cuda, dml or webgpu (default: the target's)."),
-)
 
 
 _SUBJECTS = {
@@ -222,8 +220,6 @@ _SUBJECTS = {
     "Calibration": _CALIBRATION,
     "Recovery": _RECOVERY,
     "Computation": _COMPUTE,
-    "Files": _FILES,
-    "ONNX": _ONNX,
 }
 
 
@@ -284,36 +280,41 @@ def recovery_options(function: Function) -> Function:
     return _apply(_RECOVERY, function)
 
 
-def file_options(function: Function) -> Function:
-    """What to publish beside the artifact, and whether in parts."""
-    return _apply(_FILES, function)
+def format_options(command: str) -> Callable[[Function], Function]:
+    """The flags that belong to export formats, as `command` (`build` or `export`) has them."""
+
+    def decorate(function: Function) -> Function:
+        return _apply(tuple(_option(flag, command) for flag in _flags(command)), function)
+
+    return decorate
 
 
-def onnx_options(function: Function) -> Function:
-    """How the model builder quantises, and for which execution provider."""
-    return _apply(_ONNX, function)
+def _flags(command: str) -> list[Flag]:
+    """Each once: formats may share one."""
+    from exporters.registry import formats
+
+    flags = {flag.name: flag for each in reversed(formats()) for flag in reversed(each.flags)}
+    return [flag for flag in reversed(flags.values()) if command in flag.commands]
 
 
-def onnx_choices(values: dict[str, Any]) -> OnnxChoices:
-    """`OnnxChoices` from the values of `onnx_options`."""
-    from compact_edge.formats import OnnxChoices
-
-    names = ("algo_config", "block_size", "accuracy_level", "execution_provider")
-    return OnnxChoices(**{name: values[name] for name in names})
-
-
-def file_choices(values: dict[str, Any]) -> FileOptions:
-    """`FileOptions` from the values of `file_options`. Raises UsageError for a size that is none."""
-    from compact.budget_options import parse_size
-    from compact_edge.artifact_files import FileOptions
-    from exporters.gguf_split import LEAST_PART
-
-    size = values["split_max_size"]
-    return FileOptions(
-        save_imatrix=values["save_imatrix"],
-        modelfile=values["modelfile"],
-        split_max_bytes=None if size is None else parse_size(size, "--split-max-size", least=LEAST_PART),
+def _option(flag: Flag, command: str) -> Callable[[Any], Any]:
+    kind = {"is_flag": True} if flag.kind is bool else {"type": FILE if flag.kind is Path else flag.kind}
+    return click.option(
+        flag.name,
+        cls=SectionOption,
+        section=flag.section,
+        multiple=flag.multiple,
+        help=flag.export_help if command == "export" and flag.export_help is not None else flag.help,
+        **kind,
     )
+
+
+def format_choices(values: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """The values of `format_options`, parsed. Raises UsageError for one that says nothing, such as a size."""
+    return {
+        flag.key: flag.parse(values[flag.key]) if flag.parse and values[flag.key] is not None else values[flag.key]
+        for flag in _flags(command)
+    }
 
 
 def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from compact.licences import LICENCES, NamingLicence
-from compact_edge.formats import GGUF
 
 # The figures of a report that the card shows: (key, heading, divisor, digits, unit).
 _FIGURES = (
@@ -20,7 +19,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the folder, or one ONNX folder in it.
+    """One artifact of the folder: a file, or a folder in it.
 
     Attributes:
         place: its name in the folder.
@@ -60,7 +59,7 @@ class RepositoryCard:
 
     Attributes:
         name: of the folder.
-        form: `gguf` or `onnx`.
+        folders: whether each artifact is a folder of its own.
         matter: front matter.
         licence: key of the licence that asks for lines of its own, or None.
         model: what was made from what.
@@ -72,7 +71,7 @@ class RepositoryCard:
     """
 
     name: str
-    form: str
+    folders: bool
     matter: Mapping[str, Any]
     licence: str | None
     model: Mapping[str, Any]
@@ -216,7 +215,7 @@ def licence_named(key: str | None) -> NamingLicence | None:
 def _use(card: RepositoryCard) -> list[str]:
     use = card.entries[0].use
     place = card.entries[0].place
-    lead = [] if card.form == GGUF else [f"In one of the folders, such as `{place}`:", ""]
+    lead = [] if not card.folders else [f"In one of the folders, such as `{place}`:", ""]
     return ["## Use", "", *lead, f"```{use['language']}", *map(str, use["lines"]), "```", ""]
 
 

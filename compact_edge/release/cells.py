@@ -7,14 +7,14 @@ cells needs no model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from compact.errors import UsageError
 from compact.store import frozen, sha256_file, sha256_json
-from compact_edge.formats import FORMATS, GGUF, ONNX, OnnxChoices
 from compact_edge.release.file import ModelEntry, Release
+from exporters.registry import format_named, format_of_runtime
 from targets.profile import Profile
 from targets.schema import suggestion
 
@@ -32,13 +32,13 @@ class PlanCell:
 
 @dataclass(frozen=True)
 class Cell:
-    """One file (or ONNX folder) of a release.
+    """One artifact of a release.
 
     Attributes:
         id: names it among the cells of its release.
         label: names its recipe.
         plan: the plan that it applies.
-        format: `gguf` or `onnx`.
+        format: name of its format.
         quant: the type that release.toml names, None for the targets' own.
         recipe: what decides the file beside model and plan.
         targets: names of the profiles that it is for, in the order of release.toml.
@@ -156,28 +156,13 @@ class Cells:
 
 def recipe_of(profile: Profile, quant: str | None) -> dict[str, Any]:
     """What decides a file beside model and plan, as plain values. Raises UsageError for types that exclude a target."""
-    form = FORMATS[profile.runtime]
-    own = quant is None or quant == profile.quantization
-    if form == ONNX:
-        from compact_edge.format_onnx import settle_options
-
-        options = settle_options(profile, None if own else quant, OnnxChoices())
-        return {"format": ONNX, "quant": None if own else quant, **{f"onnx_{k}": v for k, v in asdict(options).items()}}
-    if not own:
-        return {"format": GGUF, "quant": quant}
-    return {
-        "format": GGUF,
-        "quant": None,
-        "quantization": profile.quantization,
-        "quantization_block32": profile.quantization_block32,
-        "embedding_quant": profile.embedding_quant,
-    }
+    chosen = format_of_runtime(profile.runtime)
+    own = None if quant == profile.quantization else quant
+    return {"format": chosen.name, "quant": own, **chosen.release_recipe(profile, own)}
 
 
 def _label(recipe: Mapping[str, Any]) -> str:
-    if recipe["format"] == ONNX:
-        return f"onnx-{recipe['onnx_execution_provider']}-{recipe['onnx_quant']}"
-    return f"gguf-{recipe['quant'] or recipe['quantization']}"
+    return f"{recipe['format']}-{format_named(recipe['format']).recipe_label(recipe)}"
 
 
 def matrix(cells: Cells, kind: str) -> dict[str, list[dict[str, Any]]]:

@@ -233,9 +233,7 @@ def _targets(reader: _Reader, folder: Path) -> tuple[dict[str, Profile], dict[st
 
 def _quants(reader: _Reader, targets: Mapping[str, Profile]) -> dict[str, tuple[str, ...]]:
     """Types by target, each as its runtime spells it."""
-    from exporters.onnx_types import ONNX_TYPES
-    from exporters.quant_types import QUANTS
-    from targets.schema import LLAMA_CPP
+    from exporters.registry import format_of_runtime
 
     if not reader.has("quants"):
         return {}
@@ -244,7 +242,7 @@ def _quants(reader: _Reader, targets: Mapping[str, Profile]) -> dict[str, tuple[
     for name in table.table:
         if name not in targets:
             raise table.fail(name, "is none of the targets", suggestion(name, targets, "targets"))
-        known = tuple(QUANTS) if targets[name].runtime == LLAMA_CPP else tuple(ONNX_TYPES)
+        known = format_of_runtime(targets[name].runtime).quants()
         types = table.texts(name, alone=True)
         for quant in types:
             if quant not in known:

@@ -26,12 +26,13 @@ from compact.store import (
     write_text,
 )
 from compact_edge import __version__
-from compact_edge.formats import GGUF, ONNX
 from compact_edge.release.card import Entry, Report, RepositoryCard, device_name, render_card
 from compact_edge.release.cells import SCHEMA
 from compact_edge.release.record import CELL, Record, read_record
 from compact_edge.release.rows import Row, rows_of
 from compact_edge.release.verify import MANIFEST
+from exporters.base import Format
+from exporters.registry import format_named, names
 
 MEASURED = "measured.json"
 REPORTS = "reports"
@@ -196,11 +197,12 @@ def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, l
         if each.report is not None:
             found.setdefault(each.id, []).append(each.report)
         if reports:
-            if (each.folder / ONNX).is_dir():
-                by_sha256[read_artifact(each.folder / ONNX).sha256] = each.id
-            else:
+            made = _format_of(str(each.value["repository"]))
+            if made.suffix:
                 path, _ = each.source_of(str(each.value["place"]))
                 by_sha256[sha256_file(path)] = each.id
+            else:
+                by_sha256[read_artifact(each.folder / made.name).sha256] = each.id
     for folder in reports:
         subject = read_document(folder)["subjects"]["pruned"]
         cell = by_sha256.get(str(subject["sha256"]))
@@ -208,6 +210,14 @@ def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, l
             raise DataError(f"{folder}: a report on none of the files", "gather the cell that it measured too")
         found.setdefault(cell, []).append(folder)
     return found
+
+
+def _format_of(repository: str) -> type[Format]:
+    """The format of a folder of a release, which its name ends in. Raises DamagedFileError for one without."""
+    name = repository.rpartition("-")[2].lower()
+    if name not in names():
+        raise DamagedFileError(f"{repository[:80]!r} ends in no format that is known here", "make the cell again")
+    return format_named(name)
 
 
 class _Repository:
@@ -225,7 +235,7 @@ class _Repository:
         self._description = description
         self._reports = reports
         self._files: dict[str, str] = {}
-        self._form = GGUF if folder.name.endswith(GGUF.upper()) else ONNX
+        self._format = _format_of(folder.name)
 
     def write(self) -> dict[str, str]:
         """Write everything but SHA256SUMS; returns the file of each cell."""
@@ -269,7 +279,7 @@ class _Repository:
             render_card(
                 RepositoryCard(
                     name=self._folder.name,
-                    form=self._form,
+                    folders=not self._format.suffix,
                     matter=card["matter"],
                     licence=card["licence"],
                     model=card["model"],
@@ -314,7 +324,7 @@ class _Repository:
             "tool": first.value["tool"],
             "name": self._folder.name,
             "title": first.value["title"],
-            "format": self._form,
+            "format": self._format.name,
             "model": first.value["card"]["model"],
             "release": sha256_json(self._description),
             "plan": plan,
@@ -340,7 +350,7 @@ class _Repository:
             for source in self._reports.get(cell, ()):
                 document = read_document(source)
                 device = re.sub(r"[^a-z0-9]+", "-", device_name(document).lower()).strip("-")[:60] or "device"
-                base = f"{REPORTS}/{place.removesuffix('.gguf')}/{device}"
+                base = f"{REPORTS}/{place.removesuffix(self._format.suffix)}/{device}"
                 number = 1
                 name = base
                 while (self._folder / name).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ from compact.store import publish, sha256_file, sha256_json, write_json, write_s
 from compact_edge import __version__
 from compact_edge.build import build_for, check_memory, check_storage
 from compact_edge.build_options import BuildOptions
-from compact_edge.format_gguf import GgufFormat
-from compact_edge.format_onnx import OnnxFormat
-from compact_edge.formats import GGUF, ONNX, Format
 from compact_edge.method_report import method_line
 from compact_edge.output import check_output
 from compact_edge.packages import installed_versions
@@ -33,16 +30,15 @@ from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.settled import SettledModel, settle_model
 from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import front_matter, licence_of
-from exporters.onnx_artifact import OnnxArtifact
-from exporters.quant_types import quant_named
+from exporters.registry import format_named, formats
 
 if TYPE_CHECKING:
-    from compact_edge.build import BuildResult, Compared
+    from compact_edge.build_result import BuildResult, VariantResult
     from targets.profile import Profile
 
 # What a build's folder holds beside the model's files and what its licence asks for.
 _OWN = ("README.md", "manifest.json", "SHA256SUMS")
-_PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "gguf", "llama-cpp-python", "onnxruntime-genai")
+_PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "gguf")
 DIRECT = {"writer": "compact-edge"}
 
 
@@ -183,7 +179,7 @@ def make_cell(
         targets=(),
         prune=entry.pruning(cell.plan.ratio, settled.grid),
         quants=() if cell.quant is None else (cell.quant,),
-        imatrix=imatrix if has_imatrix else None,
+        choices={"imatrix": imatrix} if has_imatrix else {},
         baseline=release.baseline,
         with_baseline=with_baseline or bench,
         eval_text=entry.eval_text,
@@ -236,14 +232,14 @@ def _without_budgets(profile: Profile) -> Profile:
 
 def _judge(profiles: list[Profile], result: BuildResult) -> dict[str, str | None]:
     """By target: None where the file fits it, else why not. Raises GateError where it fits none."""
-    outcome = result.outcomes[0]
+    outcome = result.formats[0]
     verdicts: dict[str, str | None] = {}
     failures: list[GateError] = []
     for profile in profiles:
         verdicts[profile.name] = None
         try:
-            check_storage(profile, outcome.after.side.artifact.size_bytes)
-            check_memory(profile, outcome.form, outcome.after.measured)
+            check_storage(profile, outcome.after.variant.artifact.size_bytes)
+            check_memory(profile, outcome.format, outcome.after.measured)
         except GateError as error:
             verdicts[profile.name] = error.message
             failures.append(error)
@@ -261,24 +257,21 @@ def _describe(
     verdicts: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """The cell's part of the release: where its files go, what they are, and what was measured of them."""
-    outcome = result.outcomes[0]
-    form, after = outcome.form, outcome.after
-    artifact, folder = after.side.artifact, work / cell.format
-    part = settled.name(cell.label)
-    if isinstance(artifact, OnnxArtifact):
-        place = part
-        files = {f"{part}/{file}": f"{ONNX}/{file}" for file in artifact.files}
-        own = set(artifact.files)
+    outcome = result.formats[0]
+    made, after = outcome.format, outcome.after
+    artifact, folder = after.variant.artifact, work / cell.format
+    place = made.release_place(name, settled.name(cell.label))
+    if made.suffix:
+        files = {place: f"{cell.format}/{outcome.files[0]}"}
     else:
-        place = f"{name}-{part}.gguf"
-        files = {place: f"{GGUF}/{outcome.files[0]}"}
-        own = set(outcome.files)
+        files = {f"{place}/{file}": f"{cell.format}/{file}" for file in outcome.files}
+    own = set(outcome.files)
     for path in sorted(folder.iterdir()):
         if path.name not in own and path.name not in _OWN:
             files[path.name] = f"{cell.format}/{path.name}"
     if (work / record.IMATRIX).is_file():
         files[record.IMATRIX] = record.IMATRIX
-    language, usage = form.usage([place], after.side.checkpoint, name)
+    language, usage = made.usage([place], after.variant.checkpoint, name)
     return {
         "repository": f"{name}-{cell.format.upper()}",
         "title": name,
@@ -289,8 +282,8 @@ def _describe(
             "embedding_type": artifact.embedding_type,
             "bits_per_weight": round(artifact.bits_per_weight, 4),
             "size_bytes": artifact.size_bytes,
-            "recipe": _recipe(form, has_imatrix=(work / record.IMATRIX).is_file()),
-            "made_with": made_with(form.name, artifact.quant),
+            "recipe": made.manifest_recipe(has_imatrix=(work / record.IMATRIX).is_file()),
+            "made_with": made_with(made.name, artifact.quant),
         },
         "targets": dict(verdicts),
         "measured": _measured(result),
@@ -300,7 +293,7 @@ def _describe(
                 pruned=True,
                 hub_id=result.source.hub_id,
                 licence=result.licence,
-                tags=form.tags,
+                tags=made.tags,
             ),
             "licence": None if result.licence is None else result.licence.key,
             "model": _model(cell.plan.entry.model, result, after),
@@ -310,15 +303,7 @@ def _describe(
     }
 
 
-def _recipe(form: Format, *, has_imatrix: bool) -> dict[str, Any]:
-    """What makes the file again, beside source, plan and importance matrix."""
-    if isinstance(form, OnnxFormat):
-        return asdict(form.made_with)
-    assert isinstance(form, GgufFormat)
-    return {"quant": form.type_name, "embedding_quant": form.embedding, "imatrix": has_imatrix}
-
-
-def _model(said: str, result: BuildResult, after: Compared) -> dict[str, Any]:
+def _model(said: str, result: BuildResult, after: VariantResult) -> dict[str, Any]:
     """What was made from what: the same for every file of a plan."""
     source, plan = result.source, result.plan
     return {
@@ -336,39 +321,37 @@ def _model(said: str, result: BuildResult, after: Compared) -> dict[str, Any]:
     }
 
 
-def made_with(form: str, quant: str) -> dict[str, Any]:
+def made_with(name: str, quant: str) -> dict[str, Any]:
     """What an artifact's bytes depend on beside its inputs: nothing for our own writer, else engine and ISA.
+
+    Args:
+        name: of the format.
+        quant: type of the artifact.
 
     Raises:
         ToolUnavailableError, EngineCrashedError: the engine cannot be asked.
     """
-    if form == ONNX:
-        from compact_edge.release.measure import local_isa
-        from exporters.onnx_artifact import engine_versions
-
-        versions = engine_versions()
-        return {
-            "engine": f"onnxruntime-genai {versions['onnxruntime-genai']}",
-            "build": ", ".join(f"{name} {number}" for name, number in sorted(versions.items())),
-            "isa": local_isa(),
-        }
-    if quant_named(quant).writer == "direct":
+    engine = format_named(name).made_with(quant)
+    if engine is None:
         return dict(DIRECT)
-    from exporters.engine_build import engine_build
+    if "isa" in engine:
+        return engine
+    from compact_edge.release.measure import local_isa
 
-    return dict(engine_build().as_dict())
+    return {**engine, "isa": local_isa()}
 
 
 def _measured(result: BuildResult) -> dict[str, Any]:
     """Figures and circumstances: what may differ between machines that make the same files."""
-    outcome = result.outcomes[0]
+    outcome = result.formats[0]
     before, after = outcome.before, outcome.after
 
-    def bits(compared: Compared | None) -> float | None:
+    def bits(compared: VariantResult | None) -> float | None:
         scored = None if compared is None else compared.artifact_evaluation
         return None if scored is None else round(scored.bits_per_byte, 4)
 
     partial = after.parity is not None and after.parity.partial
+    engines = [each.engine_package for each in formats() if each.engine_package is not None]
     return {
         "status": "partial" if partial else "complete",
         "reason": after.parity.why_partial if after.parity is not None and partial else None,
@@ -378,12 +361,12 @@ def _measured(result: BuildResult) -> dict[str, Any]:
             "sha256": after.evaluation.text_sha256,
             "n_bytes": after.evaluation.n_bytes,
         },
-        "size_bytes_unpruned": None if before is None else before.side.artifact.size_bytes,
+        "size_bytes_unpruned": None if before is None else before.variant.artifact.size_bytes,
         "parity": None if after.parity is None else after.parity.as_dict(),
         "made_on": {
             "system": platform.system(),
             "machine": platform.machine(),
             "python": platform.python_version(),
-            "packages": installed_versions(_PACKAGES),
+            "packages": installed_versions((*_PACKAGES, *engines)),
         },
     }

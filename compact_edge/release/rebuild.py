@@ -32,10 +32,13 @@ from compact.source import BUILT_IN, ModelSource, open_source
 from compact.store import sha256_file
 from compact_edge.build import pruned_request
 from compact_edge.console import format_table, print_json
-from compact_edge.formats import GGUF, Format, Request
 from compact_edge.release.make import DIRECT, made_with
 from compact_edge.release.record import IMATRIX
 from compact_edge.release.verify import MANIFEST, repositories
+from exporters.base import Format
+from exporters.format_values import Request, Variant
+from exporters.registry import format_named, names
+from targets.profile import load_profile
 
 IDENTICAL, DIFFERENT, NOT_COMPARABLE = "identical", "different", "not comparable"
 _NO_UPDATES = f"the plan names an {UPDATES} that is not published; give the plan's folder: --plan DIR"
@@ -114,7 +117,7 @@ def _rebuilt(
 ) -> Iterator[Verdict]:
     where = folder / MANIFEST
     artifacts, facts = _field(manifest, "artifacts", list, where), _field(manifest, "model", dict, where)
-    named = _field(manifest, "plan", dict, where)
+    named, format_name = _field(manifest, "plan", dict, where), _field(manifest, "format", str, where)
     word = model or str(facts.get("origin"))
     if model is None and word not in BUILT_IN:
         # What a file names is not fetched, and no folder of this machine is opened for it.
@@ -129,7 +132,7 @@ def _rebuilt(
             return
         request = _request(source, decision, str(manifest.get("title")), cache, progress)
         for artifact in artifacts:
-            yield _compare(folder, artifact, request, cache, progress)
+            yield _compare(folder, format_name, artifact, request, cache, progress)
 
 
 def _decision(folder: Path, named: Mapping[str, Any], plan: Path | None, source: ModelSource) -> Decision | None:
@@ -153,27 +156,33 @@ def _request(source: ModelSource, decision: Decision, title: str, cache: Cache, 
         description="",
         published=False,
         source=source,
-        plan=decision.plan,
         calibration=_NO_TEXTS,
+        pre=decision.plan.pre,
+        unpruned=source.directory,
     )
-    return pruned_request(original, checkpoint, checkpoint_id, title)
+    return pruned_request(original, decision.plan, checkpoint, checkpoint_id, title)
 
 
-def _compare(folder: Path, artifact: Mapping[str, Any], request: Request, cache: Cache, progress: Progress) -> Verdict:
+def _compare(
+    folder: Path,
+    format_name: str,
+    artifact: Mapping[str, Any],
+    request: Request,
+    cache: Cache,
+    progress: Progress,
+) -> Verdict:
     where = folder / MANIFEST
     place, recipe = _field(artifact, "place", str, where), _field(artifact, "recipe", dict, where)
     recorded, files = _field(artifact, "made_with", dict, where), _field(artifact, "files", dict, where)
-    form = _format(folder, recipe, request.source, where)
-    if recorded != DIRECT and (why := _other_engine(form, recorded)) is not None:
+    chosen = _format(folder, format_name, recipe, request.source)
+    if recorded != DIRECT and (why := _other_engine(chosen, recorded)) is not None:
         return Verdict(place, NOT_COMPARABLE, why)
-    made = form.make(request, cache, progress)
+    made = chosen.make(request, cache, progress)
     with tempfile.TemporaryDirectory(prefix="compact-edge-", dir=cache.root) as scratch:
-        from compact_edge.side import Side
-
-        side = Side(request.label, request.checkpoint, request.checkpoint_id, made)
-        names = form.place(Path(scratch), side, check=False)
-        if form.name == GGUF:
-            found = {place: sha256_file(Path(scratch) / names[0])}
+        variant = Variant(request.label, request.checkpoint, request.checkpoint_id, made)
+        placed = chosen.place(Path(scratch), variant, check=False)
+        if chosen.suffix:
+            found = {place: sha256_file(Path(scratch) / placed[0])}
         else:
             found = {f"{place}/{path.name}": sha256_file(path) for path in sorted(Path(scratch).iterdir())}
     for name in sorted(found.keys() | files.keys()):
@@ -182,10 +191,10 @@ def _compare(folder: Path, artifact: Mapping[str, Any], request: Request, cache:
     return Verdict(place, IDENTICAL)
 
 
-def _other_engine(form: Format, recorded: Mapping[str, Any]) -> str | None:
+def _other_engine(chosen: Format, recorded: Mapping[str, Any]) -> str | None:
     """What differs between the engine that made a file and the one here, None where nothing does."""
     try:
-        here = made_with(form.name, form.quant)
+        here = made_with(chosen.name, chosen.quant)
     except CompactEdgeError as error:
         return error.message
     for key, what in (("engine", "the engine"), ("build", "the engine's build"), ("isa", "the instruction set")):
@@ -200,27 +209,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _format(folder: Path, recipe: Mapping[str, Any], source: ModelSource, where: Path) -> Format:
+def _format(folder: Path, name: str, recipe: Mapping[str, Any], source: ModelSource) -> Format:
     """The format that a manifest's recipe says. Raises DamagedFileError where it says none."""
-    from targets.profile import load_profile
-
+    where = folder / MANIFEST
+    if name not in names():
+        raise DamagedFileError(f"{where}: a format that is not known here: {name[:80]!r}", "update compact-edge")
+    chosen = format_named(name)
     try:
-        if "embedding_quant" in recipe:
-            from compact_edge.artifact_files import FileOptions
-            from compact_edge.format_gguf import gguf_format
-
-            return gguf_format(
-                load_profile("gguf"),
-                source,
-                quant=recipe["quant"],
-                embedding_quant=recipe["embedding_quant"],
-                imatrix=folder / IMATRIX if recipe["imatrix"] else None,
-                files=FileOptions(),
-            )
-        from compact_edge.format_onnx import OnnxFormat
-        from exporters.onnx_types import OnnxOptions
-
-        return OnnxFormat(load_profile("onnx"), OnnxOptions(**recipe))
+        return chosen.from_manifest(recipe, load_profile(chosen.profile), source, folder / IMATRIX)
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{where}: a recipe is incomplete ({error})", "download the release again") from error
 

@@ -29,11 +29,12 @@ from compact_edge.release.make import plan_inputs, published_name
 from compact_edge.release.record import Record, finished
 from compact_edge.release.settled import SettledModel, settle_model
 from compact_edge.release.verify import MANIFEST
+from exporters.gate import MEMORY_SHARE
+from exporters.registry import format_named
 
 # Raised when the bytes of a cell's folder change for equal inputs, so that older ones are not used.
 _VERSION = 1
 _DECIDING = ("numpy", "torch", "transformers", "tokenizers", "gguf", "llama-cpp-python")
-_DECIDING_ONNX = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
 # An interpreter with torch and a runtime, before it loads a model.
 _BASE_BYTES = 800_000_000
 _FLOAT32 = 4
@@ -172,7 +173,7 @@ class _Run:
                 "targets": {name: release.targets[name].as_dict() for name in cell.targets},
                 "baseline": [release.baseline, options.bench],
                 "eval_text": None if plan.entry.eval_text is None else sha256_file(plan.entry.eval_text),
-                "made_with": _versions((*_DECIDING, *(_DECIDING_ONNX if cell.format == "onnx" else ()))),
+                "made_with": _versions((*_DECIDING, *format_named(cell.format).packages)),
             }
             folder = cache.path("release-cell", sha256_json(key))
             state.folders[cell.id] = folder
@@ -268,8 +269,6 @@ def _plan_bytes(plan: PlanCell, source: ModelSource) -> int:
 
 def _cell_bytes(source: ModelSource) -> int:
     """What a cell may come to need: the unpruned model in float32 and its file, or the gate checks only a part."""
-    from exporters.parity import MEMORY_SHARE
-
     return _BASE_BYTES + int((_FLOAT32 + 1) * source.n_params / MEMORY_SHARE)
 
 

@@ -210,7 +210,7 @@ def test_a_name_that_does_not_fit_is_refused(small: bytes, tmp_path: Path, case:
 
 
 def test_front_matter_cannot_be_injected(tmp_path: Path) -> None:
-    from exporters.gguf import GgufMetadata
+    from exporters.gguf_metadata import GgufMetadata
 
     evil = 'mit"\nbase_model: evil/model\n---\n# x'
     source = write_checkpoint(tmp_path / "hf", num_hidden_layers=1)

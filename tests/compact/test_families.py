@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from compact.checkpoint import read_index
 from compact.errors import MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import FAMILIES, Family, family_of, family_of_gguf
+from compact.families import FAMILIES, family_of, family_of_gguf
+from compact.family import Family
 from compact.tokenizer import load_tokenizer
 from tests.checkpoints import write_checkpoint
 from tests.compact.pruning import prune_to

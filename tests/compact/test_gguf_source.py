@@ -26,7 +26,8 @@ from compact.gguf_file import read_gguf
 from compact.gguf_source import read_gguf_checkpoint, unpermute
 from compact.rope import Rope, llama3_factors, read_rope, recognise_llama3
 from compact.source import open_directory
-from exporters.gguf import GgufMetadata, write_gguf
+from exporters.gguf import write_gguf
+from exporters.gguf_metadata import GgufMetadata
 from exporters.gguf_tensors import permute
 from tests.checkpoints import TEXTS, USER_DEFINED, model_config, random_weights, write_checkpoint
 

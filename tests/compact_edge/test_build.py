@@ -220,8 +220,8 @@ def test_force_replaces_nothing_that_is_not_an_earlier_output(
 def test_a_failed_gate_keeps_the_earlier_output(
     shop: Workshop, built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.parity.KL_FACTOR", 0.0)
-    monkeypatch.setattr("exporters.parity.KL_FLOOR", 0.0)
+    monkeypatch.setattr("exporters.gate.KL_FACTOR", 0.0)
+    monkeypatch.setattr("exporters.gate.KL_FLOOR", 0.0)
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.root / "gate-cache"))
     out = shop.root / "gate"
     shutil.copytree(built, out)

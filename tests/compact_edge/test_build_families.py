@@ -14,8 +14,8 @@ from compact.evaluate import evaluate_checkpoint
 from compact.gguf_file import read_gguf
 from compact.progress import SILENT
 from compact_edge import cli
-from compact_edge.side import evaluate_gguf
 from exporters.gguf import write_gguf
+from exporters.gguf_scoring import evaluate_gguf
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
 from tests.small_builds import Workshop

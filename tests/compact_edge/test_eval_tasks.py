@@ -17,10 +17,11 @@ import torch
 from compact_edge import cli, tasks
 from compact_edge.quiet import quiet_libraries
 from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_engines import GgufRuntime, OnnxRuntime
 from compact_edge.task_files import need_hub
 from compact_edge.task_models import TaskModel
-from compact_edge.task_runtime import Runtime
+from exporters.gguf_tasks import GgufRuntime
+from exporters.onnx_tasks import OnnxRuntime
+from exporters.task_runtime import Runtime
 from tests.checkpoints import TEXTS
 from tests.compact_edge.small_tasks import QUESTIONS, write_tasks
 from tests.exporters.small_onnx import lively_checkpoint

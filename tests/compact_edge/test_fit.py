@@ -19,7 +19,7 @@ from compact.source import ModelSource, open_directory, open_source
 from compact_edge import cli
 from compact_edge.fit import check_fit
 from exporters.artifact import Export, make_artifact
-from exporters.gguf import GgufMetadata
+from exporters.gguf_metadata import GgufMetadata
 from exporters.gguf_size import gguf_sizes
 from exporters.quant_types import quant_named
 from tests.checkpoints import write_checkpoint

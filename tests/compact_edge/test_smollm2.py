@@ -73,8 +73,8 @@ def test_bits_per_byte_rise_no_more_than_recorded(demo: dict[str, Any]) -> None:
 
 
 def test_the_same_text_costs_the_same_bits_in_transformers_and_llama_cpp(demo: dict[str, Any], place: Path) -> None:
-    from compact_edge.side import evaluate_gguf
     from exporters.gguf import write_gguf
+    from exporters.gguf_scoring import evaluate_gguf
 
     cache = Cache(place / "cache", [], [])
     pruned = next((cache.root / "pruned").iterdir())

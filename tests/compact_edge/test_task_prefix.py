@@ -19,10 +19,11 @@ from compact.gguf_source import read_gguf_checkpoint
 from compact.load import load_model
 from compact.tokenizer import load_tokenizer
 from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_engines import GgufRuntime, OnnxRuntime
 from compact_edge.task_models import TaskModel
-from compact_edge.task_runtime import Runtime
 from exporters.gguf import write_gguf
+from exporters.gguf_tasks import GgufRuntime
+from exporters.onnx_tasks import OnnxRuntime
+from exporters.task_runtime import Runtime
 from tests.checkpoints import SPECIALS, TEXTS, write_checkpoint
 from tests.exporters.small_onnx import export
 

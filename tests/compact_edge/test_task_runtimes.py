@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compact.load import load_model
 from compact_edge import task_checkpoint
 from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_engines import GgufRuntime
-from compact_edge.task_runtime import Runtime, packs
 from exporters.branches import Branch, Group, grouped, pack, unpack
 from exporters.gguf import write_gguf
+from exporters.gguf_tasks import GgufRuntime
+from exporters.task_runtime import Runtime, packs
 from tests.exporters.test_families import checkpoint, every_case
 
 BRANCHES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=12).map(

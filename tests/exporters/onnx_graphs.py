@@ -12,12 +12,12 @@ import numpy.typing as npt
 import onnxruntime
 
 import exporters.onnx
+from exporters.gate import Reference, reference_for
 from exporters.native import _failure
 from exporters.native_main import RefusedError
 from exporters.onnx import write_onnx
 from exporters.onnx_child import Server
 from exporters.onnx_types import OnnxOptions
-from exporters.parity import Reference, reference_for
 from tests.checkpoints import TEXTS
 
 Floats = npt.NDArray[np.float32]

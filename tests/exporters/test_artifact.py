@@ -14,15 +14,16 @@ from compact.cache import Cache
 from compact.errors import UsageError
 from compact.store import sha256_file
 from exporters.artifact import (
-    Artifact,
     Export,
+    GgufArtifact,
     checkpoint_id,
     fallback_note,
     fitting_quant,
     lossless_type,
     make_artifact,
 )
-from exporters.gguf import GgufMetadata, write_gguf
+from exporters.gguf import write_gguf
+from exporters.gguf_metadata import GgufMetadata
 from exporters.quant_types import QuantSummary
 from tests.checkpoints import TEXTS, write_checkpoint
 
@@ -140,8 +141,8 @@ def test_the_float_file_holds_the_checkpoint_exactly(tmp_path: Path, checkpoint:
 
 
 def test_a_fallback_is_said_only_where_it_weighs() -> None:
-    def artifact(summary: QuantSummary) -> Artifact:
-        return Artifact(Path("x"), "Q4_K_M", "", 0, 0, summary, None, "Q8_0")
+    def artifact(summary: QuantSummary) -> GgufArtifact:
+        return GgufArtifact(Path("x"), "Q4_K_M", "", 0, 0, summary, None, "Q8_0")
 
     quiet = QuantSummary(4.9, 1000, {"a": ("Q4_K", "Q5_0")}, 0.04, None)
     assert fallback_note(artifact(quiet)) is None

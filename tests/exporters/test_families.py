@@ -16,9 +16,9 @@ from compact.families import family_of
 from compact.gguf_source import read_gguf_checkpoint
 from compact.plan import read_plan
 from exporters.engine import LlamaEngine
+from exporters.gate import Check, check_float32, reference_for
 from exporters.gguf import write_gguf
 from exporters.imatrix_torch import collect
-from exporters.parity import Check, check_float32, reference_for
 from exporters.partial import check_tensors, write_few_layers
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import prune_to

@@ -28,7 +28,8 @@ from compact.errors import (
     UnsupportedTokenizerError,
     UsageError,
 )
-from exporters.gguf import GgufMetadata, artifact_name, write_gguf
+from exporters.gguf import artifact_name, write_gguf
+from exporters.gguf_metadata import GgufMetadata
 from exporters.gguf_tensors import quantize_q8_0
 from tests.checkpoints import TEXTS, copy_checkpoint, train_tokenizer, write_checkpoint
 

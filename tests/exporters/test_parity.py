@@ -16,8 +16,9 @@ from compact.errors import DamagedFileError, GateError
 from compact_edge import cli
 from exporters import parity
 from exporters.engine import Generation
+from exporters.gate import Check, ParityReport, Reference, check_float32, check_kl
 from exporters.gguf import write_gguf
-from exporters.parity import Check, ParityReport, Reference, check_artifact, check_float32, check_kl
+from exporters.parity import check_artifact
 from exporters.partial import check_tensors
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 
@@ -225,7 +226,7 @@ def test_a_model_that_does_not_fit_is_checked_in_part(
 ) -> None:
     deep = write_checkpoint(tmp_path / "deep", num_hidden_layers=4)
     write_gguf(deep, tmp_path / "m.gguf", quant)
-    monkeypatch.setattr("exporters.partial.fits_in_memory", lambda *_: False)
+    monkeypatch.setattr("exporters.parity.fits_in_memory", lambda *_: False)
     report = gate(deep, tmp_path / "m.gguf", quant)
     assert report.partial
     assert report.passed

@@ -14,11 +14,10 @@ import exporters.quantize
 from compact.errors import BudgetError, UsageError
 from exporters.gguf_header import read_header
 from exporters.imatrix import Imatrix
+from exporters.quant_rules import ModelShape, TensorShape
 from exporters.quant_types import (
     GGML_TYPES,
     QUANTS,
-    ModelShape,
-    TensorShape,
     ggml_type,
     grid,
     needing_imatrix,

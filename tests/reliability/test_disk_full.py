@@ -77,10 +77,10 @@ def full(*_: Any, **__: Any) -> Any:
 PLACES: dict[str, str] = {
     "the checkpoint": "compact.apply.write_checkpoint",
     "the artifact": "exporters.gguf._write_data",
-    "the copy to the output": "compact_edge.artifact_files.copy_hashed",
+    "the copy to the output": "exporters.gguf_placing.copy_hashed",
     "the manifest": "compact_edge.publication.write_json",
     "the checksums": "compact_edge.publication.write_sums",
-    "a value in the cache": "compact_edge.side.write_json",
+    "a value in the cache": "compact_edge.variant.write_json",
 }
 
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compact.errors import CompactEdgeError, DataError, UsageError
+from exporters.format_gguf import GgufFormat
 from exporters.quant_types import GGML_TYPES, QUANTS
 from targets.profile import Profile, list_profiles, load_profile, parse_profile, profile_names
-from targets.schema import FILE_TYPES, LLAMA_CPP, ONNXRUNTIME, TENSOR_TYPES, Figure
+from targets.schema import Figure
 
 GOOD = """
 schema = 1
@@ -62,7 +63,7 @@ def test_the_profiles_that_ship() -> None:
     assert tuple(profile.name for profile in profiles) == names
     for profile in profiles:
         assert load_profile(profile.name) == profile
-        assert profile.runtime == (LLAMA_CPP if profile.name in for_llama else ONNXRUNTIME)
+        assert profile.runtime == ("llama.cpp" if profile.name in for_llama else "onnxruntime")
         assert profile.description.endswith(".")
 
 
@@ -88,10 +89,10 @@ def test_values_and_units() -> None:
 
 
 def test_type_names_are_those_of_the_exporter() -> None:
-    for name, block in FILE_TYPES[LLAMA_CPP].items():
+    for name, block in GgufFormat.file_types.items():
         assert QUANTS[name].block == block
         assert not QUANTS[name].needs_imatrix
-    for name, block in TENSOR_TYPES[LLAMA_CPP].items():
+    for name, block in GgufFormat.tensor_types.items():
         assert GGML_TYPES[name].block == block
 
 

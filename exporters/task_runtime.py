@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from compact.errors import DataError
 from compact.tokenizer import encode, load_tokenizer
 from exporters.branches import Group, Score
+from exporters.engine import Generation
 
 # ids so far -> whether a stop string has come
 Ended = Callable[[list[int]], bool]
@@ -18,6 +19,8 @@ Advance = Callable[[int], None]
 GroupScores = list[list[Score]]
 # Sequences that are scored at a time.
 BATCH_SIZE = 16
+# Tokens generated between two looks for a stop string.
+_CHUNK = 16
 
 
 class Runtime(Protocol):
@@ -131,4 +134,27 @@ def score_in_packs(
             results[index] = scores
         # Once a pass: told of each group, a bar would show the rate of telling.
         advance(sum(groups[index].n_tokens for index in pack))
+    return results
+
+
+def generate_each(
+    generate: Callable[..., Generation],
+    stop: Sequence[int],
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    ended: Ended,
+    advance: Advance,
+) -> list[list[int]]:
+    """One prompt after another, a few tokens at a time, each time from the cache that the last left."""
+    results = []
+    for prompt in prompts:
+        made: list[int] = []
+        while len(made) < max_tokens:
+            ids = generate([*prompt, *made], min(_CHUNK, max_tokens - len(made)), stop, reuse=True).ids
+            finished = ids[-1] in stop
+            made += ids[:-1] if finished else ids
+            if finished or ended(made):
+                break
+        results.append(made)
+        advance(1)
     return results

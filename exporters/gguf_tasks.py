@@ -1,26 +1,22 @@
-"""Artifacts that score tasks: a GGUF through llama.cpp, an ONNX folder through onnxruntime. What ships is scored."""
+"""A GGUF that scores tasks, through llama.cpp. What ships is scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from compact.errors import DataError
 from compact.gguf_tokenizer import PREFIX_KEY, prefix_token
-from compact_edge.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 from exporters.branches import Group
-from exporters.engine import Generation, LlamaEngine
-from exporters.onnx_engine import OnnxEngine
-from exporters.onnx_folder import read_folder
+from exporters.engine import LlamaEngine
+from exporters.task_runtime import BATCH_SIZE, Advance, Ended, GroupScores, generate_each, score_in_packs
 
-# Tokens generated between two looks for a stop string.
-_CHUNK = 16
 # Floats of logits that llama.cpp holds at a time (134 MB), and tokens that it is fed at most at a time.
 _LOGITS, _MOST_FED, _LEAST_FED = 2**25, 512, 32
 
 
 class GgufRuntime:
-    """See `compact_edge.task_runtime.Runtime`. llama.cpp's own tokenizer, float32 keys and values."""
+    """See `exporters.task_runtime.Runtime`. llama.cpp's own tokenizer, float32 keys and values."""
 
     name = "llama.cpp"
 
@@ -97,60 +93,4 @@ class GgufRuntime:
     ) -> list[list[int]]:
         """See `Runtime.generate`."""
         engine = self._open(max(map(len, prompts)) + max_tokens)
-        return _generate_each(engine.generate, engine.eog, prompts, max_tokens, ended, advance)
-
-
-class OnnxRuntime(CheckpointTokenizer):
-    """See `compact_edge.task_runtime.Runtime`. The folder's tokenizer.json."""
-
-    name = "onnxruntime"
-
-    def __init__(self, folder: Path, *, threads: int) -> None:
-        """Open an ONNX folder.
-
-        Raises:
-            DataError: its tokenizer has neither BOS nor EOS.
-            CompactEdgeError: as `exporters.onnx_engine.OnnxEngine`.
-        """
-        self.max_length = read_folder(folder).context_length
-        super().__init__(folder)
-        self._engine = OnnxEngine(folder, n_ctx=self.max_length, n_threads=threads)
-
-    def close(self) -> None:
-        """End the child process."""
-        self._engine.close()
-
-    def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
-        """See `Runtime.score`."""
-        # The graph takes one sequence at a time; a request to the child is one group.
-        return score_in_packs(groups, self._engine.branches, advance, max_branches=1, max_tokens=1)
-
-    def generate(
-        self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance
-    ) -> list[list[int]]:
-        """See `Runtime.generate`."""
-        stop = (*self._engine.eog, *self.ends)
-        return _generate_each(self._engine.generate, stop, prompts, max_tokens, ended, advance)
-
-
-def _generate_each(
-    generate: Callable[..., Generation],
-    stop: Sequence[int],
-    prompts: Sequence[list[int]],
-    max_tokens: int,
-    ended: Ended,
-    advance: Advance,
-) -> list[list[int]]:
-    """One prompt after another, a few tokens at a time, each time from the cache that the last left."""
-    results = []
-    for prompt in prompts:
-        made: list[int] = []
-        while len(made) < max_tokens:
-            ids = generate([*prompt, *made], min(_CHUNK, max_tokens - len(made)), stop, reuse=True).ids
-            finished = ids[-1] in stop
-            made += ids[:-1] if finished else ids
-            if finished or ended(made):
-                break
-        results.append(made)
-        advance(1)
-    return results
+        return generate_each(engine.generate, engine.eog, prompts, max_tokens, ended, advance)

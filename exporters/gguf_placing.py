@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compact.errors import DamagedFileError
 from compact.store import copy_hashed, sha256_file, write_text
-from exporters.artifact import Artifact
+from exporters.artifact import GgufArtifact
 
 IMATRIX = "imatrix.gguf"
 
@@ -28,7 +28,7 @@ class FileOptions:
 
 
 def place_artifact(
-    folder: Path, artifact: Artifact, checkpoint: Path, options: FileOptions, *, check: bool
+    folder: Path, artifact: GgufArtifact, checkpoint: Path, options: FileOptions, *, check: bool
 ) -> tuple[str, ...]:
     """Write the artifact, and what was asked for beside it, into a folder that is about to be published.
 
@@ -74,7 +74,7 @@ def place_artifact(
     return names
 
 
-def check_files(artifact: Artifact, options: FileOptions) -> None:
+def check_files(artifact: GgufArtifact, options: FileOptions) -> None:
     """Refuse early what cannot be published in the end. Raises as `exporters.gguf_split.plan_parts`."""
     if options.split_max_bytes is not None:
         from compact.gguf_file import read_gguf
@@ -83,7 +83,7 @@ def check_files(artifact: Artifact, options: FileOptions) -> None:
         plan_parts(read_gguf(artifact.path), options.split_max_bytes)
 
 
-def _require_sha256(artifact: Artifact, digest: str) -> None:
+def _require_sha256(artifact: GgufArtifact, digest: str) -> None:
     if digest != artifact.sha256:
         raise DamagedFileError(
             f"{artifact.path}: damaged in the cache (its sha256 changed)", "delete the cache, or build with --no-cache"

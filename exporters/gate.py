@@ -1,0 +1,244 @@
+"""What the parity gates of all formats share: checks and their report, the reference, and how figures are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compact.checkpoint import read_index
+from compact.errors import GateError
+from compact.load import load_model
+from compact.tokenizer import encode, load_tokenizer
+from exporters.engine import Generation, kl_divergence
+from exporters.gelu_table import table_in
+
+if TYPE_CHECKING:
+    from exporters.engine import LlamaEngine
+
+POSITIONS = 512
+GREEDY_TOKENS = 32
+MAX_LOGIT_DIFFERENCE = 1e-3
+TIE_GAP = 1e-3
+# A model is loaded whole only where it takes at most this share of the memory that is free.
+MEMORY_SHARE = 0.6
+
+TOO_LARGE = "the model did not fit in memory"
+
+# Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
+# that is more. From `benchmarks/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/results.md has the table).
+KL_FACTOR = 2.5
+KL_FLOOR = 0.002
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
+        passed: None where the result is reported and not judged.
+        detail: one line for people.
+        figures: the same for machines.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All checks of an artifact. `partial`: only a part could be run on this machine, for the reason `why_partial`."""
+
+    checks: tuple[Check, ...]
+    partial: bool = False
+    why_partial: str = TOO_LARGE
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+    def require(self) -> None:
+        """Raise GateError with the first failed check."""
+        for check in self.checks:
+            if check.passed is False:
+                raise GateError(
+                    f"parity gate failed, {check.name}: {check.detail}",
+                    "the artifact was not published; report this with the model's name, or look with --no-check",
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        checks = [
+            {"name": c.name, "passed": c.passed, "detail": c.detail, "figures": dict(c.figures)} for c in self.checks
+        ]
+        why = {"why_partial": self.why_partial} if self.partial else {}
+        return {"passed": self.passed, "partial": self.partial, **why, "checks": checks}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> ParityReport:
+        checks = tuple(Check(**check) for check in value["checks"])
+        return ParityReport(checks, bool(value["partial"]), str(value.get("why_partial", TOO_LARGE)))
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: manifests of equal builds stay equal bytes."""
+    return float(f"{value:.4g}")
+
+
+def hf_ids(tokenizer: Any, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
+    """The HF tokenizer's ids of each text, without BOS and EOS; whether the text of a special becomes that token."""
+    tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
+    return [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:
+    """Whether Transformers in float32 and the artifact's runtime together take at most `share` of the free memory."""
+    import psutil
+
+    parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())
+    needed = 4 * parameters + artifact_bytes
+    return bool(needed <= share * psutil.virtual_memory().available)
+
+
+def tokenizer_check(
+    texts: Sequence[str],
+    failed: Sequence[int],
+    excused: Sequence[int],
+    how: str,
+    runtime: str,
+    shown_by: str = "for the unpruned model too",
+) -> Check:
+    """The check `tokenizer` for a runtime, by the numbers of the texts that failed, and of those that are its own.
+
+    `how` says how the texts were read, `shown_by` what shows that a difference is the runtime's own.
+    """
+    figures = {"texts": len(texts), "different": len(failed), "runtime_own": len(excused)}
+    detail = f"{len(texts)} texts, {how}: ids equal"
+    if excused:
+        samples = ", ".join(repr(texts[n][:40]) for n in excused[:3])
+        detail += f"; {len(excused)} differ {shown_by}, {runtime}'s own difference ({samples})"
+    if failed:
+        detail = f"ids differ on {len(failed)} of {len(texts)} texts, first {texts[failed[0]][:60]!r}"
+    return Check("tokenizer", not failed, detail, figures)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Transformers' answers for one text: what an artifact's logits are compared with.
+
+    Attributes:
+        ids: [T] token ids, T <= 512.
+        logits: float32 [T, vocab_size].
+        greedy: ids of the greedy continuation of the first half, empty where it was not asked for.
+        by_table: the logits with llama.cpp's float16 GELU, None for other activations and where not asked for.
+    """
+
+    ids: list[int]
+    logits: np.ndarray[Any, np.dtype[np.float32]]
+    greedy: list[int]
+    by_table: np.ndarray[Any, np.dtype[np.float32]] | None = None
+
+    @property
+    def prompt(self) -> list[int]:
+        """The ids that the greedy text continues: the first half."""
+        return self.ids[: max(1, len(self.ids) // 2)]
+
+    @property
+    def rounding(self) -> float:
+        """Largest difference that llama.cpp's float16 GELU makes to a logit; 0 for other activations."""
+        return 0.0 if self.by_table is None else float(np.abs(self.by_table - self.logits).max())
+
+
+def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, positions: int = POSITIONS) -> Reference:
+    """Run the checkpoint in float32 through Transformers on the first `positions` tokens of `texts`."""
+    import torch
+
+    stream: list[int] = []
+    tokenizer = load_tokenizer(checkpoint)
+    for text in texts:
+        if len(stream) >= positions:
+            break
+        stream += encode(tokenizer, [text], add_special_tokens=True)[0]
+    ids = stream[:positions]
+    model = load_model(checkpoint)
+    with torch.inference_mode():
+        batch = torch.tensor([ids], dtype=torch.int64)
+        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()
+        by_table = None
+        with table_in(model) as has_gelu:
+            if has_gelu and greedy:
+                by_table = model(input_ids=batch, use_cache=False).logits[0].float().numpy()
+        continued: list[int] = []
+        if greedy:
+            prompt = batch[:, : max(1, len(ids) // 2)]
+            output = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=GREEDY_TOKENS,
+                do_sample=False,
+                eos_token_id=-1,
+                pad_token_id=0,
+            )
+            continued = output[0, prompt.shape[1] :].tolist()
+    return Reference(ids, logits, continued, by_table)
+
+
+def check_float32(reference: Reference, engine: LlamaEngine) -> list[Check]:
+    """Logits within 1e-3 of Transformers', and the same greedy text (or a tie at the first difference).
+
+    A model with GELU is held against Transformers with llama.cpp's float16 GELU. Values on the border between two
+    float16 numbers still fall differently, so the limit is no less than what that rounding makes of a difference.
+    """
+    rounding = reference.rounding
+    expected = reference.logits if reference.by_table is None else reference.by_table
+    difference = float(np.abs(engine.logits(reference.ids) - expected).max())
+    limit = max(MAX_LOGIT_DIFFERENCE, rounding)
+    allowed = f"limit {limit:.1g}"
+    figures = {"max_abs_difference": rounded(difference), "positions": len(reference.ids)}
+    if reference.by_table is not None:
+        allowed += f", with llama.cpp's float16 GELU, which alone makes {rounding:.1e}"
+        figures["runtime_rounding"] = rounded(rounding)
+    logits = Check(
+        "logits",
+        difference <= limit,
+        f"max abs difference {difference:.1e} over {len(reference.ids)} positions ({allowed})",
+        figures,
+    )
+    answer = engine.generate(reference.prompt, len(reference.greedy))
+    return [logits, check_greedy(answer, reference.greedy, TIE_GAP + rounding)]
+
+
+def check_greedy(answer: Generation, expected: Sequence[int], tie: float = TIE_GAP) -> Check:
+    """Whether a greedy text is the expected one, or its two best logits are less than `tie` apart where it parts."""
+    first = next((n for n, (a, b) in enumerate(zip(answer.ids, expected, strict=False)) if a != b), None)
+    if first is None:
+        same = len(answer.ids) == len(expected)
+        detail = f"{len(answer.ids)} tokens equal"
+    else:
+        gap = answer.gaps[first]
+        same = gap < tie
+        detail = f"tokens differ at {first}, where the two best logits are {gap:.1e} apart"
+    return Check("greedy", same, detail, {"tokens": len(expected), "first_difference": first})
+
+
+def mean_kl(reference: Reference, engine: LlamaEngine) -> float:
+    """Mean KL(float32 || artifact) in nats over the reference's positions."""
+    return float(kl_divergence(reference.logits, engine.logits(reference.ids)).mean())
+
+
+def check_kl(kl: float, quant: str, baseline_kl: float | None) -> Check:
+    """Mean KL, judged against the unpruned model's at the same type where that is known."""
+    figures = {"mean_kl": rounded(kl)}
+    if not np.isfinite(kl):
+        return Check("kl", False, f"mean KL to float32 is {kl} at {quant}", {"mean_kl": None})
+    if baseline_kl is None:
+        return Check("kl", None, f"mean KL to float32 {kl:.4g} nats at {quant}, no baseline to judge it by", figures)
+    limit = max(KL_FACTOR * baseline_kl, KL_FLOOR)
+    figures |= {"baseline_mean_kl": rounded(baseline_kl), "limit": rounded(limit)}
+    detail = f"mean KL to float32 {kl:.4g} nats at {quant}, unpruned {baseline_kl:.4g} (limit {limit:.4g})"
+    return Check("kl", kl <= limit, detail, figures)

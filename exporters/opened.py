@@ -1,0 +1,58 @@
+"""Here is a path: which format is it, and what does its runtime make of it?"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporters.base import Format
+from exporters.registry import formats
+
+if TYPE_CHECKING:
+    from compact.evaluate import Evaluation, TextScorer
+    from compact.progress import Progress
+    from compact.token_pieces import TokenPieces
+    from exporters.task_runtime import Runtime
+
+
+@dataclass(frozen=True)
+class NamedArtifact:
+    """An artifact that a user named.
+
+    Attributes:
+        format: its class.
+        path: what the runtime opens: a file, or a folder.
+    """
+
+    format: type[Format]
+    path: Path
+
+    def open(self, *, threads: int, window: int | None = None) -> AbstractContextManager[TextScorer]:
+        """See `Format.open`."""
+        return self.format.open(self.path, threads=threads, window=window)
+
+    def pieces(self) -> TokenPieces:
+        """See `Format.pieces`."""
+        return self.format.pieces(self.path)
+
+    def score(self, text: str, *, threads: int, progress: Progress, window: int | None = None) -> Evaluation:
+        """See `Format.score`."""
+        return self.format.score(self.path, text, threads=threads, progress=progress, window=window)
+
+    def open_for_tasks(self, *, threads: int, batch_size: int) -> Runtime:
+        """See `Format.open_for_tasks`."""
+        return self.format.open_for_tasks(self.path, threads=threads, batch_size=batch_size)
+
+
+def named_artifact(model: str) -> NamedArtifact | None:
+    """The artifact that a word names; None for every other kind of model (a checkpoint, a Hub id, a built-in model).
+
+    Raises CompactEdgeError for a file that only looks like an artifact.
+    """
+    for each in formats():
+        path = each.recognises(model)
+        if path is not None:
+            return NamedArtifact(each, path)
+    return None
