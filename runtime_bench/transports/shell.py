@@ -29,6 +29,7 @@ from runtime_bench.transports.base import (
     LinkLostError,
 )
 from runtime_bench.transports.child import Child, end_conversation, spawn
+from runtime_bench.transports.marks import line_after, new_mark
 from runtime_bench.transports.program import WatchedProgram
 
 Result = TypeVar("Result")
@@ -241,9 +242,13 @@ class ShellTransport(ABC):
         except BaseException:
             child.close()
             raise
-        program = WatchedProgram(self, child, int(value), f"{self.work_dir}/{log}", mark)
+        program = WatchedProgram(child, int(value), f"{self.work_dir}/{log}", mark=mark, end=self._end)
         self._programs.append(program)
         return program
+
+    def _end(self, pid: int) -> None:
+        """End a process of this run by asking the device for it."""
+        self.run_script(scripts.END, [str(pid), self.work_dir])
 
     def converse(
         self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
@@ -258,20 +263,6 @@ class ShellTransport(ABC):
     def clean(self) -> None:
         """See `base.Transport`."""
         self.run_script(scripts.CLEAN, [self.base], timeout=120)
-
-
-def new_mark() -> str:
-    """What no program's output holds by chance."""
-    return f"compact-edge-{secrets.token_hex(8)}"
-
-
-def line_after(text: bytes, mark: str, skip: str | None = None) -> str | None:
-    """What follows `mark` on the first whole line that begins with it, other than the word `skip`."""
-    start = f"{mark} ".encode()
-    for line in text.split(b"\n")[:-1]:
-        if line.startswith(start) and (answer := line[len(start) :].decode("utf-8", "replace").rstrip("\r")) != skip:
-            return answer
-    return None
 
 
 def program_of(words: Sequence[str]) -> str:

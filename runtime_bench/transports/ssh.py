@@ -26,8 +26,8 @@ from runtime_bench.quoting import script_line
 from runtime_bench.transports import scripts
 from runtime_bench.transports.base import TIMEOUT, DeviceUnavailableError
 from runtime_bench.transports.child import Child, close_stdin, spawn
+from runtime_bench.transports.marks import line_after, new_mark
 from runtime_bench.transports.remote import RemoteTransport, last_line
-from runtime_bench.transports.shell import line_after, new_mark
 
 CONFIG = "COMPACT_EDGE_SSH_CONFIG"
 GRAMMAR = "write ssh:host, ssh:user@host or ssh:user@host:port; an IPv6 address in brackets: ssh:user@[::1]:22"
