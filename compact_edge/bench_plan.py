@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from compact.errors import UsageError
 from compact_edge.output import check_output, existing
-from runtime_bench.artifact import GGUF, Artifact, find_artifact, find_baseline, read_artifact
+from runtime_bench.bench_artifact import BenchArtifact, find_artifact, find_baseline, read_artifact
 from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
-from runtime_bench.records import SIDES, Budget, Side
+from runtime_bench.records import GGUF, SIDES, Budget, Side
 
 if TYPE_CHECKING:
     from compact.progress import Progress
@@ -69,7 +69,7 @@ class BenchPlan:
         notes: what a reader should know.
     """
 
-    artifacts: Mapping[Side, Artifact]
+    artifacts: Mapping[Side, BenchArtifact]
     profile: Profile | None
     conversations: tuple[Conversation, ...]
     texts: Mapping[Side, Mapping[str, str]]
@@ -122,7 +122,7 @@ def settle(options: BenchOptions) -> BenchPlan:
     named = (options.prompts, options.text, options.engine_dir)
     check_output(out, force=options.force, inputs=[path, other, *existing(*named)])
     conversations = read_prompts(options.prompts or BUILT_IN)
-    artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
+    artifacts: dict[Side, BenchArtifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
     profile, notes = _profile(options, artifacts["pruned"])
     texts = _texts(conversations, artifacts)
     if texts["pruned"] != texts["baseline"]:
@@ -146,7 +146,9 @@ def with_bits_per_byte(options: BenchOptions, plan: BenchPlan, progress: Progres
     return replace(plan, bits_per_byte_text=name, bits_per_byte=bits)
 
 
-def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], threads: Mapping[Side, int]) -> list[str]:
+def unlike(
+    artifacts: Mapping[Side, BenchArtifact], engines: Mapping[Side, str], threads: Mapping[Side, int]
+) -> list[str]:
     """What a fair comparison forbids to differ and differs, one line each."""
     quants = {side: artifact.quant or "unknown" for side, artifact in artifacts.items()}
     compared: tuple[tuple[str, Mapping[Side, object]], ...] = (
@@ -176,7 +178,9 @@ def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, l
     return {"pruned": pruned, "baseline": options.baseline_threads or pruned}
 
 
-def _texts(conversations: tuple[Conversation, ...], artifacts: Mapping[Side, Artifact]) -> dict[Side, dict[str, str]]:
+def _texts(
+    conversations: tuple[Conversation, ...], artifacts: Mapping[Side, BenchArtifact]
+) -> dict[Side, dict[str, str]]:
     """The prompts' texts by side; one template, as a pair has it, is rendered once."""
     pruned, baseline = artifacts["pruned"], artifacts["baseline"]
     texts = render(conversations, pruned)
@@ -191,7 +195,7 @@ def _stem(path: Path) -> str:
     return path.parent.name if path.name == "onnx" else path.name
 
 
-def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, list[str]]:
+def _profile(options: BenchOptions, pruned: BenchArtifact) -> tuple[Profile | None, list[str]]:
     from targets.profile import load_profile
 
     named = options.target or pruned.target
@@ -205,7 +209,7 @@ def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, l
         return None, [f"the artifact was built for target {named}, which is not known here: no budgets are judged"]
 
 
-def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[Side, Artifact]) -> int:
+def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[Side, BenchArtifact]) -> int:
     longest = min(artifact.context_length for artifact in artifacts.values())
     if options.context is not None and options.context > longest:
         raise UsageError(f"--context {options.context}: the models have {longest} positions", f"give at most {longest}")
@@ -213,7 +217,7 @@ def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[
 
 
 def _bits_per_byte(
-    options: BenchOptions, artifacts: Mapping[Side, Artifact], progress: Progress
+    options: BenchOptions, artifacts: Mapping[Side, BenchArtifact], progress: Progress
 ) -> tuple[str | None, dict[Side, float]]:
     """On the text that was given, else what the build published for both on the same text."""
     if options.text is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from compact.errors import EngineCrashedError, UsageError
 from compact.progress import SILENT, Progress
 from runtime_bench.device_facts import drop_file_cache, read_gpu_memory, read_memory, read_thermal
-from runtime_bench.engines.base import Engine, Figures, Session, Settings
+from runtime_bench.engines.base import Engine, Figures, PlacedArtifact, Session, Settings
 from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
@@ -25,20 +25,16 @@ class BoundSide:
     Attributes:
         side: which one.
         engine: what runs it.
-        path: the artifact on the device.
-        weights: its files of weights on the device, whose pages are dropped for a cold load.
+        model: the artifact on the device.
         settings: how it is opened.
         prompts: name -> text, chat template applied.
-        bos: the BOS that a template may have put at the begin; an engine that adds its own gets the text without.
     """
 
     side: Side
     engine: Engine
-    path: str
-    weights: tuple[str, ...]
+    model: PlacedArtifact
     settings: Settings
     prompts: Mapping[str, str]
-    bos: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,10 +109,11 @@ def prepare(
     with progress.task("opening both sides", len(SIDES), "sides") as task:
         for side in ("baseline", "pruned"):  # the baseline's tokens decide where the texts of the depths end
             bound = sides[side]
-            with bound.engine.open(bound.path, bound.settings) as session:
+            with bound.engine.open(bound.model, bound.settings) as session:
                 # An engine that puts BOS before every text would put a second one before the template's.
                 adds_bos = session.count_tokens([""])[0] > 0
-                own = {name: text.removeprefix(bound.bos) if adds_bos else text for name, text in bound.prompts.items()}
+                bos = bound.model.artifact.bos if adds_bos else ""
+                own = {name: text.removeprefix(bos) for name, text in bound.prompts.items()}
                 given[side] = own
                 counts[side] = dict(zip(own, session.count_tokens(list(own.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
@@ -203,7 +200,7 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
     cold, why = _cold_load(transport, bound)
     memory: dict[str, Memory] = {}
     generations: list[Generation] = []
-    with bound.engine.open(bound.path, bound.settings) as session:
+    with bound.engine.open(bound.model, bound.settings) as session:
         memory["loaded"] = read_memory(transport, session.pid)
         session.warm_up()
         for prompt in workload.prompts:
@@ -240,11 +237,11 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
 def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, str]:
     """Load once with the weights' pages dropped; a process of its own, for loading alone."""
     how = ""
-    for path in bound.weights:
+    for path in bound.model.weights:
         dropped, how = drop_file_cache(transport, path)
         if not dropped:
             return None, how
-    with bound.engine.open(bound.path, bound.settings) as session:
+    with bound.engine.open(bound.model, bound.settings) as session:
         return session.load_s, how
 
 

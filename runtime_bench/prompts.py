@@ -16,7 +16,7 @@ from typing import Any
 
 from compact.errors import DataError, ModelNotFoundError, ToolUnavailableError
 from exporters.native import child_environment
-from runtime_bench.artifact import Artifact
+from runtime_bench.bench_artifact import BenchArtifact
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _LARGEST_FILE = 16 << 20
@@ -58,7 +58,7 @@ def read_prompts(path: Path = BUILT_IN) -> tuple[Conversation, ...]:
     return tuple(found.values())
 
 
-def render(conversations: Sequence[Conversation], artifact: Artifact) -> dict[str, str]:
+def render(conversations: Sequence[Conversation], artifact: BenchArtifact) -> dict[str, str]:
     """Name -> the prompt's text for an engine, through the artifact's chat template.
 
     A model without a chat template gets the messages' text, one after the other. BOS stays where the template puts it.
@@ -75,7 +75,7 @@ def render(conversations: Sequence[Conversation], artifact: Artifact) -> dict[st
     return {c.name: texts[c.name] for c in conversations}
 
 
-def _through_template(conversations: list[list[dict[str, str]]], artifact: Artifact) -> list[str]:
+def _through_template(conversations: list[list[dict[str, str]]], artifact: BenchArtifact) -> list[str]:
     request = {"template": artifact.chat_template, "special": artifact.special, "conversations": conversations}
     hint = "give plain texts with --prompts"
     try:

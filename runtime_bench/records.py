@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# Formats of artifacts.
+GGUF, ONNX = "gguf", "onnx"
 Side = Literal["pruned", "baseline"]
 # Key of `Sample.buffers`: the interpreter with the engine's packages, for engines that are Python packages.
 PYTHON_BYTES = "Python before loading"

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from compact_edge.commands.shared import DIRECTORY, FILE
+from runtime_bench.engines.registry import ENGINES
 
-_ENGINES = ("llama-server", "llama-cpp-python", "onnxruntime-genai", "onnxruntime")
 _PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
 _MOST_DEPTHS = 16
 # What is run unless the user says otherwise: pairs, context depths, new tokens.
@@ -46,7 +46,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option(
     "--engine",
-    type=click.Choice(_ENGINES),
+    type=click.Choice(list(ENGINES)),
     help="What runs the model (default: llama-server where there is one, else llama-cpp-python; onnxruntime-genai).",
 )
 @click.option("--engine-dir", type=DIRECTORY, help="A folder with your own llama-server for the device.")

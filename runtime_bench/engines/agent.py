@@ -16,18 +16,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from compact.errors import EngineCrashedError, ToolUnavailableError
 from compact.store import sha256_file
-from runtime_bench.engines.base import LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.base import (
+    LOAD_SECONDS,
+    WARM_UP,
+    WARM_UP_TOKENS,
+    EngineContext,
+    EngineKind,
+    Figures,
+    PlacedArtifact,
+    Settings,
+)
 from runtime_bench.engines.server_log import cpu_features, figures_of, last_lines
 from runtime_bench.records import PYTHON_BYTES, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
-LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
+if TYPE_CHECKING:
+    from runtime_bench.bench_artifact import BenchArtifact
+
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
@@ -43,19 +55,30 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-@dataclass(frozen=True)
-class Known:
-    """What this side knows of a model and onnxruntime does not say.
+class AgentKind(EngineKind):
+    """An engine that is a Python package. A subclass gives its attributes; `device_agent.py` has its class there.
 
     Attributes:
-        cache_shape: key-value heads and width of a head.
-        kv_cache_bytes_per_position: keys and values of all layers; None where unknown.
-        tokenizer: for an engine without one; None else.
+        takes_folder: the engine opens the artifact's folder; otherwise the artifact's main file.
     """
 
-    cache_shape: tuple[int, int]
-    kv_cache_bytes_per_position: int | None
-    tokenizer: Tokenizer | None
+    takes_folder: bool = False
+
+    def find(self, context: EngineContext, *, named: bool) -> Callable[[], AgentEngine] | None:
+        """See `EngineKind.find`: a package is looked for on the device, when the agent runs there."""
+        if not named and not self.is_default(context):
+            return None
+        return partial(AgentEngine, self, context.transport, python=context.python)
+
+    def is_default(self, context: EngineContext) -> bool:
+        """Whether this engine runs where the user named none and no engine before it in the registry was found."""
+        del context
+        return True
+
+    def tokenizer_of(self, artifact: BenchArtifact) -> Tokenizer | None:
+        """What tokenizes on this machine for an engine without a tokenizer; None for an engine that has one."""
+        del artifact
+        return None
 
 
 class AgentEngine:
@@ -63,58 +86,51 @@ class AgentEngine:
 
     times_load_from = "the call that loads the model (Python's own start not counted)"
 
-    def __init__(
-        self,
-        name: str,
-        transport: Transport,
-        *,
-        python: str | None = None,
-        known_of: Callable[[str], Known] | None = None,
-    ) -> None:
+    def __init__(self, kind: AgentKind, transport: Transport, *, python: str | None = None) -> None:
         """Place the agent.
 
         Args:
-            name: one of `NAMES`.
+            kind: the engine.
             transport: the device.
             python: interpreter on the device; None for this one (local) or `python3`.
-            known_of: path on the device -> what is known of the model there, for the engines of ONNX.
 
         Raises:
             DeviceUnavailableError: no Python on the device.
         """
-        self.name = name
+        self.name = kind.name
+        self.facts: Mapping[str, Any] = {}
+        self._kind = kind
         self._transport = transport
-        self._known_of = known_of
         local = transport.spec == "local"
         self._python = python or (sys.executable if local else "python3")
         if (python or not local) and transport.run([self._python, "-c", "pass"]).returncode != 0:
             raise DeviceUnavailableError(
-                f"{transport.spec}: no {self._python} on the device, which {name} needs",
-                "a GGUF artifact is measured without Python; or name an interpreter with --device-python",
+                f"{transport.spec}: {self._python} does not run on the device, and {self.name} needs it",
+                "measure a GGUF artifact, which needs no Python, or name an interpreter with --device-python",
             )
         self._agent = transport.place(AGENT, sha256_file(AGENT))
 
     @contextmanager
-    def open(self, path: str, settings: Settings) -> Iterator[AgentSession]:
-        """Start the agent on the artifact at `path`. See `Engine.open`."""
+    def open(self, model: PlacedArtifact, settings: Settings) -> Iterator[AgentSession]:
+        """Start the agent on the artifact. See `Engine.open`."""
         environment = {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         child = self._transport.converse([self._python, self._agent], environment=environment)
-        session = AgentSession(self.name, self._transport.spec, child, settings.execution_provider)
+        session = AgentSession(self._kind, self._transport.spec, child, settings.execution_provider)
         try:
-            known = None if self._known_of is None else self._known_of(path)
+            artifact = model.artifact
             request = {
                 "op": "open",
                 "engine": self.name,
-                "path": path,
+                "path": model.folder if self._kind.takes_folder else model.path,
                 "threads": settings.threads,
                 "context": settings.context,
                 "gpu_layers": settings.gpu_layers,
                 "provider": settings.execution_provider,
-                "cache_shape": None if known is None else list(known.cache_shape),
+                "cache_shape": None if artifact.cache_shape is None else list(artifact.cache_shape),
             }
-            session.begin(request, None if known is None else known.tokenizer)
-            if known is not None and known.kv_cache_bytes_per_position is not None:
-                session.know_cache(known.kv_cache_bytes_per_position, settings.context)
+            session.begin(request, self._kind.tokenizer_of(artifact))
+            if artifact.kv_cache_bytes_per_position is not None:
+                session.know_cache(artifact.kv_cache_bytes_per_position, settings.context)
             yield session
         finally:
             session.close()
@@ -123,8 +139,9 @@ class AgentEngine:
 class AgentSession:
     """The agent with its model loaded."""
 
-    def __init__(self, engine: str, device: str, child: subprocess.Popen[bytes], provider: str) -> None:
-        self._engine = engine
+    def __init__(self, kind: AgentKind, device: str, child: subprocess.Popen[bytes], provider: str) -> None:
+        self._engine = kind.name
+        self._cache_grows = kind.cache_grows
         self._device = device
         self._child = child
         self._provider = provider
@@ -153,11 +170,11 @@ class AgentSession:
         self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **facts})
 
     def know_cache(self, bytes_per_position: int, context: int) -> None:
-        """The key-value cache of an engine that does not say its size."""
-        if self._engine == GENAI:  # made for the whole context at once
-            self.figures = replace(self.figures, kv_cache_bytes=bytes_per_position * context)
-        else:  # as long as the text
+        """Compute the size of the key-value cache for an engine that does not report it."""
+        if self._cache_grows:
             self._cache_bytes = bytes_per_position
+        else:  # allocated for the whole context at once
+            self.figures = replace(self.figures, kv_cache_bytes=bytes_per_position * context)
 
     def warm_up(self) -> None:
         """See `Session.warm_up`."""

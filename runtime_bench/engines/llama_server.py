@@ -10,43 +10,87 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from compact.errors import EngineCrashedError
+from compact.errors import EngineCrashedError, ToolUnavailableError, UsageError
 from compact.store import sha256_file
+from runtime_bench.engine_flags import architecture_named, variant_for
+from runtime_bench.engine_folder import EngineFolder, find_engine, read_engine_dir
 from runtime_bench.engines.base import (
     ALL_LAYERS,
     LOAD_SECONDS,
     PROCESS_SECONDS,
     WARM_UP,
     WARM_UP_TOKENS,
+    EngineContext,
+    EngineKind,
     Figures,
+    PlacedArtifact,
     Settings,
 )
 from runtime_bench.engines.server_log import figures_of, last_lines, loaded_after, port_of
 from runtime_bench.engines.stream import OLD_HINT, NoAnswerError, Saved, completion_of, json_of, post, unexpected
-from runtime_bench.records import Generation
+from runtime_bench.records import GGUF, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
 
-if TYPE_CHECKING:
-    from runtime_bench.engine_folder import EngineFolder
-
 T = TypeVar("T")
-NAME = "llama-server"
 _LOG = "llama-server.log"
 _POLL_SECONDS = 0.1
 _STATUS_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
 
 
+class LlamaServerKind(EngineKind):
+    """llama-server from a folder that the user names, or as `compact-edge engine build` built it."""
+
+    name = "llama-server"
+    formats = (GGUF,)
+    options = frozenset({"--engine-dir", "--gpu-layers"})
+
+    def find(self, context: EngineContext, *, named: bool) -> Callable[[], LlamaServer] | None:
+        """See `EngineKind.find`: the user's folder, else the best engine in the cache."""
+        del named
+        machine, system = _machine(context), _system(context)
+        if context.engine_dir is not None:
+            folder: EngineFolder | None = read_engine_dir(context.engine_dir, architecture=machine, system=system)
+        else:
+            folder = find_engine(context.cache, machine, context.device.isa_features, system=system)
+        return None if folder is None else partial(LlamaServer, context.transport, folder)
+
+    def missing(self, context: EngineContext) -> ToolUnavailableError:
+        """See `EngineKind.missing`: the command that builds one for this device."""
+        machine = _machine(context)
+        try:
+            variant = variant_for(architecture_named(machine), context.device.isa_features).name
+        except UsageError:
+            hint = "name a folder with one by --engine-dir"
+        else:
+            build = f"compact-edge engine build --arch {machine} --isa {variant}"
+            hint = f"run: {build}, or name a folder with one by --engine-dir"
+        return ToolUnavailableError(f"no llama-server that runs on this {machine} was found", hint)
+
+
+ENGINE = LlamaServerKind()
+
+
+def _machine(context: EngineContext) -> str:
+    return context.device.machine or "unknown"
+
+
+def _system(context: EngineContext) -> str:
+    return {"macos": "darwin"}.get(context.device.os, context.device.os)
+
+
 class LlamaServer:
     """llama-server on one device; the binaries are placed there once."""
 
-    name = NAME
+    name = LlamaServerKind.name
     times_load_from = "the start of the process"
 
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
         """Place the engine's files on the device. Raises as `Transport.place_folder`."""
+        self.facts: Mapping[str, Any] = folder.as_dict()
         self._transport = transport
         # What was built here was hashed when it was found.
         files = {
@@ -66,10 +110,10 @@ class LlamaServer:
         self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 1 else {}
 
     @contextmanager
-    def open(self, path: str, settings: Settings) -> Iterator[ServerSession]:
-        """Start the server on the artifact at `path`. See `Engine.open`."""
+    def open(self, model: PlacedArtifact, settings: Settings) -> Iterator[ServerSession]:
+        """Start the server on the artifact. See `Engine.open`."""
         program = self._transport.start(
-            [*self._without, self._program, *arguments(path, settings)],
+            [*self._without, self._program, *arguments(model.path, settings)],
             log=_LOG,
             limit=PROCESS_SECONDS,
             environment=self._environment,

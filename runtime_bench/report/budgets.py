@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runtime_bench.engines.registry import ENGINES, engine_kind
 from runtime_bench.metrics import judged_prompt
 from runtime_bench.records import Budget, RunFacts
 
@@ -16,10 +17,7 @@ _KINDS: Mapping[str, tuple[str, bool, str]] = {
     "decode": ("tokens/s", False, "decode speed"),
 }
 
-_GROWING = (
-    "the key-value cache of a plain onnxruntime session grows with the text, so its peak says nothing of the whole "
-    "context"
-)
+_GROWING = "the engine's key-value cache grows with the text, so its peak does not show the memory of the whole context"
 
 
 def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
@@ -57,11 +55,16 @@ def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float], pri
         return result | {"reason": f"the run is {facts.status}: nothing but storage is judged"}
     if facts.emulated and budget.name in ("ttft", "decode"):
         return result | {"reason": "the device is an emulator, whose speed means nothing"}
-    if budget.name == "memory" and facts.engine.get("name") == "onnxruntime":
+    if budget.name == "memory" and _cache_grows(facts):
         return result | {"reason": _GROWING}
     if measured is None:
         return result | {"reason": "not measured on this device"}
     return result | {"passed": measured <= budget.limit if at_most else measured >= budget.limit}
+
+
+def _cache_grows(facts: RunFacts) -> bool:
+    name = str(facts.engine.get("name"))
+    return name in ENGINES and engine_kind(name).cache_grows
 
 
 def _measured(name: str, facts: RunFacts, pruned: Mapping[str, float], private: str) -> tuple[float | None, str]:

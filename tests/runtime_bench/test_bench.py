@@ -320,7 +320,11 @@ def test_bits_per_byte_of_a_text_and_of_the_build(shop: Workshop, both: Path, pr
         (("--gpu-layers", "-3"), 2, "a number of layers, or all"),
         (("--target", "no-such-target"), 2, "no target named"),
         (("--engine-dir", "."), 65, "no llama-server"),
-        (("--execution-provider", "cuda"), 2, "--execution-provider is for ONNX artifacts"),
+        (
+            ("--execution-provider", "cuda"),
+            2,
+            "--execution-provider is for onnxruntime-genai, onnxruntime; this run uses",
+        ),
         (("--engine", "llama-cpp-python", "--engine-dir", "."), 2, "--engine-dir is for llama-server"),
     ],
 )
@@ -345,7 +349,7 @@ def test_options_for_gguf_do_not_go_with_onnx(
     both: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(bench(both / "onnx", prompts, "--gpu-layers", "all", "--out", "run")) == 2
-    assert "--gpu-layers is for GGUF artifacts" in capsys.readouterr().err
+    assert "--gpu-layers is for llama-server, llama-cpp-python" in capsys.readouterr().err
 
 
 def test_the_users_variables_for_llama_server_change_nothing(

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from compact.errors import DataError, ModelNotFoundError
 from exporters.gguf import write_gguf
 from runtime_bench import prompts
-from runtime_bench.artifact import read_artifact
+from runtime_bench.bench_artifact import read_artifact
 from runtime_bench.prompts import Conversation, read_prompts, reference_text, render
 from tests.checkpoints import write_checkpoint
 

@@ -17,8 +17,8 @@ from compact.gguf_file import read_gguf
 from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
 from exporters.onnx_folder import GENAI_CONFIG, read_folder
 from exporters.quant_types import QUANTS
+from runtime_bench.records import GGUF, ONNX
 
-GGUF, ONNX = "gguf", "onnx"
 MANIFEST = "manifest.json"
 BASELINE = "baseline"
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -28,7 +28,7 @@ _KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -
 
 
 @dataclass(frozen=True)
-class Artifact:
+class BenchArtifact:
     """One artifact, read but not loaded.
 
     Attributes:
@@ -148,7 +148,7 @@ def find_baseline(artifact: Path) -> Path | None:
     return None
 
 
-def read_artifact(path: Path) -> Artifact:
+def read_artifact(path: Path) -> BenchArtifact:
     """Read what `find_artifact` found, and hash its files.
 
     Raises:
@@ -168,7 +168,7 @@ def _first_parts(folder: Path) -> list[Path]:
     return found
 
 
-def _read_gguf(path: Path) -> Artifact:
+def _read_gguf(path: Path) -> BenchArtifact:
     paths = [path]
     if (part := _PART.match(path.name)) is not None:
         if int(part["number"]) != 1:
@@ -189,7 +189,7 @@ def _read_gguf(path: Path) -> Artifact:
     template = values.get("tokenizer.chat_template")
     tensors = [tensor for head in heads for tensor in head.tensors.values()]
     parameters = sum(tensor.size for tensor in tensors)
-    return Artifact(
+    return BenchArtifact(
         path=path,
         format=GGUF,
         main=path.name,
@@ -209,7 +209,7 @@ def _read_gguf(path: Path) -> Artifact:
     )
 
 
-def _read_onnx(path: Path) -> Artifact:
+def _read_onnx(path: Path) -> BenchArtifact:
     from exporters.onnx_graph import check_locations, load_graph
 
     described = read_folder(path)
@@ -227,7 +227,7 @@ def _read_onnx(path: Path) -> Artifact:
     sides = [part for part in ("after", "before") if _inside(manifest, part, "size_bytes") == size]
     total = _inside(manifest, sides[0], "parameters", "total") if sides else None
     parameters = total if isinstance(total, int) and total > 0 else None
-    return Artifact(
+    return BenchArtifact(
         path=path,
         format=ONNX,
         main=described.model.name,
