@@ -22,7 +22,6 @@ from targets.schema import (
     Figure,
     Isa,
     Reader,
-    parse_toml,
     read_toml,
     shown,
     suggestion,
@@ -138,11 +137,6 @@ def load_profile(name_or_path: str) -> Profile:
     if name_or_path not in names:
         raise UsageError(f"no target named {shown(name_or_path)}", suggestion(name_or_path, names, "known targets"))
     return _read_file(_DIRECTORY / f"{name_or_path}.toml")
-
-
-def parse_profile(content: bytes, file: str) -> Profile:
-    """Parse and check the bytes of a profile; `file` is its name in error messages."""
-    return _build(Reader(file, parse_toml(content, file, "a profile")))
 
 
 def _read_file(path: Path) -> Profile:

@@ -1,4 +1,4 @@
-"""A run's directory: raw records, and the report in three forms, which can be made anew from them."""
+"""A run's directory: raw records, and the report in three forms, which are made from the records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import DamagedFileError, StorageError
-from compact.store import SUMS, as_storage_error, read_json_object, write_json, write_sums, write_text
+from compact.store import as_storage_error, read_json_object, write_json, write_text
 from runtime_bench.records import SIDES, Budget, Prompt, RunFacts, Sample, Subject
 from runtime_bench.report.document import make_document, plain
 from runtime_bench.report.html import html
@@ -39,11 +39,11 @@ def write_report(directory: Path, facts: RunFacts, samples: Sequence[Sample]) ->
     except OSError as error:
         raise as_storage_error(error, directory) from error
     document = make_document(facts, samples)
-    write_forms(directory, document)
+    _write_forms(directory, document)
     return document
 
 
-def write_forms(directory: Path, document: Mapping[str, Any]) -> None:
+def _write_forms(directory: Path, document: Mapping[str, Any]) -> None:
     """Write report.json, report.md and report.html, each in one step over an earlier one. Raises StorageError."""
     forms = {REPORT: None, MARKDOWN: markdown(document), HTML: html(document)}
     for name, content in forms.items():
@@ -59,24 +59,10 @@ def write_forms(directory: Path, document: Mapping[str, Any]) -> None:
             raise as_storage_error(error, directory / name) from error
 
 
-def render_again(directory: Path) -> dict[str, Any]:
-    """Make report.json, report.md and report.html of a run's directory anew from its raw files.
-
-    SHA256SUMS, where there is one, is written again.
-
-    Raises:
-        DamagedFileError: facts.json or samples.jsonl is missing or is none.
-        StorageError: the file system refuses.
-    """
-    document = document_from_raw(directory)
-    write_forms(directory, document)
-    if (directory / SUMS).is_file():
-        write_sums(directory)
-    return document
-
-
 def load_run(path: Path) -> dict[str, Any]:
-    """The document of a run: made anew where `path` is a directory with raw files, else read from report.json.
+    """The document of a run.
+
+    It is made from the raw files where `path` is a directory that has them, otherwise read from report.json.
 
     Raises:
         DamagedFileError, StorageError: as `read_document` and `document_from_raw`.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from compact.errors import CompactEdgeError, DataError, UsageError
 from exporters.quant_types import GGML_TYPES, QUANTS
-from targets.profile import Profile, list_profiles, load_profile, parse_profile, profile_names
+from targets.profile import Profile, list_profiles, load_profile, profile_names
 from targets.schema import FILE_TYPES, LLAMA_CPP, ONNXRUNTIME, TENSOR_TYPES, Figure
 
 GOOD = """
@@ -43,8 +45,12 @@ accuracy_level = { value = 4, source = "chosen" }
 """
 
 
-def parse(text: str) -> Profile:
-    return parse_profile(text.encode("utf-8", "surrogatepass"), "mine.toml")
+def parse(text: str | bytes) -> Profile:
+    """A profile of the user's, in a file of the working directory."""
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("mine.toml").write_bytes(content)
+        return load_profile("mine.toml")
 
 
 def without(key: str, text: str = GOOD) -> str:
@@ -235,7 +241,7 @@ def test_a_file_that_breaks_the_schema_is_refused(text: str, message: str, hint:
 
 def test_bytes_that_are_no_text() -> None:
     with pytest.raises(DataError, match=r"not UTF-8 text \(byte 7\)"):
-        parse_profile(b"name = \xff", "mine.toml")
+        parse(b"name = \xff")
 
 
 def test_a_path_with_control_characters_is_escaped(tmp_path: Path) -> None:
@@ -281,4 +287,4 @@ def test_any_value_is_taken_or_refused_in_words(key: str, value: Any) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_in_words(content: bytes) -> None:
     with pytest.raises(DataError):
-        parse_profile(content, "mine.toml")
+        parse(content)
