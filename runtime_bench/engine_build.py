@@ -123,7 +123,7 @@ def build_engine(
     archive = source_archive(cache, version, progress)
 
     def make(work: Path) -> None:
-        _make(work, plan, tools, archive, version, progress, jobs)
+        _make(work, plan, tools, archive, source_version=version, progress=progress, jobs=jobs)
 
     cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, anew=force)
     return open_engine(cache, key)
@@ -197,6 +197,7 @@ def _make(
     plan: _Plan,
     tools: list[str],
     archive: Path,
+    *,
     source_version: str,
     progress: Progress,
     jobs: int | None,

@@ -33,6 +33,7 @@ def engine() -> None:
 @click.option("--force", is_flag=True, help="Compile again even if it was built before.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def build(
+    *,
     arch: str | None,
     isa: str | None,
     target_name: str | None,
