@@ -1,4 +1,4 @@
-"""The pipeline behind `compact-edge bench`: two artifacts, one device, raw records, a report."""
+"""The pipeline of `compact-edge bench`: two artifacts, one device, raw records, a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compact.errors import GateError, ToolUnavailableError, UsageError
 from compact.progress import Progress
 from compact.store import publish, write_sums
 from compact_edge import __version__
-from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike, with_bits_per_byte
+from compact_edge.bench_plan import BenchOptions, BenchPlan, plan_bench, threads_of, unlike, with_bits_per_byte
 from runtime_bench.engines.base import ALL_LAYERS, Engine, EngineContext, PlacedArtifact, Settings
 from runtime_bench.engines.registry import ChosenEngine, choose_engines, users_of
 from runtime_bench.measure import BoundSide, Outcome, Workload, measure, prepare
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a run left: the report's document and where it lies."""
+    """Result of a run: the content of report.json, and the output directory."""
 
     document: Mapping[str, Any]
     out: Path
 
 
 class BenchIncompleteError(ToolUnavailableError):
-    """The report was published, and the run is partial or measured nothing."""
+    """Raised when a run is partial or measured nothing. The report was published."""
 
     def __init__(self, message: str, hint: str, result: BenchResult) -> None:
         super().__init__(message, hint)
@@ -43,7 +43,7 @@ class BenchIncompleteError(ToolUnavailableError):
 
 
 class OverBudgetError(GateError):
-    """The report was published, and the pruned artifact is over a budget of its target."""
+    """Raised when the pruned artifact exceeds a budget of its target. The report was published."""
 
     def __init__(self, message: str, hint: str, result: BenchResult) -> None:
         super().__init__(message, hint)
@@ -54,14 +54,14 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     """Measure a pair and publish its report.
 
     Raises:
-        UsageError, DataError: before the device is asked; nothing is published.
-        BenchIncompleteError: the report was published, and nothing or only a part was measured.
-        OverBudgetError: with `fail_over_budget`; the report was published.
-        CompactEdgeError: what the stages raise; nothing is published.
+        UsageError, DataError: the input is invalid; nothing is published.
+        BenchIncompleteError: nothing or only a part was measured; the report is published.
+        OverBudgetError: a budget is exceeded, with `fail_over_budget`; the report is published.
+        CompactEdgeError: another error of a stage; nothing is published.
     """
     from runtime_bench.report.write import write_report
 
-    plan = settle(options)
+    plan = plan_bench(options)
     with open_cache() as cache:
         facts, outcome = _on_device(options, plan, cache, progress)
     with publish(plan.out, force=options.force) as work:
@@ -70,7 +70,7 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     result = BenchResult(document, plan.out)
     if facts.status != "complete":
         what = "nothing was measured" if facts.status == "not measured" else "the run is partial"
-        raise BenchIncompleteError(f"{what}: {facts.reason}", f"the report says so: {plan.out}", result)
+        raise BenchIncompleteError(f"{what}: {facts.reason}", f"see the report: {plan.out}", result)
     over = [str(budget["name"]) for budget in document["budgets"] if budget["passed"] is False]
     if options.fail_over_budget and over:
         message = f"over budget of target {facts.target}: {', '.join(over)}"
@@ -96,13 +96,13 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
                 "compare artifacts that differ in nothing but the pruning, or add --allow-unlike: the report's title "
                 "then says so",
             )
-        # Minutes on this machine, so only for a pair that will be measured.
+        # This takes minutes on this machine, so it comes after the checks.
         setup = _Setup(options, with_bits_per_byte(options, plan, progress), transport, engines, threads)
         unmeasured = _facts(setup, device, differences)
         try:
             return _run(setup, unmeasured, progress)
         except DeviceUnavailableError as error:
-            # A device without the engine (or one that went away) is a finding for the report, not an end without one.
+            # The report says that the device has no engine, or that it was disconnected.
             return replace(unmeasured, status="not measured", reason=error.message), Outcome()
         finally:
             if options.clean_device:
@@ -122,7 +122,7 @@ class _Setup:
 
 
 def _run(setup: _Setup, unmeasured: RunFacts, progress: Progress) -> tuple[RunFacts, Outcome]:
-    """Place, prepare, measure. Raises DeviceUnavailableError before anything was measured."""
+    """Place, prepare and measure. Raises DeviceUnavailableError if the device fails before the first record."""
     options = setup.options
     sides = _bind(setup)
     workload = prepare(
@@ -173,7 +173,7 @@ def _bind(setup: _Setup) -> dict[Side, BoundSide]:
 
 
 def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> RunFacts:
-    """All that is known before anything ran."""
+    """The facts that are known before the first run."""
     options, plan, threads = setup.options, setup.plan, setup.threads
     names = {side: engine.kind.name for side, engine in setup.engines.items()}
     settings: dict[str, Any] = {
@@ -221,7 +221,7 @@ def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> Ru
 
 
 def _device_name(device: DeviceFacts) -> str | None:
-    """What people call the device: maker and model of a phone, the processor of everything else."""
+    """Name of the device: manufacturer and model of a phone, otherwise the processor."""
     phone = [device.android[key] for key in ("manufacturer", "model") if key in device.android]
     return " ".join(phone) or device.cpu_model
 
@@ -234,7 +234,7 @@ def _measured(facts: RunFacts, setup: _Setup, engine: Engine, workload: Workload
         status = "partial" if outcome.samples else "not measured"
     notes = [*facts.notes, *workload.notes, *outcome.notes, *setup.engines["pruned"].kind.notes]
     if setup.options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
-        notes.append("layers were to be offloaded, but the engine reports no memory on an accelerator")
+        notes.append("layers should be offloaded, but the engine reports no memory on an accelerator")
     return replace(
         facts,
         status=status,

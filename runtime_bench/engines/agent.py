@@ -1,6 +1,6 @@
-"""Engines that are Python packages: one agent file is placed on the device and spoken to through pipes.
+"""Engines that are Python packages. An agent file is copied to the device and controlled through pipes.
 
-A device without Python cannot run them; what they would have measured reads "not measured" then.
+A device without Python cannot run them; the report then says "not measured".
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
-# What ssh ends with when the connection is lost, and adb when the device goes.
+# Exit status of ssh and adb after a lost connection.
 _LINK_LOST = (255,)
 
 
 class Tokenizer(Protocol):
-    """Tokenizes here for an engine that has no tokenizer."""
+    """Tokenizes on this machine for an engine without a tokenizer."""
 
     def encode(self, text: str) -> Sequence[int]: ...
 
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
 
 
 class AgentKind(EngineKind):
-    """An engine that is a Python package. A subclass gives its attributes; `device_agent.py` has its class there.
+    """An engine that is a Python package. `ENGINES` of `device_agent.py` has the class that runs on the device.
 
     Attributes:
         takes_folder: the engine opens the artifact's folder; otherwise the artifact's main file.
@@ -65,18 +65,18 @@ class AgentKind(EngineKind):
     takes_folder: bool = False
 
     def find(self, context: EngineContext, *, named: bool) -> Callable[[], AgentEngine] | None:
-        """See `EngineKind.find`: a package is looked for on the device, when the agent runs there."""
+        """See `EngineKind.find`. The package itself is searched when the agent runs on the device."""
         if not named and not self.is_default(context):
             return None
         return partial(AgentEngine, self, context.transport, python=context.python)
 
     def is_default(self, context: EngineContext) -> bool:
-        """Whether this engine runs where the user named none and no engine before it in the registry was found."""
+        """Whether this engine may run when the user named none."""
         del context
         return True
 
     def tokenizer_of(self, artifact: BenchArtifact) -> Tokenizer | None:
-        """What tokenizes on this machine for an engine without a tokenizer; None for an engine that has one."""
+        """The tokenizer on this machine, for an engine without a tokenizer; otherwise None."""
         del artifact
         return None
 
@@ -95,7 +95,7 @@ class AgentEngine:
             python: interpreter on the device; None for this one (local) or `python3`.
 
         Raises:
-            DeviceUnavailableError: no Python on the device.
+            DeviceUnavailableError: the device has no Python.
         """
         self.name = kind.name
         self.facts: Mapping[str, Any] = {}
@@ -148,7 +148,7 @@ class AgentSession:
         self._cache_bytes: int | None = None
         self._longest = 0
         self._tokenizer: Tokenizer | None = None
-        # The child's stderr is read only when it died; a pipe that nobody reads would stop it.
+        # stderr is used only after a crash. It is drained all the time, because a full pipe would block the child.
         self._stderr = _Drain(child)
         self.pid = 0
         self.load_s = 0.0
@@ -207,7 +207,7 @@ class AgentSession:
         return Generation(name, depth, int(reply["prompt_tokens"]), float(reply["prompt_s"]), times, len(made))
 
     def close(self) -> None:
-        """End the agent: it goes when its stdin does. Safe to call twice."""
+        """End the agent by closing its stdin. Safe to call twice."""
         if self._child.stdin is not None:
             with contextlib.suppress(OSError):
                 self._child.stdin.close()
@@ -224,7 +224,7 @@ class AgentSession:
         return self._parsed(self._exchange(request, _REQUEST_SECONDS))
 
     def _exchange(self, request: Mapping[str, Any], seconds: float) -> bytes:
-        """The answer's line. An agent that gives none in time is ended: over a link, by the end of its stdin."""
+        """Send a request and return the line of the answer. An agent that does not answer in time is ended."""
         assert self._child.stdin is not None and self._child.stdout is not None
         late = threading.Event()
 
@@ -247,7 +247,7 @@ class AgentSession:
             return line
         if late.is_set():
             raise DeviceUnavailableError(
-                f"{self._engine}: no answer within {seconds:.0f} s", "see whether the device is busy"
+                f"{self._engine}: no answer within {seconds:.0f} s", "check whether the device is busy"
             )
         raise self._gone()
 
@@ -258,17 +258,17 @@ class AgentSession:
                 return dict(reply["ok"])
             kind, message = str(reply["error"]), " ".join(str(reply["message"]).split())[:500]
         except (ValueError, KeyError, TypeError) as error:
-            raise EngineCrashedError(f"{self._engine}: the agent's answer is none: {line[:100]!r}") from error
+            raise EngineCrashedError(f"{self._engine}: the agent gave an invalid answer: {line[:100]!r}") from error
         if kind == "unavailable":
-            hint = f"install it there: pip install {self._engine}"
+            hint = f"install it on the device: pip install {self._engine}"
             if self._provider != "cpu":
-                hint = f"install {self._engine}'s package with {self._provider} there, or measure on cpu"
+                hint = f"install {self._engine}'s package with {self._provider} on the device, or measure on cpu"
             if self._device == "local":
                 raise ToolUnavailableError(message, hint)
             raise DeviceUnavailableError(f"{message} on {self._device}", hint)
         if kind == "bug":
             raise RuntimeError(f"device agent: {message}")
-        raise EngineCrashedError(message, "the artifact may not fit this engine's version")
+        raise EngineCrashedError(message, "check that this version of the engine supports the artifact")
 
     def _gone(self) -> EngineCrashedError | LinkLostError:
         try:
@@ -281,20 +281,20 @@ class AgentSession:
             return LinkLostError(f"{self._device}: the link was lost during a measurement ({said or 'no reason'})")
         return EngineCrashedError(
             f"{self._engine} died (exit code {code}){f': {said}' if said else ''}",
-            "memory may have run out; try a smaller --context",
+            "try a smaller --context, because memory may have run out",
         )
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a client at once, with what it started here: the shell before a local agent is no agent."""
+    """End a client at once, with the processes it started: locally, a shell is the parent of the agent."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)  # every client has a session of its own
+            os.killpg(child.pid, signal.SIGKILL)  # every client has its own session
     child.kill()
 
 
 class _Drain:
-    """Takes a child's stderr to a file without a name, in a thread, so that the child never waits for a reader."""
+    """Copies a child's stderr to a temporary file in a thread, so that the child never blocks."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -311,7 +311,7 @@ class _Drain:
                 self._file.write(block)
 
     def text(self) -> str:
-        """The end of what was written."""
+        """The end of the output."""
         if self._thread is not None:
             self._thread.join(1.0)
         self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - 8192))

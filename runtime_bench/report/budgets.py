@@ -1,4 +1,4 @@
-"""The pruned side against the limits of its target profile."""
+"""Checks the pruned side against the limits of its target profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime_bench.engines.registry import ENGINES, engine_kind
 from runtime_bench.metrics import judged_prompt
 from runtime_bench.records import Budget, RunFacts
 
-# name: (unit, whether the limit is the most that is allowed, what is measured)
+# name: (unit, whether the limit is a maximum, what is measured)
 _KINDS: Mapping[str, tuple[str, bool, str]] = {
     "memory": ("bytes", True, "peak RSS"),
     "storage": ("bytes", True, "size of the files"),
@@ -21,12 +21,12 @@ _GROWING = "the engine's key-value cache grows with the text, so its peak does n
 
 
 def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
-    """Each budget with what was measured (median of the pruned side) and whether it holds.
+    """Each budget with the measured value (median of the pruned side) and whether it is met.
 
     Args:
-        facts: of the run; a run that is not complete judges nothing but storage.
+        facts: of the run; for an incomplete run only storage is judged.
         pruned: metric key -> median of the pruned side.
-        private: what `private_bytes` is called on the device (`runtime_bench.metrics.private_label`).
+        private: name of `private_bytes` on the device (`runtime_bench.metrics.private_label`).
 
     Returns:
         `passed` is None where the budget could not be judged, and `reason` says why.
@@ -48,13 +48,13 @@ def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float], pri
         "reason": None,
     }
     if budget.name not in _KINDS:
-        return result | {"reason": "this version knows no such budget"}
+        return result | {"reason": "this version does not know the budget"}
     measured, what = _measured(budget.name, facts, pruned, private)
     result |= {"measured": measured, "what": what}
     if facts.status != "complete" and budget.name != "storage":
-        return result | {"reason": f"the run is {facts.status}: nothing but storage is judged"}
+        return result | {"reason": f"the run is {facts.status}: only storage is judged"}
     if facts.emulated and budget.name in ("ttft", "decode"):
-        return result | {"reason": "the device is an emulator, whose speed means nothing"}
+        return result | {"reason": "the device is an emulator, so its speed is not meaningful"}
     if budget.name == "memory" and _cache_grows(facts):
         return result | {"reason": _GROWING}
     if measured is None:

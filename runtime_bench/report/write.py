@@ -31,7 +31,7 @@ def write_report(directory: Path, facts: RunFacts, samples: Sequence[Sample]) ->
         The document of report.json.
 
     Raises:
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     try:
         write_text(directory / SAMPLES, "".join(f"{_line(sample)}\n" for sample in samples))
@@ -44,7 +44,7 @@ def write_report(directory: Path, facts: RunFacts, samples: Sequence[Sample]) ->
 
 
 def _write_forms(directory: Path, document: Mapping[str, Any]) -> None:
-    """Write report.json, report.md and report.html, each in one step over an earlier one. Raises StorageError."""
+    """Write report.json, report.md and report.html, each replacing an earlier file in one step. Raises StorageError."""
     forms = {REPORT: None, MARKDOWN: markdown(document), HTML: html(document)}
     for name, content in forms.items():
         work = directory / f".{name}.tmp"
@@ -88,7 +88,9 @@ def read_facts(path: Path) -> RunFacts:
     """The facts of a run. Raises DamagedFileError and StorageError."""
     value = read_json_object(path)
     if value.pop("schema", None) != FACTS_SCHEMA:
-        raise DamagedFileError(f"{path}: its schema is not {FACTS_SCHEMA!r}", "was it written by another version?")
+        raise DamagedFileError(
+            f"{path}: its schema is not {FACTS_SCHEMA!r}", "use the version of compact-edge that wrote it"
+        )
     try:
         return RunFacts(
             **{
@@ -108,7 +110,7 @@ def read_facts(path: Path) -> RunFacts:
 def read_samples(path: Path) -> list[Sample]:
     """The records of a run. Raises DamagedFileError, with the line, and StorageError."""
     try:
-        # Not splitlines: a name may hold one of the characters that it takes for a line's end.
+        # Not splitlines: names may contain characters that it treats as line ends.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -121,7 +123,7 @@ def read_samples(path: Path) -> list[Sample]:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFileError(f"{path}:{number}: not a record ({_short(error)})") from error
         if sample.side not in SIDES or not isinstance(sample.pair, int):
-            raise DamagedFileError(f"{path}:{number}: not a record (its side or pair is none)")
+            raise DamagedFileError(f"{path}:{number}: not a record (invalid side or pair)")
         samples.append(sample)
     return samples
 
@@ -131,7 +133,7 @@ def _line(sample: Sample) -> str:
 
 
 def _with_nan(sample: Sample) -> Sample:
-    """JSON has no NaN, so a time that was none is null in the file."""
+    """Convert null to NaN in times, because JSON has no NaN."""
     generations = tuple(
         replace(
             generation,

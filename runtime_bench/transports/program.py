@@ -32,7 +32,7 @@ class WatchedProgram:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs, and where the link was lost before it could be told."""
+        """Its exit status; None while it runs, or where the link was lost before the status arrived."""
         for line in self._child.stdout.splitlines(keepends=True):
             answer = line_after(line, self._mark) or ""
             if answer.startswith("exit ") and answer[5:].isdigit():
@@ -41,11 +41,11 @@ class WatchedProgram:
 
     @property
     def lost(self) -> bool:
-        """Whether the device ended it because its stdin ended, other than by `stop`."""
+        """Whether the device ended it because its stdin ended without `stop`."""
         return not self._stopped and f"\n{self._mark} lost\n".encode() in self._child.stdout
 
     def alive(self) -> bool:
-        """Whether it runs, as far as this end of the connection knows."""
+        """Whether it runs, as far as is known here."""
         return self.returncode is None and not self._child.ended
 
     def stop(self) -> None:
@@ -55,6 +55,6 @@ class WatchedProgram:
         self._child.close()
         self._stopped = True
         if self.returncode is None:
-            # The watcher has not said that the program is gone, so ask the device.
+            # The watcher has not reported the end of the program, so ask the device.
             with contextlib.suppress(DeviceUnavailableError):
                 self._end(self.pid)
