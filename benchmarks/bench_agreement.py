@@ -21,9 +21,10 @@ from typing import Any
 from common import cache, record
 
 from compact.store import sha256_file
+from runtime_bench.bench_artifact import read_artifact
 from runtime_bench.device_facts import read_facts
 from runtime_bench.engine_folder import find_engine, read_engine_dir
-from runtime_bench.engines.base import Settings
+from runtime_bench.engines.base import PlacedArtifact, Settings
 from runtime_bench.engines.llama_server import LlamaServer
 from runtime_bench.measure import text_of_tokens
 from runtime_bench.prompts import read_prompts, reference_text
@@ -37,7 +38,8 @@ LIMIT = 0.05
 def ours(engine: LlamaServer, artifact: Path, threads: int) -> tuple[float, float]:
     """Prefill and decode tokens per second by the bench's own client, in a fresh process."""
     source = reference_text(read_prompts())
-    with engine.open(str(artifact), Settings(threads, CONTEXT)) as session:
+    model = PlacedArtifact(str(artifact.parent), read_artifact(artifact))
+    with engine.open(model, Settings(threads, CONTEXT)) as session:
         session.warm_up()
         prefill = session.generate("prefill", text_of_tokens(session, source, PROMPT), 2)
         decode = session.generate("decode", "Once", NEW + 1)

@@ -87,10 +87,12 @@ def artifacts(work: Path, build: Path) -> Iterator[tuple[str, Path, dict[str, An
 
 def measure(engine: Any, transport: Any, file: Path, context: int, text: str) -> dict[str, Any]:
     """What the server's process has resident once a prompt longer than a batch has run."""
+    from runtime_bench.bench_artifact import read_artifact
     from runtime_bench.device_readings import read_memory
-    from runtime_bench.engines.base import Settings
+    from runtime_bench.engines.base import PlacedArtifact, Settings
 
-    with engine.open(str(file), Settings(threads=1, context=context)) as session:
+    model = PlacedArtifact(str(file.parent), read_artifact(file))
+    with engine.open(model, Settings(threads=1, context=context)) as session:
         session.warm_up()
         words = text.split()
         prompt = " ".join(words[:450])

@@ -1,4 +1,4 @@
-"""The pipeline behind `compact-edge bench`: two artifacts, one device, raw records, a report."""
+"""The pipeline of `compact-edge bench`: two artifacts, one device, raw records, a report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from compact.errors import GateError, ToolUnavailableError, UsageError
 from compact.progress import Progress
 from compact.store import publish, write_sums
 from compact_edge import __version__
-from compact_edge.bench_engine import ENGINES, EngineChoice
-from compact_edge.bench_plan import BenchOptions, BenchPlan, settle, threads_of, unlike, with_bits_per_byte
-from runtime_bench.artifact import GGUF, ONNX
-from runtime_bench.engines.agent import GENAI, ONNXRUNTIME
-from runtime_bench.engines.base import ALL_LAYERS, Settings
-from runtime_bench.engines.llama_server import NAME as LLAMA_SERVER
+from compact_edge.bench_plan import BenchOptions, BenchPlan, plan_bench, threads_of, unlike, with_bits_per_byte
+from runtime_bench.engines.base import ALL_LAYERS, Engine, EngineContext, PlacedArtifact, Settings
+from runtime_bench.engines.registry import ChosenEngine, choose_engines, users_of
 from runtime_bench.measure import BoundSide, Outcome, Workload, measure, prepare
 from runtime_bench.prompts import reference_text
 from runtime_bench.records import SIDES, Prompt, RunFacts, Side, Subject
@@ -31,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a run left: the report's document and where it lies."""
+    """Result of a run: the content of report.json, and the output directory."""
 
     document: Mapping[str, Any]
     out: Path
 
 
 class BenchIncompleteError(ToolUnavailableError):
-    """The report was published, and the run is partial or measured nothing."""
+    """Raised when a run is partial or measured nothing. The report was published."""
 
     def __init__(self, message: str, hint: str, result: BenchResult) -> None:
         super().__init__(message, hint)
@@ -46,7 +43,7 @@ class BenchIncompleteError(ToolUnavailableError):
 
 
 class OverBudgetError(GateError):
-    """The report was published, and the pruned artifact is over a budget of its target."""
+    """Raised when the pruned artifact exceeds a budget of its target. The report was published."""
 
     def __init__(self, message: str, hint: str, result: BenchResult) -> None:
         super().__init__(message, hint)
@@ -57,14 +54,14 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     """Measure a pair and publish its report.
 
     Raises:
-        UsageError, DataError: before the device is asked; nothing is published.
-        BenchIncompleteError: the report was published, and nothing or only a part was measured.
-        OverBudgetError: with `fail_over_budget`; the report was published.
-        CompactEdgeError: what the stages raise; nothing is published.
+        UsageError, DataError: the input is invalid; nothing is published.
+        BenchIncompleteError: nothing or only a part was measured; the report is published.
+        OverBudgetError: a budget is exceeded, with `fail_over_budget`; the report is published.
+        CompactEdgeError: another error of a stage; nothing is published.
     """
     from runtime_bench.report.write import write_report
 
-    plan = settle(options)
+    plan = plan_bench(options)
     with open_cache() as cache:
         facts, outcome = _on_device(options, plan, cache, progress)
     with publish(plan.out, force=options.force) as work:
@@ -73,7 +70,7 @@ def bench(options: BenchOptions, progress: Progress) -> BenchResult:
     result = BenchResult(document, plan.out)
     if facts.status != "complete":
         what = "nothing was measured" if facts.status == "not measured" else "the run is partial"
-        raise BenchIncompleteError(f"{what}: {facts.reason}", f"the report says so: {plan.out}", result)
+        raise BenchIncompleteError(f"{what}: {facts.reason}", f"see the report: {plan.out}", result)
     over = [str(budget["name"]) for budget in document["budgets"] if budget["passed"] is False]
     if options.fail_over_budget and over:
         message = f"over budget of target {facts.target}: {', '.join(over)}"
@@ -87,27 +84,25 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
 
     with open_transport(options.device, progress=progress) as transport:
         device = read_facts(transport)
-        choice = EngineChoice(
-            transport, device, cache, engine_dir=options.engine_dir, device_python=options.device_python
-        )
-        names: dict[Side, str] = {
-            side: choice.name_for(plan.artifacts[side], _wanted(options, plan, side)) for side in SIDES
-        }
-        _refuse_unused(options, names)
+        context = EngineContext(transport, device, cache, engine_dir=options.engine_dir, python=options.device_python)
+        engines = choose_engines(plan.artifacts, options.engine, context)
+        _refuse_unused(options, engines)
         threads = threads_of(options, plan, device, local=transport.spec == "local")
+        names = {side: engine.kind.name for side, engine in engines.items()}
         differences = unlike(plan.artifacts, names, threads)
         if differences and not options.allow_unlike:
             raise UsageError(
-                f"the pair is not alike ({'; '.join(differences)})",
-                "compare like with like, or give --allow-unlike: the report's title then says so",
+                f"the two artifacts differ in {'; '.join(differences)}",
+                "compare artifacts that differ in nothing but the pruning, or add --allow-unlike: the report's title "
+                "then says so",
             )
-        # Minutes on this machine, so only for a pair that will be measured.
-        setup = _Setup(options, with_bits_per_byte(options, plan, progress), transport, choice, names, threads)
+        # This takes minutes on this machine, so it comes after the checks.
+        setup = _Setup(options, with_bits_per_byte(options, plan, progress), transport, engines, threads)
         unmeasured = _facts(setup, device, differences)
         try:
             return _run(setup, unmeasured, progress)
         except DeviceUnavailableError as error:
-            # A device without the engine (or one that went away) is a finding for the report, not an end without one.
+            # The report says that the device has no engine, or that it was disconnected.
             return replace(unmeasured, status="not measured", reason=error.message), Outcome()
         finally:
             if options.clean_device:
@@ -117,20 +112,19 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is settled once the device is open: by side, the engine's name and the threads."""
+    """What is known once the device is open: by side, the engine and the threads."""
 
     options: BenchOptions
     plan: BenchPlan
     transport: Transport
-    choice: EngineChoice
-    names: Mapping[Side, str]
+    engines: Mapping[Side, ChosenEngine]
     threads: Mapping[Side, int]
 
 
 def _run(setup: _Setup, unmeasured: RunFacts, progress: Progress) -> tuple[RunFacts, Outcome]:
-    """Place, prepare, measure. Raises DeviceUnavailableError before anything was measured."""
+    """Place, prepare and measure. Raises DeviceUnavailableError if the device fails before the first record."""
     options = setup.options
-    sides, engine = _bind(setup)
+    sides = _bind(setup)
     workload = prepare(
         sides,
         depths=options.depths,
@@ -146,52 +140,42 @@ def _run(setup: _Setup, unmeasured: RunFacts, progress: Progress) -> tuple[RunFa
         seconds=options.seconds,
         progress=progress,
     )
-    return _measured(unmeasured, options, sides["pruned"], workload, engine, outcome), outcome
+    return _measured(unmeasured, setup, sides["pruned"].engine, workload, outcome), outcome
 
 
-def _refuse_unused(options: BenchOptions, names: Mapping[Side, str]) -> None:
-    """Options that no engine of this run looks at. Raises UsageError."""
-    engines = set(names.values())
-    server, gguf = LLAMA_SERVER in engines, engines & set(ENGINES[GGUF])
-    unused = [
-        ("--engine-dir", options.engine_dir is not None and not server, LLAMA_SERVER),
-        ("--device-python", options.device_python is not None and engines == {LLAMA_SERVER}, "the Python engines"),
-        ("--gpu-layers", options.gpu_layers != 0 and not gguf, "GGUF artifacts"),
-        ("--execution-provider", options.execution_provider is not None and engines <= gguf, "ONNX artifacts"),
-    ]
-    for option, is_unused, meant in unused:
-        if is_unused:
-            raise UsageError(f"{option} is for {meant}, and {' and '.join(sorted(engines))} runs here", "leave it out")
+def _refuse_unused(options: BenchOptions, engines: Mapping[Side, ChosenEngine]) -> None:
+    """Refuse an option that neither engine of this run uses. Raises UsageError."""
+    given = {
+        "--engine-dir": options.engine_dir is not None,
+        "--device-python": options.device_python is not None,
+        "--gpu-layers": options.gpu_layers != 0,
+        "--execution-provider": options.execution_provider is not None,
+    }
+    used = frozenset[str]().union(*(engine.kind.options for engine in engines.values()))
+    for option in (option for option, is_given in given.items() if is_given and option not in used):
+        names = " and ".join(sorted({engine.kind.name for engine in engines.values()}))
+        raise UsageError(f"{option} is for {', '.join(users_of(option))}; this run uses {names}", "leave it out")
 
 
-def _wanted(options: BenchOptions, plan: BenchPlan, side: Side) -> str | None:
-    """The engine that `--engine` names, for the side whose format it opens where the pair is of two formats."""
-    formats = {artifact.format for artifact in plan.artifacts.values()}
-    if options.engine is None or len(formats) == 1:
-        return options.engine
-    return options.engine if options.engine in ENGINES[plan.artifacts[side].format] else None
-
-
-def _bind(setup: _Setup) -> tuple[dict[Side, BoundSide], Mapping[str, Any]]:
-    """Place engines and artifacts on the device; the sides, and what is known of the pruned side's engine."""
+def _bind(setup: _Setup) -> dict[Side, BoundSide]:
+    """Place engines and artifacts on the device."""
     options, plan = setup.options, setup.plan
+    placed: dict[str, Engine] = {}  # one engine of each name for both sides
     sides: dict[Side, BoundSide] = {}
     for side in SIDES:
-        artifact = plan.artifacts[side]
-        engine, _ = setup.choice.engine(setup.names[side])
-        folder = setup.transport.place_folder(artifact.files)
-        # genai opens a folder, every other engine a file.
-        opened = folder if setup.names[side] == GENAI else f"{folder}/{artifact.main}"
-        setup.choice.remember(opened, artifact)
+        chosen = setup.engines[side]
+        if chosen.kind.name not in placed:
+            placed[chosen.kind.name] = chosen.place()
+        model = PlacedArtifact(setup.transport.place_folder(plan.artifacts[side].files), plan.artifacts[side])
         settings = Settings(setup.threads[side], plan.context, options.gpu_layers, plan.provider(options))
-        weights = tuple(f"{folder}/{name}" for name in artifact.weights)
-        sides[side] = BoundSide(side, engine, opened, weights, settings, plan.texts[side], artifact.bos)
-    return sides, setup.choice.engine(setup.names["pruned"])[1]
+        sides[side] = BoundSide(side, placed[chosen.kind.name], model, settings, plan.texts[side])
+    return sides
 
 
 def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> RunFacts:
-    """All that is known before anything ran."""
-    options, plan, names, threads = setup.options, setup.plan, setup.names, setup.threads
+    """The facts that are known before the first run."""
+    options, plan, threads = setup.options, setup.plan, setup.threads
+    names = {side: engine.kind.name for side, engine in setup.engines.items()}
     settings: dict[str, Any] = {
         "batch_size": 1,
         "threads": threads["pruned"],
@@ -200,7 +184,7 @@ def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> Ru
         "gpu_layers": "all" if options.gpu_layers == ALL_LAYERS else options.gpu_layers,
         "sampling": "greedy",
     }
-    if any(artifact.format == ONNX for artifact in plan.artifacts.values()):
+    if any("--execution-provider" in engine.kind.options for engine in setup.engines.values()):
         settings["execution_provider"] = plan.provider(options)
         del settings["gpu_layers"]
     return RunFacts(
@@ -237,35 +221,26 @@ def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> Ru
 
 
 def _device_name(device: DeviceFacts) -> str | None:
-    """What people call the device: maker and model of a phone, the processor of everything else."""
+    """Name of the device: manufacturer and model of a phone, otherwise the processor."""
     phone = [device.android[key] for key in ("manufacturer", "model") if key in device.android]
     return " ".join(phone) or device.cpu_model
 
 
-def _measured(
-    facts: RunFacts,
-    options: BenchOptions,
-    pruned: BoundSide,
-    workload: Workload,
-    engine: Mapping[str, Any],
-    outcome: Outcome,
-) -> RunFacts:
-    """The facts, with what the engines said and what came of the run."""
+def _measured(facts: RunFacts, setup: _Setup, engine: Engine, workload: Workload, outcome: Outcome) -> RunFacts:
+    """The facts, with what the engine of the pruned side reported and how the run ended."""
     figures = workload.figures["pruned"]
     status: Literal["complete", "partial", "not measured"] = "complete"
     if outcome.lost:
         status = "partial" if outcome.samples else "not measured"
-    notes = [*facts.notes, *workload.notes, *outcome.notes]
-    if facts.engine["name"] == ONNXRUNTIME:
-        notes.append("prompts were tokenized here, not on the device; no figure holds the time for it")
-    if options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
-        notes.append("layers were to be offloaded, but the engine reports no memory on an accelerator")
+    notes = [*facts.notes, *workload.notes, *outcome.notes, *setup.engines["pruned"].kind.notes]
+    if setup.options.gpu_layers and not any(sample.device_memory_bytes for sample in outcome.samples):
+        notes.append("layers should be offloaded, but the engine reports no memory on an accelerator")
     return replace(
         facts,
         status=status,
         reason=outcome.lost,
-        engine={**facts.engine, **engine, **figures.engine},
-        settings={**facts.settings, **figures.settings, "load_time_from": pruned.engine.times_load_from},
+        engine={**facts.engine, **engine.facts, **figures.engine},
+        settings={**facts.settings, **figures.settings, "load_time_from": engine.times_load_from},
         prompts=workload.prompts,
         depths=tuple(workload.depths),
         reference_tokens=workload.reference_tokens,

@@ -1,4 +1,4 @@
-"""What a bench run compares, settled before the device is asked."""
+"""What a bench run compares. The plan is made before the device is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compact.errors import UsageError
 from compact_edge.output import check_output, existing
 from exporters.registry import names
-from runtime_bench.artifact import Artifact, find_artifact, find_baseline, read_artifact
+from runtime_bench.bench_artifact import BenchArtifact, find_artifact, find_baseline, read_artifact
 from runtime_bench.prompts import BUILT_IN, Conversation, read_prompts, render
 from runtime_bench.records import SIDES, Budget, Side
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from targets.profile import Profile
 
 DEFAULT_CONTEXT = 2048
-# Bits per byte are measured on so much of a text: minutes on a laptop for a model of a billion parameters.
+# Part of a text that is used for bits per byte: minutes on a laptop for a model of a billion parameters.
 TEXT_BYTES = 65_536
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the user asked for; see the command's help."""
+    """The user's options; see the help of the command."""
 
     artifact: Path
     repetitions: int
@@ -60,17 +60,17 @@ class BenchPlan:
 
     Attributes:
         artifacts: both sides.
-        profile: the target whose budgets are judged; None without.
+        profile: the target whose budgets are checked; None without a target.
         conversations: the prompts.
         texts: the prompts' texts by side, chat template applied.
         context: positions of the key-value cache.
-        bits_per_byte_text: name of the text of `bits_per_byte`; None without.
+        bits_per_byte_text: name of the text of `bits_per_byte`; None where it is unknown.
         bits_per_byte: by side.
-        out: the directory to publish.
-        notes: what a reader should know.
+        out: the output directory.
+        notes: remarks for the report.
     """
 
-    artifacts: Mapping[Side, Artifact]
+    artifacts: Mapping[Side, BenchArtifact]
     profile: Profile | None
     conversations: tuple[Conversation, ...]
     texts: Mapping[Side, Mapping[str, str]]
@@ -81,11 +81,11 @@ class BenchPlan:
     notes: tuple[str, ...]
 
     def provider(self, options: BenchOptions) -> str:
-        """onnxruntime's execution provider: as asked, else what the pruned artifact is laid out for."""
+        """onnxruntime's execution provider: the user's choice, otherwise that of the pruned artifact."""
         return options.execution_provider or self.artifacts["pruned"].execution_provider
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The limits of the target: bytes, seconds, tokens a second."""
+        """The limits of the target: bytes, seconds, tokens per second."""
         profile = self.profile
         if profile is None:
             return ()
@@ -105,29 +105,29 @@ class BenchPlan:
         return tuple(found)
 
 
-def settle(options: BenchOptions) -> BenchPlan:
+def plan_bench(options: BenchOptions) -> BenchPlan:
     """Find, read and check everything that needs no device.
 
     Raises:
-        UsageError: no baseline, an output that is there, or options that do not fit.
-        DataError: a damaged artifact or file of prompts.
+        UsageError: the baseline is missing, the output exists, or options do not fit.
+        DataError: an artifact or the prompts file is damaged.
     """
     path = find_artifact(options.artifact)
     other = find_baseline(path) if options.baseline is None else find_artifact(options.baseline)
     if other is None:
         raise UsageError(
             f"{path.name}: no unpruned artifact to compare it with",
-            "name it by --baseline; compact-edge build --with-baseline publishes one",
+            "name one with --baseline; compact-edge build --with-baseline publishes one",
         )
     out = (options.out or Path(f"{_stem(path)}-bench")).absolute()
     named = (options.prompts, options.text, options.engine_dir)
     check_output(out, force=options.force, inputs=[path, other, *existing(*named)])
     conversations = read_prompts(options.prompts or BUILT_IN)
-    artifacts: dict[Side, Artifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
+    artifacts: dict[Side, BenchArtifact] = {"pruned": read_artifact(path), "baseline": read_artifact(other)}
     profile, notes = _profile(options, artifacts["pruned"])
     texts = _texts(conversations, artifacts)
     if texts["pruned"] != texts["baseline"]:
-        notes.append("the two artifacts' chat templates differ: each side's prompts went through its own")
+        notes.append("the chat templates of the two artifacts differ: each side's prompts use its own template")
     return BenchPlan(
         artifacts=artifacts,
         profile=profile,
@@ -142,13 +142,15 @@ def settle(options: BenchOptions) -> BenchPlan:
 
 
 def with_bits_per_byte(options: BenchOptions, plan: BenchPlan, progress: Progress) -> BenchPlan:
-    """The plan with bits per byte: measured here on `--text`, else what the build published."""
+    """Add bits per byte to the plan: measured on `--text`, otherwise as the build published them."""
     name, bits = _bits_per_byte(options, plan.artifacts, progress)
     return replace(plan, bits_per_byte_text=name, bits_per_byte=bits)
 
 
-def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], threads: Mapping[Side, int]) -> list[str]:
-    """What a fair comparison forbids to differ and differs, one line each."""
+def unlike(
+    artifacts: Mapping[Side, BenchArtifact], engines: Mapping[Side, str], threads: Mapping[Side, int]
+) -> list[str]:
+    """The differences between the two artifacts that make a comparison unfair, one line each."""
     quants = {side: artifact.quant or "unknown" for side, artifact in artifacts.items()}
     compared: tuple[tuple[str, Mapping[Side, object]], ...] = (
         ("quantization", quants),
@@ -162,12 +164,12 @@ def unlike(artifacts: Mapping[Side, Artifact], engines: Mapping[Side, str], thre
         if values["pruned"] != values["baseline"]
     ]
     if not found and "unknown" in quants.values():
-        found.append("quantization: neither artifact says its own")
+        found.append("quantization: unknown for both artifacts")
     return found
 
 
 def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, local: bool) -> dict[Side, int]:
-    """Threads of each side: as asked, else the target's on a device of its kind, else physical cores less one."""
+    """Threads of each side: the user's choice, on a remote device the target's, otherwise physical cores minus one."""
     cores = device.physical_cores or device.logical_cores or 2
     default = max(1, min(cores - 1, device.usable_cores or cores))
     if not local and plan.profile is not None and plan.profile.threads is not None:
@@ -177,8 +179,10 @@ def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, l
     return {"pruned": pruned, "baseline": options.baseline_threads or pruned}
 
 
-def _texts(conversations: tuple[Conversation, ...], artifacts: Mapping[Side, Artifact]) -> dict[Side, dict[str, str]]:
-    """The prompts' texts by side; one template, as a pair has it, is rendered once."""
+def _texts(
+    conversations: tuple[Conversation, ...], artifacts: Mapping[Side, BenchArtifact]
+) -> dict[Side, dict[str, str]]:
+    """The prompts' texts by side. A template that both sides share is rendered once."""
     pruned, baseline = artifacts["pruned"], artifacts["baseline"]
     texts = render(conversations, pruned)
     alike = (pruned.chat_template, pruned.special) == (baseline.chat_template, baseline.special)
@@ -188,11 +192,11 @@ def _texts(conversations: tuple[Conversation, ...], artifacts: Mapping[Side, Art
 def _stem(path: Path) -> str:
     if path.is_file():
         return path.stem
-    # A build's folder is called as its format; its parent has the model's name.
+    # The folder in a build is named after its format; its parent has the name of the model.
     return path.parent.name if path.name in names() else path.name
 
 
-def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, list[str]]:
+def _profile(options: BenchOptions, pruned: BenchArtifact) -> tuple[Profile | None, list[str]]:
     from targets.profile import load_profile
 
     named = options.target or pruned.target
@@ -203,10 +207,10 @@ def _profile(options: BenchOptions, pruned: Artifact) -> tuple[Profile | None, l
     except UsageError:
         if options.target is not None:
             raise
-        return None, [f"the artifact was built for target {named}, which is not known here: no budgets are judged"]
+        return None, [f"the artifact was built for target {named}, which is unknown here: no budgets are checked"]
 
 
-def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[Side, Artifact]) -> int:
+def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[Side, BenchArtifact]) -> int:
     longest = min(artifact.context_length for artifact in artifacts.values())
     if options.context is not None and options.context > longest:
         raise UsageError(f"--context {options.context}: the models have {longest} positions", f"give at most {longest}")
@@ -214,9 +218,9 @@ def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[
 
 
 def _bits_per_byte(
-    options: BenchOptions, artifacts: Mapping[Side, Artifact], progress: Progress
+    options: BenchOptions, artifacts: Mapping[Side, BenchArtifact], progress: Progress
 ) -> tuple[str | None, dict[Side, float]]:
-    """On the text that was given, else what the build published for both on the same text."""
+    """Bits per byte on the user's text, otherwise as the build published them for both sides on one text."""
     if options.text is None:
         published = {side: artifact.published_bits_per_byte() for side, artifact in artifacts.items()}
         found = {side: value for side, value in published.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What `compact-edge bench` prints: the report's main figures on a terminal, and where the rest lies."""
+"""The output of `compact-edge bench`: the main values of the report, and the path of the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from compact_edge.bench import BenchResult
 
-# The rows of a terminal; report.md has all of them.
+# The groups of metrics on a terminal; report.md has all of them.
 _GROUPS = ("size", "memory", "load", "ttft", "prefill", "decode", "text", "quality")
 _LOG_WIDTH = 120
 _RATIO = "ratio [95%]"
-# Columns from which on a name keeps its place beside an interval.
+# Minimum width of a terminal, in columns, for intervals.
 _WIDE = 76
-# A terminal of 80 columns has about 20 for a name and 6 for a unit.
+# Short names: 80 columns leave about 20 for a name and 6 for a unit.
 _LABELS: Mapping[str, str] = {
     "load_warm_s": "Load, warm",
     "load_cold_s": "Load, cold",
@@ -31,7 +31,7 @@ _LABELS: Mapping[str, str] = {
     "s_per_1000_characters": "1,000 characters",
 }
 _UNITS: Mapping[str, str] = {"tokens/s": "tok/s", "characters/s": "char/s", "bits/byte": ""}
-# What is shown of a verdict, and its colour; what is not here says nothing, and a line below the table says why.
+# Verdict -> text and colour. Other verdicts are not shown; a line below the table gives the reason.
 _VERDICTS: Mapping[str, tuple[str, str]] = {
     "better": ("better", "green"),
     "worse": ("worse", "red"),
@@ -49,7 +49,7 @@ def print_bench(result: BenchResult) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    # A pipe or a log has no width; rich would guess 80 and wrap there.
+    # A pipe or a log has no width, and rich would wrap at 80 columns.
     if not console.is_terminal:
         console.width = _LOG_WIDTH
     print_document(result.document, console)
@@ -57,7 +57,7 @@ def print_bench(result: BenchResult) -> None:
 
 
 def print_document(document: Mapping[str, Any], console: Console) -> None:
-    """Write the main figures of a report to a console: whole words on a terminal, whole lines elsewhere."""
+    """Write the main values of a report to a console. Lines are wrapped at words on a terminal only."""
     from rich.text import Text
 
     from runtime_bench.report.headline import budget_summary, why
@@ -102,10 +102,10 @@ def _table(first: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    # The first column alone gives way where the terminal is narrow: figures are never broken.
+    # On a narrow terminal only the first column becomes shorter, so numbers are never broken.
     table.add_column(first, overflow="ellipsis")
     for name in columns:
-        # Ratios begin with the figure that is read first, their intervals differ in length.
+        # Ratios are left-aligned because their intervals differ in length.
         table.add_column(name, justify="left" if name in ("", _RATIO) else "right", no_wrap=True)
     return table
 
@@ -153,12 +153,12 @@ def _label(metric: Mapping[str, Any]) -> str:
 
 
 def _amounts(unit: str, first: float | None, second: float | None) -> tuple[str, str, str]:
-    """Two figures of one quantity, and the unit that both are in."""
+    """Two values of one quantity as text, and their common unit."""
     from runtime_bench.report.words import NONE, digits
 
     known = [value for value in (first, second) if value is not None]
     if unit == "bytes":
-        # In GB only where neither figure would lose its digits: a budget may be ten times what is needed.
+        # GB only if both values are large enough, so that neither loses digits.
         low, high = min(known, default=0), max(known, default=0)
         scale, unit = (1e9, "GB") if low >= 1e9 else (1e6, "MB") if high >= 1e5 else (1e3, "kB")
         shown = [

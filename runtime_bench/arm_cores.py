@@ -1,4 +1,4 @@
-"""Names of Arm's own cores by the part number of MIDR_EL1 (the technical reference manual of each core)."""
+"""Names of Arm cores by the part number of MIDR_EL1 (the technical reference manual of each core)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def core_names(parts: Sequence[str]) -> str:
-    """`4 x Cortex-A76 + 4 x Cortex-A55` for the parts of each core; an unknown part is named by its number."""
+    """`4 x Cortex-A76 + 4 x Cortex-A55` for the part numbers of all cores; an unknown part is shown as its number."""
     counts: dict[str, int] = {}
     for part in parts:
         name = _NAMES.get(part.lower(), f"part {part}")

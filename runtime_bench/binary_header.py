@@ -1,4 +1,4 @@
-"""What a program file is for, read from its header: ELF, Mach-O or PE, architecture and system.
+"""Header of a program file (ELF, Mach-O or PE): its architecture and system.
 
 Sources: the System V ABI's ELF header and program headers, Apple's <mach-o/loader.h> and <mach-o/fat.h>, and
 Microsoft's PE format.
@@ -19,20 +19,20 @@ _ELF_MACHINES: Mapping[int, str] = {62: "x86_64", 183: "aarch64", 40: "arm (32 b
 _MACH_TYPES: Mapping[int, str] = {0x0100000C: "aarch64", 0x01000007: "x86_64"}
 _PE_MACHINES: Mapping[int, str] = {0x8664: "x86_64", 0xAA64: "aarch64", 0x014C: "x86 (32 bit)"}
 _PT_INTERP = 3
-_MOST_HEADERS = 128  # program headers or slices of a fat file: real files have about ten
+_MOST_HEADERS = 128  # limit of program headers, or of slices of a universal file; real files have about ten
 _LONGEST_LOADER = 4096
 _ANDROID_LOADER = b"/system/bin/linker"
 
 
 @dataclass(frozen=True)
 class BinaryHeader:
-    """What a program file says of itself.
+    """Architecture and system of a program file.
 
     Attributes:
         format: `ELF`, `Mach-O` or `PE`.
         architectures: `aarch64`, `x86_64` or another name; several in a universal Mach-O.
         system: `linux`, `android` (its loader is Android's), `darwin` or `windows`.
-        loader: of an ELF file, the path of the loader that it asks for; empty for a static one and other formats.
+        loader: of an ELF file, the path of the loader that it requests; empty for a static one and other formats.
     """
 
     format: str
@@ -45,7 +45,7 @@ def read_header(path: Path) -> BinaryHeader:
     """Read the header of a program.
 
     Raises:
-        DamagedFileError: the file is no program, or is cut off within its header.
+        DamagedFileError: the file is not a program, or ends within its header.
         StorageError: it cannot be read.
     """
     try:
@@ -61,7 +61,7 @@ def read_header(path: Path) -> BinaryHeader:
     except OSError as error:
         raise as_storage_error(error, path) from error
     except (struct.error, OverflowError, ValueError) as error:
-        raise DamagedFileError(f"{path}: cut off within its header") from error
+        raise DamagedFileError(f"{path}: ends within its header") from error
     raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)", "name a folder with llama.cpp's binaries")
 
 
@@ -71,7 +71,7 @@ def _elf(path: Path, start: bytes, file: BinaryIO) -> BinaryHeader:
     order = "<" if start[5] == 1 else ">"
     machine = struct.unpack_from(f"{order}H", start, 18)[0]
     architecture = _ELF_MACHINES.get(machine, f"ELF machine {machine}")
-    # Only 64-bit little-endian files can be ours; for the others the architecture is all that is told.
+    # Only 64-bit little-endian files are supported. For other files only the architecture is read.
     if start[4] != 2 or order != "<":
         return BinaryHeader("ELF", (architecture,), "linux")
     offset = struct.unpack_from("<Q", start, 32)[0]
@@ -93,7 +93,7 @@ def _mach(path: Path, start: bytes) -> BinaryHeader:
         kinds: list[int] = [struct.unpack_from("<I", start, 4)[0]]
     else:
         count = struct.unpack_from(">I", start, 4)[0]
-        # Java's class files have the same magic; there this number is a version, 45 or more.
+        # Java class files have the same magic number; in them this field is a version of at least 45.
         if not 0 < count < 45:
             raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)")
         kinds = [struct.unpack_from(">I", start, 8 + 20 * number)[0] for number in range(count)]

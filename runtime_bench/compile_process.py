@@ -1,7 +1,7 @@
-"""A long compile in a process group of its own: its progress, its telling lines, and its end.
+"""A long compilation in its own process group: its progress, its error lines, and its end.
 
-Ninja and make run compilers as grandchildren; whatever ends the build early ends all of them, so nothing goes on
-writing into a folder that is being removed.
+Ninja and make run compilers as grandchildren. When a build ends early all of them are ended, so that no compiler writes
+into a folder that is being removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compact.progress import Progress, Task
 _NINJA = re.compile(r"^\[(\d+)/(\d+)\] ")
 _MAKE = re.compile(r"^\[ *(\d+)%\] ")
 _TELLING = re.compile(r"error:|CMake Error|undefined reference|cannot find -l|Killed|No space left|^ERROR\b|not found$")
-# Next steps that a telling line decides.
+# Text in an error line -> next step.
 _HINTS = (
     ("cannot find -l", "install the static C and C++ libraries (Fedora: dnf install glibc-static libstdc++-static)"),
     ("Killed", "memory ran out; try --jobs 1"),
@@ -30,25 +30,25 @@ _HINTS = (
 _SECONDS_TO_END = 5.0
 _QUOTED_LINES = 2
 _LONGEST_LINE = 300
-# Of these a user's shell may have others, and each of them would change what is built.
+# Variables of a user's shell that would change the binaries.
 _FOREIGN = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "ASMFLAGS", "NINJA_STATUS", "MAKEFLAGS", "MFLAGS", "CPATH")
 
 
 class CompileFailedError(ToolUnavailableError):
-    """A compile ended with an error; the message quotes its telling lines."""
+    """Raised when a compilation fails; the message quotes the error lines."""
 
 
 def build_environment() -> dict[str, str]:
-    """This process's environment without what would change the binaries, and without git.
+    """This process's environment without variables that would change the binaries, and without git.
 
-    llama.cpp asks git for its commit; unpacked inside any repository it would record that one's.
+    llama.cpp asks git for its commit. Unpacked inside another repository it would record the commit of that one.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
         if name not in _FOREIGN and not name.startswith(("CMAKE_", "LLAMA_", "GGML_"))
     }
-    # LC_ALL: the lines of the tools are read below.
+    # LC_ALL: the tools' output is parsed below.
     return {**kept, "GIT_DIR": os.devnull, "LC_ALL": "C"}
 
 
@@ -61,18 +61,18 @@ def run_compile(
     directory: Path,
     hint: str,
 ) -> list[str]:
-    """Run a tool of a build to its end; return its last lines.
+    """Run a build tool to its end and return its last lines.
 
     Args:
         words: program and arguments.
-        what: what it does, for the bar and for messages.
-        progress: gets a task as soon as the tool tells how much there is (`[12/345]` of Ninja, `[ 42%]` of make).
+        what: name of the step, for the progress bar and for messages.
+        progress: receives a task as soon as the tool prints its progress (`[12/345]` of Ninja, `[ 42%]` of make).
         environment: of the tool.
-        directory: where it runs.
+        directory: working directory of the tool.
         hint: the next step for a user whose build failed.
 
     Raises:
-        ToolUnavailableError: the program is not there.
+        ToolUnavailableError: the program cannot be started.
         CompileFailedError: it ended with an error.
         DiskFullError: the disk is full.
     """
@@ -86,7 +86,7 @@ def run_compile(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # Ctrl-C at a terminal goes to the whole foreground group; this group gets it from `_end` alone.
+            # Ctrl-C at a terminal goes to the whole foreground group. This group gets its signal from `_end` only.
             start_new_session=True,
         )
     except OSError as error:
@@ -118,7 +118,7 @@ def run_compile(
 
 
 class _Counter:
-    """Turns the numbers at the start of a build tool's lines into one task."""
+    """Converts the numbers at the start of a build tool's lines to one progress task."""
 
     def __init__(self, what: str, progress: Progress, stack: ExitStack) -> None:
         self._what, self._progress, self._stack = what, progress, stack
@@ -142,7 +142,7 @@ class _Counter:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole process group, the polite way first, and wait."""
+    """End the whole process group, first with SIGTERM, and wait."""
     for number, patience in ((signal.SIGTERM, _SECONDS_TO_END), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -1,7 +1,7 @@
-"""What a device is: system, processor, memory, power. One look, one round trip.
+"""Facts of a device: system, processor, memory, power; read in one round trip.
 
-Everything that is read there is data of somebody else: odd text gives a missing fact, never an error. Readings that
-change while a program runs are in `runtime_bench.device_readings`, whose functions are offered here too.
+The text from the device is not trusted: unexpected text gives a missing fact, never an error. Readings that change
+while a program runs are in `runtime_bench.device_readings`; this module exports its functions too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
     "read_thermal",
 ]
 
-# Known to profiles, and a few more that tell llama.cpp's kernels apart.
+# The features of target profiles, and a few more that select kernels of llama.cpp.
 _FEATURES = (*ISA_FEATURES, "avx512bw", "avx512vl", "avx512_bf16", "sse3", "ssse3")
-# The kernel's names of Arm's features (Documentation/arch/arm64/elf_hwcaps.rst) that are not ours already.
+# Linux's names of Arm features (Documentation/arch/arm64/elf_hwcaps.rst) that differ from ours.
 _LINUX_NAMES = {"asimd": "neon", "asimddp": "dotprod", "sse4_2": "sse4.2", "pni": "sse3"}
-# macOS's names: `sysctl hw.optional` and machdep.cpu.features.
+# macOS names: `sysctl hw.optional` and machdep.cpu.features.
 _MACOS_NAMES = {
     "neon": "neon",
     "advsimd": "neon",
@@ -106,28 +106,28 @@ section end
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device as the report describes it; None and empty where it does not tell.
+    """A device as the report describes it. A fact that the device does not give is None or empty.
 
     Attributes:
         os: `linux`, `android`, `macos`, `windows`.
-        os_version: as the system calls itself.
-        kernel: its release.
+        os_version: name and version of the system.
+        kernel: release of the kernel.
         machine: `x86_64`, `aarch64`, ...
         cpu_model: name of the processor, or its kinds of cores.
-        isa_features: names as target profiles write them, those that all cores have.
-        logical_cores: that the system schedules on.
-        physical_cores: without second threads of one core.
-        usable_cores: logical ones that a program may run on (affinity, cgroup).
-        memory_bytes: all of it.
-        memory_available_bytes: what a new program can have.
-        governors: frequency governors, each once.
+        isa_features: features that all cores have, named as in target profiles.
+        logical_cores: cores that the system schedules on.
+        physical_cores: cores without their additional hardware threads.
+        usable_cores: logical cores that a program may run on (affinity, cgroup).
+        memory_bytes: total memory.
+        memory_available_bytes: memory available to a new program.
+        governors: names of the frequency governors in use.
         power: `mains` or `battery`.
-        battery_percent: charge.
+        battery_percent: charge of the battery.
         gpu: names of NVIDIA GPUs.
         android: properties: manufacturer, model, sdk, soc.
         python: path of python3.
         python_version: its version.
-        page_size: bytes of a page of memory.
+        page_size: size of a memory page in bytes.
     """
 
     os: str
@@ -156,7 +156,7 @@ class DeviceFacts:
 
 
 def read_facts(transport: Transport) -> DeviceFacts:
-    """Ask a device what it is. Raises only what `Transport.run` raises."""
+    """Read the facts of a device. Raises only what `Transport.run` raises."""
     if transport.spec == "local" and sys.platform == "win32":
         return _windows_facts()
     mark = f"compact-edge-{os.urandom(6).hex()}"
@@ -164,7 +164,7 @@ def read_facts(transport: Transport) -> DeviceFacts:
 
 
 def parse_facts(text: str, mark: str) -> DeviceFacts:
-    """The facts in what the script wrote: sections below lines of `mark` and a name."""
+    """Parse the script's output: each section follows a line of `mark` and its name."""
     found = _sections(text, mark)
     lines = found.get("uname", [])
     system, kernel, machine = [*lines, "", "", ""][:3]
@@ -208,7 +208,7 @@ def _sections(text: str, mark: str) -> dict[str, list[str]]:
             lines = found.setdefault(raw[len(mark) + 1 :].strip(), [])
         else:
             lines.append(raw.strip())
-    # An empty line parts the processors of /proc/cpuinfo; elsewhere it says nothing.
+    # An empty line separates the processors of /proc/cpuinfo; it has no meaning in other sections.
     return {name: lines if name == "cpuinfo" else [line for line in lines if line] for name, lines in found.items()}
 
 
@@ -290,7 +290,7 @@ def _physical(cores: Sequence[Mapping[str, str]], cpus: Sequence[Mapping[str, st
 def _power(found: Mapping[str, Sequence[str]]) -> tuple[str | None, int | None]:
     """Mains or battery, and the charge in percent."""
     supplies = [_words(line) for line in found.get("supplies", [])]
-    supplies = [supply for supply in supplies if supply.get("scope") != "Device"]  # a mouse's battery
+    supplies = [supply for supply in supplies if supply.get("scope") != "Device"]  # the battery of a mouse or keyboard
     batteries = [supply for supply in supplies if supply.get("type") == "Battery"]
     percent = next((number for supply in batteries if (number := _number(supply.get("capacity"))) is not None), None)
     android = _pairs(found.get("battery", []), ":")
@@ -352,7 +352,7 @@ def _windows_facts() -> DeviceFacts:
 
 
 def _windows_features() -> tuple[str, ...]:
-    """By `IsProcessorFeaturePresent`, whose numbers winnt.h gives."""
+    """Features from `IsProcessorFeaturePresent`; winnt.h defines the numbers."""
     if sys.platform == "win32":
         import ctypes
 

@@ -10,7 +10,7 @@ from runtime_bench.records import Memory, Thermal
 from runtime_bench.transports.base import Transport
 
 _KIB = 1024
-# What a sensor may say; outside, it is broken or has another unit.
+# Plausible temperatures; a value outside comes from a broken sensor or has another unit.
 _COLDEST, _HOTTEST = -40.0, 200.0
 
 _THERMAL = r"""
@@ -35,7 +35,7 @@ else
 fi
 :
 """
-# Opens the file to read only: nothing of this can change it.
+# Opens the file for reading only, so it cannot change the file.
 _DROP = r"""
 exec 2>/dev/null </dev/null
 LC_ALL=C
@@ -59,13 +59,13 @@ esac
 
 
 def run_text(transport: Transport, script: str, words: Sequence[str]) -> str:
-    """What a constant script of this package writes, `words` being its `$1`, ...; raises what `Transport.run` does."""
+    """Run a script of this package (`words` are `$1`, ...) and return its output. Raises as `Transport.run`."""
     done = transport.run(["sh", "-s", *words], stdin=script.encode("utf-8"))
     return done.stdout.decode("utf-8", "replace")
 
 
 def read_thermal(transport: Transport) -> Thermal:
-    """Frequencies and temperatures now; empty where the system does not tell. Raises what `Transport.run` raises."""
+    """Frequencies and temperatures now; empty where the system does not report them. Raises as `Transport.run`."""
     if transport.spec == "local" and sys.platform == "win32":
         return Thermal()
     frequencies: dict[int, int] = {}
@@ -92,7 +92,7 @@ def _unused(name: str, taken: dict[str, float]) -> str:
 
 
 def read_memory(transport: Transport, pid: int) -> Memory:
-    """Memory of a process of the device; None for what the system does not tell, all of it where the process is gone.
+    """Memory of a process on the device. A value that the system does not report is None; after its end all are None.
 
     Raises what `Transport.run` raises.
     """
@@ -103,7 +103,7 @@ def read_memory(transport: Transport, pid: int) -> Memory:
     values: dict[str, int] = {}
     for line in run_text(transport, _MEMORY, [str(pid)]).splitlines():
         match = re.fullmatch(r"(\w+):\s*(\d{1,15})(?:\s*kB)?", line.strip())
-        # The rest of smaps_rollup has names that status has too; the first counts.
+        # smaps_rollup repeats names of status; the first value counts.
         if match and match[1] not in values:
             values[match[1]] = int(match[2]) * _KIB
     if "ps" in values:
@@ -119,7 +119,7 @@ def read_memory(transport: Transport, pid: int) -> Memory:
 
 
 def read_gpu_memory(transport: Transport, pid: int) -> int | None:
-    """Bytes that a process holds on NVIDIA GPUs, by `nvidia-smi` (NVML); None where there is none or it does not tell.
+    """Bytes that a process holds on NVIDIA GPUs, by `nvidia-smi` (NVML); None without a GPU or without its answer.
 
     Raises what `Transport.run` raises.
     """
@@ -167,23 +167,26 @@ def _macos_memory(pid: int) -> Memory:
 
 
 def drop_file_cache(transport: Transport, remote_path: str) -> tuple[bool, str]:
-    """Drop a file's pages from the device's page cache, and see that none is left.
+    """Drop a file's pages from the device's page cache, and check that none is left.
 
-    Linux drops the clean pages of one file when it is told that they are not needed (GNU dd's `nocache`), without root;
-    pages that a running process has mapped stay. Else root may drop the whole cache.
+    On Linux a program without root rights can drop the clean pages of one file (GNU dd's `nocache`), except pages that
+    a running process has mapped. Otherwise root can drop the whole cache.
 
     Returns:
-        Whether the cache holds no page of it now, and how, or why not. Raises what `Transport.run` raises.
+        Whether the cache has no page of the file now; how it was done, or the reason why not.
+
+    Raises:
+        CompactEdgeError: as `Transport.run`.
     """
     if transport.spec == "local" and sys.platform == "win32":
-        return False, "Windows has no way to drop a file's pages"
+        return False, "Windows cannot drop a file's pages"
     found = dict(
         line.strip().partition(" ")[::2] for line in run_text(transport, _DROP, [remote_path]).splitlines() if line
     )
     if "file" in found:
-        return False, f"{remote_path} cannot be read there"
+        return False, f"{remote_path} cannot be read on the device"
     if "advised" not in found:
-        return False, "the device did not say what it did"
+        return False, "the device gave no result"
     advised, dropped = _pages(found["advised"]), _pages(found.get("dropped"))
     if advised == 0:
         return True, "posix_fadvise (dd iflag=nocache), no page left by fincore"
@@ -191,11 +194,11 @@ def drop_file_cache(transport: Transport, remote_path: str) -> tuple[bool, str]:
         if dropped == 0:
             return True, "/proc/sys/vm/drop_caches, no page left by fincore"
         if dropped is None:
-            return True, "/proc/sys/vm/drop_caches; not verified, there is no fincore"
-        return False, f"{dropped} pages stay in the cache, as those do that a running process has mapped"
+            return True, "/proc/sys/vm/drop_caches; not verified, because fincore is not installed"
+        return False, f"{dropped} pages stay in the cache; a running process may have mapped them"
     if advised is None:
-        return False, "no fincore there (util-linux) to see what is in the cache, and no right to drop all of it"
-    return False, f"{advised} pages stay in the cache, and only root may drop all of it"
+        return False, "fincore (util-linux) is not installed on the device, and only root can drop the whole cache"
+    return False, f"{advised} pages stay in the cache, and only root can drop the whole cache"
 
 
 def _pages(text: str | None) -> int | None:

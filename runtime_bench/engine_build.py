@@ -1,7 +1,7 @@
-"""Make llama.cpp's llama-server and llama-bench for a device, from the sources that llama-cpp-python comes with.
+"""Build llama.cpp's llama-server and llama-bench for a device, from the sources in llama-cpp-python's archive.
 
-The sources are those of the installed version, so that the engine on the device is the one that the artifact was
-checked with. What is built lies in the cache and is found again by `runtime_bench.engine_folder`.
+The sources have the installed version, so the device runs the version that the artifact was checked with. The binaries
+are kept in the cache, where `runtime_bench.engine_folder` finds them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from runtime_bench.engine_folder import (
 )
 from runtime_bench.engine_sources import cmake_project, require_version, source_archive, unpack
 
-_VERSION = 1  # raised when a change here gives other binaries for the same flags
+_VERSION = 1  # raise it when a change here gives other binaries for the same flags
 _NEEDED_BYTES = 700_000_000  # sources 220 MB, objects 110 MB, binaries 40 MB, and room
 _NO_CMAKE = "install cmake (Debian: apt install cmake ninja-build; macOS: brew install cmake ninja)"
 _NO_CROSS = "install the cross compiler (Debian: apt install {package}), or name an Android NDK with --ndk"
@@ -52,7 +52,7 @@ _FAILED = "update the compiler, or see what this version of llama.cpp needs in i
 
 @dataclass(frozen=True)
 class _Plan:
-    """How an engine is compiled; together with the version of the sources this is its name in the cache."""
+    """How an engine is compiled. With the version of the sources this is its key in the cache."""
 
     architecture: str
     variant: Variant
@@ -61,8 +61,8 @@ class _Plan:
     flags: Mapping[str, str]
 
     def key(self, source_version: str) -> str:
-        # Not the compiler's version: an engine must be found without asking a compiler, and stays right when that is
-        # updated. `engine.json` records it.
+        # The compiler's version is not part of the key: an engine must be found without a compiler, and stays valid
+        # after an update of the compiler. `engine.json` records the version.
         parts = {
             "format": _VERSION,
             "source": source_version,
@@ -85,29 +85,29 @@ def build_engine(
     jobs: int | None = None,
     force: bool = False,
 ) -> EngineFolder:
-    """llama-server and llama-bench for an architecture, from the cache or compiled now (5 to 10 minutes on 2 cores).
+    """Return llama-server and llama-bench for an architecture, from the cache or compiled (5 to 10 minutes on 2 cores).
 
-    For this machine's own architecture the native compiler is taken, else the GNU cross compiler for Linux, or with
-    `ndk` Android's. On Linux the binaries are static, so one set runs on every distribution.
+    This machine's own architecture uses the native compiler, another one the GNU cross compiler for Linux. `ndk`
+    selects the compiler of an Android NDK. On Linux the binaries are static, so one set runs on every distribution.
 
     Args:
         architecture: `aarch64` or `x86_64`, or another name of these.
         variant: name of a CPU variant (`engine_flags.VARIANTS`).
         cache: where sources and binaries are kept.
-        progress: gets the download and the compile.
-        ndk: folder of an Android NDK; binaries for Android then.
-        jobs: compilers at once; None for one a core.
+        progress: receives the download and the compilation.
+        ndk: folder of an Android NDK, for Android binaries; None for Linux or macOS.
+        jobs: number of compilers at once; None for one per core.
         force: compile again even if the cache has the binaries.
 
     Raises:
         UsageError: an unknown architecture or variant.
-        ToolUnavailableError: CMake, a compiler, the NDK or the sources are not to be had.
-        CompileFailedError: the compiler refuses; the message quotes its first errors.
+        ToolUnavailableError: CMake, a compiler, the NDK or the sources are not available.
+        CompileFailedError: compilation failed; the message quotes the errors.
         StorageError: the disk is full, or the cache cannot be written.
     """
     architecture = architecture_named(architecture)
     plan = _plan(architecture, variant_named(architecture, variant), ndk)
-    # What is built already needs neither a compiler nor the sources.
+    # An engine in the cache needs neither a compiler nor the sources.
     version = require_version()
     key = plan.key(version)
     if not force and cache.find(KIND, key) is not None:
@@ -123,14 +123,14 @@ def build_engine(
     archive = source_archive(cache, version, progress)
 
     def make(work: Path) -> None:
-        _make(work, plan, tools, archive, version, progress, jobs)
+        _make(work, plan, tools, archive, source_version=version, progress=progress, jobs=jobs)
 
     cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, anew=force)
     return open_engine(cache, key)
 
 
 def _plan(architecture: str, variant: Variant, ndk: Path | None) -> _Plan:
-    """Choose the toolchain. Raises ToolUnavailableError for a folder that is no NDK."""
+    """Choose the toolchain. Raises ToolUnavailableError for a folder that is not an NDK."""
     toolchain: Toolchain = "gnu"
     version = ""
     if ndk is not None:
@@ -142,10 +142,10 @@ def _plan(architecture: str, variant: Variant, ndk: Path | None) -> _Plan:
 
 
 def _tools(plan: _Plan, ndk: Path | None) -> list[str]:
-    """CMake's arguments that say where tools lie on this machine. Raises ToolUnavailableError and UsageError."""
+    """CMake's arguments for the tools of this machine. Raises ToolUnavailableError and UsageError."""
     if os.name != "posix":
         raise UsageError(
-            "engines are built on Linux and macOS", "on Windows name a release of llama.cpp with --engine-dir"
+            "engines are built on Linux and macOS", "on Windows, name a release of llama.cpp with --engine-dir"
         )
     if shutil.which("cmake") is None:
         raise ToolUnavailableError("cmake is not installed", _NO_CMAKE)
@@ -181,7 +181,7 @@ def _here() -> str | None:
 def _ndk_revision(ndk: Path) -> str:
     if not toolchain_file(ndk).is_file():
         raise ToolUnavailableError(
-            f"{ndk}: no Android NDK, build/cmake/android.toolchain.cmake is not in it",
+            f"{ndk}: not an Android NDK; build/cmake/android.toolchain.cmake is missing",
             "download the NDK from developer.android.com/ndk and name its folder",
         )
     try:
@@ -197,6 +197,7 @@ def _make(
     plan: _Plan,
     tools: list[str],
     archive: Path,
+    *,
     source_version: str,
     progress: Progress,
     jobs: int | None,
@@ -232,7 +233,7 @@ def _make(
     for program in (SERVER, BENCH):
         made = tree / "bin" / program
         if not made.is_file():
-            raise CompileFailedError(f"compiling llama.cpp for {name} left no {program}", _FAILED)
+            raise CompileFailedError(f"compiling llama.cpp for {name} did not make {program}", _FAILED)
         shutil.copyfile(made, work / program)
         (work / program).chmod(0o755)
     shutil.rmtree(tree)
@@ -261,13 +262,13 @@ def _make(
 
 
 def _cores() -> int:
-    # What this process may use: in a container fewer than the machine has. macOS does not tell.
+    # Cores that this process may use: in a container fewer than the machine has. macOS does not report them.
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def _compiler(tree: Path) -> str:
-    """Name and version of the C++ compiler, as CMake found them; `unknown` where it left no word."""
+    """Name and version of the C++ compiler, as CMake recorded them; `unknown` where it did not."""
     for file in sorted(tree.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")):
         values: dict[str, str] = {}
         for line in file.read_text("utf-8", "replace").splitlines():
@@ -279,6 +280,6 @@ def _compiler(tree: Path) -> str:
 
 
 def _configured_version(lines: list[str]) -> str:
-    """llama.cpp's version from CMake's own line, for binaries that this machine cannot run."""
+    """llama.cpp's version from CMake's output, for binaries that this machine cannot run."""
     mark = "-- llama.cpp version: "
     return next((line.removeprefix(mark).strip()[:200] for line in lines if line.startswith(mark)), "unknown")

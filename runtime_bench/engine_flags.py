@@ -1,7 +1,7 @@
-"""Which llama.cpp binaries there are to make: architectures, CPU variants, and the CMake flags of each.
+"""The llama.cpp binaries that can be built: architectures, CPU variants, and the CMake flags of each.
 
-Every instruction-set flag is given, on or off: llama.cpp's own defaults depend on whether it is cross compiled, and
-`GGML_NATIVE` would take whatever this machine has.
+Every instruction-set flag is set explicitly. llama.cpp's defaults depend on whether it is cross-compiled, and
+`GGML_NATIVE` would use whatever this machine has.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMMON: Mapping[str, str] = {
     "BUILD_SHARED_LIBS": "OFF",
     "GGML_STATIC": "ON",
     "GGML_NATIVE": "OFF",
-    # llama.cpp's own thread pool; OpenMP would be one more library that the device has to have.
+    # llama.cpp's own thread pool; OpenMP would be another library that the device would need.
     "GGML_OPENMP": "OFF",
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_BUILD_COMMON": "ON",
@@ -57,13 +57,13 @@ _COMMON: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice of instructions.
+    """One set of CPU instructions.
 
     Attributes:
         name: `-march` of ARM, level of the x86-64 psABI.
         architecture: `aarch64` or `x86_64`.
-        needs: features that a CPU must have, in the words of the target profiles; empty for what all CPUs of the
-            architecture have.
+        needs: features that a CPU must have, named as in target profiles; empty where all CPUs of the
+            architecture fit.
     """
 
     name: str
@@ -79,40 +79,40 @@ class Variant:
         return {**chosen, **dict.fromkeys(_X86_NEVER, "OFF")}
 
 
-# The plainest first: of several that a CPU can run, the last is the fastest.
+# The most basic first. Of those that a CPU can run, the last is the fastest.
 VARIANTS: tuple[Variant, ...] = (
     # Advanced SIMD (neon) is part of Armv8-A.
     Variant("armv8-a", AARCH64, frozenset({"neon"})),
     Variant("armv8.2-a+dotprod", AARCH64, frozenset({"neon", "dotprod"})),
     Variant("armv8.2-a+dotprod+fp16", AARCH64, frozenset({"neon", "dotprod", "fp16"})),
-    # SSE2 only, the least that the architecture has: ggml falls back to portable code for most types.
+    # SSE2 only, which every CPU of the architecture has: ggml falls back to portable code for most types.
     Variant("x86-64", X86_64, frozenset()),
     Variant("x86-64-v3", X86_64, frozenset(_X86_FLAGS.values())),
 )
 
 
 def architecture_named(name: str) -> str:
-    """`aarch64` or `x86_64` for any of their names (arm64, AMD64, ...). Raises UsageError for another one."""
+    """`aarch64` or `x86_64` for any of their names (arm64, AMD64, ...). Raises UsageError for an unknown name."""
     plain = name.lower()
     plain = _ALIASES.get(plain, plain)
     if plain not in ARCHITECTURES:
-        raise UsageError(f"no architecture {name[:40]!r}", f"known architectures: {', '.join(ARCHITECTURES)}")
+        raise UsageError(f"unknown architecture {name[:40]!r}", f"known architectures: {', '.join(ARCHITECTURES)}")
     return plain
 
 
 def this_architecture() -> str:
-    """The architecture of this machine. Raises UsageError where no engine is made for it."""
+    """The architecture of this machine. Raises UsageError where engines cannot be built for it."""
     return architecture_named(platform.machine() or "unknown")
 
 
 def architecture_of(features: Iterable[str]) -> str | None:
-    """The architecture that has such features; None where they do not tell."""
+    """The architecture that has these features; None where the features do not decide it."""
     has = set(features)
     return next((variant.architecture for variant in VARIANTS if variant.needs & has), None)
 
 
 def variants_of(architecture: str) -> tuple[Variant, ...]:
-    """The variants of one architecture, the plainest first."""
+    """The variants of one architecture, the most basic first."""
     return tuple(variant for variant in VARIANTS if variant.architecture == architecture)
 
 
@@ -122,7 +122,7 @@ def variant_named(architecture: str, name: str) -> Variant:
         if variant.name == name:
             return variant
     known = ", ".join(variant.name for variant in variants_of(architecture))
-    raise UsageError(f"no variant {name[:60]!r} of {architecture}", f"known variants: {known}")
+    raise UsageError(f"unknown variant {name[:60]!r} of {architecture}", f"known variants: {known}")
 
 
 def variant_for(architecture: str, features: Iterable[str]) -> Variant:
@@ -130,9 +130,9 @@ def variant_for(architecture: str, features: Iterable[str]) -> Variant:
 
     Args:
         architecture: `aarch64` or `x86_64`.
-        features: names as in the `isa.features` of a target profile; names of others are ignored.
+        features: names as in the `isa.features` of a target profile; other names are ignored.
 
-    The plainest variant fits every CPU of the architecture, so there is always one.
+    The most basic variant fits every CPU of the architecture, so there is always a result.
     """
     has = set(features)
     plainest, *others = variants_of(architecture)
@@ -140,12 +140,12 @@ def variant_for(architecture: str, features: Iterable[str]) -> Variant:
 
 
 def portable_flags(variant: Variant, toolchain: Toolchain, *, static: bool) -> dict[str, str]:
-    """CMake variables that do not depend on where tools lie, in a fixed order: they are part of an engine's name.
+    """CMake variables that do not depend on the paths of tools. Their order is fixed: they are part of the cache key.
 
     Args:
         variant: the instructions.
         toolchain: how it is compiled.
-        static: link everything into the binary, so that the device needs no libraries; `-s` leaves out the symbols.
+        static: link everything into the binary, so that the device needs no libraries; `-s` strips the symbols.
     """
     flags = {**_COMMON, **variant.flags}
     if static:
@@ -153,8 +153,8 @@ def portable_flags(variant: Variant, toolchain: Toolchain, *, static: bool) -> d
     if toolchain == "gnu":
         flags |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": variant.architecture}
     elif toolchain == "ndk":
-        # Android's libc (bionic) is not linked in: it is part of every device, and its loader and name resolver work
-        # only as the device's own. The C++ library is not part of Android, so that one is.
+        # Android's libc (bionic) is not linked statically: every device has it, and its loader and name resolver work
+        # only as part of the device. Android has no public C++ library, so that one is linked statically.
         flags |= {
             "CMAKE_EXE_LINKER_FLAGS": "-s",
             "ANDROID_ABI": "arm64-v8a" if variant.architecture == AARCH64 else "x86_64",

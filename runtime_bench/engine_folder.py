@@ -1,4 +1,4 @@
-"""Folders with llama.cpp's binaries: those that were built here, and those of the user."""
+"""Folders with llama.cpp's binaries: built by this program, or provided by the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compact.store import as_storage_error, read_json_object, safe_child, sha256
 from runtime_bench.binary_header import BinaryHeader, read_header
 from runtime_bench.engine_flags import VARIANTS, Variant, architecture_named
 
-KIND = "engine"  # of the cache entries
+KIND = "engine"  # kind of the cache entries
 MANIFEST = "engine.json"
 SERVER = "llama-server"
 BENCH = "llama-bench"
@@ -28,7 +28,7 @@ LIBRARY = "llama-cpp-python"  # the distribution whose source archive holds llam
 _LIBRARY_NAME = re.compile(r".*\.so(\.\d+)*|.*\.(dylib|dll|metal|metallib)", re.IGNORECASE)
 _VERSION_LINE = re.compile(r"^version: (.{1,200})$", re.MULTILINE)
 _VERSION_SECONDS = 30
-# Which systems' binaries run on a system. A static Linux binary needs nothing but the kernel, so Android runs it.
+# System -> systems whose binaries it runs. A static Linux binary needs only the kernel, so Android runs it.
 _RUNS_ON: Mapping[str, tuple[str, ...]] = {"android": ("android", "linux")}
 
 
@@ -38,20 +38,20 @@ class EngineFolder:
 
     Attributes:
         path: the folder.
-        server: llama-server in it.
-        bench: llama-bench in it; None where it is not there.
-        files: every file that a device needs, the two programs and their shared libraries; all lie in `path`. A name
-            can be a link to another file of the folder: loaders look libraries up by that name.
+        server: path of llama-server.
+        bench: path of llama-bench; None where it is missing.
+        files: every file that a device needs: the two programs and their shared libraries, all in `path`. A file can be
+            a link to another file of the folder, because loaders look up libraries by such names.
         architecture: `aarch64` or `x86_64`.
         system: `linux`, `android`, `darwin` or `windows`.
-        variant: name of the CPU variant (`runtime_bench.engine_flags`); None for the user's own, which does not say.
-        version: llama.cpp's version as `llama-server --version` gives it; `unknown` where it could not be run.
-        source_version: version of llama-cpp-python that the sources came with; None for the user's own.
-        flags: CMake variables that it was built with; empty for the user's own.
+        variant: name of the CPU variant (`runtime_bench.engine_flags`); None for a folder of the user.
+        version: llama.cpp's version as `llama-server --version` prints it; `unknown` where it could not run.
+        source_version: version of llama-cpp-python that had the sources; None for a folder of the user.
+        flags: CMake variables of the build; empty for a folder of the user.
         origin: `built` (by `build_engine`) or `user`.
-        compiler: name and version; `unknown` for the user's own.
-        toolchain: `native`, `gnu` (cross compiler), `ndk` (Android); None for the user's own.
-        sha256: of each of `files`, by name; empty for the user's own.
+        compiler: name and version; `unknown` for a folder of the user.
+        toolchain: `native`, `gnu` (cross compiler), `ndk` (Android); None for a folder of the user.
+        sha256: of each of `files`, by name; empty for a folder of the user.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def this_system() -> str:
 
 
 def runs_here(header: BinaryHeader) -> bool:
-    """Whether this machine itself can start such a program."""
+    """Whether this machine can run such a program."""
     try:
         here = architecture_named(platform.machine() or "unknown")
     except UsageError:
@@ -110,7 +110,7 @@ def runs_here(header: BinaryHeader) -> bool:
 
 
 def server_version(server: Path) -> str:
-    """llama.cpp's version as the program tells it; `unknown` where it does not start or tells none."""
+    """llama.cpp's version as the program prints it; `unknown` where it does not start or prints none."""
     try:
         done = subprocess.run(
             [str(server), "--version"],
@@ -122,19 +122,19 @@ def server_version(server: Path) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     found = _VERSION_LINE.search((done.stderr + b"\n" + done.stdout).decode("utf-8", "replace"))
-    # Sources outside a git repository have no build number or commit; the words for that are no part of a version.
+    # Sources outside a git repository have no build number or commit, and llama.cpp prints these words instead.
     return found[1].removesuffix(" (build 0, commit unknown)").strip() if found else "unknown"
 
 
 def open_engine(cache: Cache, key: str) -> EngineFolder:
-    """The built engine of a cache entry, every file of it checked against its recorded sha256.
+    """The engine of a cache entry. Every file is checked against its recorded sha256.
 
     Raises:
-        DamagedFileError: a file is missing, was changed after the build, or the entry is not one of an engine.
+        DamagedFileError: a file is missing or was changed after the build, or the entry does not describe an engine.
     """
     path = cache.path(KIND, key)
     if cache.find(KIND, key) is None:
-        raise DamagedFileError(f"{path}: not a whole cache entry", "build the engine again: compact-edge engine build")
+        raise DamagedFileError(f"{path}: incomplete cache entry", "build the engine again: compact-edge engine build")
     manifest = read_json_object(path / MANIFEST)
     try:
         architecture, variant = str(manifest["architecture"]), str(manifest["variant"])
@@ -143,7 +143,7 @@ def open_engine(cache: Cache, key: str) -> EngineFolder:
             file = safe_child(path, name, str(path / MANIFEST))
             digest = sha256_file(file)
             if digest != cache.recorded_sha256(KIND, key, name) or manifest["sha256"].get(name, digest) != digest:
-                raise DamagedFileError(f"{file}: was changed after it was built, its sha256 differs", again)
+                raise DamagedFileError(f"{file}: changed after the build, its sha256 differs", again)
         if (architecture, variant) not in {(known.architecture, known.name) for known in VARIANTS}:
             raise ValueError("unknown variant")
         return EngineFolder(
@@ -170,7 +170,7 @@ def open_engine(cache: Cache, key: str) -> EngineFolder:
 
 
 def list_engines(cache: Cache, progress: Progress = SILENT) -> list[EngineFolder]:
-    """The engines that were built, by architecture and variant; damaged ones are named to `progress` and left out."""
+    """The engines in the cache, by architecture and variant. Damaged ones are reported to `progress` and left out."""
     engines = []
     for key in _keys(cache):
         try:
@@ -183,15 +183,15 @@ def list_engines(cache: Cache, progress: Progress = SILENT) -> list[EngineFolder
 def find_engine(
     cache: Cache, architecture: str, features: Iterable[str], *, system: str = "linux"
 ) -> EngineFolder | None:
-    """The best built engine for a device; None where there is none that it can run.
+    """The best engine in the cache for a device; None where the device can run none of them.
 
-    An engine of the installed version of llama-cpp-python goes before one of another version, then the variant with
-    more instructions, then binaries for the very system.
+    An engine of the installed version of llama-cpp-python is preferred, then the variant with more instructions, then
+    binaries for exactly this system.
 
     Args:
         cache: where engines were built.
-        architecture: of the device, any of its names.
-        features: of its CPU, in the words of the target profiles.
+        architecture: of the device, by any of its names.
+        features: of its CPU, named as in target profiles.
         system: of the device: `linux`, `android`, `darwin` or `windows`.
 
     Raises:
@@ -206,7 +206,7 @@ def find_engine(
             variant = _variant(manifest["architecture"], manifest["variant"])
             if variant is None or variant.architecture != architecture or manifest["system"] not in systems:
                 continue
-            # What every CPU of the architecture has need not be named.
+            # The most basic variant fits every CPU of the architecture, even without known features.
             if not (_is_plainest(variant) or variant.needs <= has):
                 continue
             current = manifest["source_version"] == installed_version()
@@ -218,30 +218,29 @@ def find_engine(
 
 
 def read_engine_dir(path: Path, *, architecture: str, system: str | None = None) -> EngineFolder:
-    """A user's own folder with llama-server, for example an unpacked release of llama.cpp.
+    """Read a user's folder with llama-server, for example an unpacked release of llama.cpp.
 
-    Beside llama-server and llama-bench the shared libraries of the folder (and Metal's shaders) travel to the device;
-    other programs stay.
+    llama-server, llama-bench, the folder's shared libraries and Metal's shaders are used; other programs are not.
 
     Args:
         path: the folder.
-        architecture: of the device that the binaries must be for.
-        system: of that device; None to take what the binaries say.
+        architecture: required architecture of the binaries.
+        system: required system of the binaries; None for any.
 
     Raises:
-        ModelNotFoundError: no folder, or no llama-server in it.
-        DamagedFileError: llama-server is no program.
-        UsageError: it is for another architecture or system.
-        UnsafePathError: a library's name cannot be printed, or is a link that leaves the folder.
+        ModelNotFoundError: the folder does not exist or has no llama-server.
+        DamagedFileError: llama-server is not a program.
+        UsageError: the binaries are for another architecture or system.
+        UnsafePathError: the name of a library is not printable, or a link leads out of the folder.
     """
     architecture = architecture_named(architecture)
     if not path.is_dir():
-        raise ModelNotFoundError(f"{path}: no such folder", "name the folder that holds llama-server")
-    # Release archives and build trees of llama.cpp hold the programs one or two folders further down.
+        raise ModelNotFoundError(f"{path}: no such folder", "name the folder with llama-server")
+    # In release archives and build trees of llama.cpp the programs are one or two folders deeper.
     places = ((folder, _program(folder, SERVER)) for folder in (path, path / "bin", path / "build" / "bin"))
     found = next(((folder, program) for folder, program in places if program is not None), None)
     if found is None:
-        raise ModelNotFoundError(f"{path}: no {SERVER} in it", "name the folder that holds llama-server")
+        raise ModelNotFoundError(f"{path}: contains no {SERVER}", "name the folder with llama-server")
     path, server = found
     header = read_header(server)
     _check_header(server, header, architecture, system)
@@ -266,14 +265,14 @@ def read_engine_dir(path: Path, *, architecture: str, system: str | None = None)
 
 
 def check_binary(file: Path, architecture: str) -> BinaryHeader:
-    """The header of a program that must be for `architecture`. Raises DamagedFileError and UsageError."""
+    """Read the header of a program, which must be for `architecture`. Raises DamagedFileError and UsageError."""
     header = read_header(file)
     _check_header(file, header, architecture, None)
     return header
 
 
 def installed_version() -> str | None:
-    """Version of llama-cpp-python that is installed, without a local part (`+cu124`); None where there is none."""
+    """Version of llama-cpp-python that is installed, without a local part (`+cu124`), or None."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -286,12 +285,12 @@ def _check_header(file: Path, header: BinaryHeader, architecture: str, system: s
     if architecture not in header.architectures:
         found = ", ".join(header.architectures) or "nothing"
         raise UsageError(
-            f"{file}: made for {found} ({header.format}), and the device is {architecture}",
+            f"{file}: built for {found} ({header.format}), but the device is {architecture}",
             f"name binaries for {architecture}, or build them: compact-edge engine build --arch {architecture}",
         )
     if system is not None and header.system not in _RUNS_ON.get(system, (system,)):
         raise UsageError(
-            f"{file}: made for {header.system} ({header.format}), and the device runs {system}",
+            f"{file}: built for {header.system} ({header.format}), but the device runs {system}",
             f"name binaries for {system}",
         )
 
@@ -306,10 +305,10 @@ def _is_library(entry: Path) -> bool:
 
 def _library(entry: Path, folder: Path) -> Path:
     if not entry.name.isprintable():
-        raise UnsafePathError(f"{folder}: file name {entry.name[:80]!r} holds control characters", "rename the file")
+        raise UnsafePathError(f"{folder}: file name {entry.name[:80]!r} contains control characters", "rename the file")
     if folder.resolve() not in entry.resolve().parents:
         raise UnsafePathError(
-            f"{entry}: a link that leaves its folder", "copy the library into the folder beside llama-server"
+            f"{entry}: a link that leads out of its folder", "copy the library into the folder with llama-server"
         )
     return entry
 
@@ -317,7 +316,7 @@ def _library(entry: Path, folder: Path) -> Path:
 def _keys(cache: Cache) -> list[str]:
     root = cache.root / KIND
     try:
-        # Hidden names are of builds that run now, or were killed.
+        # Hidden names belong to builds that are running or were killed.
         return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except FileNotFoundError:
         return []

@@ -1,4 +1,4 @@
-"""llama.cpp's sources: the source archive of the installed llama-cpp-python, fetched once and kept in the cache."""
+"""llama.cpp's sources: the source archive of the installed llama-cpp-python, downloaded once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ARCHIVE = "source.tar.gz"
 
 _NEEDED_BYTES = 100_000_000
 _INSIDE = PurePosixPath("vendor/llama.cpp")
-# What the two programs are built from; models, tests and documents are two thirds of the archive.
+# The parts that the two programs need; models, tests and documents are two thirds of the archive.
 _PARTS = frozenset(
     {
         *("CMakeLists.txt", "LICENSE", "licenses", "cmake", "common", "ggml", "include", "scripts", "src", "tools"),
         *("vendor",),
     }
 )
-_MOST_BYTES = 1_000_000_000  # of unpacked sources: today's are 110 MB
+_MOST_BYTES = 1_000_000_000  # limit for the unpacked sources, which have 110 MB
 _OFFLINE = (
     "the sources come from the package index: connect to it, or configure pip's index (pip config set global.index-url)"
 )
-# -ffile-prefix-map: messages of assertions name source files; without it they would hold this machine's folders, and
-# every build would differ.
+# -ffile-prefix-map: messages of assertions contain paths of source files. Without it every build would contain this
+# machine's folders, and builds would differ.
 _PROJECT = """\
 add_compile_options("-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=" "-ffile-prefix-map=${CMAKE_BINARY_DIR}/=")
 """
@@ -47,7 +47,7 @@ def require_version() -> str:
 
 
 def source_archive(cache: Cache, version: str, progress: Progress) -> Path:
-    """The source archive of a version of llama-cpp-python.
+    """Return the source archive of a version of llama-cpp-python.
 
     Raises:
         ToolUnavailableError: pip cannot fetch the archive.
@@ -56,23 +56,23 @@ def source_archive(cache: Cache, version: str, progress: Progress) -> Path:
     key = sha256_json({"distribution": LIBRARY, "version": version})
 
     def make(work: Path) -> None:
-        progress.note(f"fetching the sources of {LIBRARY} {version} (about 80 MB)")
+        progress.note(f"downloading the sources of {LIBRARY} {version} (about 80 MB)")
         _download(work, version, progress)
 
     path = cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES) / ARCHIVE
-    # It is compiled and run: that its size is right is not enough.
+    # The sources are compiled and run, so a check of the size alone is not enough.
     if sha256_file(path) != cache.recorded_sha256(KIND, key, ARCHIVE):
         raise DamagedFileError(
-            f"{path}: was changed after it was fetched, its sha256 differs", f"remove {path.parent}, and run it again"
+            f"{path}: changed after the download, its sha256 differs", f"remove {path.parent} and run the command again"
         )
     return path
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack what is needed of the archive; return the folder of llama.cpp's CMakeLists.txt.
+    """Unpack the needed parts of the archive and return the folder of llama.cpp's CMakeLists.txt.
 
     Raises:
-        DamagedFileError: not a source archive with llama.cpp in it, or one with a member that leaves its folder.
+        DamagedFileError: the archive does not contain llama.cpp's sources, or has a member outside its folder.
         StorageError: the disk is full.
     """
     root: str | None = None
@@ -93,12 +93,14 @@ def unpack(archive: Path, target: Path) -> Path:
     except OSError as error:
         raise as_storage_error(error, target) from error
     if root is None or not (target / root / _INSIDE / "CMakeLists.txt").is_file():
-        raise DamagedFileError(f"{archive}: no llama.cpp in it", "remove it from the cache and run the command again")
+        raise DamagedFileError(
+            f"{archive}: contains no llama.cpp", "remove it from the cache and run the command again"
+        )
     return target / root / _INSIDE
 
 
 def cmake_project(path: Path) -> Path:
-    """Write the CMake lines that are added to llama.cpp's own; CMake quotes paths in them for every generator."""
+    """Write the CMake lines that are added to llama.cpp's project. CMake quotes the paths for every generator."""
     write_text(path, _PROJECT)
     return path
 
@@ -113,7 +115,7 @@ def _download(work: Path, version: str, progress: Progress) -> None:
     try:
         run_compile(
             words,
-            f"fetching the sources of {LIBRARY} {version}",
+            f"downloading the sources of {LIBRARY} {version}",
             progress=progress,
             environment=build_environment(),
             directory=work,
@@ -123,7 +125,7 @@ def _download(work: Path, version: str, progress: Progress) -> None:
         raise ToolUnavailableError(error.message, _OFFLINE) from error
     archives = sorted(folder.glob("*.tar.gz"))
     if len(archives) != 1:
-        raise ToolUnavailableError(f"pip fetched no source archive of {LIBRARY} {version}", _OFFLINE)
+        raise ToolUnavailableError(f"pip downloaded no source archive of {LIBRARY} {version}", _OFFLINE)
     archives[0].rename(work / ARCHIVE)
     for path in folder.iterdir():
         path.unlink()

@@ -1,7 +1,7 @@
-"""The loop: a fresh engine process a side and repetition, the sides interleaved, raw records out.
+"""The measuring loop: one fresh engine process per side and repetition, the sides interleaved.
 
-Repetitions run AB, BA, AB, ... : the sides take turns, and with an even number of pairs each is first equally often, so
-that a device that grows slower while it warms up slows both alike.
+Repetitions run AB, BA, AB, ... With an even number of pairs each side runs first equally often, so a device that slows
+down while it warms up affects both sides equally.
 """
 
 from __future__ import annotations
@@ -13,32 +13,28 @@ from dataclasses import dataclass, field
 from compact.errors import EngineCrashedError, UsageError
 from compact.progress import SILENT, Progress
 from runtime_bench.device_readings import drop_file_cache, read_gpu_memory, read_memory, read_thermal
-from runtime_bench.engines.base import Engine, Figures, Session, Settings
+from runtime_bench.engines.base import Engine, Figures, PlacedArtifact, Session, Settings
 from runtime_bench.records import SIDES, Generation, Memory, Prompt, Sample, Side
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
 
 @dataclass(frozen=True)
 class BoundSide:
-    """One side, ready to run.
+    """One side of the comparison, ready to run.
 
     Attributes:
-        side: which one.
-        engine: what runs it.
-        path: the artifact on the device.
-        weights: its files of weights on the device, whose pages are dropped for a cold load.
-        settings: how it is opened.
+        side: `pruned` or `baseline`.
+        engine: runs the artifact.
+        model: the artifact on the device.
+        settings: for opening it.
         prompts: name -> text, chat template applied.
-        bos: the BOS that a template may have put at the begin; an engine that adds its own gets the text without.
     """
 
     side: Side
     engine: Engine
-    path: str
-    weights: tuple[str, ...]
+    model: PlacedArtifact
     settings: Settings
     prompts: Mapping[str, str]
-    bos: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,12 @@ class Workload:
     """What every process runs.
 
     Attributes:
-        prompts: as the report lists them, those that do not fit marked.
-        texts: name -> what the engine of each side gets, by side.
+        prompts: as the report lists them; a prompt that does not fit has a reason in `skipped`.
+        texts: by side, name -> text for the engine.
         depths: depth in tokens of the baseline -> text of that many tokens.
-        n_tokens: new tokens behind each prompt.
+        n_tokens: new tokens after each prompt.
         reference_tokens: tokens of the reference text by side.
-        figures: what each side's engine said when it was opened for counting.
+        figures: what each side's engine reported when it was opened for counting.
         notes: what was left out, one line each.
     """
 
@@ -66,12 +62,12 @@ class Workload:
 
 @dataclass
 class Outcome:
-    """What the loop got done.
+    """Result of the loop.
 
     Attributes:
         samples: the records, in the order in which they were made.
-        lost: why the run was cut short; empty where it was not.
-        notes: one line each.
+        lost: why the run ended early; empty for a full run.
+        notes: remarks for the report, one line each.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -87,21 +83,21 @@ def prepare(
     reference: str,
     progress: Progress = SILENT,
 ) -> Workload:
-    """Open both sides once, count tokens with their own tokenizers, and see what fits into the context.
+    """Open both sides once, count tokens with their own tokenizers, and choose what fits into the context.
 
     Args:
         sides: both sides.
         depths: wanted context depths, in tokens of the baseline.
-        n_tokens: new tokens behind each prompt.
-        reference: text on which characters a token are counted; also the source of the texts of the depths.
-        progress: where it is reported.
+        n_tokens: new tokens after each prompt.
+        reference: text on which characters per token are counted; the texts of the depths are taken from it.
+        progress: receives the progress.
 
     Raises:
-        UsageError: nothing fits into the context.
+        UsageError: no prompt fits into the context, or the prompts contain no text.
         CompactEdgeError: what the engines raise.
     """
     if not reference.strip():
-        raise UsageError("the prompts hold no text", "give prompts with words in them")
+        raise UsageError("the prompts contain no text", "give prompts with text")
     room = min(bound.settings.context for bound in sides.values()) - n_tokens
     wanted = sorted(set(depths))
     counts: dict[Side, dict[str, int]] = {}
@@ -111,12 +107,13 @@ def prepare(
     texts: dict[int, str] = {}
     depth_counts: dict[Side, dict[int, int]] = {}
     with progress.task("opening both sides", len(SIDES), "sides") as task:
-        for side in ("baseline", "pruned"):  # the baseline's tokens decide where the texts of the depths end
+        for side in ("baseline", "pruned"):  # the baseline first: its tokens decide where the texts of the depths end
             bound = sides[side]
-            with bound.engine.open(bound.path, bound.settings) as session:
-                # An engine that puts BOS before every text would put a second one before the template's.
+            with bound.engine.open(bound.model, bound.settings) as session:
+                # An engine that adds BOS to every text would add a second one before that of the template.
                 adds_bos = session.count_tokens([""])[0] > 0
-                own = {name: text.removeprefix(bound.bos) if adds_bos else text for name, text in bound.prompts.items()}
+                bos = bound.model.artifact.bos if adds_bos else ""
+                own = {name: text.removeprefix(bos) for name, text in bound.prompts.items()}
                 given[side] = own
                 counts[side] = dict(zip(own, session.count_tokens(list(own.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
@@ -159,21 +156,21 @@ def measure(
         sides: both sides.
         workload: what each process runs.
         repetitions: pairs to run.
-        seconds: no pair is begun that would end later than this, going by those before it; one always runs.
-        progress: where it is reported.
+        seconds: time limit. No pair starts that would end later, judging by the earlier pairs; one pair always runs.
+        progress: receives the progress.
 
     Returns:
-        The records; where the link was lost or the engine died, those until then, and `lost` says so. Nothing is
-        measured twice.
+        The records. Where the link was lost or the engine died, these are the records up to then, and `lost` has the
+        reason. Nothing is measured twice.
 
     Raises:
-        EngineCrashedError, DeviceUnavailableError: before the first record.
+        EngineCrashedError, DeviceUnavailableError: the engine or device failed before the first record.
     """
     outcome = Outcome()
     begin = time.monotonic()
     total = len(SIDES) * repetitions if seconds is None else round(seconds)
     with progress.task("measuring", total, "processes" if seconds is None else "s") as task:
-        told = 0.0
+        counted = 0.0
         for pair in range(repetitions):
             elapsed = time.monotonic() - begin
             if seconds is not None and pair and elapsed * (pair + 1) / pair > seconds:
@@ -183,15 +180,15 @@ def measure(
                 try:
                     sample = _record(transport, sides[side], workload, pair, order)
                 except (EngineCrashedError, DeviceUnavailableError) as error:
-                    # An engine that dies before anything was measured is an error; later, what there is is kept.
+                    # A crash before the first record is an error. After that, the records so far are kept.
                     if not outcome.samples and not isinstance(error, LinkLostError):
                         raise
                     outcome.lost = error.message
                     return outcome
                 outcome.samples.append(sample)
                 elapsed = time.monotonic() - begin
-                task.advance(1 if seconds is None else max(0, round(elapsed) - round(told)))
-                told = elapsed
+                task.advance(1 if seconds is None else max(0, round(elapsed) - round(counted)))
+                counted = elapsed
     if len(outcome.samples) // len(SIDES) % 2:
         outcome.notes.append("an odd number of pairs: one of the two orders ran once more than the other")
     return outcome
@@ -203,7 +200,7 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
     cold, why = _cold_load(transport, bound)
     memory: dict[str, Memory] = {}
     generations: list[Generation] = []
-    with bound.engine.open(bound.path, bound.settings) as session:
+    with bound.engine.open(bound.model, bound.settings) as session:
         memory["loaded"] = read_memory(transport, session.pid)
         session.warm_up()
         for prompt in workload.prompts:
@@ -238,22 +235,22 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
 
 
 def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, str]:
-    """Load once with the weights' pages dropped; a process of its own, for loading alone."""
+    """Load once, in a separate process, after the weights' pages were dropped from the page cache."""
     how = ""
-    for path in bound.weights:
+    for path in bound.model.weights:
         dropped, how = drop_file_cache(transport, path)
         if not dropped:
             return None, how
-    with bound.engine.open(bound.path, bound.settings) as session:
+    with bound.engine.open(bound.model, bound.settings) as session:
         return session.load_s, how
 
 
 def text_of_tokens(session: Session, source: str, depth: int) -> str:
-    """The beginning of a text, repeated where it is short, that has as nearly `depth` tokens as can be."""
+    """Return the longest beginning of `source` with at most `depth` tokens; a short source is repeated."""
     text = source
     while session.count_tokens([text])[0] < depth:
         text += "\n\n" + source
-    low, high = 0, len(text)  # the longest beginning with at most `depth` tokens
+    low, high = 0, len(text)  # binary search over the length
     while low < high:
         middle = (low + high + 1) // 2
         if session.count_tokens([text[:middle]])[0] <= depth:

@@ -1,8 +1,8 @@
-"""What is reported, derived from raw records. A metric that a record cannot give is absent, never 0.
+"""Metrics of the report, derived from raw records. A metric that a record does not give is absent, never 0.
 
-Speeds of two sides with different vocabularies cannot be compared in tokens: a side whose tokens are longer says more
-with each. `characters_per_s` is therefore the tokens a second times the characters that a token stands for in the
-*same* reference text.
+Speeds of two sides with different vocabularies cannot be compared in tokens, because a token of one side can be longer
+than a token of the other. `characters_per_s` is therefore tokens per second times characters per token, both sides
+counted on the *same* reference text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Metric:
 
     Attributes:
         key: name in report.json; a part after a colon names the prompt or depth.
-        label: for a reader.
+        label: name for a reader.
         unit: `s`, `ms`, `tokens/s`, `characters/s`, `bytes`, `bits/byte`.
         better: which direction is an improvement.
         group: `size`, `quality`, `memory`, `load`, `ttft`, `prefill`, `decode`, `itl`, `text`.
-        speed: depends on how fast the device is, so an emulator's figure means nothing.
+        speed: depends on how fast the device is, so the value from an emulator is not meaningful.
         deterministic: the same in every run of the same files.
     """
 
@@ -45,7 +45,7 @@ _SUBJECT = (
     Metric("size_bytes", "File size", "bytes", "lower", "size", deterministic=True),
     Metric("bits_per_byte", "Bits per byte", "bits/byte", "lower", "quality", deterministic=True),
 )
-# Where `Memory.private` was read -> what that system calls it; it means something else on each.
+# Source of `Memory.private` -> name of the quantity. Each system defines it differently.
 _PRIVATE = {"/proc/PID/status": "PSS", "proc_pid_rusage": "phys_footprint", "psutil": "Private bytes"}
 _MEMORY = (
     Metric("peak_rss_bytes", "Peak RSS", "bytes", "lower", "memory"),
@@ -70,7 +70,7 @@ _TEXT = (
 
 
 def definitions(facts: RunFacts) -> tuple[Metric, ...]:
-    """Every metric that a run with these prompts and depths can have, in the order of the report."""
+    """All metrics that a run with these prompts and depths can have, in the order of the report."""
     prompts = [prompt.name for prompt in facts.prompts if prompt.skipped is None]
     return (
         *_SUBJECT,
@@ -93,7 +93,7 @@ def _decode(name: str, label: str) -> Metric:
 
 
 def metrics_of(sample: Sample, facts: RunFacts) -> dict[str, float]:
-    """Key -> value of everything that one record tells."""
+    """Metric key -> value, for the metrics that one record gives."""
     found: dict[str, float | None] = {"load_warm_s": sample.load_s, "load_cold_s": sample.cold_load_s}
     named = {prompt.name for prompt in facts.prompts}
     for generation in sample.generations:
@@ -110,23 +110,23 @@ def metrics_of(sample: Sample, facts: RunFacts) -> dict[str, float]:
     found["characters_per_s"] = speed
     found["s_per_1000_characters"] = 1000 / speed if speed else None
     timed = {key: float(value) for key, value in found.items() if value is not None and _positive(value)}
-    # A process without mapped files has an RssFile of 0, which is a figure; a time of 0 is a clock that did not tick.
+    # Memory of 0 is a value (RssFile without mapped files). A time of 0 means that the clock is too coarse.
     return timed | {key: float(value) for key, value in _memory(sample).items() if value is not None and value >= 0}
 
 
 def subject_metrics(subject: Subject) -> dict[str, float]:
-    """Key -> value of what is known of an artifact without running it."""
+    """Metric key -> value, for the metrics that are known without running the artifact."""
     found = {"size_bytes": subject.size_bytes, "bits_per_byte": subject.bits_per_byte}
     return {key: float(value) for key, value in found.items() if value is not None and _positive(value)}
 
 
 def ttft(generation: Generation) -> float | None:
-    """Seconds from the start of the prompt to the first token; None where no token came."""
+    """Seconds from the start of the prompt to the first token; None without any token."""
     return generation.token_s[0] if generation.token_s and _positive(generation.token_s[0]) else None
 
 
 def decode_rate(generations: Iterable[Generation]) -> float | None:
-    """Tokens after the first a second, over all generations; None where there is none that can be told."""
+    """Tokens per second after the first token, over all generations; None where it cannot be computed."""
     tokens, seconds = 0, 0.0
     for generation in generations:
         times = generation.token_s
@@ -138,7 +138,7 @@ def decode_rate(generations: Iterable[Generation]) -> float | None:
 
 
 def inter_token_ms(generations: Iterable[Generation]) -> list[float]:
-    """Milliseconds between neighbouring tokens after the first, of all generations together."""
+    """Milliseconds between successive tokens after the first, over all generations."""
     return [
         (later - earlier) * 1000
         for generation in generations
@@ -148,39 +148,39 @@ def inter_token_ms(generations: Iterable[Generation]) -> list[float]:
 
 
 def longest_prompt(facts: RunFacts) -> str | None:
-    """Name of the measured prompt with most tokens of the baseline: the same text for both sides."""
+    """Name of the measured prompt with the most tokens of the baseline, so that both sides use the same prompt."""
     measured = [prompt for prompt in facts.prompts if prompt.skipped is None]
     return max(measured, key=lambda prompt: prompt.tokens.get("baseline", 0)).name if measured else None
 
 
 def judged_prompt(facts: RunFacts) -> str | None:
-    """Name of the prompt that the budgets of TTFT and decode are judged on: `chat`, else the first measured one."""
+    """Name of the prompt for the budgets of TTFT and decode: `chat` if measured, otherwise the first one."""
     measured = [prompt.name for prompt in facts.prompts if prompt.skipped is None]
     return "chat" if "chat" in measured else next(iter(measured), None)
 
 
 def characters_per_token(facts: RunFacts, side: Side) -> float | None:
-    """Characters of the reference text that a token of this side stands for; None where that is not known."""
+    """Characters per token of this side on the reference text; None where unknown."""
     tokens = facts.reference_tokens.get(side, 0)
     return facts.reference_characters / tokens if tokens > 0 and facts.reference_characters > 0 else None
 
 
 def private_label(samples: Sequence[Sample]) -> str:
-    """What `private_bytes` is called where these records were read; `Private memory` where that is not known."""
+    """Name of `private_bytes` on the device of these records; `Private memory` where the source is unknown."""
     readings = (reading for sample in samples for reading in sample.memory.values() if reading.private is not None)
     sources = {str(reading.source) for reading in readings}
     return _PRIVATE.get(sources.pop(), "Private memory") if len(sources) == 1 else "Private memory"
 
 
 def before_loading(sample: Sample) -> float | None:
-    """Bytes of the engine's process before it loaded the model; None where the engine is a program of its own."""
+    """Bytes of the engine's process before it loaded the model; None for an engine that is not a Python package."""
     value = sample.buffers.get(PYTHON_BYTES)
     return float(value) if value is not None and _positive(value) else None
 
 
 def _prefill(sample: Sample, facts: RunFacts) -> dict[str, float | None]:
     name = longest_prompt(facts)
-    # A side with another chat template reads another number of characters for the same conversation.
+    # With different chat templates, the same conversation has a different number of characters on each side.
     characters = next((prompt.characters.get(sample.side, 0) for prompt in facts.prompts if prompt.name == name), 0)
     for generation in sample.generations:
         if generation.depth is None and generation.name == name and _positive(generation.prompt_s):
@@ -201,7 +201,7 @@ def _memory(sample: Sample) -> dict[str, int | None]:
     readings = list(sample.memory.values())
     last = sample.memory.get("end") or sample.memory.get("loaded") or Memory("none")
     return {
-        # A peak never falls, so the largest reading is the peak however many there are.
+        # A peak never falls, so the largest reading is the peak.
         "peak_rss_bytes": max((reading.peak_rss for reading in readings if reading.peak_rss is not None), default=None),
         "rss_anon_bytes": last.rss_anon,
         "rss_file_bytes": last.rss_file,

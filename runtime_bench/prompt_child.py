@@ -1,4 +1,4 @@
-"""Renders a chat template: the child of `runtime_bench.prompts`, for a template is a program of whoever made the model.
+"""Child process of `runtime_bench.prompts` that renders a chat template, which is a program by the model's author.
 
 Reads `{"template", "special", "conversations"}` from stdin and writes `{"texts": [...]}` or `{"error": ...}`.
 """
@@ -17,7 +17,7 @@ LONGEST_TEXT = 16 << 20  # characters
 
 
 class _Day(datetime):
-    """A clock that stands."""
+    """A clock that always shows the same time."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:
@@ -25,10 +25,10 @@ class _Day(datetime):
 
 
 def render(request: dict[str, Any]) -> list[str]:
-    """The text of each conversation, ready for an answer. Raises whatever the template makes Jinja raise."""
+    """The text of each conversation, up to the point where the answer begins. Raises what Jinja raises."""
     from transformers.utils import chat_template_utils
 
-    # A template that tells the day must give the same prompt on every day; a function given by name is not called.
+    # A template that prints the date must give the same prompt every day. A function passed by name is not called.
     chat_template_utils.datetime = _Day
     _limit_memory()
     texts, _ = chat_template_utils.render_jinja_template(
@@ -44,7 +44,7 @@ def render(request: dict[str, Any]) -> list[str]:
 
 
 def _limit_memory() -> None:
-    """Let the address space grow by so much from here, where the system can: the libraries are loaded by now."""
+    """Limit the growth of the address space from here on, where the system can. The libraries are already loaded."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 

@@ -1,7 +1,8 @@
 """The prompts of a run: the same text for both sides, chat template applied.
 
-A file of prompts is jsonl: `{"name": ..., "text": ...}` or `{"name": ..., "messages": [{"role", "content"}, ...]}` a
-line. The built-in ones (`prompts.jsonl`) are a short question, a long document, code, and a chat of several turns.
+A file of prompts is JSONL. Each line is `{"name": ..., "text": ...}` or
+`{"name": ..., "messages": [{"role", "content"}, ...]}`. The built-in ones (`prompts.jsonl`) are a short question, a
+long document, code, and a chat of several turns.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 from compact.errors import DataError, ModelNotFoundError, ToolUnavailableError
 from exporters.native import child_environment
-from runtime_bench.artifact import Artifact
+from runtime_bench.bench_artifact import BenchArtifact
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _LARGEST_FILE = 16 << 20
 _MOST_PROMPTS = 64
 _HINT = 'each line is {"name": ..., "text": ...} or {"name": ..., "messages": [...]}'
-# Rendering takes a blink; importing Transformers takes seconds on a slow machine.
+# Rendering takes milliseconds; importing Transformers takes seconds on a slow machine.
 RENDER_SECONDS = 60.0
 _ROLES = ("system", "user", "assistant")
 
@@ -39,9 +40,9 @@ class Conversation:
 def read_prompts(path: Path = BUILT_IN) -> tuple[Conversation, ...]:
     """Read a file of prompts. Raises ModelNotFoundError and DataError."""
     if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file of prompts", _HINT)
+        raise ModelNotFoundError(f"{path}: no such prompts file", _HINT)
     if path.stat().st_size > _LARGEST_FILE:
-        raise DataError(f"{path}: larger than {_LARGEST_FILE >> 20} MiB", "prompts are short texts")
+        raise DataError(f"{path}: larger than {_LARGEST_FILE >> 20} MiB", "give shorter prompts")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -51,19 +52,25 @@ def read_prompts(path: Path = BUILT_IN) -> tuple[Conversation, ...]:
         if line.strip():
             conversation = _conversation(line, f"{path}:{number}")
             if conversation.name in found:
-                raise DataError(f"{path}:{number}: a second prompt named {conversation.name!r}", "names are unique")
+                raise DataError(f"{path}:{number}: a second prompt named {conversation.name!r}", "use unique names")
             found[conversation.name] = conversation
     if not 1 <= len(found) <= _MOST_PROMPTS:
-        raise DataError(f"{path}: {len(found)} prompts, 1 to {_MOST_PROMPTS} are possible", _HINT)
+        raise DataError(f"{path}: {len(found)} prompts; expected 1 to {_MOST_PROMPTS}", _HINT)
     return tuple(found.values())
 
 
-def render(conversations: Sequence[Conversation], artifact: Artifact) -> dict[str, str]:
-    """Name -> the prompt's text for an engine, through the artifact's chat template.
+def render(conversations: Sequence[Conversation], artifact: BenchArtifact) -> dict[str, str]:
+    """Render each prompt with the artifact's chat template.
 
-    A model without a chat template gets the messages' text, one after the other. BOS stays where the template puts it.
+    A model without a chat template gets the texts of the messages, separated by empty lines. BOS stays where the
+    template puts it.
 
-    Raises DataError where the template cannot be rendered, or takes too long.
+    Returns:
+        Name -> text for the engine.
+
+    Raises:
+        DataError: the template cannot be rendered, or takes too long.
+        ToolUnavailableError: the packages that render templates are not installed.
     """
     texts = {c.name: c.text for c in conversations if c.text is not None}
     chats = [c for c in conversations if c.text is None]
@@ -75,37 +82,37 @@ def render(conversations: Sequence[Conversation], artifact: Artifact) -> dict[st
     return {c.name: texts[c.name] for c in conversations}
 
 
-def _through_template(conversations: list[list[dict[str, str]]], artifact: Artifact) -> list[str]:
+def _through_template(conversations: list[list[dict[str, str]]], artifact: BenchArtifact) -> list[str]:
     request = {"template": artifact.chat_template, "special": artifact.special, "conversations": conversations}
     hint = "give plain texts with --prompts"
     try:
-        # -P: a file of that name in the working directory must not be run in its place.
+        # -P: do not import modules from the working directory.
         child = subprocess.run(
             [sys.executable, "-P", "-m", "runtime_bench.prompt_child"],
             input=json.dumps(request).encode("ascii"),
             capture_output=True,
             timeout=RENDER_SECONDS,
             check=False,
-            # Few threads: the child has little memory.
+            # One thread: the child has little memory.
             env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
         )
         answer = json.loads(child.stdout)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{artifact.name}: its chat template takes longer than {RENDER_SECONDS:.0f} s", hint) from error
     except ValueError as error:
-        raise DataError(f"{artifact.name}: its chat template ends the process that renders it", hint) from error
+        raise DataError(f"{artifact.name}: rendering its chat template crashed", hint) from error
     if "missing" in answer:
         raise ToolUnavailableError(
             f"chat templates cannot be rendered: {answer['missing']}",
             "install the extra: pip install 'compact-edge[prune]'",
         )
     if "error" in answer:
-        raise DataError(f"{artifact.name}: its chat template refuses the prompts ({answer['error']})", hint)
+        raise DataError(f"{artifact.name}: its chat template rejects the prompts ({answer['error']})", hint)
     return [str(text) for text in answer["texts"]]
 
 
 def reference_text(conversations: Sequence[Conversation]) -> str:
-    """The text on which characters a token are counted: all prompts without any template."""
+    """The text on which characters per token are counted: all prompts without a template."""
     parts = []
     for conversation in conversations:
         parts += [conversation.text] if conversation.text is not None else []
@@ -122,15 +129,15 @@ def _conversation(line: str, where: str) -> Conversation:
         raise DataError(f"{where}: not a JSON object", _HINT)
     name, text, messages = value.get("name"), value.get("text"), value.get("messages")
     if not isinstance(name, str) or not name or len(name) > 40 or not name.isprintable():
-        raise DataError(f"{where}: no name, or one that is not printable or longer than 40 characters", _HINT)
+        raise DataError(f"{where}: name must be printable text of 1 to 40 characters", _HINT)
     if (text is None) == (messages is None):
-        raise DataError(f"{where}: one of text and messages is needed", _HINT)
+        raise DataError(f"{where}: needs either text or messages", _HINT)
     if text is not None:
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: text is empty or no string", _HINT)
+            raise DataError(f"{where}: text must be a non-empty string", _HINT)
         return Conversation(name, text, ())
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-        raise DataError(f"{where}: messages are objects with role ({', '.join(_ROLES)}) and content", _HINT)
+        raise DataError(f"{where}: messages must be objects with role ({', '.join(_ROLES)}) and content", _HINT)
     return Conversation(name, None, tuple({key: message[key] for key in ("role", "content")} for message in messages))
 
 

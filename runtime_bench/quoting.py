@@ -1,7 +1,7 @@
-"""The one place that turns words into a line for a POSIX shell.
+"""Quoting: turns arguments into one line for a POSIX shell.
 
-`ssh` and `adb shell` both join their arguments with spaces and hand the result to the device's shell, so exactly one
-argument is passed to them: a line from here.
+`ssh` and `adb shell` join their arguments with spaces and pass the result to the device's shell. They therefore get
+exactly one argument, which this module makes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _BREAKS = ("\n", "\r")
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """One line that a POSIX shell splits into exactly `words`.
+    """Return one line that a POSIX shell splits into exactly `words`.
 
     Raises:
-        UsageError: no words, a NUL (no argument can hold one), a line break (not every login shell and not every
-            client carries one), or a character that UTF-8 cannot write.
+        UsageError: `words` is empty, or a word contains a NUL (arguments cannot), a line break (some login shells and
+            clients do not pass it on), or a character that UTF-8 cannot encode.
     """
     if not words:
         raise UsageError("a command for the device is empty")
@@ -29,10 +29,15 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def script_line(script: str, words: Sequence[str], *, inner: str | None = None) -> str:
-    """One command that runs `script`, a constant text of this package, with `words` as its `$1`, `$2`, ...
+    """Return one command that runs `script` with `words` as its `$1`, `$2`, ...
 
-    A script may have many lines: it holds no others than those of this package. The words may not, but for `inner`,
-    another of these scripts that the first is to run. Raises UsageError as `shell_line`.
+    Args:
+        script: a constant text of this package; it may have line breaks.
+        words: its arguments. They may not have line breaks, except `inner`.
+        inner: another script of this package among `words`, which the first one runs.
+
+    Raises:
+        UsageError: as `shell_line`.
     """
     _check(script, breaks=False)
     for word in words:
@@ -43,10 +48,10 @@ def script_line(script: str, words: Sequence[str], *, inner: str | None = None) 
 def _check(word: str, *, breaks: bool) -> None:
     shown = ascii(word[:80])
     if "\0" in word:
-        raise UsageError(f"{shown} holds a NUL character, which no command line can carry", "rename the file")
+        raise UsageError(f"{shown} has a NUL character, which a command line cannot have", "rename the file")
     if breaks and any(mark in word for mark in _BREAKS):
-        raise UsageError(f"{shown} holds a line break, which a remote command line cannot carry", "rename the file")
+        raise UsageError(f"{shown} has a line break, which a remote command line cannot have", "rename the file")
     try:
         word.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError(f"{shown} is no UTF-8 text", "rename the file") from None
+        raise UsageError(f"{shown} is not UTF-8 text", "rename the file") from None

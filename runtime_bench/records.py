@@ -1,6 +1,6 @@
-"""What a run keeps: one record an engine process, raw, as lines of samples.jsonl.
+"""Raw records of a run: one per engine process, kept as lines of samples.jsonl.
 
-All times are seconds of the device's own clock; everything that is reported is derived from these records
+All times are seconds of the device's own clock. Everything that a report shows is derived from these records
 (`runtime_bench.metrics`).
 """
 
@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# Formats of artifacts.
+GGUF, ONNX = "gguf", "onnx"
 Side = Literal["pruned", "baseline"]
-# Key of `Sample.buffers`: the interpreter with the engine's packages, for engines that are Python packages.
+# Key of `Sample.buffers` for engines that are Python packages: memory of the interpreter and its packages.
 PYTHON_BYTES = "Python before loading"
 SIDES: tuple[Side, Side] = ("pruned", "baseline")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of the engine's process in bytes; None where the system does not tell.
+    """Memory of the engine's process in bytes; None where the system does not report it.
 
     Attributes:
         source: where the figures come from: `/proc/PID/status`, `psutil`, ...
@@ -26,7 +28,7 @@ class Memory:
         rss_anon: its anonymous part (weights that were copied or repacked, key-value cache, buffers).
         rss_file: its part that is mapped from files (weights under mmap), which the system can drop.
         peak_rss: largest resident set so far.
-        private: the share that the system charges to the process: PSS (Linux), phys_footprint (macOS), private bytes
+        private: memory that the system attributes to the process: PSS (Linux), phys_footprint (macOS), private bytes
             (Windows).
     """
 
@@ -43,7 +45,7 @@ class Thermal:
     """Signs of throttling at one moment.
 
     Attributes:
-        frequencies: Hz of each core, in the order of the cores; empty where the system does not tell.
+        frequencies: Hz of each core, in the order of the cores; empty where the system does not report them.
         temperatures: degrees Celsius by sensor.
     """
 
@@ -57,7 +59,8 @@ class Generation:
 
     Attributes:
         name: of the prompt, or `depth-N`.
-        depth: for a measurement at a context depth: the tokens that the baseline needs for its text; None for a prompt.
+        depth: number of tokens that the baseline needs for the text, for a measurement at a context depth; None for a
+            prompt.
         prompt_tokens: tokens of the prompt in this side's own vocabulary.
         prompt_s: seconds from the start of the prompt to its last token (the engine's own figure).
         token_s: seconds from the start of the prompt to each new token, ascending; the first is the TTFT.
@@ -80,7 +83,7 @@ class Sample:
         pair: number of the repetition; the two sides of a pair ran one after the other.
         order: 0 for the side that ran first in its pair.
         load_s: seconds from the start of the process to the loaded model, file in the page cache.
-        cold_load_s: the same with the file's pages dropped before; None where that cannot be done.
+        cold_load_s: the same after the file's pages were dropped; None where they cannot be dropped.
         cold_why: why `cold_load_s` is None, or how the pages were dropped.
         memory: readings by moment: `loaded`, `end`.
         kv_cache_bytes: key-value cache of the context, the engine's own figure.
@@ -113,7 +116,7 @@ class Sample:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Sample:
-        """The record of one line. Raises KeyError and TypeError for a line that is none."""
+        """The record of one line. Raises KeyError and TypeError for a line that is not a record."""
         return cls(
             **{
                 **value,
@@ -155,7 +158,7 @@ class Subject:
     Attributes:
         name: of the file or folder.
         format: `gguf` or `onnx`.
-        quant: type of the file; None where it does not say.
+        quant: quantization type of the file; None where it is unknown.
         size_bytes: all files that the device needs.
         sha256: of the file, or of the folder's SHA256SUMS-like list.
         bits_per_weight: None where unknown.
@@ -183,8 +186,8 @@ class Budget:
 
     Attributes:
         name: `memory`, `storage`, `ttft`, `decode`.
-        limit: bytes, seconds or tokens a second.
-        source: the profile's own words for it.
+        limit: bytes, seconds or tokens per second.
+        source: where the limit comes from, as the profile says.
     """
 
     name: str
@@ -194,15 +197,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that is known of a run beside its samples.
+    """Everything that is known about a run apart from its samples.
 
     Attributes:
         status: `complete`, `partial` (the run was cut short; never ranked) or `not measured`.
-        reason: why it is not complete, one line; empty else.
-        unlike: what differs between the two sides, one line each; a report with entries says so in its title.
+        reason: why it is not complete, one line; empty for a complete run.
+        unlike: what differs between the two sides apart from the pruning, one line each; the report's title says so.
         device: what `runtime_bench.device_facts` found, plain values.
         device_spec: `local`, `ssh:user@host:22`, `adb:SERIAL`.
-        emulated: speeds mean nothing.
+        emulated: the device is an emulator, so speeds are not meaningful.
         engine: name, version, build flags, ISA; plain values.
         settings: threads, context, KV type, flash attention, mmap, mlock, GPU layers, backend; plain values.
         subjects: the two sides.
@@ -210,11 +213,11 @@ class RunFacts:
         depths: context depths in tokens of the baseline.
         reference_characters: characters of the reference text (all prompts' texts).
         reference_tokens: tokens that each side needs for the reference text.
-        bits_per_byte_text: name of the text that bits per byte was measured on; None without.
-        target: name of the target profile whose budgets are judged; None without.
+        bits_per_byte_text: name of the text that bits per byte was measured on; None where it was not measured.
+        target: name of the target profile whose budgets are checked; None without a target.
         budgets: its limits.
         notes: what a reader should know, one line each.
-        command: the command line, for the next person.
+        command: the command line of the run.
         created: ISO 8601 time, UTC.
         tool_version: of compact-edge.
     """

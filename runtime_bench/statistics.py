@@ -1,11 +1,11 @@
 """Medians, quantiles, and the ratio of paired measurements with a distribution-free interval.
 
-The two sides are measured in pairs whose order alternates (AB BA AB ...). Whatever changes slowly while the run goes
-on (the device warms up, a clock steps down) meets both sides of a pair nearly alike, and what is left of it has the
-opposite sign in the next pair, so it cancels in the ratio of a pair and in the median over pairs. An even number of
-pairs balances the two orders; with an odd number one of them counts once more than the other.
+The two sides are measured in pairs whose order alternates (AB BA AB ...). A slow change
+during the run (the device warms up, a clock slows down) affects both sides of a pair almost equally. What remains has
+the opposite sign in the next pair. It therefore cancels in the ratio of a pair and in the median over pairs. An even
+number of pairs balances the two orders; with an odd number one order occurs once more than the other.
 
-The interval is that of the sign test: for n independent ratios of any continuous distribution, the number that lies
+The interval is that of the sign test. For n independent ratios of any continuous distribution, the number of ratios
 below the true median is binomial (n, 1/2), so the k-th smallest and the k-th largest enclose it with probability
 1 - 2 P(X < k). See H. A. David and H. N. Nagaraja, Order Statistics, 3rd edition, 2003, section 7.1.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONFIDENCE = 0.95
-# The least n where the smallest and largest of n enclose the median with 95%: 1 - 2/2**6 = 0.969.
+# The smallest n for which the minimum and maximum of n values enclose the median with 95%: 1 - 2/2**6 = 0.969.
 LEAST_PAIRS = 6
 
 Better = Literal["lower", "higher"]
@@ -27,14 +27,14 @@ Verdict = Literal["better", "worse", "no difference", "not enough pairs"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """pruned / baseline over the pairs.
+    """Ratio pruned / baseline over the pairs.
 
     Attributes:
-        median: of the pairs' ratios (taken of their logarithms, so that 2 and 1/2 lie equally far from 1).
-        low, high: ends of the interval of the median; None where none is claimed.
+        median: of the pairs' ratios (computed on their logarithms, so that 2 and 1/2 are equally far from 1).
+        low, high: ends of the interval of the median; None with too few pairs for an interval.
         n: complete pairs.
-        confidence: the coverage that the interval really has, at least `CONFIDENCE`; None without interval.
-        exact: both sides are the same in every record (a file's size): a ratio without uncertainty.
+        confidence: actual coverage of the interval, at least `CONFIDENCE`; None without an interval.
+        exact: neither side varies (the size of a file), so the ratio has no uncertainty.
     """
 
     median: float
@@ -46,12 +46,12 @@ class Ratio:
 
 
 def median(values: Iterable[float]) -> float | None:
-    """Middle value, or the mean of the two middle ones; None of nothing."""
+    """Middle value, or the mean of the two middle values; None for an empty sequence."""
     return quantile(sorted(values), 0.5)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The value below which `share` (0..1) of ascending `ordered` lies, linear between neighbours; None of nothing.
+    """Quantile `share` (0..1) of ascending `ordered`, linear between neighbours; None for an empty sequence.
 
     The same definition as numpy's default (type 7 of Hyndman and Fan, The American Statistician 50, 1996).
     """
@@ -60,7 +60,7 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     place = share * (len(ordered) - 1)
     below = min(int(place), len(ordered) - 1)
     above = min(below + 1, len(ordered) - 1)
-    # Between equal neighbours no rounding may step outside them.
+    # Rounding must not leave the range of two equal neighbours.
     if ordered[below] == ordered[above]:
         return ordered[below]
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
@@ -83,7 +83,7 @@ def interval_rank(n: int, confidence: float = CONFIDENCE) -> tuple[int, float] |
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float] | None:
-    """(low, high, coverage) of the median of independent values; None for fewer than 6 of them (at 95%)."""
+    """(low, high, coverage) of the median of independent values; None for fewer than 6 values (at 95%)."""
     found = interval_rank(len(values), confidence)
     if found is None:
         return None
@@ -95,10 +95,10 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 def paired_ratio(pairs: Sequence[tuple[float | None, float | None]]) -> Ratio | None:
     """Ratio of (pruned, baseline) pairs.
 
-    A pair with a value that is missing, not finite or not positive is not complete and does not count.
+    A pair with a missing, non-finite or non-positive value is incomplete and is ignored.
 
     Returns:
-        None where no pair is complete.
+        None without a complete pair.
     """
     logs = [math.log(new) - math.log(old) for new, old in pairs if _positive(new) and _positive(old) and new and old]
     middle = median(logs)
@@ -119,9 +119,9 @@ def exact_ratio(pruned: float, baseline: float, n: int) -> Ratio | None:
 
 
 def verdict(ratio: Ratio, better: Better) -> Verdict:
-    """What the pairs show of the pruned side.
+    """What the pairs show about the pruned side.
 
-    `no difference` says that the interval holds 1: none was shown, not that there is none.
+    `no difference` means that the interval contains 1. It does not prove that the sides are equal.
     """
     if ratio.exact:
         low = high = ratio.median
@@ -139,5 +139,5 @@ def _positive(value: float | None) -> bool:
 
 
 def _exp(value: float) -> float:
-    # exp(log(x) - log(x)) is 1 by itself; the largest ratio of two floats is beyond a float.
+    # exp(log(x) - log(x)) is exactly 1. The ratio of two floats can overflow a float.
     return math.exp(min(max(value, -700.0), 700.0))

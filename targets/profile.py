@@ -1,8 +1,7 @@
 """Device profiles: what a target can hold, and which quantization suits it.
 
-A profile is a TOML file. Those that ship lie in `profiles/`; a user names another one by its path. The schema is
-strict (see `targets.schema`): a key that is not known is an error, for it is most often a budget that is misspelt and
-would be silently ignored.
+A profile is a TOML file. The built-in profiles are in `profiles/`; a user names another one by its path. The schema is
+strict (see `targets.schema`). An unknown key is an error, because a misspelt budget would otherwise be ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from targets.schema import (
     Figure,
     Isa,
     Reader,
-    parse_toml,
     read_toml,
     shown,
     suggestion,
@@ -31,7 +29,7 @@ _DIRECTORY = Path(__file__).with_name("profiles")
 _MIB = 1024 * 1024
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
 
-# key: (least, greatest). The upper ends are far beyond any device; they catch a slipped unit (bytes for MiB).
+# key: (minimum, maximum). The maxima are far beyond any device; they detect a wrong unit (bytes instead of MiB).
 _INTEGERS: Mapping[str, tuple[int, int]] = {
     "threads": (1, 1024),
     "context_length": (1, 16_777_216),
@@ -88,39 +86,43 @@ class Profile:
 
     @property
     def memory_budget_bytes(self) -> int | None:
-        """Most bytes of memory that the running model may take."""
+        """Maximum memory of the running model in bytes; None without a budget."""
         return None if self.memory_budget_mib is None else self.memory_budget_mib.value * _MIB
 
     @property
     def storage_budget_bytes(self) -> int | None:
-        """Most bytes that the artifact's files may take."""
+        """Maximum size of the artifact's files in bytes; None without a budget."""
         return None if self.storage_budget_mib is None else self.storage_budget_mib.value * _MIB
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the profile as plain values for JSON; what the profile does not set is left out."""
+        """Return the profile as plain values for JSON, without keys that the profile does not set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def profile_names() -> tuple[str, ...]:
-    """Return the names of the profiles that ship, in alphabetical order."""
+    """Return the names of the built-in profiles, in alphabetical order."""
     return tuple(sorted(path.stem for path in _DIRECTORY.glob("*.toml")))
 
 
 def list_profiles() -> tuple[Profile, ...]:
-    """Load every profile that ships."""
+    """Load all built-in profiles."""
     return tuple(_read_file(_DIRECTORY / f"{name}.toml") for name in profile_names())
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """Load a profile by the name of one that ships, or by the path of a file of the user's.
+    """Load a profile by its built-in name, or by the path of a user's file.
 
-    It is a path if it ends in .toml or holds a path separator. Raises `UsageError` for a name or path that does not
-    exist and `DataError` for a file that breaks the schema.
+    Args:
+        name_or_path: a path if it ends in .toml or contains a path separator, otherwise a name.
+
+    Raises:
+        UsageError: the name or path does not exist.
+        DataError: the file violates the schema.
     """
     separators = {os.sep, os.altsep or os.sep, "/"}
     if name_or_path.endswith(".toml") or any(separator in name_or_path for separator in separators):
         path = Path(name_or_path)
-        # A pipe or device would block the reader, so only a regular file will do.
+        # Only a regular file, because a pipe or device would block the reader.
         if "\0" in name_or_path or not path.is_file():
             raise UsageError(
                 f"no profile file {shown(name_or_path)}",
@@ -133,13 +135,8 @@ def load_profile(name_or_path: str) -> Profile:
     return _read_file(_DIRECTORY / f"{name_or_path}.toml")
 
 
-def parse_profile(content: bytes, file: str) -> Profile:
-    """Parse and check the bytes of a profile; `file` is its name in error messages."""
-    return _build(Reader(file, parse_toml(content, file, "a profile")))
-
-
 def _read_file(path: Path) -> Profile:
-    # A path may hold any character; the message it goes into is one line of a terminal.
+    # A path may contain any character, but the message must be one line of a terminal.
     name = str(path) if str(path).isprintable() else shown(str(path))
     return _build(Reader(name, read_toml(path, name, "a profile")))
 

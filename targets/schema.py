@@ -1,7 +1,7 @@
-"""The schema of a profile file: which keys there are, and one reader for each kind of value.
+"""The schema of a profile file: its keys, and one reader for each kind of value.
 
-Every reader raises `DataError` that names the file, the key and the next step. A number never stands alone: it is a
-table of `value` and `source`, so that nobody has to guess where a budget came from.
+Every reader raises a `DataError` that names the file, the key and the next step. Every number is a table of `value` and
+`source`, so that the origin of a budget is documented.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Figure(Generic[Number]):
 
 @dataclass(frozen=True)
 class Isa:
-    """Instruction-set features that the target surely has, and where that is written."""
+    """Instruction-set features that the target certainly has, and the source of that information."""
 
     features: tuple[str, ...]
     source: str
 
 
 def shown(text: str) -> str:
-    """Quote `text` for a message: control characters escaped, and never longer than a line can bear."""
+    """Quote `text` for a message: control characters are escaped, and a long text is shortened."""
     return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "...")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that `word` was probably meant to be."""
-    # Here and not at the top: it costs start-up time, and only a typing error needs it.
+    """Return the known word that is similar to `word`, if any."""
+    # Imported here because it costs start-up time, and only a typing error needs it.
     from difflib import get_close_matches
 
     lowered = {entry.lower(): entry for entry in known}
@@ -61,30 +61,30 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, known: Iterable[str], what: str) -> str:
-    """Return the hint for a word that is not among `known`."""
+    """Return the hint for a word that is not in `known`."""
     names = tuple(known)
     match = closest(word, names)
     return f"did you mean {match!r}?" if match else f"{what}: {', '.join(names)}"
 
 
 def read_toml(path: Path, file: str, what: str, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
-    """The table of a TOML file.
+    """Read the table of a TOML file.
 
     Args:
         path: a regular file.
         file: its name in error messages.
-        what: what such a file is, for the same.
-        largest: bytes that it may have.
+        what: kind of file, in error messages.
+        largest: maximum size in bytes.
 
     Raises:
-        DataError: it is too large for such a file, not UTF-8, or not TOML.
+        DataError: the file is too large, not UTF-8, or not TOML.
     """
     with path.open("rb") as stream:
         return parse_toml(stream.read(largest + 1), file, what, largest=largest)
 
 
 def parse_toml(content: bytes, file: str, what: str, *, largest: int = _LARGEST_FILE) -> dict[str, Any]:
-    """As `read_toml`, of bytes."""
+    """Parse the bytes of a TOML file. See `read_toml`."""
     if len(content) > largest:
         raise DataError(f"{file}: larger than {largest // 1024} KiB", f"{what} is a small TOML file")
     try:
@@ -92,16 +92,16 @@ def parse_toml(content: bytes, file: str, what: str, *, largest: int = _LARGEST_
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        # Not only TOMLDecodeError: int() refuses numbers of thousands of digits with a plain ValueError.
+        # ValueError, because int() raises it for numbers of thousands of digits.
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(f"{file}: not valid TOML: {reason}", "correct the file; see https://toml.io") from error
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the values of one table of one file and refuses what does not fit.
+    """Reads and checks the values of one table of a file.
 
-    `prefix` is the dotted path of the table ("" at the top), so that an error can name the whole key. `what` is the
+    `prefix` is the dotted path of the table ("" at the top), so that errors name the full key. `what` is the
     kind of file, for messages.
     """
 
@@ -115,14 +115,14 @@ class Reader:
         return DataError(f"{self.file}: {shown(self.prefix + key)} {problem}", hint)
 
     def only(self, known: Iterable[str]) -> None:
-        """Refuse keys that are not `known`."""
+        """Raise DataError for a key that is not in `known`."""
         names = tuple(known)
         for key in self.table:
             if key not in names:
                 raise self.fail(key, f"is not a key of {self.what}", suggestion(key, names, "known keys"))
 
     def has(self, key: str) -> bool:
-        """Say whether the table has `key`."""
+        """Return whether the table has `key`."""
         return key in self.table
 
     def text(self, key: str) -> str:
@@ -134,11 +134,11 @@ class Reader:
             raise self.fail(key, f"must be text, not {kind_of(value)}", f'write {key} = "..."')
         if not value.strip() or len(value) > _LONGEST_TEXT or not value.isprintable():
             problem = f"must be one printable line of 1 to {_LONGEST_TEXT} characters"
-            raise self.fail(key, problem, "take out line breaks and control characters")
+            raise self.fail(key, problem, "remove line breaks and control characters")
         return value.strip()
 
     def choice(self, key: str, known: Iterable[str]) -> str:
-        """Return the text of `key`, which must be one of `known`."""
+        """Return the text of `key`, which must be in `known`."""
         value = self.text(key)
         names = tuple(known)
         if value not in names:
@@ -183,24 +183,24 @@ class Reader:
                 hint = suggestion(name, ISA_FEATURES, "known names")
                 raise inner.fail("features", f"has the unknown name {shown(name)}", hint)
         if len(set(features)) != len(features):
-            raise inner.fail("features", "names one feature twice", "name every feature once")
+            raise inner.fail("features", "contains a feature twice", "name every feature once")
         return Isa(tuple(features), inner.text("source"))
 
     def _figure(self, key: str) -> Reader:
         inner = self.sub(key, '{ value = ..., source = "where the number comes from" }')
         inner.only(("value", "source"))
         if not inner.has("source"):
-            raise inner.fail("source", "is missing", "say where the number comes from: source = ...")
+            raise inner.fail("source", "is missing", "add the origin of the number: source = ...")
         return inner
 
     def _within(self, value: float, low: float, high: float) -> None:
-        # Written so that nan, which compares false with everything, is refused too.
+        # This form also rejects nan, which compares false with everything.
         if not (math.isfinite(value) and low <= value <= high):
-            raise self.fail("value", f"must lie between {low:g} and {high:g}", "correct the number in the file")
+            raise self.fail("value", f"must be between {low:g} and {high:g}", "correct the number in the file")
 
 
 def kind_of(value: object) -> str:
-    """Name the TOML type of `value`."""
+    """Return the name of the TOML type of `value`."""
     if value is None:
         return "absent"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""`compact-edge bench`: a pruned artifact against its baseline, on the device."""
+"""`compact-edge bench`: measures a pruned artifact and its baseline on a device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from compact_edge.commands.shared import DIRECTORY, FILE
+from runtime_bench.engines.registry import ENGINES
 
-_ENGINES = ("llama-server", "llama-cpp-python", "onnxruntime-genai", "onnxruntime")
 _PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
 _MOST_DEPTHS = 16
-# What is run unless the user says otherwise: pairs, context depths, new tokens.
+# Defaults: pairs, context depths, new tokens.
 REPETITIONS, DEPTHS, N_TOKENS = 10, (128, 512, 1024), 64
 
 
@@ -21,14 +21,16 @@ def _layers(_context: click.Context, _parameter: click.Parameter, value: str) ->
     if value == "all":
         return -1
     if not value.isdecimal() or int(value) > 10_000:
-        raise click.BadParameter("a number of layers, or all")
+        raise click.BadParameter("expected a number of layers, or all")
     return int(value)
 
 
 def _depths(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if len(parts) > _MOST_DEPTHS or not all(part.isdecimal() and 1 <= int(part) <= 1_000_000 for part in parts):
-        raise click.BadParameter(f"up to {_MOST_DEPTHS} numbers of tokens, separated by commas, such as 128,512,1024")
+        raise click.BadParameter(
+            f"expected up to {_MOST_DEPTHS} numbers of tokens, separated by commas, such as 128,512,1024"
+        )
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
@@ -40,26 +42,32 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="The unpruned artifact (default: the one that the same build published with --with-baseline).",
 )
 @click.option(
-    "--device", default="local", show_default=True, help="local, ssh:user@host[:port] or adb:SERIAL (see: devices)."
+    "--device",
+    default="local",
+    show_default=True,
+    help="Device: local, ssh:user@host[:port] or adb:SERIAL (see: devices).",
 )
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-bench).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option(
     "--engine",
-    type=click.Choice(_ENGINES),
-    help="What runs the model (default: llama-server where there is one, else llama-cpp-python; onnxruntime-genai).",
+    type=click.Choice(list(ENGINES)),
+    help="Engine that runs the model (default: for GGUF llama-server if available, otherwise llama-cpp-python; for "
+    "ONNX onnxruntime-genai).",
 )
 @click.option("--engine-dir", type=DIRECTORY, help="A folder with your own llama-server for the device.")
 @click.option(
     "--device-python",
-    help="Python for the engines that are packages (default: python3 of the device; locally this one).",
+    help="Python interpreter on the device, for engines that are Python packages (default: python3; locally this one).",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    help="Threads (default: physical cores less one; of a remote device, its target's).",
+    help="Threads (default: physical cores minus one; on a remote device, those of the target).",
 )
-@click.option("--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline, where not the same.")
+@click.option(
+    "--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline (default: as --threads)."
+)
 @click.option("--context", type=click.IntRange(16), help="Positions of the key-value cache (default: the target's).")
 @click.option(
     "--repetitions", type=click.IntRange(1, 1000), default=REPETITIONS, show_default=True, help="Pairs to run."
@@ -74,30 +82,37 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.option(
     "--tokens", "n_tokens", type=click.IntRange(2, 4096), default=N_TOKENS, show_default=True, help="New tokens."
 )
-@click.option("--seconds", type=click.FloatRange(1), help="Begin no pair that would end later, once measuring began.")
 @click.option(
-    "--prompts", type=FILE, help="Prompts as jsonl (name, and text or messages) instead of the built-in ones."
+    "--seconds", type=click.FloatRange(1), help="Time limit of the measurement: no pair starts that would end later."
+)
+@click.option(
+    "--prompts", type=FILE, help="Prompts as JSONL (name, and text or messages) instead of the built-in ones."
 )
 @click.option("--text", type=FILE, help="Measure bits per byte of both artifacts on this text, on this machine.")
-@click.option("--gpu-layers", default="0", callback=_layers, help="llama.cpp: layers on the GPU, or all.")
+@click.option("--gpu-layers", default="0", callback=_layers, help="Layers on the GPU, or all (llama.cpp).")
 @click.option(
     "--execution-provider",
     type=click.Choice(_PROVIDERS),
-    help="onnxruntime's device (default: what the folder was built for).",
+    help="Execution provider of onnxruntime (default: the one that the folder was built for).",
 )
-@click.option("--target", help="Device profile whose budgets are judged (default: the one it was built for).")
-@click.option("--allow-unlike", is_flag=True, help="Compare a pair of other types, engines or threads all the same.")
-@click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 where a judged budget is exceeded.")
-@click.option("--clean-device", is_flag=True, help="Leave no file on the device, so that the next run copies anew.")
-@click.option("--json", "as_json", is_flag=True, help="Write report.json to stdout too.")
+@click.option(
+    "--target", help="Device profile whose budgets are checked (default: the one that ARTIFACT was built for)."
+)
+@click.option(
+    "--allow-unlike", is_flag=True, help="Compare even if the two artifacts differ in type, engine or threads."
+)
+@click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 if a budget is exceeded.")
+@click.option("--clean-device", is_flag=True, help="Remove all copied files from the device at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Write report.json to stdout.")
 def bench(as_json: bool, **values: Any) -> None:
     """Measure ARTIFACT against its unpruned BASELINE on a device and write a report.
 
-    ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`. Memory,
-    load time, time to first token, prefill and decode speed at batch size 1, each run in a fresh process, the two sides
-    taking turns; the report gives medians and 95% intervals of their ratio.
+    ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`.
 
-    The output holds report.md, report.html, report.json and the raw samples.jsonl.
+    The bench measures memory, load time, time to first token, and prefill and decode speed at batch size 1. Each run
+    uses a fresh process, and the two sides alternate. The report gives medians and 95% intervals of their ratio.
+
+    The output has report.md, report.html, report.json and the raw samples.jsonl.
     """
     from compact_edge.bench import BenchIncompleteError, OverBudgetError
     from compact_edge.bench import bench as run

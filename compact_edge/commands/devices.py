@@ -1,4 +1,4 @@
-"""`compact-edge devices`: what can be measured on."""
+"""`compact-edge devices`: the devices that can be measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GIB = 1024**3
 
 @dataclass(frozen=True)
 class Row:
-    """One device: its facts where it was opened, the error where it could not be, else what adb lists."""
+    """One device: its facts if it was opened, the error if that failed, otherwise the line of adb."""
 
     spec: str
     state: str
@@ -38,7 +38,7 @@ class Row:
         }
 
     def description(self) -> str:
-        """What the table says of it."""
+        """Its description in the table."""
         if self.error is not None:
             return self.error.message.removeprefix(f"{self.spec}: ")
         if self.facts is None:
@@ -50,16 +50,16 @@ class Row:
 @click.argument("device", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def devices(device: tuple[str, ...], as_json: bool) -> None:
-    """List this machine and Android devices, and try each DEVICE that is named.
+    """List this machine and Android devices, and connect to each DEVICE.
 
-    A DEVICE is local, ssh:user@host, ssh:user@host:port or adb:SERIAL. Nothing is installed on a device. Ends with exit
-    code 69 when a named one cannot be used. COMPACT_EDGE_SSH_CONFIG names another configuration for ssh than your own.
+    A DEVICE is local, ssh:user@host, ssh:user@host:port or adb:SERIAL. Nothing is installed on a device. The exit code
+    is 69 if a DEVICE cannot be used. COMPACT_EDGE_SSH_CONFIG names an ssh configuration to use instead of your own.
     """
     from compact_edge.console import Console, format_table, print_json
     from runtime_bench.transports.registry import open_transport
 
     for spec in device:
-        open_transport(spec)  # refuses words that name no device before any of them is asked
+        open_transport(spec)  # refuses an invalid name before connecting to any device
     named = list(dict.fromkeys(device))
     android, note = _android()
     models = {row.spec: row.model for row in android}
@@ -80,7 +80,7 @@ def devices(device: tuple[str, ...], as_json: bool) -> None:
 
 
 def describe(facts: DeviceFacts, *, emulated: bool = False) -> list[str]:
-    """The facts that fit a line, most telling first."""
+    """The main facts for one line, the most important first."""
     cores = [f"{facts.logical_cores} cores"] if facts.logical_cores else []
     if facts.physical_cores and facts.logical_cores and facts.physical_cores < facts.logical_cores:
         cores = [f"{facts.physical_cores} cores with {facts.logical_cores} threads"]
@@ -118,14 +118,14 @@ def _open(spec: str, model: str | None) -> Row:
 
 
 def _android() -> tuple[list[Row], str | None]:
-    """Every device that adb lists, and a note where it cannot be asked."""
+    """All devices that adb lists, and a note if adb does not work."""
     from runtime_bench.transports.adb import list_devices
     from runtime_bench.transports.base import DeviceUnavailableError
 
     try:
         found = list_devices()
     except DeviceUnavailableError as error:
-        return [], f"no Android devices are listed: {error.message}; {error.hint}"
+        return [], f"Android devices are not listed: {error.message}; {error.hint}"
     return [
         Row(f"adb:{device.serial}", "ready" if device.state == "device" else device.state, device.model)
         for device in found

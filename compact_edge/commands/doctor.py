@@ -1,4 +1,4 @@
-"""`compact-edge doctor`: what this machine has, what is missing, and how to get it."""
+"""`compact-edge doctor`: checks this machine, and tells how to get what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARNING = "warning"
 
 _GENERIC_NAMES = ("compact", "exporters", "targets", "runtime_bench")
 _COMPILERS = ("c++", "g++", "clang++", "cl")
-# What only measuring on other devices needs: name of the check, program, its job, how to get it.
+# Tools for measuring on other devices: name of the check, program, its job, next step.
 _TOOLS = (
     (
         "ssh client",
@@ -41,12 +41,12 @@ _TOOLS = (
         "Arm cross compiler",
         "aarch64-linux-gnu-g++",
         "an engine for 64-bit Arm devices",
-        "install it (Debian: apt install g++-aarch64-linux-gnu); a device of your own processor needs none",
+        "install it (Debian: apt install g++-aarch64-linux-gnu); devices with this machine's processor do not need it",
     ),
 )
 _GIB = 1024**3
-# Estimates for the built-in model of 135 million parameters, with room to spare. On disk: the checkpoint and its pruned
-# copy (2 or 4 bytes a parameter each), both again as float32 GGUF, and the artifacts. In memory: float32 weights twice.
+# Generous estimates for the built-in model of 135 million parameters. Disk: the checkpoint and its pruned copy (2 or 4
+# bytes per parameter each), both as float32 GGUF, and the artifacts. Memory: the float32 weights twice.
 _LEAST_DISK = 4 * _GIB
 _LEAST_MEMORY = 2 * _GIB
 _IMPORT_SECONDS = 120
@@ -54,7 +54,7 @@ _IMPORT_SECONDS = 120
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `needed_for_build` decides whether a missing thing fails the command."""
+    """One finding. With `needed_for_build`, a missing item makes the command fail."""
 
     name: str
     status: str
@@ -68,7 +68,7 @@ class Check:
 def doctor(as_json: bool) -> None:
     """Check what this machine has for each job, what is missing, and the next step.
 
-    Ends with exit code 69 when something that `compact-edge build` needs is missing.
+    The exit code is 69 if something is missing that `compact-edge build` needs.
     """
     from compact.errors import ToolUnavailableError
     from compact_edge.console import print_json
@@ -81,7 +81,7 @@ def doctor(as_json: bool) -> None:
         click.echo(report(checks))
     if lacking:
         raise ToolUnavailableError(
-            f"compact-edge build needs what is missing here: {', '.join(lacking)}",
+            f"compact-edge build needs packages or tools that are missing: {', '.join(lacking)}",
             next(check.next_step for check in checks if check.name == lacking[0]),
         )
 
@@ -98,7 +98,7 @@ def run_checks() -> list[Check]:
 
 
 def report(checks: Sequence[Check]) -> str:
-    """Return the checks as a table, each next step under the table's line that calls for it."""
+    """Return the checks as a table. Each next step is below the line of its check."""
     from compact_edge.console import format_table
 
     lines = format_table(("STATUS", "CHECK", "FOUND"), [(check.status, check.name, check.detail) for check in checks])
@@ -112,12 +112,12 @@ def report(checks: Sequence[Check]) -> str:
 
 
 def version_at_least(version: str, minimum: str) -> bool:
-    """Compare the leading numbers of two versions; a suffix (rc1, +cpu) counts for nothing."""
+    """Compare the leading numbers of two versions; suffixes (rc1, +cpu) are ignored."""
     return _numbers(version) >= _numbers(minimum)
 
 
 def foreign_owners(owners: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """Return, for each generic import name of ours, the other distributions that install it too."""
+    """Return, for each of our generic import names, the other distributions that install it."""
     foreign = {
         name: sorted({owner for owner in owners.get(name, ()) if owner.replace("_", "-").lower() != "compact-edge"})
         for name in _GENERIC_NAMES
@@ -161,27 +161,27 @@ def _package(package: Package) -> Check:
         detail = f"{found}, older than {package.minimum}; for: {job}"
         return Check(package.distribution, MISSING, detail, next_step, needed)
     if package.below and version_at_least(found, package.below):
-        detail = f"{found}, and less than {package.below} is needed; for: {job}"
+        detail = f"{found}, but less than {package.below} is needed; for: {job}"
         return Check(package.distribution, MISSING, detail, next_step, needed)
     return Check(package.distribution, OK, f"{found} (for: {job})", None, needed)
 
 
 def _llama_cpp() -> Check:
-    """Import llama_cpp in a child process: a build for another processor ends the process that loads it."""
+    """Import llama_cpp in a child process, because a build for another processor crashes the process."""
     from importlib.util import find_spec
 
     from compact_edge.packages import install_hint
 
     name = "llama.cpp library"
     if find_spec("llama_cpp") is None:
-        return Check(name, MISSING, "llama_cpp cannot be found", install_hint("prune"), True)
+        return Check(name, MISSING, "llama_cpp is not installed", install_hint("prune"), True)
     next_step = "run: pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-    # -P: a file of that name in the working directory must not be run in its place.
+    # -P: do not import modules from the working directory.
     command = [sys.executable, "-P", "-c", "import llama_cpp; print(llama_cpp.__version__)"]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(name, MISSING, f"import did not end well: {type(error).__name__}", next_step, True)
+        return Check(name, MISSING, f"import did not finish: {type(error).__name__}", next_step, True)
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         return Check(name, MISSING, f"import failed: {reason[:200]}", next_step, True)
@@ -206,7 +206,7 @@ def _cmake() -> Check:
 
 
 def _llama_server() -> Check:
-    """Look for an engine that was built for this machine; `bench` takes it before any other."""
+    """Look for an engine that was built for this machine, which `bench` prefers."""
     from compact.errors import CompactEdgeError
 
     name = "llama-server"
@@ -220,7 +220,9 @@ def _llama_server() -> Check:
     except ModuleNotFoundError as error:
         return Check(name, WARNING, f"unknown without {error.name}", f"install {error.name} (see above)")
     except (CompactEdgeError, OSError) as error:
-        return Check(name, WARNING, f"unknown: {error}", "bench uses llama-cpp-python without one")
+        return Check(
+            name, WARNING, f"unknown: {error}", "check the cache; without an engine, bench uses llama-cpp-python"
+        )
     engines = [engine for engine in built if (engine.architecture, engine.system) == (here, system)]
     if engines:
         found = ", ".join(f"{engine.version} for {engine.variant}" for engine in engines)
@@ -241,7 +243,7 @@ def _disk() -> Check:
     free = shutil.disk_usage(place).free
     if free >= _LEAST_DISK:
         return Check("free disk", OK, f"{free / _GIB:.1f} GiB at {place}")
-    next_step = f"free some space: building smollm2-135m takes up to {_LEAST_DISK // _GIB} GiB, larger models more"
+    next_step = f"free some space: building smollm2-135m needs up to {_LEAST_DISK // _GIB} GiB, larger models more"
     return Check("free disk", WARNING, f"{free / _GIB:.1f} GiB at {place}", next_step)
 
 
@@ -254,7 +256,7 @@ def _memory() -> Check:
     detail = f"{available / _GIB:.1f} GiB, {os.cpu_count()} logical processors"
     if available >= _LEAST_MEMORY:
         return Check("free memory", OK, detail)
-    next_step = f"close other programs: building smollm2-135m takes about {_LEAST_MEMORY // _GIB} GiB"
+    next_step = f"close other programs: building smollm2-135m needs about {_LEAST_MEMORY // _GIB} GiB"
     return Check("free memory", WARNING, detail, next_step)
 
 
@@ -267,12 +269,14 @@ def _cache() -> Check:
     except ModuleNotFoundError:
         return Check("cache", WARNING, "unknown without platformdirs", "install platformdirs (see above)")
     except OSError as error:
-        return Check("cache", WARNING, f"cannot be read: {error.strerror}", "check who may read the cache directory")
+        return Check(
+            "cache", WARNING, f"cannot be read: {error.strerror}", "check the permissions of the cache directory"
+        )
     return Check("cache", OK, f"{size / _GIB:.2f} GiB in {root}")
 
 
 def _import_names() -> Check:
-    """Our packages have everyday names; find out whether another distribution owns one of them."""
+    """Check whether another distribution installs one of our generic package names."""
     from importlib.metadata import packages_distributions
     from importlib.util import find_spec
 
@@ -283,9 +287,9 @@ def _import_names() -> Check:
         if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != home / package:
             where = spec.origin if spec is not None else "nowhere"
             detail = f"{package} comes from {where}, not from compact-edge"
-            return Check(name, MISSING, detail, "install compact-edge in an environment of its own", True)
+            return Check(name, MISSING, detail, "install compact-edge in a separate environment", True)
     foreign = foreign_owners(packages_distributions())
     if foreign:
         detail = "; ".join(f"{package} is also installed by {', '.join(names)}" for package, names in foreign.items())
-        return Check(name, WARNING, detail, "install compact-edge in an environment of its own")
+        return Check(name, WARNING, detail, "install compact-edge in a separate environment")
     return Check(name, OK, f"{', '.join(_GENERIC_NAMES)} are compact-edge's own")

@@ -1,4 +1,4 @@
-"""`compact-edge engine`: llama.cpp's own server and benchmark for a device."""
+"""`compact-edge engine`: builds llama.cpp's server and benchmark for a device."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ if TYPE_CHECKING:
 
 @click.group()
 def engine() -> None:
-    """Build llama.cpp's llama-server and llama-bench for a device, or list those that were built.
+    """Build llama.cpp's llama-server and llama-bench for a device, or list built ones.
 
-    `compact-edge bench` runs them on the device. The sources are those that llama-cpp-python comes with, so the device
-    runs the version that the artifact was checked with.
+    `compact-edge bench` runs them on the device. The sources come from llama-cpp-python's archive, so the device runs
+    the version that the artifact was checked with.
     """
 
 
 @engine.command()
-@click.option("--arch", help="Architecture of the device, aarch64 or x86_64 (default: the target's, else this one's).")
-@click.option("--isa", help="CPU variant; `--isa list` names them (default: the best that the device is known to run).")
+@click.option(
+    "--arch", help="Architecture of the device, aarch64 or x86_64 (default: the target's, otherwise this machine's)."
+)
+@click.option(
+    "--isa", help="CPU variant; `--isa list` lists them (default: the best one that the device is known to run)."
+)
 @click.option("--target", "target_name", help="Profile of the device: a name of `compact-edge targets`, or a file.")
-@click.option("--ndk", type=DIRECTORY, help="Folder of an Android NDK: build for Android with it.")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Compilers that run at once (default: one a core).")
-@click.option("--force", is_flag=True, help="Compile again even if it was built before.")
+@click.option("--ndk", type=DIRECTORY, help="Folder of an Android NDK, to build for Android.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Number of compilers at once (default: one per core).")
+@click.option("--force", is_flag=True, help="Compile again, even if the cache has the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def build(
+    *,
     arch: str | None,
     isa: str | None,
     target_name: str | None,
@@ -41,9 +46,9 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build llama-server and llama-bench; 5 to 10 minutes on two cores, then kept in the cache.
+    """Build llama-server and llama-bench: 5 to 10 minutes on two cores, then kept in the cache.
 
-    For another architecture than this machine's the GNU cross compiler for Linux is taken, or an Android NDK.
+    For another architecture than this machine's it needs the GNU cross compiler for Linux, or an Android NDK.
     """
     from compact_edge.console import Console, format_duration, print_json
     from runtime_bench.engine_build import build_engine
@@ -74,7 +79,7 @@ def build(
 @engine.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def list_command(as_json: bool) -> None:
-    """List the engines that were built."""
+    """List the engines in the cache."""
     from compact.cache import open_cache
     from compact_edge.console import Console, format_table, print_json
     from runtime_bench.engine_folder import list_engines
@@ -85,7 +90,7 @@ def list_command(as_json: bool) -> None:
         print_json([folder.as_dict() for folder in engines])
         return
     if not engines:
-        click.echo("no engine was built yet; compact-edge engine build makes one")
+        click.echo("no engine was built yet; run: compact-edge engine build")
         return
     header = ("ARCHITECTURE", "ISA", "SYSTEM", "LLAMA.CPP", "LLAMA-CPP-PYTHON", "MB", "FOLDER")
     rows = [
@@ -101,7 +106,7 @@ def list_command(as_json: bool) -> None:
 def choose_variant(
     arch: str | None, isa: str | None, target_name: str | None, *, android: bool = False
 ) -> tuple[Variant, str]:
-    """The variant to build, and why it was chosen.
+    """The variant to build, and the reason for the choice.
 
     Raises:
         UsageError: an unknown architecture, variant or target, or a target of another architecture than `arch`.
@@ -130,16 +135,16 @@ def choose_variant(
     if architecture is None:
         architecture = AARCH64 if android else this_architecture()
     if isa is not None:
-        return variant_named(architecture, isa), "as asked for"
+        return variant_named(architecture, isa), "as requested"
     if features:
         return variant_for(architecture, features), f"the best that {target_name} has the instructions for"
     if not android and architecture == _this_or_none() and (here := _features_here()):
         return variant_for(architecture, here), "the best that this machine's CPU runs"
-    return variants_of(architecture)[-1], "most devices of the last years run it; --isa chooses another one"
+    return variants_of(architecture)[-1], "most recent devices run it; --isa selects another one"
 
 
 def describe(folder: EngineFolder, took: str) -> str:
-    """Return the lines that a user reads after a build."""
+    """Return the output after a build."""
     from runtime_bench.engine_folder import SERVER
 
     sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in folder.files)
@@ -155,7 +160,7 @@ def describe(folder: EngineFolder, took: str) -> str:
 
 
 def _features_here() -> tuple[str, ...]:
-    """What this machine's processor can do; empty where the system does not tell."""
+    """Features of this machine's processor; empty where the system does not report them."""
     from runtime_bench.device_facts import read_facts
     from runtime_bench.transports.registry import open_transport
 

@@ -1,4 +1,4 @@
-"""`compact-edge report`: runs of the bench, one or several, as a table and as files."""
+"""`compact-edge report`: shows one run of the bench, or compares several."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from compact_edge.commands.shared import DIRECTORY
 def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) -> None:
     """Show one run of the bench, or compare several.
 
-    RUN is an output directory of `compact-edge bench`, whose report is made anew from its raw records, or a
-    report.json. Runs that are partial, emulated, not measured or of unlike pairs are listed apart and never ranked.
+    RUN is an output directory of `compact-edge bench`, whose report is made from its raw records, or a report.json.
+    Runs that are partial, emulated or not measured, and runs of two artifacts that differ in more than the pruning, are
+    listed separately and never ranked.
     """
     from compact.errors import UsageError
     from compact_edge.console import print_json
@@ -31,7 +32,7 @@ def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) 
     from runtime_bench.report.write import load_run
 
     if force and out is None:
-        raise UsageError("--force replaces the directory of --out, which was not given", "add --out DIR")
+        raise UsageError("--force needs --out, whose directory it replaces", "add --out DIR")
     if out is not None:
         check_output(out.absolute(), force=force, inputs=run)
     documents = [load_run(path) for path in run]

@@ -188,7 +188,7 @@ def _sources(each: Record) -> dict[str, tuple[Path, str]]:
 
 def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, list[Path]]:
     """Reports by the cell whose file they measured: those in the cells' folders, and further ones by sha256."""
-    from runtime_bench.artifact import read_artifact
+    from runtime_bench.bench_artifact import read_artifact
     from runtime_bench.report.read import read_document
 
     found: dict[str, list[Path]] = {}

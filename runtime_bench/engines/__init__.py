@@ -1,1 +1,1 @@
-"""Engines that run an artifact on a device. One module each, one interface (`base.Engine`)."""
+"""Engines that run an artifact on a device: one module each, one interface (`base.EngineKind`), one `registry`."""

@@ -1,6 +1,6 @@
-"""Engines that are Python packages: one agent file is placed on the device and spoken to through pipes.
+"""Engines that are Python packages. An agent file is copied to the device and controlled through pipes.
 
-A device without Python cannot run them; what they would have measured reads "not measured" then.
+A device without Python cannot run them; the report then says "not measured".
 """
 
 from __future__ import annotations
@@ -16,46 +16,69 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from compact.errors import EngineCrashedError, ToolUnavailableError
 from compact.store import sha256_file
-from runtime_bench.engines.base import LOAD_SECONDS, WARM_UP, WARM_UP_TOKENS, Figures, Settings
+from runtime_bench.engines.base import (
+    LOAD_SECONDS,
+    WARM_UP,
+    WARM_UP_TOKENS,
+    EngineContext,
+    EngineKind,
+    Figures,
+    PlacedArtifact,
+    Settings,
+)
 from runtime_bench.engines.server_log import cpu_features, figures_of, last_lines
 from runtime_bench.records import PYTHON_BYTES, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Transport
 
-LLAMA_CPP_PYTHON, GENAI, ONNXRUNTIME = "llama-cpp-python", "onnxruntime-genai", "onnxruntime"
+if TYPE_CHECKING:
+    from runtime_bench.bench_artifact import BenchArtifact
+
 AGENT = Path(__file__).with_name("device_agent.py")
 _EXIT_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
-# What ssh ends with when the connection is lost, and adb when the device goes.
+# Exit status of ssh and adb after a lost connection.
 _LINK_LOST = (255,)
 
 
 class Tokenizer(Protocol):
-    """Tokenizes here for an engine that has no tokenizer."""
+    """Tokenizes on this machine for an engine without a tokenizer."""
 
     def encode(self, text: str) -> Sequence[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-@dataclass(frozen=True)
-class Known:
-    """What this side knows of a model and onnxruntime does not say.
+class AgentKind(EngineKind):
+    """An engine that is a Python package. `ENGINES` of `device_agent.py` has the class that runs on the device.
 
     Attributes:
-        cache_shape: key-value heads and width of a head.
-        kv_cache_bytes_per_position: keys and values of all layers; None where unknown.
-        tokenizer: for an engine without one; None else.
+        takes_folder: the engine opens the artifact's folder; otherwise the artifact's main file.
     """
 
-    cache_shape: tuple[int, int]
-    kv_cache_bytes_per_position: int | None
-    tokenizer: Tokenizer | None
+    takes_folder: bool = False
+
+    def find(self, context: EngineContext, *, named: bool) -> Callable[[], AgentEngine] | None:
+        """See `EngineKind.find`. The package itself is searched when the agent runs on the device."""
+        if not named and not self.is_default(context):
+            return None
+        return partial(AgentEngine, self, context.transport, python=context.python)
+
+    def is_default(self, context: EngineContext) -> bool:
+        """Whether this engine may run when the user named none."""
+        del context
+        return True
+
+    def tokenizer_of(self, artifact: BenchArtifact) -> Tokenizer | None:
+        """The tokenizer on this machine, for an engine without a tokenizer; otherwise None."""
+        del artifact
+        return None
 
 
 class AgentEngine:
@@ -63,58 +86,51 @@ class AgentEngine:
 
     times_load_from = "the call that loads the model (Python's own start not counted)"
 
-    def __init__(
-        self,
-        name: str,
-        transport: Transport,
-        *,
-        python: str | None = None,
-        known_of: Callable[[str], Known] | None = None,
-    ) -> None:
+    def __init__(self, kind: AgentKind, transport: Transport, *, python: str | None = None) -> None:
         """Place the agent.
 
         Args:
-            name: one of `NAMES`.
+            kind: the engine.
             transport: the device.
             python: interpreter on the device; None for this one (local) or `python3`.
-            known_of: path on the device -> what is known of the model there, for the engines of ONNX.
 
         Raises:
-            DeviceUnavailableError: no Python on the device.
+            DeviceUnavailableError: the device has no Python.
         """
-        self.name = name
+        self.name = kind.name
+        self.facts: Mapping[str, Any] = {}
+        self._kind = kind
         self._transport = transport
-        self._known_of = known_of
         local = transport.spec == "local"
         self._python = python or (sys.executable if local else "python3")
         if (python or not local) and transport.run([self._python, "-c", "pass"]).returncode != 0:
             raise DeviceUnavailableError(
-                f"{transport.spec}: no {self._python} on the device, which {name} needs",
-                "a GGUF artifact is measured without Python; or name an interpreter with --device-python",
+                f"{transport.spec}: {self._python} does not run on the device, and {self.name} needs it",
+                "measure a GGUF artifact, which needs no Python, or name an interpreter with --device-python",
             )
         self._agent = transport.place(AGENT, sha256_file(AGENT))
 
     @contextmanager
-    def open(self, path: str, settings: Settings) -> Iterator[AgentSession]:
-        """Start the agent on the artifact at `path`. See `Engine.open`."""
+    def open(self, model: PlacedArtifact, settings: Settings) -> Iterator[AgentSession]:
+        """Start the agent on the artifact. See `Engine.open`."""
         environment = {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         child = self._transport.converse([self._python, self._agent], environment=environment)
-        session = AgentSession(self.name, self._transport.spec, child, settings.execution_provider)
+        session = AgentSession(self._kind, self._transport.spec, child, settings.execution_provider)
         try:
-            known = None if self._known_of is None else self._known_of(path)
+            artifact = model.artifact
             request = {
                 "op": "open",
                 "engine": self.name,
-                "path": path,
+                "path": model.folder if self._kind.takes_folder else model.path,
                 "threads": settings.threads,
                 "context": settings.context,
                 "gpu_layers": settings.gpu_layers,
                 "provider": settings.execution_provider,
-                "cache_shape": None if known is None else list(known.cache_shape),
+                "cache_shape": None if artifact.cache_shape is None else list(artifact.cache_shape),
             }
-            session.begin(request, None if known is None else known.tokenizer)
-            if known is not None and known.kv_cache_bytes_per_position is not None:
-                session.know_cache(known.kv_cache_bytes_per_position, settings.context)
+            session.begin(request, self._kind.tokenizer_of(artifact))
+            if artifact.kv_cache_bytes_per_position is not None:
+                session.know_cache(artifact.kv_cache_bytes_per_position, settings.context)
             yield session
         finally:
             session.close()
@@ -123,15 +139,16 @@ class AgentEngine:
 class AgentSession:
     """The agent with its model loaded."""
 
-    def __init__(self, engine: str, device: str, child: subprocess.Popen[bytes], provider: str) -> None:
-        self._engine = engine
+    def __init__(self, kind: AgentKind, device: str, child: subprocess.Popen[bytes], provider: str) -> None:
+        self._engine = kind.name
+        self._cache_grows = kind.cache_grows
         self._device = device
         self._child = child
         self._provider = provider
         self._cache_bytes: int | None = None
         self._longest = 0
         self._tokenizer: Tokenizer | None = None
-        # The child's stderr is read only when it died; a pipe that nobody reads would stop it.
+        # stderr is used only after a crash. It is drained all the time, because a full pipe would block the child.
         self._stderr = _Drain(child)
         self.pid = 0
         self.load_s = 0.0
@@ -153,11 +170,11 @@ class AgentSession:
         self.figures = replace(figures, buffers=buffers, engine={**figures.engine, **facts})
 
     def know_cache(self, bytes_per_position: int, context: int) -> None:
-        """The key-value cache of an engine that does not say its size."""
-        if self._engine == GENAI:  # made for the whole context at once
-            self.figures = replace(self.figures, kv_cache_bytes=bytes_per_position * context)
-        else:  # as long as the text
+        """Compute the size of the key-value cache for an engine that does not report it."""
+        if self._cache_grows:
             self._cache_bytes = bytes_per_position
+        else:  # allocated for the whole context at once
+            self.figures = replace(self.figures, kv_cache_bytes=bytes_per_position * context)
 
     def warm_up(self) -> None:
         """See `Session.warm_up`."""
@@ -190,7 +207,7 @@ class AgentSession:
         return Generation(name, depth, int(reply["prompt_tokens"]), float(reply["prompt_s"]), times, len(made))
 
     def close(self) -> None:
-        """End the agent: it goes when its stdin does. Safe to call twice."""
+        """End the agent by closing its stdin. Safe to call twice."""
         if self._child.stdin is not None:
             with contextlib.suppress(OSError):
                 self._child.stdin.close()
@@ -207,7 +224,7 @@ class AgentSession:
         return self._parsed(self._exchange(request, _REQUEST_SECONDS))
 
     def _exchange(self, request: Mapping[str, Any], seconds: float) -> bytes:
-        """The answer's line. An agent that gives none in time is ended: over a link, by the end of its stdin."""
+        """Send a request and return the line of the answer. An agent that does not answer in time is ended."""
         assert self._child.stdin is not None and self._child.stdout is not None
         late = threading.Event()
 
@@ -230,7 +247,7 @@ class AgentSession:
             return line
         if late.is_set():
             raise DeviceUnavailableError(
-                f"{self._engine}: no answer within {seconds:.0f} s", "see whether the device is busy"
+                f"{self._engine}: no answer within {seconds:.0f} s", "check whether the device is busy"
             )
         raise self._gone()
 
@@ -241,17 +258,17 @@ class AgentSession:
                 return dict(reply["ok"])
             kind, message = str(reply["error"]), " ".join(str(reply["message"]).split())[:500]
         except (ValueError, KeyError, TypeError) as error:
-            raise EngineCrashedError(f"{self._engine}: the agent's answer is none: {line[:100]!r}") from error
+            raise EngineCrashedError(f"{self._engine}: the agent gave an invalid answer: {line[:100]!r}") from error
         if kind == "unavailable":
-            hint = f"install it there: pip install {self._engine}"
+            hint = f"install it on the device: pip install {self._engine}"
             if self._provider != "cpu":
-                hint = f"install {self._engine}'s package with {self._provider} there, or measure on cpu"
+                hint = f"install {self._engine}'s package with {self._provider} on the device, or measure on cpu"
             if self._device == "local":
                 raise ToolUnavailableError(message, hint)
             raise DeviceUnavailableError(f"{message} on {self._device}", hint)
         if kind == "bug":
             raise RuntimeError(f"device agent: {message}")
-        raise EngineCrashedError(message, "the artifact may not fit this engine's version")
+        raise EngineCrashedError(message, "check that this version of the engine supports the artifact")
 
     def _gone(self) -> EngineCrashedError | LinkLostError:
         try:
@@ -264,20 +281,20 @@ class AgentSession:
             return LinkLostError(f"{self._device}: the link was lost during a measurement ({said or 'no reason'})")
         return EngineCrashedError(
             f"{self._engine} died (exit code {code}){f': {said}' if said else ''}",
-            "memory may have run out; try a smaller --context",
+            "try a smaller --context, because memory may have run out",
         )
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a client at once, with what it started here: the shell before a local agent is no agent."""
+    """End a client at once, with the processes it started: locally, a shell is the parent of the agent."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)  # every client has a session of its own
+            os.killpg(child.pid, signal.SIGKILL)  # every client has its own session
     child.kill()
 
 
 class _Drain:
-    """Takes a child's stderr to a file without a name, in a thread, so that the child never waits for a reader."""
+    """Copies a child's stderr to a temporary file in a thread, so that the child never blocks."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -294,7 +311,7 @@ class _Drain:
                 self._file.write(block)
 
     def text(self) -> str:
-        """The end of what was written."""
+        """The end of the output."""
         if self._thread is not None:
             self._thread.join(1.0)
         self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - 8192))

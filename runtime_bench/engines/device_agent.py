@@ -1,8 +1,8 @@
-"""The agent: one file that runs on the device beside one engine.
+"""The agent: one file that runs an engine on the device.
 
-It needs the standard library and the engine's own package, nothing of compact-edge. Requests and answers are lines of
-JSON on stdin and stdout; it ends when stdin does. All times are seconds of this process's `time.perf_counter`. An
-answer is `{"ok": {...}}` or `{"error": KIND, "message": TEXT}`, KIND one of `unavailable`, `refused`, `bug`.
+It uses the standard library and the engine's package only, nothing of compact-edge. Requests and answers are lines of
+JSON on stdin and stdout. It ends when stdin ends. All times are seconds of this process's `time.perf_counter`. An
+answer is `{"ok": {...}}` or `{"error": KIND, "message": TEXT}`, with KIND `unavailable`, `refused` or `bug`.
 
 Requests: `open` (engine, path, threads, context, gpu_layers, provider), `count` (texts), `generate` (text or ids,
 n_tokens).
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PROMPT_CHUNK = 2048  # tokens of a prompt that are fed at once: the default n_batch of llama.cpp
+_PROMPT_CHUNK = 2048  # tokens of a prompt per call: the default n_batch of llama.cpp
 # A run of one prompt: seconds of the prompt, seconds to each token, ids, text (None where the caller decodes).
 Run = tuple[float, list[float], list[int], Any]
 
@@ -31,7 +31,7 @@ LIMIT_SECONDS = 4 * 3600.0
 
 
 class RefusedError(Exception):
-    """An answer that is an error."""
+    """Raised for a request that gets an error as its answer."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -44,12 +44,12 @@ class LlamaCpp:
     def __init__(self, request: dict[str, Any]) -> None:
         try:
             import llama_cpp
-        except Exception as error:  # absent, or its shared library does not load
+        except Exception as error:  # it is missing, or its shared library does not load
             raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}") from error
         self._lib = llama_cpp
         self.rss_before = resident_bytes()
         self.log: list[str] = []
-        # Kept alive: llama.cpp holds a bare pointer to it.
+        # Kept alive, because llama.cpp keeps a bare pointer to it.
         self._callback = llama_cpp.llama_log_callback(self._write_log)
         llama_cpp.llama_log_set(self._callback, None)
         llama_cpp.llama_backend_init()
@@ -65,7 +65,7 @@ class LlamaCpp:
         context.n_threads = context.n_threads_batch = request["threads"]
         self._context = llama_cpp.llama_init_from_model(self._model, context)
         if not self._context:
-            raise RefusedError("refused", f"llama.cpp made no context: {self._errors()}")
+            raise RefusedError("refused", f"llama.cpp cannot create a context: {self._errors()}")
         self._sampler = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         llama_cpp.llama_sampler_chain_add(self._sampler, llama_cpp.llama_sampler_init_greedy())
         self.load_s = time.perf_counter() - begin
@@ -82,7 +82,7 @@ class LlamaCpp:
         return "; ".join(lines[-2:]) or "no reason given"
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids as llama-server makes them: BOS where the model wants one, special tokens parsed."""
+        """Ids as in llama-server: with BOS if the model needs it, and special tokens parsed."""
         data = text.encode("utf-8")
         room = len(data) + 16
         tokens = (self._lib.llama_token * room)()
@@ -92,7 +92,7 @@ class LlamaCpp:
         return list(tokens[:count])
 
     def run(self, ids: Sequence[int], n_tokens: int) -> Run:
-        """From an empty key-value cache, greedily, past the end of a text."""
+        """Generate from an empty key-value cache, greedily, also after the end of a text."""
         lib, made, times = self._lib, [], []
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         begin = time.perf_counter()
@@ -147,7 +147,7 @@ class Genai:
             self._model = onnxruntime_genai.Model(config)
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
         except Exception as error:  # genai raises bare RuntimeError
-            # On an accelerator it is most often the package that lacks the provider.
+            # On an accelerator the usual reason is a package without the provider.
             kind = "refused" if request["provider"] == "cpu" else "unavailable"
             raise RefusedError(kind, f"onnxruntime-genai cannot load the model: {error}") from error
         self.load_s = time.perf_counter() - begin
@@ -158,7 +158,7 @@ class Genai:
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def run(self, ids: Sequence[int], n_tokens: int) -> Run:
-        """From an empty key-value cache, which genai makes for the whole context at once."""
+        """Generate from an empty key-value cache, which genai allocates for the whole context at once."""
         import numpy
 
         params = self._lib.GeneratorParams(self._model)
@@ -186,7 +186,7 @@ class Genai:
 
 
 class Onnxruntime:
-    """Plain onnxruntime: the caller tokenizes; the key-value cache goes from output to input without a copy here."""
+    """Plain onnxruntime. The caller tokenizes. The key-value cache goes from output to input without a copy."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         try:
@@ -203,19 +203,19 @@ class Onnxruntime:
         options.log_severity_level = 3
         names = {"cpu": "CPU", "cuda": "CUDA", "dml": "Dml", "webgpu": "WebGpu"}
         provider = f"{names[request['provider']]}ExecutionProvider"
-        # onnxruntime only warns and runs on the processor, whose figures would then stand for the accelerator's.
+        # onnxruntime only warns and runs on the processor. Its values would be reported for the accelerator.
         if provider not in onnxruntime.get_available_providers():
             raise RefusedError("unavailable", f"onnxruntime {onnxruntime.__version__} is built without {provider}")
         try:
             self._session = onnxruntime.InferenceSession(request["path"], options, providers=[provider])
             self._inputs = {node.name: node for node in self._session.get_inputs()}
             self._types = {name: self._type(node.type) for name, node in self._inputs.items()}
-        except Exception as error:  # one class a status code, without a common base
+        except Exception as error:  # one class per status code, without a common base class
             raise RefusedError("refused", f"onnxruntime cannot load the model: {error}") from error
         self.load_s = time.perf_counter() - begin
         if provider not in self._session.get_providers():
             raise RefusedError("unavailable", f"onnxruntime cannot use {provider} here")
-        self._cache_shape = request["cache_shape"]  # the graph may leave them open
+        self._cache_shape = request["cache_shape"]  # the graph may not define them
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._outputs = ["logits"] + ["present." + name[len("past_key_values.") :] for name in self._past]
         self.facts = {"version": onnxruntime.__version__, "providers": self._session.get_providers()}
@@ -225,11 +225,11 @@ class Onnxruntime:
         return self._numpy.dtype(kinds.get(name, "int32"))
 
     def tokenize(self, _text: str) -> list[int]:
-        """Not here: onnxruntime has no tokenizer."""
+        """Not supported: onnxruntime has no tokenizer."""
         raise RefusedError("bug", "onnxruntime has no tokenizer")
 
     def run(self, ids: Sequence[int], n_tokens: int) -> Run:
-        """From an empty key-value cache."""
+        """Generate from an empty key-value cache."""
         numpy, made, times = self._numpy, [], []
         cache = {}
         heads, width = self._cache_shape
@@ -266,7 +266,7 @@ ENGINES: dict[str, Any] = {"llama-cpp-python": LlamaCpp, "onnxruntime-genai": Ge
 
 
 def resident_bytes() -> Any:
-    """Resident memory of this process, None where the system does not tell."""
+    """Resident memory of this process, None where the system does not report it."""
     try:
         with Path("/proc/self/status").open() as status:
             fields = dict(line.split(":", 1) for line in status if ":" in line)
@@ -297,8 +297,8 @@ def answer(state: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests until stdin ends; then the process ends at once, even inside a native call."""
-    # A native library may write to stdout: answers get a descriptor of their own and file 1 becomes stderr.
+    """Answer requests until stdin ends. Then the process ends at once, even during a native call."""
+    # A native library may write to stdout, so answers use a separate descriptor and descriptor 1 becomes stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests: queue.Queue[str] = queue.Queue()
@@ -309,7 +309,7 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    # For a link that is lost in silence, when stdin does not end.
+    # For a link that is lost without notice, when stdin does not end.
     limit = threading.Timer(LIMIT_SECONDS, os._exit, (1,))
     limit.daemon = True
     limit.start()

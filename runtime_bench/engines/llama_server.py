@@ -1,7 +1,7 @@
-"""llama.cpp's llama-server: the engine for every device, text in over HTTP on the device's loopback.
+"""llama.cpp's llama-server: an engine for every device. It gets text over HTTP on the device's loopback.
 
-The server is reached directly, through `ssh -L` or through `adb forward`. All times come from the device: the load
-time from the server's log, the others from `timings_per_token`.
+The server is reached directly, through `ssh -L` or through `adb forward`. All times are measured on the device: the
+load time is in the server's log, the others are in `timings_per_token`.
 """
 
 from __future__ import annotations
@@ -10,45 +10,89 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from compact.errors import EngineCrashedError
+from compact.errors import EngineCrashedError, ToolUnavailableError, UsageError
 from compact.store import sha256_file
+from runtime_bench.engine_flags import architecture_named, variant_for
+from runtime_bench.engine_folder import EngineFolder, find_engine, read_engine_dir
 from runtime_bench.engines.base import (
     ALL_LAYERS,
     LOAD_SECONDS,
     PROCESS_SECONDS,
     WARM_UP,
     WARM_UP_TOKENS,
+    EngineContext,
+    EngineKind,
     Figures,
+    PlacedArtifact,
     Settings,
 )
 from runtime_bench.engines.server_log import figures_of, last_lines, loaded_after, port_of
 from runtime_bench.engines.stream import OLD_HINT, NoAnswerError, Saved, completion_of, json_of, post, unexpected
-from runtime_bench.records import Generation
+from runtime_bench.records import GGUF, Generation
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
 
-if TYPE_CHECKING:
-    from runtime_bench.engine_folder import EngineFolder
-
 T = TypeVar("T")
-NAME = "llama-server"
 _LOG = "llama-server.log"
 _POLL_SECONDS = 0.1
 _STATUS_SECONDS = 5.0
 _REQUEST_SECONDS = 1800.0
 
 
-class LlamaServer:
-    """llama-server on one device; the binaries are placed there once."""
+class LlamaServerKind(EngineKind):
+    """llama-server from a folder that the user names, or as `compact-edge engine build` built it."""
 
-    name = NAME
+    name = "llama-server"
+    formats = (GGUF,)
+    options = frozenset({"--engine-dir", "--gpu-layers"})
+
+    def find(self, context: EngineContext, *, named: bool) -> Callable[[], LlamaServer] | None:
+        """See `EngineKind.find`: the user's folder, otherwise the best engine in the cache."""
+        del named
+        machine, system = _machine(context), _system(context)
+        if context.engine_dir is not None:
+            folder: EngineFolder | None = read_engine_dir(context.engine_dir, architecture=machine, system=system)
+        else:
+            folder = find_engine(context.cache, machine, context.device.isa_features, system=system)
+        return None if folder is None else partial(LlamaServer, context.transport, folder)
+
+    def missing(self, context: EngineContext) -> ToolUnavailableError:
+        """See `EngineKind.missing`: the command that builds one for this device."""
+        machine = _machine(context)
+        try:
+            variant = variant_for(architecture_named(machine), context.device.isa_features).name
+        except UsageError:
+            hint = "name a folder with llama-server by --engine-dir"
+        else:
+            build = f"compact-edge engine build --arch {machine} --isa {variant}"
+            hint = f"run: {build}, or name a folder with llama-server by --engine-dir"
+        return ToolUnavailableError(f"no llama-server that runs on this {machine} was found", hint)
+
+
+ENGINE = LlamaServerKind()
+
+
+def _machine(context: EngineContext) -> str:
+    return context.device.machine or "unknown"
+
+
+def _system(context: EngineContext) -> str:
+    return {"macos": "darwin"}.get(context.device.os, context.device.os)
+
+
+class LlamaServer:
+    """llama-server on one device. The binaries are placed once."""
+
+    name = LlamaServerKind.name
     times_load_from = "the start of the process"
 
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
         """Place the engine's files on the device. Raises as `Transport.place_folder`."""
+        self.facts: Mapping[str, Any] = folder.as_dict()
         self._transport = transport
-        # What was built here was hashed when it was found.
+        # Files of a built engine were hashed when it was found.
         files = {
             path.name: (path, folder.sha256.get(path.name) or sha256_file(path))
             for path in folder.files
@@ -58,18 +102,18 @@ class LlamaServer:
         self._program = f"{self._folder}/{folder.server.name}"
         if transport.spec != "local":
             transport.run(["chmod", "755", self._program])
-        # Variables of the user's (LLAMA_ARG_..., LLAMA_API_KEY) would change what is measured, or lock the bench out.
+        # The user's variables (LLAMA_ARG_..., LLAMA_API_KEY) would change the measurement or require a key.
         names = [line.partition("=")[0] for line in transport.run(["env"]).text.splitlines()]
         ours = sorted({name for name in names if re.fullmatch(r"LLAMA_[A-Z0-9_]+", name)})
         self._without = ["env", *(word for name in ours for word in ("-u", name))] if ours else []
-        # A server from llama.cpp's releases stands beside its shared libraries.
+        # A server from llama.cpp's releases needs the shared libraries in its folder.
         self._environment = {"LD_LIBRARY_PATH": self._folder} if len(files) > 1 else {}
 
     @contextmanager
-    def open(self, path: str, settings: Settings) -> Iterator[ServerSession]:
-        """Start the server on the artifact at `path`. See `Engine.open`."""
+    def open(self, model: PlacedArtifact, settings: Settings) -> Iterator[ServerSession]:
+        """Start the server on the artifact. See `Engine.open`."""
         program = self._transport.start(
-            [*self._without, self._program, *arguments(path, settings)],
+            [*self._without, self._program, *arguments(model.path, settings)],
             log=_LOG,
             limit=PROCESS_SECONDS,
             environment=self._environment,
@@ -84,7 +128,7 @@ class LlamaServer:
             program.stop()
 
     def _wait(self, program: Program) -> str:
-        """The log, once the server listens with its model loaded."""
+        """Wait until the server listens with its model loaded; return the log."""
         end = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < end:
             alive = program.alive()
@@ -102,7 +146,7 @@ class LlamaServer:
 
 
 class ServerSession:
-    """A server with its model loaded and warmed up."""
+    """A server with its model loaded."""
 
     def __init__(self, transport: Transport, program: Program, port: int, log: str) -> None:
         self._transport = transport
@@ -114,7 +158,7 @@ class ServerSession:
         self.own_cpu_s = self.busy_s = 0.0
 
     def warm_up(self) -> None:
-        """A short prompt that is in no figure: it touches every weight and makes the compute buffers."""
+        """See `Session.warm_up`."""
         self._complete(WARM_UP, WARM_UP_TOKENS)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -144,8 +188,8 @@ class ServerSession:
             "timings_per_token": True,
             "cache_prompt": False,
             "ignore_eos": True,
-            # Greedy at the least cost: any other chain goes through the whole vocabulary several times for each token
-            # (softmax, random choice), which takes longer for the larger one.
+            # Greedy at the lowest cost. Any other sampler chain reads the whole vocabulary several times per
+            # token (softmax, random choice), which takes longer for the larger vocabulary.
             "samplers": ["top_k"],
             "top_k": 1,
         }
@@ -161,7 +205,7 @@ class ServerSession:
             raise self._blame(error) from error
 
     def _blame(self, error: NoAnswerError) -> EngineCrashedError | LinkLostError:
-        """Whether the engine or the link is at fault: the device's own log says, if it can be read."""
+        """Find out whether the engine or the link failed, from the log on the device if it can be read."""
         try:
             gone = self._transport.run(["kill", "-0", str(self.pid)]).returncode != 0
             log = read_log(self._transport, self._program.log)
@@ -171,15 +215,16 @@ class ServerSession:
             return _link_lost(self._transport)
         if gone:
             return EngineCrashedError(
-                f"llama-server died: {last_lines(log) or 'no log'}", "memory may have run out; try a smaller --context"
+                f"llama-server died: {last_lines(log) or 'no log'}",
+                "try a smaller --context, because memory may have run out",
             )
         return LinkLostError(f"{self._transport.spec}: no answer from llama-server ({error})")
 
 
 def _unexplained(program: Program) -> bool:
-    """Whether a server is gone without the device having told its exit status.
+    """Whether a server ended and the device did not report its exit status.
 
-    The device ends the server when it loses sight of us; that it is gone is no fault of its own then.
+    The device ends the server when the connection is lost. That is not a fault of the server.
     """
     end = time.monotonic() + _STATUS_SECONDS
     while program.alive() and time.monotonic() < end:
@@ -188,16 +233,16 @@ def _unexplained(program: Program) -> bool:
 
 
 def _link_lost(transport: Transport) -> LinkLostError:
-    return LinkLostError(f"{transport.spec}: the link was lost during a measurement", "see whether the device is awake")
+    return LinkLostError(f"{transport.spec}: the link was lost during a measurement", "check that the device is awake")
 
 
 def arguments(path: str, settings: Settings) -> list[str]:
-    """llama-server's arguments: one slot, no caches between requests, everything in the log that the report needs."""
+    """llama-server's arguments: one slot, no caches between requests, and a log with everything for the report."""
     layers = "999" if settings.gpu_layers == ALL_LAYERS else str(settings.gpu_layers)
     words = ["-m", path, "--host", "127.0.0.1", "--port", "0", "--offline"]
     words += ["--ctx-size", str(settings.context), "--parallel", "1", "--cache-ram", "0", "--no-slots", "-fit", "off"]
     words += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads), "--gpu-layers", layers]
-    # Prompts come with the template applied; the model's own is a stranger's program, and the log would quote it.
+    # Prompts already have the template applied. The model's template is not trusted, and the log would quote it.
     words += ["--chat-template", "chatml"]
     return [*words, "--no-warmup", "--log-timestamps", "--log-prefix", "--log-colors", "off", "-lv", "4"]
 

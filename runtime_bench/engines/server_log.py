@@ -1,7 +1,7 @@
-"""What llama.cpp's log says while a model loads: times, buffers, settings.
+"""Parses llama.cpp's log while a model loads: times, buffers, settings.
 
-The lines are those of `llama-server --log-timestamps --log-prefix -lv 4`; the sizes come in lines of ggml's and
-llama.cpp's own, which every program on llama.cpp writes.
+The lines are those of `llama-server --log-timestamps --log-prefix -lv 4`. The sizes are in lines of ggml and llama.cpp,
+which every program on llama.cpp writes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from runtime_bench.engines.base import Figures
 
 _MIB = 1024 * 1024
-# minutes.seconds.milliseconds.microseconds since the program began. The log also quotes the model's chat template, over
-# several lines, so a line counts only with the time in front.
+# minutes.seconds.milliseconds.microseconds since the start of the program. The log also quotes the model's chat
+# template over several lines, so only lines that begin with a time are used.
 _LOADED = re.compile(r"^(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] .*\bmodel loaded\s*$", re.MULTILINE)
 _PORT = re.compile(r"^[\d.]+ [A-Z] .*listening on http://127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
-# Whole lines: the log also quotes the model's own names and texts, which may say anything.
+# Whole lines, because the log also quotes names and texts of the model, which may contain anything.
 _BUFFER = re.compile(
     r"^(?:[\d.]+ [A-Z] )?\w+:\s+(\S+)\s+(model|KV|compute|output|RS) buffer size =\s*([0-9.]+) MiB\s*$", re.MULTILINE
 )
@@ -31,23 +31,23 @@ _HOST = re.compile(r"^CPU|_Host$|^BLAS|^AMX")
 
 
 def loaded_after(log: str) -> float | None:
-    """Seconds from the program's begin to the loaded model; None where the log does not say."""
+    """Seconds from the start of the program to the loaded model; None if the log does not have it."""
     found = _LOADED.findall(log)
     if not found:
         return None
-    # The last: the server's own line comes after everything that it quotes.
+    # The last match: the server's own line comes after all quoted text.
     minutes, seconds, milli, micro = (int(part) for part in found[-1])
     return minutes * 60 + seconds + milli / 1e3 + micro / 1e6
 
 
 def port_of(log: str) -> int | None:
-    """The port on which the server listens; None as long as it does not."""
+    """The port on which the server listens; None if it does not listen yet."""
     found = _PORT.findall(log)
     return int(found[-1]) if found else None
 
 
 def figures_of(log: str) -> Figures:
-    """Sizes and settings. What the log lacks is absent."""
+    """Sizes and settings. Values that the log does not have are absent."""
     buffers: dict[str, int] = {}
     for backend, kind, size in _BUFFER.findall(log):
         name = f"{backend} {kind}"
@@ -67,12 +67,12 @@ def figures_of(log: str) -> Figures:
 
 
 def last_lines(log: str, count: int = 3) -> str:
-    """The telling end of a log as one line: the lines that name an error, else the last line."""
+    """The important lines at the end of a log as one line: lines with an error, otherwise the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [
         line for line in lines if re.search(r"\berror\b|GGML_ASSERT|failed|what\(\):|terminate called", line, re.I)
     ]
-    # A line's time and the path of the machine that built the program tell the user nothing.
+    # Remove the time and the path on the machine that built the program, which do not help the user.
     ends = [re.sub(r"^[\d.]+ \S ", "", line)[:300] for line in (telling[-count:] or lines[-1:])]
     return "; ".join(dict.fromkeys(re.sub(r"\S*/llama\.cpp/(?=(?:src|ggml|tools|common)/)", "", line) for line in ends))
 
@@ -101,6 +101,6 @@ def _engine(log: str) -> dict[str, Any]:
 
 
 def cpu_features(line: str) -> list[str] | None:
-    """What llama.cpp was compiled to use, out of `CPU : SSE3 = 1 | AVX = 1 | ...`; None where the line says nothing."""
+    """CPU features that llama.cpp uses, from `CPU : SSE3 = 1 | AVX = 1 | ...`; None if the line has none."""
     flags = [part.partition(" = ")[0].rpartition(": ")[2].strip() for part in line.split("|")]
     return [flag for flag in flags if flag] or None

@@ -1,7 +1,7 @@
-"""A completion over HTTP, saved as it comes and parsed afterwards.
+"""A completion over HTTP. It is saved as it arrives and parsed afterwards.
 
-While the engine measures, this side only sleeps and saves bytes: the times are in the answer, taken on the device, so
-that neither the link nor a late wake-up here is in any figure.
+While the engine measures, this process only sleeps and saves bytes. The times in the answer were measured on the
+device, so neither the link nor a delay in this process affects them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, cast
 
 from compact.errors import EngineCrashedError
 
-_PAUSE = 0.02  # seconds between two looks at the socket; its buffer holds thousands of tokens
+_PAUSE = 0.02  # seconds between two reads of the socket; its buffer has room for thousands of tokens
 _CONNECT_SECONDS = 10.0
 _CHUNK = 1 << 20
 
 
-OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes the one that is known to fit"
+OLD_HINT = "this llama-server may be too old or too new; compact-edge engine build makes one that fits"
 
 
 def unexpected(what: str) -> EngineCrashedError:
-    """The error for an answer that is whole and not what this client knows."""
-    return EngineCrashedError(f"llama-server answered otherwise than expected: {what}", OLD_HINT)
+    """The error for a complete answer that this client does not understand."""
+    return EngineCrashedError(f"llama-server gave an unexpected answer: {what}", OLD_HINT)
 
 
 class NoAnswerError(Exception):
-    """The connection broke or gave no whole answer; the caller knows whether the engine or the link is to blame."""
+    """Raised when the connection gives no complete answer. The caller finds out whether engine or link failed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def post(port: int, path: str, body: Mapping[str, Any], timeout: float) -> Saved
             while part := connection.recv(_CHUNK):
                 parts.append(part)
                 if time.monotonic() - begin > timeout:
-                    raise NoAnswerError(f"no end of the answer after {timeout:.0f} s")
+                    raise NoAnswerError(f"the answer did not end within {timeout:.0f} s")
                 time.sleep(_PAUSE)
     except OSError as error:
         raise NoAnswerError(str(error) or type(error).__name__) from error
@@ -76,7 +76,7 @@ def post(port: int, path: str, body: Mapping[str, Any], timeout: float) -> Saved
 
 
 class _Bytes:
-    """As much of a socket as HTTPResponse asks for."""
+    """The part of a socket that HTTPResponse uses."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -90,7 +90,7 @@ def body_of(saved: Saved) -> bytes:
     """The body of an answer.
 
     Raises:
-        NoAnswerError: the answer is cut short.
+        NoAnswerError: the answer is incomplete.
         EngineCrashedError: the server refused the request; its message is quoted.
     """
     response = HTTPResponse(cast("socket.socket", _Bytes(saved.content)))
@@ -98,7 +98,7 @@ def body_of(saved: Saved) -> bytes:
         response.begin()
         body = response.read()
     except (HTTPException, OSError, ValueError) as error:
-        raise NoAnswerError(f"the answer is cut short ({type(error).__name__})") from error
+        raise NoAnswerError(f"the answer is incomplete ({type(error).__name__})") from error
     if response.status != 200:
         raise EngineCrashedError(f"llama-server answered {response.status}: {_message(body)}")
     return body
@@ -122,8 +122,8 @@ class Completion:
     Attributes:
         prompt_tokens: tokens that were processed.
         prompt_s: seconds for them.
-        token_s: seconds from the begin of the prompt to each token.
-        text: what the tokens say.
+        token_s: seconds from the start of the prompt to each token.
+        text: text of the tokens.
     """
 
     prompt_tokens: int
@@ -135,7 +135,7 @@ class Completion:
 def completion_of(saved: Saved) -> Completion:
     """Parse the server-sent events of `/completion` with `timings_per_token`.
 
-    The server sends nothing for a token that ends within a character; its time is set between its neighbours'.
+    The server sends nothing for a token that ends within a character. The time of such a token is interpolated.
 
     Raises as `body_of`.
     """
@@ -155,7 +155,7 @@ def completion_of(saved: Saved) -> Completion:
             seen.setdefault(int(timings["predicted_n"]), float(timings["predicted_ms"]))
             ended = ended or bool(event.get("stop")) or "tokens" not in event
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise unexpected("an event without what it should hold") from error
+            raise unexpected("an event lacks a field") from error
     if not ended or not prompt_tokens:
         raise NoAnswerError("the answer has no end")
     seen.pop(0, None)
@@ -164,7 +164,7 @@ def completion_of(saved: Saved) -> Completion:
 
 
 def _filled(seen: Mapping[int, float]) -> list[float]:
-    """Times of the tokens 1 to the last, those that are missing on the straight line between their neighbours."""
+    """Times of all tokens from the first to the last; missing times are interpolated linearly."""
     numbers = sorted(seen)
     result: list[float] = []
     before, before_ms = 0, 0.0

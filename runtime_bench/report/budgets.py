@@ -1,14 +1,15 @@
-"""The pruned side against the limits of its target profile."""
+"""Checks the pruned side against the limits of its target profile."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from runtime_bench.engines.registry import ENGINES, engine_kind
 from runtime_bench.metrics import judged_prompt
 from runtime_bench.records import Budget, RunFacts
 
-# name: (unit, whether the limit is the most that is allowed, what is measured)
+# name: (unit, whether the limit is a maximum, what is measured)
 _KINDS: Mapping[str, tuple[str, bool, str]] = {
     "memory": ("bytes", True, "peak RSS"),
     "storage": ("bytes", True, "size of the files"),
@@ -16,19 +17,16 @@ _KINDS: Mapping[str, tuple[str, bool, str]] = {
     "decode": ("tokens/s", False, "decode speed"),
 }
 
-_GROWING = (
-    "the key-value cache of a plain onnxruntime session grows with the text, so its peak says nothing of the whole "
-    "context"
-)
+_GROWING = "the engine's key-value cache grows with the text, so its peak does not show the memory of the whole context"
 
 
 def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
-    """Each budget with what was measured (median of the pruned side) and whether it holds.
+    """Each budget with the measured value (median of the pruned side) and whether it is met.
 
     Args:
-        facts: of the run; a run that is not complete judges nothing but storage.
+        facts: of the run; for an incomplete run only storage is judged.
         pruned: metric key -> median of the pruned side.
-        private: what `private_bytes` is called on the device (`runtime_bench.metrics.private_label`).
+        private: name of `private_bytes` on the device (`runtime_bench.metrics.private_label`).
 
     Returns:
         `passed` is None where the budget could not be judged, and `reason` says why.
@@ -50,18 +48,23 @@ def _judge_one(budget: Budget, facts: RunFacts, pruned: Mapping[str, float], pri
         "reason": None,
     }
     if budget.name not in _KINDS:
-        return result | {"reason": "this version knows no such budget"}
+        return result | {"reason": "this version does not know the budget"}
     measured, what = _measured(budget.name, facts, pruned, private)
     result |= {"measured": measured, "what": what}
     if facts.status != "complete" and budget.name != "storage":
-        return result | {"reason": f"the run is {facts.status}: nothing but storage is judged"}
+        return result | {"reason": f"the run is {facts.status}: only storage is judged"}
     if facts.emulated and budget.name in ("ttft", "decode"):
-        return result | {"reason": "the device is an emulator, whose speed means nothing"}
-    if budget.name == "memory" and facts.engine.get("name") == "onnxruntime":
+        return result | {"reason": "the device is an emulator, so its speed is not meaningful"}
+    if budget.name == "memory" and _cache_grows(facts):
         return result | {"reason": _GROWING}
     if measured is None:
         return result | {"reason": "not measured on this device"}
     return result | {"passed": measured <= budget.limit if at_most else measured >= budget.limit}
+
+
+def _cache_grows(facts: RunFacts) -> bool:
+    name = str(facts.engine.get("name"))
+    return name in ENGINES and engine_kind(name).cache_grows
 
 
 def _measured(name: str, facts: RunFacts, pruned: Mapping[str, float], private: str) -> tuple[float | None, str]:

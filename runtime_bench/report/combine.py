@@ -1,7 +1,7 @@
-"""Several runs in one table: devices, quantizations or ratios beside each other.
+"""Several runs in one table, to compare devices, quantizations or ratios.
 
-Only complete runs of like pairs on real devices are ranked, by the pruned model's characters a second, and only among
-runs of the same engine, prompts and settings: a figure of one engine says nothing of a device that ran another.
+Runs are ranked by the pruned model's characters per second. Only complete runs on real devices are ranked, whose two
+artifacts differ in nothing but the pruning. Runs are compared only with runs of the same engine, prompts and settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime_bench.report.words import NONE, device_name, engine_name, figure, p
 
 SCHEMA = "compact-edge/bench-comparison/1"
 SPEED = "characters_per_s"
-# (key of the comparison, keys of the document of which the first one that is there counts, heading)
+# (key of the comparison, keys of the document, of which the first existing one is used, heading)
 _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (SPEED, (SPEED,), "characters/s"),
     ("ttft", ("ttft_s:chat", "ttft_s:"), "TTFT"),
@@ -26,7 +26,7 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("size", ("size_bytes",), "file size"),
     ("bits_per_byte", ("bits_per_byte",), "bits per byte"),
 )
-# Settings that change a speed or a memory figure by themselves -> their name for a reader.
+# Settings that change speed or memory -> their name for a reader.
 _SETTINGS: Mapping[str, str] = {
     "threads": "threads",
     "context": "context",
@@ -37,7 +37,7 @@ _SETTINGS: Mapping[str, str] = {
 
 
 class Combined(TypedDict):
-    """The comparison as a document and as two pages."""
+    """The comparison as a JSON document, a Markdown page and an HTML page."""
 
     json: dict[str, Any]
     md: str
@@ -45,17 +45,17 @@ class Combined(TypedDict):
 
 
 def combine(documents: Sequence[Mapping[str, Any]]) -> Combined:
-    """Put runs together.
+    """Compare runs.
 
     Args:
-        documents: of report.json, checked (`read_document`), at least one.
+        documents: at least one content of report.json, checked by `read_document`.
     """
     document = compare(documents)
     return {"json": document, "md": _markdown(document), "html": _html(document)}
 
 
 def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The comparison as plain values: `groups` of comparable runs, best first, and the runs that stand `apart`."""
+    """The comparison as plain values: `groups` of comparable runs, best first, and `apart` for runs without a rank."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     apart = []
     ways: dict[str, set[str]] = {}
@@ -63,7 +63,7 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ways.setdefault(device_name(document), set()).add(document["device_spec"])
     for document in documents:
         entry = _entry(document)
-        if len(ways[entry["device"]]) > 1:  # two of one model, or one reached in two ways
+        if len(ways[entry["device"]]) > 1:  # two devices of one model, or one device over two transports
             entry["device"] += f" ({document['device_spec'].partition(':')[0]})"
         if standing(document):
             apart.append(entry | {"marks": standing(document), "why": why(document)})
@@ -73,7 +73,7 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for number, runs in enumerate(groups.values()):
         runs.sort(key=_speed, reverse=True)
         for rank, run in enumerate(runs, 1):
-            # A place among one is none, and neither is that of a run without a speed.
+            # A single run gets no rank, nor does a run without a speed.
             run["rank"] = rank if len(runs) > 1 and _speed(run) > 0 else None
         alike = {key: runs[0][key] for key in ("engine", "prompts", "settings")}
         made.append({"name": _letter(number), **alike, "runs": runs})
@@ -87,7 +87,7 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the ranked runs as text; `short` for a terminal: intervals of the speed only."""
+    """Header and rows of the ranked runs as text. `short`, for a terminal, has intervals of the speed only."""
     header = [
         "run",
         "rank",
@@ -141,14 +141,14 @@ def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be the same for two speeds to be compared."""
+    """What must be equal for a comparison of two speeds."""
     prompts = sorted((prompt["name"], prompt["sha256"]) for prompt in document["prompts"] if prompt["skipped"] is None)
     settings = (plain(document["settings"].get(key)) for key in _SETTINGS)
     return engine_name(document), tuple(prompts), *settings
 
 
 def _differences(groups: Sequence[tuple[Any, ...]]) -> list[str]:
-    """What parts the groups, in one line; nothing where there is one group."""
+    """What the groups differ in, in one line; empty for one group."""
     columns = zip(("engine", "prompts", *_SETTINGS.values()), zip(*groups, strict=True), strict=True) if groups else ()
     names = [name for name, values in columns if len(set(values)) > 1]
     return [f"Groups differ in {', '.join(names)}: speeds are not comparable between them."] if names else []
@@ -190,7 +190,9 @@ def _budgets(budgets: Mapping[str, Sequence[str]]) -> str:
 
 
 def _explained(document: Mapping[str, Any]) -> str:
-    line = "The pruned model's medians; ratio: to its own baseline on the same device, with the 95% interval."
+    line = (
+        "Medians of the pruned model. Ratios are to the run's own baseline on the same device, with the 95% interval."
+    )
     return " ".join([line, *document["notes"]])
 
 
@@ -219,7 +221,7 @@ def _html(document: Mapping[str, Any]) -> str:
     body += [f'<div class="warn" role="note"><p>{page.words(note)}</p></div>' for note in document["notes"]]
     plotted = _plot(document)
     if plotted:
-        body.append(page.section("Speed against the own baseline", plotted))
+        body.append(page.section("Speed against the run's own baseline", plotted))
     if rows:
         cells = [
             page.row(
@@ -256,13 +258,13 @@ def _html(document: Mapping[str, Any]) -> str:
             )
             for name, device, marks, reason in apart_rows(document)
         ]
-        table = page.table("These runs say nothing that could be ranked.", heads, [page.body(cells)])
+        table = page.table("None of these runs can be ranked.", heads, [page.body(cells)])
         body.append(page.section("Not ranked", f'<div class="sheet">{table}</div>'))
     return page.page(f"{document['title']} compared", body)
 
 
 def _stacked(value: str) -> str:
-    """A figure as HTML: its ratio and the ratio's interval on lines of their own."""
+    """A value as HTML, with its ratio and the interval on separate lines."""
     first, ratio, rest = value.partition(", ratio ")
     if not ratio:
         return page.words(value)
@@ -298,7 +300,7 @@ def _plot(document: Mapping[str, Any]) -> str:
             )
     if not rows:
         return ""
-    heading = "Characters a second, pruned / baseline"
+    heading = "Characters per second, pruned / baseline"
     drawing = ratios("ratios", heading, rows, "slower than its baseline | faster")
     return page.plot(heading, "Each run against its own baseline on the same device.", drawing, wide=True)
 

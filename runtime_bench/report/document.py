@@ -1,6 +1,6 @@
-"""report.json: everything that the report says, for CI and for the other forms of the report.
+"""report.json: the complete report, for CI and for the Markdown and HTML forms.
 
-`report.schema.json` beside this module is its JSON Schema.
+`report.schema.json` in the same folder is its JSON Schema.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ SCHEMA = "compact-edge/bench/1"
 NOT_JUDGED = "not judged"
 NOT_COMPARED = "not compared"
 METHOD = (
-    f"Ratios are medians over pairs of pruned/baseline; the two sides of a pair ran one after the other, their order "
-    f"alternating, so that slow drift cancels (an even number of pairs balances the order). Intervals enclose the "
-    f"median with at least {CONFIDENCE:.0%} (order statistics, the sign test; no distribution is assumed); fewer than "
-    f"{LEAST_PAIRS} pairs claim none. A difference is called better or worse where the interval does not hold 1: of "
-    "metrics without a true difference, up to one in twenty is called different by chance."
+    "Ratios are medians of pruned/baseline over pairs. The two sides of a pair ran one after the other in alternating "
+    "order, so that slow drift cancels (an even number of pairs balances the order). Intervals enclose the median "
+    f"with at least {CONFIDENCE:.0%} (order statistics, the sign test; no distribution is assumed). Fewer than "
+    f"{LEAST_PAIRS} pairs give no interval. A difference is called better or worse if the interval does not contain 1. "
+    "Of metrics without a true difference, up to one in twenty is called different by chance."
 )
 _PERCENTS = tuple(range(101))
 
 
 def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The report of a run as plain values: no NaN, no infinity, no tuple.
+    """The report of a run as plain values, without NaN, infinity and tuples.
 
-    Samples may be few or none; what they do not tell is left out or null.
+    There may be few or no samples. Values that they do not give are left out or null.
     """
     by_side = {side: [sample for sample in samples if sample.side == side] for side in SIDES}
     metrics = _metrics(facts, samples)
@@ -106,7 +106,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _metrics(facts: RunFacts, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    # (pair, side) -> values; a repeated record would count twice, so the first of a pair and side stands.
+    # (pair, side) -> values. Of repeated records the first one counts.
     values: dict[tuple[int, Side], dict[str, float]] = {}
     for sample in samples:
         values.setdefault((sample.pair, sample.side), metrics_of(sample, facts))
@@ -144,7 +144,7 @@ def _measured(metric: Metric, columns: Mapping[Side, Sequence[float | None]], fa
 def _never_varies(metric: Metric, known: Mapping[Side, Sequence[float]], pairs: int) -> bool:
     if any(len(set(values)) != 1 for values in known.values()):
         return False
-    # A few equal readings of something that may vary do not show that it does not.
+    # A few equal readings do not show that a quantity never varies.
     return metric.deterministic or (metric.unit == "bytes" and pairs >= LEAST_PAIRS)
 
 
@@ -199,13 +199,13 @@ def _distribution(samples: Sequence[Sample]) -> list[float | None] | None:
 
 
 def plain(value: Any) -> Any:
-    """JSON values only: what was read on a device may hold anything."""
+    """Convert to JSON values, because values from a device may be anything."""
     if isinstance(value, bool) or value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        # A lone surrogate (an undecodable file name) is no UTF-8.
+        # A lone surrogate (from an undecodable file name) cannot be encoded as UTF-8.
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(item) for key, item in value.items()}

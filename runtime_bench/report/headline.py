@@ -1,4 +1,4 @@
-"""The first lines of a report: what it is a report of, and what it found, in words."""
+"""The first lines of a report: its title and its main findings in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime_bench.report.words import budget_name, counted, device_name, ratio_
 
 
 def standing(document: Mapping[str, Any]) -> list[str]:
-    """Why the run must not be ranked with others: `NOT MEASURED`, `PARTIAL`, `EMULATED`, `UNLIKE PAIR`, or nothing."""
+    """Marks of a run that must not be ranked: `NOT MEASURED`, `PARTIAL`, `EMULATED`, `UNLIKE PAIR`; often empty."""
     marks = [] if document["status"] == "complete" else [str(document["status"]).upper()]
     if document["emulated"]:
         marks.append("EMULATED")
@@ -19,30 +19,30 @@ def standing(document: Mapping[str, Any]) -> list[str]:
 
 
 def same_file(document: Mapping[str, Any]) -> bool:
-    """Whether the pair is one artifact twice: such a run shows what the device's noise alone does."""
+    """Whether both sides are the same artifact. Such a run shows the noise of the device."""
     first, second = (document["subjects"][side]["sha256"] for side in ("pruned", "baseline"))
     return bool(first) and first == second
 
 
 def why(document: Mapping[str, Any]) -> list[str]:
-    """The reason behind each mark of `standing`, one line each; before them, that a file was held against itself."""
+    """The reason for each mark of `standing`, one line each. An earlier line says if both sides are one file."""
     lines = ["both sides are the same file"] if same_file(document) else []
     if document["status"] != "complete":
         lines.append(f"{document['status']}: {document['reason'] or 'no reason was given'}")
     if document["emulated"]:
-        lines.append("emulated: the device is an emulator, whose speed means nothing")
+        lines.append("emulated: the device is an emulator, so its speed is not meaningful")
     return lines + [f"unlike: {line}" for line in document["unlike"]]
 
 
 def title(document: Mapping[str, Any]) -> str:
-    """`smollm2-135m-compact Q8_0 on Raspberry Pi 5`, with the marks before it."""
+    """`smollm2-135m-compact Q8_0 on Raspberry Pi 5`, preceded by the marks."""
     text = f"{subject_name(document)} on {device_name(document)}"
     marks = ", ".join(standing(document))
     return f"{marks}: {text}" if marks else text
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """One line: speed, memory, size and quality against the baseline. Says nothing of what was not measured."""
+    """One line: speed, memory, size and quality against the baseline. Leaves out what was not measured."""
     metrics = {metric["key"]: metric for metric in document["metrics"]}
     parts: list[str] = []
     if document["status"] == "complete" and not document["emulated"] and "characters_per_s" in metrics:
@@ -59,7 +59,7 @@ def summary(document: Mapping[str, Any]) -> str:
 
 
 def budget_summary(document: Mapping[str, Any]) -> str:
-    """`all 4 budgets of raspberry-pi-5 hold`, or which do not; empty where the target sets none."""
+    """`all 4 budgets of raspberry-pi-5 met`, or which are exceeded; empty for a target without budgets."""
     budgets = document["budgets"]
     if not budgets:
         return ""
@@ -86,8 +86,8 @@ def _speed(metric: Mapping[str, Any]) -> str:
     if ratio is None:
         return ""
     if metric["verdict"] == "no difference":
-        return f"no difference shown in characters a second ({ratio_words(ratio)})"
-    text = f"decodes {times(ratio['median'])} times as many characters a second"
+        return f"no difference shown in characters per second ({ratio_words(ratio)})"
+    text = f"decodes {times(ratio['median'])} times as many characters per second"
     return text + (f" ({counted(ratio['n'], 'pair')}: no interval)" if metric["verdict"] == "not enough pairs" else "")
 
 

@@ -1,4 +1,4 @@
-"""report.html: one file that a lead opens, reads and prints; no script, nothing loaded from anywhere."""
+"""report.html: one file to read and print. It has no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtime_bench.report.rows import (
 from runtime_bench.report.svg import interval
 from runtime_bench.report.words import NONE, device_name, figure, ratio_words, subject_name
 
-# Key figures: (keys of which the first that was measured is shown, heading).
+# Key figures: (keys, of which the first measured one is shown; heading).
 _CARDS = (
     (("characters_per_s",), "Decode, same text"),
     (("ttft_s:chat", "ttft_s:"), "Time to first token"),
@@ -102,7 +102,7 @@ def _cards(document: Mapping[str, Any]) -> str:
         amount, _, unit = value.partition(" ")
         baseline = NONE if metric["baseline"] is None else figure(metric["baseline"]["median"], metric["unit"])
         baseline = baseline.removesuffix(f" {unit}") if unit else baseline
-        # The interval may go to a line of its own, but not be broken.
+        # The interval may go to a separate line, but must not be broken.
         middle, bracket, ends = ratio_words(metric["ratio"]).partition(" [")
         ratio = f"<span>ratio {page.words(middle)}</span>" + (f"<span>[{page.words(ends)}</span>" if bracket else "")
         cards.append(
@@ -151,7 +151,7 @@ def _metric(row: Row, reach: float) -> str:
 
 
 def _reach(rows: list[Row]) -> float:
-    """The factor at the ends of the drawings: the smallest of a few round ones that holds every ratio."""
+    """The factor at the ends of the drawings: the smallest of a few round factors that covers every ratio."""
     ratios = [row.metric["ratio"] for row in rows if row.metric["ratio"] is not None]
     ends = [end for ratio in ratios for end in (ratio["low"], ratio["median"], ratio["high"]) if end is not None]
     largest = max((math.exp(min(abs(math.log(end)), 6.0)) for end in ends), default=1.0)
@@ -172,7 +172,7 @@ def _budgets(document: Mapping[str, Any]) -> str:
         )
         for name, what, limit, measured, passed in budget_rows(document)
     ]
-    caption = f"Limits of the target {document['target'] or ''}: medians of the pruned model are held against them."
+    caption = f"Limits of the target {document['target'] or ''}: compared with medians of the pruned model."
     sources = "".join(
         f"<li>{page.words(budget['name'])}: {page.words(budget['source'])}</li>" for budget in document["budgets"]
     )
@@ -213,5 +213,5 @@ def _prompts(document: Mapping[str, Any]) -> str:
 def _footer(document: Mapping[str, Any]) -> str:
     return (
         f"<footer><p>Measured with compact-edge {page.words(document['tool_version'])}, "
-        f"{page.words(document['created'])}. The same figures for programs are in report.json.</p></footer>"
+        f"{page.words(document['created'])}. report.json has the same values for programs.</p></footer>"
     )

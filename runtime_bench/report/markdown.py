@@ -1,4 +1,4 @@
-"""report.md: short enough for a pull request's comment."""
+"""report.md: short enough for a comment in a pull request."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from runtime_bench.report.headline import budget_summary, why
 from runtime_bench.report.rows import DECODE_AT_DEPTH, Row, budget_rows, fact_rows, metric_rows, outcome
 
-# What Markdown or HTML would read as markup. Not `-` and `.`, which would make every file name unreadable.
+# Characters that are markup in Markdown or HTML. Escaping `-` and `.` too would make file names unreadable.
 _MARKUP = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The report as GitHub's Markdown. Everything that is a name or a fact is escaped."""
+    """The report as GitHub Markdown. Names and facts are escaped."""
     blocks = [f"### {text(document['title'])}: {text(document['summary'])}"]
     marks = why(document)
     if marks:
@@ -42,16 +42,16 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def text(value: str) -> str:
-    """A name as Markdown that shows it and does nothing: on one line, no markup, no HTML, no mention of a person."""
+    """A name as Markdown: on one line, without markup, HTML or a mention of a person."""
     line = " ".join("".join(character if character.isprintable() else " " for character in value).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _MARKUP.sub(r"\\\1", line)
-    # GitHub notifies whom `@name` names, even where the character is written as an entity; a zero-width space stops it.
+    # GitHub notifies the person in `@name`, even if the character is an entity. A zero-width space prevents that.
     return re.sub(r"@(?=\w)", "@\u200b", line)
 
 
 def _main_rows(document: Mapping[str, Any]) -> list[Row]:
-    """All but the decode speed after each prompt, where that at each depth is known: a comment must stay short."""
+    """All metrics without the decode speed after each prompt if it is known at each depth: a comment is short."""
     rows = metric_rows(document)
     decode = [row for row in rows if row.metric["group"] == "decode"]
     by_depth = [row for row in decode if row.metric["key"].startswith(DECODE_AT_DEPTH)]
@@ -59,19 +59,19 @@ def _main_rows(document: Mapping[str, Any]) -> list[Row]:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
-    """A table of cells that are Markdown already; `alignment` is `l` or `r` for each column."""
+    """A table. The cells are Markdown; `alignment` has `l` or `r` for each column."""
     rule = {"l": "---", "r": "--:"}
     lines = ["| " + " | ".join(row) + " |" for row in (header, [rule[kind] for kind in alignment], *rows)]
     return "\n".join(lines)
 
 
 def emphasis(word: str) -> str:
-    """A word, bold where it is bad news."""
+    """A verdict, in bold if it is bad."""
     return f"**{text(word)}**" if word in ("worse", "FAIL") else text(word)
 
 
 def _code(command: str) -> str:
-    # A fence ends at the first run of as many backticks, so it is longer than every run inside.
+    # A fence ends at the first equally long run of backticks, so it must be longer than every run inside.
     longest = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)
     line = " ".join("".join(character if character.isprintable() else " " for character in command).split())

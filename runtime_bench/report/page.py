@@ -1,4 +1,4 @@
-"""The frame of an HTML page that needs nothing but itself, and the pieces that pages have in common."""
+"""The frame of a self-contained HTML page, and common parts of pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _style() -> str:
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole document. Its policy lets it load nothing and run nothing; the one style sheet is named by its hash."""
+    """A whole document. Its policy forbids loading and scripts; it allows the one style sheet by its hash."""
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -41,7 +41,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def words(value: str) -> str:
-    """Text for HTML: escaped, on one line, without characters that do not print (right-to-left marks among them)."""
+    """Text for HTML: escaped, on one line, without unprintable characters such as right-to-left marks."""
     return escape(" ".join("".join(character if character.isprintable() else " " for character in value).split()))
 
 
@@ -51,17 +51,17 @@ def tone(verdict: str) -> str:
 
 
 def tag(verdict: str) -> str:
-    """A verdict with its sign, so that it does not hang on the colour."""
+    """A verdict with a sign, so that it does not depend on colour."""
     return f'<span class="tag {tone(verdict)}">{_SIGNS.get(verdict, "")}{words(verdict)}</span>'
 
 
 def section(heading: str, *body: str) -> str:
-    """A heading and what stands under it. The heading is this package's own text."""
+    """A heading with its content. The heading is a constant text of this package."""
     return f"<section>\n<h2>{heading}</h2>\n" + "\n".join(body) + "\n</section>"
 
 
 def legend(pruned: str, baseline: str) -> str:
-    """Which mark stands for which side."""
+    """The legend: the mark of each side."""
     items = "".join(
         f'<li><svg viewBox="0 0 34 14" aria-hidden="true">{_MARKS[kind]}</svg><span>{kind}: {words(name)}</span></li>'
         for kind, name in (("pruned", pruned), ("baseline", baseline))
@@ -70,14 +70,14 @@ def legend(pruned: str, baseline: str) -> str:
 
 
 def plot(heading: str, note: str, drawing: str, *, wide: bool = False) -> str:
-    """A plot with its heading and one line that says how to read it."""
+    """A plot with its heading and one line on how to read it."""
     below = f"<p>{words(note)}</p>" if note else ""
     start = '<figure class="wide">' if wide else "<figure>"
     return f"{start}\n<figcaption><h3>{words(heading)}</h3>{below}</figcaption>\n{drawing}\n</figure>"
 
 
 def cell(label: str, content: str, kind: str = "") -> str:
-    """A cell of a table that folds on narrow screens; `content` is HTML, `label` its column's name."""
+    """A cell of a table that folds on narrow screens. `content` is HTML, `label` the name of its column."""
     shown = f' data-label="{escape(label)}"' if label else ""
     return f'<td role="cell"{shown}' + (f' class="{kind}"' if kind else "") + f">{content}</td>"
 
@@ -85,7 +85,7 @@ def cell(label: str, content: str, kind: str = "") -> str:
 def table(caption: str, header: Sequence[tuple[str, str]], bodies: Sequence[str]) -> str:
     """A table of rows grouped in `bodies`; `header` is (name, class) of each column.
 
-    Roles are written out: folded to blocks, a browser would no longer tell that it is a table.
+    Roles are explicit: a browser does not announce a table that CSS folds to blocks.
     """
     heads = "".join(
         f'<th scope="col" role="columnheader"{f" class={kind!r}" if kind else ""}>{words(name)}</th>'
@@ -98,12 +98,12 @@ def table(caption: str, header: Sequence[tuple[str, str]], bodies: Sequence[str]
 
 
 def row(name: str, cells: Sequence[str]) -> str:
-    """One row under its name."""
+    """One row with its name as the heading."""
     return f'<tr role="row"><th scope="row" role="rowheader">{words(name)}</th>{"".join(cells)}</tr>'
 
 
 def body(rows: Sequence[str], group: str = "", columns: int = 0) -> str:
-    """A group of rows, its name above them where it has one."""
+    """A group of rows, with its name above them if it has a name."""
     head = f'<th scope="rowgroup" role="rowheader" colspan="{columns}">{words(group)}</th>'
     first = [f'<tr role="row" class="group">{head}</tr>'] if group else []
     return '<tbody role="rowgroup">' + "\n".join([*first, *rows]) + "</tbody>"

@@ -1,4 +1,4 @@
-"""The four plots of a run, each left out where its figures are."""
+"""The four plots of a run. A plot without values is left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHISKERS = "Whiskers: interval of the median."
 
 
 def plots(document: Mapping[str, Any]) -> str:
-    """All plots as HTML, or nothing."""
+    """All plots as HTML; empty without values."""
     drawn = [part for part in (_decode(document), _ttft(document), _latency(document), _quality(document)) if part]
     return f'<div class="plots">{"".join(drawn)}</div>' if drawn else ""
 
@@ -38,7 +38,7 @@ def _decode(document: Mapping[str, Any]) -> str:
         return ""
     heading = "Decode speed by context depth"
     drawing = lines("decode", heading, series, "context depth, tokens of the baseline", "tokens/s")
-    note = "Higher is better. Tokens of the two sides differ in length: see characters a second."
+    note = "Higher is better. Tokens of the two sides differ in length: see characters per second."
     return plot(heading, f"{note} {_WHISKERS}" if whiskers else note, drawing)
 
 
@@ -76,7 +76,7 @@ def _latency(document: Mapping[str, Any]) -> str:
         values = latencies[f"{side}_ms"]
         if not values:
             continue
-        # The slowest hundredth would squeeze the rest into a corner; its end is told in words.
+        # The slowest 1% would squeeze the other values, so the text gives the longest latency.
         shown = [
             Point(value, percent) for percent, value in zip(latencies["percent"], values, strict=True) if percent <= 99
         ]
@@ -87,7 +87,7 @@ def _latency(document: Mapping[str, Any]) -> str:
         return ""
     heading = "Inter-token latency"
     note = (
-        "Share of tokens that came within a time; further left is better. "
+        "Share of tokens that arrived within a time; further left is better. "
         f"Up to p99; the longest: {', '.join(longest)}."
     )
     return plot(heading, note, curves("latency", heading, series, "milliseconds", "% of tokens"))
@@ -103,5 +103,5 @@ def _quality(document: Mapping[str, Any]) -> str:
         return ""
     heading = "Size against bits per byte"
     text = document["bits_per_byte_text"]
-    note = f"Nearer the lower left is better. {'Measured on ' + text + '. ' if text else ''}Axes do not begin at 0."
+    note = f"Closer to the lower left is better. {'Measured on ' + text + '. ' if text else ''}Axes do not begin at 0."
     return plot(heading, note, scatter("quality", heading, series, "MB", "bits per byte"))

@@ -1,4 +1,4 @@
-"""What of a device's, engine's and settings' facts may leave the machine: a report is put into pull requests."""
+"""Facts of device, engine and settings that may leave the machine, because reports are published in pull requests."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Where things lie on the user's machine; facts.json keeps them.
+# Paths on the user's machine; only facts.json has them.
 _PRIVATE = frozenset({"path", "server", "bench", "files"})
 _PATH = re.compile(r"""(?:^|[\s=,:"'(]|(?<!\w)-[A-Za-z])(?:~?/|[A-Za-z]:[\\/]|\\\\)[\w.~-]""")
 
 
 def published(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts without the names of files, and without every value that holds an absolute path, at any depth."""
+    """The facts without names of files and without values that contain an absolute path, at any depth."""
     return {
         key: published(value) if isinstance(value, Mapping) else value
         for key, value in facts.items()

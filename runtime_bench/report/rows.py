@@ -1,4 +1,4 @@
-"""Rows and lines that report.md and report.html have in common. Plain text: each writer escapes for its own format."""
+"""Rows and lines that report.md and report.html share, as plain text. Each writer escapes them for its format."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def metric_rows(document: Mapping[str, Any]) -> list[Row]:
 
 
 def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
-    """The metric of the first key that was measured; a key that ends in a colon stands for every one that begins so."""
+    """The first metric that was measured, in the order of `keys`. A key that ends in a colon is a prefix."""
     metrics: list[Mapping[str, Any]] = document["metrics"]
     for key in keys:
         for metric in metrics:
@@ -61,7 +61,7 @@ def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[st
 
 
 def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool | None]]:
-    """(name, what is judged, limit, measured, passed) of each budget; what was not judged says why."""
+    """(name, what is judged, limit, measured, passed) of each budget; with the reason if it was not judged."""
     rows = []
     for budget in document["budgets"]:
         unit = budget["unit"]
@@ -73,12 +73,12 @@ def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, b
 
 
 def outcome(passed: bool | None) -> str:
-    """A budget's result in a word."""
+    """Result of a budget as text."""
     return "not judged" if passed is None else "pass" if passed else "FAIL"
 
 
 def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, text) of what a reader needs to judge the figures by."""
+    """(name, text) of the conditions under which the values were measured."""
     settings = {key: value for key, value in published(document["settings"]).items() if key != "batch_size"}
     rows = [
         ("Device", _joined(fact_line(published(document["device"])), document["device_spec"])),
@@ -98,7 +98,7 @@ def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def throttling_line(document: Mapping[str, Any]) -> str:
-    """The verdict, the frequencies and temperatures behind it, and why it warns."""
+    """The verdict, the frequencies and temperatures it is based on, and the reasons of a warning."""
     found = document["throttling"]
     parts = [found["verdict"]]
     parts += found["reasons"]
@@ -115,7 +115,7 @@ def throttling_line(document: Mapping[str, Any]) -> str:
 
 
 def prompt_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(name, characters, tokens of the pruned side, of the baseline, why it was skipped or nothing)."""
+    """(name, characters, tokens of the pruned side, of the baseline, reason if it was skipped, otherwise empty)."""
     return [
         (
             prompt["name"],
@@ -136,7 +136,7 @@ def _characters(sides: Mapping[str, int | None]) -> str:
 
 
 def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one build of an engine from another; report.json has all that is known."""
+    """The facts that distinguish builds of an engine; report.json has all facts."""
     shown = {key: engine[key] for key in ("variant", "isa", "toolchain", "compiler", "build") if engine.get(key)}
     if "variant" not in shown and "isa" not in shown:
         shown |= {key: engine[key] for key in ("cpu_features",) if engine.get(key)}
@@ -144,14 +144,14 @@ def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _python_memory(document: Mapping[str, Any]) -> str:
-    """How much of each side's memory the interpreter and its packages are; empty for an engine without them."""
+    """How much memory of each side the interpreter and its packages use; empty for an engine without Python."""
     before = document["before_loading_bytes"]
     metric = first_metric(document, ("peak_rss_bytes", "private_bytes"))
     parts = []
     for side in ("pruned", "baseline"):
         if before[side] is not None and metric is not None and metric[side] is not None:
             whole, python = _median(metric, side), figure(before[side], "bytes")
-            parts.append(f"{side} {whole}, of it Python and packages before loading {python}")
+            parts.append(f"{side} {whole}, of which Python and packages before loading {python}")
     return f"{metric['label']}: {'; '.join(parts)}" if metric is not None and parts else ""
 
 
@@ -185,8 +185,8 @@ def _texts(document: Mapping[str, Any]) -> str:
     text = f"prompts (tokens pruned/baseline): {prompts or 'none'}"
     if lengths["pruned"] is not None and lengths["baseline"] is not None:
         text += (
-            f"; {lengths['pruned']:.2f} characters a token with the pruned vocabulary, {lengths['baseline']:.2f} with "
-            f"the baseline's, over {counted(reference['characters'], 'character')}"
+            f"; {lengths['pruned']:.2f} characters per token with the pruned vocabulary, {lengths['baseline']:.2f} "
+            f"with the baseline's, over {counted(reference['characters'], 'character')}"
         )
     return text
 

@@ -18,7 +18,7 @@ _CHARACTER = 0.64 * 13
 
 @dataclass(frozen=True)
 class Point:
-    """A value with the interval of its median, where one is claimed."""
+    """A value, with the interval of its median if there is one."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One side's points, in the order in which they are joined. `kind` is `pruned` or `baseline`."""
+    """The points of one side, in the order of the line. `kind` is `pruned` or `baseline`."""
 
     kind: str
     name: str
@@ -36,13 +36,13 @@ class Series:
 
 
 def number(value: float) -> str:
-    """A coordinate: two decimals are finer than any screen."""
+    """A coordinate with two decimals, which is finer than any screen."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten) that span low..high, about `count` of them."""
-    # A difference that is all but 0 has no logarithm that a step could be taken from.
+    # The logarithm of a difference of nearly 0 gives no useful step.
     if not high - low > 1e-290:
         margin = abs(low) * 0.05 if abs(low) > 1e-280 else 0.5
         low, high = low - margin, low + margin
@@ -73,7 +73,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def marker(x: float, y: float, kind: str, words: str = "") -> str:
-    """A side's mark, with a tooltip where `words` are given."""
+    """The mark of a side, with a tooltip if `words` are given."""
     tip = f"<title>{escape(words)}</title>" if words else ""
     if kind == "pruned":
         return f'<circle class="mark {kind}" cx="{number(x)}" cy="{number(y)}" r="4.5">{tip}</circle>'
@@ -81,7 +81,7 @@ def marker(x: float, y: float, kind: str, words: str = "") -> str:
 
 
 def figure(body: Sequence[str], height: float, identity: str, title: str, description: str) -> str:
-    """The svg element, its name and description told to those who cannot see it. `identity` is unique in the page."""
+    """The svg element, with a name and description for screen readers. `identity` is unique in the page."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {number(height)}" role="img" aria-labelledby="{identity}-t {identity}-d">'
         f'<title id="{identity}-t">{escape(title)}</title><desc id="{identity}-d">{escape(description)}</desc>'
@@ -91,7 +91,7 @@ def figure(body: Sequence[str], height: float, identity: str, title: str, descri
 
 
 class Frame:
-    """Axes of a plot: places for values, and the lines and labels around them."""
+    """Axes of a plot: coordinates of values, lines and labels."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Frame:
         height: float = 280.0,
         x_positions: Sequence[float] | None = None,
     ) -> None:
-        """Span the ticks; `x_positions` are where x is labelled, if not at every tick."""
+        """Set the ranges to span the ticks. `x_positions` are the labelled values of x, if not every tick."""
         self.height = height
         self._x, self._y = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
         labels = tick_labels(y_ticks)
@@ -126,15 +126,15 @@ class Frame:
         self.parts.append(text((self.left + self.right) / 2, height - 6, x_label, "middle", "axis"))
 
     def x(self, value: float) -> float:
-        """Place of a value on the horizontal axis."""
+        """Coordinate of a value on the horizontal axis."""
         return self.left + (value - self._x[0]) / ((self._x[1] - self._x[0]) or 1) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Place of a value on the vertical axis."""
+        """Coordinate of a value on the vertical axis."""
         return self.bottom - (value - self._y[0]) / ((self._y[1] - self._y[0]) or 1) * (self.bottom - self.top)
 
     def whisker(self, point: Point) -> None:
-        """Draw the vertical interval of a point, where it has one: over its mark, which may be larger."""
+        """Draw the vertical interval of a point, if it has one, over its mark, which may be larger."""
         if point.low is None or point.high is None:
             return
         x, low, high = self.x(point.x), self.y(point.low), self.y(point.high)
@@ -177,14 +177,14 @@ def curves(identity: str, title: str, series: Sequence[Series], x_label: str, y_
         middle = min(one.points, key=lambda point: abs(point.y - 50))
         tip = f"{one.name}: median {middle.x:.4g}"
         frame.parts.append(marker(frame.x(middle.x), frame.y(middle.y), one.kind, tip))
-    told = "; ".join(
+    values_text = "; ".join(
         f"{one.name}: half of the values below {min(one.points, key=lambda p: abs(p.y - 50)).x:.4g}" for one in series
     )
-    return figure(frame.parts, frame.height, identity, title, f"{y_label} over {x_label}. {told}.")
+    return figure(frame.parts, frame.height, identity, title, f"{y_label} over {x_label}. {values_text}.")
 
 
 def scatter(identity: str, title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Single points with their names beside them. The axes do not begin at 0: distances compare, lengths do not."""
+    """Single points with their names. The axes do not begin at 0, so only distances between points are meaningful."""
     points = [point for one in series for point in one.points]
     xs, ys = [point.x for point in points], [point.y for point in points]
     x_pad, y_pad = ((max(values) - min(values)) * 0.25 or abs(values[0]) * 0.02 or 1 for values in (xs, ys))
@@ -204,7 +204,7 @@ def scatter(identity: str, title: str, series: Sequence[Series], x_label: str, y
 
 
 def _told(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """The figures of a plot in words."""
+    """The values of a plot in words."""
     sides = "; ".join(
         f"{one.name}: " + ", ".join(f"{point.y:.4g} at {point.x:.4g}" for point in one.points) for one in series
     )
@@ -213,7 +213,7 @@ def _told(series: Sequence[Series], x_label: str, y_label: str) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a group, with the interval of its median and its figure as text."""
+    """One bar of a group, with the interval of its median and its value as text."""
 
     kind: str
     name: str
@@ -224,7 +224,7 @@ class Bar:
 
 
 def bars(identity: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]], x_label: str) -> str:
-    """Horizontal bars from 0 in groups, the group's name above its bars and each figure at its bar's end."""
+    """Horizontal bars from 0, in groups. A group's name is above its bars, and each value is at the end of its bar."""
     every = [bar for _, group in groups for bar in group]
     room = max(len(bar.words) for bar in every) * _CHARACTER + 12
     left, right = 4.0, WIDTH - room
@@ -255,8 +255,10 @@ def bars(identity: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]],
         for index, (value, label) in enumerate(zip(x_ticks, tick_labels(x_ticks), strict=True))
     ]
     foot = [line(left, bottom, right, bottom, "base"), text((left + right) / 2, bottom + 36, x_label, "middle", "axis")]
-    told = "; ".join(f"{name}: " + ", ".join(f"{bar.name} {bar.words}" for bar in group) for name, group in groups)
-    return figure([*axis, *parts, *foot, *labels], bottom + 44, identity, title, f"{told}.")
+    values_text = "; ".join(
+        f"{name}: " + ", ".join(f"{bar.name} {bar.words}" for bar in group) for name, group in groups
+    )
+    return figure([*axis, *parts, *foot, *labels], bottom + 44, identity, title, f"{values_text}.")
 
 
 def _bar(bar: Bar, left: float, right: float, y: float) -> str:
@@ -303,7 +305,7 @@ _FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
 
 
 def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) -> str:
-    """Ratios on a logarithmic axis around 1, a row each: 1/2 and 2 lie equally far from the middle."""
+    """Ratios on a logarithmic axis around 1, one per row. 1/2 and 2 are equally far from the middle."""
     ends = [end for row in rows for end in (row.low, row.median, row.high) if end is not None]
     largest = max(math.exp(min(abs(math.log(end)), 4.5)) for end in ends)
     reach = next((factor for factor in _FACTORS if factor >= largest), _FACTORS[-1])
@@ -330,5 +332,5 @@ def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) ->
             f"<title>{escape(f'{row.name}: {row.words}')}</title></circle>"
         )
     parts.append(text((left + right) / 2, bottom + 36, x_label, "middle", "axis"))
-    told = "; ".join(f"{row.name}: {row.words}" for row in rows)
-    return figure(parts, bottom + 44, identity, title, f"{x_label}. {told}.")
+    values_text = "; ".join(f"{row.name}: {row.words}" for row in rows)
+    return figure(parts, bottom + 44, identity, title, f"{x_label}. {values_text}.")

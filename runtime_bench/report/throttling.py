@@ -1,4 +1,4 @@
-"""Whether the device slowed itself down while it was measured."""
+"""Whether the device throttled during the measurement."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from runtime_bench.records import Sample, Side, Thermal
 from runtime_bench.statistics import median
 
-# A governor's steps are coarser than 5% on every core the author knows of; 10% below is a step down, not jitter.
+# The steps of a governor are coarser than 5% on all known cores. 10% less is a lower step, not jitter.
 _LEAST_SHARE = 0.9
 _SIDES_DIFFER = 0.05
-# Without frequencies, a rise of this many degrees is reported; it says nothing about speed by itself.
+# Without frequencies, a rise of this many degrees is reported. By itself it does not show a lower speed.
 _WARM = 10.0
 
 RULE = (
@@ -49,7 +49,7 @@ def throttling(samples: Sequence[Sample]) -> dict[str, Any]:
         verdict = "none seen"
     else:
         verdict = "unknown"
-        reasons.append("the system tells no core frequencies")
+        reasons.append("the system does not report core frequencies")
         if change is not None and change >= _WARM:
             reasons.append(f"a record warmed the hottest sensor by {change:.0f} °C (median)")
     return result | {"verdict": verdict, "reasons": reasons}
@@ -90,7 +90,7 @@ def _temperatures(ordered: Sequence[Sample]) -> dict[str, float | None]:
 
 
 def _frequency(reading: Thermal | None) -> float | None:
-    # The fastest: idle cores clock down, and throttling caps all of them.
+    # The fastest core: idle cores reduce their clock, and throttling limits all cores.
     values = [] if reading is None else [value for value in reading.frequencies if value > 0]
     return float(max(values)) if values else None
 

@@ -1,4 +1,4 @@
-"""Figures as a reader sees them, the same in every form of the report."""
+"""Values as text, the same in every form of the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def figure(value: float | None, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, never in powers of ten for what a device does: 1,240, 82.1, 0.0412."""
+    """Three significant digits without an exponent for usual values: 1,240, 82.1, 0.0412."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -47,7 +47,7 @@ def ratio_words(ratio: Mapping[str, Any] | None) -> str:
         return f"{times(ratio['median'])} (exact)"
     if low is None or high is None:
         return f"{times(ratio['median'])} (n = {ratio['n']})"
-    # As many decimals as tell the median and the ends of the interval from each other and from 1.
+    # Enough decimals to distinguish the median and the ends of the interval from each other and from 1.
     decimals = max(_decimals(ratio["median"]), _decimals(low), _decimals(high))
     if decimals == 2 and len({round(value, 2) for value in (low, ratio["median"], high)}) < 3:
         decimals = 3
@@ -55,7 +55,7 @@ def ratio_words(ratio: Mapping[str, Any] | None) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio: two decimals, three where two would round a difference from 1 away (0.996 is not 1.00)."""
+    """A ratio with two decimals, or three where two would round to 1 (0.996 is not 1.00)."""
     return f"{value:,.{_decimals(value)}f}"
 
 
@@ -73,7 +73,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of the device's, engine's or settings' facts on one line."""
+    """A value of the facts of device, engine or settings, on one line."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -88,7 +88,7 @@ def plain(value: Any) -> str:
 
 
 def fact(key: str, value: Any) -> str:
-    """A fact whose name says its unit: `memory_bytes` in MB or GB."""
+    """A fact whose name contains its unit: `memory_bytes` in MB or GB."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and key.endswith("_bytes"):
         return figure(float(value), "bytes")
@@ -105,14 +105,14 @@ def fact_name(key: str) -> str:
 
 
 def fact_line(facts: Mapping[str, Any]) -> str:
-    """All facts on one line, those that are unknown left out."""
+    """All known facts on one line."""
     return ", ".join(
         f"{fact_name(key)} {fact(key, value)}" for key, value in facts.items() if value not in (None, "", [], {})
     )
 
 
 def device_name(document: Mapping[str, Any]) -> str:
-    """What to call the device in a heading."""
+    """Name of the device for a heading."""
     for key in ("model", "name", "product", "board", "cpu"):
         value = document["device"].get(key)
         if isinstance(value, str) and value.strip():

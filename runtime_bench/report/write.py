@@ -1,4 +1,4 @@
-"""A run's directory: raw records, and the report in three forms, which can be made anew from them."""
+"""A run's directory: raw records, and the report in three forms, which are made from the records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.errors import DamagedFileError, StorageError
-from compact.store import SUMS, as_storage_error, read_json_object, write_json, write_sums, write_text
+from compact.store import as_storage_error, read_json_object, write_json, write_text
 from runtime_bench.records import SIDES, Budget, Prompt, RunFacts, Sample, Subject
 from runtime_bench.report.document import make_document, plain
 from runtime_bench.report.html import html
@@ -31,7 +31,7 @@ def write_report(directory: Path, facts: RunFacts, samples: Sequence[Sample]) ->
         The document of report.json.
 
     Raises:
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     try:
         write_text(directory / SAMPLES, "".join(f"{_line(sample)}\n" for sample in samples))
@@ -39,12 +39,12 @@ def write_report(directory: Path, facts: RunFacts, samples: Sequence[Sample]) ->
     except OSError as error:
         raise as_storage_error(error, directory) from error
     document = make_document(facts, samples)
-    write_forms(directory, document)
+    _write_forms(directory, document)
     return document
 
 
-def write_forms(directory: Path, document: Mapping[str, Any]) -> None:
-    """Write report.json, report.md and report.html, each in one step over an earlier one. Raises StorageError."""
+def _write_forms(directory: Path, document: Mapping[str, Any]) -> None:
+    """Write report.json, report.md and report.html, each replacing an earlier file in one step. Raises StorageError."""
     forms = {REPORT: None, MARKDOWN: markdown(document), HTML: html(document)}
     for name, content in forms.items():
         work = directory / f".{name}.tmp"
@@ -59,24 +59,10 @@ def write_forms(directory: Path, document: Mapping[str, Any]) -> None:
             raise as_storage_error(error, directory / name) from error
 
 
-def render_again(directory: Path) -> dict[str, Any]:
-    """Make report.json, report.md and report.html of a run's directory anew from its raw files.
-
-    SHA256SUMS, where there is one, is written again.
-
-    Raises:
-        DamagedFileError: facts.json or samples.jsonl is missing or is none.
-        StorageError: the file system refuses.
-    """
-    document = document_from_raw(directory)
-    write_forms(directory, document)
-    if (directory / SUMS).is_file():
-        write_sums(directory)
-    return document
-
-
 def load_run(path: Path) -> dict[str, Any]:
-    """The document of a run: made anew where `path` is a directory with raw files, else read from report.json.
+    """The document of a run.
+
+    It is made from the raw files where `path` is a directory that has them, otherwise read from report.json.
 
     Raises:
         DamagedFileError, StorageError: as `read_document` and `document_from_raw`.
@@ -102,7 +88,9 @@ def read_facts(path: Path) -> RunFacts:
     """The facts of a run. Raises DamagedFileError and StorageError."""
     value = read_json_object(path)
     if value.pop("schema", None) != FACTS_SCHEMA:
-        raise DamagedFileError(f"{path}: its schema is not {FACTS_SCHEMA!r}", "was it written by another version?")
+        raise DamagedFileError(
+            f"{path}: its schema is not {FACTS_SCHEMA!r}", "use the version of compact-edge that wrote it"
+        )
     try:
         return RunFacts(
             **{
@@ -122,7 +110,7 @@ def read_facts(path: Path) -> RunFacts:
 def read_samples(path: Path) -> list[Sample]:
     """The records of a run. Raises DamagedFileError, with the line, and StorageError."""
     try:
-        # Not splitlines: a name may hold one of the characters that it takes for a line's end.
+        # Not splitlines: names may contain characters that it treats as line ends.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -135,7 +123,7 @@ def read_samples(path: Path) -> list[Sample]:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFileError(f"{path}:{number}: not a record ({_short(error)})") from error
         if sample.side not in SIDES or not isinstance(sample.pair, int):
-            raise DamagedFileError(f"{path}:{number}: not a record (its side or pair is none)")
+            raise DamagedFileError(f"{path}:{number}: not a record (invalid side or pair)")
         samples.append(sample)
     return samples
 
@@ -145,7 +133,7 @@ def _line(sample: Sample) -> str:
 
 
 def _with_nan(sample: Sample) -> Sample:
-    """JSON has no NaN, so a time that was none is null in the file."""
+    """Convert null to NaN in times, because JSON has no NaN."""
     generations = tuple(
         replace(
             generation,

@@ -1,1 +1,1 @@
-"""Ways to a device: this machine, OpenSSH, adb. One module each, one interface (`base.Transport`)."""
+"""Transports: this machine, OpenSSH, adb. One module each, one interface (`base.Transport`)."""

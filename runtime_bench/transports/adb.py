@@ -1,8 +1,8 @@
-"""An Android device that the `adb` client reaches (Android 7 or later: shell protocol v2).
+"""An Android device over the `adb` client (Android 7 or later: shell protocol v2).
 
-`adb shell` joins its arguments with spaces and hands them to the device's sh, so one quoted line is passed. With shell
-protocol v2 stdin's end reaches the device, stderr is a stream of its own and the exit status is passed on; status and
-stdin of a program do not depend on that here, but the end of a lost connection's programs does.
+`adb shell` joins its arguments with spaces and passes them to the device's sh, so it gets one quoted line. Shell
+protocol v2 transmits the end of stdin, a separate stderr and the exit status. The scripts transmit status and stdin
+themselves, but they need the end of stdin to end programs after a lost connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime_bench.transports.remote import RemoteTransport, last_line
 GRAMMAR = "write adb:SERIAL with a serial of `adb devices`, or adb alone where only one device is connected"
 _CLIENT_HINT = "install adb (Debian: apt install adb; macOS: brew install android-platform-tools)"
 
-# Letters, digits and what addresses (192.168.0.7:5555) and emulators (emulator-5554) have; adb's mDNS names too.
+# Letters, digits, and the characters of addresses (192.168.0.7:5555), emulators (emulator-5554) and mDNS names.
 _SERIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%\[\]-]{0,127}")
 
 _NO_USB_RIGHTS = (
@@ -33,7 +33,7 @@ _NO_USB_RIGHTS = (
 _NOT_THERE = ("is not connected", "see `adb devices`; switch on USB debugging in the developer options")
 _NO_SERVER = ("adb's server cannot be reached", "run `adb start-server` and see what it says")
 _NOT_ANDROID = ("has not started Android", "start Android on it")
-# What a message holds: what it means, the next step. The first that fits counts.
+# Part of a message of adb: its meaning and the next step. The first match counts.
 _MEANINGS = {
     "unauthorized": (
         "has not allowed this computer",
@@ -64,8 +64,8 @@ class AdbDevice:
 
     Attributes:
         serial: its name for `adb -s`.
-        state: `device` where it can be used; else `unauthorized`, `offline`, `no permissions`, ...
-        model: as adb tells it; None where it does not.
+        state: `device` for a usable device; otherwise `unauthorized`, `offline`, `no permissions`, ...
+        model: as adb prints it; None where it prints none.
     """
 
     serial: str
@@ -74,7 +74,7 @@ class AdbDevice:
 
 
 def ask_adb(arguments: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
-    """Run the client and wait; a non-zero exit status is an answer.
+    """Run the client and wait. A non-zero exit status is not an error.
 
     Raises:
         DeviceUnavailableError: adb is not installed, or took longer than `timeout` seconds.
@@ -90,7 +90,7 @@ def ask_adb(arguments: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
 
 
 def list_devices() -> tuple[AdbDevice, ...]:
-    """Every device that adb knows. Raises DeviceUnavailableError: no adb, or its server does not start."""
+    """All devices that adb lists. Raises DeviceUnavailableError where adb is missing or its server does not start."""
     answer = ask_adb(["devices", "-l"])
     if answer.returncode != 0:
         raise explain(answer.stderr.decode("utf-8", "replace"), "adb")
@@ -98,7 +98,7 @@ def list_devices() -> tuple[AdbDevice, ...]:
 
 
 def parse_devices(text: str) -> tuple[AdbDevice, ...]:
-    """The devices of what `adb devices -l` wrote; lines that are none are passed over."""
+    """Parse the output of `adb devices -l`; other lines are ignored."""
     _, _, table = text.partition("List of devices attached")
     devices = []
     for line in table.splitlines():
@@ -113,7 +113,7 @@ def parse_devices(text: str) -> tuple[AdbDevice, ...]:
 
 
 def explain(stderr: str, spec: str) -> DeviceUnavailableError:
-    """What a message of adb about a device means."""
+    """The error for a message of adb about a device."""
     low = stderr.lower()
     for text, (meaning, hint) in _MEANINGS.items():
         if text in low:
@@ -131,9 +131,9 @@ class AdbTransport(RemoteTransport):
     base = "/data/local/tmp/compact-edge"
 
     def __init__(self, serial: str, progress: Progress = SILENT) -> None:
-        """A device by its serial; an empty one means the only device. Raises UsageError."""
+        """Open a device by its serial; an empty serial means the only device. Raises UsageError."""
         if serial and not _SERIAL.fullmatch(serial):
-            raise UsageError(f"device 'adb:{ascii(serial[:80])[1:-1]}' is no serial of adb", GRAMMAR)
+            raise UsageError(f"device 'adb:{ascii(serial[:80])[1:-1]}' is not a serial of adb", GRAMMAR)
         self._serial = serial
         super().__init__(f"adb:{serial}" if serial else "adb", progress)
 
@@ -172,9 +172,9 @@ class AdbTransport(RemoteTransport):
         answer = ask_adb([*self._client()[1:], *arguments], timeout=timeout)
         if answer.returncode == 0:
             return
-        # adb writes the reason of a failed copy to stdout or to stderr, by its version.
+        # adb writes the reason for a failed copy to stdout or stderr, depending on its version.
         said = "\n".join(part.decode("utf-8", "replace") for part in (answer.stdout, answer.stderr))
-        # The run's directory, which takes the copy, is missing only when the link that kept it has been lost.
+        # The run's directory receives the copy. It is missing only after the link that kept it was lost.
         gone = arguments[0] == "push" and "No such file or directory" in said
         if gone or _LINK.search(said) or not said.strip():
             raise self._lost("" if gone else said)

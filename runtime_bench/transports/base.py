@@ -1,6 +1,6 @@
-"""What the bench asks of a way to a device.
+"""Interface of a transport: how the bench reaches a device.
 
-A transport may repeat a command that only looks or copies when the link fails; it never repeats a measurement.
+When the link fails, a transport may repeat a command that only reads or copies. It never repeats a measurement.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Protocol, Self
 
 from compact.errors import ToolUnavailableError
 
-TIMEOUT = 30.0  # seconds for a command that only looks
+TIMEOUT = 30.0  # seconds for a command that only reads
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 class DeviceUnavailableError(ToolUnavailableError):
-    """The device is not there, refuses the user, or lacks what the bench needs."""
+    """Raised when the device cannot be reached, refuses the user, or lacks what the bench needs."""
 
 
 class LinkLostError(DeviceUnavailableError):
-    """The connection to the device broke while something ran there."""
+    """Raised when the connection to the device breaks while a command runs."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that has ended on the device.
+    """Result of a command on the device.
 
     Attributes:
-        returncode: the command's own exit status.
-        stdout: everything it wrote.
-        stderr: everything it wrote.
+        returncode: exit status of the command.
+        stdout: its complete output.
+        stderr: its complete error output.
     """
 
     returncode: int
@@ -43,18 +43,18 @@ class Completed:
 
     @property
     def text(self) -> str:
-        """stdout as text without the line end."""
+        """stdout as text, without line breaks at its end."""
         return self.stdout.decode("utf-8", "replace").rstrip("\r\n")
 
 
 class Program(Protocol):
-    """A server that runs on the device for as long as this object is open, and no longer.
+    """A server on the device that runs as long as this object is open.
 
     The device itself ends the program when the connection is lost, when `stop` is called, or at the time limit.
 
     Attributes:
         pid: process id on the device.
-        log: path on the device of what it writes to stdout and stderr.
+        log: path on the device of its output (stdout and stderr).
     """
 
     pid: int
@@ -62,26 +62,26 @@ class Program(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs, and where the link was lost before it could be told."""
+        """Its exit status; None while it runs, or where the link was lost before the status arrived."""
 
     @property
     def lost(self) -> bool:
-        """Whether the device ended it because it lost sight of this end."""
+        """Whether the device ended it because it lost the connection."""
 
     def alive(self) -> bool:
-        """Whether it runs, as far as this end of the connection knows."""
+        """Whether it runs, as far as is known here."""
 
     def stop(self) -> None:
-        """End it, wait until it is gone, and return. Safe to call twice. Never raises for a lost link."""
+        """End it and wait for its end. Safe to call twice. Does not raise for a lost link."""
 
 
 class Transport(Protocol):
-    """One device. A context manager: leaving it removes the run's own directory and closes the connection.
+    """One device. It is a context manager: leaving it removes the run's directory and closes the connection.
 
     Attributes:
-        spec: how the user names it: `local`, `ssh:user@host:22`, `adb:SERIAL`.
-        work_dir: a directory of this run on the device, absolute; exists while the transport is open.
-        emulated: the device is known to be an emulator, whose speed means nothing.
+        spec: the name that users give it: `local`, `ssh:user@host:22`, `adb:SERIAL`.
+        work_dir: absolute path of the run's directory on the device; it exists while the transport is open.
+        emulated: the device is known to be an emulator, so its speed is not meaningful.
     """
 
     spec: str
@@ -89,7 +89,7 @@ class Transport(Protocol):
     emulated: bool
 
     def run(self, words: Sequence[str], *, timeout: float = TIMEOUT, stdin: bytes = b"") -> Completed:
-        """Run a program and wait. A non-zero exit status is an answer, not an error.
+        """Run a program and wait for its end. A non-zero exit status is not an error.
 
         Raises:
             DeviceUnavailableError: the device cannot be reached, or the command took longer than `timeout` seconds.
@@ -99,19 +99,19 @@ class Transport(Protocol):
     def place(self, source: Path, sha256: str) -> str:
         """Make a local file available on the device and return its path there.
 
-        On this machine that is the file itself. Elsewhere it is copied once: free space is checked first, the sha256
-        is checked on the device, and a file that is there already is not sent again.
+        On this machine that is the file itself. To another device it is copied once. Free space is checked before, and
+        the sha256 is checked on the device. A file that is already there is not sent again.
 
         Raises:
-            DeviceUnavailableError: too little space, or the copy differs; nothing is left of it.
+            DeviceUnavailableError: too little space, or the copy differs. No partial copy remains.
             LinkLostError: as `run`.
         """
 
     def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """As `place` for several files of one folder (name -> local path, sha256); returns the folder's path."""
+        """As `place`, for several files of one folder (name -> local path, sha256). Returns the folder's path."""
 
     def pull(self, remote: str, target: Path) -> None:
-        """Copy a file of the device here. Raises as `run`."""
+        """Copy a file from the device to this machine. Raises as `run`."""
 
     def start(
         self,
@@ -125,9 +125,9 @@ class Transport(Protocol):
 
         Args:
             words: program and arguments.
-            log: name of a file in `work_dir` that takes stdout and stderr.
-            limit: seconds after which the device ends it whatever happens.
-            environment: variables that are set for it.
+            log: name of the file in `work_dir` for its stdout and stderr.
+            limit: seconds after which the device ends it in any case.
+            environment: variables to set for it.
 
         Raises:
             DeviceUnavailableError: it cannot be started.
@@ -136,16 +136,16 @@ class Transport(Protocol):
     def converse(
         self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
     ) -> subprocess.Popen[bytes]:
-        """Start a program in `work_dir` whose stdin and stdout are pipes here; its stderr comes here too.
+        """Start a program in `work_dir` whose stdin, stdout and stderr are pipes on this machine.
 
-        The program ends when its stdin does. Where the link is lost the pipes close.
+        The program ends when its stdin ends. The pipes close when the link is lost.
         """
 
     def forward(self, port: int) -> AbstractContextManager[int]:
-        """Reach a port of the device's loopback: yields a port of this machine's loopback."""
+        """Forward a port of the device's loopback; yields the port on this machine's loopback."""
 
     def clean(self) -> None:
-        """Remove everything that this program ever put on the device."""
+        """Remove everything that this program has copied to the device."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,7 +1,7 @@
-"""A client process here (`ssh`, `adb`, a local shell) that stands for a command on the device.
+"""A client process on this machine (`ssh`, `adb`, a local shell) that runs a command on the device.
 
-Its stdin stays open for as long as the command may run: on the device, the end of stdin ends the command. So whatever
-happens to this process, Ctrl-C and SIGKILL too, nothing goes on running there.
+Its stdin stays open as long as the command may run. On the device the end of stdin ends the command. Therefore no
+command keeps running on the device, even after Ctrl-C or SIGKILL here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from runtime_bench.transports.base import DeviceUnavailableError
 Found = TypeVar("Found")
 
 _BLOCK = 1 << 16
-# Seconds for a client to end by itself after the end of its stdin: the device's five before KILL, and more.
+# Seconds for a client to end by itself after the end of its stdin. The device waits five seconds before it sends KILL.
 PATIENCE = 12.0
 
 
 class Child:
-    """One client process, its stdout and stderr collected by threads. Not for binary streams of any size."""
+    """One client process. Threads collect its stdout and stderr in memory, so it is not for large binary streams."""
 
     def __init__(self, argv: Sequence[str], *, hint: str) -> None:
         """Start it.
@@ -35,7 +35,7 @@ class Child:
             hint: the next step where the program is not installed.
 
         Raises:
-            DeviceUnavailableError: the program is not there.
+            DeviceUnavailableError: the program cannot be started.
         """
         self._process = spawn(argv, hint=hint)
         self._changed = threading.Condition()
@@ -59,24 +59,24 @@ class Child:
 
     @property
     def stdout(self) -> bytes:
-        """What it has written so far."""
+        """Its output so far."""
         with self._changed:
             return bytes(self._stdout)
 
     @property
     def stderr(self) -> str:
-        """What it has written so far."""
+        """Its output so far."""
         with self._changed:
             return self._stderr.decode("utf-8", "replace")
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and everything that it wrote is here."""
+        """Whether it has ended and all its output was received."""
         with self._changed:
             return self._open == 0
 
     def write(self, data: bytes) -> bool:
-        """Write to its stdin, which stays open; False where it has ended."""
+        """Write to its stdin, which stays open. Returns False where the process has ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(data)
@@ -90,7 +90,7 @@ class Child:
         close_stdin(self._process)
 
     def wait_for(self, find: Callable[[bytes], Found | None], timeout: float) -> Found | None:
-        """Wait until `find` finds something in stdout; None where the process ends or `timeout` seconds pass first."""
+        """Wait until `find` returns a value for stdout; None where the process ends or `timeout` seconds pass first."""
         end = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -101,7 +101,7 @@ class Child:
                 self._changed.wait(min(left, 1.0))
 
     def wait(self, timeout: float) -> bool:
-        """Wait for its end; False where `timeout` seconds pass first."""
+        """Wait for its end. Returns False where `timeout` seconds pass first."""
         end = time.monotonic() + timeout
         with self._changed:
             while self._open and (left := end - time.monotonic()) > 0:
@@ -113,7 +113,7 @@ class Child:
         return self._process.wait()
 
     def close(self, patience: float = PATIENCE) -> None:
-        """End it: the end of stdin first, which the device understands, then a kill. Safe to call twice."""
+        """End it: close its stdin, which ends the command on the device, then kill the client. Safe to call twice."""
         close_stdin(self._process)
         try:
             self.wait(patience)
@@ -127,10 +127,10 @@ class Child:
 
 
 def spawn(argv: Sequence[str], *, hint: str) -> subprocess.Popen[bytes]:
-    """Start a client with three pipes, in a session of its own: Ctrl-C is for this process, which then cleans up.
+    """Start a client with three pipes in its own session, so that Ctrl-C reaches only this process, which cleans up.
 
     Raises:
-        DeviceUnavailableError: the program is not there.
+        DeviceUnavailableError: the program cannot be started.
     """
     try:
         return subprocess.Popen(
@@ -153,7 +153,7 @@ def close_stdin(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_conversation(process: subprocess.Popen[bytes]) -> None:
-    """End a program that was left running: the end of its stdin, then a kill."""
+    """End a program that still runs: close its stdin, then kill it."""
     close_stdin(process)
     try:
         process.wait(PATIENCE)

@@ -1,6 +1,6 @@
-"""This machine, as a device. Files stay where they are, ports are what they are.
+"""This machine as a device. Files are not copied and ports are not forwarded.
 
-On POSIX programs run below the same watcher as on any device, so that a killed parent leaves none behind.
+On POSIX systems programs run under the same watcher as on any device, so no program survives a killed parent.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from compact.store import as_storage_error
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.shell import ShellTransport, check_name
 
-# Below the cache of this program.
+# Folder in the cache of this program.
 FOLDER = "bench"
 
 
 class FilesHere:
-    """The part of `base.Transport` that needs no way at all: this machine's files and ports, on every system."""
+    """The part of `base.Transport` for files and ports, which is the same on every system."""
 
     work_dir: str
 
     def place(self, source: Path, sha256: str) -> str:
-        """See `base.Transport`: the file itself. Raises StorageError where it is none."""
+        """See `base.Transport`: the file itself. Raises StorageError where there is no such file."""
         del sha256
         if not source.is_file():
             raise StorageError(f"{source}: no such file", "check the path")
         return str(source.absolute())
 
     def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """See `base.Transport`: the files' one folder, else a new one of links. Raises StorageError."""
+        """See `base.Transport`: the folder of the files, or a new folder with links to them. Raises StorageError."""
         for name, (source, digest) in files.items():
             check_name(name)
             self.place(source, digest)
@@ -49,17 +49,17 @@ class FilesHere:
             for name, (source, _) in files.items():
                 try:
                     (folder / name).symlink_to(source.absolute())
-                except OSError:  # Windows allows links to administrators only
+                except OSError:  # on Windows only administrators can create links
                     shutil.copyfile(source, folder / name)
         except OSError as error:
             raise as_storage_error(error, work_dir) from error
         return str(folder)
 
     def pull(self, remote: str, target: Path) -> None:
-        """See `base.Transport`; whole or not at all.
+        """See `base.Transport`. The copy is complete or absent.
 
         Raises:
-            DeviceUnavailableError: there is no such file.
+            DeviceUnavailableError: the file does not exist.
             StorageError: `target` cannot be written.
         """
         if not Path(remote).is_file():
@@ -82,7 +82,7 @@ class FilesHere:
 class LocalTransport(FilesHere, ShellTransport):
     """See `base.Transport`."""
 
-    client_hint = "a POSIX system has sh"
+    client_hint = "install a POSIX shell as sh"
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__("local", progress)

@@ -1,34 +1,38 @@
-"""A server on the device that lives no longer than the object that stands for it here."""
+"""A server on the device; it ends no later than the object that represents it here."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from runtime_bench.transports import scripts
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.child import Child
-
-if TYPE_CHECKING:
-    from runtime_bench.transports.shell import ShellTransport
+from runtime_bench.transports.marks import line_after
 
 
 class WatchedProgram:
-    """A program below the device's watcher (`scripts.WATCH`). See `base.Program`."""
+    """A program that runs under the device's watcher (`scripts.WATCH`). See `base.Program`."""
 
-    def __init__(self, transport: ShellTransport, child: Child, pid: int, log: str, mark: str) -> None:
+    def __init__(self, child: Child, pid: int, log: str, *, mark: str, end: Callable[[int], None]) -> None:
+        """Take over a program that the watcher has started.
+
+        Args:
+            child: the client that runs the watcher.
+            pid: process id on the device.
+            log: path on the device of the program's output.
+            mark: what the watcher's answers begin with.
+            end: ends a process by its id; raises DeviceUnavailableError where the device cannot be asked.
+        """
         self.pid = pid
         self.log = log
-        self._transport = transport
         self._child = child
         self._mark = mark
+        self._end = end
         self._stopped = False
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs, and where the link was lost before it could be told."""
-        from runtime_bench.transports.shell import line_after
-
+        """Its exit status; None while it runs, or where the link was lost before the status arrived."""
         for line in self._child.stdout.splitlines(keepends=True):
             answer = line_after(line, self._mark) or ""
             if answer.startswith("exit ") and answer[5:].isdigit():
@@ -37,11 +41,11 @@ class WatchedProgram:
 
     @property
     def lost(self) -> bool:
-        """Whether the device ended it because its stdin ended, other than by `stop`."""
+        """Whether the device ended it because its stdin ended without `stop`."""
         return not self._stopped and f"\n{self._mark} lost\n".encode() in self._child.stdout
 
     def alive(self) -> bool:
-        """Whether it runs, as far as this end of the connection knows."""
+        """Whether it runs, as far as is known here."""
         return self.returncode is None and not self._child.ended
 
     def stop(self) -> None:
@@ -51,6 +55,6 @@ class WatchedProgram:
         self._child.close()
         self._stopped = True
         if self.returncode is None:
-            # The watcher has not said that the program is gone, so ask the device.
+            # The watcher has not reported the end of the program, so ask the device.
             with contextlib.suppress(DeviceUnavailableError):
-                self._transport.run_script(scripts.END, [str(self.pid), self._transport.work_dir])
+                self._end(self.pid)

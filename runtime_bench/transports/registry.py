@@ -1,4 +1,4 @@
-"""From the words that a user writes to the way to that device."""
+"""The transports by the name that a user gives to a device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ GRAMMAR = "write local, ssh:user@host, ssh:user@host:port, or adb:SERIAL"
 
 
 def open_transport(spec: str, progress: Progress = SILENT) -> Transport:
-    """The transport of `local`, `ssh:[user@]host[:port]` or `adb[:SERIAL]`; entering it connects.
+    """Return the transport of `local`, `ssh:[user@]host[:port]` or `adb[:SERIAL]`; entering it connects.
 
     Args:
-        spec: the device; an IPv6 address stands in brackets.
-        progress: is told of every file that is copied.
+        spec: the device; an IPv6 address is in brackets.
+        progress: receives a task for every file that is copied.
 
     Raises:
-        UsageError: the words name no device; the hint is the grammar.
+        UsageError: `spec` has another form; the hint shows the grammar.
     """
     kind, colon, rest = spec.partition(":")
     if spec == "local":

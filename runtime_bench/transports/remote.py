@@ -1,4 +1,4 @@
-"""A device that is not this machine: files are copied to it once, by content, and checked there."""
+"""A device that is not this machine. Each file is copied once, stored under its sha256, and checked on the device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from runtime_bench.transports import scripts
 from runtime_bench.transports.base import Completed, DeviceUnavailableError, LinkLostError
 from runtime_bench.transports.shell import ShellTransport, check_name
 
-# Room left on the device beside a file that is copied to it.
+# Bytes that must stay free on the device after a copy.
 _SPARE_BYTES = 16 << 20
-# The slowest that a device hashes or a link copies, in bytes a second: below, it is taken for dead.
+# Slowest hashing or copying, in bytes per second. A slower device or link is considered dead.
 _SLOWEST = 1 << 18
 
 
 class _Tally:
-    """Tells a task of bytes that are copied, each once: a copy may be tried again."""
+    """Reports copied bytes to a task. Each byte is counted once, even if a copy is repeated."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -42,13 +42,13 @@ class _Tally:
 
 
 class RemoteTransport(ShellTransport):
-    """Copies below `BASE/files/SHA256/NAME`; a copy in progress lies in the run's own directory."""
+    """Copies are in `BASE/files/SHA256/NAME`; a copy in progress is in the run's directory."""
 
     _copies = itertools.count()
 
     @abstractmethod
     def _send(self, source: Path, remote: str, task: Task, timeout: float) -> None:
-        """Copy a local file to `remote`, which is not there yet. Raises LinkLostError, DeviceUnavailableError."""
+        """Copy a local file to `remote`, which does not exist yet. Raises LinkLostError, DeviceUnavailableError."""
 
     @abstractmethod
     def _fetch(self, remote: str, target: Path, timeout: float) -> None:
@@ -68,7 +68,7 @@ class RemoteTransport(ShellTransport):
 
     def _place(self, source: Path, sha256: str, folder: str, name: str) -> str:
         target = f"{folder}/{check_name(name)}"
-        shell_line([target])  # a name that cannot be carried is refused before anything is asked of the device
+        shell_line([target])  # refuses an unsuitable name before the first command to the device
         try:
             size = source.stat().st_size
         except OSError as error:
@@ -88,7 +88,7 @@ class RemoteTransport(ShellTransport):
 
     def _copy(self, source: Path, target: str, sha256: str, task: _Tally, seconds: float) -> None:
         task.restart()
-        # In the run's directory: the device removes it when the link is lost.
+        # In the run's directory, because the device removes it when the link is lost.
         part = f"{self.work_dir}/part-{next(self._copies)}"
         try:
             self._send(source, part, task, seconds)
@@ -101,7 +101,7 @@ class RemoteTransport(ShellTransport):
             raise
         if settled.text.startswith("differs"):
             raise DeviceUnavailableError(
-                f"{self.spec}: the copy of {source.name} differs from the file and was removed",
+                f"{self.spec}: the copy of {source.name} differs from the file, so it was removed",
                 "check the device's disk and that the file is not being written, then run again",
             )
         self._check_answer(settled, f"{target} cannot be written", settled.text == "placed")
@@ -125,7 +125,7 @@ class RemoteTransport(ShellTransport):
         looked = self.run_script(scripts.HASH, [remote], timeout=600)
         digest = looked.text.removeprefix("hash ").split(" ")[0]
         if len(digest) != 64:
-            raise DeviceUnavailableError(f"{self.spec}: {remote} cannot be read there", "check its path")
+            raise DeviceUnavailableError(f"{self.spec}: {remote} cannot be read on the device", "check its path")
         part = target.with_name(f".{target.name}.part")
         try:
             self._retried(lambda: self._fetch(remote, part, 600))
@@ -139,7 +139,7 @@ class RemoteTransport(ShellTransport):
 
 
 def free_bytes(table: str) -> int | None:
-    """Free bytes from the last line of what `df -k` wrote; None where it makes no sense."""
+    """Free bytes from the last line of `df -k`; None where the line cannot be parsed."""
     words = (table.rstrip().splitlines() or [""])[-1].split()
     for at, word in enumerate(words):
         if at and word.endswith("%") and word[:-1].isdigit() and words[at - 1].isdigit():
@@ -148,12 +148,12 @@ def free_bytes(table: str) -> int | None:
 
 
 def last_line(text: str) -> str:
-    """The last line of a client's stderr that says something, shortened."""
+    """The last non-empty line of a client's stderr, shortened."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
 
 
 def _checked(sha256: str) -> str:
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise ValueError(f"{sha256!r} is no sha256")
+        raise ValueError(f"{sha256!r} is not a sha256")
     return sha256

@@ -1,17 +1,17 @@
 """The shell scripts that run on a device: constant texts for any POSIX sh (dash, bash, mksh of Android, ash).
 
-Everything that varies arrives as a positional parameter; nothing is ever put into these texts. Each script prints a
-mark of the caller before what it has to say, so that a login shell's own greetings are told from it.
+All variable data arrives as positional parameters; nothing is inserted into these texts. Each script prints a mark of
+the caller before its answer, so that the caller can distinguish the answer from messages of a login shell.
 """
 
 from __future__ import annotations
 
-# Runs a program and ends it (TERM, five seconds later KILL) when stdin ends, which it does when the link is lost or the
-# caller is gone; when the session gets a signal; and at the time limit.
+# Runs a program. Ends it (TERM, five seconds later KILL) when stdin ends, when the session gets a signal, and at the
+# time limit. Stdin ends when the link is lost or the caller is gone.
 # $1 directory, $2 name of the log or -, $3 bytes of stdin for the program, $4 seconds, $5 mark, $6 program,
 # then the whole command (`env A=B program ...` or `program ...`).
-# Prints `MARK pid N`, the program's own stdout where there is no log, `MARK lost` when stdin ended before the program,
-# and `MARK exit STATUS`.
+# Prints `MARK pid N`, the program's stdout if there is no log, `MARK lost` if stdin ended before the program, and
+# `MARK exit STATUS`.
 WATCH = r"""
 directory=$1 log=$2 bytes=$3 limit=$4 mark=$5 program=$6
 shift 6
@@ -89,10 +89,10 @@ echo
 echo "$mark exit $code"
 """
 
-# Keeps the directory of a run for as long as stdin is open, and removes it then: also when the link is lost.
+# Keeps the directory of a run as long as stdin is open, then removes it. Stdin also ends when the link is lost.
 # $1 mark, $2 base or nothing for $HOME/.cache/compact-edge, $3 name of the run. Prints `MARK ready BASE`.
-# Directories of runs whose keeper on this host died with its power are removed too (homes may be shared by hosts). A
-# keeper that comes after a lost link takes the directory over, and the earlier one then leaves it alone.
+# Also removes directories of runs whose keeper on this host no longer runs, for example after a power loss. (Hosts may
+# share home directories.) After a lost link a new keeper takes over the directory, and the earlier one ignores it.
 KEEP = r"""
 trap : PIPE
 umask 077
@@ -134,7 +134,7 @@ digest() {
 }
 """
 
-# $1 folder of the file, $2 its path. Prints `hash SHA256` where it is there, and the free space as df tells it else.
+# $1 folder of the file, $2 its path. Prints `hash SHA256` if the file exists, otherwise the free space from df.
 LOOK = (
     _DIGEST
     + r"""
@@ -148,7 +148,7 @@ fi
 """
 )
 
-# $1 the copy, $2 its path when it is whole, $3 its sha256. Prints `placed`, or `differs SHA256` and removes the copy.
+# $1 the copy, $2 its final path, $3 its sha256. Prints `placed`, or prints `differs SHA256` and removes the copy.
 SETTLE = (
     _DIGEST
     + r"""
@@ -166,17 +166,17 @@ fi
 # $1 path. Prints `hash SHA256`.
 HASH = _DIGEST + 'echo "hash $(digest "$1")"\n'
 
-# $1 mark, $2 path. Takes the file from stdin. Prints `MARK stored STATUS`.
+# $1 mark, $2 path. Reads the file from stdin. Prints `MARK stored STATUS`.
 STORE = 'cat >"$2"\ncode=$?\necho\necho "$1 stored $code"\n'
 
 # $1 mark, $2 path. The file follows the line `MARK begin`.
 FETCH = '[ -f "$2" ] && [ -r "$2" ] || exit 66\necho\necho "$1 begin"\nexec cat <"$2"\n'
 
 # $1 directory of the run, then the command: a program that reads its own stdin.
-# The shell stays: a program that a signal ends is 128 and more then, not the 255 by which ssh tells of a lost link.
+# The shell does not exec: a program ended by a signal must give 128 or more, not 255, which ssh uses for a lost link.
 CONVERSE = 'cd "$1" || exit 125\nshift\n"$@"\nexit $?\n'
 
-# $1 process, $2 directory of the run. Ends a process that outlived its watcher, where it is surely ours.
+# $1 process, $2 directory of the run. Ends a process that outlived its watcher, if it certainly belongs to the run.
 END = r"""
 n=0
 while [ "$n" -lt 8 ] && kill -0 "$1" 2>/dev/null; do
@@ -190,5 +190,5 @@ done
 # $1 mark. Holds a connection open until stdin ends. Prints `MARK ready`.
 HOLD = 'echo\necho "$1 ready"\nwhile read -r line; do :; done\n'
 
-# $1 base. Over ssh it may be the cache of this program on that machine, which has other things in it.
+# $1 base. Over ssh it may be the cache of this program on that machine, which has other contents.
 CLEAN = 'rm -rf "$1/files" "$1/runs"\nrmdir "$1" 2>/dev/null\n:\n'

@@ -1,6 +1,6 @@
-"""What the ways to a device have in common: everything that a POSIX shell there and a client here can do.
+"""The common part of transports that have a POSIX shell on the device and a client program on this machine.
 
-A subclass says how one shell line reaches the device (`_argv`), and what its client's messages mean (`_explain`).
+A subclass defines how one shell line reaches the device (`_argv`) and what its client's messages mean (`_explain`).
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from runtime_bench.transports.base import (
     LinkLostError,
 )
 from runtime_bench.transports.child import Child, end_conversation, spawn
+from runtime_bench.transports.marks import line_after, new_mark
 from runtime_bench.transports.program import WatchedProgram
 
 Result = TypeVar("Result")
 
-# Pauses in seconds before the second and the third try of a command that only looks or copies.
+# Pauses in seconds before the second and third attempt of a command that only reads or copies.
 PAUSES = (0.5, 2.0)
-# Seconds that a client may take beyond the command's own time: a connection of its own, a slow device.
+# Seconds that a client may take in addition to the command's time, for connecting and for a slow device.
 _GRACE = 25.0
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFUSALS = {
-    "program": "no such program there, or it cannot be executed",
-    "directory": "the bench's directory there cannot be used",
-    "home": "the user has no home directory there",
-    "stdin": "its input cannot be stored there",
+    "program": "the program does not exist or cannot be executed",
+    "directory": "the directory of the bench cannot be used",
+    "home": "the user has no home directory",
+    "stdin": "the input of the program cannot be stored",
 }
 
 
 class ShellTransport(ABC):
-    """A device with a POSIX shell. See `base.Transport` for what each method promises."""
+    """A device with a POSIX shell. `base.Transport` documents the methods."""
 
-    # What to do where the client is not installed.
+    # Next step where the client is not installed.
     client_hint = ""
-    # Directory of everything that the bench puts on the device; empty: below the home directory there.
+    # Directory on the device for all files of the bench; empty for a folder in the home directory.
     base = ""
 
     def __init__(self, spec: str, progress: Progress = SILENT) -> None:
@@ -69,12 +70,12 @@ class ShellTransport(ABC):
         """The client's arguments that run one shell line on the device."""
 
     def _keeper_argv(self, line: str) -> list[str]:
-        """As `_argv`, for the connection that stays open as long as the transport."""
+        """As `_argv`, for the connection that stays open until the transport is closed."""
         return self._argv(line)
 
     @abstractmethod
     def _explain(self, stderr: str) -> DeviceUnavailableError:
-        """What the client's message about the connection means."""
+        """The error for the client's message about the connection."""
 
     @abstractmethod
     def forward(self, port: int) -> AbstractContextManager[int]:
@@ -108,11 +109,11 @@ class ShellTransport(ABC):
     ) -> None:
         self._close()
 
-    def _look(self) -> None:  # noqa: B027 - most have nothing to ask
-        """Find out what is asked once of a device, now that it is connected."""
+    def _look(self) -> None:  # noqa: B027 - most subclasses need nothing
+        """Read facts that are read once per device, after connecting."""
 
     def _connect(self) -> None:
-        """Open the connection that stays, and the run's directory with it."""
+        """Open the lasting connection and create the run's directory."""
         mark = new_mark()
         line = script_line(scripts.KEEP, [mark, self.base, self._run_name])
         keeper = Child(self._keeper_argv(line), hint=self.client_hint)
@@ -123,19 +124,19 @@ class ShellTransport(ABC):
             raise self._explain(stderr)
         word, _, found = answer.partition(" ")
         if word != "ready" or not found.startswith("/"):
-            reason = _REFUSALS.get(found, "its shell gave an answer that makes no sense")
-            raise DeviceUnavailableError(f"{self.spec}: {reason}", "check that this user may write there")
+            reason = _REFUSALS.get(found, "its shell gave an unexpected answer")
+            raise DeviceUnavailableError(f"{self.spec}: {reason}", "check that this user has a writable home directory")
         self.base = found
         self.work_dir = f"{found}/runs/{self._run_name}"
 
     def _disconnect(self) -> None:
-        """Close the connection; the device removes the run's directory when it sees that."""
+        """Close the connection; the device then removes the run's directory."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.close()
 
     def _close(self) -> None:
-        """Leave nothing open, here and there."""
+        """Close everything, on this machine and on the device."""
         try:
             for program in self._programs:
                 program.stop()
@@ -150,7 +151,7 @@ class ShellTransport(ABC):
             self._connect()
 
     def _retried(self, action: Callable[[], Result]) -> Result:
-        """Call `action`, and again after a lost link."""
+        """Call `action`, and repeat it after a lost link."""
         for pause in PAUSES:
             try:
                 return action()
@@ -171,7 +172,7 @@ class ShellTransport(ABC):
         return self._retried(lambda: self._run(words, timeout, stdin))
 
     def run_script(self, script: str, words: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
-        """As `run` for a constant text of this package, with `words` as its `$1`, `$2`, ..."""
+        """As `run`, for a script of this package with `words` as its `$1`, `$2`, ..."""
         return self._retried(lambda: self._run_script(script, words, timeout))
 
     def _run_script(self, script: str, words: Sequence[str], timeout: float) -> Completed:
@@ -179,7 +180,7 @@ class ShellTransport(ABC):
 
     def _run(self, words: Sequence[str], timeout: float, stdin: bytes, script: str | None = None) -> Completed:
         mark = new_mark()
-        # The device's own limit is for a link that is lost in silence; the caller's is kept here.
+        # The device's limit is for a link that is lost without notice; the caller's limit is checked here.
         seconds = str(int(timeout + _GRACE))
         values = [self.work_dir, "-", str(len(stdin)), seconds, mark, program_of(words), *words]
         line = script_line(scripts.WATCH, values, inner=script)
@@ -190,7 +191,8 @@ class ShellTransport(ABC):
             started = child.wait_for(lambda text: line_after(text, mark), _GRACE)
             if started is not None and not child.wait(timeout):
                 raise DeviceUnavailableError(
-                    f"{self.spec}: {program_of(words)} took longer than {timeout:g} s", "see whether the device is busy"
+                    f"{self.spec}: {program_of(words)} took longer than {timeout:g} s",
+                    "check whether the device is busy",
                 )
         finally:
             child.close()
@@ -202,13 +204,13 @@ class ShellTransport(ABC):
         if answer is not None and answer.startswith("refused "):
             if answer == "refused program":
                 return Completed(127, b"", f"{program_of(words)}: not found".encode())
-            # The directory of a run is gone with the link that kept it.
+            # The device removed the run's directory when the link was lost.
             if answer == "refused directory":
                 raise LinkLostError(f"{self.spec}: {self.work_dir} is gone", "run the command again")
             raise DeviceUnavailableError(f"{self.spec}: {_REFUSALS.get(answer[8:], answer)}", "check its free space")
         begin = f"\n{mark} begin\n".encode()
         body, found, status = stdout.rpartition(f"\n{mark} exit ".encode())
-        # The watcher ended the command because its stdin was gone: half of the link may be lost before the other half.
+        # The watcher ended the command because its stdin ended: one direction of a link can be lost before the other.
         ended_there = f"\n{mark} lost\n".encode() in stdout
         if ended_there or not found or not status.strip().isdigit():
             raise self._lost(child.stderr)
@@ -235,15 +237,21 @@ class ShellTransport(ABC):
                 raise LinkLostError(f"{self.spec}: {self.work_dir} is gone", "run the command again")
             if word == "refused":
                 reason = _REFUSALS.get(value, value)
-                raise DeviceUnavailableError(f"{self.spec}: {program_of(words)}: {reason}", "check its path there")
+                raise DeviceUnavailableError(
+                    f"{self.spec}: {program_of(words)}: {reason}", "check its path on the device"
+                )
             if word != "pid" or not value.isdigit():
                 raise self._lost(child.stderr)
         except BaseException:
             child.close()
             raise
-        program = WatchedProgram(self, child, int(value), f"{self.work_dir}/{log}", mark)
+        program = WatchedProgram(child, int(value), f"{self.work_dir}/{log}", mark=mark, end=self._end)
         self._programs.append(program)
         return program
+
+    def _end(self, pid: int) -> None:
+        """End a process of this run by asking the device for it."""
+        self.run_script(scripts.END, [str(pid), self.work_dir])
 
     def converse(
         self, words: Sequence[str], *, environment: Mapping[str, str] = NO_ENVIRONMENT
@@ -260,37 +268,23 @@ class ShellTransport(ABC):
         self.run_script(scripts.CLEAN, [self.base], timeout=120)
 
 
-def new_mark() -> str:
-    """What no program's output holds by chance."""
-    return f"compact-edge-{secrets.token_hex(8)}"
-
-
-def line_after(text: bytes, mark: str, skip: str | None = None) -> str | None:
-    """What follows `mark` on the first whole line that begins with it, other than the word `skip`."""
-    start = f"{mark} ".encode()
-    for line in text.split(b"\n")[:-1]:
-        if line.startswith(start) and (answer := line[len(start) :].decode("utf-8", "replace").rstrip("\r")) != skip:
-            return answer
-    return None
-
-
 def program_of(words: Sequence[str]) -> str:
-    """The program of a command. Raises UsageError where there is none."""
+    """The program of a command. Raises UsageError for an empty command."""
     if not words or not words[0]:
         raise UsageError("a command for the device is empty")
     return words[0]
 
 
 def environment_words(environment: Mapping[str, str]) -> list[str]:
-    """The words before a command that set variables for it. Raises UsageError for a name that is none."""
+    """The words before a command that set its variables. Raises UsageError for an invalid name."""
     for name in environment:
         if not _VARIABLE.fullmatch(name):
-            raise UsageError(f"{name[:80]!a} is no name of an environment variable")
+            raise UsageError(f"{name[:80]!a} is not a valid name of an environment variable")
     return ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
 
 
 def check_name(name: str) -> str:
-    """A plain file name. Raises UnsafePathError for one that leaves its directory."""
+    """Return a plain file name. Raises UnsafePathError for a name that leads out of its directory."""
     from compact.store import safe_child
 
     safe_child(Path(), name, "device")

@@ -1,9 +1,9 @@
-"""A device that OpenSSH reaches. Linux, macOS and other systems with a POSIX shell; no agent, nothing installed there.
+"""A device over OpenSSH: Linux, macOS or another system with a POSIX shell. Nothing is installed on the device.
 
-The client's own configuration decides about keys, known hosts, jump hosts and aliases; `COMPACT_EDGE_SSH_CONFIG` names
-another file than `~/.ssh/config`. One connection stays open and carries all others (`ControlMaster`), but on Windows,
-whose OpenSSH cannot do that. Files are streamed through `cat` there: unlike scp, whose two protocols treat names
-differently, that needs no other quoting, no sftp server on the device, and tells how far it is.
+The client's configuration defines keys, known hosts, jump hosts and aliases. `COMPACT_EDGE_SSH_CONFIG` names a file to
+use in place of `~/.ssh/config`. One connection stays open and carries all others (`ControlMaster`), except on Windows,
+whose OpenSSH does not support that. Files are streamed through `cat` on the device. Unlike scp, whose two protocols
+quote names differently, that needs no additional quoting and no sftp server, and it shows the progress.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from runtime_bench.quoting import script_line
 from runtime_bench.transports import scripts
 from runtime_bench.transports.base import TIMEOUT, DeviceUnavailableError
 from runtime_bench.transports.child import Child, close_stdin, spawn
+from runtime_bench.transports.marks import line_after, new_mark
 from runtime_bench.transports.remote import RemoteTransport, last_line
-from runtime_bench.transports.shell import line_after, new_mark
 
 CONFIG = "COMPACT_EDGE_SSH_CONFIG"
 GRAMMAR = "write ssh:host, ssh:user@host or ssh:user@host:port; an IPv6 address in brackets: ssh:user@[::1]:22"
-# A lost link is noticed after INTERVAL times COUNT seconds.
+# A lost link is detected after INTERVAL times COUNT seconds.
 _INTERVAL, _COUNT, _CONNECT = 5, 3, 10
 
 _OPTIONS = (
@@ -39,7 +39,7 @@ _OPTIONS = (
     f"ConnectTimeout={_CONNECT}",
     f"ServerAliveInterval={_INTERVAL}",
     f"ServerAliveCountMax={_COUNT}",
-    # What a user's configuration may ask for and a command in the background must not do.
+    # Options that a user's configuration may set and a command in the background must not have.
     "RequestTTY=no",
     "RemoteCommand=none",
     "PermitLocalCommand=no",
@@ -55,13 +55,13 @@ _IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.-]+)?")
 _MEANINGS = (
     ("permission denied", "refuses this user", "make `ssh {host} true` work without a password (see ssh-copy-id)"),
     ("too many authentication failures", "refuses this user", "name the key in your ssh configuration"),
-    ("host key verification failed", "has a host key that is not known, or not the known one",
+    ("host key verification failed", "has an unknown or changed host key",
      "run `ssh {host}` once and check the key"),
     ("could not resolve hostname", "no such host", "check its name, or use its address"),
     ("connection refused", "does not run an ssh server at this port", "start sshd there, or name its port"),
-    ("timed out", "does not answer", "check that it is on and in this network"),
-    ("no route to host", "does not answer", "check that it is on and in this network"),
-    ("network is unreachable", "does not answer", "check the network here"),
+    ("timed out", "does not answer", "check that it is switched on and in this network"),
+    ("no route to host", "does not answer", "check that it is switched on and in this network"),
+    ("network is unreachable", "does not answer", "check the network of this machine"),
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def parse_address(text: str) -> tuple[str | None, str, int | None]:
         port_text = port if colon else None
         known = _HOST.fullmatch(host) is not None
     if not known or (at and not _USER.fullmatch(user)):
-        raise UsageError(f"device 'ssh:{ascii(text[:80])[1:-1]}' is no ssh address", GRAMMAR)
+        raise UsageError(f"device 'ssh:{ascii(text[:80])[1:-1]}' is not an ssh address", GRAMMAR)
     if port_text is None:
         return user or None, host, None
     if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535):
@@ -126,8 +126,8 @@ class SshTransport(RemoteTransport):
 
     def _connect(self) -> None:
         if sys.platform != "win32" and self._control is None:
-            # Short: the name of a socket has at most about a hundred characters, and TMPDIR may be long.
-            short = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory in it
+            # A short path: the name of a socket has at most about 100 characters, and TMPDIR may be long.
+            short = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory there
             self._control = Path(tempfile.mkdtemp(prefix="ce-", dir=short if short.is_dir() else None))
         if self._control is not None:
             (self._control / "s").unlink(missing_ok=True)
@@ -171,7 +171,8 @@ class SshTransport(RemoteTransport):
             raise self._lost(child.stderr)
         if answer != "stored 0":
             raise DeviceUnavailableError(
-                f"{self.spec}: {source.name} cannot be written ({last_line(child.stderr)})", "free some space there"
+                f"{self.spec}: {source.name} cannot be written ({last_line(child.stderr)})",
+                "free some space on the device",
             )
 
     def _fetch(self, remote: str, target: Path, timeout: float) -> None:
@@ -193,13 +194,13 @@ class SshTransport(RemoteTransport):
             process.stdout.close()
             process.stderr.close()
         if code == 66:
-            raise DeviceUnavailableError(f"{self.spec}: {remote} cannot be read there", "check its path")
+            raise DeviceUnavailableError(f"{self.spec}: {remote} cannot be read on the device", "check its path")
         if code != 0:
             raise self._lost(stderr)
 
     @contextmanager
     def forward(self, port: int) -> Iterator[int]:
-        """See `base.Transport`. A connection of its own, so that it ends with the block whatever else happens."""
+        """See `base.Transport`. It uses a separate connection, which ends with the block in any case."""
         child, local = self._forwarded(port)
         try:
             yield local
@@ -207,7 +208,7 @@ class SshTransport(RemoteTransport):
             child.close()
 
     def _forwarded(self, port: int) -> tuple[Child, int]:
-        # The port is free when it is asked for; another program may take it before ssh does, so try again.
+        # Another program may take the free port before ssh does, so try several times.
         for attempt in range(3):
             local = _free_port()
             mark = new_mark()

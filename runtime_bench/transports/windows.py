@@ -1,4 +1,4 @@
-"""This machine where it runs Windows: plain processes, no shell."""
+"""This machine under Windows: plain processes without a shell."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WindowsProgram:
 
     @property
     def lost(self) -> bool:
-        """Never: there is no link."""
+        """Always False: there is no link."""
         return False
 
     def alive(self) -> bool:
@@ -48,7 +48,7 @@ class WindowsProgram:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End it and wait until it is gone."""
+        """End it and wait for its end."""
         self._timer.cancel()
         self._process.kill()
         self._process.wait()
@@ -143,5 +143,5 @@ class WindowsTransport(FilesHere):
 
 
 def _environment_with(environment: Mapping[str, str] | None) -> dict[str, str] | None:
-    """The variables of this process and `environment`; None where there is nothing to set."""
+    """The variables of this process and `environment`; None where `environment` is empty."""
     return {**os.environ, **environment} if environment else None

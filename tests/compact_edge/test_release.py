@@ -277,7 +277,7 @@ def test_a_file_of_another_engine_is_not_comparable_and_another_file_is_differen
 
 
 def test_the_folder_of_a_cell_with_its_baseline_is_what_the_bench_opens(factory: Factory, tmp_path: Path) -> None:
-    from runtime_bench.artifact import find_artifact, find_baseline
+    from runtime_bench.bench_artifact import find_artifact, find_baseline
 
     out = tmp_path / "cell"
     assert cli.run(factory.cell(CELLS[0], out, "--with-baseline")) == 0

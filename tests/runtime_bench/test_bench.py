@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ import pytest
 
 from compact.store import read_sums, sha256_file
 from compact_edge import cli
-from runtime_bench.engines.agent import AGENT
 from runtime_bench.transports.base import LinkLostError
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.sshd import Server
@@ -320,7 +318,11 @@ def test_bits_per_byte_of_a_text_and_of_the_build(shop: Workshop, both: Path, pr
         (("--gpu-layers", "-3"), 2, "a number of layers, or all"),
         (("--target", "no-such-target"), 2, "no target named"),
         (("--engine-dir", "."), 65, "no llama-server"),
-        (("--execution-provider", "cuda"), 2, "--execution-provider is for ONNX artifacts"),
+        (
+            ("--execution-provider", "cuda"),
+            2,
+            "--execution-provider is for onnxruntime-genai, onnxruntime; this run uses",
+        ),
         (("--engine", "llama-cpp-python", "--engine-dir", "."), 2, "--engine-dir is for llama-server"),
     ],
 )
@@ -345,7 +347,7 @@ def test_options_for_gguf_do_not_go_with_onnx(
     both: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(bench(both / "onnx", prompts, "--gpu-layers", "all", "--out", "run")) == 2
-    assert "--gpu-layers is for GGUF artifacts" in capsys.readouterr().err
+    assert "--gpu-layers is for llama-server, llama-cpp-python" in capsys.readouterr().err
 
 
 def test_the_users_variables_for_llama_server_change_nothing(
@@ -356,22 +358,6 @@ def test_the_users_variables_for_llama_server_change_nothing(
     line = bench(both / "gguf", prompts, "--engine-dir", str(server_folder), "--context", "128", "--out", "run")
     assert cli.run(line) == 0
     assert report(tmp_path / "run")["settings"]["kv_cache_type"] == "f16"
-
-
-def test_an_agent_ends_with_its_parent(both: Path, tmp_path: Path) -> None:
-    """In the middle of a generation too."""
-    path = next((both / "gguf").glob("*.gguf"))
-    child = subprocess.Popen([sys.executable, str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None and child.stdout is not None
-    request = {"op": "open", "engine": "llama-cpp-python", "path": str(path), "threads": 1, "context": 512}
-    child.stdin.write(json.dumps({**request, "gpu_layers": 0, "provider": "cpu", "cache_shape": None}).encode() + b"\n")
-    child.stdin.flush()
-    assert "ok" in json.loads(child.stdout.readline())
-    # More tokens than the test would wait for.
-    child.stdin.write(json.dumps({"op": "generate", "text": "wave", "n_tokens": 10**9}).encode() + b"\n")
-    child.stdin.close()
-    assert child.wait(20) == 0
-    child.stdout.close()
 
 
 def test_an_artifact_without_a_baseline_says_how_to_get_one(

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from compact.errors import DamagedFileError
 from compact.store import write_json
+from runtime_bench import report
 from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
 from runtime_bench.report.markdown import markdown
@@ -40,11 +42,38 @@ def break_count(document: dict[str, Any]) -> None:
     document["pairs"] = True
 
 
+def break_length(document: dict[str, Any]) -> None:
+    document["inter_token_latency"]["percent"] = [1, 2]
+
+
+def break_choice(document: dict[str, Any]) -> None:
+    document["metrics"][0]["verdict"] = "splendid"
+
+
+def break_hash(document: dict[str, Any]) -> None:
+    document["prompts"][0]["sha256"] = "none"
+
+
+def break_number(document: dict[str, Any]) -> None:
+    document["parent_cpu_share_max"] = 10**400
+
+
 def break_missing(document: dict[str, Any]) -> None:
     del document["subjects"]["baseline"]["sha256"]
 
 
-BREAKS = (break_schema, break_metric, break_ratio, break_latencies, break_count, break_missing)
+BREAKS = (
+    break_schema,
+    break_metric,
+    break_ratio,
+    break_latencies,
+    break_count,
+    break_length,
+    break_choice,
+    break_hash,
+    break_number,
+    break_missing,
+)
 
 
 @pytest.mark.parametrize("change", BREAKS, ids=lambda change: change.__name__)
@@ -72,6 +101,7 @@ def test_a_missing_report_is_refused(tmp_path: Path) -> None:
         read_document(tmp_path)
 
 
+SCHEMA = Draft202012Validator(json.loads(Path(report.__file__).with_name("report.schema.json").read_text("utf-8")))
 VALID = json.dumps(make_document(synthetic_run.facts(), synthetic_run.samples(2)))
 atoms = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**30), st.text(max_size=3), st.just([]), st.just({}))
 
@@ -79,7 +109,7 @@ atoms = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**30), st.text(max
 @settings(max_examples=300)
 @given(st.data())
 def test_any_one_change_is_refused_or_harmless(data: st.DataObject) -> None:
-    """Whatever the reader lets pass, the writers of the other forms can take."""
+    """Whatever the reader accepts fits the schema, and the writers of the other forms can take it."""
     document = json.loads(VALID)
     place: Any = document
     while True:
@@ -96,5 +126,6 @@ def test_any_one_change_is_refused_or_harmless(data: st.DataObject) -> None:
         check_document(document, "report.json")
     except DamagedFileError:
         return
+    assert SCHEMA.is_valid(document)
     markdown(document)
     html(document)

@@ -289,7 +289,7 @@ def test_a_file_that_is_not_there_cannot_be_dropped(device: Device) -> None:
         ("dd 1\nadvised 7\ncaches 1\ndropped 7\n", False, "root"),
         ("dd 1\nadvised unknown\ncaches 1\ndropped unknown\n", False, "fincore"),
         ("dd 1\nadvised unknown\ncaches 0\ndropped unknown\n", True, "not verified"),
-        ("", False, "did not say"),
+        ("", False, "gave no result"),
     ],
 )
 def test_what_was_done_about_the_cache_is_told(text: str, dropped: bool, word: str) -> None:

@@ -62,20 +62,20 @@ def test_binaries_of_another_architecture_are_refused(tmp_path: Path, program: b
     folder = release(tmp_path / "release", program)
     with pytest.raises(UsageError) as caught:
         read_engine_dir(folder, architecture="aarch64")
-    assert f"made for {found}, and the device is aarch64" in caught.value.message
+    assert f"built for {found}, but the device is aarch64" in caught.value.message
     assert "\n" not in caught.value.message
 
 
 def test_binaries_of_another_system_are_refused(tmp_path: Path) -> None:
     folder = release(tmp_path / "mac", MACH_FAT)
     assert read_engine_dir(folder, architecture="x86_64").system == "darwin"
-    with pytest.raises(UsageError, match="made for darwin"):
+    with pytest.raises(UsageError, match="built for darwin"):
         read_engine_dir(folder, architecture="aarch64", system="linux")
     # Static Linux binaries run on Android, Android's own do not run on Linux.
     assert read_engine_dir(release(tmp_path / "linux"), architecture="aarch64", system="android").system == "linux"
     android = release(tmp_path / "android", elf("aarch64", interpreter=b"/system/bin/linker64\0"))
     assert read_engine_dir(android, architecture="aarch64", system="android").system == "android"
-    with pytest.raises(UsageError, match="made for android"):
+    with pytest.raises(UsageError, match="built for android"):
         read_engine_dir(android, architecture="aarch64", system="linux")
 
 
@@ -92,7 +92,7 @@ def test_names_and_links_of_libraries_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     folder = release(tmp_path / "links")
     (folder / "libsecret.so").symlink_to(tmp_path / "secret")
-    with pytest.raises(UnsafePathError, match="leaves its folder"):
+    with pytest.raises(UnsafePathError, match="leads out of its folder"):
         read_engine_dir(folder, architecture="aarch64")
     folder = release(tmp_path / "names")
     (folder / "lib\x1b[31m\n.so").write_bytes(b"library")

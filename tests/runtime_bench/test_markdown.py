@@ -49,9 +49,9 @@ def test_the_heading_is_the_finding() -> None:
     facts = synthetic_run.facts()
     faster = make_document(facts, synthetic_run.samples(speed={"pruned": 100.0, "baseline": 70.0}))
     first = rendered(faster).split("\n")[0]
-    assert re.search(r"<h3>.*Q8_0 on Raspberry Pi 5.*: decodes 1\.\d+ times as many characters a second", first)
+    assert re.search(r"<h3>.*Q8_0 on Raspberry Pi 5.*: decodes 1\.\d+ times as many characters per second", first)
     same = make_document(facts, synthetic_run.samples(speed={"pruned": 79.0, "baseline": 70.0}))
-    assert "no difference shown in characters a second" in rendered(same).split("\n")[0]
+    assert "no difference shown in characters per second" in rendered(same).split("\n")[0]
 
 
 def test_short_enough_for_a_comment() -> None:
@@ -181,5 +181,5 @@ def test_memory_that_is_pythons_own() -> None:
 
     document = make_document(synthetic_run.facts(), synthetic_run.samples(change=with_python))
     said = fact(document, "Memory")
-    assert said.count("of it Python and packages before loading 95.0 MB") == 2
+    assert said.count("of which Python and packages before loading 95.0 MB") == 2
     assert "Memory: " not in rendered(make_document(synthetic_run.facts(), synthetic_run.samples()))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from compact.errors import EngineCrashedError, UsageError
 from runtime_bench import measure as loop
-from runtime_bench.engines.base import Figures, Settings
+from runtime_bench.bench_artifact import BenchArtifact
+from runtime_bench.engines.base import Figures, PlacedArtifact, Settings
 from runtime_bench.measure import BoundSide, Workload, measure, prepare
 from runtime_bench.records import SIDES, Generation, Memory, Sample, Side, Thermal
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError
@@ -49,6 +51,7 @@ class Session:
 
 class Engine:
     name, times_load_from = "fake", "nothing"
+    facts: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, tokens_a_word: int, opened: list[str], path: str) -> None:
         self.tokens_a_word = tokens_a_word
@@ -61,9 +64,31 @@ class Engine:
         self.failure: Exception | None = None
 
     @contextmanager
-    def open(self, path: str, settings: Settings) -> Iterator[Session]:
-        self.opened.append(path)
+    def open(self, model: PlacedArtifact, settings: Settings) -> Iterator[Session]:
+        self.opened.append(self.path)
         yield Session(self)
+
+
+def placed(bos: str = "") -> PlacedArtifact:
+    artifact = BenchArtifact(
+        path=Path("model.gguf"),
+        format="gguf",
+        main="model.gguf",
+        files={"model.gguf": (Path("model.gguf"), "0" * 64)},
+        size_bytes=1,
+        quant="Q8_0",
+        parameters=1,
+        bits_per_weight=8.5,
+        context_length=512,
+        chat_template=None,
+        bos=bos,
+        special={},
+        execution_provider="cpu",
+        cache_shape=None,
+        kv_cache_bytes_per_position=None,
+        manifest=None,
+    )
+    return PlacedArtifact("/device", artifact)
 
 
 @pytest.fixture
@@ -79,7 +104,7 @@ def sides(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Side, Boun
     prompts = {"short": "why is it so", "long": "word " * 300}
     settings = Settings(threads=1, context=512)
     return {
-        side: BoundSide(side, Engine(2 if side == "pruned" else 1, opened, side), side, (side,), settings, prompts)
+        side: BoundSide(side, Engine(2 if side == "pruned" else 1, opened, side), placed(), settings, prompts)
         for side in SIDES
     }
 
@@ -179,7 +204,7 @@ def test_an_engine_that_dies_at_once_is_an_error(sides: dict[Side, BoundSide], o
 def test_an_engine_that_adds_bos_gets_the_templates_text_without_it(
     sides: dict[Side, BoundSide], opened: list[str]
 ) -> None:
-    sides = {side: replace(bound, prompts={"p": "<s> hello"}, bos="<s>") for side, bound in sides.items()}
+    sides = {side: replace(bound, prompts={"p": "<s> hello"}, model=placed(bos="<s>")) for side, bound in sides.items()}
     engines = {side: bound.engine for side, bound in sides.items()}
     assert isinstance(engines["pruned"], Engine) and isinstance(engines["baseline"], Engine)
     engines["pruned"].adds_bos = True

@@ -48,7 +48,7 @@ def test_speeds_of_a_record() -> None:
     assert found["decode_tokens_per_s:depth-512"] == pytest.approx(2)
     assert found["prefill_tokens_per_s"] == pytest.approx(100 / 2.0)
     assert found["prefill_characters_per_s"] == pytest.approx(1200 / 2.0)
-    # 5 tokens in 0.6 s over the prompts, 4 characters a token; the depths do not count.
+    # 5 tokens in 0.6 s over the prompts, 4 characters per token; the depths do not count.
     assert found["characters_per_s"] == pytest.approx(5 / 0.6 * 4)
     assert found["s_per_1000_characters"] == pytest.approx(1000 / (5 / 0.6 * 4))
     # Six pauses of 100, 100, 200, 100, 100, 500 ms.
@@ -71,7 +71,7 @@ def test_a_side_whose_chat_template_adds_text_reads_more_characters() -> None:
 
 
 def test_the_same_text_is_compared_and_not_the_same_tokens() -> None:
-    """Equal tokens a second with a smaller vocabulary is slower for the reader."""
+    """Equal tokens per second with a smaller vocabulary is slower for the reader."""
     facts = synthetic_run.facts()
     pair = [
         metrics_of(replace(sample, generations=(generation(0.5, 0.6, 0.7),)), facts)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from compact.errors import DataError, ModelNotFoundError
 from exporters.gguf import write_gguf
 from runtime_bench import prompts
-from runtime_bench.artifact import read_artifact
+from runtime_bench.bench_artifact import read_artifact
 from runtime_bench.prompts import Conversation, read_prompts, reference_text, render
 from tests.checkpoints import write_checkpoint
 
@@ -73,14 +73,14 @@ def test_a_template_that_fails_or_reaches_out_is_refused_with_a_way_out(tmp_path
     [
         ("no json", "prompts.jsonl:2: not a line of JSON"),
         ("[1]", "prompts.jsonl:2: not a JSON object"),
-        ('{"text": "a"}', "no name"),
-        ('{"name": "a\\u0007", "text": "b"}', "no name"),
+        ('{"text": "a"}', "name must be"),
+        ('{"name": "a\\u0007", "text": "b"}', "name must be"),
         ('{"name": "x", "text": "again"}', "a second prompt"),
-        ('{"name": "a", "text": "  "}', "text is empty"),
-        ('{"name": "a", "text": "b", "messages": []}', "one of text and messages"),
-        ('{"name": "a", "messages": []}', "messages are objects"),
-        ('{"name": "a", "messages": [{"role": "tool", "content": "x"}]}', "messages are objects"),
-        ('{"name": "a", "messages": [{"role": "user"}]}', "messages are objects"),
+        ('{"name": "a", "text": "  "}', "text must be"),
+        ('{"name": "a", "text": "b", "messages": []}', "either text or messages"),
+        ('{"name": "a", "messages": []}', "messages must be objects"),
+        ('{"name": "a", "messages": [{"role": "tool", "content": "x"}]}', "messages must be objects"),
+        ('{"name": "a", "messages": [{"role": "user"}]}', "messages must be objects"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -111,7 +111,7 @@ def test_a_file_without_prompts_and_one_that_is_absent(tmp_path: Path) -> None:
 def test_a_template_that_fails_is_the_artifacts_fault(tmp_path: Path, template: str) -> None:
     with_template(tmp_path, None)
     artifact = replace(read_artifact(tmp_path / "model.gguf"), chat_template=template)
-    with pytest.raises(DataError, match="its chat template refuses the prompts"):
+    with pytest.raises(DataError, match="its chat template rejects the prompts"):
         render([Conversation("x", None, ({"role": "user", "content": "one"},))], artifact)
 
 

@@ -57,7 +57,7 @@ def test_an_answer_without_its_last_event_is_no_answer() -> None:
     "odd", [{"content": "x"}, {"timings": None}, {"timings": {"prompt_n": "many"}}, [1], "text", None]
 )
 def test_an_odd_event_is_the_servers_fault_and_not_the_links(odd: Any) -> None:
-    with pytest.raises(EngineCrashedError, match="otherwise than expected") as caught:
+    with pytest.raises(EngineCrashedError, match="gave an unexpected answer") as caught:
         completion_of(answer(odd, LAST))
     assert "too old or too new" in str(caught.value.hint)
 

@@ -11,23 +11,40 @@ from pathlib import Path
 import pytest
 
 from compact.errors import DamagedFileError, StorageError
-from compact.store import read_json, read_sums, write_sums
+from compact.store import read_json, read_sums, sha256_file, write_sums
+from compact_edge import cli
 from runtime_bench.records import Sample
-from runtime_bench.report.write import load_run, read_facts, read_samples, render_again, write_report
+from runtime_bench.report.write import load_run, read_facts, read_samples, write_report
 from tests.runtime_bench import synthetic_run
 from tests.runtime_bench.test_markdown import HOSTILE, hostile_facts
 
 FORMS = ("report.json", "report.md", "report.html")
 
 
-def test_rendering_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    document = write_report(tmp_path, synthetic_run.facts(), synthetic_run.samples())
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*FORMS, "facts.json", "samples.jsonl"))
-    before = {name: (tmp_path / name).read_bytes() for name in FORMS}
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's directory, empty."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def rendered_again(run: Path) -> Path:
+    """What `compact-edge report` makes of the raw files of a run."""
+    out = run.with_name("again")
+    assert cli.run(["report", str(run), "--out", str(out)]) == 0
+    return out
+
+
+def test_rendering_again_gives_the_same_bytes(run: Path) -> None:
+    document = write_report(run, synthetic_run.facts(), synthetic_run.samples())
+    assert sorted(path.name for path in run.iterdir()) == sorted((*FORMS, "facts.json", "samples.jsonl"))
+    before = {name: (run / name).read_bytes() for name in FORMS}
     for name in FORMS:
-        (tmp_path / name).unlink()
-    assert render_again(tmp_path) == document
-    assert {name: (tmp_path / name).read_bytes() for name in FORMS} == before
+        (run / name).unlink()
+    assert load_run(run) == document
+    again = rendered_again(run)
+    assert {name: (again / name).read_bytes() for name in FORMS} == before
 
 
 def test_the_raw_files_give_the_records_back(tmp_path: Path) -> None:
@@ -46,18 +63,17 @@ def test_times_that_are_none_survive(tmp_path: Path) -> None:
         return replace(sample, generations=(first, *sample.generations[1:]), load_s=math.nan)
 
     document = write_report(tmp_path, synthetic_run.facts(), synthetic_run.samples(6, change=damage))
-    assert render_again(tmp_path) == document
+    assert load_run(tmp_path) == document
     assert not any(metric["key"] == "ttft_s:short" for metric in document["metrics"])
 
 
-def test_checksums_follow(tmp_path: Path) -> None:
-    write_report(tmp_path, synthetic_run.facts(), synthetic_run.samples(1))
-    write_sums(tmp_path)
-    (tmp_path / "report.md").write_text("changed by hand")
-    before = read_sums(tmp_path)
-    render_again(tmp_path)
-    write_sums(tmp_path)
-    assert read_sums(tmp_path) == before
+def test_checksums_follow(run: Path) -> None:
+    write_report(run, synthetic_run.facts(), synthetic_run.samples(1))
+    write_sums(run)
+    (run / "report.md").write_text("changed by hand")
+    again = rendered_again(run)
+    assert {name: read_sums(again)[name] for name in FORMS} == {name: read_sums(run)[name] for name in FORMS}
+    assert all(sha256_file(again / name) == digest for name, digest in read_sums(again).items())
 
 
 def cut_samples(directory: Path) -> None:
@@ -109,7 +125,7 @@ def test_damaged_raw_files_are_refused_and_the_report_stays(damage: Callable[[Pa
     before = {name: (tmp_path / name).read_bytes() for name in FORMS}
     damage(tmp_path)
     with pytest.raises(DamagedFileError) as caught:
-        render_again(tmp_path)
+        load_run(tmp_path)
     assert "\n" not in caught.value.message
     assert str(tmp_path) in caught.value.message
     assert {name: (tmp_path / name).read_bytes() for name in FORMS} == before

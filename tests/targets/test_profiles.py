@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from compact.errors import CompactEdgeError, DataError, UsageError
 from exporters.format_gguf import GgufFormat
 from exporters.quant_types import GGML_TYPES, QUANTS
-from targets.profile import Profile, list_profiles, load_profile, parse_profile, profile_names
+from targets.profile import Profile, list_profiles, load_profile, profile_names
 from targets.schema import Figure
 
 GOOD = """
@@ -44,8 +46,12 @@ accuracy_level = { value = 4, source = "chosen" }
 """
 
 
-def parse(text: str) -> Profile:
-    return parse_profile(text.encode("utf-8", "surrogatepass"), "mine.toml")
+def parse(text: str | bytes) -> Profile:
+    """A profile of the user's, in a file of the working directory."""
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("mine.toml").write_bytes(content)
+        return load_profile("mine.toml")
 
 
 def without(key: str, text: str = GOOD) -> str:
@@ -169,26 +175,26 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         (GOOD + "'a\\nb' = 1", r"'a\\\\nb' is not a key", "known keys"),
         (GOOD + '"a\\nb" = 1', r"'a\\nb' is not a key", "known keys"),
         (GOOD + "threads = 4", "'threads' must be a table, not a whole number", "source ="),
-        (GOOD + "threads = { value = 4 }", "'threads.source' is missing", "say where the number comes from"),
+        (GOOD + "threads = { value = 4 }", "'threads.source' is missing", "add the origin of the number"),
         (GOOD + "threads = { source = 's' }", "'threads.value' must be a whole number, not absent", "write"),
-        (GOOD + "threads = { value = 4, source = ' ' }", "'threads.source' must be one printable line", "take out"),
+        (GOOD + "threads = { value = 4, source = ' ' }", "'threads.source' must be one printable line", "remove"),
         (GOOD + "threads = { value = 4, source = 1 }", "'threads.source' must be text, not a whole number", "write"),
         (GOOD + "threads = { value = '4', source = 's' }", "'threads.value' must be a whole number, not text", "write"),
         (GOOD + "threads = { value = true, source = 's' }", "not true or false", "write"),
         (GOOD + "threads = { value = 4.0, source = 's' }", "'threads.value' must be a whole number, not a num", "w"),
-        (GOOD + "threads = { value = 0, source = 's' }", "'threads.value' must lie between 1 and 1024", "correct"),
-        (GOOD + "threads = { value = -3, source = 's' }", "'threads.value' must lie between 1 and 1024", "correct"),
+        (GOOD + "threads = { value = 0, source = 's' }", "'threads.value' must be between 1 and 1024", "correct"),
+        (GOOD + "threads = { value = -3, source = 's' }", "'threads.value' must be between 1 and 1024", "correct"),
         (GOOD + "threads = { value = 9, sourc = 's' }", "'threads.sourc' is not a key", "did you mean 'source'?"),
-        (GOOD + "ttft_budget_s = { value = nan, source = 's' }", "'ttft_budget_s.value' must lie", "correct"),
-        (GOOD + "ttft_budget_s = { value = inf, source = 's' }", "'ttft_budget_s.value' must lie", "correct"),
+        (GOOD + "ttft_budget_s = { value = nan, source = 's' }", "'ttft_budget_s.value' must be", "correct"),
+        (GOOD + "ttft_budget_s = { value = inf, source = 's' }", "'ttft_budget_s.value' must be", "correct"),
         (GOOD + "ttft_budget_s = { value = 1979-05-27, source = 's' }", "not a date or time", "write"),
-        (GOOD + f"memory_budget_mib = {{ value = {10**30}, source = 's' }}", "must lie between", "correct"),
+        (GOOD + f"memory_budget_mib = {{ value = {10**30}, source = 's' }}", "must be between", "correct"),
         (GOOD + f"threads = {{ value = {'9' * 5000}, source = 's' }}", "not valid TOML", "toml.io"),
         (GOOD + "isa = ['neon']", "'isa' must be a table, not a list", "features ="),
         (GOOD + "isa = { features = ['neno'], source = 's' }", "unknown name 'neno'", "did you mean 'neon'?"),
         (GOOD + "isa = { features = [], source = 's' }", "'isa.features' must be a list of names", "known names"),
         (GOOD + "isa = { features = [1], source = 's' }", "'isa.features' must be a list of names", "known names"),
-        (GOOD + "isa = { features = ['neon', 'neon'], source = 's' }", "names one feature twice", "once"),
+        (GOOD + "isa = { features = ['neon', 'neon'], source = 's' }", "contains a feature twice", "once"),
         (GOOD + "isa = { features = ['neon'] }", "'isa.source' is missing", "source"),
         (
             GOOD + "execution_provider = 'CPUExecutionProvider'",
@@ -236,7 +242,7 @@ def test_a_file_that_breaks_the_schema_is_refused(text: str, message: str, hint:
 
 def test_bytes_that_are_no_text() -> None:
     with pytest.raises(DataError, match=r"not UTF-8 text \(byte 7\)"):
-        parse_profile(b"name = \xff", "mine.toml")
+        parse(b"name = \xff")
 
 
 def test_a_path_with_control_characters_is_escaped(tmp_path: Path) -> None:
@@ -282,4 +288,4 @@ def test_any_value_is_taken_or_refused_in_words(key: str, value: Any) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_in_words(content: bytes) -> None:
     with pytest.raises(DataError):
-        parse_profile(content, "mine.toml")
+        parse(content)

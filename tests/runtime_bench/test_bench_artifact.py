@@ -12,7 +12,7 @@ from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundErro
 from compact.store import sha256_file
 from compact_edge import cli
 from exporters.gguf_split import split_gguf
-from runtime_bench.artifact import Artifact, find_artifact, find_baseline, read_artifact
+from runtime_bench.bench_artifact import BenchArtifact, find_artifact, find_baseline, read_artifact
 from tests.small_builds import Workshop
 
 
@@ -155,5 +155,5 @@ def test_odd_values_in_a_manifest_are_not_believed(one: Path, tmp_path: Path) ->
     (folder / "SHA256SUMS").unlink()
     odd = {"schema": "compact-edge/manifest/1", "target": 7, "after": "x", "before": {"size_bytes": True}, "model": []}
     (folder / "manifest.json").write_text(json.dumps(odd))
-    artifact: Artifact = read_artifact(find_artifact(folder))
+    artifact: BenchArtifact = read_artifact(find_artifact(folder))
     assert (artifact.target, artifact.published_bits_per_byte()) == (None, None)

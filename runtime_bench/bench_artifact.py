@@ -1,7 +1,7 @@
-"""An artifact as the bench sees it: the files that a device needs, and what they say of themselves.
+"""An artifact that the bench measures: the files that a device needs, and the facts that the files contain.
 
-A GGUF (one file, or the first part of several) or an ONNX folder, alone or in a folder that `compact-edge build`
-published. Where a manifest and SHA256SUMS lie beside it they are used, and the files must be what they say.
+An artifact is a GGUF (one file, or the first of several parts) or an ONNX folder. It may be in a folder that
+`compact-edge build` published. A manifest and SHA256SUMS in the same folder are used, and the files must match them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from compact.gguf_file import read_gguf
 from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
 from exporters.onnx_folder import GENAI_CONFIG, read_folder
 from exporters.quant_types import QUANTS
+from runtime_bench.records import GGUF, ONNX
 
-GGUF, ONNX = "gguf", "onnx"
 MANIFEST = "manifest.json"
 BASELINE = "baseline"
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -28,8 +28,8 @@ _KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """One artifact, read but not loaded.
+class BenchArtifact:
+    """One artifact. Its files were read; no engine has loaded it.
 
     Attributes:
         path: the GGUF (its first part) or the ONNX folder.
@@ -37,16 +37,16 @@ class Artifact:
         main: name of the file that an engine opens: the GGUF (its first part), or the graph.
         files: what the device needs: name -> path here, sha256.
         size_bytes: of the weights' files (graph and data, or all parts).
-        quant: type of the file; None where nothing says it.
-        parameters: number of weights; None where nothing says it.
+        quant: quantization type of the file; None where it is unknown.
+        parameters: number of weights; None where it is unknown.
         bits_per_weight: of the tensors (GGUF) or of graph and data (ONNX); None where the parameters are unknown.
-        context_length: most positions of the model.
+        context_length: maximum number of positions of the model.
         chat_template: Jinja text; None for a model without one.
-        bos: text of the BOS token; empty where there is none.
+        bos: text of the BOS token; empty for a model without one.
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
         execution_provider: what genai_config.json asks for (`cpu`, `cuda`, `dml`, ...); `cpu` for a GGUF.
-        cache_shape: key-value heads and width of a head, where the engine must be told; None else.
-        kv_cache_bytes_per_position: None where the engine says it itself.
+        cache_shape: key-value heads and size of a head for a format whose engines need them as input; otherwise None.
+        kv_cache_bytes_per_position: bytes of keys and values of all layers; None where the engine reports its cache.
         manifest: of the build that published it; None for a bare file.
     """
 
@@ -69,11 +69,11 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name for people: the file's, or the folder's with its type."""
+        """Name to show: of the file or folder, or of the model that a build published."""
         if self.format == GGUF:
             return self.path.name
         named = _inside(self.manifest, "model", "name")
-        # The folders that a build publishes; another folder's own name says more than the model's.
+        # Folders of a build have generic names. For any other folder its own name is more useful than the model's.
         if isinstance(named, str) and self.path.name in (ONNX, BASELINE, f"{BASELINE}-{ONNX}"):
             return f"{named}-compact" if self.path.name == ONNX else named
         return self.path.name
@@ -85,18 +85,18 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Of the file, or of the list of the files' hashes."""
+        """Hash of the file; for several files, hash of the list of their hashes."""
         hashes = {name: digest for name, (_, digest) in self.files.items()}
         return next(iter(hashes.values())) if len(hashes) == 1 else sha256_json(hashes)
 
     @property
     def target(self) -> str | None:
-        """Name of the device profile that it was built for."""
+        """Name of the device profile that it was built for; None where it is unknown."""
         value = (self.manifest or {}).get("target")
         return value if isinstance(value, str) else None
 
     def published_bits_per_byte(self) -> tuple[str, float] | None:
-        """(text, bits per byte) that the build measured; None where it did not, or for another artifact."""
+        """Name of the text and bits per byte that the build measured; None where it did not measure this artifact."""
         text = _inside(self.manifest, "evaluation", "text")
         for part in ("after", "before"):
             value = _inside(self.manifest, part, "bits_per_byte", self.quant or "")
@@ -107,13 +107,13 @@ class Artifact:
 
 
 def find_artifact(path: Path) -> Path:
-    """The artifact that a path means: itself, or the only one in a build's output.
+    """Find the artifact that a path means: the path itself, or the only artifact in a build's output.
 
     Raises:
-        ModelNotFoundError: nothing there, or no artifact in the folder.
-        UsageError: a build's output with artifacts of both formats.
+        ModelNotFoundError: the path does not exist, or the folder contains no artifact.
+        UsageError: the folder contains several artifacts, or the path contains a line break.
     """
-    path = path.absolute()  # names of folders are looked at
+    path = path.absolute()  # find_baseline reads the names of parent folders
     if any(mark in str(path) for mark in "\r\n\0"):
         raise UsageError(f"{str(path)!a}: a path with line breaks cannot be sent to a device", "rename it")
     if not path.exists():
@@ -128,17 +128,19 @@ def find_artifact(path: Path) -> Path:
     if len(ggufs) == 1:
         return ggufs[0]
     if len(ggufs) > 1:
-        raise UsageError(f"{path}: {len(ggufs)} GGUF files in it", f"name one: {ggufs[0].name}, {ggufs[1].name}")
+        raise UsageError(f"{path}: contains {len(ggufs)} GGUF files", f"name one: {ggufs[0].name}, {ggufs[1].name}")
     inside = [path / name for name in (GGUF, ONNX) if (path / name).is_dir()]
     if len(inside) > 1:
-        raise UsageError(f"{path}: a build of both formats", f"name one: {inside[0]} or {inside[1]}")
+        raise UsageError(f"{path}: contains artifacts of both formats", f"name one: {inside[0]} or {inside[1]}")
     if not inside:
-        raise ModelNotFoundError(f"{path}: no .gguf and no {GENAI_CONFIG} in it", "name a build's --out or a .gguf")
+        raise ModelNotFoundError(
+            f"{path}: contains neither a .gguf nor {GENAI_CONFIG}", "name a build's --out or a .gguf"
+        )
     return find_artifact(inside[0])
 
 
 def find_baseline(artifact: Path) -> Path | None:
-    """The unpruned artifact that the same build published; None where there is none."""
+    """The unpruned artifact that the same build published; None where it published none."""
     folder = artifact if artifact.is_dir() else artifact.parent
     kind = ONNX if artifact.is_dir() else GGUF
     for name in (f"{BASELINE}-{kind}", BASELINE):
@@ -148,12 +150,12 @@ def find_baseline(artifact: Path) -> Path | None:
     return None
 
 
-def read_artifact(path: Path) -> Artifact:
+def read_artifact(path: Path) -> BenchArtifact:
     """Read what `find_artifact` found, and hash its files.
 
     Raises:
         ModelNotFoundError: no such file, or a part is missing.
-        DamagedFileError: a broken file, or one that is not what SHA256SUMS beside it says.
+        DamagedFileError: a file is damaged or does not match SHA256SUMS in its folder.
         UnsafePathError: a file names another outside its folder.
     """
     return _read_onnx(path) if path.is_dir() else _read_gguf(path)
@@ -168,16 +170,18 @@ def _first_parts(folder: Path) -> list[Path]:
     return found
 
 
-def _read_gguf(path: Path) -> Artifact:
+def _read_gguf(path: Path) -> BenchArtifact:
     paths = [path]
     if (part := _PART.match(path.name)) is not None:
         if int(part["number"]) != 1:
-            raise UsageError(f"{path.name}: not the first part", f"name {part['stem']}-00001-of-{part['count']}.gguf")
+            raise UsageError(
+                f"{path.name}: is not the first part", f"name {part['stem']}-00001-of-{part['count']}.gguf"
+            )
         numbers = range(1, int(part["count"]) + 1)
         paths = [path.with_name(f"{part['stem']}-{number:05d}-of-{part['count']}.gguf") for number in numbers]
         for other in paths:
             if not other.is_file():
-                raise ModelNotFoundError(f"{other}: missing, a part of {path.name}", "download or export it again")
+                raise ModelNotFoundError(f"{other}: missing, part of {path.name}", "download or export it again")
     heads = [read_gguf(other) for other in paths]
     values = heads[0].values
     architecture = str(values.get("general.architecture", ""))
@@ -189,7 +193,7 @@ def _read_gguf(path: Path) -> Artifact:
     template = values.get("tokenizer.chat_template")
     tensors = [tensor for head in heads for tensor in head.tensors.values()]
     parameters = sum(tensor.size for tensor in tensors)
-    return Artifact(
+    return BenchArtifact(
         path=path,
         format=GGUF,
         main=path.name,
@@ -209,7 +213,7 @@ def _read_gguf(path: Path) -> Artifact:
     )
 
 
-def _read_onnx(path: Path) -> Artifact:
+def _read_onnx(path: Path) -> BenchArtifact:
     from exporters.onnx_graph import check_locations, load_graph
 
     described = read_folder(path)
@@ -218,16 +222,16 @@ def _read_onnx(path: Path) -> Artifact:
     weights = [described.model, *(path / name for name in data)]
     for file in weights:
         if not file.is_file():
-            raise ModelNotFoundError(f"{file}: missing, the graph's data", "download or export it again")
+            raise ModelNotFoundError(f"{file}: missing; it holds the graph's weights", "download or export it again")
     manifest = _manifest(path)
     quant = _inside(manifest, "artifact", "quant")
     template, special = path / "chat_template.jinja", _onnx_special(path)
     size = sum(file.stat().st_size for file in weights)
-    # The manifest of a baseline's folder holds both sides; the size tells which one this is.
+    # The manifest of a baseline's folder describes both sides; the size shows which of them this is.
     sides = [part for part in ("after", "before") if _inside(manifest, part, "size_bytes") == size]
     total = _inside(manifest, sides[0], "parameters", "total") if sides else None
     parameters = total if isinstance(total, int) and total > 0 else None
-    return Artifact(
+    return BenchArtifact(
         path=path,
         format=ONNX,
         main=described.model.name,
@@ -248,7 +252,7 @@ def _read_onnx(path: Path) -> Artifact:
 
 
 def _hashed(paths: list[Path]) -> dict[str, tuple[Path, str]]:
-    """Name -> (path, sha256); with SHA256SUMS beside them the files must match it."""
+    """Name -> (path, sha256). Files that SHA256SUMS in their folder lists must match it."""
     folder = paths[0].parent
     listed = read_sums(folder) if (folder / SUMS).is_file() else {}
     hashed: dict[str, tuple[Path, str]] = {}
@@ -272,7 +276,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _inside(value: object, *keys: str) -> object:
-    """The value at the end of a path of keys; None where the path breaks off."""
+    """The value at the end of a path of keys; None where a key is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -299,7 +303,7 @@ def _onnx_special(folder: Path) -> dict[str, str]:
 
 
 def _cache_bytes(graph: Any, width: int) -> int | None:
-    """Bytes of keys and values of one position: one input of the graph for each, of `width` numbers a position."""
+    """Bytes of keys and values per position. The graph has one input for each, with `width` numbers per position."""
     kinds = [node.type.tensor_type.elem_type for node in graph.graph.input if node.name.startswith("past_key_values.")]
     sizes = [_KV_TYPES.get(kind) for kind in kinds]
     if not sizes or any(size is None for size in sizes):
