@@ -98,6 +98,7 @@ def measure_curve(
     ranking: Ranking,
     calibration: Calibration,
     sizes: ArtifactSizes,
+    *,
     quant: str,
     ratios: Sequence[float],
     cache: Cache,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.importance import load_model, resolve_device
-from exporters.branches import Branch, Group, Score
+from exporters.prefix_groups import Branch, Group, Score
 from exporters.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 
 # Bytes of logits that are alive at once while scoring.

@@ -87,7 +87,15 @@ def curve(
         sizes = gguf.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
         calibration = calibration_for(source, options, keep_out=True, cache=cache, progress=console)
         found = measure_curve(
-            source, options, ranking, calibration, sizes, gguf.quant, ratios_of(points), cache, console
+            source,
+            options,
+            ranking,
+            calibration,
+            sizes,
+            quant=gguf.quant,
+            ratios=ratios_of(points),
+            cache=cache,
+            progress=console,
         )
         with publish(out, force=force) as work:
             write_json(work / "curve.json", found.as_dict())
