@@ -42,8 +42,6 @@ from exporters.gguf_sentencepiece import VISIBLE  # noqa: E402
 
 DOCS = ROOT / "docs" / "families.md"
 CONVERTER_TYPES = ("bf16", "q8_0")
-# Enough to meet every kind of layer; the small models of the tests have windows shorter than their texts.
-POSITIONS = 160
 HEADER = ("model", "architecture", "tokenizer", "layers", "pruned = Transformers", "unpruned = llama.cpp's converter",
           "ids, pruned", "logits in llama.cpp, pruned", "GGUF read back")  # fmt: skip
 
@@ -192,16 +190,16 @@ def check_file(after: Path, before: Path, work: Path) -> dict[str, Any]:
     """Ids and logits of the pruned F32 file."""
     from exporters import parity
     from exporters.engine import LlamaEngine
+    from exporters.gate import check_float32, reference_for
     from exporters.gguf import write_gguf
 
     path = work / "pruned.gguf"
     write_gguf(after, path, "F32")
     ids = parity.check_tokenizer(after, path, [], unpruned=before)
     text = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")[:600]
-    parity.POSITIONS = POSITIONS
-    reference = parity.reference_for(after, [text], greedy=True)
+    reference = reference_for(after, [text], greedy=True)
     with LlamaEngine(path, n_ctx=256) as engine:
-        logits, greedy = parity.check_float32(reference, engine)
+        logits, greedy = check_float32(reference, engine)
     path.unlink()
     return {"ids": ids, "logits": logits, "greedy": greedy}
 

@@ -45,7 +45,7 @@ from compact.errors import DataError  # noqa: E402
 from compact.gguf_file import read_gguf  # noqa: E402
 from compact.gguf_tokenizer import read_tokenizer  # noqa: E402
 from compact.sentencepiece_bpe import SPACE_MARK, space_prefix  # noqa: E402
-from exporters.stress import stress_texts  # noqa: E402
+from exporters.tokenizer_probe_texts import probe_texts  # noqa: E402
 from tests import vocabularies as checks  # noqa: E402
 
 DOCS = ROOT / "docs" / "tokenizers.md"
@@ -215,7 +215,7 @@ def check(
 ) -> dict[str, Any]:
     """All checks on one tokenizer; the keys of the result are those of results/tokenizers.json."""
     source = checks.Source(directory)
-    every = [*stress_texts([entry["content"] for entry in source.document["added_tokens"]]), *KNOWN, *texts]
+    every = [*probe_texts([entry["content"] for entry in source.document["added_tokens"]]), *KNOWN, *texts]
     test_texts, test_ids = expected
     wrong = [i for i, ids in enumerate(source.ids(test_texts, parse_special=False)) if ids != test_ids[i]]
     unpruned = checks.different(source, work, every)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+
 from compact.devices import resolve_device
 from compact.load import load_model
-from exporters.branches import Branch, Group, Score
+from exporters.prefix_groups import Branch, Group, Score
 from exporters.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 
 # Bytes of logits that are alive at once while scoring.

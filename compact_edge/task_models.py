@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from compact.errors import DataError, UsageError
 from compact.progress import SILENT, Progress, Task
-from exporters.branches import Branch, Score, grouped
+from exporters.prefix_groups import Branch, Score, grouped
 from exporters.task_runtime import BATCH_SIZE, Runtime
 
 # Tokens of a group of sequences that begin alike, unless a single one is longer.

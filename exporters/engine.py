@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import ModelNotFoundError, UsageError
-from exporters.branches import Group, Score, ids_fit, pack, unpack_scores
-from exporters.frames import Array
 from exporters.native import ChildEngine, NativeChild
+from exporters.pipe_messages import Array
+from exporters.prefix_groups import Group, Score, ids_fit, pack, unpack_scores
 
 # Rows of logits that are held at a time while scoring: 128 x 262,144 (Gemma) floats are 134 MB.
 _DEFAULT_BATCH = 128

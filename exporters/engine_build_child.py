@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
+from exporters.pipe_messages import Array
 
 _LIBRARY = re.compile(r"(?:lib)?(?:ggml|llama)[A-Za-z0-9_-]*\.(?:so|dylib|dll)[0-9.]*")
 _FEATURE = re.compile(r"(\w+) = 1\b")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.branches import Group, Scored, unpack
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, NativeLog, RefusedError
+from exporters.pipe_messages import Array
+from exporters.prefix_groups import Group, Scored, unpack
 
 _GGML_TYPE_F32 = 0
 _FLASH_ATTN_DISABLED = 0  # llama_flash_attn_type

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
 from exporters.onnx_engine_child import first_choice, load_refusal, one_line, refuse_other_files
 from exporters.onnx_folder import INSTALL_HINT
+from exporters.pipe_messages import Array
 
 
 class Model:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from compact.errors import DataError
 from compact.gguf_tokenizer import PREFIX_KEY, prefix_token
-from exporters.branches import Group
 from exporters.engine import LlamaEngine
+from exporters.prefix_groups import Group
 from exporters.task_runtime import BATCH_SIZE, Advance, Ended, GroupScores, generate_each, score_in_packs
 
 # Floats of logits that llama.cpp holds at a time (134 MB), and tokens that it is fed at most at a time.

@@ -1,8 +1,8 @@
 """A native library in a child process: start, ask, crash, kill (the parent's side).
 
 llama.cpp aborts the process on a broken assertion and holds Python's signals while it works, so it runs in a child.
-The child's stdout carries frames (`exporters.frames`), its stderr goes to an unlinked temporary file whose end is
-quoted when it dies. A child whose parent is gone sees the end of its stdin and exits at once.
+The child's stdout carries messages (`exporters.pipe_messages`), its stderr goes to an unlinked temporary file whose end
+is quoted when it dies. A child whose parent is gone sees the end of its stdin and exits at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compact.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
-from exporters.frames import Array, TornFrameError, read_frame, write_frame
+from exporters.pipe_messages import Array, TornFrameError, read_frame, write_frame
 
 _TAIL_BYTES = 8192
 _QUOTED_LINES = 3

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
-from exporters.frames import Array, TornFrameError, read_frame, write_frame
+from exporters.pipe_messages import Array, TornFrameError, read_frame, write_frame
 
 Answer = tuple[Mapping[str, Any], Sequence[Array]]
 Handler = Callable[[dict[str, Any], list[Array]], Answer]

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
 from exporters.onnx_folder import INSTALL_HINT
 from exporters.onnx_types import other_version
+from exporters.pipe_messages import Array
 
 # `Reading layer 12`, `Reading embedding layer`, `Saving ONNX model in ...`
 _STEP = re.compile(r"^(Reading (?:embedding layer|layer \d+|final norm|LM head)|Saving ONNX model)")

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import UsageError
-from exporters.branches import Group, Score, ids_fit, pack, unpack_scores
 from exporters.engine import Generation
 from exporters.native import ChildEngine, NativeChild
 from exporters.onnx_folder import read_folder
+from exporters.prefix_groups import Group, Score, ids_fit, pack, unpack_scores
 
 CRASH_HINT = "the files may not fit this onnxruntime, or memory ran out; try a smaller context"
 

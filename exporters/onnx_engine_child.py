@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compact.errors import CompactEdgeError, UnsafePathError
-from exporters.branches import Group, Scored, unpack
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, RefusedError
 from exporters.onnx_folder import INSTALL_HINT
+from exporters.pipe_messages import Array
+from exporters.prefix_groups import Group, Scored, unpack
 
 # Rows of logits that are held at a time: 128 x 262,144 (Gemma) floats are 134 MB.
 _CHUNK = 128

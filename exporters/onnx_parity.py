@@ -36,7 +36,7 @@ from exporters.genai_engine import GenaiEngine, write_vocabulary_folder
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_folder import read_folder
 from exporters.onnx_graph import check_graph
-from exporters.stress import stress_texts
+from exporters.tokenizer_probe_texts import probe_texts
 
 RUNTIME = "onnxruntime-genai"
 # So many of the last positions are fed one at a time, as a device does after its prompt.
@@ -128,7 +128,7 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     genai cannot be said to know this tokenizer. The text of a special token becomes that token: genai's only mode.
     """
     tokenizer = load_tokenizer(checkpoint)
-    every = [*stress_texts(list(tokenizer.get_added_vocab())), *texts]
+    every = [*probe_texts(list(tokenizer.get_added_vocab())), *texts]
     ours = hf_ids(tokenizer, every, parse_special=True)
     with GenaiEngine(folder, vocab_only=True) as engine:
         theirs = _genai_ids(engine, every)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporters.branches import Group
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_folder import read_folder
+from exporters.prefix_groups import Group
 from exporters.task_runtime import Advance, CheckpointTokenizer, Ended, GroupScores, generate_each, score_in_packs
 
 

@@ -32,8 +32,8 @@ from exporters.gate import (
     tokenizer_check,
 )
 from exporters.gguf import write_gguf
-from exporters.partial import check_first_layers, check_tensors
-from exporters.stress import stress_texts
+from exporters.low_memory_checks import check_first_layers, check_tensors
+from exporters.tokenizer_probe_texts import probe_texts
 
 
 def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> list[tuple[int, bool]]:
@@ -63,7 +63,7 @@ def check_tokenizer(
         pre: `tokenizer.ggml.pre` for the unpruned pair.
     """
     specials = list(load_tokenizer(checkpoint).get_added_vocab())
-    every = [*stress_texts(specials), *texts]
+    every = [*probe_texts(specials), *texts]
     with LlamaEngine(artifact, vocab_only=True) as engine:
         different = compare_ids(checkpoint, engine, every)
         own = _text_handling(checkpoint, engine, every, different)

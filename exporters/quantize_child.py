@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from exporters.frames import Array
 from exporters.native_main import Answer, Channel, NativeLog, RefusedError
+from exporters.pipe_messages import Array
 
 # `[  12/ 272] blk.0.attn_q.weight - [...], type = f16, converting to q4_K .. size = ...`
 _LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from compact.errors import DataError
 from compact.tokenizer import encode, load_tokenizer
-from exporters.branches import Group, Score
 from exporters.engine import Generation
+from exporters.prefix_groups import Group, Score
 
 # ids so far -> whether a stop string has come
 Ended = Callable[[list[int]], bool]

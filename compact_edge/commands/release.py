@@ -54,7 +54,7 @@ def release(file: Path, matrix: str | None, cell: str | None, as_json: bool, **v
     from compact_edge.quiet import quiet_libraries
     from compact_edge.release.cells import Cells
     from compact_edge.release.cells import matrix as matrix_of
-    from compact_edge.release.file import read_release
+    from compact_edge.release.manifest import read_release
 
     read = read_release(file)
     cells = Cells(read)

@@ -13,7 +13,7 @@ from typing import Any
 
 from compact.errors import UsageError
 from compact.store import frozen, sha256_file, sha256_json
-from compact_edge.release.file import ModelEntry, Release
+from compact_edge.release.manifest import ModelEntry, Release
 from exporters.registry import format_named, format_of_runtime
 from targets.profile import Profile
 from targets.schema import suggestion

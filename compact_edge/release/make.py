@@ -27,7 +27,7 @@ from compact_edge.output import check_output
 from compact_edge.packages import installed_versions
 from compact_edge.release import record
 from compact_edge.release.cells import Cell, Cells, PlanCell
-from compact_edge.release.settled import SettledModel, settle_model
+from compact_edge.release.resolved import ResolvedModel, resolve_model
 from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import front_matter, licence_of
 from exporters.registry import format_named, formats
@@ -48,15 +48,15 @@ def published_name(plan_cell: PlanCell, source: ModelSource) -> str:
     return f"{name}-compact-{plan_cell.ratio:g}"
 
 
-def plan_inputs(cells: Cells, plan_cell: PlanCell, settled: SettledModel) -> str:
+def plan_inputs(cells: Cells, plan_cell: PlanCell, resolved: ResolvedModel) -> str:
     """sha256 of what release.toml says about a plan: its model and options, the ratio, what the files ask of it."""
     number = cells.release.models.index(plan_cell.entry)
     return sha256_json(
         {
             "model": cells.description["models"][number],
             "ratio": plan_cell.ratio,
-            "channel_grid": settled.grid,
-            "imatrix": settled.uses_imatrix,
+            "channel_grid": resolved.grid,
+            "imatrix": resolved.uses_imatrix,
         }
     )
 
@@ -71,8 +71,8 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
     check_output(out, force=force)
     with open_cache() as cache:
         source = open_source(entry.opened, cache, progress)
-        settled = settle_model(cells, source)
-        pruning = entry.pruning(plan_cell.ratio, settled.grid)
+        resolved = resolve_model(cells, source)
+        pruning = entry.pruning(plan_cell.ratio, resolved.grid)
         context = Context(source, pruning, cache, progress)
         calibration = context.once(calibration_for)
         decision = decide(context)
@@ -82,7 +82,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
                 shutil.copyfile(decision.updates, work / UPDATES)
             if decision.plan.search is not None:
                 write_text(work / SPLIT_SVG, split_svg(decision.plan.search, source.name))
-            if settled.uses_imatrix:
+            if resolved.uses_imatrix:
                 from exporters.artifact import Export, importance_of
                 from exporters.imatrix_files import write_imatrix
 
@@ -101,7 +101,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
                 write_imatrix(matrix, work / record.IMATRIX)
             value = {
                 "plan": plan_facts(work, plan_cell.id, decision.plan.id),
-                "inputs": plan_inputs(cells, plan_cell, settled),
+                "inputs": plan_inputs(cells, plan_cell, resolved),
             }
             _write_record(work, cells, record.PLAN, plan_cell.id, value)
 
@@ -168,16 +168,16 @@ def make_cell(
     profiles = [release.targets[name] for name in cell.targets]
     with open_cache() as cache:
         source = open_source(entry.opened, cache)
-        settled = settle_model(cells, source)
+        resolved = resolve_model(cells, source)
     name = published_name(cell.plan, source)
-    _check_plan_folder(plan_folder, cell.plan, plan_inputs(cells, cell.plan, settled))
-    uses_imatrix = cell.label in settled.by_label and settled.by_label[cell.label].uses_imatrix
+    _check_plan_folder(plan_folder, cell.plan, plan_inputs(cells, cell.plan, resolved))
+    uses_imatrix = cell.label in resolved.by_label and resolved.by_label[cell.label].uses_imatrix
     imatrix = plan_folder / record.IMATRIX
     has_imatrix = uses_imatrix and imatrix.is_file()
     options = BuildOptions(
         model=entry.opened,
         targets=(),
-        prune=entry.pruning(cell.plan.ratio, settled.grid),
+        prune=entry.pruning(cell.plan.ratio, resolved.grid),
         quants=() if cell.quant is None else (cell.quant,),
         choices={"imatrix": imatrix} if has_imatrix else {},
         baseline=release.baseline,
@@ -196,7 +196,7 @@ def make_cell(
         made.rmdir()
         if has_imatrix:
             shutil.copyfile(imatrix, work / record.IMATRIX)
-        value = _describe(cell, settled, name, result, work, verdicts)
+        value = _describe(cell, resolved, name, result, work, verdicts)
         value["plan"] = {
             **plan_facts(plan_folder, cell.plan.id, result.plan.id),
             # What is published with the file is what was applied.
@@ -250,7 +250,7 @@ def _judge(profiles: list[Profile], result: BuildResult) -> dict[str, str | None
 
 def _describe(
     cell: Cell,
-    settled: SettledModel,
+    resolved: ResolvedModel,
     name: str,
     result: BuildResult,
     work: Path,
@@ -260,7 +260,7 @@ def _describe(
     outcome = result.formats[0]
     made, after = outcome.format, outcome.after
     artifact, folder = after.variant.artifact, work / cell.format
-    place = made.release_place(name, settled.name(cell.label))
+    place = made.release_place(name, resolved.name(cell.label))
     if made.suffix:
         files = {place: f"{cell.format}/{outcome.files[0]}"}
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.errors import CompactEdgeError
 from compact.progress import SILENT, Progress
-from compact_edge.release.file import BenchSettings, Release
+from compact_edge.release.manifest import BenchSettings, Release
 from compact_edge.release.record import REPORT
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from compact_edge import __version__
 from compact_edge.output import check_output, existing
 from compact_edge.packages import installed_versions
 from compact_edge.release.cells import SCHEMA, Cells, PlanCell
-from compact_edge.release.file import BenchSettings
 from compact_edge.release.gather import Gathered, gather
 from compact_edge.release.jobs import Job, run_jobs
 from compact_edge.release.make import plan_inputs, published_name
+from compact_edge.release.manifest import BenchSettings
 from compact_edge.release.record import Record, finished
-from compact_edge.release.settled import SettledModel, settle_model
+from compact_edge.release.resolved import ResolvedModel, resolve_model
 from compact_edge.release.verify import MANIFEST
 from exporters.gate import MEMORY_SHARE
 from exporters.registry import format_named
@@ -63,7 +63,7 @@ class RunOptions:
 class _State:
     """What is known of every plan and cell while the run goes on."""
 
-    sources: dict[int, tuple[ModelSource, SettledModel]] = field(default_factory=dict)
+    sources: dict[int, tuple[ModelSource, ResolvedModel]] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
@@ -126,13 +126,13 @@ class _Run:
         for number, entry in enumerate(self._cells.release.models):
             try:
                 source = open_source(entry.opened, cache, self._progress)
-                self._state.sources[number] = (source, settle_model(self._cells, source))
+                self._state.sources[number] = (source, resolve_model(self._cells, source))
             except CompactEdgeError as error:
                 for plan in self._cells.plans:
                     if plan.entry is entry:
                         self._state.failed[plan.id] = error.message
 
-    def _source(self, plan: PlanCell) -> tuple[ModelSource, SettledModel]:
+    def _source(self, plan: PlanCell) -> tuple[ModelSource, ResolvedModel]:
         return self._state.sources[self._cells.release.models.index(plan.entry)]
 
     def _plan(self, plan: PlanCell, cache: Cache, task: Task) -> Iterator[Job]:
@@ -141,10 +141,10 @@ class _Run:
         if plan.id in state.failed:
             self._fail_cells(plan, state.failed[plan.id], task)
             return
-        source, settled = self._source(plan)
+        source, resolved = self._source(plan)
         key = {
             "version": [_VERSION, __version__],
-            "inputs": plan_inputs(self._cells, plan, settled),
+            "inputs": plan_inputs(self._cells, plan, resolved),
             "source": source.id,
             "made_with": _versions(_DECIDING),
         }
@@ -161,7 +161,7 @@ class _Run:
 
     def _cells_of(self, plan: PlanCell, made: Record, cache: Cache, task: Task) -> Iterator[Job]:
         state, options = self._state, self._options
-        source, settled = self._source(plan)
+        source, resolved = self._source(plan)
         release = self._cells.release
         for cell in (each for each in self._cells.cells if each.plan is plan):
             key = {
@@ -169,7 +169,7 @@ class _Run:
                 "plan": dict(made.plan),
                 "recipe": dict(cell.recipe),
                 "name": published_name(plan, source),
-                "place": settled.name(cell.label) if cell.label in settled.by_label else None,
+                "place": resolved.name(cell.label) if cell.label in resolved.by_label else None,
                 "targets": {name: release.targets[name].as_dict() for name in cell.targets},
                 "baseline": [release.baseline, options.bench],
                 "eval_text": None if plan.entry.eval_text is None else sha256_file(plan.entry.eval_text),

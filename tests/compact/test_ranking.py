@@ -21,7 +21,7 @@ from compact.ranking import Ranking, check_ranking, rank_vocabulary
 from compact.sizes import sizes_of
 from compact.source import ModelSource, open_directory
 from compact.vocabulary import kept_ids
-from exporters.stress import stress_texts
+from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import MARK, tokenizer_files, tokenizer_json
 from tests.vocabularies import Source, closed, differing, lost_round_trips, write_tokenizer
@@ -104,7 +104,7 @@ def test_every_size_spells_every_text(
     """Round trips, merges that still make what they made, and the pieces of SentencePiece itself."""
     ranking = rank_vocabulary(Context(source, PruneOptions(languages=languages), counted))
     before = Source(source.directory)
-    texts = [*TEXTS, *stress_texts(["<s>"])]
+    texts = [*TEXTS, *probe_texts(["<s>"])]
     for extra in (0, 60, 300):
         after = prune_as(before, tmp_path / str(extra), ranking, len(ranking.always) + extra)
         assert closed(before, after) == set()
@@ -151,7 +151,7 @@ def test_real_tokenizers_give_the_same_ids_in_llamacpp(
         text = (data_dir / "text" / "languages" / f"{language}.txt").read_text(encoding="utf-8")
         old, new = (len(one.ids([text], parse_special=False)[0]) for one in (before, after))
         assert new / old < MOST_TOKENS, language
-    texts = [*TEXTS, *stress_texts([]), *handbook(data_dir)]
+    texts = [*TEXTS, *probe_texts([]), *handbook(data_dir)]
     assert closed(before, after) == set()
     assert lost_round_trips(before, after, texts) == []
     with before.engine(tmp_path) as whole, after.engine(tmp_path) as pruned:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from compact.gguf_file import read_gguf
 from compact.gguf_tokenizer import read_tokenizer
 from exporters.engine import LlamaEngine
-from exporters.stress import stress_texts
+from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS
 from tests.vocabularies import SEPARATOR, Source, closed, dense, differing, lost_round_trips, write_tokenizer
 
@@ -68,7 +68,7 @@ def pair(request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pytes
 
 
 def test_pruning_keeps_what_the_tokenizer_could(pair: Pair) -> None:
-    texts = [*TEXTS, *stress_texts(sorted(pair.after.vocabulary.specials)[:20])]
+    texts = [*TEXTS, *probe_texts(sorted(pair.after.vocabulary.specials)[:20])]
     assert dense(pair.after)
     assert closed(pair.before, pair.after) == set()
     assert lost_round_trips(pair.before, pair.after, texts) == []
@@ -108,7 +108,7 @@ def test_llama_cpps_own_test_texts(llamacpp_models: Path, tmp_path: Path, name: 
     if read.model is not None:
         files["tokenizer.model"] = read.model
     source = Source(write_tokenizer(tmp_path / name, read.json, files))
-    texts = [*TEXTS, *stress_texts(())]
+    texts = [*TEXTS, *probe_texts(())]
     if Path(f"{path}.inp").is_file():
         own = Path(f"{path}.inp").read_bytes().decode("utf-8").split(SEPARATOR)
         lines = Path(f"{path}.out").read_text(encoding="utf-8").split("\n")

@@ -20,7 +20,7 @@ from compact.pretokenizers import pre_name
 from compact.sentencepiece_bpe import check_complete, derived_scores, merges_from_scores, space_prefix
 from compact.source import open_directory
 from compact.vocabulary import always_kept, rank_by_merges, rank_by_use, read_vocabulary
-from exporters.stress import stress_texts
+from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import document, prune_to
 from tests.sentencepiece_models import (
@@ -39,7 +39,7 @@ from tests.sentencepiece_models import (
 )
 from tests.vocabularies import Source, closed, dense, different, lost_round_trips, write_tokenizer
 
-STRESS = [*TEXTS, *stress_texts([*SPECIALS, CONTROL, USER_DEFINED])]
+STRESS = [*TEXTS, *probe_texts([*SPECIALS, CONTROL, USER_DEFINED])]
 
 
 def processor(data: bytes) -> Any:

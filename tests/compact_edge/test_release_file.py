@@ -11,7 +11,7 @@ import pytest
 from compact.errors import CompactEdgeError, DataError, UsageError
 from compact_edge import cli
 from compact_edge.release.cells import Cell, Cells, matrix
-from compact_edge.release.file import read_release
+from compact_edge.release.manifest import read_release
 from targets.profile import profile_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,10 +168,10 @@ def test_the_example_makes_all_built_in_targets_at_two_ratios() -> None:
 
 
 def test_every_key_is_in_the_guide() -> None:
-    from compact_edge.release import file
+    from compact_edge.release import manifest
 
     text = (ROOT / "docs" / "release.md").read_text("utf-8")
-    for key in (*file._KEYS, *file._MODEL_KEYS, *file._BENCH_KEYS):
+    for key in (*manifest._KEYS, *manifest._MODEL_KEYS, *manifest._BENCH_KEYS):
         assert f"`{key}`" in text or f"[{key}]`" in text, key
 
 

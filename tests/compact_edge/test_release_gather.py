@@ -12,8 +12,8 @@ import pytest
 from compact.errors import CompactEdgeError, DamagedFileError, UnsafePathError
 from compact.store import sha256_file, write_json, write_sums
 from compact_edge.release.cells import Cell, Cells
-from compact_edge.release.file import read_release
 from compact_edge.release.gather import Gathered, gather, one_release, read_cells
+from compact_edge.release.manifest import read_release
 from compact_edge.release.verify import checked_files
 
 RELEASE = """

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compact.load import load_model
 from compact_edge import task_checkpoint
 from compact_edge.task_checkpoint import CheckpointRuntime
-from exporters.branches import Branch, Group, grouped, pack, unpack
 from exporters.gguf import write_gguf
 from exporters.gguf_tasks import GgufRuntime
+from exporters.prefix_groups import Branch, Group, grouped, pack, unpack
 from exporters.task_runtime import Runtime, packs
 from tests.exporters.test_families import checkpoint, every_case
 

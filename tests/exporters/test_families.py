@@ -19,7 +19,7 @@ from exporters.engine import LlamaEngine
 from exporters.gate import Check, check_float32, reference_for
 from exporters.gguf import write_gguf
 from exporters.imatrix_torch import collect
-from exporters.partial import check_tensors, write_few_layers
+from exporters.low_memory_checks import check_tensors, write_few_layers
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import prune_to
 from tests.compact.test_apply import load, pruned_in_memory

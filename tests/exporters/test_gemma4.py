@@ -16,9 +16,9 @@ from compact.gguf_source import read_gguf_checkpoint
 from compact_edge import cli
 from exporters.gguf import write_gguf
 from exporters.gguf_header import read_header
+from exporters.low_memory_checks import check_tensors
 from exporters.onnx_types import check_onnx, onnx_options
 from exporters.parity import check_artifact
-from exporters.partial import check_tensors
 from exporters.quant_types import predict_types
 from exporters.quantize import quantize_gguf
 from tests.checkpoints import TEXTS, write_checkpoint

@@ -18,7 +18,7 @@ from compact.gguf_tokenizer import read_tokenizer
 from exporters.engine import LlamaEngine
 from exporters.gguf import write_gguf
 from exporters.parity import check_tokenizer
-from exporters.stress import stress_texts
+from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import (
     BYTES,
@@ -34,7 +34,7 @@ from tests.sentencepiece_models import (
 )
 from tests.vocabularies import Source, write_tokenizer, write_vocabulary
 
-STRESS = [*TEXTS, *stress_texts([*SPECIALS, CONTROL, USER_DEFINED])]
+STRESS = [*TEXTS, *probe_texts([*SPECIALS, CONTROL, USER_DEFINED])]
 NORMAL, UNKNOWN, CONTROL_TYPE, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 

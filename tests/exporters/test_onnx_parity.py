@@ -160,7 +160,7 @@ def vocabulary(checkpoint: Path, artifact: Path, out: Path) -> Path:
 def test_what_genai_reads_otherwise_is_counted_and_not_failed(
     tmp_path: Path, onnx_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_parity, "stress_texts", lambda _specials: ["<|im_end|>", TEXTS[0] * 3, TEXTS[2]])
+    monkeypatch.setattr(onnx_parity, "probe_texts", lambda _specials: ["<|im_end|>", TEXTS[0] * 3, TEXTS[2]])
     source = write_checkpoint(tmp_path / "source", tokenizer=train_tokenizer("smollm"))
     pruned = tmp_path / "pruned"
     pruned.mkdir()

@@ -18,8 +18,8 @@ from exporters import parity
 from exporters.engine import Generation
 from exporters.gate import Check, ParityReport, Reference, check_float32, check_kl
 from exporters.gguf import write_gguf
+from exporters.low_memory_checks import check_tensors
 from exporters.parity import check_artifact
-from exporters.partial import check_tensors
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 
 CALIBRATION = ["\n".join(TEXTS), "".join(reversed(TEXTS))]
@@ -212,7 +212,7 @@ def test_a_difference_of_the_unpruned_pair_is_the_runtimes_own(
     tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Stands for a runtime that reads some texts differently for a reason that no normalizer explains.
-    monkeypatch.setattr(parity, "stress_texts", lambda _specials: ["plain", "12345678", "a 1234567 b"])
+    monkeypatch.setattr(parity, "probe_texts", lambda _specials: ["plain", "12345678", "a 1234567 b"])
     write_gguf(llama, tmp_path / "m.gguf", "F32", pre="llama-bpe")
     strict = parity.check_tokenizer(llama, tmp_path / "m.gguf", [], unpruned=None)
     assert (strict.passed, strict.figures["different"]) == (False, 2)

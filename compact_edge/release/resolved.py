@@ -14,7 +14,7 @@ from exporters.registry import format_named
 
 
 @dataclass(frozen=True)
-class SettledModel:
+class ResolvedModel:
     """All recipes of a release for one model; those that cannot hold it are left out."""
 
     by_label: Mapping[str, Format]
@@ -36,7 +36,7 @@ class SettledModel:
         return own.short_name if len(others) == 1 else own.long_name
 
 
-def settle_model(cells: Cells, source: ModelSource) -> SettledModel:
+def resolve_model(cells: Cells, source: ModelSource) -> ResolvedModel:
     """Settle all recipes of a release for a model."""
     found: dict[str, Format] = {}
     for label, (recipe, names) in cells.recipes.items():
@@ -45,4 +45,4 @@ def settle_model(cells: Cells, source: ModelSource) -> SettledModel:
             found[label] = chosen.from_release(recipe, cells.release.targets[names[0]], source)
         except CompactEdgeError:
             continue  # its own cell says why; the others go on without it
-    return SettledModel(found)
+    return ResolvedModel(found)

@@ -38,7 +38,7 @@ _TEXTS: tuple[str, ...] = (
 )
 
 
-def stress_texts(special_tokens: Sequence[str]) -> list[str]:
+def probe_texts(special_tokens: Sequence[str]) -> list[str]:
     """The built-in texts, the sentences of every language, and every special token alone and inside text."""
     named = [token for token in special_tokens if token][:64]
     inside = [f"before {token}after {token} {token}\n{token}" for token in named]
