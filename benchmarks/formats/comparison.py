@@ -1,0 +1,169 @@
+"""One table of a model in every format: size, bits per byte and characters per second, pruned and unpruned.
+
+    python -m benchmarks.formats.comparison [--model smollm2-135m] [--ratio 0.2] [--threads 1]
+
+Transformers in float32, GGUF through llama.cpp and ONNX through onnxruntime and onnxruntime-genai, on the same text and
+with the same number of threads. Bits per byte are measured on the standard library's held-out modules. Speed is the
+short run of the build's summary: a prompt of 256 tokens of that text, then 64 tokens one at a time, median of three.
+Run it on an idle machine. Writes a table of docs/onnx.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.common import cache, record, table, write_table
+from compact.evaluate import evaluate_checkpoint
+from compact.evaluation_text import NAME, default_evaluation_text
+from compact.importance import load_model
+from compact.prune import PruneOptions, calibration_for, make_plan, prune
+from compact.source import open_source
+from compact_edge.artifact_files import FileOptions
+from compact_edge.console import Console
+from compact_edge.format_gguf import gguf_format
+from compact_edge.format_onnx import onnx_format
+from compact_edge.formats import Format, OnnxChoices, Request
+from compact_edge.quiet import quiet_libraries
+from compact_edge.side import SPEED_RUNS, Side, short_run, sizes_by_part
+from targets.profile import load_profile
+
+MODEL = "smollm2-135m"
+GGUF_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
+ONNX_TYPES = ("fp32", "int8", "int4")
+
+
+def transformers_row(side: str, request: Request, text: str, threads: int) -> dict[str, Any]:
+    """The row of the checkpoint itself, in float32."""
+    import torch
+
+    torch.set_num_threads(threads)
+    evaluation = evaluate_checkpoint(request.checkpoint, text, device="cpu", dtype="float32", progress=Console())
+    run = short_run(Side(side, request.checkpoint, request.checkpoint_id, None), text)  # type: ignore[arg-type]
+    model = load_model(request.checkpoint)
+    decodes, prefills = [], []
+    for _ in range(SPEED_RUNS):
+        prefill, decode = timed(model, run.ids, run.decode_tokens)
+        prefills.append(prefill)
+        decodes.append(decode)
+    size = sum(path.stat().st_size for path in request.checkpoint.glob("*.safetensors"))
+    decode = run.decode_tokens / statistics.median(decodes)
+    return {
+        "side": side,
+        "format": "Transformers",
+        "type": "float32",
+        "size_bytes": size,
+        "bits_per_weight": 8 * size / sizes_by_part(request.checkpoint)["total"],
+        "bits_per_byte": evaluation.bits_per_byte,
+        "prefill_tokens_per_second": len(run.ids) / statistics.median(prefills),
+        "decode_tokens_per_second": decode,
+        "decode_characters_per_second": decode * run.characters_per_token,
+    }
+
+
+def timed(model: Any, ids: Sequence[int], n_decode: int) -> tuple[float, float]:
+    """Seconds for the prompt, and for the `n_decode` tokens after it (greedy, with a key-value cache)."""
+    import torch
+
+    with torch.inference_mode():
+        started = time.perf_counter()
+        output = model(input_ids=torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
+        middle = time.perf_counter()
+        for _ in range(n_decode):
+            token = output.logits[:, -1:].argmax(-1)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+    return middle - started, time.perf_counter() - middle
+
+
+def artifact_row(side: str, form: Format, request: Request, text: str, threads: int) -> dict[str, Any]:
+    """The row of one artifact."""
+    console = Console()
+    artifact = form.make(request, cache(), console)
+    evaluation = form.evaluate(artifact, text, threads=threads, progress=console, label=f"{side} {form.quant}")
+    measured = form.measure(Side(side, request.checkpoint, request.checkpoint_id, artifact), text, None, threads)
+    assert evaluation is not None and measured is not None
+    return {
+        "side": side,
+        "format": form.name.upper(),
+        "type": form.quant,
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "prefill_tokens_per_second": measured.prefill,
+        "decode_tokens_per_second": measured.decode,
+        "decode_characters_per_second": measured.decode * measured.characters_per_token,
+        "resident_bytes": measured.speed.resident_bytes,
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of the docs: a row for each type, before and after pruning."""
+    lines = []
+    for before, after in zip(
+        *([row for row in rows if row["side"] == side] for side in ("original", "pruned")), strict=True
+    ):
+        cells = [f"{before['format']} {before['type']}"]
+        for row in (before, after):
+            cells += [f"{row['size_bytes'] / 1e6:.1f}", f"{row['bits_per_weight']:.2f}", f"{row['bits_per_byte']:.3f}"]
+            cells.append(f"{row['decode_characters_per_second']:.0f}")
+        lines.append(cells)
+    columns = ("MB", "bits per weight", "bits per byte", "characters/s")
+    header = ["", *(f"{side} {name}" for side in ("unpruned", "pruned") for name in columns)]
+    return table(header, lines)
+
+
+def main() -> None:
+    """Make every artifact, measure it, print and record the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    quiet_libraries(arguments.model)
+    console, store = Console(), cache()
+    source = open_source(arguments.model, store, console)
+    options = PruneOptions(ratio=arguments.ratio, channel_grid=32)
+    calibration = calibration_for(source, options, cache=store, progress=console)
+    plan = make_plan(source, options, store, calibration=calibration, progress=console)
+    pruned = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))
+    original = Request(
+        *("original", source.directory, source.id, source.name, "unpruned", False, source, plan, calibration)
+    )
+    smaller = replace(original, label="pruned", checkpoint=pruned, checkpoint_id=plan.id)
+    gguf, onnx = load_profile("gguf"), load_profile("onnx")
+    forms: list[Format] = [
+        gguf_format(gguf, source, quant=name, embedding_quant=None, imatrix=None, files=FileOptions())
+        for name in GGUF_TYPES
+    ]
+    forms += [onnx_format(onnx, source, quant=name, choices=OnnxChoices()) for name in ONNX_TYPES]
+    text = default_evaluation_text()
+    rows: list[dict[str, Any]] = []
+    for side, request in (("original", original), ("pruned", smaller)):
+        rows.append(transformers_row(side, request, text, arguments.threads))
+        print(json.dumps(rows[-1]), flush=True)
+        for form in forms:
+            rows.append(artifact_row(side, form, request, text, arguments.threads))
+            print(json.dumps(rows[-1]), flush=True)
+    print(show(rows))
+    if arguments.model == MODEL:
+        write_table("onnx.md", "formats.comparison", show(rows))
+    record(
+        f"formats-{source.name}",
+        {
+            "text": NAME,
+            "ratio": arguments.ratio,
+            "threads": arguments.threads,
+            "vocab_size": plan.vocab_size,
+            "intermediate_size": plan.intermediate_size,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
