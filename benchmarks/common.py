@@ -27,6 +27,11 @@ DOCS = ROOT / "docs"
 ENVIRONMENT = "COMPACT_EDGE_DATA"
 
 
+def summary(doc: str | None) -> str:
+    """The first line of a script's docstring: the description in its `--help`."""
+    return (doc or "").partition("\n")[0]
+
+
 def data_folder() -> Path:
     """The folder of texts, tasks and tokenizers (docs/results.md). End the script if the variable names none."""
     folder = os.environ.get(ENVIRONMENT)

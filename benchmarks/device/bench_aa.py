@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import record
+from benchmarks.common import record, summary
 from benchmarks.device.bench_agreement import write_checks
 from compact_edge.bench import bench
 from compact_edge.bench_plan import BenchOptions
@@ -74,13 +74,13 @@ def summarized(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print, record and write the table; exit code 1 if the bench finds differences that do not exist."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--device", default="local")
-    parser.add_argument("--engine")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument("--artifact", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--device", default="local", help="device of the bench")
+    parser.add_argument("--engine", help="engine of the bench")
+    parser.add_argument("--runs", type=int, default=20, help="runs of the whole bench")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of each run")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     arguments = parser.parse_args()
     quiet_libraries()
     documents = []

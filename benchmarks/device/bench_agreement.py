@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cache, record, recorded, table, write_table
+from benchmarks.common import cache, record, recorded, summary, table, write_table
 from compact.store import sha256_file
 from runtime_bench.device_facts import read_facts
 from runtime_bench.engine_folder import find_engine, read_engine_dir
@@ -85,11 +85,11 @@ def write_checks() -> None:
 
 def main() -> None:
     """Run, print, record and write the table; exit code 1 if the medians differ by more than 5%."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--artifact", type=Path)
-    parser.add_argument("--engine-dir", type=Path)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument("--artifact", type=Path, help="a GGUF file")
+    parser.add_argument("--engine-dir", type=Path, help="folder of llama.cpp's programs")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds of both programs")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     parser.add_argument("--table", action="store_true", help="only write the table from recorded results")
     arguments = parser.parse_args()
     if arguments.table:

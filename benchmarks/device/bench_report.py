@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, record, recorded, table, write_table
+from benchmarks.common import ROOT, record, recorded, summary, table, write_table
 from compact_edge import cli
 
 NAME = "bench-smollm2-135m"
@@ -97,10 +97,10 @@ def write_tables(runs: Sequence[Mapping[str, Any]]) -> None:
 
 def main() -> None:
     """Build, bench, record, and write the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--out", type=Path, help="folder of the build and of the reports")
-    parser.add_argument("--repetitions", default="10")
-    parser.add_argument("--threads", default="1")
+    parser.add_argument("--repetitions", default="10", help="pairs of each run")
+    parser.add_argument("--threads", default="1", help="threads of each program")
     parser.add_argument("--ssh", help="measure over this device too, such as ssh:me@localhost")
     parser.add_argument("--tables", action="store_true", help="only write the tables, from the recorded result")
     arguments = parser.parse_args()

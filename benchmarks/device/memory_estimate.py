@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import cache, data_folder, record, recorded, table, write_table
+from benchmarks.common import cache, data_folder, record, recorded, summary, table, write_table
 
 if TYPE_CHECKING:
     from exporters.memory_estimate import MemoryEstimate
@@ -178,7 +178,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--work-dir", type=Path, help="keep the random models here for the next run")
     parser.add_argument("--build", type=Path, help="output of compact-edge build, see the top of this script")
     parser.add_argument("--table", action="store_true", help="only write the table, from the recorded result")

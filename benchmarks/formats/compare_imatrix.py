@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import summary
 from benchmarks.llamacpp import build_tools, run_program
 from compact.families import family_of
 from compact.gguf_file import read_gguf
@@ -90,14 +91,19 @@ def unequal_tensors(left: Path, right: Path) -> tuple[list[str], float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     data = os.environ.get("COMPACT_EDGE_DATA")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a Hugging Face checkpoint directory")
     parser.add_argument("--work-dir", type=Path, required=True, help="keeps the build and the files between runs")
-    parser.add_argument("--text", type=Path, default=Path(data) / "text" / "wikitext2-valid.txt" if data else None)
-    parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--quant", default="Q4_K_M")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--text",
+        type=Path,
+        default=Path(data) / "text" / "wikitext2-valid.txt" if data else None,
+        help="text to measure on",
+    )
+    parser.add_argument("--chunks", type=int, default=8, help="chunks of the text")
+    parser.add_argument("--quant", default="Q4_K_M", help="type of the quantised files")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     parser.add_argument("--jobs", type=int, default=2, help="parallel jobs of the build")
     args = parser.parse_args()
     if args.text is None:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, summary
 from benchmarks.gguf_compare import compare
 from benchmarks.llamacpp import convert_with_both, fetch_converter
 
@@ -124,11 +124,11 @@ def _smollm2(out: Path) -> Path | str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--work-dir", type=Path, required=True, help="keeps sources and checkpoints between runs")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="models to compare")
     parser.add_argument("--checkpoint", type=Path, help="compare only this checkpoint directory")
-    parser.add_argument("--types", nargs="*", default=list(TYPES), choices=TYPES)
+    parser.add_argument("--types", nargs="*", default=list(TYPES), choices=TYPES, help="types to compare")
     parser.add_argument("--repeat", type=int, default=1, help="timed runs of each program, in alternating order")
     args = parser.parse_args()
     work = args.work_dir.resolve()

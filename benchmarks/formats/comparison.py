@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.common import cache, record, table, write_table
+from benchmarks.common import cache, record, summary, table, write_table
 from compact.evaluate import evaluate_checkpoint
 from compact.evaluation_text import NAME, default_evaluation_text
 from compact.importance import load_model
@@ -119,10 +119,10 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Make every artifact, measure it, print and record the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--ratio", type=float, default=0.2)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument("--model", default=MODEL, help="built-in name, directory or GGUF file")
+    parser.add_argument("--ratio", type=float, default=0.2, help="share of all parameters to remove")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     arguments = parser.parse_args()
     quiet_libraries(arguments.model)
     console, store = Console(), cache()

@@ -315,7 +315,9 @@ def check_models(
     """
     parser = argparse.ArgumentParser(description=f"Every family against independent references: {document}")
     parser.add_argument("--work-dir", type=Path, help="keeps llama.cpp's sources between runs; checkpoints are removed")
-    parser.add_argument("--only", action="append", choices=[model.name for model in models])
+    parser.add_argument(
+        "--only", action="append", choices=[model.name for model in models], help="only this model; may be repeated"
+    )
     parser.add_argument(
         "--docs", action="store_true", help=f"only write the table of {document}, from the recorded results"
     )

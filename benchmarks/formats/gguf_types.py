@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, table
+from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table
 from compact.calibration import Calibration
 from compact.errors import BudgetError
 from compact.prune import PruneOptions, calibration_for
@@ -48,12 +48,12 @@ def measure(artifact: Artifact, reference: Reference, texts: dict[str, str]) -> 
     }
 
 
-@click.command()
-@click.option("--model", default="smollm2-135m", show_default=True)
-@click.option("--quants", default="F16,BF16,Q8_0,Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL", show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default="smollm2-135m", show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--quants", default="F16,BF16,Q8_0,Q4_0,Q4_1,Q5_0,IQ4_NL,IQ4_NL/IQ4_NL", show_default=True, help="Types.")
 @click.option("--ratios", default="0.2", show_default=True, help="`none`: the unpruned model only.")
 @click.option("--grid", default=32, show_default=True, help="intermediate_size is a multiple of this.")
-@click.option("--calibration-tokens", default=16384, show_default=True)
+@click.option("--calibration-tokens", default=16384, show_default=True, help="Tokens of the calibration.")
 @click.option(
     "--bytes", "n_bytes", default=0, show_default=True, help="Bytes to evaluate of every text; 0: KL and size only."
 )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, table, write_table
+from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, write_table
 from compact.checkpoint import read_index
 from compact.prune import PruneOptions, calibration_for
 from compact.source import open_source
@@ -41,12 +41,12 @@ def parse(config: str) -> OnnxOptions:
 
 def main() -> None:
     """Make and measure every config at every ratio."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--ratios", default="0,0.2")
-    parser.add_argument("--configs", default=",".join(CONFIGS))
-    parser.add_argument("--bytes", type=int, default=24_000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument("--model", default=MODEL, help="built-in name, directory or GGUF file")
+    parser.add_argument("--ratios", default="0,0.2", help="shares of all parameters to remove")
+    parser.add_argument("--configs", default=",".join(CONFIGS), help="types and their settings")
+    parser.add_argument("--bytes", type=int, default=24_000, help="bytes of text to evaluate")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     arguments = parser.parse_args()
     quiet_libraries(arguments.model)
     console, store = Console(), cache()

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, record, table, with_table
+from benchmarks.common import ROOT, record, summary, table, with_table
 from benchmarks.formats.compare_with_llamacpp import random_checkpoint
 from benchmarks.gguf_compare import compare
 from benchmarks.llamacpp import convert_with_both, fetch_converter
@@ -317,7 +317,7 @@ def docs_with_table(text: str, results: Sequence[dict[str, Any]], refused: dict[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--work-dir", type=Path, required=True, help="keeps downloaded files between runs")
     parser.add_argument("--gemma3", action="store_true", help="also fetch the real Gemma 3 vocabulary (250 MB)")
     parser.add_argument("--only", nargs="*", help="only these tokenizers; nothing is recorded")

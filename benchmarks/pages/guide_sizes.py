@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cache, data_folder, record, recorded, table, write_table
+from benchmarks.common import cache, data_folder, record, recorded, summary, table, write_table
 from benchmarks.formats.family_configs import MODELS
 
 NAME, SCRIPT = "guide-sizes", "pages.guide_sizes"
@@ -129,7 +129,7 @@ def write_tables(models: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main() -> None:
     """Measure and record, or write the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--work-dir", type=Path, help="keeps the checkpoints without contents between runs")
     parser.add_argument("--tables", action="store_true", help="only write the tables, from the recorded result")
     arguments = parser.parse_args()

@@ -7,7 +7,9 @@ Writes docs/parameters.svg, docs/parameters.png and the table of shares. Nothing
 
 from __future__ import annotations
 
-from benchmarks.common import DOCS, table, write_table
+import argparse
+
+from benchmarks.common import DOCS, summary, table, write_table
 from compact_edge.parameter_plot import write_plot
 from compact_edge.parameter_table import HEADER, counted_models
 
@@ -22,6 +24,8 @@ def show() -> str:
 
 
 def main() -> None:
+    """Write the pictures and the table."""
+    argparse.ArgumentParser(description=summary(__doc__)).parse_args()
     counted = counted_models()
     for name in PICTURES:
         write_plot(DOCS / name, counted)

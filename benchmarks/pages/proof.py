@@ -7,7 +7,9 @@ Counts come from the recorded results. What did not run is written in this scrip
 
 from __future__ import annotations
 
-from benchmarks.common import DOCS, ROOT, recorded, table, write_table
+import argparse
+
+from benchmarks.common import DOCS, ROOT, recorded, summary, table, write_table
 from benchmarks.quality.languages_tables import recorded_cells
 
 SCRIPT = "pages.proof"
@@ -72,6 +74,7 @@ def show(prefix: str) -> str:
 
 def main() -> None:
     """Write the table into both documents."""
+    argparse.ArgumentParser(description=summary(__doc__)).parse_args()
     for path, prefix in DOCUMENTS.items():
         write_table(path, SCRIPT, show(prefix))
 

@@ -5,7 +5,9 @@ python -m benchmarks.pages.target_fits
 
 from __future__ import annotations
 
-from benchmarks.common import table, write_table
+import argparse
+
+from benchmarks.common import summary, table, write_table
 from compact_edge.fitting import MEASURED_RATIO, fit_model
 from compact_edge.parameter_table import inspected_table
 from targets.profile import load_profile
@@ -47,6 +49,8 @@ def show() -> str:
 
 
 def main() -> None:
+    """Write the table."""
+    argparse.ArgumentParser(description=summary(__doc__)).parse_args()
     write_table(DOCUMENT, SCRIPT, show())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from benchmarks.common import DOCS, RESULTS, recorded, table, with_table
+from benchmarks.common import DOCS, RESULTS, recorded, summary, table, with_table
 from exporters.quant_list import REFERENCE, quant_rows, refused_rows
 
 DOCUMENT, SCRIPT = DOCS / "types.md", "pages.types_doc"
@@ -65,7 +65,7 @@ def _measured(result: dict[str, Any]) -> list[str]:
     return [table(header, rows), *([""] if refused else []), *refused]
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.option("--check", is_flag=True, help="Compare and write nothing.")
 def main(check: bool) -> None:
     """Write the section, or compare it."""

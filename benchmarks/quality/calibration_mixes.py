@@ -26,6 +26,7 @@ from benchmarks.common import (
     cache,
     evaluation_texts,
     result_name,
+    summary,
     table,
     texts_to_learn_from,
     write_table,
@@ -91,10 +92,10 @@ def show(cells: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["calibration", "seeds", *unpruned, "loss on fiction"], lines)
 
 
-@click.command()
-@click.option("--model", default=DOCUMENTED, show_default=True)
-@click.option("--ratio", default=0.2, show_default=True)
-@click.option("--calibration-tokens", default=16_384, show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--ratio", default=0.2, show_default=True, help="Share of all parameters to remove.")
+@click.option("--calibration-tokens", default=16_384, show_default=True, help="Tokens of the calibration.")
 @click.option("--bytes", "n_bytes", default=7_500, show_default=True, help="Bytes to evaluate of every text.")
 @click.option("--only", multiple=True, help="Only these mixes, each as 'a + b'.")
 @click.option(

@@ -33,6 +33,7 @@ from benchmarks.common import (
     evaluation_texts,
     replace_text,
     result_name,
+    summary,
     table,
     write_table,
 )
@@ -174,10 +175,10 @@ def plot(cells: dict[str, dict[str, Any]]) -> str:
     return document(panels, title, f"Unpruned {whole.y:.3f} at {whole.x:.1f}M. {summary}.")
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.option("--work-dir", type=click.Path(path_type=Path), help="For checkpoints; holds one at a time.")
-@click.option("--model", default=DOCUMENTED, show_default=True)
-@click.option("--ratios", default="0.2,0.1,0.35", show_default=True)
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--ratios", default="0.2,0.1,0.35", show_default=True, help="Shares of all parameters to remove.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds; other than 0 at ratio 0.2 only.")
 @click.option("--methods", "names", default=",".join(METHODS), help="Methods to run; default: all.")
 @click.option("--bytes", "n_bytes", default=64_000, show_default=True, help="Bytes to evaluate of every text.")

@@ -5,6 +5,7 @@ python -m benchmarks.quality.demo
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import record
+from benchmarks.common import record, summary
 
 COMMAND = ["build", "smollm2-135m", "--target", "gguf", "--quant", "Q8_0", "--force", "--no-cache", "--json"]
 
 
 def main() -> None:
     """Run the demo's command without a cache and record its figures."""
+    argparse.ArgumentParser(description=summary(__doc__)).parse_args()
     with tempfile.TemporaryDirectory() as work:
         started = time.monotonic()
         done = subprocess.run(

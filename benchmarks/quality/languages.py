@@ -30,6 +30,7 @@ from benchmarks.common import (
     evaluation_texts,
     head,
     replace_text,
+    summary,
     texts_to_learn_from,
 )
 from benchmarks.quality.languages_tables import write_page
@@ -186,9 +187,11 @@ def _decode(path: Path, prompt: Sequence[int]) -> float:
     return run.decode_tokens / run.decode_seconds
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.option("--model", "models", multiple=True, help="NAME=PATH of a model that this script has sizes for.")
-@click.option("--part", type=click.Choice(["quality", "speed"]), default="quality", show_default=True)
+@click.option(
+    "--part", type=click.Choice(["quality", "speed"]), default="quality", show_default=True, help="What to measure."
+)
 @click.option("--bytes", "n_bytes", default=12_000, show_default=True, help="Bytes to evaluate of every text.")
 @click.option("--tables", is_flag=True, help="Only write the tables and the picture, from the recorded cells.")
 def main(models: Sequence[str], part: str, n_bytes: int, *, tables: bool) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.common import cache, texts_to_learn_from
+from benchmarks.common import cache, summary, texts_to_learn_from
 from compact.budget import Sizes, count_parts, removed_parameters
 from compact.cache import Cache, open_cache
 from compact.calibration import Calibration
@@ -248,12 +248,12 @@ METHODS: dict[str, Method] = {
 SEEDLESS: Sequence[str] = ("vocabulary only", "magnitude")
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.argument("name", type=click.Choice(list(METHODS)))
-@click.option("--model", default="smollm2-135m", show_default=True)
-@click.option("--ratio", default=0.2, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--model", default="smollm2-135m", show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--ratio", default=0.2, show_default=True, help="Share of all parameters to remove.")
+@click.option("--seed", default=0, show_default=True, help="Seed of calibration and random numbers.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the checkpoint.")
 def main(name: str, model: str, ratio: float, seed: int, out: Path) -> None:
     """Run one method into OUT. Prints one line of JSON: seconds and peak memory, or why the ratio is impossible."""
     quiet_libraries()

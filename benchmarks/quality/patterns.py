@@ -24,6 +24,7 @@ from benchmarks.common import (
     evaluation_texts,
     pruned_checkpoint,
     result_name,
+    summary,
     table,
     texts_to_learn_from,
     write_table,
@@ -88,8 +89,8 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
     return table(["cut", "parameters", *KINDS], lines)
 
 
-@click.command()
-@click.option("--model", default=DOCUMENTED, show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
 def main(model: str, n_bytes: int) -> None:
     """Compute the rows that are not recorded yet, print and record."""

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import click
 
-from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, table, wikitext_train
+from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, wikitext_train
 from compact.evaluate import evaluate_checkpoint
 from compact.prune import PruneOptions
 from compact.source import TINY, open_source
 from compact_edge.console import Console
 
 
-@click.command()
-@click.option("--model", default="smollm2-135m", show_default=True)
-@click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default="smollm2-135m", show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--ratios", default="0.1,0.2,0.35", show_default=True, help="Shares of all parameters to remove.")
 @click.option("--calibration", multiple=True, help="Default: WikiText-2 (first 80%), for tiny its own default.")
-@click.option("--calibration-tokens", default=32768, show_default=True)
+@click.option("--calibration-tokens", default=32768, show_default=True, help="Tokens of the calibration.")
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
 def main(model: str, ratios: str, calibration: tuple[str, ...], calibration_tokens: int, n_bytes: int) -> None:
     """Print and record the table."""

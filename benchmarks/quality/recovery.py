@@ -23,6 +23,7 @@ from benchmarks.common import (
     cache,
     evaluation_texts,
     result_name,
+    summary,
     table,
     texts_to_learn_from,
     write_table,
@@ -78,9 +79,9 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
     return table(["learned from", "minutes", *base], rows)
 
 
-@click.command()
-@click.option("--model", default=DOCUMENTED, show_default=True)
-@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, required=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, required=True, help="What to measure.")
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
 def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
     """Compute the rows that are not recorded yet, print and record."""

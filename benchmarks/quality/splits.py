@@ -35,6 +35,7 @@ from benchmarks.common import (
     pruned_checkpoint,
     record,
     result_name,
+    summary,
     table,
     texts_to_learn_from,
     write_table,
@@ -124,9 +125,9 @@ def measure_weights(source: ModelSource, ratio: float, weights: Sequence[float],
     )
 
 
-@click.command()
-@click.option("--model", default=DOCUMENTED, show_default=True)
-@click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--ratios", default="0.1,0.2,0.35", show_default=True, help="Shares of all parameters to remove.")
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
 @click.option("--curve", is_flag=True, help="Draw the curve instead.")
 @click.option("--weights", help="Measure these weights instead, such as 1,2,3.")

@@ -28,6 +28,7 @@ from benchmarks.common import (
     pruned_checkpoint,
     recorded,
     result_name,
+    summary,
     table,
     write_table,
 )
@@ -132,10 +133,10 @@ def open_runtime(directory: Path, runtime: str, threads: int) -> Runtime:
     return GgufRuntime(gguf_file(directory, runtime), threads=threads)
 
 
-@click.command()
-@click.option("--model", default=DOCUMENTED, show_default=True)
-@click.option("--methods", default=",".join(ORDER), show_default=True)
-@click.option("--ratios", default="0.1,0.2,0.35", show_default=True)
+@click.command(help=summary(__doc__))
+@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
+@click.option("--methods", default=",".join(ORDER), show_default=True, help="Methods to score.")
+@click.option("--ratios", default="0.1,0.2,0.35", show_default=True, help="Shares of all parameters to remove.")
 @click.option("--quant", default="Q8_0", show_default=True, help="Type of the GGUF.")
 @click.option("--limit", default=500, show_default=True, help="Items of each task, the first ones.")
 @click.option("--threads", default=1, show_default=True, help="Threads of llama.cpp.")

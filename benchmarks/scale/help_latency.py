@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, summary
 from compact_edge.cli import COMMANDS
 
 EMPTY = "(python -c pass)"
@@ -35,7 +35,7 @@ def seconds_of(arguments: list[str]) -> tuple[float, float]:
 
 def main() -> int:
     """Measure, print the table and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--runs", type=int, default=15, help="runs of each command")
     parser.add_argument("--limit-ms", type=float, default=200.0, help="largest median that passes")
     options = parser.parse_args()

@@ -32,7 +32,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import ROOT, record, table
+from benchmarks.common import ROOT, record, summary, table
 from benchmarks.gguf_compare import compare
 from benchmarks.llamacpp import CONVERTER_WITH_PRETOKENIZER, build_tools, fetch_converter
 from benchmarks.scale.probes import read_once, rss_anon
@@ -238,11 +238,18 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
 HEADER = ("checkpoint", "step", "RssAnon", "time", "llama.cpp's RssAnon", "its time", "ratio of times", "bytes")
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.option(
     "--work-dir", type=click.Path(path_type=Path), required=True, help="Keeps checkpoints and tools between runs."
 )
-@click.option("--gigabytes", type=click.Choice(["1", "4"]), multiple=True, default=["1", "4"], show_default=True)
+@click.option(
+    "--gigabytes",
+    type=click.Choice(["1", "4"]),
+    multiple=True,
+    default=["1", "4"],
+    show_default=True,
+    help="Sizes of the checkpoints.",
+)
 @click.option("--repeat", default=1, show_default=True, help="Timed runs of each program.")
 @click.option("--threads", default=2, show_default=True, help="Threads of both quantizers.")
 def main(work_dir: Path, gigabytes: Sequence[str], repeat: int, threads: int) -> None:

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, cache, record, table, write_table
+from benchmarks.common import ROOT, cache, record, summary, table, write_table
 from compact.source import open_source
 from compact_edge.console import Console
 from compact_edge.quiet import quiet_libraries
@@ -84,10 +84,10 @@ def measured(command: Sequence[str], out: Path) -> dict[str, float] | str:
 
 def main() -> int:
     """Run all tools, print, record and write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--quants", default="fp32,int8,int4")
-    parser.add_argument("--runs", type=int, default=3)
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument("--model", default=MODEL, help="built-in name, directory or GGUF file")
+    parser.add_argument("--quants", default="fp32,int8,int4", help="types")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each program")
     parser.add_argument("--optimum", type=Path, help="Python of an environment with optimum-onnx; fp32 only")
     arguments = parser.parse_args()
     quiet_libraries(arguments.model)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.common import ROOT, record, table, write_table
+from benchmarks.common import ROOT, record, summary, table, write_table
 from benchmarks.scale.memory import sharded_checkpoint
 from benchmarks.scale.probes import EDGES, add_squares, read_once, rss_anon, sequences_of, timed
 
@@ -231,13 +231,15 @@ def on_the_cpu(work: Path, tokens: int, length: int, repeat: int, threads: int) 
     return found["act2"] <= ACT2_LIMIT and found["act2 + H"] <= H_LIMIT and found["memory"] <= MEMORY_LIMIT
 
 
-@click.command()
+@click.command(help=summary(__doc__))
 @click.option("--work-dir", type=click.Path(path_type=Path), required=True, help="Keeps the checkpoint between runs.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--tokens", default=4096, show_default=True)
-@click.option("--sequence-length", default=512, show_default=True)
-@click.option("--repeat", default=1, show_default=True)
-@click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device of all passes."
+)
+@click.option("--tokens", default=4096, show_default=True, help="Tokens of the calibration.")
+@click.option("--sequence-length", default=512, show_default=True, help="Tokens per sequence.")
+@click.option("--repeat", default=1, show_default=True, help="Runs of each pass.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each program.")
 @click.option("--child", "mode", type=click.Choice(MODES), hidden=True)
 def main(
     *, work_dir: Path, device: str, tokens: int, sequence_length: int, repeat: int, threads: int, mode: str | None
