@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 ENVIRONMENT = "COMPACT_EDGE_DATA"
+_STARTED = time.monotonic()
 
 
 def summary(doc: str | None) -> str:
@@ -141,11 +143,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def record(name: str, value: dict[str, Any]) -> None:
-    """Write `benchmarks/results/NAME.json`, with the machine. The docs quote these figures."""
+    """Write `benchmarks/results/NAME.json`, with the machine, and print how long the script has run.
+
+    The docs quote these figures.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     replace_text(path, json.dumps({"machine": machine(), **value}, indent=2) + "\n")
-    print(f"\nrecorded in {path}")
+    print(f"\nrecorded in {path} after {(time.monotonic() - _STARTED) / 60:.1f} minutes")
 
 
 DOCUMENTED = "smollm2-135m"

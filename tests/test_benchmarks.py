@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ from benchmarks import common
 from benchmarks.quality import compare_methods
 
 ROOT = Path(__file__).resolve().parents[1]
+# The modules that are run: `room.name`.
+SCRIPTS = [
+    f"{path.parent.name}.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*/*.py"))
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+]
 KINDS = ("wikitext", "technical", "fiction")
 
 
@@ -95,3 +103,31 @@ def test_the_plot_of_methods_has_a_line_a_method(cells: dict[str, dict[str, Any]
 
 def test_a_plot_of_the_unpruned_model_alone(cells: dict[str, dict[str, Any]]) -> None:
     ET.fromstring(compare_methods.plot({"0|unpruned|0": cells["0|unpruned|0"]}))
+
+
+def test_the_list_of_scripts_is_complete() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rooms = "|".join({script.partition(".")[0] for script in SCRIPTS})
+    named = {match[1] for match in re.finditer(rf"`(?:benchmarks\.)?((?:{rooms})\.\w+)", text)}
+    assert named == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_how_it_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    assert shown.lower().startswith("usage:")
+    assert f"python -m benchmarks.{name}" in (script.__doc__ or "")
+
+
+def test_a_document_without_the_marks_of_a_table_is_refused() -> None:
+    marked = "before\n<!-- begin: benchmarks/quality/splits.py -->\nold\n<!-- end: splits -->\nafter\n"
+    assert common.with_table(marked, "quality.splits", "new").split() == marked.replace("old", "new").split()
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        common.with_table(marked, "quality.patterns", "new")

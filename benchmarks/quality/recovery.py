@@ -5,8 +5,8 @@
 
 `smollm2-135m` at ratio 0.2, repaired, then trained with the unpruned model as teacher, on the first 80% of WikiText-2's
 validation text and of the Python enhancement proposals, unless the row says otherwise. It is never trained on fiction
-and stdlib. A finished row is kept and not computed again; 65,536 tokens take about 8 minutes on 2 cores, 1,048,576
-tokens take hours. Writes the table of `docs/quality.md`.
+and stdlib. A finished row is kept and not computed again; 65,536 tokens take 10 to 14 minutes on 2 cores, 1,048,576
+tokens take 4.4 hours. Writes the table of `docs/quality.md`.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ import click
 from benchmarks.common import ROOT, record, summary, table, write_table
 from benchmarks.scale.memory import sharded_checkpoint
 from benchmarks.scale.probes import EDGES, add_squares, read_once, rss_anon, sequences_of, timed
+from benchmarks.scale.prune_scale_cuda import on_cuda
 
 if TYPE_CHECKING:
     import torch
@@ -251,8 +252,6 @@ def main(
     work = work_dir.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if device == "cuda":
-        from benchmarks.scale.prune_scale_cuda import on_cuda
-
         sys.exit(0 if on_cuda(work) else 1)
     sys.exit(0 if on_the_cpu(work, tokens, sequence_length, repeat, threads) else 1)
 
