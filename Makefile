@@ -50,13 +50,13 @@ test-devices: $(STAMP)
 
 # Every script keeps what it finished, so this can be cut and run again. Checkpoints go into build/ and are removed.
 quality: $(STAMP)
-	$(BIN)/python benchmarks/patterns.py
-	$(BIN)/python benchmarks/splits.py
-	$(BIN)/python benchmarks/splits.py --curve
-	$(BIN)/python benchmarks/calibration_mixes.py
-	$(BIN)/python benchmarks/compare_methods.py --work-dir build/methods
-	$(BIN)/python benchmarks/recovery.py --part rate --part budget
-	$(BIN)/python benchmarks/task_accuracy.py
+	$(BIN)/python -m benchmarks.quality.patterns
+	$(BIN)/python -m benchmarks.quality.splits
+	$(BIN)/python -m benchmarks.quality.splits --curve
+	$(BIN)/python -m benchmarks.quality.calibration_mixes
+	$(BIN)/python -m benchmarks.quality.compare_methods --work-dir build/methods
+	$(BIN)/python -m benchmarks.quality.recovery --part rate --part budget
+	$(BIN)/python -m benchmarks.quality.task_accuracy
 
 docs: $(STAMP)
 	$(MKDOCS) build --strict --quiet

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from compact.devices import resolve_device
 from compact.load import load_model
 from exporters.prefix_groups import Branch, Group, Score

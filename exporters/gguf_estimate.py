@@ -1,7 +1,8 @@
 """Bytes of a GGUF from a config.json alone: exact for the tensors, an estimate for the tokenizer.
 
 The tensors and their types follow from the configuration (`compact.layout`, `exporters.quant_types`). The tokenizer's
-lists do not: they are counted at so many bytes a token, measured on real tokenizers (`benchmarks/memory_estimate.py`).
+lists do not: they are counted at so many bytes a token, measured on real tokenizers
+(`benchmarks/device/memory_estimate.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The key-values of a GGUF: what llama.cpp's converter writes, decided by the checkpoint and not by a vocabulary size.
 
 Keys and types follow the GGUF spec ("Standardized key-value pairs") and, where the spec leaves a choice, llama.cpp's
-converter, against which `benchmarks/compare_with_llamacpp.py` compares every key of unpruned models.
+converter, against which `benchmarks/formats/compare_with_llamacpp.py` compares every key of unpruned models.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ The parts follow the sources of llama.cpp (the release in llama-cpp-python 0.3.3
 - compute: what one batch of `n_ubatch` tokens needs at the widest place, which is the FFN (`llama-context.cpp`,
   `sched_reserve`; `ggml-alloc.c`), and the activations as the matrix kernels want them (`ggml-cpu.c`,
   `ggml_graph_plan`). The server asks for the logits of one position, so a large vocabulary costs no more here;
-- tokenizer and program: measured (`benchmarks/memory_estimate.py`), for they follow from no shape.
+- tokenizer and program: measured (`benchmarks/device/memory_estimate.py`), for they follow from no shape.
 
 Docs: docs/parameters.md has the estimate beside what was measured.
 """

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from benchmarks import common
+from benchmarks.quality import compare_methods
+
 ROOT = Path(__file__).resolve().parents[1]
+# The modules that are run: `room.name`.
+SCRIPTS = [
+    f"{path.parent.name}.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*/*.py"))
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+]
 KINDS = ("wikitext", "technical", "fiction")
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as when it is run
-    return importlib.import_module("benchmarks.compare_methods")
 
 
 def cell(parameters: float, bits: float, **cost: float) -> dict[str, Any]:
@@ -43,8 +46,6 @@ def cells() -> dict[str, dict[str, Any]]:
 
 
 def test_cells_of_other_settings_are_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import common
-
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     first = common.Cells("table", {"bytes": 64_000})
     assert first.get("a", lambda: {"value": 1}) == {"value": 1}
@@ -61,8 +62,8 @@ def test_cells_of_other_settings_are_not_thrown_away(tmp_path: Path, monkeypatch
     assert common.result_name("table", "tiny") != "table"
 
 
-def test_the_table_of_methods(script: ModuleType, cells: dict[str, dict[str, Any]]) -> None:
-    rows = [line.strip("| ").split(" | ") for line in script.show(cells).splitlines()[2:]]
+def test_the_table_of_methods(cells: dict[str, dict[str, Any]]) -> None:
+    rows = [line.strip("| ").split(" | ") for line in compare_methods.show(cells).splitlines()[2:]]
     assert [row[:2] for row in rows] == [
         ["0", "unpruned"],
         ["0.2", "COMPACT"],
@@ -81,16 +82,16 @@ def test_the_table_of_methods(script: ModuleType, cells: dict[str, dict[str, Any
     assert set(by_name["0.35", "vocabulary only"]) == {"-"}
 
 
-def test_the_mean_is_of_the_seeds_that_all_methods_have(script: ModuleType, cells: dict[str, dict[str, Any]]) -> None:
+def test_the_mean_is_of_the_seeds_that_all_methods_have(cells: dict[str, dict[str, Any]]) -> None:
     drawn = {key: value for key, value in cells.items() if "distill" not in key and "random" not in key}
-    shown = script.show(drawn)
+    shown = compare_methods.show(drawn)
     assert "| COMPACT | 107.6M | 1.250 ±0.050 |" in shown
     assert "| repair | 107.6M | 1.200 ±0.050 |" in shown
     assert "| magnitude | 107.6M | 4.500 |" in shown  # draws nothing
 
 
-def test_the_plot_of_methods_has_a_line_a_method(script: ModuleType, cells: dict[str, dict[str, Any]]) -> None:
-    plot = script.plot(cells)
+def test_the_plot_of_methods_has_a_line_a_method(cells: dict[str, dict[str, Any]]) -> None:
+    plot = compare_methods.plot(cells)
     ET.fromstring(plot)
     assert "COMPACT, ratio 0.2: 107.6M, 1.200" in plot
     assert "COMPACT, ratio 0.35: 87.4M, 1.450" in plot
@@ -100,5 +101,33 @@ def test_the_plot_of_methods_has_a_line_a_method(script: ModuleType, cells: dict
     assert "vocabulary only" not in plot
 
 
-def test_a_plot_of_the_unpruned_model_alone(script: ModuleType, cells: dict[str, dict[str, Any]]) -> None:
-    ET.fromstring(script.plot({"0|unpruned|0": cells["0|unpruned|0"]}))
+def test_a_plot_of_the_unpruned_model_alone(cells: dict[str, dict[str, Any]]) -> None:
+    ET.fromstring(compare_methods.plot({"0|unpruned|0": cells["0|unpruned|0"]}))
+
+
+def test_the_list_of_scripts_is_complete() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rooms = "|".join({script.partition(".")[0] for script in SCRIPTS})
+    named = {match[1] for match in re.finditer(rf"`(?:benchmarks\.)?((?:{rooms})\.\w+)", text)}
+    assert named == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_how_it_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    assert shown.lower().startswith("usage:")
+    assert f"python -m benchmarks.{name}" in (script.__doc__ or "")
+
+
+def test_a_document_without_the_marks_of_a_table_is_refused() -> None:
+    marked = "before\n<!-- begin: benchmarks/quality/splits.py -->\nold\n<!-- end: splits -->\nafter\n"
+    assert common.with_table(marked, "quality.splits", "new").split() == marked.replace("old", "new").split()
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        common.with_table(marked, "quality.patterns", "new")

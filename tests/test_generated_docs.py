@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import families, tokenizer_parity
-from benchmarks.common import DOCS, RESULTS, recorded, with_table
+from benchmarks.common import DOCS, RESULTS, ROOT, recorded, with_table
+from benchmarks.formats import families, tokenizer_parity
 from compact.families import FAMILIES
 
 
@@ -30,7 +30,7 @@ def test_every_family_is_documented_and_was_checked() -> None:
 
 
 def test_the_table_of_tokenizers() -> None:
-    recorded = json.loads((families.RESULTS / "tokenizers.json").read_text(encoding="utf-8"))
+    recorded = json.loads((RESULTS / "tokenizers.json").read_text(encoding="utf-8"))
     text = tokenizer_parity.DOCS.read_text(encoding="utf-8")
     assert tokenizer_parity.docs_with_table(text, recorded["results"], recorded["refused"]) == text
     assert [result["name"] for result in recorded["results"] if result["failures"]] == []
@@ -39,14 +39,13 @@ def test_the_table_of_tokenizers() -> None:
 @pytest.mark.parametrize(
     ("script", "name"),
     [
-        ("onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
-        ("formats", "formats-SmolLM2-135M-Instruct"),
-        ("onnx_families", "onnx-families"),
-        ("onnx_export", "onnx-export"),
+        ("formats.onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
+        ("formats.comparison", "formats-SmolLM2-135M-Instruct"),
+        ("formats.onnx_families", "onnx-families"),
+        ("scale.onnx_export", "onnx-export"),
     ],
 )
-def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
+def test_the_tables_of_onnx(script: str, name: str) -> None:
     result = recorded(name)
     rows = importlib.import_module(f"benchmarks.{script}").show(result.get("models") or result["rows"])
     text = (DOCS / "onnx.md").read_text(encoding="utf-8")
@@ -56,30 +55,33 @@ def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("document", "script", "name", "show"),
     [
-        ("quality.md", "patterns", "patterns", lambda m, result: m.show(result["cells"])),
-        ("quality.md", "splits", "splits", lambda m, result: m.show(result["cells"])),
-        ("quality.md", "compare_methods", "compare-methods", lambda m, result: m.document_part(result["cells"])),
-        ("quality.md", "recovery", "recovery", lambda m, result: m.show(result["cells"])),
-        ("quality.md", "task_accuracy", "task-accuracy", lambda m, result: m.table_of(result["cells"])),
-        ("quality.md", "calibration_mixes", "calibration-mixes", lambda m, result: m.show(result["cells"])),
-        ("performance.md", "prune_scale", "prune-scale", lambda m, result: m.show(result)),
+        ("quality.md", "quality.patterns", "patterns", lambda m, result: m.show(result["cells"])),
+        ("quality.md", "quality.splits", "splits", lambda m, result: m.show(result["cells"])),
+        (
+            "quality.md",
+            "quality.compare_methods",
+            "compare-methods",
+            lambda m, result: m.document_part(result["cells"]),
+        ),
+        ("quality.md", "quality.recovery", "recovery", lambda m, result: m.show(result["cells"])),
+        ("quality.md", "quality.task_accuracy", "task-accuracy", lambda m, result: m.table_of(result["cells"])),
+        ("quality.md", "quality.calibration_mixes", "calibration-mixes", lambda m, result: m.show(result["cells"])),
+        ("performance.md", "scale.prune_scale", "prune-scale", lambda m, result: m.show(result)),
     ],
 )
 def test_the_tables_of_quality_and_performance(
     document: str, script: str, name: str, show: Callable[[Any, dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
     text = (DOCS / document).read_text(encoding="utf-8")
     if not (RESULTS / f"{name}.json").is_file():
         assert with_table(text, script, "").split() == text.split(), "a table of no recorded result"
-        pytest.skip(f"{script}.py has not been run yet")
+        pytest.skip(f"{script} has not been run yet")
     rows = show(importlib.import_module(f"benchmarks.{script}"), recorded(name))
     assert with_table(text, script, rows) == text
 
 
-def test_the_plot_of_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
-    script = importlib.import_module("benchmarks.compare_methods")
+def test_the_plot_of_methods() -> None:
+    script = importlib.import_module("benchmarks.quality.compare_methods")
     if not (RESULTS / f"{script.RESULT}.json").is_file():
         pytest.skip("compare_methods.py has not been run yet")
     assert (DOCS / script.PLOT).read_text(encoding="utf-8") == script.plot(recorded(script.RESULT)["cells"])
@@ -97,35 +99,32 @@ def test_every_family_was_checked_in_onnx_and_passed() -> None:
     assert [result["model"] for result in results if not result["passed"]] == []
 
 
-def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
-    script = importlib.import_module("benchmarks.bench_report")
+def test_the_tables_of_the_bench() -> None:
+    script = importlib.import_module("benchmarks.device.bench_report")
     runs = recorded(script.NAME)["runs"]
     for path, shown in ((DOCS / "bench.md", runs), (DOCS.parent / "README.md", runs[:1])):
         text = path.read_text(encoding="utf-8")
         assert with_table(text, script.SCRIPT, script.show(shown)) == text
-    checks = importlib.import_module("benchmarks.bench_checks")
+    checks = importlib.import_module("benchmarks.device.bench_agreement")
     text = (DOCS / "bench.md").read_text(encoding="utf-8")
     assert with_table(text, checks.SCRIPT, checks.show()) == text
 
 
-@pytest.mark.parametrize("script", ["parameters", "target_fits"])
-def test_the_tables_of_published_models(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
+@pytest.mark.parametrize("script", ["pages.parameters", "pages.target_fits"])
+def test_the_tables_of_published_models(script: str) -> None:
     text = (DOCS / "parameters.md").read_text(encoding="utf-8")
     assert with_table(text, script, importlib.import_module(f"benchmarks.{script}").show()) == text
 
 
-def test_the_table_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
-    script = importlib.import_module("benchmarks.memory_estimate")
+def test_the_table_of_memory() -> None:
+    script = importlib.import_module("benchmarks.device.memory_estimate")
     text = (DOCS / "parameters.md").read_text(encoding="utf-8")
     assert with_table(text, script.SCRIPT, script.show(recorded(script.NAME)["rows"])) == text
 
 
 def test_the_picture_of_parameters() -> None:
     matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `plot`)")
-    pinned = (families.ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if f"matplotlib=={matplotlib.__version__}" not in pinned:
         pytest.skip("another version of matplotlib draws other bytes")
     from compact_edge.parameter_plot import draw
@@ -135,7 +134,7 @@ def test_the_picture_of_parameters() -> None:
 
 
 def test_the_tables_of_the_guides_and_of_what_is_proved() -> None:
-    from benchmarks import guide_sizes, proof
+    from benchmarks.pages import guide_sizes, proof
 
     models = recorded(guide_sizes.NAME)["models"]
     for guide in guide_sizes.GUIDES:

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"compact", "exporters"},
     "runtime_bench": {"compact", "exporters", "targets"},
     "compact_edge": {"compact", "exporters", "targets", "runtime_bench"},
+    "benchmarks": {"compact", "exporters", "targets", "runtime_bench", "compact_edge"},
 }
 LIBRARIES = ("compact", "exporters", "targets", "runtime_bench")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import numpy as np
-import pytest
 
-from benchmarks import families
 from benchmarks.common import recorded
-from benchmarks.prune_scale_cuda import swapped_beyond
+from benchmarks.scale import prune_scale
+from benchmarks.scale.prune_scale_cuda import swapped_beyond
 
 
 def test_a_repair_is_better_than_the_plain_cut_on_every_text_at_every_ratio_with_every_seed() -> None:
@@ -33,13 +29,11 @@ def test_a_repair_helps_with_every_calibration() -> None:
         ), plain
 
 
-def test_time_and_memory_of_the_calibration_are_within_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
-    script: Any = importlib.import_module("benchmarks.prune_scale")
-    found = script.ratios(recorded("prune-scale"))
-    assert found["act2"] <= script.ACT2_LIMIT
-    assert found["act2 + H"] <= script.H_LIMIT
-    assert found["memory"] <= script.MEMORY_LIMIT
+def test_time_and_memory_of_the_calibration_are_within_their_limits() -> None:
+    found = prune_scale.ratios(recorded("prune-scale"))
+    assert found["act2"] <= prune_scale.ACT2_LIMIT
+    assert found["act2 + H"] <= prune_scale.H_LIMIT
+    assert found["memory"] <= prune_scale.MEMORY_LIMIT
 
 
 def test_choices_that_differ_in_equal_channels_alone_are_the_same() -> None:

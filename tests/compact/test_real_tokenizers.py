@@ -1,7 +1,7 @@
 """Real tokenizers, pruned: any text gives the same ids in the tokenizers library and in llama.cpp.
 
 The data folder's tokenizers, and llama.cpp's own vocabularies where COMPACT_EDGE_LLAMACPP names the folder `models` of
-its sources. `benchmarks/tokenizer_parity.py` does the same on more texts and sizes, for every tokenizer that there is.
+its sources. `benchmarks/formats/tokenizer_parity.py` does the same on more texts and sizes, for every tokenizer.
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ def test_tables_of_types_are_what_was_recorded(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    check = [sys.executable, str(tmp_path / "benchmarks" / "types_doc.py"), "--check"]
+    check = [sys.executable, "-m", "benchmarks.pages.types_doc", "--check"]
 
     def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(check, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(check, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     done = run()
     assert done.returncode == 0, done.stderr

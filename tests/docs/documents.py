@@ -42,8 +42,11 @@ class Command:
     @property
     def script(self) -> Path | None:
         """The script of this repository that it runs, or None."""
-        named = self.words[0] == "python" and len(self.words) > 1 and not self.words[1].startswith("-")
-        return ROOT / self.words[1] if named else None
+        if self.words[0] != "python" or len(self.words) < 2:
+            return None
+        if self.words[1] == "-m" and self.words[2].startswith("benchmarks."):
+            return ROOT / f"{self.words[2].replace('.', '/')}.py"
+        return None if self.words[1].startswith("-") else ROOT / self.words[1]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -106,9 +109,9 @@ def every_option() -> set[str]:
 
 
 def script_options(folder: Path) -> set[str]:
-    """The options that the scripts of a folder know."""
+    """The options that the scripts of a folder and of those below it know."""
     return {
         option
-        for path in folder.glob("*.py")
+        for path in folder.rglob("*.py")
         for option in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text(encoding="utf-8"))
     }

@@ -73,6 +73,6 @@ def test_what_is_wrong_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError):
         _check(Command("x.md", "frobnicate", ("frobnicate",)))
     with pytest.raises(AssertionError):
-        _check(Command("x.md", "", ("python", "benchmarks/quality.py", "--modle", "tiny")))
+        _check(Command("x.md", "", ("python", "-m", "benchmarks.quality.ratios", "--modle", "tiny")))
     parse(["export", "pruned", "--quant", "list"])
     assert "Q4_K_M" in capsys.readouterr().out

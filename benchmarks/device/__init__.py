@@ -1,0 +1,1 @@
+"""The on-device bench, and how far its figures can be trusted."""

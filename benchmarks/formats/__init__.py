@@ -1,0 +1,1 @@
+"""GGUF and ONNX files against references, and the types of each format."""

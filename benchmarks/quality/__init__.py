@@ -1,0 +1,1 @@
+"""Bits per byte and task accuracy, before and after pruning."""
