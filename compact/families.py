@@ -1,7 +1,7 @@
-"""The family table: one row an architecture, read in both directions (HF -> GGUF names and back).
+"""The family table: one row per architecture, used in both directions (HF names to GGUF names, and back).
 
-A new family is one `Family` row here and one entry in `tests/family_models.py`, which every family test reads.
-CONTRIBUTING.md ("Add a family") has a worked example. Nothing else in the project compares architecture names.
+To add a family, add a `Family` row here and an entry in `tests/family_models.py`, which all family tests read. ONNX
+export also needs a class in `exporters/onnx_builder.py`. docs/add-family.md has a worked example.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "text_family_of",
 ]
 
-# HF module path inside `model.layers.N.` -> GGUF tensor name inside `blk.N.`. `.weight` and `.bias` are carried over.
+# HF module path inside `model.layers.N.` -> GGUF tensor name inside `blk.N.`. `.weight` and `.bias` stay the same.
 _LLAMA_LAYER = MappingProxyType(
     {
         "input_layernorm": "attn_norm",
@@ -39,7 +39,7 @@ _LLAMA_LAYER = MappingProxyType(
     }
 )
 _QK_NORM = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-# Gemma norms the output of attention and FFN too, so Llama's post_attention_layernorm has another place here.
+# Gemma also has norms after attention and FFN, so post_attention_layernorm is at a different place than in Llama.
 _GEMMA2_LAYER = MappingProxyType(
     {
         **_LLAMA_LAYER,
@@ -272,15 +272,15 @@ def _architecture(config: Mapping[str, Any]) -> Any:
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The row for a `config.json`.
+    """Return the row for a `config.json`.
 
     Args:
         config: the parsed file.
-        where: the file's path, for the message.
+        where: the file's path, for messages.
 
     Raises:
         MixtureOfExpertsError: the configuration names experts.
-        UnsupportedArchitectureError: no row fits; the message lists the rows there are.
+        UnsupportedArchitectureError: no row matches. The hint lists the supported architectures.
     """
     moe = next((key for key in _MOE_KEYS if config.get(key)), None)
     if moe is not None:
@@ -296,15 +296,16 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
 
 
 def text_family_of(config: Mapping[str, Any]) -> Family | None:
-    """The row of the language model inside a multimodal model's `config.json`; None where it is no such model."""
+    """Return the row for the language model of a multimodal `config.json`, or None if it is not a known one."""
     name = _architecture(config)
     return next((family for family in FAMILIES if family.multimodal is not None and family.multimodal == name), None)
 
 
 def family_of_gguf(gguf_arch: str, where: str) -> Family:
-    """The row for a GGUF's `general.architecture`; the first one where several share it.
+    """Return the row for a GGUF's `general.architecture`, or the first of several with the same one.
 
-    Raises UnsupportedArchitectureError.
+    Raises:
+        UnsupportedArchitectureError: no row matches. The hint lists the supported architectures.
     """
     for family in FAMILIES:
         if family.gguf_arch == gguf_arch:
