@@ -53,7 +53,7 @@ class OutputExistsError(UsageError):
 
 
 class GateError(CompactEdgeError):
-    """Raised when an artifact fails a parity check or exceeds its size budget."""
+    """Raised when an artifact fails a parity check or exceeds a budget."""
 
     exit_code = EXIT_GATE
 
@@ -127,7 +127,7 @@ class OperatorMissingError(ToolUnavailableError):
 
 
 class HubUnavailableError(ToolUnavailableError):
-    """Raised when the Hub cannot be reached or responds with a server error."""
+    """Raised when the Hub cannot be reached, or does not serve a request."""
 
 
 class HubAccessError(HubUnavailableError):
@@ -139,7 +139,7 @@ class HubOfflineError(HubUnavailableError):
 
 
 class EngineCrashedError(ToolUnavailableError):
-    """Raised when a native engine (llama.cpp, onnxruntime) crashes in its child process."""
+    """Raised when a native engine (llama.cpp, onnxruntime) fails, or when the values of a model overflow."""
 
 
 class StorageError(CompactEdgeError):

@@ -174,8 +174,8 @@ FAMILIES: tuple[Family, ...] = (
         partial_rotary=0.25,
         unused="mtp.",
         multimodal="Qwen3_5ForConditionalGeneration",
-        onnx_refusal="onnxruntime-genai's model builder 0.18 knows it as a part of a multimodal model alone",
-        source_refusal="it holds -exp(A_log), from which A_log cannot be read back bit for bit",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 supports it only as a part of a multimodal model",
+        source_refusal="it stores -exp(A_log), from which A_log cannot be recovered exactly",
     ),
     Family(
         architecture="Gemma2ForCausalLM",
@@ -258,7 +258,7 @@ FAMILIES: tuple[Family, ...] = (
         local_theta=10000.0,
         rotary_share=0.25,
         multimodal="Gemma4ForConditionalGeneration",
-        onnx_refusal="onnxruntime-genai's model builder 0.18 has no per-layer embeddings and no shared keys and values",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 lacks per-layer embeddings and shared keys and values",
     ),
 )
 

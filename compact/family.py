@@ -81,7 +81,7 @@ class Family:
         writes_theta: the converter writes `rope.freq_base`. If it does not, llama.cpp uses `theta`.
         rope_factors: llama.cpp's graph reads `rope_freqs.weight`, so llama3 scaling can be exported.
         rope_switch: `rope.scaling.finetuned` = false turns rotary positions off in llama.cpp's graph.
-        query_scale_layers: numbers of layers with which llama.cpp divides by sqrt(hidden_size / heads) instead of
+        query_scale_layers: layer counts for which llama.cpp divides queries by sqrt(hidden_size / heads) instead of
             sqrt(head_dim). None if config.json has no `query_pre_attn_scalar`.
         default_ids: Transformers' defaults for token ids. After pruning these ids are different tokens, so a pruned
             config.json has all of them.
@@ -193,8 +193,8 @@ class Family:
 
     def tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the LM head is the embedding."""
-        said = config.get("tie_word_embeddings")
-        return self.tied_by_default if said is None else bool(said)
+        configured = config.get("tie_word_embeddings")
+        return self.tied_by_default if configured is None else bool(configured)
 
     def activation(self, config: Mapping[str, Any]) -> str:
         """The FFN's activation, as named in config.json. The default is the first one of the layout."""
@@ -219,8 +219,8 @@ class Family:
     def sliding_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
         """For every layer, whether it has a sliding window. None for a layout without windows.
 
-        The first of these decides: `layer_types`, the pattern in config.json (if the layout reads one), the layout's
-        default pattern.
+        The first of these that exists decides: `layer_types`, the pattern in config.json (if the layout reads one), the
+        layout's default pattern.
 
         Raises:
             DamagedFileError: `layer_types` or the pattern is invalid.

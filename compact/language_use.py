@@ -266,10 +266,10 @@ def normalised(use: Mapping[int, float]) -> Use:
 
 def mixed(parts: Iterable[tuple[float, Use]]) -> Use:
     """The weighted mean of uses. Empty uses are left out, and their weight is shared among the others."""
-    there = [(weight, use) for weight, use in parts if use]
-    total = sum(weight for weight, _ in there)
+    nonempty = [(weight, use) for weight, use in parts if use]
+    total = sum(weight for weight, _ in nonempty)
     result: dict[int, float] = {}
-    for weight, use in there:
+    for weight, use in nonempty:
         for token_id, share in use.items():
             result[token_id] = result.get(token_id, 0.0) + weight / total * share
     return result

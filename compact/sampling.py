@@ -94,19 +94,19 @@ def sample_texts(
     }
     writer: _Writer | None = None
     texts: list[str] = []
-    written = block = told = 0
+    written = block = reported = 0
     with progress.task("sampling", n_tokens, "tokens") as task:
 
-        def tell(amount: int) -> None:
-            nonlocal told
-            amount = max(0, min(amount, n_tokens - told))
-            told += amount
+        def report(amount: int) -> None:
+            nonlocal reported
+            amount = max(0, min(amount, n_tokens - reported))
+            reported += amount
             task.advance(amount)
 
         def write(block: int) -> list[dict[str, Any]]:
             nonlocal writer
             writer = writer or _Writer.load(model_dir, place, number)
-            return writer.write(batch_size, sequence_length, [seed, block], tell)
+            return writer.write(batch_size, sequence_length, [seed, block], report)
 
         while written < n_tokens:
             if block > 4 * (1 + n_tokens // (batch_size * sequence_length)):
@@ -124,7 +124,7 @@ def sample_texts(
                 if written < n_tokens:
                     texts.append(str(record["text"]))
                     written += int(record["tokens"])
-            tell(written - told)
+            report(written - reported)
             block += 1
     return texts
 
@@ -217,7 +217,7 @@ class _Writer:
         return _Writer(model, tokenizer, _chat_of(tokenizer), frozenset(ends), start)
 
     def write(
-        self, batch_size: int, length: int, seed: Sequence[int], tell: Callable[[int], None]
+        self, batch_size: int, length: int, seed: Sequence[int], report: Callable[[int], None]
     ) -> list[dict[str, Any]]:
         """Write the texts of one batch.
 
@@ -225,7 +225,7 @@ class _Writer:
             batch_size: number of rows.
             length: positions per row.
             seed: numbers that determine the samples.
-            tell: receives the number of tokens written in each step.
+            report: receives the number of tokens written in each step.
 
         Returns:
             Records with `text` and its number of `tokens`, in the order in which they ended.
@@ -239,12 +239,12 @@ class _Writer:
             start = self.start if self.start is not None else draw.randrange(known)
             rows.append(_Row(chat if number % 2 else None, start))
             rows[-1].restart(0)
-        done = self._run(rows, length, known, int(digest[:15], 16), tell)
+        done = self._run(rows, length, known, int(digest[:15], 16), report)
         found = [self._text(ids) for ids in done]
         return [one for one in found if one["tokens"] >= _FEWEST_TOKENS]
 
     def _run(
-        self, rows: list[_Row], length: int, known: int, seed: int, tell: Callable[[int], None]
+        self, rows: list[_Row], length: int, known: int, seed: int, report: Callable[[int], None]
     ) -> list[list[int]]:
         """Sample all rows. Return the ids of every text, in the order in which they ended."""
         import torch
@@ -265,7 +265,7 @@ class _Writer:
                 positions = [[column - row.begin] for row in rows]
                 logits = self._step(ids, positions, mask[:, : column + 1], cache)
                 proposed = _sample(logits[:, :known], generator)
-                tell(len(rows))
+                report(len(rows))
                 for n, row in enumerate(rows):
                     if not row.forced and self._ends(row, proposed[n], length):
                         done.append([*row.ids, proposed[n]])
