@@ -198,15 +198,15 @@ def hf_score(model: Any) -> Score:
     import torch
 
     def score(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+        batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)  # [1, positions]
         with torch.inference_mode():
-            logits = model(input_ids=batch, use_cache=False).logits[0, :-1]
+            logits = model(input_ids=batch, use_cache=False).logits[0, :-1]  # [positions - 1, vocab_size]
             if logits.device.type == "mps":  # MPS has no float64
                 logits, batch = logits.cpu(), batch.cpu()
             result = np.empty(len(ids) - 1, dtype=np.float64)
             for start in range(0, len(result), 256):  # in steps, to bound the float64 copy of the logits
-                part = logits[start : start + 256].double().log_softmax(dim=-1)
-                target = batch[0, start + 1 : start + 1 + part.shape[0], None]
+                part = logits[start : start + 256].double().log_softmax(dim=-1)  # [up to 256, vocab_size]
+                target = batch[0, start + 1 : start + 1 + part.shape[0], None]  # [up to 256, 1]
                 result[start : start + part.shape[0]] = part.gather(1, target)[:, 0].cpu().numpy()
         return result
 

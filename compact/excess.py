@@ -142,7 +142,7 @@ def align(model: ScoredTokens, against: ScoredTokens) -> Segments:
     """
     cuts = np.intersect1d(model.ends, against.ends)
     cuts = cuts[cuts > 0]  # [S]
-    own, other = _segment_of(model, cuts), _segment_of(against, cuts)  # [T of each] -> segment
+    own, other = _segment_of(model, cuts), _segment_of(against, cuts)  # [T] of each model: index of a segment
     tokens, against_tokens = np.bincount(own, minlength=len(cuts)), np.bincount(other, minlength=len(cuts))
     first_token, first_against = np.cumsum(tokens) - tokens, np.cumsum(against_tokens) - against_tokens
     begins = np.concatenate([np.zeros(1, dtype=np.int64), cuts[:-1]])

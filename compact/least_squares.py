@@ -74,7 +74,7 @@ class NormalEquations:
             self.square.diagonal().copy_(diagonal + ridge * mean)
             factor, info = torch.linalg.cholesky_ex(self.square)
             if int(info) == 0:
-                yield ridge, torch.cholesky_solve(self.target + ridge * mean * self.original, factor).T
+                yield ridge, torch.cholesky_solve(self.target + ridge * mean * self.original, factor).T  # [hidden, k]
 
 
 def output_error(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> float:
@@ -91,6 +91,6 @@ def output_error(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tens
     index = torch.tensor(kept, dtype=torch.int64, device=inputs.device)
     total = 0.0
     for start in range(0, inputs.shape[0], 1024):  # in steps, to bound the copies in the wider type
-        part = inputs[start : start + 1024, index].to(weight.dtype)
+        part = inputs[start : start + 1024, index].to(weight.dtype)  # [up to 1024, k]
         total += float((outputs[start : start + 1024].to(weight.dtype) - part @ weight.T).square().sum())
     return total

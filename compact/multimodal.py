@@ -113,7 +113,7 @@ def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path
     names = language_tensors(tensors, str(directory))
     write_json(out / "config.json", config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
-    with open_tensors(tensors) as read, progress.task("taking the language model", len(specs), "tensors") as task:
+    with open_tensors(tensors) as read, progress.task("extracting the language model", len(specs), "tensors") as task:
 
         def produce(spec: TensorSpec) -> torch.Tensor:
             task.advance()

@@ -249,7 +249,7 @@ def llama3_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
     factor = rope.scaling["factor"]
     low, high = rope.scaling["low_freq_factor"], rope.scaling["high_freq_factor"]
     original = rope.scaling["original_max_position_embeddings"]
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim  # [head_dim / 2]
     wavelengths = 2 * math.pi / (1.0 / (rope.theta**exponents))
     # Between the two bands, the weight of the unscaled frequency rises linearly from 0 to 1.
     smooth = (original / wavelengths - low) / (high - low)

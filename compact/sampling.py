@@ -299,7 +299,7 @@ class _Writer:
             use_cache=True,
             **{name: cache},
         )
-        logits: torch.Tensor = out.logits[:, -1]
+        logits: torch.Tensor = out.logits[:, -1]  # [rows, vocab_size]
         return logits
 
     def _text(self, ids: list[int]) -> dict[str, Any]:

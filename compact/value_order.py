@@ -53,5 +53,5 @@ def value_order(family: Family, config: Mapping[str, Any], hf_name: str) -> tupl
     after_keys, wide = _ROWS.get(module, (False, True))
     width = shape.value_dim if wide else 1
     values = np.arange(shape.value_heads * width).reshape(shape.key_heads, -1, width).swapaxes(0, 1).reshape(-1)
-    before = 2 * shape.keys if after_keys else 0
+    before = 2 * shape.keys if after_keys else 0  # rows of queries and keys, which keep their place
     return int(module == _COLUMNS), np.concatenate([np.arange(before), before + values])
