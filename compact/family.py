@@ -231,7 +231,7 @@ class Family:
         layers = int(config["num_hidden_layers"])
         if types is not None:
             if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
-                raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
+                raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
             return self._last_full([kind == "sliding_attention" for kind in types])
         pattern = (config.get(self.pattern_key) if self.pattern_key else None) or self.sliding_pattern
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
@@ -254,7 +254,7 @@ class Family:
                 raise DamagedFileError(f"config.json: full_attention_interval = {interval!r} is not a positive integer")
             return default_sliding(interval, layers)
         if not isinstance(types, list) or len(types) != layers or not _LINEAR_KINDS.issuperset(map(str, types)):
-            raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
+            raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
         return [kind == "linear_attention" for kind in types]
 
     def _last_full(self, windowed: list[bool]) -> list[bool]:

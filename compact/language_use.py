@@ -98,7 +98,7 @@ def _parse(code: str, codes: Sequence[str]) -> Language:
     except ValueError:  # langcodes.LanguageTagError
         tag = None
     if tag is None or not tag.is_valid() or tag.language is None:
-        raise UsageError(f"--languages {code}: not a language code", "write BCP 47 codes, or code: en,de,zh-Hans,code")
+        raise UsageError(f"--languages {code}: not a language code", "write BCP 47 codes or code: en,de,zh-Hans,code")
     script = tag.maximize().script
     lists = list(wordfreq.available_languages("best"))
     nearest, _ = langcodes.closest_match(tag, lists, max_distance=_MOST_DISTANT)

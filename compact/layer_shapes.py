@@ -145,7 +145,7 @@ def per_layer_size(family: Family, config: Mapping[str, Any]) -> int:
     value = config.get("hidden_size_per_layer_input", usual_width)
     value = 0 if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
-        raise DamagedFileError(f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a size")
+        raise DamagedFileError(f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a valid size")
     rows = config.get(PER_LAYER_VOCABULARY, usual_rows)
     if value and rows != config["vocab_size"]:
         raise UnsupportedArchitectureError(
@@ -174,7 +174,7 @@ def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) 
         raise DamagedFileError("config.json: per_layer_config is not an object")
     for key, value in stored.items():
         if not str(key).isdecimal() or int(key) >= len(found) or not isinstance(value, Mapping):
-            raise DamagedFileError(f"config.json: per_layer_config[{str(key)[:20]!r}] does not name a layer's settings")
+            raise DamagedFileError(f"config.json: per_layer_config[{str(key)[:20]!r}] is not the settings of a layer")
         if odd := sorted(set(map(str, value)) - _OVERRIDES):
             raise UnsupportedArchitectureError(f"config.json: per_layer_config changes {odd[0][:40]!r} of layer {key}")
         found[int(key)] = value
@@ -183,5 +183,5 @@ def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) 
 
 def _size(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
-        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a size")
+        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a valid size")
     return value

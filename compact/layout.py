@@ -141,7 +141,7 @@ def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str,
     expected = expected_shapes(family, config, len(stored), where)
     missing = [name for name in expected if name not in stored]
     if missing:
-        raise DamagedFileError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        raise DamagedFileError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)")
     for name, shape in stored.items():
         wanted = expected.get(name)
         if name == OUTPUT:

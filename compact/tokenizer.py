@@ -82,7 +82,7 @@ def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
         for name, entry in specials.items():
             ids = entry.get("ids") if isinstance(entry, dict) else None
             if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-                raise DamagedFileError(f"{TOKENIZER}: the post-processor gives no ids for {str(name)[:80]!r}")
+                raise DamagedFileError(f"{TOKENIZER}: the post-processor has no ids for {str(name)[:80]!r}")
             yield str(name), ids
     named = set(specials) if isinstance(specials, dict) else set()
     for key in ("single", "pair"):
