@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_serve(hub: Hub, checkpoint: Path, tmp_path: Path) -> 
     home = tmp_path / "home"
     (failure,) = fetch(hub.environment(home), NAME, free=1 << 20)
     assert failure["code"] == 74
-    assert "are needed and" in failure["message"]
+    assert "are needed, but only" in failure["message"]
     hub.broken = True
     (failure,) = fetch(hub.environment(home), NAME)
     assert (failure["code"], failure["hint"]) == (69, "try again later")

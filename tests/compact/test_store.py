@@ -73,7 +73,7 @@ def test_an_existing_target_needs_force(tmp_path: Path) -> None:
 
 def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(OutputExistsError, match="meanwhile"), store.publish(target) as work:
+    with pytest.raises(OutputExistsError, match="in the meantime"), store.publish(target) as work:
         (work / "mine").write_text("mine")
         earlier(tmp_path)
     assert names(target) == ["old"]
