@@ -1,7 +1,7 @@
-"""The content-addressed cache: a finished stage's files, named by the hash of everything that they depend on.
+"""A content-addressed cache. An entry holds the files of a finished stage, under the hash of all inputs of the stage.
 
-Entries are published like every other directory (`store.publish`), so an entry is whole or absent. Its `entry.json`
-lists every file with size and sha256; an entry whose files no longer have these sizes is made anew.
+Entries are published atomically (`store.publish`). The `entry.json` of an entry lists every file with its size and
+sha256. If a file no longer has the listed size, the entry is made again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENVIRONMENT = "COMPACT_EDGE_CACHE"
 
 
 def default_root() -> Path:
-    """The user's cache directory (`COMPACT_EDGE_CACHE`, else the platform's own place)."""
+    """The user's cache directory: `COMPACT_EDGE_CACHE`, or the platform's default."""
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
     import platformdirs
@@ -33,10 +33,15 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """A directory of finished stages. `hits` and `misses` are counted for the user and the tests.
+    """A directory of finished stages.
 
-    `reused` are the hits on entries from before; one that this object made (`made`) and takes again is none. `keeps` is
-    false where everything goes with the command, so that nothing need be written for a later one.
+    Attributes:
+        root: the directory.
+        hits: kinds of the entries that were found.
+        misses: kinds of the entries that were made.
+        made: (kind, key) of the entries that this object made.
+        reused: kinds of the entries that were found and that this object had not made itself.
+        keeps: False if the directory is deleted after the command, so that nothing needs to be stored for later ones.
     """
 
     root: Path
@@ -50,7 +55,7 @@ class Cache:
         return self.root / kind / key
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The entry's directory where it is whole; None else."""
+        """Return the entry's directory, or None if the entry does not exist or is incomplete."""
         path = self.path(kind, key)
         try:
             files = read_json_object(path / ENTRY)["files"]
@@ -69,16 +74,22 @@ class Cache:
         anew: bool = False,
         together: bool = False,
     ) -> Path:
-        """The entry's directory; `make` fills it (given a temporary directory) when it is not there yet.
+        """Return the entry's directory. If the entry does not exist yet, make it first.
 
-        `anew` makes it again and replaces the entry that is there, which stays until the new one is whole.
+        If several processes are joined (`compact.distributed`), all of them must make the same call. Only the first
+        process looks for the entry and writes it.
 
-        Where several processes are joined (`compact.distributed`), all must call this alike; the first one looks, and
-        writes. `together`: all of them run `make`, which shares the work out, and what the others write is thrown
-        away; else the others wait.
+        Args:
+            kind: the kind of entry.
+            key: the hash of the stage's inputs.
+            make: writes the entry's files to the given temporary directory.
+            needed_bytes: expected size, to check the free space first.
+            anew: make the entry again. An existing entry stays until the new one is complete.
+            together: all joined processes run `make`, which divides the work among them. The files of the others are
+                discarded. If false, the others wait.
 
         Raises:
-            StorageError: another process's cache does not hold what the first one wrote.
+            StorageError: another process does not see the entry that the first one wrote.
         """
         if distributed.broadcast_json(not anew and self.find(kind, key) is not None):
             self.hits.append(kind)
@@ -98,7 +109,7 @@ class Cache:
     def _shared(self, kind: str, key: str) -> Path:
         if not distributed.is_main() and self.find(kind, key) is None:
             raise StorageError(
-                f"{self.path(kind, key)}: written by process 0 and not seen by process {distributed.rank()}",
+                f"{self.path(kind, key)}: written by process 0, but process {distributed.rank()} does not see it",
                 f"set {ENVIRONMENT} to a folder that all machines share",
             )
         return self.path(kind, key)
@@ -115,25 +126,29 @@ class Cache:
                 }
                 write_json(work / ENTRY, {"kind": kind, "key": key, "files": files})
         except OutputExistsError:
-            # Another process finished the same entry meanwhile; equal keys mean equal content.
+            # Another process finished the same entry in the meantime. Equal keys mean equal content.
             if self.find(kind, key) is None:
                 raise
 
     def recorded_sha256(self, kind: str, key: str, name: str) -> str:
-        """The sha256 that a file of an entry had when it was made."""
+        """Return the sha256 of an entry's file, as recorded when the entry was made."""
         digest: str = read_json_object(self.path(kind, key) / ENTRY)["files"][name][1]
         return digest
 
     def n_bytes(self) -> int:
-        """Bytes of all entries."""
+        """Total size of all entries in bytes."""
         return tree_bytes(self.root) if self.root.is_dir() else 0
 
 
 @contextmanager
 def open_cache(*, enabled: bool = True, root: Path | None = None, scratch: Path | None = None) -> Iterator[Cache]:
-    """The user's cache, or (`enabled` false) one that lives as long as the block, in `scratch`.
+    """Open the user's cache or a temporary one.
 
-    Joined processes share the one of the first.
+    Args:
+        enabled: open the user's cache. If false, open a temporary cache that is deleted when the block ends. Joined
+            processes share the temporary cache of the first one.
+        root: the user's cache directory, instead of the default one.
+        scratch: where to create the temporary cache. None uses the system's temporary directory.
     """
     if enabled:
         yield Cache(root or default_root(), [], [])

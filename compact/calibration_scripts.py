@@ -1,4 +1,4 @@
-"""The calibration where the user names none, and what a calibration says of the languages of its users."""
+"""The default calibration, and the scripts that a calibration text is written in."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ _DOCUMENTS = 2000
 
 
 def default_calibration(source: ModelSource) -> tuple[str, ...]:
-    """`stdlib` (code and prose) for `tiny`, which was trained on such text; C4 for a model from the Hub, as in the
-    paper; `stdlib-prose`, which needs no network, for every other model."""
+    """Return the names of the calibration texts to use when the user names none.
+
+    `tiny` gets `stdlib` (code and prose), because it was trained on such text. A model from the Hub gets C4, as in the
+    paper. Every other model gets `stdlib-prose`, which needs no network.
+    """
     if source.origin == TINY:
         return (STDLIB,)
     return (C4,) if source.commit is not None else (STDLIB_PROSE,)
 
 
 def calibration_scripts(names: Sequence[str]) -> frozenset[str] | None:
-    """The scripts of calibration texts (ISO 15924 codes), read from the files among them.
+    """Return the scripts that calibration texts are written in.
 
     Args:
         names: files, built-in texts, Hub data sets or `self`.
 
     Returns:
-        None where a text is not there before it is drawn: another Hub data set than the default's, or `self`.
+        ISO 15924 codes. None if a text does not exist before it is drawn (`self`, or a Hub data set other than English
+        C4), or if the texts contain no letters.
     """
     found: set[str] = set()
     for name in names:

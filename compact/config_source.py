@@ -1,7 +1,7 @@
-"""A model known by its config.json alone: sizes and parameters without weights or tokenizer.
+"""Open a model by its config.json alone, without weights or tokenizer.
 
-It may be a file or a directory without weights, a model on the Hub (of which only config.json is fetched), or a row of
-the built-in table (`compact.published`).
+The configuration may come from a file, a directory without weights, a model on the Hub (only config.json is
+downloaded), or the built-in table (`compact.published`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from compact.published import PublishedModel, close_names, published_model
 from compact.source import BUILT_IN, check_layers, check_sizes, plain_name, refuse_auto_map, refuse_quantized
 from compact.store import read_json_object
 
-# Far above any model.
+# The largest size to accept; far above that of any model.
 _LARGEST = 1 << 24
-# What a directory with weights, ours to read or not, has; `open_source` judges it.
+# A directory with one of these has weights, so `open_source` opens it or rejects it.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 
 
@@ -33,14 +33,14 @@ class ConfigSource:
 
     Attributes:
         name: the model's name without its path.
-        origin: what the user named.
+        origin: the model as the user named it.
         config: config.json of the language model.
         family: the row of the family table.
         where: the file's path or the table's row, for messages.
-        note: one line that the user should be told, or None.
-        hub_id: Hub id of this very model where it is known, or None.
-        commit: where it was fetched from the Hub, the commit.
-        merges: of its tokenizer in a GGUF, where that is known.
+        note: one line to show to the user, or None.
+        hub_id: Hub id of exactly this model, or None if unknown.
+        commit: commit on the Hub, or None if the model is not from the Hub.
+        merges: number of merges of its tokenizer in a GGUF, or None if unknown.
     """
 
     name: str
@@ -55,14 +55,20 @@ class ConfigSource:
 
 
 def open_config(model: str, progress: Progress = SILENT) -> ConfigSource | None:
-    """What the user named, if its configuration is all that there is to read; None where `open_source` reads more.
+    """Open a model by its configuration.
 
-    That is a checkpoint with weights, a GGUF, or a built-in model.
+    Args:
+        model: a directory, a config.json, a Hub model, or a name in the built-in table.
+        progress: receives notes for the user.
+
+    Returns:
+        The configuration. None if `open_source` can open the model with more than its configuration: a checkpoint with
+        weights, a GGUF, or a built-in model.
 
     Raises:
-        ModelNotFoundError: nothing of that name.
-        DataError: a subclass for every way in which a configuration can be refused.
-        HubUnavailableError: the Hub cannot be reached, or gives no access (`compact.hub_errors`).
+        ModelNotFoundError: nothing has that name.
+        DataError: the configuration is damaged or not supported. Every reason has its own subclass.
+        HubUnavailableError: the Hub cannot be reached, or denies access (see `compact.hub_errors`).
     """
     path = Path(model).expanduser()
     if model in BUILT_IN:
@@ -93,7 +99,7 @@ def open_config(model: str, progress: Progress = SILENT) -> ConfigSource | None:
 
 
 def config_of_row(row: PublishedModel) -> ConfigSource:
-    """A row of the built-in table."""
+    """Return the configuration of a row in the built-in table."""
     config = row.config()
     family = family_of(config, row.name)
     return ConfigSource(row.name, row.name, config, family, row.name, hub_id=row.hub_id, merges=row.merges)
@@ -104,7 +110,7 @@ def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSo
     inner = config.get("text_config")
     family = text_family_of(config)
     for part in (config, inner if isinstance(inner, dict) else {}):
-        # Transformers builds a list of every layer's kind: sizes first.
+        # Check sizes first: Transformers builds a list with one entry per layer.
         check_layers(part, path)
         refuse_auto_map(part, path)
         refuse_quantized(part, path)
@@ -112,15 +118,15 @@ def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSo
     if family is not None:
         from compact.multimodal import text_config
 
-        # Transformers reads a file of any name, and config.json of a directory.
+        # Transformers reads config.json of a directory, or a file of any name.
         config = text_config(path.parent if path.name == CONFIG else path, config, family)
         note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
         progress.note(note)
     family = family_of(config, str(path))
     check_sizes(config, path)
     check_layers(config, path)
-    # No tensors bound what is worked out from these.
+    # There are no tensors to check these sizes against, so bound them.
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         if config[key] > _LARGEST:
-            raise DamagedFileError(f"{path}: {key} = {str(config[key])[:40]}, at most {_LARGEST} was expected")
+            raise DamagedFileError(f"{path}: {key} = {str(config[key])[:40]}, expected at most {_LARGEST}")
     return ConfigSource(name, origin, config, family, str(path), note)

@@ -1,4 +1,4 @@
-"""What a smaller vocabulary keeps of a text: the tokens that stay whole, and how much longer the text gets."""
+"""What a smaller vocabulary does to a text: how many of its tokens are kept, and how much longer the text gets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from compact.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Reach:
-    """Expectations over a text whose use of every token is known, for each vocabulary size.
+    """Expected values for a text with known token use, for each vocabulary size.
 
     Attributes:
-        smallest: the size of the always-kept ids alone; entry n of the lists is for `smallest` + n ids.
-        coverage: share of the text's tokens that stay whole, 0 to 1.
-        tokens_per_character: of the text. A piece of a removed token may be merged with its neighbour, so a real text
-            takes a little less.
+        smallest: the number of always-kept ids. Entry n of the lists is for a vocabulary of `smallest` + n ids.
+        coverage: share of the text's tokens that are kept, 0 to 1.
+        tokens_per_character: estimated for the text. Real text needs slightly fewer tokens, because parts of a removed
+            token may merge with their neighbours.
     """
 
     smallest: int
@@ -25,30 +25,30 @@ class Reach:
     tokens_per_character: Sequence[float]
 
     def at(self, vocab_size: int) -> tuple[float, float]:
-        """Coverage and tokens per character of a size. Outside the range, those of its nearest end."""
+        """Coverage and tokens per character at a size, clamped to the range of sizes."""
         n = max(0, min(vocab_size - self.smallest, len(self.coverage) - 1))
         return self.coverage[n], self.tokens_per_character[n]
 
     def size_covering(self, coverage: float) -> int:
-        """The smallest size that keeps this share (0 to 1) of the tokens whole; the whole vocabulary where none does.
+        """The smallest size with at least this coverage (0 to 1), or the largest size if none has it.
 
-        Sums of shares are rounded, so a share of 1 is reached within one in a thousand million.
+        A tolerance of 1e-9 absorbs rounding in the sums, so that a coverage of 1 can be reached.
         """
         reached = (n for n, share in enumerate(self.coverage) if share >= coverage - 1e-9)
         return self.smallest + next(reached, len(self.coverage) - 1)
 
 
 def reach_of(vocabulary: Vocabulary, always: frozenset[int], order: Sequence[int], use: Mapping[int, float]) -> Reach:
-    """What each size keeps.
+    """Estimate coverage and tokens per character at every vocabulary size.
 
-    A removed token is written as the two parts of its last merge, and they inherit its use; a removed character is
-    written as the byte tokens of its UTF-8.
+    A removed token is replaced by the two parts of its last merge, and both inherit its use. A removed character is
+    replaced by the byte tokens of its UTF-8.
 
     Args:
-        vocabulary: the tokenizer's.
+        vocabulary: the tokenizer's vocabulary.
         always: ids that are always kept.
         order: droppable ids, most worth keeping first, closed under merges.
-        use: id -> share of the text's tokens; they sum to 1.
+        use: id -> share of the text's tokens. The shares sum to 1.
     """
     kept = accumulate((use.get(i, 0.0) for i in order), initial=sum(use.get(i, 0.0) for i in always))
     texts, tokens, by_id = vocabulary.texts, vocabulary.tokens, vocabulary.by_id

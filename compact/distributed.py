@@ -1,11 +1,12 @@
-"""Several processes on one job, as `torchrun` starts them: data parallel, every process over its share of the samples.
+"""Run one job in several processes that `torchrun` started. Every process handles its share of the samples.
 
-`joined` reads what torchrun set in the environment and connects the processes (torch.distributed: Gloo on the CPU, NCCL
-between CUDA devices). Outside that block, and with one process, every function here does nothing and costs nothing.
-All of them but `rank`, `world_size`, `local_world_size`, `is_main` and `share` must be called by every process, in the
-same order.
+`joined` reads the environment variables of torchrun and connects the processes (torch.distributed, with Gloo on the CPU
+and NCCL between CUDA devices). Outside that block, or with one process, the functions here do nothing.
 
-Sums are exact to the type that they are given in (float64 for statistics), and the same bits on every process.
+Every process must call the collective functions in the same order. These are `joined`, `all_reduce_sum`,
+`all_reduce_mean_`, `broadcast_json` and `barrier`.
+
+Sums have the type of their inputs (float64 for statistics) and are bit-identical on all processes.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ else:
     Summed = TypeVar("Summed")
 Item = TypeVar("Item")
 
-# One process may write hundreds of gigabytes while the others wait. The end of a process ends the wait at once.
+# Timeout of waits. One process may write hundreds of gigabytes while the others wait. If a process ends, the wait ends
+# at once.
 _PATIENCE = timedelta(days=2)
-# Elements that one reduction of gradients copies together: few calls, and little memory beside the gradients.
+# Maximum number of gradient elements per reduction. It bounds the extra memory and still needs few calls.
 _BUCKET = 1 << 23
 _POLL_SECONDS = 0.0005
 
 
 class PeerFailedError(CompactEdgeError):
-    """Another process of the job failed first, and has said why."""
+    """Raised when another process of the job failed first. That process reports the reason."""
 
     exit_code = EXIT_UNAVAILABLE
 
@@ -49,42 +51,42 @@ class _World:
     size: int
 
 
-# The job is one of the process, like the process group of torch that it stands for; only `joined` sets it.
+# Process-wide, like torch's process group. Only `joined` sets it.
 _world = _World(0, 1)
 
 
 def rank() -> int:
-    """The number of this process; 0 where there is one."""
+    """The number of this process, from 0."""
     return _world.rank
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return _world.size
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and talks to the user."""
+    """Whether this is the process that writes files and reports to the user."""
     return _world.rank == 0
 
 
 def share(items: Sequence[Item]) -> list[Item]:
-    """This process's part of what all hold: every n-th item. May be empty."""
+    """This process's share of the items: every n-th one for n processes. May be empty."""
     return list(items[_world.rank :: _world.size])
 
 
 def local_world_size() -> int:
-    """How many processes share this machine."""
+    """The number of processes on this machine."""
     return _number("LOCAL_WORLD_SIZE", _world.size) if _world.size > 1 else 1
 
 
 def launched() -> int:
-    """How many processes the environment (torchrun) says there are; 1 without it."""
+    """The number of processes according to the environment (torchrun), or 1."""
     return _number("WORLD_SIZE", 1)
 
 
 def launched_rank() -> int:
-    """The number of this process in the environment; 0 without it."""
+    """The number of this process according to the environment (torchrun), or 0."""
     return _number("RANK", 0)
 
 
@@ -95,15 +97,15 @@ def _number(name: str, default: int) -> int:
 
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[None]:
-    """Connect the processes that torchrun started, for the length of the block; nothing where there is one.
+    """Connect the processes that torchrun started while the block runs. Does nothing if there is only one process.
 
     Args:
-        device: of the work, as `--device` names it; on CUDA every process of a machine takes a card of its own.
+        device: the device to work on, as in `--device`. On CUDA, every process on a machine uses a different card.
 
     Raises:
-        UsageError: more processes on this machine than cards.
-        PeerFailedError: the block failed because another process did, which was first to fail.
-        ToolUnavailableError: the processes cannot reach each other.
+        UsageError: there are more processes on this machine than CUDA devices.
+        PeerFailedError: the block failed because another process had failed first.
+        ToolUnavailableError: the processes cannot be connected.
     """
     global _world
     size = launched()
@@ -122,8 +124,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
     local = _number("LOCAL_RANK", 0)
     if cuda and local >= torch.cuda.device_count():
         raise UsageError(
-            f"{_number('LOCAL_WORLD_SIZE', size)} processes and {torch.cuda.device_count()} CUDA devices here",
-            "start one process a device: torchrun --nproc-per-node",
+            f"{_number('LOCAL_WORLD_SIZE', size)} processes, but {torch.cuda.device_count()} CUDA devices here",
+            "start one process per device: torchrun --nproc-per-node",
         )
     try:
         store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
@@ -144,7 +146,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
         barrier()
         dist.destroy_process_group()
     except BaseException as error:
-        # The first to fail says why; what the others meet (a closed connection, torchrun's SIGTERM) follows from it.
+        # Only the first process to fail reports its error. The others fail as a consequence (a closed connection, or
+        # torchrun's SIGTERM).
         if not _first_to_fail(store):
             raise PeerFailedError("another process of the job failed") from error
         raise
@@ -156,7 +159,8 @@ def _first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("compact-edge/failed", 1) == 1)
     except RuntimeError:
-        # The store has gone with what keeps it: torchrun, which says so itself, or the first process, which has failed.
+        # The process that hosts the store has ended. That is torchrun, which reports it itself, or the first process,
+        # which has then failed.
         return _world.rank == 0
 
 
@@ -165,15 +169,15 @@ def _line(error: BaseException) -> str:
 
 
 def _finish(work: Any) -> None:
-    """Wait for a reduction, open to signals: a wait inside torch would not see the SIGTERM that ends a failed job."""
+    """Wait for a collective operation by polling. A wait inside torch would block SIGTERM, which ends a failed job."""
     try:
         while not work.is_completed():
             time.sleep(_POLL_SECONDS)
         work.wait()
     except RuntimeError as error:
         raise ToolUnavailableError(
-            f"process {_world.rank} of {_world.size}: another one has ended ({_line(error)})",
-            "its own message, or torchrun's, says why",
+            f"process {_world.rank} of {_world.size}: another process has ended ({_line(error)})",
+            "see the message of that process, or of torchrun",
         ) from error
 
 
@@ -185,7 +189,7 @@ def _tensor_of(value: Any) -> Any:
 
 
 def all_reduce_sum(value: Summed) -> Summed:
-    """Add up a contiguous array or tensor over all processes, in place; returns it."""
+    """Sum a contiguous array or tensor over all processes, in place. Returns the same object."""
     if _world.size > 1:
         import torch.distributed as dist
 
@@ -194,7 +198,7 @@ def all_reduce_sum(value: Summed) -> Summed:
 
 
 def all_reduce_mean_(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace tensors (gradients) by their means over all processes. All processes give the same shapes and types."""
+    """Replace tensors (gradients) by their means over all processes. Shapes and types must be the same everywhere."""
     if _world.size == 1:
         return
     import torch
@@ -216,7 +220,7 @@ def all_reduce_mean_(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def broadcast_json(value: Any) -> Any:
-    """The first process's value (of JSON's types) on every process."""
+    """Return the first process's value on every process. The value must be JSON-serialisable."""
     if _world.size == 1:
         return value
     import torch
@@ -233,7 +237,7 @@ def broadcast_json(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process calls this."""
     if _world.size > 1:
         import torch
 

@@ -1,11 +1,17 @@
-"""Every error that a user can meet, one class a broken rule.
+"""The errors that a user can meet.
 
-An error carries what is wrong (`message`), the next step (`hint`) and the exit code of its class. Messages are one
-line, lower case, and name the place (file, key, option). The command prints `error: MESSAGE` and `hint: HINT`;
-library code raises and never prints.
+An error has a `message` (what is wrong), a `hint` (the next step, optional) and the exit code of its class. A message
+is one line in lower case and names the place: a file, a key or an option. Library code raises errors and never
+prints. The command line prints them as `error: MESSAGE` and `hint: HINT`.
 
-Exit codes: 2 usage, 3 a gate or budget failed, 65 bad or damaged data, 69 device or tool unavailable, 74 I/O,
-130/143 interrupted, 1 a bug of ours.
+Exit codes:
+    2: usage error
+    3: a gate or budget failed
+    65: bad or damaged data
+    69: a device or tool is unavailable
+    74: I/O error
+    130, 143: interrupted
+    1: a bug in compact-edge
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ EXIT_IO = 74
 
 
 class CompactEdgeError(Exception):
-    """Base of all errors that are the user's or the data's, not a bug of ours."""
+    """Base class of all errors with a cause outside this code: the command line, the data or the machine."""
 
     exit_code: int = 1
 
@@ -29,118 +35,118 @@ class CompactEdgeError(Exception):
 
 
 class UsageError(CompactEdgeError):
-    """The command's words do not fit: an unknown name, a value out of range, two options that exclude each other."""
+    """Raised when the command line is wrong: an unknown name, a value out of range, or two conflicting options."""
 
     exit_code = EXIT_USAGE
 
 
 class HubNameError(UsageError):
-    """A name that cannot be a repository of the Hub."""
+    """Raised when a name or revision is not valid on the Hub."""
 
 
 class BudgetError(UsageError):
-    """A size or ratio that the model cannot reach, or that the quantization's grid does not allow."""
+    """Raised when the model cannot reach a requested size or ratio, or when the quantization does not allow it."""
 
 
 class OutputExistsError(UsageError):
-    """The output directory is there already and `--force` was not given."""
+    """Raised when the output directory already exists and `--force` was not given."""
 
 
 class GateError(CompactEdgeError):
-    """A parity gate or a budget failed: the artifact is not what it claims to be."""
+    """Raised when an artifact fails a parity check or exceeds a budget."""
 
     exit_code = EXIT_GATE
 
 
 class DataError(CompactEdgeError):
-    """Bad or damaged input: a checkpoint, tokenizer, text, plan or manifest."""
+    """Raised when the input is bad or damaged: a checkpoint, tokenizer, text, plan or manifest."""
 
     exit_code = EXIT_DATA
 
 
 class ModelNotFoundError(DataError):
-    """No directory, file or built-in of that name."""
+    """Raised when no directory, file or built-in model has the given name."""
 
 
 class PickleRefusedError(DataError):
-    """The weights are pickled; loading them could run code."""
+    """Raised when the weights are pickled. Loading them could run code."""
 
 
 class RemoteCodeRefusedError(DataError):
-    """The checkpoint asks for code of its own (`auto_map`)."""
+    """Raised when the checkpoint needs code from its own repository (`auto_map`)."""
 
 
 class UnsafePathError(DataError):
-    """A file name inside the data points outside its directory."""
+    """Raised when a file name in the data is unsafe, for example because it points outside its directory."""
 
 
 class QuantizedCheckpointError(DataError):
-    """The checkpoint is already quantised (GPTQ, AWQ, FP8, bitsandbytes, ...)."""
+    """Raised when the checkpoint is already quantized (GPTQ, AWQ, FP8, bitsandbytes, ...)."""
 
 
 class MixtureOfExpertsError(DataError):
-    """The checkpoint is a mixture of experts."""
+    """Raised when the checkpoint is a mixture-of-experts model."""
 
 
 class UnsupportedArchitectureError(DataError):
-    """No row of the family table fits."""
+    """Raised when no row of the family table matches the checkpoint."""
 
 
 class UnsupportedTokenizerError(DataError):
-    """The tokenizer's kind or pre-tokenizer is not known."""
+    """Raised when the tokenizer's type, pre-tokenizer or merges are not supported."""
 
 
 class DamagedFileError(DataError):
-    """A file is truncated, has the wrong hash or breaks its format."""
+    """Raised when a file is truncated, has the wrong hash or violates its format."""
 
 
 class CalibrationError(DataError):
-    """The calibration text is empty or too short."""
+    """Raised when the calibration text is missing, empty or too short."""
 
 
 class PlanMismatchError(DataError):
-    """A plan was made for other weights or another tokenizer."""
+    """Raised when a plan does not match the checkpoint, its tokenizer or the plan's own updates file."""
 
 
 class HubNotFoundError(DataError):
-    """The Hub has no repository of that name, or none that this token may see."""
+    """Raised when the Hub has no such repository, or when the user's token may not see it."""
 
 
 class HubRevisionNotFoundError(HubNotFoundError):
-    """The repository is there; the branch, tag or commit is not."""
+    """Raised when the repository exists but the branch, tag or commit does not."""
 
 
 class ToolUnavailableError(CompactEdgeError):
-    """A program, package or device that is needed is not there."""
+    """Raised when a required program, package or device is not available."""
 
     exit_code = EXIT_UNAVAILABLE
 
 
 class OperatorMissingError(ToolUnavailableError):
-    """The runtime has no implementation of an operator of the graph on this device."""
+    """Raised when the runtime does not implement one of the graph's operators on this device."""
 
 
 class HubUnavailableError(ToolUnavailableError):
-    """The Hub cannot be reached, or answers with an error of its own."""
+    """Raised when the Hub cannot be reached, or does not serve a request."""
 
 
 class HubAccessError(HubUnavailableError):
-    """The repository is there and this user may not read it: gated, disabled, or a token that is refused."""
+    """Raised when the user may not read the repository: it is gated or disabled, or the Hub refused the token."""
 
 
 class HubOfflineError(HubUnavailableError):
-    """Offline mode is on, and the cache does not hold what is needed."""
+    """Raised when offline mode is on and the cache does not have the requested files."""
 
 
 class EngineCrashedError(ToolUnavailableError):
-    """A native engine (llama.cpp, onnxruntime) aborted in its child process."""
+    """Raised when a native engine (llama.cpp, onnxruntime) fails, or when the values of a model overflow."""
 
 
 class StorageError(CompactEdgeError):
-    """The file system refused: no space, no permission, a failed read or write."""
+    """Raised when the file system fails: no space, no permission, or a failed read or write."""
 
     exit_code = EXIT_IO
 
 
 class DiskFullError(StorageError):
-    """Not enough free space for what is about to be written."""
+    """Raised when the disk is full, or has too little free space for the files about to be written."""

@@ -1,9 +1,12 @@
-"""Bits per byte: total negative log2-likelihood of a text over its UTF-8 bytes.
+"""Bits per byte: the total negative log2-likelihood of a text, divided by its UTF-8 bytes.
 
-Token-level perplexity cannot be compared across vocabularies; bits per byte can. Windows of `window` positions move by
-half of it, or by `stride`; every token but a first one without BOS is scored exactly once, with at least the rest of a
-window as its context where the text has it. The scoring itself is a callable, so that Transformers and llama.cpp share
-the method.
+Unlike perplexity per token, bits per byte can be compared across vocabularies.
+
+A window moves over the text by half its size, or by `stride`. Every token is scored exactly once, in the first window
+that contains it. After the first window, a token has at least the overlap of two windows as context. Without BOS, the
+first token is not scored, because nothing comes before it.
+
+The model is a callable, so that Transformers and llama.cpp share this code.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from compact.store import read_json_object, sha256_json
 
 DEFAULT_WINDOW = 2048
 
-# ids [T] -> natural-log probability of ids[1:], [T - 1], each given all ids before it.
+# ids [tokens] -> natural-log probabilities of ids[1:], float64 [tokens - 1], each given all ids before it.
 Score = Callable[[Sequence[int]], np.ndarray[Any, np.dtype[np.float64]]]
 
 
@@ -34,10 +37,10 @@ class Evaluation:
     Attributes:
         bits_per_byte: total negative log2-likelihood / `n_bytes`.
         n_bytes: UTF-8 bytes of the scored tokens.
-        n_tokens: tokens scored.
+        n_tokens: number of scored tokens.
         n_characters: characters of the whole text.
-        window: positions of a window, BOS included.
-        text_sha256: of the text.
+        window: positions per window, including BOS.
+        text_sha256: hash of the text.
     """
 
     bits_per_byte: float
@@ -52,10 +55,10 @@ class Evaluation:
 
 
 def read_text(path: Path, *, split: str = "all") -> str:
-    """The text of a file; the records of a `.jsonl` (field `text` or `context`) joined by a blank line.
+    """Read the text of a file. Records of a `.jsonl` (field `text` or `context`) are joined by blank lines.
 
     Args:
-        path: text, jsonl or parquet.
+        path: a text, jsonl or parquet file.
         split: `all`, `train` (the first 80% of the characters) or `held-out` (the last 20%).
     """
     text = "\n\n".join(read_documents(path))
@@ -64,14 +67,14 @@ def read_text(path: Path, *, split: str = "all") -> str:
 
 
 def windows(n_tokens: int, size: int, *, first: int, stride: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, scored from) of every window over `n_tokens` ids.
+    """Yield (begin, end, first token to score) for every window over `n_tokens` ids.
 
     Args:
         n_tokens: length of the text in tokens.
-        size: tokens of a window, BOS not counted; at least 1 with BOS and 2 without.
-        first: the first token to score, 0 with BOS and 1 without.
-        stride: tokens from one window to the next; half a window by default, and at most what
-            leaves every token something before it.
+        size: tokens per window, without BOS. At least 1 with BOS and 2 without.
+        first: the first token of the text to score: 0 with BOS and 1 without.
+        stride: tokens from one window to the next, half a window by default. It is limited so that every scored token
+            has at least one token (or BOS) before it.
     """
     stride = max(1, size // 2 if stride is None else min(stride, size - first))
     begin, scored = 0, first
@@ -84,13 +87,13 @@ def windows(n_tokens: int, size: int, *, first: int, stride: int | None = None) 
 
 @dataclass(frozen=True)
 class TextScorer:
-    """A model that is open to score texts.
+    """An open model that scores texts.
 
     Attributes:
-        encode: text -> its token ids, without BOS.
-        score: the model.
-        bos: the BOS id where the model puts one before a text; None otherwise.
-        window: positions of a window, BOS included.
+        encode: text -> token ids, without BOS.
+        score: computes log-probabilities with the model.
+        bos: the BOS id if the tokenizer adds BOS to a text, otherwise None.
+        window: positions per window, including BOS.
     """
 
     encode: Callable[[str], list[int]]
@@ -109,10 +112,10 @@ def score_windows(
     progress: Progress = SILENT,
     label: str = "evaluating",
 ) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
-    """Natural-log probabilities of a text's tokens, one array per window.
+    """Yield natural-log probabilities of a text's tokens, one float64 array per window.
 
-    Together the arrays hold one value per token, in the text's order; without BOS the first token has none, because
-    nothing comes before it. Arguments and errors as for `evaluate`.
+    Together, the arrays have one value per token, in the order of the text. Without BOS, the first token has none.
+    Arguments and errors are those of `evaluate`.
     """
     if window < 2:
         raise UsageError(f"--window {window}: at least 2 positions are needed")
@@ -123,7 +126,7 @@ def score_windows(
     with progress.task(label, len(ids) - first, "tokens") as task:
         for begin, end, scored in windows(len(ids), window - len(prefix), first=first, stride=stride):
             log_probabilities = score([*prefix, *ids[begin:end]])
-            # Entry j is the probability of position j + 1 of the window; the last `end - scored` belong to this window.
+            # Entry j is for position j + 1 of the window. Earlier windows have scored all but the last `end - scored`.
             yield log_probabilities[len(log_probabilities) - (end - scored) :]
             task.advance(end - scored)
 
@@ -140,20 +143,22 @@ def evaluate(
     progress: Progress = SILENT,
     label: str = "evaluating",
 ) -> Evaluation:
-    """Score a text.
+    """Compute bits per byte of a text.
 
     Args:
         ids: the text's token ids, without BOS.
         text: the text.
-        score: the model.
-        bos: the BOS id where the model puts one before a text; every window then starts with it.
-        first_token_bytes: UTF-8 bytes of the first token, which is context only where there is no BOS.
-        window: positions, BOS included; the smaller of 2048 and the model's maximum by default.
-        stride: as `windows` takes it.
+        score: computes log-probabilities with the model.
+        bos: the BOS id if the tokenizer adds BOS to a text, otherwise None. Every window begins with BOS.
+        first_token_bytes: UTF-8 bytes of the first token. Without BOS, they are not counted.
+        window: positions per window, including BOS.
+        stride: tokens from one window to the next (see `windows`).
+        progress: receives the number of scored tokens.
+        label: description of the task.
 
     Raises:
         CalibrationError: the text has fewer than two tokens.
-        UsageError: a window of fewer than two positions, in which nothing can be predicted.
+        UsageError: the window has fewer than two positions.
     """
     parts = score_windows(ids, score, bos=bos, window=window, stride=stride, progress=progress, label=label)
     total = -sum((float(part.sum()) for part in parts), 0.0)
@@ -167,15 +172,19 @@ def evaluate(
 def token_bits(
     model: TextScorer, ids: Sequence[int], *, progress: Progress = SILENT, label: str = "evaluating"
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Bits that each token of a text costs, float64 [T]; 0 for a first token without BOS, which is context only.
+    """Compute the bits that each token of a text costs.
 
     Args:
         model: the model.
-        ids: of `model.encode`.
-        progress: shows the work.
-        label: its name there.
+        ids: the text's token ids, from `model.encode`.
+        progress: receives the number of scored tokens.
+        label: description of the task.
 
-    Raises as `evaluate`.
+    Returns:
+        float64 [tokens]. Without BOS, the first token is only context and has 0 bits.
+
+    Raises:
+        CalibrationError, UsageError: see `evaluate`.
     """
     scores = score_windows(ids, model.score, bos=model.bos, window=model.window, progress=progress, label=label)
     context = np.zeros(1 if model.bos is None else 0)
@@ -184,19 +193,19 @@ def token_bits(
 
 
 def hf_score(model: Any) -> Score:
-    """Scoring through Transformers: logits in the model's dtype, log-probabilities of them in float64."""
+    """Return a scoring function for a Transformers model. Log-probabilities are computed in float64."""
     import torch
 
     def score(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)
+        batch = torch.tensor([list(ids)], dtype=torch.int64, device=model.device)  # [1, positions]
         with torch.inference_mode():
-            logits = model(input_ids=batch, use_cache=False).logits[0, :-1]
-            if logits.device.type == "mps":  # which has no float64
+            logits = model(input_ids=batch, use_cache=False).logits[0, :-1]  # [positions - 1, vocab_size]
+            if logits.device.type == "mps":  # MPS has no float64
                 logits, batch = logits.cpu(), batch.cpu()
             result = np.empty(len(ids) - 1, dtype=np.float64)
-            for start in range(0, len(result), 256):  # bounds the float64 copy of a large vocabulary's logits
-                part = logits[start : start + 256].double().log_softmax(dim=-1)
-                target = batch[0, start + 1 : start + 1 + part.shape[0], None]
+            for start in range(0, len(result), 256):  # in steps, to bound the float64 copy of the logits
+                part = logits[start : start + 256].double().log_softmax(dim=-1)  # [up to 256, vocab_size]
+                target = batch[0, start + 1 : start + 1 + part.shape[0], None]  # [up to 256, 1]
                 result[start : start + part.shape[0]] = part.gather(1, target)[:, 0].cpu().numpy()
         return result
 
@@ -234,12 +243,13 @@ def token_bytes(tokenizer_json: Path, token_id: int) -> int:
 def open_checkpoint(
     directory: Path, *, window: int | None = None, device: str = "auto", dtype: str = "auto"
 ) -> TextScorer:
-    """Open a Hugging Face checkpoint directory through Transformers.
+    """Open a Hugging Face checkpoint directory with Transformers.
 
     Args:
         directory: the checkpoint.
-        window: most positions of a window; 2048 by default, and never more than the model has.
-        device, dtype: as `compact.devices.resolve_device` and `resolve_dtype` take them.
+        window: maximum positions per window, 2048 by default. Limited to the positions of the model.
+        device: see `compact.devices.resolve_device`.
+        dtype: see `compact.devices.resolve_dtype`.
     """
     from compact.devices import resolve_device, resolve_dtype
     from compact.load import load_model
@@ -268,7 +278,10 @@ def evaluate_checkpoint(
     progress: Progress = SILENT,
     label: str = "evaluating",
 ) -> Evaluation:
-    """Bits per byte of a Hugging Face checkpoint directory on a text."""
+    """Compute bits per byte of a Hugging Face checkpoint directory on a text.
+
+    See `open_checkpoint` and `evaluate` for arguments and errors.
+    """
     model = open_checkpoint(directory, window=window, device=device, dtype=dtype)
     ids = model.encode(text)
     return evaluate(

@@ -1,7 +1,7 @@
-"""The text that a build's bits per byte are measured on where the user names none.
+"""The default text on which a build measures bits per byte.
 
-Text of another kind than the calibration shows what pruning costs; a user's own text says more, and `--eval-text` and
-`compact-edge eval` take it.
+A text of another kind than the calibration shows better what pruning costs. A user's own text is the most informative;
+`--eval-text` and `compact-edge eval` accept one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _CHARACTERS = 16_000
 
 
 def default_evaluation_text() -> str:
-    """Half prose and half code of the standard library's held-out modules, and the built-in English sentence.
+    """Return the built-in English sentence, and equal parts of prose and code from held-out standard library modules.
 
-    No calibration set holds any of these modules. The text differs between Python versions.
+    No built-in calibration text contains these modules. The text differs between Python versions.
     """
     parts = [SENTENCES["English"]]
     for documents in (stdlib_text.prose("held_out"), stdlib_text.code("held_out")):

@@ -1,10 +1,10 @@
-"""Where one model loses to another on a text: in words that it splits, just after them, or elsewhere.
+"""Find where a model needs more bits than another on a text: in words that it splits, just after them, or elsewhere.
 
-Both segmentations are laid over the bytes of the text, and the text is cut wherever both have a token boundary. Every
-such segment has bits in either model, so their difference can be added up over any set of segments.
+The text is cut at every byte where both models have a token boundary. Both models need some number of bits for each
+resulting segment. The difference, called excess, can be summed over any set of segments.
 
-The context of a token is what the model's own window holds. A model with shorter tokens has fewer bytes in a window of
-as many positions; what that costs is part of the excess.
+Each model uses its own window as context. A model with shorter tokens has fewer bytes in a window with the same number
+of positions. The cost of this is part of the excess.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from compact.errors import CalibrationError
 
-# Tokens after a split word that are counted apart.
+# How many tokens after a split word are counted separately.
 AFTER = 8
-# The classes of segments, in the order in which they are reported.
+# Classes of segments, in the order of reports.
 SPLIT, NEAR, OTHER = "split", "after_split", "other"
 CLASSES = (SPLIT, NEAR, OTHER)
 
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """A text as one model reads it.
+    """The tokens of a text in one model.
 
     Attributes:
-        ids: the T tokens.
-        ends: int64 [T], where each token ends in the text's bytes.
-        bits: float64 [T], what each token costs; 0 for one that is context only.
-        first: tokens at the start that are context only: 1 without BOS, else 0.
+        ids: the token ids, [T].
+        ends: int64 [T], the byte offset in the text where each token ends.
+        bits: float64 [T], bits that each token costs; 0 for a token that is only context.
+        first: number of tokens at the start that are only context: 1 without BOS, 0 with BOS.
     """
 
     ids: Sequence[int]
@@ -42,20 +42,22 @@ class ScoredTokens:
 
     @property
     def begins(self) -> NDArray[np.int64]:
-        """Where each token begins, int64 [T]."""
+        """Byte offset where each token begins, int64 [T]."""
         return np.concatenate([np.zeros(1, dtype=np.int64), self.ends[:-1]])
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The text, cut where both models have a token boundary. Every array has one entry per segment, [S].
+    """The segments between common token boundaries. Every array has one entry per segment, [S].
+
+    Names with `against` belong to the other model.
 
     Attributes:
-        begins, ends: bytes of the text.
-        tokens, against_tokens: how many tokens each model has there.
-        first_token, first_against: index of the first of them.
-        bits, against_bits: what they cost.
-        kinds: index into `CLASSES`.
+        begins, ends: byte offsets in the text.
+        tokens, against_tokens: number of tokens in the segment.
+        first_token, first_against: index of the segment's first token.
+        bits, against_bits: bits that the segment costs.
+        kinds: class of the segment, as an index into `CLASSES`.
     """
 
     begins: NDArray[np.int64]
@@ -70,7 +72,7 @@ class Segments:
 
     @property
     def excess(self) -> NDArray[np.float64]:
-        """Bits that the model needs above the other, [S]."""
+        """Bits that the model needs more than the other one, [S]."""
         return self.bits - self.against_bits
 
     @property
@@ -83,11 +85,11 @@ class Totals:
     """Sums over the segments of a class.
 
     Attributes:
-        name: of `CLASSES`.
-        segments: how many.
-        n_bytes: of the text.
-        tokens, against_tokens: of either model.
-        bits, against_bits: what they cost.
+        name: the class, one of `CLASSES`.
+        segments: number of segments.
+        n_bytes: bytes of the text in these segments.
+        tokens, against_tokens: tokens of each model.
+        bits, against_bits: bits that these tokens cost.
     """
 
     name: str
@@ -100,7 +102,7 @@ class Totals:
 
     @property
     def excess(self) -> float:
-        """Bits that the model needs above the other."""
+        """Bits that the model needs more than the other one."""
         return self.bits - self.against_bits
 
 
@@ -109,10 +111,10 @@ class Word:
     """A token of the other model that the model splits.
 
     Attributes:
-        token_id: of the other model.
+        token_id: its id in the other model.
         count: how often the model splits it in the text.
-        excess: bits that the model needs above the other for it, over all times.
-        cuts: where the model cuts it the first time, in bytes before its end; the first cut of the word first.
+        excess: bits that the model needs more than the other one for it, summed over all occurrences.
+        cuts: where the model splits its first occurrence, as bytes before the end of the word, in text order.
     """
 
     token_id: int
@@ -122,26 +124,33 @@ class Word:
 
 
 def align(model: ScoredTokens, against: ScoredTokens) -> Segments:
-    """Cut the text where both models have a token boundary, and sort the segments into classes.
+    """Cut the text where both models have a token boundary, and classify the segments.
 
-    A segment is `split` where the model has more tokens than the other, or as many with other boundaries: it then cuts
-    a token of the other. It is `after_split` where its first token is at most `AFTER` tokens of the model after the
-    last token of a split segment. The segment that holds a token without a score, in either model, is left out.
+    - `split`: the model has more tokens than the other one, or equally many with different boundaries. It therefore
+      splits a token of the other model.
+    - `after_split`: the segment begins at most `AFTER` tokens (of the model) after the last token of a split segment.
+    - `other`: all other segments.
+
+    If a model has no score for the first token, the first segment is left out.
+
+    Args:
+        model: the text's tokens in the model.
+        against: the text's tokens in the other model.
 
     Raises:
         CalibrationError: no segment is left.
     """
     cuts = np.intersect1d(model.ends, against.ends)
     cuts = cuts[cuts > 0]  # [S]
-    own, other = _segment_of(model, cuts), _segment_of(against, cuts)  # [T of each] -> segment
+    own, other = _segment_of(model, cuts), _segment_of(against, cuts)  # [T] of each model: index of a segment
     tokens, against_tokens = np.bincount(own, minlength=len(cuts)), np.bincount(other, minlength=len(cuts))
     first_token, first_against = np.cumsum(tokens) - tokens, np.cumsum(against_tokens) - against_tokens
     begins = np.concatenate([np.zeros(1, dtype=np.int64), cuts[:-1]])
-    # A model's boundaries inside of segments; empty tokens at a segment's edge are not counted.
+    # Boundaries of the model inside segments. Empty tokens at the edge of a segment do not count.
     inside = np.setdiff1d(model.ends, np.append(cuts, 0))
     cut_inside = np.bincount(np.searchsorted(cuts, inside), minlength=len(cuts)) > 0
     split = (tokens > against_tokens) | ((tokens == against_tokens) & cut_inside)
-    # Index of the last token of the last split segment before each segment; far away where there is none.
+    # Index of the last token of the last split segment before each segment, or a distant index if there is none.
     last = np.where(split, first_token + tokens - 1, -AFTER - 1)
     before = np.concatenate([np.array([-AFTER - 1]), np.maximum.accumulate(last)[:-1]])
     near = ~split & (first_token - before <= AFTER)
@@ -164,7 +173,7 @@ def align(model: ScoredTokens, against: ScoredTokens) -> Segments:
 
 
 def _segment_of(scored: ScoredTokens, cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The segment of each token. An empty token belongs to the text that follows it."""
+    """Return the index of each token's segment, [T]. An empty token belongs to the segment after it."""
     places = np.where(
         scored.begins < scored.ends,
         np.searchsorted(cuts, scored.ends, side="left"),
@@ -174,14 +183,14 @@ def _segment_of(scored: ScoredTokens, cuts: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _sums(places: NDArray[np.int64], values: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Sum of the values of each place, [n]."""
+    """Sum the values of each segment, [n]."""
     sums = np.zeros(n)
     np.add.at(sums, places, values)
     return sums
 
 
 def totals(segments: Segments) -> tuple[Totals, ...]:
-    """The sums of each class, in the order of `CLASSES`. Their excess sums to that of the whole text."""
+    """Return the sums of each class, in the order of `CLASSES`. The sum of their excess is that of all segments."""
     result = []
     for index, name in enumerate(CLASSES):
         chosen = segments.kinds == index
@@ -202,18 +211,18 @@ def totals(segments: Segments) -> tuple[Totals, ...]:
 def split_words(
     segments: Segments, model: ScoredTokens, against: ScoredTokens, lacks: Callable[[int], bool]
 ) -> list[Word]:
-    """The other model's tokens that the model splits, the most expensive first.
+    """Return the tokens of the other model that the model splits, most expensive first.
 
-    A split segment is mostly one token of the other model. Where it is several, its excess is shared equally by those
-    that the model lacks; where the model has all of them, by those that it cuts.
+    A split segment is usually one token of the other model. If it is several, its excess is divided equally among the
+    tokens that the model splits and lacks. If it lacks none, the excess is divided among all that it splits.
 
     Args:
-        segments: of `align`.
-        model, against: its arguments.
-        lacks: whether the model has no token of the same bytes as this id of the other.
+        segments: the result of `align`.
+        model, against: the arguments of `align`.
+        lacks: whether the model has no token with the same bytes as this id of the other model.
 
     Returns:
-        Their excess sums to that of the split segments.
+        The split tokens. The sum of their excess is that of the split segments.
     """
     counts: dict[int, int] = {}
     excess: dict[int, float] = {}
@@ -236,6 +245,6 @@ def split_words(
 
 
 def _cuts(ends: NDArray[np.int64], begin: int, end: int) -> tuple[int, ...]:
-    """Boundaries strictly between two bytes, counted back from the last."""
+    """Return the boundaries strictly between two byte offsets, as distances from the end."""
     inner = np.unique(ends[np.searchsorted(ends, begin, side="right") : np.searchsorted(ends, end, side="left")])
     return tuple(end - int(place) for place in inner)

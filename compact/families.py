@@ -24,7 +24,7 @@ __all__ = [
     "text_family_of",
 ]
 
-# HF module path inside `model.layers.N.` -> GGUF tensor name inside `blk.N.`. `.weight` and `.bias` are carried over.
+# HF module path inside `model.layers.N.` -> GGUF tensor name inside `blk.N.`. `.weight` and `.bias` stay the same.
 _LLAMA_LAYER = MappingProxyType(
     {
         "input_layernorm": "attn_norm",
@@ -39,7 +39,7 @@ _LLAMA_LAYER = MappingProxyType(
     }
 )
 _QK_NORM = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-# Gemma norms the output of attention and FFN too, so Llama's post_attention_layernorm has another place here.
+# Gemma also has norms after attention and FFN, so post_attention_layernorm is at a different place than in Llama.
 _GEMMA2_LAYER = MappingProxyType(
     {
         **_LLAMA_LAYER,
@@ -174,8 +174,8 @@ FAMILIES: tuple[Family, ...] = (
         partial_rotary=0.25,
         unused="mtp.",
         multimodal="Qwen3_5ForConditionalGeneration",
-        onnx_refusal="onnxruntime-genai's model builder 0.18 knows it as a part of a multimodal model alone",
-        source_refusal="it holds -exp(A_log), from which A_log cannot be read back bit for bit",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 supports it only as a part of a multimodal model",
+        source_refusal="it stores -exp(A_log), from which A_log cannot be recovered exactly",
     ),
     Family(
         architecture="Gemma2ForCausalLM",
@@ -258,7 +258,7 @@ FAMILIES: tuple[Family, ...] = (
         local_theta=10000.0,
         rotary_share=0.25,
         multimodal="Gemma4ForConditionalGeneration",
-        onnx_refusal="onnxruntime-genai's model builder 0.18 has no per-layer embeddings and no shared keys and values",
+        onnx_refusal="onnxruntime-genai's model builder 0.18 lacks per-layer embeddings and shared keys and values",
     ),
 )
 
@@ -272,15 +272,15 @@ def _architecture(config: Mapping[str, Any]) -> Any:
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The row for a `config.json`.
+    """Return the row for a `config.json`.
 
     Args:
         config: the parsed file.
-        where: the file's path, for the message.
+        where: the file's path, for messages.
 
     Raises:
         MixtureOfExpertsError: the configuration names experts.
-        UnsupportedArchitectureError: no row fits; the message lists the rows there are.
+        UnsupportedArchitectureError: no row matches. The hint lists the supported architectures.
     """
     moe = next((key for key in _MOE_KEYS if config.get(key)), None)
     if moe is not None:
@@ -296,15 +296,16 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
 
 
 def text_family_of(config: Mapping[str, Any]) -> Family | None:
-    """The row of the language model inside a multimodal model's `config.json`; None where it is no such model."""
+    """Return the row for the language model of a multimodal `config.json`, or None if it is not a known one."""
     name = _architecture(config)
     return next((family for family in FAMILIES if family.multimodal is not None and family.multimodal == name), None)
 
 
 def family_of_gguf(gguf_arch: str, where: str) -> Family:
-    """The row for a GGUF's `general.architecture`; the first one where several share it.
+    """Return the row for a GGUF's `general.architecture`, or the first of several with the same one.
 
-    Raises UnsupportedArchitectureError.
+    Raises:
+        UnsupportedArchitectureError: no row matches. The hint lists the supported architectures.
     """
     for family in FAMILIES:
         if family.gguf_arch == gguf_arch:

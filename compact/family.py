@@ -1,4 +1,4 @@
-"""What can be particular to one architecture: the columns of the family table (`compact.families`)."""
+"""The columns of the family table (`compact.families`): everything that may differ between architectures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SILU = ("silu", "swish")
 
 @dataclass(frozen=True)
 class ConfigNumber:
-    """A number of config.json that GGUF has a key for, read in both directions.
+    """A number that has a key both in config.json and in GGUF.
 
     Attributes:
-        config: key of config.json.
-        gguf: key of the GGUF below `ARCH.` (GGUF spec, "LLM").
-        integer: UINT32 in the GGUF, FLOAT32 else.
-        default: what Transformers takes where config.json has no such key; None: the setting is then off.
-        required: llama.cpp's layout has the setting built in, so a model without it cannot be kept.
+        config: key in config.json.
+        gguf: key in the GGUF under `ARCH.` (GGUF spec, "LLM").
+        integer: UINT32 in the GGUF; otherwise FLOAT32.
+        default: Transformers' default if config.json has no such key. None means that the setting is then off.
+        required: llama.cpp's graph always applies the setting, so a model without it cannot be exported.
     """
 
     config: str
@@ -45,69 +45,74 @@ class ConfigNumber:
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular to one architecture.
+    """One architecture: its names, defaults and differences from other architectures.
+
+    "Full attention" means that a layer attends to all positions, in contrast to a sliding window.
 
     Attributes:
-        architecture: `architectures[0]` of `config.json`.
-        model_type: `model_type` of `config.json`.
-        gguf_arch: `general.architecture` of the GGUF (GGUF spec, "Required metadata").
-        example: a Hub id whose layout this row was checked against.
-        layer: HF module path inside a layer -> GGUF name inside a block; `.weight` and `.bias` are carried over.
-        top: HF module path -> GGUF name of what the layout has outside of the layers beside `TOP`.
-        bare: HF name inside a layer of a tensor without `.weight` -> its whole GGUF name inside a block.
-        permute_qk: rows of q and k interleave the rotary halves in GGUF (Llama layout); Transformers keeps them apart.
-        attention_bias: the layout always has biases on q, k and v (and config.json has no key for it).
-        optional_biases: config.json's `attention_bias` and `mlp_bias` add biases.
+        architecture: `architectures[0]` in `config.json`.
+        model_type: `model_type` in `config.json`.
+        gguf_arch: `general.architecture` in the GGUF (GGUF spec, "Required metadata").
+        example: Hub id of a model whose layout was compared with this row.
+        layer: HF module path inside a layer -> GGUF name inside a block. `.weight` and `.bias` stay the same.
+        permute_qk: GGUF interleaves the rotary halves in the rows of q and k (Llama layout). Transformers does not.
+        attention_bias: q, k and v always have biases, and config.json has no key for them.
+        optional_biases: `attention_bias` and `mlp_bias` in config.json add biases.
         writes_vocab_size: llama.cpp's converter writes `ARCH.vocab_size`, `ARCH.rope.dimension_count` and
             `add_space_prefix`.
-        head_dim: whether it writes `ARCH.attention.key_length` always, where config.json has `head_dim`, or never.
-        default_head_dim: what Transformers takes where config.json has none; None derives it.
-        own_head_dim: llama.cpp's layout can hold a head_dim other than hidden_size / num_attention_heads.
-        default_kv_heads: what Transformers takes where config.json has no `num_key_value_heads`; None: all heads.
-        activation_key: config.json's key of the activation; others are not read.
-        activations: its values that llama.cpp's graph of this layout computes.
-        tied_by_default: what Transformers takes where config.json does not say `tie_word_embeddings`.
-        untied: llama.cpp's layout can hold an `output.weight` of its own.
-        norm_offset: what GGUF adds to stored norms (Gemma stores w and computes 1 + w).
-        numbers: further settings.
-        sliding_pattern: every n-th layer attends to everything, the others to `sliding_window` positions; what
-            llama.cpp takes where the GGUF has no `attention.sliding_window_pattern`. None: no such layers.
-        pattern_key: config.json's key for another n, where there are no `layer_types`.
-        no_rope_interval: every n-th layer has no rotary positions, built into llama.cpp's graph.
-        theta: `rope_theta` where config.json has none.
-        local_theta: `rope_local_base_freq` likewise, where sliding-window layers have their own.
-        writes_theta: the converter writes `rope.freq_base`; where it does not, llama.cpp takes `theta`.
-        rope_factors: llama.cpp's graph reads `rope_freqs.weight`, so llama3 scaling can be kept.
+        head_dim: whether the converter writes `ARCH.attention.key_length` always, only if config.json has `head_dim`
+            (`configured`), or never.
+        default_head_dim: Transformers' default for `head_dim`. None derives it from the hidden size.
+        own_head_dim: llama.cpp's layout allows a head_dim other than hidden_size / num_attention_heads.
+        default_kv_heads: Transformers' default for `num_key_value_heads`. None means as many as attention heads.
+        activation_key: the only key of config.json from which the activation is read.
+        activations: the values of that key that llama.cpp's graph of this layout implements.
+        tied_by_default: Transformers' default for `tie_word_embeddings`.
+        untied: llama.cpp's layout allows a separate `output.weight`.
+        norm_offset: added to the norms when a GGUF is written (Gemma stores w and computes with 1 + w).
+        numbers: additional settings with a key in GGUF.
+        sliding_pattern: every n-th layer has full attention; the others have a window of `sliding_window` positions.
+            This n is llama.cpp's default without `attention.sliding_window_pattern`. None means that the layout has no
+            windows.
+        pattern_key: the key of config.json for another n, read if there are no `layer_types`.
+        no_rope_interval: every n-th layer has no rotary positions. llama.cpp's graph has this n built in.
+        theta: default for `rope_theta`.
+        local_theta: default for `rope_local_base_freq`, if sliding-window layers have a separate base.
+        writes_theta: the converter writes `rope.freq_base`. If it does not, llama.cpp uses `theta`.
+        rope_factors: llama.cpp's graph reads `rope_freqs.weight`, so llama3 scaling can be exported.
         rope_switch: `rope.scaling.finetuned` = false turns rotary positions off in llama.cpp's graph.
-        query_scale_layers: depths for which llama.cpp divides by sqrt(hidden_size / heads) instead of sqrt(head_dim);
-            None where config.json has no `query_pre_attn_scalar`.
-        default_ids: what Transformers takes for the ids that config.json does not name; they mean other tokens after
-            pruning, so a pruned config.json names them.
-        drops_window: llama.cpp attends to everything where this model has a `sliding_window`.
-        sentencepiece: its published models have SentencePiece-style tokenizers, the others byte-level BPE: for
-            estimates where there is no tokenizer to look at.
+        query_scale_layers: layer counts for which llama.cpp divides queries by sqrt(hidden_size / heads) instead of
+            sqrt(head_dim). None if config.json has no `query_pre_attn_scalar`.
+        default_ids: Transformers' defaults for token ids. After pruning these ids are different tokens, so a pruned
+            config.json has all of them.
+        drops_window: llama.cpp's layout has no window and uses full attention if the model has a `sliding_window`.
+        sentencepiece: published models of this family have SentencePiece-style tokenizers instead of byte-level BPE.
+            Used for estimates without a tokenizer.
         multimodal: `architectures[0]` of a multimodal model whose language model has this layout.
-        tokenizer_model: `tokenizer.ggml.model` of its SentencePiece-style tokenizers; `llama` has scores, `gemma4`
-            merges.
-        per_layer_inputs: the layout has a second embedding, with a row per token and a vector per layer; these are
-            `vocab_size_per_layer_input` and `hidden_size_per_layer_input` where config.json has none. None: it has no
-            such embedding.
-        global_head_dim: `global_head_dim` where config.json has none: layers that attend to everything have heads of
-            another width than `head_dim`. None: all heads are alike.
-        shared_kv: config.json's `num_kv_shared_layers` last layers use the keys and values of earlier layers, and
-            `use_double_wide_mlp` doubles the FFN of those layers.
-        rotary_share: `partial_rotary_factor` where config.json has no `rope_parameters`: of a head that attends to
-            everything, only this share has rotary positions (rope type `proportional`). None: no such rope type.
-        linear_interval: where there are no `layer_types`, every n-th layer attends, and the others are linear attention
-            (gated delta net). None: all layers attend.
-        gated_queries: `q_proj` gives a gate for each query beside it, as many rows again.
-        partial_rotary: `partial_rotary_factor` where config.json has none: of every head, only this share has rotary
-            positions (rope type `default`). None: whole heads have.
-        plain_norms: modules whose norms `norm_offset` is not added to.
-        negative_exponents: HF names inside a layer whose values x GGUF holds as -exp(x), in F32.
-        unused: prefix of tensors that Transformers leaves out (heads that predict further tokens).
-        onnx_refusal: why this layout cannot be written as ONNX; None where it can.
-        source_refusal: why a GGUF of this layout cannot be a source; None where it can.
+        top: HF module path -> GGUF name, for modules outside the layers in addition to `TOP`.
+        bare: HF name inside a layer, for a tensor without `.weight` -> its full GGUF name inside a block.
+        tokenizer_model: `tokenizer.ggml.model` of SentencePiece-style tokenizers: `llama` (with scores) or `gemma4`
+            (with merges).
+        per_layer_inputs: the layout has a second embedding, with a row per token and a vector per layer. The numbers
+            are the defaults for `vocab_size_per_layer_input` and `hidden_size_per_layer_input`. None means that there
+            is no such embedding.
+        global_head_dim: default for `global_head_dim`, the width of heads in layers with full attention. None means
+            that all heads have the same width.
+        shared_kv: the last `num_kv_shared_layers` layers reuse keys and values of earlier layers, and
+            `use_double_wide_mlp` doubles their FFN.
+        rotary_share: default for `partial_rotary_factor` if config.json has no `rope_parameters`. Only this share of a
+            head with full attention has rotary positions (rope type `proportional`). None means that the layout does
+            not have this rope type.
+        linear_interval: without `layer_types`, every n-th layer has full attention, and the others have linear
+            attention (gated delta net). None means that the layout has no linear attention.
+        gated_queries: `q_proj` also produces a gate for each query, which doubles its rows.
+        partial_rotary: default for `partial_rotary_factor`. Only this share of every head has rotary positions (rope
+            type `default`). None means the whole head.
+        plain_norms: modules whose norms do not get `norm_offset`.
+        negative_exponents: HF names inside a layer whose values x are stored in GGUF as -exp(x), in F32.
+        unused: prefix of tensors that Transformers ignores (heads that predict additional tokens).
+        onnx_refusal: the reason why this layout cannot be exported to ONNX, or None.
+        source_refusal: the reason why a GGUF of this layout cannot be a source, or None.
     """
 
     architecture: str
@@ -159,7 +164,7 @@ class Family:
     source_refusal: str | None = None
 
     def gguf_name(self, hf_name: str) -> str:
-        """GGUF tensor name of an HF tensor name. Raises UnsupportedArchitectureError for a tensor without a place."""
+        """Return the GGUF name of an HF tensor. Raises UnsupportedArchitectureError for an unknown tensor."""
         if match := _HF_LAYER.match(hf_name):
             name = _renamed(match[2], self.layer, self.bare)
             if name is not None:
@@ -168,11 +173,11 @@ class Family:
             return name
         raise UnsupportedArchitectureError(
             f"tensor {hf_name!r} has no place in the {self.architecture} layout",
-            "the checkpoint has parts that this family does not know; see docs/families.md",
+            "the checkpoint has parts that are not known in this family; see docs/families.md",
         )
 
     def hf_name(self, gguf_name: str) -> str:
-        """HF tensor name of a GGUF tensor name (the table read backwards). Raises UnsupportedArchitectureError."""
+        """Return the HF name of a GGUF tensor. Raises UnsupportedArchitectureError for an unknown tensor."""
         if match := _GGUF_LAYER.match(gguf_name):
             name = _renamed(match[2], _backwards(self.layer), _backwards(self.bare))
             if name is not None:
@@ -188,34 +193,37 @@ class Family:
 
     def tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the LM head is the embedding."""
-        said = config.get("tie_word_embeddings")
-        return self.tied_by_default if said is None else bool(said)
+        configured = config.get("tie_word_embeddings")
+        return self.tied_by_default if configured is None else bool(configured)
 
     def activation(self, config: Mapping[str, Any]) -> str:
-        """The FFN's activation by its config.json name; the layout's own where the file says nothing."""
+        """The FFN's activation, as named in config.json. The default is the first one of the layout."""
         return str(config.get(self.activation_key) or self.activations[0])
 
     def kv_heads(self, config: Mapping[str, Any]) -> int:
-        """Key-value heads."""
+        """Number of key-value heads."""
         return int(config.get("num_key_value_heads") or self.default_kv_heads or config["num_attention_heads"])
 
     def norm_shift(self, hf_name: str) -> float:
-        """What is added to a tensor on its way into the GGUF."""
+        """The number that is added to a tensor when it is written to a GGUF."""
         module = hf_name.rpartition(".")[0]
         if not self.norm_offset or module.split(".", 3)[-1] in self.plain_norms:
             return 0.0
         return self.norm_offset if _NORM.search(module.rpartition(".")[2]) else 0.0
 
     def holds_exponent(self, hf_name: str) -> bool:
-        """Whether GGUF holds -exp(x) of this tensor's values x."""
+        """Whether GGUF stores -exp(x) for this tensor's values x."""
         match = _HF_LAYER.match(hf_name)
         return match is not None and match[2] in self.negative_exponents
 
     def sliding_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
-        """For every layer, whether it attends to a window only; None for a layout without such layers.
+        """For every layer, whether it has a sliding window. None for a layout without windows.
 
-        `layer_types` decides, then the pattern in config.json where the layout reads one, then its own.
-        Raises DamagedFileError for values that are none.
+        The first of these that exists decides: `layer_types`, the pattern in config.json (if the layout reads one), the
+        layout's default pattern.
+
+        Raises:
+            DamagedFileError: `layer_types` or the pattern is invalid.
         """
         if self.sliding_pattern is None:
             return None
@@ -223,7 +231,7 @@ class Family:
         layers = int(config["num_hidden_layers"])
         if types is not None:
             if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
-                raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
+                raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
             return self._last_full([kind == "sliding_attention" for kind in types])
         pattern = (config.get(self.pattern_key) if self.pattern_key else None) or self.sliding_pattern
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
@@ -231,9 +239,10 @@ class Family:
         return self._last_full(default_sliding(pattern, layers))
 
     def linear_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
-        """For every layer, whether it is linear attention; None for a layout without such layers.
+        """For every layer, whether it has linear attention. None for a layout without linear attention.
 
-        Raises DamagedFileError for values that are none.
+        Raises:
+            DamagedFileError: `layer_types` or `full_attention_interval` is invalid.
         """
         if self.linear_interval is None:
             return None
@@ -245,15 +254,15 @@ class Family:
                 raise DamagedFileError(f"config.json: full_attention_interval = {interval!r} is not a positive integer")
             return default_sliding(interval, layers)
         if not isinstance(types, list) or len(types) != layers or not _LINEAR_KINDS.issuperset(map(str, types)):
-            raise DamagedFileError(f"config.json: layer_types does not name a kind for each of {layers} layers")
+            raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
         return [kind == "linear_attention" for kind in types]
 
     def _last_full(self, windowed: list[bool]) -> list[bool]:
-        """Transformers makes the last layer of a layout with `global_head_dim` attend to everything."""
+        """Give the last layer full attention if the layout has `global_head_dim`, as Transformers does."""
         return windowed if self.global_head_dim is None else [*windowed[:-1], False]
 
     def heads_to_permute(self, hf_name: str, config: Mapping[str, Any]) -> int | None:
-        """Number of heads by which the rows of this tensor are permuted in GGUF; None where they are not."""
+        """Number of heads whose rows are permuted in GGUF. None if this tensor's rows are not permuted."""
         if not self.permute_qk:
             return None
         heads = int(config["num_attention_heads"])
@@ -265,7 +274,7 @@ class Family:
 
 
 def _renamed(name: str, modules: Mapping[str, str], whole: Mapping[str, str]) -> str | None:
-    """The other name of a tensor: by its whole name, or by its module with `.weight` or `.bias` carried over."""
+    """Return a tensor's name in the other format: by its full name, or by its module plus `.weight` or `.bias`."""
     if name in whole:
         return whole[name]
     module, _, kind = name.rpartition(".")
@@ -277,5 +286,5 @@ def _backwards(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def default_sliding(pattern: int, layers: int) -> list[bool]:
-    """The last of every `pattern` layers attends to everything, the others to the window."""
+    """For every layer, whether it has a window: the last of every `pattern` layers has none."""
     return [(layer + 1) % pattern != 0 for layer in range(layers)]

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of a GGUF, from its `ARCH.*` and special-token keys (GGUF spec, "LLM")."""
+"""Make config.json and generation_config.json from a GGUF's `ARCH.*` and special-token keys (GGUF spec, "LLM")."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compact.numbers import number
 from compact.rope import DEFAULT_THETA, Rope, recognise_llama3, recognise_proportional
 
 ROPE_FREQS = "rope_freqs.weight"
-# generation_config.json -> what follows `general.sampling.`; llama.cpp takes these as its default sampler settings.
+# Key of generation_config.json -> GGUF key after `general.sampling.`. llama.cpp uses them as default sampler settings.
 SAMPLING = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -28,7 +28,7 @@ SAMPLING = {
 }
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _MAX_SIZE = 1 << 24
-# Keys below `ARCH.` that this reader understands; any other may change what the model computes.
+# Keys under `ARCH.` that this reader understands. Any other key may change what the model computes.
 _KNOWN_KEYS = frozenset(
     {
         "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
@@ -43,7 +43,12 @@ _KNOWN_KEYS = frozenset(
 
 
 def refuse_unknown(file: GgufFile, family: Family) -> None:
-    """Raises MixtureOfExpertsError, or UnsupportedArchitectureError for a key that this reader does not understand."""
+    """Reject a GGUF that this reader cannot fully understand.
+
+    Raises:
+        MixtureOfExpertsError: the model has experts.
+        UnsupportedArchitectureError: a key is not known to this reader, or the file is one part of a split GGUF.
+    """
     arch = family.gguf_arch
     known = _KNOWN_KEYS | {setting.gguf for setting in family.numbers}
     known |= {"rope.freq_base_swa"} if family.local_theta is not None else set()
@@ -58,24 +63,24 @@ def refuse_unknown(file: GgufFile, family: Family) -> None:
     for key in file.values:
         if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in known:
             raise UnsupportedArchitectureError(
-                f"{file.path}: key {key[:80]!r} is not understood and may change what the model computes",
+                f"{file.path}: key {key[:80]!r} is unknown and may change what the model computes",
                 "start from the Hugging Face checkpoint of this model",
             )
     if file.values.get("split.count", 0) not in (0, 1):
         raise UnsupportedArchitectureError(
-            f"{file.path}: one part of a split GGUF", "join the parts with llama.cpp's gguf-split --merge"
+            f"{file.path}: this file is one part of a split GGUF", "join the parts with llama.cpp's gguf-split --merge"
         )
 
 
 def _size(file: GgufFile, key: str, default: int | None = None) -> int:
     value = file.values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
-        raise DamagedFileError(f"{file.path}: {key} = {str(value)[:60]} is not a size that fits")
+        raise DamagedFileError(f"{file.path}: {key} = {str(value)[:60]} is not a valid size")
     return value
 
 
 def _shortest(value: float) -> float:
-    """The float whose float32 value is stored, with as few digits as name it (1e-05, not 9.99999974e-06)."""
+    """Return the float with the fewest digits that has the same float32 value: 1e-05, not 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
@@ -84,11 +89,18 @@ def _number(file: GgufFile, key: str, default: float, *, positive: bool = True) 
 
 
 def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufTokenizer, dtype: str) -> dict[str, Any]:
-    """config.json of the checkpoint; `dtype` as torch names it (`float16`).
+    """Return config.json of the checkpoint.
+
+    Args:
+        file: the GGUF's head.
+        arch: `general.architecture`.
+        family: the row of the family table.
+        tokenizer: the GGUF's tokenizer.
+        dtype: the checkpoint's dtype, as torch names it (`float16`).
 
     Raises:
-        DamagedFileError: a size or number is missing or out of range, or the embedding has not a row for each token.
-        UnsupportedArchitectureError: dimensions or a rope scaling that the layout's config.json cannot express.
+        DamagedFileError: a size or number is missing or out of range, or the embedding's rows do not match the tokens.
+        UnsupportedArchitectureError: the layout's config.json cannot express the dimensions or the rope scaling.
     """
     heads, hidden = _size(file, f"{arch}.attention.head_count"), _size(file, f"{arch}.embedding_length")
     own = layer_settings(file, family) if family.global_head_dim is not None else {}
@@ -97,10 +109,11 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
     same = () if own else (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count")
     if any(file.values.get(key, head_dim) != head_dim for key in same) or head_dim % 2 or heads % kv_heads:
         raise UnsupportedArchitectureError(
-            f"{file.path}: key, value and rotary dimensions differ, or heads do not divide",
+            f"{file.path}: key, value and rotary dimensions differ or are odd, or the key-value heads do not divide "
+            "the heads",
             "start from the Hugging Face checkpoint of this model",
         )
-    # llama.cpp's own default, or the layout's where the converter writes no key.
+    # The default is that of llama.cpp, for files without the key.
     theta = _number(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
     vocab = file.tensors[_EMBEDDING].shape[0] if _EMBEDDING in file.tensors else 0
     if vocab != tokenizer.vocab_size:
@@ -128,7 +141,7 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if family.head_dim != "always" and head_dim * heads == hidden:
-        # This layout's configuration class derives the head dimension and has no key for it.
+        # The configuration class of this layout derives the head dimension and has no key for it.
         del config["head_dim"]
     config |= own | _numbers(file, arch, family)
     if family.per_layer_inputs is not None:
@@ -138,7 +151,7 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
 
 
 def _numbers(file: GgufFile, arch: str, family: Family) -> dict[str, Any]:
-    """The family's further settings; one that is off has no key in the GGUF and null in config.json."""
+    """The family's additional settings. A setting that is off has no key in the GGUF and is null in config.json."""
     found: dict[str, Any] = {}
     for setting in family.numbers:
         key = f"{arch}.{setting.gguf}"
@@ -147,13 +160,13 @@ def _numbers(file: GgufFile, arch: str, family: Family) -> dict[str, Any]:
         elif setting.default is None:
             found[setting.config] = None
         else:
-            # What llama.cpp takes without the key is not what Transformers takes without the setting.
-            raise DamagedFileError(f"{file.path}: no {key}")
+            # llama.cpp and Transformers have different defaults for this setting, so a default would be a guess.
+            raise DamagedFileError(f"{file.path}: {key} is missing")
     return found
 
 
 def _layer_kinds(file: GgufFile, arch: str, family: Family, config: dict[str, Any]) -> dict[str, Any]:
-    """Which layers have a window, and what llama.cpp has built in for the layout."""
+    """Per-layer settings: which layers have a window, and constants that llama.cpp has built in for the layout."""
     kinds: dict[str, Any] = {}
     layers = config["num_hidden_layers"]
     if family.sliding_pattern is not None:
@@ -178,7 +191,7 @@ def _token_ids(tokenizer: GgufTokenizer) -> dict[str, int]:
 
 
 def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any]:
-    """Ids and sampler settings for generation; every token that ends a turn belongs in the eos list."""
+    """Return generation_config.json: token ids and sampler settings. `eos_token_id` has all tokens that end a turn."""
     ends = [tokenizer.ids[role] for role in ("eos", "eot", "eom") if role in tokenizer.ids]
     ends = list(dict.fromkeys(ends))
     config: dict[str, Any] = dict(_token_ids(tokenizer))
@@ -188,13 +201,13 @@ def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any
         value = file.values.get(f"general.sampling.{short}")
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             config[name] = value if isinstance(value, int) else _shortest(value)
-            # Transformers ignores these settings, with a warning, unless it is told to sample.
+            # Without this, Transformers warns about these settings and ignores them.
             config["do_sample"] = True
     return config
 
 
 def _put_rope(config: dict[str, Any], file: GgufFile, family: Family, theta: float) -> None:
-    """Write the rotary settings in the spelling that Transformers reads for the layout."""
+    """Add the rotary settings to `config`, under the keys that Transformers reads for the layout."""
     arch = family.gguf_arch
     rope = _rope(file, arch, theta) if family.rotary_share is None else _proportional_rope(file, family, theta)
     if rope.kind == "proportional":
@@ -214,14 +227,16 @@ def _proportional_rope(file: GgufFile, family: Family, theta: float) -> Rope:
     factors = file.tensors.get(ROPE_FREQS)
     scaled = any(f"{family.gguf_arch}.rope.scaling.{key}" in file.values for key in ("type", "factor"))
     if scaled or factors is None or factors.qtype is not gguf.GGMLQuantizationType.F32 or len(factors.shape) != 1:
-        raise UnsupportedArchitectureError(f"{file.path}: {ROPE_FREQS} is missing, or the rope is scaled")
+        raise UnsupportedArchitectureError(
+            f"{file.path}: {ROPE_FREQS} is missing or not a float32 vector, or the rope is scaled"
+        )
     local = _number(file, f"{family.gguf_arch}.rope.freq_base_swa", family.local_theta or DEFAULT_THETA)
     raw = file.read_rows(factors, 0, factors.shape[0])
     return recognise_proportional(raw.reshape(-1).view("<f4"), theta, local, str(file.path))
 
 
 def _rope(file: GgufFile, arch: str, theta: float) -> Rope:
-    # llama.cpp takes a factor without a type for linear scaling.
+    # llama.cpp treats a factor without a type as linear scaling.
     untyped = "linear" if f"{arch}.rope.scaling.factor" in file.values else "none"
     kind = file.values.get(f"{arch}.rope.scaling.type", untyped)
     factors = file.tensors.get(ROPE_FREQS)
@@ -239,7 +254,7 @@ def _rope(file: GgufFile, arch: str, theta: float) -> Rope:
         return Rope(kind, theta, scaling)
     original = f"{arch}.rope.scaling.original_context_length"
     scaling["original_max_position_embeddings"] = _size(file, original)
-    # llama.cpp computes the attention factor itself, whatever `yarn_attn_factor` says; Transformers does too.
+    # llama.cpp ignores `yarn_attn_factor` and computes the attention factor itself. So does Transformers.
     for short in ("beta_fast", "beta_slow"):
         key = f"{arch}.rope.scaling.yarn_{short}"
         if key in file.values:

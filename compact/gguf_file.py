@@ -1,8 +1,10 @@
-"""The head of a GGUF file, read strictly (GGUF spec, "File structure"): key-values and the tensor table.
+"""Read the head of a GGUF file strictly: key-values and the tensor table (GGUF spec, "File structure").
 
-Counts, lengths and offsets come from the file, so each is held against the bytes that are really there before
-anything is allocated for it. The `gguf` package's reader makes Python objects for every element of every array and
-trusts lengths; a hostile file can make it run out of memory, and a vocabulary of 150,000 tokens takes it seconds.
+Counts, lengths and offsets come from the file. Each is checked against the size of the file before anything is
+allocated for it.
+
+The reader of the `gguf` package is not used. It trusts lengths, so a hostile file can make it run out of memory. It
+also creates Python objects for every array element, which takes seconds for a vocabulary of 150,000 tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from compact.store import as_storage_error
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-# Behind the magic, the version and the counts of tensors and key-values.
+# Offset of the first key-value: after the magic, the version, and the counts of tensors and key-values.
 VALUES_START = 4 + 4 + 8 + 8
 _SCALARS: Mapping[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -34,7 +36,8 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _MAX_DIMS = 4
 _MAX_NAME = 64
 _MAX_KEY = (1 << 16) - 1
-# Smallest sizes in the file: a key-value is a length, a type and a byte; a tensor three lengths and a type.
+# Smallest sizes in the file, in bytes. A key-value has at least a key length, a type and one byte. A tensor has at
+# least a name length, a number of dimensions, a type and an offset.
 _MIN_KEY_VALUE, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 
@@ -43,11 +46,11 @@ class GgufTensor:
     """One row of the tensor table, checked against the file's size.
 
     Attributes:
-        name: GGUF name.
-        shape: row-major shape (the file holds it reversed).
+        name: the tensor's name in the GGUF.
+        shape: row-major shape (reversed in the file).
         qtype: GGML type.
-        offset: first byte in the file.
-        n_bytes: size.
+        offset: position of the first byte in the file.
+        n_bytes: size in bytes.
     """
 
     name: str
@@ -67,13 +70,13 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file's head.
+    """The head of a GGUF file.
 
     Attributes:
         path: the file.
         values: key -> value (int, float, bool, str, or a list of one kind).
         tensors: the tensor table, by name, in the file's order.
-        values_end: first byte behind the key-values; they begin at `VALUES_START`.
+        values_end: offset of the first byte after the key-values, which begin at `VALUES_START`.
     """
 
     path: Path
@@ -82,7 +85,15 @@ class GgufFile:
     values_end: int
 
     def read_rows(self, tensor: GgufTensor, first: int, count: int) -> npt.NDArray[np.uint8]:
-        """The raw bytes of rows `first` to `first + count`, shape [count, bytes a row]. Raises DamagedFileError."""
+        """Read the raw bytes of rows `first` to `first + count` (exclusive).
+
+        Returns:
+            uint8 [count, bytes per row].
+
+        Raises:
+            DamagedFileError: the file ends too early.
+            StorageError: the file cannot be read.
+        """
         row = tensor.n_bytes // tensor.shape[0]
         out = np.empty((count, row), dtype=np.uint8)
         try:
@@ -92,12 +103,12 @@ class GgufFile:
         except OSError as error:
             raise as_storage_error(error, self.path) from error
         if got != out.nbytes:
-            raise DamagedFileError(f"{self.path}: ended while tensor {tensor.name!r} was read")
+            raise DamagedFileError(f"{self.path}: the file ends inside tensor {tensor.name!r}")
         return out
 
 
 class _Cursor:
-    """A position in the file's bytes that never leaves them."""
+    """A read position in the file. Every read is checked against the bytes left."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self._data = data
@@ -109,11 +120,11 @@ class _Cursor:
         return len(self._data) - self.at
 
     def fail(self, what: str) -> DamagedFileError:
-        return DamagedFileError(f"{self._path}: {what} (at byte {self.at})", "download or make the GGUF again")
+        return DamagedFileError(f"{self._path}: {what} (at byte {self.at})", "download or convert the GGUF again")
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
-            raise self.fail(f"{what} of {count} bytes, but the file has {self.left} left")
+            raise self.fail(f"{what} needs {count} bytes, but the file has only {self.left} left")
         start, self.at = self.at, self.at + count
         return self._data[start : self.at]
 
@@ -123,7 +134,7 @@ class _Cursor:
     def text(self, what: str, limit: int | None = None) -> str:
         length = self.number("Q", what)
         if limit is not None and length > limit:
-            raise self.fail(f"{what} of {length} bytes, at most {limit} are allowed")
+            raise self.fail(f"{what} has {length} bytes, but at most {limit} are allowed")
         raw = self.take(length, what)
         try:
             return raw.decode("utf-8")
@@ -135,16 +146,16 @@ def read_gguf(path: Path) -> GgufFile:
     """Read and check the head of a GGUF file.
 
     Raises:
-        ModelNotFoundError: no such file.
-        DamagedFileError: no GGUF, a version other than 2 and 3, big-endian, truncated, or a count, length, type or
-            offset that the file cannot hold.
-        StorageError: it cannot be read.
+        ModelNotFoundError: the file does not exist.
+        DamagedFileError: the file is not a GGUF, has a version other than 2 and 3, is big-endian or truncated, or has a
+            count, length, type or offset that does not fit the file.
+        StorageError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < VALUES_START:
                 raise DamagedFileError(f"{path}: too short for a GGUF file")
-            # Mapped for reading: the pages of the head only are touched, and the file's size is the bound of all reads.
+            # With a memory map, only the pages of the head are read, and no read can go past the end of the file.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read_head(_Cursor(data, path), path)
     except FileNotFoundError as error:
@@ -168,7 +179,7 @@ def _read_head(cursor: _Cursor, path: Path) -> GgufFile:
     for _ in range(n_values):
         key = cursor.text("key", _MAX_KEY)
         if key in values:
-            raise cursor.fail(f"key {key[:80]!r} is there twice")
+            raise cursor.fail(f"key {key[:80]!r} appears twice")
         values[key] = _read_value(cursor, cursor.number("I", "value type"), key)
     values_end = cursor.at
     table = [_read_tensor_row(cursor) for _ in range(n_tensors)]
@@ -179,7 +190,7 @@ def _read_head(cursor: _Cursor, path: Path) -> GgufFile:
     tensors: dict[str, GgufTensor] = {}
     for name, shape, qtype, offset in table:
         if name in tensors:
-            raise cursor.fail(f"tensor {name!r} is there twice")
+            raise cursor.fail(f"tensor {name!r} appears twice")
         tensors[name] = _checked_tensor(cursor, name, shape, qtype, offset, alignment)
     return GgufFile(path, values, tensors, values_end)
 
@@ -234,8 +245,8 @@ def _checked_tensor(
     for dim in shape:
         elements *= dim
     if elements <= 0 or shape[-1] % block:
-        raise cursor.fail(f"tensor {name!r} has the shape {list(shape)}, which {qtype.name} cannot have")
+        raise cursor.fail(f"tensor {name!r} has the shape {list(shape)}, which is not valid for {qtype.name}")
     n_bytes = elements // block * block_bytes
     if offset % alignment or offset + n_bytes > cursor.left:
-        raise cursor.fail(f"tensor {name!r} lies outside the file (offset {offset}, {n_bytes} bytes): truncated?")
+        raise cursor.fail(f"tensor {name!r} is outside the file (offset {offset}, {n_bytes} bytes): truncated?")
     return GgufTensor(name, shape, qtype, cursor.at + offset, n_bytes)

@@ -1,8 +1,8 @@
-"""A GGUF file as a model source: a standard Hugging Face checkpoint made from it, tensor by tensor.
+"""Convert a GGUF file to a standard Hugging Face checkpoint, tensor by tensor.
 
-Everything that llama.cpp's converter did is undone: names through the family table read backwards, the rows of q and k,
-the tokenizer (`compact.gguf_tokenizer`). Float tensors keep their bits; quantised ones are dequantised, and the result
-says so, because every later figure starts from that quality.
+This undoes everything that llama.cpp's converter did: tensor names (by the family table), the order of the rows of q
+and k, and the tokenizer (`compact.gguf_tokenizer`). Float tensors keep their bits. Quantised tensors are dequantised.
+The result records their types, because all later measurements start from that quality.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _HUB_URL = re.compile(r"https://huggingface\.co/([A-Za-z0-9._-]+/[A-Za-z0-9._-]+
 
 @dataclass(frozen=True)
 class GgufSourceInfo:
-    """What was read.
+    """Facts about the GGUF and the checkpoint made from it.
 
     Attributes:
         name: `general.name`, or the file's stem.
-        architecture: `architectures[0]` of the config.json written.
+        architecture: `architectures[0]` of the new config.json.
         dtype: the checkpoint's dtype (`float16`, ...).
-        n_tensors: tensors written.
-        n_params: their elements.
-        vocab_size: rows of the embedding.
+        n_tensors: number of tensors in the GGUF, without the rope factors.
+        n_params: number of elements in these tensors.
+        vocab_size: number of tokens, which is the number of embedding rows.
         pre: `tokenizer.ggml.pre`.
-        dequantised_from: names of the quantised types in the file (`Q4_1`, `Q8_0`), sorted; empty where the
-            checkpoint holds the file's own bits.
+        dequantised_from: names of the quantised types in the file (`Q4_1`, `Q8_0`), sorted. Empty if all tensors are
+            floats, so that the checkpoint has the file's own bits.
         licence: `general.license`, or None.
         base_model: Hub id of the first base model, or None.
     """
@@ -72,32 +72,37 @@ class GgufSourceInfo:
 
 
 def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> GgufSourceInfo:
-    """Write the checkpoint that a GGUF holds into `out`.
+    """Convert a GGUF file to a checkpoint in `out`.
+
+    The files written are config.json, generation_config.json, model.safetensors, tokenizer.json,
+    tokenizer_config.json, README.md, tokenizer.model (for SentencePiece-style BPE if SentencePiece can express it) and
+    chat_template.jinja (if the GGUF has a template).
 
     Args:
-        path: the GGUF file: a layout of the family table, with a byte-level or SentencePiece-style BPE tokenizer.
-        out: an empty directory, which the caller publishes when this returns.
-        progress: told the tensors done.
+        path: the GGUF file. Its layout must be in the family table, and its tokenizer must be byte-level or
+            SentencePiece-style BPE.
+        out: an empty directory. The caller publishes it afterwards.
+        progress: receives the number of tensors written.
 
     Returns:
-        What was read. Files written: config.json, generation_config.json, model.safetensors, tokenizer.json,
-        tokenizer_config.json, tokenizer.model for SentencePiece-style BPE, chat_template.jinja where there is a
-        template, README.md.
+        Facts about the GGUF and the checkpoint.
 
     Raises:
-        ModelNotFoundError: no such file.
-        DamagedFileError: the file is truncated, breaks the format or contradicts itself.
-        UnsupportedArchitectureError: no row of the family table fits, or a key or tensor that a checkpoint of this
-            layout cannot hold.
+        ModelNotFoundError: the file does not exist.
+        DamagedFileError: the file is truncated, violates the format or contradicts itself.
+        UnsupportedArchitectureError: no row of the family table matches, or a checkpoint of this layout cannot express
+            a key or tensor of the file.
         MixtureOfExpertsError: `expert_count` is not 0.
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, or an unknown pre-tokenizer.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, or its
+            pre-tokenizer is unknown.
+        UnsafePathError: the name of a chat template is not a plain name.
         StorageError: reading or writing failed.
     """
     file = read_gguf(path)
     where = str(path)
     arch = file.values.get("general.architecture")
     if not isinstance(arch, str):
-        raise DamagedFileError(f"{where}: no general.architecture")
+        raise DamagedFileError(f"{where}: general.architecture is missing")
     family = family_of_gguf(arch, where)
     if family.source_refusal is not None:
         raise UnsupportedArchitectureError(
@@ -151,18 +156,18 @@ def _info(
 
 
 def _checkpoint_dtype(tensors: Mapping[str, GgufTensor], where: str) -> str:
-    """The type of most weights in matrices; float16 where those are quantised."""
+    """Return the type of most weights in matrices. Quantised weights count as float16."""
     counts: Counter[str] = Counter()
     for tensor in tensors.values():
         if len(tensor.shape) > 1:
             counts[_FLOATS.get(tensor.qtype, "F16")] += tensor.size
     if not counts:
-        raise DamagedFileError(f"{where}: no matrices")
+        raise DamagedFileError(f"{where}: the file has no matrices")
     return counts.most_common(1)[0][0]
 
 
 def _card(file: GgufFile, info: GgufSourceInfo) -> str:
-    """README.md. Values of the file are written as JSON strings, which YAML reads as they are."""
+    """Return README.md. Values from the file are written as JSON strings, which are valid YAML."""
     front = {"license": info.licence, "base_model": info.base_model, "language": file.values.get("general.languages")}
     lines = ["---"]
     for key, value in front.items():
@@ -202,7 +207,11 @@ def _write_weights(
 
 
 def _raw_pieces(file: GgufFile, tensor: GgufTensor, heads: int | None) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """The tensor's rows as bytes, a few at a time, whole heads where they are permuted; and the heads in each piece."""
+    """Yield the tensor's rows in pieces of whole heads, or of whole rows if no heads are permuted.
+
+    Yields:
+        uint8 [rows of the piece, bytes per row], and the number of heads (or rows) in the piece.
+    """
     rows = tensor.shape[0]
     unit = rows // heads if heads else 1
     step = max(1, _PIECE_ELEMENTS // (unit * (tensor.size // rows))) * unit
@@ -212,13 +221,16 @@ def _raw_pieces(file: GgufFile, tensor: GgufTensor, heads: int | None) -> Iterat
 
 
 def unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Put the two rotary halves of each head's rows apart again, as Transformers has them.
+    """Undo the interleaving of the two rotary halves in each head's rows, to get the order of Transformers.
 
     Args:
         rows: [heads * head_dim, ...], whole heads, interleaved as in the GGUF of a Llama layout.
         heads: number of heads in `rows`.
+
+    Returns:
+        The same shape as `rows`.
     """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])  # [heads, head_dim // 2, 2, ...]
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -231,16 +243,16 @@ def _write_float(
     heads: int | None,
     offset: float,
 ) -> None:
-    """Copy the bits. A vector that the converter widened to F32 goes back to the checkpoint's type where exact.
+    """Copy a float tensor.
 
-    Where the GGUF holds 1 + w, w is taken back: exact to the last bit for |w| of 2^-16 and more of a bfloat16 norm; a
-    smaller one was rounded when 1 was added, and gives the same 1 + w.
+    The bits stay the same, with two exceptions for vectors in F32:
+        - If the converter widened the vector to F32 and narrowing loses nothing, it gets the checkpoint's type again.
+        - If the GGUF has 1 + w for a norm, `offset` is 1 and is subtracted. For bfloat16 norms this is exact for |w|
+          of at least 2^-16. A smaller w was rounded when the converter added 1, and the result gives the same 1 + w.
     """
     stored = _FLOATS[tensor.qtype]
     if offset and stored != "F32":
-        raise UnsupportedArchitectureError(
-            f"{file.path}: tensor {tensor.name!r} is {stored}, norms are expected in F32"
-        )
+        raise UnsupportedArchitectureError(f"{file.path}: tensor {tensor.name!r} is {stored}, but norms must be F32")
     if stored == "F32" and len(tensor.shape) == 1 and (dtype != "F32" or offset):
         values = file.read_rows(tensor, 0, tensor.shape[0]).reshape(-1).view("<f4")
         values = values - np.float32(offset) if offset else values
@@ -256,7 +268,7 @@ def _write_float(
 
 
 def _narrowed(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any] | None:
-    """The values as F16 or BF16 bits, or None where a bit would be lost."""
+    """Return the values as F16 or BF16, or None if that would lose precision."""
     if dtype == "BF16":
         bits = values.view("<u4")
         return None if (bits & 0xFFFF).any() else (bits >> 16).astype(NUMPY_TYPES["BF16"])
@@ -268,7 +280,7 @@ def _narrowed(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any] |
 def _write_dequantised(
     writer: SafetensorsWriter, file: GgufFile, name: str, tensor: GgufTensor, heads: int | None
 ) -> None:
-    """Dequantise to float16; a tensor with values beyond it is started again as float32."""
+    """Dequantise to float16. If a value exceeds the range of float16, start the tensor again as float32."""
     writer.begin(name, "F16")
     for dtype in ("F16", "F32"):
         for raw, n_heads in _raw_pieces(file, tensor, heads):
@@ -289,7 +301,7 @@ def _dequantise(raw: npt.NDArray[np.uint8], tensor: GgufTensor, file: GgufFile) 
             values: npt.NDArray[np.float32] = gguf.dequantize(raw, tensor.qtype)
     except NotImplementedError as error:
         raise UnsupportedArchitectureError(
-            f"{file.path}: tensor {tensor.name!r} has type {tensor.qtype.name}, which cannot be dequantised here",
+            f"{file.path}: tensor {tensor.name!r} has type {tensor.qtype.name}, which cannot be dequantised",
             "use a GGUF of another type (F16, Q8_0, Q4_K, ...)",
         ) from error
     return values.reshape(raw.shape[0], *tensor.shape[1:])

@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF as Hugging Face files: tokenizer.json, tokenizer_config.json and chat templates.
+"""Convert the tokenizer of a GGUF to tokenizer.json, tokenizer_config.json and chat templates (GGUF spec, "Tokenizer").
 
-Byte-level BPE (`tokenizer.ggml.model` = `gpt2`) and SentencePiece-style BPE (`llama`, and `gemma4`, which has merges),
-for which tokenizer.model is written too. GGUF spec, "Tokenizer".
+Supported are byte-level BPE (`tokenizer.ggml.model` = `gpt2`) and SentencePiece-style BPE (`llama` without merges,
+`gemma4` with merges). For `llama`, tokenizer.model is written too.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from compact.token_pieces import TokenPieces
 _KINDS = {"t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
 _MAX_TOKENS = 1 << 24
 _TYPE = gguf.TokenType
-# What becomes an added token: found in a text as it is, before the rest is tokenized.
+# Types that become added tokens. The tokenizer searches for these first and then tokenizes the rest of the text.
 _ADDED = (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
           "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _TEMPLATE_KEY = "tokenizer.chat_template"
-# Our own key, written where `prefix_token` would guess wrongly from the keys of the format.
+# A key of this project. The exporter writes it if `prefix_token` would guess wrongly from the standard keys.
 PREFIX_KEY = "compact.prefix_token_id"
 
 
 def prefix_token(bos: int | None, eos: int | None, padding: int | None, *, adds_bos: bool) -> int | None:
-    """The id that stands before a text without a context: BOS, or EOS where the tokenizer has no BOS.
+    """Return the id to put before a text that has no context: BOS, or EOS if the tokenizer has no BOS.
 
-    A GGUF does not say whether the tokenizer has one: converters take the BOS that the tokenizer does not name from
-    config.json (Qwen: its padding, which stands before no text). A BOS that pads and is not added is taken for such.
+    A GGUF does not record whether the tokenizer has a BOS. If it has none, converters write the BOS of config.json
+    instead, which may be the padding token (Qwen). A BOS that equals the padding token and is not added to texts is
+    therefore treated as missing.
 
     Args:
-        bos, eos, padding: ids that the file names.
-        adds_bos: whether BOS is put before a text.
+        bos: the BOS id of the file, or None.
+        eos: the EOS id of the file, or None.
+        padding: the padding id of the file, or None.
+        adds_bos: whether the tokenizer adds BOS to texts.
     """
     borrowed = not adds_bos and bos == padding
     return eos if bos is None or (borrowed and eos is not None) else bos
@@ -50,17 +53,17 @@ def prefix_token(bos: int | None, eos: int | None, padding: int | None, *, adds_
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A tokenizer as the GGUF describes it, checked.
+    """A checked tokenizer of a GGUF.
 
     Attributes:
-        pre: the name in `tokenizer.ggml.pre`; `default` for SentencePiece-style BPE.
+        pre: the name in `tokenizer.ggml.pre`, or `default` for SentencePiece-style BPE.
         json: tokenizer.json.
-        model: tokenizer.model, for SentencePiece-style BPE; None where SentencePiece could not hold it.
-        ids: role (`bos`, `eos`, `unknown`, `padding`, `seperator`, `cls`, `mask`, `eot`, `eom`) -> id. The odd
-            spelling is the GGUF key's.
+        ids: role (`bos`, `eos`, `unknown`, `padding`, `seperator`, `cls`, `mask`, `eot`, `eom`) -> id. The GGUF key
+            spells it `seperator`.
         names: key of tokenizer_config.json (`bos_token`, ...) -> token.
-        templates: name -> chat template; the main one is `default`.
-        vocab_size: number of ids, unused ones included.
+        templates: name -> chat template. The main template is `default`.
+        vocab_size: number of ids, including unused ones.
+        model: tokenizer.model of a `llama` vocabulary, or None. None also if SentencePiece cannot express it.
     """
 
     pre: str
@@ -72,7 +75,7 @@ class GgufTokenizer:
     model: bytes | None = None
 
     def write(self, out: Path, context: int) -> None:
-        """Write the tokenizer's files into `out`; `context` is the model's longest text in tokens."""
+        """Write the tokenizer's files into `out`. `context` is the model's maximum context length in tokens."""
         write_json(out / "tokenizer.json", self.json)
         if self.model is not None:
             (out / MODEL_FILE).write_bytes(self.model)
@@ -92,17 +95,17 @@ class GgufTokenizer:
 
 
 def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
-    """The tokenizer in the key-values of a GGUF.
+    """Read the tokenizer from the key-values of a GGUF.
 
     Args:
         values: key -> value.
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, or a pre-tokenizer that the table
-            does not know.
-        DamagedFileError: tokens, types, scores, merges or special ids that contradict each other.
-        UnsafePathError: a chat template whose name is no plain file name.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, or its
+            pre-tokenizer is not in the table of `compact.pretokenizers`.
+        DamagedFileError: tokens, types, scores, merges or special ids are damaged or contradict each other.
+        UnsafePathError: the name of a chat template is not a plain name.
     """
     kind = values.get("tokenizer.ggml.model")
     if kind in gguf_sentencepiece.KINDS:
@@ -113,7 +116,7 @@ def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
     if not isinstance(pre, str):
         raise UnsupportedTokenizerError(
             f"{where}: no tokenizer.ggml.pre, so the pre-tokenizer is unknown",
-            "the file is from an old converter; start from the Hugging Face checkpoint",
+            "an old converter made this file; start from the Hugging Face checkpoint",
         )
     parts = tokenizer_parts(pre)
     tokens, types = _tokens(values, where)
@@ -181,15 +184,15 @@ def _read_sentencepiece(values: Mapping[str, Any], kind: str, where: str) -> Ggu
 
 
 def read_gguf_pieces(values: Mapping[str, Any], where: str) -> TokenPieces:
-    """Every token of a GGUF and how it is spelled; the pre-tokenizer and merges are not looked at.
+    """Read the spelling of every token of a GGUF. The pre-tokenizer and merges are ignored.
 
     Args:
         values: key -> value.
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE.
-        DamagedFileError: no list of tokens, or not as many types.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE.
+        DamagedFileError: the list of tokens or types is missing, or their lengths differ.
     """
     kind = values.get("tokenizer.ggml.model")
     sentencepiece = kind in gguf_sentencepiece.KINDS
@@ -204,14 +207,14 @@ def read_gguf_pieces(values: Mapping[str, Any], where: str) -> TokenPieces:
 def _unsupported(kind: Any, where: str) -> UnsupportedTokenizerError:
     return UnsupportedTokenizerError(
         f"{where}: tokenizer kind {_KINDS.get(str(kind), str(kind)[:60])!r} is not supported",
-        "byte-level BPE (gpt2) and SentencePiece-style BPE (llama, gemma4) can be read from a GGUF",
+        "supported in a GGUF: byte-level BPE (gpt2) and SentencePiece-style BPE (llama, gemma4)",
     )
 
 
 def _document(
     added: list[dict[str, Any]], parts: Mapping[str, Any], processor: Any, model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """tokenizer.json, from its parts."""
+    """Put tokenizer.json together from its parts."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -234,14 +237,14 @@ def _document(
 def _vocab(tokens: list[str], types: list[int], where: str) -> dict[str, int]:
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
     if len(vocab) != sum(kind != _TYPE.UNUSED for kind in types):
-        raise DamagedFileError(f"{where}: a token is there twice in tokenizer.ggml.tokens")
+        raise DamagedFileError(f"{where}: a token appears twice in tokenizer.ggml.tokens")
     return vocab
 
 
 def _names(
     tokens: list[str], vocab: Mapping[str, int], ids: Mapping[str, int], values: Mapping[str, Any], adds_bos: bool
 ) -> dict[str, str]:
-    """The tokens that tokenizer_config.json names: BOS only where the tokenizer itself has one."""
+    """Return the special tokens for tokenizer_config.json. BOS is included only if the tokenizer itself has one."""
     names = {key: tokens[ids[role]] for role, key in _ROLES.items() if role in ids and tokens[ids[role]] in vocab}
     adds_bos = values.get("tokenizer.ggml.add_bos_token", adds_bos) is True
     guess = prefix_token(ids.get("bos"), ids.get("eos"), ids.get("padding"), adds_bos=adds_bos)
@@ -253,7 +256,7 @@ def _names(
 def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
     value = values.get(key)
     if not isinstance(value, list) or not value or not isinstance(value[0], kind) or isinstance(value[0], bool):
-        raise DamagedFileError(f"{where}: {key} is missing or not a list of {kind.__name__}")
+        raise DamagedFileError(f"{where}: {key} is missing, empty or not a list of {kind.__name__}")
     return value
 
 
@@ -261,24 +264,26 @@ def _tokens(values: Mapping[str, Any], where: str, *, byte_tokens: bool = False)
     tokens: list[str] = _list_of(values, "tokenizer.ggml.tokens", str, where)
     types: list[int] = _list_of(values, "tokenizer.ggml.token_type", int, where)
     if len(tokens) > _MAX_TOKENS or len(types) != len(tokens):
-        raise DamagedFileError(f"{where}: {len(tokens)} tokens and {len(types)} token types")
+        raise DamagedFileError(
+            f"{where}: {len(tokens)} tokens and {len(types)} token types; expected equal numbers, at most {_MAX_TOKENS}"
+        )
     known = {_TYPE.NORMAL, _TYPE.UNKNOWN, _TYPE.CONTROL, _TYPE.USER_DEFINED, _TYPE.UNUSED}
     if byte_tokens:
         known.add(_TYPE.BYTE)
     if odd := set(types) - {int(kind) for kind in known}:
-        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} does not belong in this kind of tokenizer")
+        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} is not valid for this type of tokenizer")
     return tokens, types
 
 
 def _merges(values: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> list[list[str]]:
-    """The merges as pairs. The first of two equal ones counts in llama.cpp, so later ones are dropped."""
+    """Return the merges as pairs. llama.cpp uses the first of two equal merges, so repeated ones are dropped."""
     pairs: dict[tuple[str, str], None] = {}
     for number, merge in enumerate(_list_of(values, "tokenizer.ggml.merges", str, where)):
-        # A piece may begin with a space itself, hence the search from the second character on.
+        # The first token may begin with a space, so the search starts at the second character.
         cut = merge.find(" ", 1)
         first, second = merge[:cut], merge[cut + 1 :]
         if cut < 0 or first not in vocab or second not in vocab or first + second not in vocab:
-            raise DamagedFileError(f"{where}: merge {number} ({merge[:60]!r}) is not made of tokens of the vocabulary")
+            raise DamagedFileError(f"{where}: merge {number} ({merge[:60]!r}) has a part or result that is not a token")
         pairs[first, second] = None
     return [[first, second] for first, second in pairs]
 
@@ -299,7 +304,15 @@ def _special_ids(values: Mapping[str, Any], n_tokens: int, where: str) -> dict[s
 def _template_processor(
     values: Mapping[str, Any], adds_bos: bool, tokens: list[str], ids: Mapping[str, int], where: str
 ) -> dict[str, Any] | None:
-    """What adds BOS and EOS, None where nothing does. Without the key, llama.cpp's default `adds_bos` counts."""
+    """Return the post-processor that adds BOS and EOS, or None if neither is added.
+
+    Args:
+        values: key -> value.
+        adds_bos: llama.cpp's default if the file does not say whether BOS is added.
+        tokens: text of every id.
+        ids: role -> id.
+        where: the file's path, for messages.
+    """
     adds = {
         "bos": values.get("tokenizer.ggml.add_bos_token", adds_bos),
         "eos": values.get("tokenizer.ggml.add_eos_token", False),
@@ -308,7 +321,7 @@ def _template_processor(
     for role, add in adds.items():
         if add is True and role not in ids:
             raise DamagedFileError(
-                f"{where}: {role.upper()} is to be added, but tokenizer.ggml.{role}_token_id is missing"
+                f"{where}: the tokenizer adds {role.upper()}, but tokenizer.ggml.{role}_token_id is missing"
             )
         if add is True:
             used[role] = tokens[ids[role]]
@@ -330,7 +343,7 @@ def _pieces(tokens: list[str], type_id: int) -> list[dict[str, Any]]:
 
 
 def _between(add_sep: Any, used: Mapping[str, str], tokens: list[str], ids: Mapping[str, int]) -> list[str]:
-    """What stands between the two texts of a pair. The key is written only where the tokenizer puts something there."""
+    """Return the tokens between the two texts of a pair. The GGUF has the key only if the tokenizer puts some there."""
     if add_sep is None:
         return []
     if add_sep is True:

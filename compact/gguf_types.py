@@ -1,7 +1,7 @@
-"""Storage types of GGUF tensors: those of the `gguf` package, and what llama.cpp has that the package lacks.
+"""Storage types of GGUF tensors: those of the `gguf` package, and newer ones of llama.cpp.
 
-The release of `gguf` trails llama.cpp: 0.19 has no number for Q2_0 and cannot dequantise Q1_0. Layouts are those of
-`block_q1_0` and `block_q2_0` in ggml's ggml-common.h (the release in llama-cpp-python 0.3.36).
+The `gguf` package lags behind llama.cpp: 0.19 does not know Q2_0 and cannot dequantise Q1_0. The layouts here are
+those of `block_q1_0` and `block_q2_0` in ggml's ggml-common.h (the release in llama-cpp-python 0.3.36).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy.typing as npt
 
 
 class NewerType(IntEnum):
-    """Types that the `gguf` package does not number."""
+    """Types that the `gguf` package does not know."""
 
     Q2_0 = 42
 
 
 TensorType: TypeAlias = "gguf.GGMLQuantizationType | NewerType"
 
-# Type -> (weights of a block, bytes of a block).
+# Type -> (weights per block, bytes per block).
 _NEWER_BLOCKS = {NewerType.Q2_0: (64, 18)}
 
 
 def tensor_type(number: int) -> TensorType:
-    """The type that a file's tensor table names. Raises ValueError for an unknown one."""
+    """Return the type with this number in a tensor table. Raises ValueError for an unknown number."""
     try:
         return gguf.GGMLQuantizationType(number)
     except ValueError:
@@ -35,7 +35,7 @@ def tensor_type(number: int) -> TensorType:
 
 
 def block_of(kind: TensorType) -> tuple[int, int]:
-    """(weights, bytes) of a block. Raises KeyError for a type that has none (removed ones)."""
+    """Return (weights per block, bytes per block). Raises KeyError for types that llama.cpp removed."""
     if isinstance(kind, NewerType):
         return _NEWER_BLOCKS[kind]
     weights, size = gguf.GGML_QUANT_SIZES[kind]
@@ -43,17 +43,17 @@ def block_of(kind: TensorType) -> tuple[int, int]:
 
 
 def dequantize(data: npt.NDArray[Any], kind: TensorType) -> npt.NDArray[np.float32]:
-    """Values of raw rows.
+    """Dequantise raw rows.
 
     Args:
-        data: uint8 [rows, bytes of a row].
-        kind: their type.
+        data: uint8 [rows, bytes per row].
+        kind: the type of the data.
 
     Returns:
-        float32 [rows, row].
+        float32 [rows, weights per row].
 
     Raises:
-        NotImplementedError: a type that cannot be dequantised here.
+        NotImplementedError: there is no dequantiser for the type.
     """
     if kind.name in ("Q1_0", "Q2_0"):
         return _low_bit(data, block_of(kind)[1], bits=1 if kind.name == "Q1_0" else 2)
@@ -62,12 +62,15 @@ def dequantize(data: npt.NDArray[Any], kind: TensorType) -> npt.NDArray[np.float
 
 
 def _low_bit(data: npt.NDArray[Any], block_bytes: int, bits: int) -> npt.NDArray[np.float32]:
-    """Blocks of a float16 scale and packed weights, the lowest bits first: a bit is -1 or 1, two bits are -1 to 2."""
-    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)
-    scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    """Dequantise blocks of a float16 scale and packed weights, lowest bits first.
+
+    One bit encodes -1 or 1. Two bits encode -1, 0, 1 or 2.
+    """
+    blocks = np.ascontiguousarray(data).reshape(-1, block_bytes)  # [blocks, block_bytes]
+    scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)  # [blocks, 1]
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     packed = (blocks[:, 2:, None] >> shifts) & np.uint8((1 << bits) - 1)
-    levels = packed.reshape(len(blocks), -1).astype(np.float32)
+    levels = packed.reshape(len(blocks), -1).astype(np.float32)  # [blocks, weights per block]
     signed = 2 * levels - 1 if bits == 1 else levels - 1
     values: npt.NDArray[np.float32] = (signed * scale).reshape(len(data), -1)
     return values

@@ -1,4 +1,4 @@
-"""H = X^T X of a layer's activations: what least squares needs, in float64 from products of small blocks."""
+"""Accumulate the Gram matrix H = X^T X of a layer's activations for least squares, in float64."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from compact.distributed import all_reduce_sum
 if TYPE_CHECKING:
     import torch
 
-# Positions whose products are summed in float32 before they are added in float64: long enough that the addition costs
-# little beside the product, short enough that rounding stays at float32's last digits.
+# Number of positions whose products are summed in float32 before the sum is added in float64. It is large enough that
+# the addition is cheap compared to the product, and small enough that rounding only affects float32's last digits.
 _ROWS = 1024
-# Columns of a block of the upper half: what lies below the diagonal is not computed, but inside these blocks.
+# Columns per block. Only blocks on and above the diagonal are computed.
 _COLUMNS = 512
 
 
 class Gram:
-    """The sum of x x^T over all positions.
+    """Accumulates the sum of x x^T over all positions.
 
-    Takes size^2 * 8 bytes, and `_ROWS` positions; on MPS, which has no float64, the sum lies in the host's memory.
+    It needs size^2 * 8 bytes for the sum, and a buffer of `_ROWS` positions. MPS has no float64, so the sum is then in
+    the host's memory.
     """
 
     def __init__(self, size: int, device: str = "cpu") -> None:
-        """Begin at zero.
+        """Start with a sum of zero.
 
         Args:
             size: I, the number of channels.
@@ -38,11 +39,11 @@ class Gram:
         self._filled = 0
 
     def add(self, x: torch.Tensor) -> None:
-        """Add the positions of `x` [n, I], of any floating type. Weights of positions go in as x * sqrt(w)."""
+        """Add the positions of `x` [positions, I], of any floating type. For weighted positions, pass x * sqrt(w)."""
         import torch
 
         if self._rows is None:
-            # CUDA's tensor cores multiply 16-bit numbers exactly and add in float32; torch gives such sums since 2.8.
+            # CUDA's tensor cores multiply 16-bit numbers exactly and add them in float32. Torch supports this from 2.8.
             half = x.is_cuda and x.element_size() == 2 and "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
             self._rows = torch.empty((_ROWS, self._size), dtype=x.dtype if half else torch.float32, device=x.device)
         at = 0
@@ -71,10 +72,13 @@ class Gram:
             self._sum[start:stop, start:] += product.to(self._sum.device)
 
     def value(self) -> torch.Tensor:
-        """The sum over all positions of all processes, float64 [I, I], symmetric. Every process must call it."""
+        """Return the sum over all positions of all processes, float64 [I, I], symmetric.
+
+        Every process must call this, once. Nothing can be added afterwards.
+        """
         self._flush()
         all_reduce_sum(self._sum)
-        # What was summed lies on and above the blocks of the diagonal; after this, another `add` would go wrong twice.
+        # Only blocks on and above the diagonal were summed. Mirror them, and release the sum, which is now complete.
         for start in range(0, self._size, _COLUMNS):
             stop = min(start + _COLUMNS, self._size)
             self._sum[stop:, start:stop] = self._sum[start:stop, stop:].T

@@ -14,14 +14,14 @@ from compact.source import ModelSource
 from compact.store import write_json
 from compact.tokenizer import bos_id, encode, load_tokenizer, remap_config, write_pruned_tokenizer
 
-# Characters below which a text is no more than a few tokens, and says nothing.
+# A text with fewer characters has only a few tokens and is not informative.
 _SHORTEST = 16
 
 
 def named_texts(held_out: Sequence[HeldOut], n_bytes: int | None = None) -> dict[str, str]:
-    """The first `n_bytes` (None: all) of each text by its name.
+    """Return name -> the first `n_bytes` of the text, or the whole text if `n_bytes` is None.
 
-    Sources of one name are numbered; a text of next to no characters is left out.
+    Texts with the same name are numbered. Texts with fewer than 16 characters are left out.
     """
     texts: dict[str, str] = {}
     for part in held_out:
@@ -43,9 +43,9 @@ class TokenizedTexts:
         """Tokenize the texts.
 
         Args:
-            texts: by name.
-            tokenizer_dir: the tokenizer's checkpoint.
-            window: positions at most, as `compact.evaluate.evaluate` takes them.
+            texts: name -> text.
+            tokenizer_dir: the checkpoint with the tokenizer.
+            window: positions per window (see `compact.evaluate.evaluate`).
         """
         tokenizer = load_tokenizer(tokenizer_dir)
         self._bos, self._window = bos_id(tokenizer), window
@@ -56,7 +56,7 @@ class TokenizedTexts:
         }
 
     def evaluate(self, model: Any, *, progress: Progress = SILENT, label: str = "evaluating") -> dict[str, Evaluation]:
-        """Score every text by a model of Transformers. Raises CalibrationError for a text of fewer than two tokens."""
+        """Score every text with a Transformers model. Raises CalibrationError for a text with fewer than two tokens."""
         score = hf_score(model)
         return {
             name: evaluate(
@@ -74,7 +74,7 @@ class TokenizedTexts:
 
 
 def write_tokenizer(source: ModelSource, target: Path, kept: Sequence[int]) -> None:
-    """What `load_tokenizer` reads of a pruned model: the tokenizer's files, and the configuration that names its class.
+    """Write the files of a pruned model that `load_tokenizer` reads: those of the tokenizer, and config.json.
 
     Args:
         source: the unpruned model.

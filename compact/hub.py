@@ -1,11 +1,14 @@
-"""Models on the Hugging Face Hub: a name to a commit, and a commit to the files that a build needs.
+"""Resolve a model on the Hugging Face Hub to a commit, and download the files that a build needs.
 
-A name is resolved to a commit once; everything after that asks for the commit, so that no push can change the model
-between two files. The files lie in the Hub's own cache (`HF_HUB_CACHE`), which other programs share.
+A name is resolved to a commit once. All later requests use the commit, so a push cannot change the model between two
+downloads. The files go to the Hub's cache (`HF_HUB_CACHE`), which other programs share.
 
-What is fetched is named exactly: the configuration and tokenizer first, the weights when those were found acceptable,
-and never a pickle or a program. The small files come first on purpose: where the weights are in the cache, a download
-of ours that was cut short has left the others there too, and offline mode may trust the snapshot.
+Only files from a fixed list of patterns are downloaded, and never pickles or programs. The order is:
+    1. The configuration, tokenizer and other small files.
+    2. The weights, if the small files passed all checks.
+
+Because of this order, a cache with weights also has the small files, even if a download was interrupted. Offline mode
+relies on this.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from compact.progress import SILENT, Progress, Task
 from compact.store import check_free_space, read_json_object, safe_child
 
 CONFIG = "config.json"
-# Files beside the weights that a build reads or carries on.
+# Files besides the weights that a build reads or copies.
 _SMALL_FILES = (
     *(CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "tokenizer.model", "chat_template*", "README.md", INDEX),
@@ -44,7 +47,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubName:
-    """`org/name`, and the revision asked for (None: the default branch)."""
+    """`org/name` and the requested revision (None for the default branch)."""
 
     repo: str
     revision: str | None
@@ -60,11 +63,11 @@ class Snapshot:
     """A repository's files at one commit.
 
     Attributes:
-        name: what was asked for.
+        name: the requested name.
         commit: 40 hex digits.
-        directory: the Hub cache's folder of that commit.
-        sizes: bytes of every file of the repository, by its path there; empty where only the cache was asked.
-        sha256: of the files whose sha256 the Hub knows (those in LFS).
+        directory: the folder of that commit in the Hub's cache.
+        sizes: path in the repository -> size in bytes. Empty if the snapshot comes from the cache alone.
+        sha256: path -> sha256, for files of which the Hub knows it (those in LFS).
     """
 
     name: HubName
@@ -75,12 +78,12 @@ class Snapshot:
 
 
 def parse_model(word: str) -> HubName | None:
-    """`org/name` or `org/name@revision` as a name on the Hub; None for a word of another form.
+    """Parse `org/name` or `org/name@revision`. Return None if `word` has another form, or ends in `.gguf`.
 
-    Whoever asks looks for a file or directory of that name first. A word that ends in `.gguf` means a file.
+    Callers should first check whether a file or directory has this name.
 
     Raises:
-        HubNameError: a revision that no branch, tag or commit can have.
+        HubNameError: the revision is not a valid name of a branch, tag or commit.
     """
     match = _NAME.fullmatch(word)
     if match is None or word.lower().endswith(".gguf"):
@@ -89,31 +92,39 @@ def parse_model(word: str) -> HubName | None:
 
 
 def checked_revision(revision: str | None, word: str) -> str | None:
-    """The revision, if it can be one: it becomes a part of a path in the Hub's cache."""
+    """Return the revision if it is valid and safe: it becomes part of a path in the Hub's cache.
+
+    Raises:
+        HubNameError: the revision is not a valid name of a branch, tag or commit.
+    """
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
-        raise HubNameError(f"{word}: {revision!r} is no branch, tag or commit", "write org/name@branch, tag or commit")
+        raise HubNameError(
+            f"{word}: {revision!r} is not a branch, tag or commit", "write org/name@branch, tag or commit"
+        )
     return revision
 
 
 def names_hub_model(word: str) -> bool:
-    """Whether a command with this MODEL may use the network: no file or directory of that name, and the form of one."""
+    """Whether MODEL names a Hub model, so that the command may use the network. Local files take precedence."""
     return not Path(word).expanduser().exists() and _NAME.fullmatch(word) is not None and parse_model(word) is not None
 
 
 def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
-    """Resolve the name and fetch everything but the weights.
+    """Resolve the name to a commit and download everything except the weights.
 
     Raises:
-        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: as `hub_errors.translated` says.
-        HubOfflineError: offline mode, and the revision is not in the cache.
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: see `hub_errors.translate`.
+        HubOfflineError: offline mode is on, and the revision is not in the cache.
         PickleRefusedError: the repository has only pickled weights.
-        DamagedFileError: it lacks what a checkpoint needs. DiskFullError.
+        DataError: the repository has GGUF files but no checkpoint.
+        DamagedFileError: the repository lacks a file that a checkpoint needs.
+        DiskFullError: the files do not fit on the disk.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download
 
     with translated(name.repo, name.revision, "model"):
         pinned = name.revision is not None and _COMMIT.fullmatch(name.revision) is not None
-        if constants.HF_HUB_OFFLINE or pinned:  # a commit never changes, so nobody need be asked about it
+        if constants.HF_HUB_OFFLINE or pinned:  # a commit never changes, so the cache is enough
             cached = _cached(name)
             if cached is not None:
                 progress.note(f"{name.repo}: commit {cached.commit}, from the cache")
@@ -128,8 +139,7 @@ def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
         sizes = {file.rfilename: int(file.size or 0) for file in files}
         sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
         _refuse_unusable(name, sizes)
-        # By the revision's name, not the commit: that records in the cache what the name stands for, so that offline
-        # mode finds it again.
+        # Request the file by the revision's name. The cache then records the commit of that name for offline mode.
         hf_hub_download(name.repo, CONFIG, revision=name.revision)
         wanted = [file for file in sizes if _is_small(file)]
         directory = _fetch(name, commit, wanted, sizes, progress)
@@ -138,12 +148,13 @@ def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
 
 
 def fetch_config(name: HubName, progress: Progress = SILENT) -> Snapshot:
-    """Fetch `config.json` and nothing else; `sizes` and `sha256` of the answer are empty.
+    """Download only `config.json`. `sizes` and `sha256` of the snapshot are empty.
 
     Raises:
-        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: as `hub_errors.translated` says.
-        HubOfflineError: offline mode, and the file is not in the cache.
-        DamagedFileError: the repository has no such file. DiskFullError.
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: see `hub_errors.translate`.
+        HubOfflineError: offline mode is on, and the file is not in the cache.
+        DamagedFileError: the repository has no `config.json`.
+        DiskFullError: the file does not fit on the disk.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -161,9 +172,18 @@ def fetch_config(name: HubName, progress: Progress = SILENT) -> Snapshot:
 
 
 def fetch_weights(snapshot: Snapshot, progress: Progress = SILENT) -> None:
-    """Fetch the safetensors files that Transformers would read, and no others. Raises what `fetch_description` does."""
+    """Download the safetensors files that Transformers would read, and no others.
+
+    Does nothing if the snapshot comes from the cache.
+
+    Raises:
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: see `hub_errors.translate`.
+        PickleRefusedError: the index names a file that is not safetensors.
+        DamagedFileError: the index names no file, or one that the repository does not have.
+        DiskFullError: the files do not fit on the disk.
+    """
     if not snapshot.sizes:
-        return  # from the cache; what is missing there, the checks of a directory find
+        return  # if a file is missing in the cache, the checks of the directory find it
     name = snapshot.name
     wanted = [SINGLE]
     if SINGLE not in snapshot.sizes:
@@ -176,29 +196,33 @@ def fetch_weights(snapshot: Snapshot, progress: Progress = SILENT) -> None:
         raise DamagedFileError(f"{name.repo}: {what}", "tell the repository's owner, or name another revision")
     for file in wanted:
         if not file.endswith(".safetensors"):
-            raise PickleRefusedError(f"{name.repo}: {INDEX} names {file!r}, which is no safetensors file")
+            raise PickleRefusedError(f"{name.repo}: {INDEX} names {file!r}, which is not a safetensors file")
     with translated(name.repo, name.revision, "model"):
         _fetch(name, snapshot.commit, wanted, snapshot.sizes, progress)
 
 
 def check_hashes(snapshot: Snapshot, hashes: Mapping[str, str]) -> None:
-    """Compare the sha256 of files with those that the Hub, or else its cache, has for them.
+    """Compare files with the hashes that the Hub reports, or that the names in its cache contain.
 
-    `huggingface_hub` checks a download's size only.
+    This is needed because `huggingface_hub` only checks the size of a download.
+
+    Args:
+        snapshot: the downloaded files.
+        hashes: path in the repository -> sha256 of the local file.
 
     Raises:
-        DamagedFileError: a file is not what the Hub has.
+        DamagedFileError: a file differs from the one on the Hub.
     """
     for file, found in hashes.items():
         path = snapshot.directory / file
         expected = snapshot.sha256.get(file)
         if expected is None and path.is_symlink():
-            # The cache names a blob by its ETag, which is the sha256 of a file in LFS and a shorter hash of any other.
+            # The cache names a blob by its ETag: the sha256 for files in LFS, and a shorter hash for others.
             blob = path.readlink().name
             expected = blob if _SHA256.fullmatch(blob) else None
         if expected is not None and expected != found:
             raise DamagedFileError(
-                f"{path}: damaged (its sha256 is not the one that the Hub has)",
+                f"{path}: damaged (its sha256 differs from the one on the Hub)",
                 f"delete {path.resolve()} and {path}, then run again",
             )
 
@@ -226,7 +250,7 @@ def _all_shards(directory: Path) -> bool:
 
 
 def _is_small(file: str) -> bool:
-    # A star matches a slash too, so patterns for the top of the repository look at names without one.
+    # In fnmatch, a star also matches a slash. So patterns without a slash are only applied to names without one.
     fits = (fnmatchcase(file, pattern) for pattern in _SMALL_FILES if ("/" in pattern) == ("/" in file))
     return any(fits) and not file.lower().endswith(_NEVER) and file.count("/") <= 1
 
@@ -237,13 +261,13 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
         pickled = sorted(file for file in top if any(fnmatchcase(file, pattern) for pattern in _PICKLED))
         if pickled:
             raise PickleRefusedError(
-                f"{name.repo}: only pickled weights ({pickled[0]}), and loading a pickle can run code",
+                f"{name.repo}: has only pickled weights ({pickled[0]}), and loading a pickle can run code",
                 "name a revision or repository with safetensors weights; nothing was downloaded",
             )
         gguf = sorted(file for file in top if file.lower().endswith(".gguf"))
         if gguf:
             raise DataError(
-                f"{name.repo}: holds GGUF files and no checkpoint",
+                f"{name.repo}: has GGUF files but no checkpoint",
                 f"name the float model that they were made from, or download {gguf[0]} and name that file",
             )
     for needed in (CONFIG, "tokenizer.json"):
@@ -254,13 +278,14 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
 
 
 def _lacks(name: HubName, file: str) -> DamagedFileError:
-    return DamagedFileError(f"{name.repo}: no {file}", f"what the repository holds: {page(name.repo, 'model')}")
+    return DamagedFileError(f"{name.repo}: no {file}", f"see the repository's files at {page(name.repo, 'model')}")
 
 
 def _fetch(name: HubName, commit: str, wanted: list[str], sizes: Mapping[str, int], progress: Progress) -> Path:
     """Download files of one commit into the Hub's cache and return the snapshot's directory.
 
-    One after another, in this thread: Ctrl-C ends it at once, where a pool of threads would first finish its files.
+    Files are downloaded one after another in this thread, so that Ctrl-C stops at once. A pool of threads would first
+    finish its files.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -275,9 +300,10 @@ def _fetch(name: HubName, commit: str, wanted: list[str], sizes: Mapping[str, in
 
 
 def _bar_class(task: Task) -> Any:
-    """A bar of huggingface_hub's that draws nothing and tells `task` of every byte written.
+    """Return a progress bar class for huggingface_hub that draws nothing and reports bytes written to `task`.
 
-    A download by Xet has two bars, of bytes from the network and of bytes on the disk. The second one counts.
+    A download through Xet has one bar for bytes from the network and one for bytes on the disk. Only the second one is
+    reported.
     """
     from huggingface_hub.utils.tqdm import tqdm
 

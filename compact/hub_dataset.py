@@ -1,8 +1,10 @@
-"""Text from a data set on the Hugging Face Hub, read as a stream: only what is drawn is downloaded.
+"""Draw text from a data set on the Hugging Face Hub.
 
-The draw depends on the data set's commit, the seed and the number of characters, and not on a tokenizer or machine: the
-stream goes through a shuffle buffer of the seed, and of a long document one piece is taken, so that no document
-dominates. The result lies in the cache, so the next build with the same text needs no network.
+The data set is streamed, so only the text that is drawn gets downloaded. The stream passes through a shuffle buffer,
+and a long document contributes one piece, so that no document dominates.
+
+The result depends on the data set's commit, the seed and the sizes, but not on a tokenizer or machine. It is cached,
+so the next build with the same text needs no network.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from compact.hub_errors import offline_error, page, translated
 from compact.progress import SILENT, Progress
 from compact.store import read_json, sha256_json, write_json
 
-# Data sets whose repository has several configurations and names no default one.
+# Default configurations of data sets that have several and name no default.
 _DEFAULT_CONFIG = {"allenai/c4": "en"}
 _DEFAULT_SPLIT = "train"
-# Documents among which the seed chooses: about 20 MB of web text.
+# Documents in the shuffle buffer: about 20 MB of web text.
 _BUFFER = 10_000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Raised when another draw comes out for equal inputs.
+# Increase this when the same inputs give a different draw.
 _VERSION = 1
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
@@ -52,7 +54,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class DatasetName:
-    """`org/name[@revision][:config[:split]]`; None where the spelling leaves a part out."""
+    """`org/name[@revision][:config[:split]]`. `revision` and `config` are None if they are left out."""
 
     repo: str
     revision: str | None
@@ -60,15 +62,17 @@ class DatasetName:
     split: str
 
     def at(self, commit: str) -> str:
-        """The same data at one commit, in the same spelling."""
+        """The same name with the revision replaced by a commit."""
         return f"{self.repo}@{commit}:{self.config or ''}:{self.split}"
 
 
 def parse_dataset(word: str) -> DatasetName | None:
-    """A `--calibration` as a data set's name; None for a word of another form. A file of that name comes first.
+    """Parse the name of a data set. Return None if `word` has another form or ends like a text file.
+
+    Callers should first check whether a file has this name.
 
     Raises:
-        HubNameError: a revision that no branch, tag or commit can have.
+        HubNameError: the revision is not a valid name of a branch, tag or commit.
     """
     match = _NAME.fullmatch(word)
     if match is None or word.lower().endswith((".txt", ".jsonl", ".json", ".parquet", ".md")):
@@ -79,7 +83,7 @@ def parse_dataset(word: str) -> DatasetName | None:
 
 
 def names_hub_dataset(word: str | None) -> bool:
-    """Whether a command with this `--calibration` may use the network."""
+    """Whether `word` names a data set on the Hub, so that the command may use the network."""
     return (
         word is not None
         and not Path(word).exists()
@@ -89,11 +93,14 @@ def names_hub_dataset(word: str | None) -> bool:
 
 
 def require_datasets(word: str, option: str = "--calibration") -> None:
-    """Raises ToolUnavailableError where the package that reads data sets is missing.
+    """Check that the package `datasets` is installed.
 
     Args:
-        word: the data set.
-        option: what the user named it by.
+        word: the data set's name, for the message.
+        option: the option that names it, for the message.
+
+    Raises:
+        ToolUnavailableError: the package is not installed.
     """
     if importlib.util.find_spec("datasets") is None:
         raise ToolUnavailableError(
@@ -112,22 +119,28 @@ def draw_documents(
     cache: Cache | None = None,
     progress: Progress = SILENT,
 ) -> tuple[list[str], str]:
-    """Texts of at most about `piece` characters each, `characters` in all, and the name at its commit.
+    """Draw texts from a data set.
 
     Args:
         name: the data set.
-        characters: how much to draw; fewer where the data set ends before.
-        piece: what is taken of a longer document.
-        seed: of the order of documents, and of the piece of each.
-        option: what the user named it by, for messages.
-        cache: keeps the draw.
-        progress: told of the characters drawn.
+        characters: total number of characters to draw. A smaller data set gives fewer.
+        piece: approximate maximum length of a text, in characters. A longer document gives one piece of this length.
+        seed: seed for the order of documents and for the choice of pieces.
+        option: the option that names the data set, for messages.
+        cache: stores the draw. None draws every time.
+        progress: receives the number of characters drawn.
+
+    Returns:
+        The texts, and the data set's name at its commit.
 
     Raises:
-        HubNotFoundError, HubAccessError, HubUnavailableError, HubOfflineError: as `compact.hub_errors` says.
+        HubNotFoundError, HubAccessError, HubUnavailableError, HubOfflineError: see `compact.hub_errors`.
         ToolUnavailableError: `datasets` is not installed.
-        UsageError: no such configuration or split. RemoteCodeRefusedError: the data set is a program.
-        DamagedFileError: a record without text. CalibrationError: no text at all.
+        UsageError: the configuration or split does not exist.
+        RemoteCodeRefusedError: the data set needs its own program.
+        DataError: the data set has no data files that can be read.
+        DamagedFileError: a data file is damaged, or a record has no text field.
+        CalibrationError: the data set has no text.
     """
     commit = _resolve(name)
     key = sha256_json({"version": _VERSION, "of": name.at(commit), "draw": [characters, piece, seed, _BUFFER]})
@@ -153,7 +166,7 @@ def _offline() -> bool:
 
 
 def _resolve(name: DatasetName) -> str:
-    """The commit that the revision stands for: the Hub's answer, or offline the cache's record of an earlier one."""
+    """Resolve the revision to a commit by asking the Hub or, in offline mode, the cache."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -169,7 +182,7 @@ def _resolve(name: DatasetName) -> str:
         commit = HfApi().dataset_info(name.repo, revision=name.revision).sha
         if commit is None or not _COMMIT.fullmatch(commit):
             raise ValueError("no commit in the answer")
-        # By the revision's name, so that the cache records what it stands for.
+        # Request a file by the revision's name. The cache then records the commit of that name for offline mode.
         with contextlib.suppress(EntryNotFoundError):
             hf_hub_download(name.repo, card, revision=name.revision, repo_type="dataset")
         return commit
@@ -207,7 +220,7 @@ def _texts(name: DatasetName, commit: str, seed: int, option: str) -> Iterator[s
 
 
 def _records(name: DatasetName, commit: str, seed: int, option: str) -> Iterator[Mapping[str, Any]]:
-    """The data set's records in the seed's order."""
+    """Yield the data set's records, shuffled by the seed."""
     with translated(name.repo, name.revision, "dataset"):
         from datasets.exceptions import DatasetGenerationError
 
@@ -221,12 +234,12 @@ def _records(name: DatasetName, commit: str, seed: int, option: str) -> Iterator
 
 
 def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
-    """The data set of `datasets`, before the first record is read; its errors that say what the user can change."""
+    """Open the data set as a stream, without reading a record. Translate errors that the user can act on."""
     import datasets
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
-        # hf:// so that a folder of this name in the working directory is not taken for it.
+        # With hf://, a folder of this name in the working directory is not used instead.
         where = f"hf://datasets/{name.repo}"
         return datasets.load_dataset(where, name.config, split=name.split, revision=commit, streaming=True)
     except DatasetNotFoundError as error:
@@ -238,16 +251,17 @@ def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
         raise DataError(f"{name.repo}: cannot be read ({_first_line(error)})", page(name.repo, "dataset")) from error
     except DataFilesNotFoundError as error:
         raise DataError(
-            f"{name.repo}: no data files that can be read", f"what it holds: {page(name.repo, 'dataset')}"
+            f"{name.repo}: no data files that can be read", f"see its files at {page(name.repo, 'dataset')}"
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
         raise RemoteCodeRefusedError(
-            f"{name.repo}: the data set is a program, which is not run", "name one of parquet or json files"
+            f"{name.repo}: the data set needs its own program, which is not run",
+            "name a data set of parquet or json files",
         ) from error
     except ValueError as error:
-        # A configuration or split that is not there: the text lists those that are.
+        # The configuration or split does not exist. The message of `datasets` lists those that do.
         raise UsageError(
             f"{option} {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
         ) from error

@@ -1,8 +1,8 @@
-"""What can go wrong between here and the Hugging Face Hub, each as one line and a next step.
+"""Translate errors of the Hugging Face Hub's libraries to those of `compact.errors`.
 
-`huggingface_hub` and `datasets` raise their own errors, errors of the HTTP client and plain OSErrors. `translated` is
-the one place that turns them into ours. Codes and headers are the Hub's: `X-Error-Code` GatedRepo, RepoNotFound,
-RevisionNotFound (huggingface_hub, `utils/_http.py`).
+`huggingface_hub` and `datasets` raise their own errors, errors of the HTTP client, and plain OSErrors. Only `translate`
+converts them; `translated` applies it to a block of code. The Hub distinguishes its errors by the header
+`X-Error-Code`: GatedRepo, RepoNotFound, RevisionNotFound (huggingface_hub, `utils/_http.py`).
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 
 def endpoint() -> str:
-    """Where the Hub is (`HF_ENDPOINT`)."""
+    """The Hub's address (`HF_ENDPOINT`)."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT
 
 
 def page(repo: str, kind: Kind) -> str:
-    """The repository's page, where a user accepts terms."""
+    """The address of the repository's page, where a user can accept terms."""
     return f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
 
 @contextmanager
 def translated(repo: str, revision: str | None, kind: Kind) -> Iterator[None]:
-    """Raise errors of the Hub's libraries in the block as ours; errors of ours pass.
+    """Translate errors of the Hub's libraries that the block raises. Errors of `compact.errors` pass unchanged.
 
     Args:
         repo: `org/name`.
-        revision: branch, tag or commit that was asked for, None for the default branch.
-        kind: whose namespace `repo` is in.
+        revision: the requested branch, tag or commit; None for the default branch.
+        kind: whether `repo` is a model or a data set.
+
+    Raises:
+        CompactEdgeError: see `translate`.
     """
     try:
         yield
@@ -62,26 +65,31 @@ def translated(repo: str, revision: str | None, kind: Kind) -> Iterator[None]:
 
 
 def translate(error: Exception, repo: str, revision: str | None, kind: Kind) -> CompactEdgeError | None:
-    """The error of ours for one of the Hub's libraries; None where it is none of theirs."""
+    """Return the error of `compact.errors` for an error of the Hub's libraries, or None if it is not one of theirs.
+
+    Args:
+        error: the error that was raised.
+        repo, revision, kind: see `translated`.
+    """
     from huggingface_hub import errors
 
-    # What these two wrap says more than they do.
+    # The wrapped error has more detail than LocalEntryNotFoundError itself.
     while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, errors.HFValidationError):
-        return HubNameError(f"{repo}: no name of a repository ({_short(error)})", "names look like org/name")
+        return HubNameError(f"{repo}: not a valid repository name ({_short(error)})", "names look like org/name")
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return offline_error(repo, revision, kind)
     if isinstance(error, errors.HfHubHTTPError):
         return _answered(error, repo, revision, kind)
     if isinstance(error, errors.FileMetadataError):
         return _no_hub(repo)
-    # The HTTP client's base class: huggingface_hub changed clients, and imports its own one's under this name.
+    # The base class of the HTTP client's errors. huggingface_hub has changed clients; this name fits the one in use.
     client_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     if isinstance(error, (client_error, TimeoutError, ConnectionError)):
         return HubUnavailableError(
             f"{repo}: {endpoint()} cannot be reached ({_short(error)})",
-            "check the network and HF_ENDPOINT, then run again; HF_HUB_OFFLINE=1 uses what an earlier run has fetched",
+            "check the network and HF_ENDPOINT, then run again; HF_HUB_OFFLINE=1 uses files from an earlier run",
         )
     if isinstance(error, OSError):
         if error.errno is not None:
@@ -89,7 +97,7 @@ def translate(error: Exception, repo: str, revision: str | None, kind: Kind) -> 
         return HubUnavailableError(f"{repo}: the download failed ({_short(error)})", "run again")
     if isinstance(error, (ValueError, KeyError, TypeError, AssertionError)):
         return _no_hub(repo)
-    if isinstance(error, RuntimeError):  # hf_xet reports a failed transfer so
+    if isinstance(error, RuntimeError):  # hf_xet raises it for a failed transfer
         return HubUnavailableError(
             f"{repo}: the download failed ({_short(error)})", "run again; HF_HUB_DISABLE_XET=1 downloads by plain HTTP"
         )
@@ -97,16 +105,16 @@ def translate(error: Exception, repo: str, revision: str | None, kind: Kind) -> 
 
 
 def offline_error(repo: str, revision: str | None, kind: Kind) -> HubOfflineError:
-    """The error of a repository that is needed, not cached, and may not be fetched."""
+    """Return the error for a repository that is not cached and may not be downloaded in offline mode."""
     at = f"@{revision}" if revision else ""
     return HubOfflineError(
         f"{repo}{at}: the {kind} is not in the cache, and HF_HUB_OFFLINE is set",
-        "run once without HF_HUB_OFFLINE, or name something that is on this machine",
+        "run once without HF_HUB_OFFLINE, or name something on this machine",
     )
 
 
 def cache_directory() -> str:
-    """Where the Hub's files are kept (`HF_HUB_CACHE`, `HF_HOME`)."""
+    """The directory of the Hub's cache (`HF_HUB_CACHE`, `HF_HOME`)."""
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)
@@ -132,19 +140,21 @@ def _answered(error: Exception, repo: str, revision: str | None, kind: Kind) -> 
             f"check the name; for a private {kind}, {_LOGIN}",
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return DataError(f"{repo}: a file that the Hub listed is not there ({_short(error)})", "run again")
+        return DataError(f"{repo}: the Hub lists a file but does not have it ({_short(error)})", "run again")
     if status in (401, 403):
-        return HubAccessError(f"{repo}: {endpoint()} refused the token ({status})", f"{_LOGIN}; or unset a stale one")
+        return HubAccessError(
+            f"{repo}: {endpoint()} refused the token ({status})", f"{_LOGIN}; or unset an outdated one"
+        )
     if status == 429:
         return HubUnavailableError(
-            f"{repo}: {endpoint()} answers that there were too many requests", f"wait some minutes; or {_LOGIN}"
+            f"{repo}: {endpoint()} received too many requests", f"wait a few minutes; or {_LOGIN}"
         )
     return HubUnavailableError(f"{repo}: {endpoint()} answered {status}", "try again later")
 
 
 def _no_hub(repo: str) -> HubUnavailableError:
     return HubUnavailableError(
-        f"{repo}: {endpoint()} does not answer as a model hub does", "check HF_ENDPOINT, a proxy and its certificates"
+        f"{repo}: {endpoint()} does not respond like a model hub", "check HF_ENDPOINT, a proxy and its certificates"
     )
 
 

@@ -1,10 +1,12 @@
-"""How often text of a language uses each token of a tokenizer.
+"""Estimate how often text in a language uses each token of a tokenizer.
 
-Words come from the lists of the package `wordfreq` (42 languages, in the package itself: no network). A list holds
-case-folded words and their frequencies, and text writes a word in several forms: after a space or at a line's start, in
-lower case, capitalised or in capitals. The merge order says which of them this tokenizer's training text preferred: of
-two forms that are tokens, the one that was merged earlier is the more frequent. Punctuation, digits, white space,
-markup and operators are in no list of words. Their use is counted in the standard library's prose and source.
+Words and their frequencies come from the word lists of the package `wordfreq`. It contains lists for 42 languages, so
+no network is needed. The words are case-folded, but text writes a word in several forms: after a space or at the start
+of a line, in lower case, capitalised or in capitals. The merge order shows which form was frequent in the tokenizer's
+training text: if two forms are tokens, the one merged earlier is the more frequent one.
+
+Word lists contain no punctuation, digits, white space, markup or operators. Their use is counted in the prose and
+source code of Python's standard library.
 """
 
 from __future__ import annotations
@@ -24,45 +26,48 @@ from compact.vocabulary import Vocabulary
 CODE = "code"
 ENGLISH = "en"
 EXTRA = "languages"
-# Languages that write no spaces between words, so that a word of theirs has one form.
+# Languages without spaces between words. Their words have one form.
 _NO_SPACES = frozenset({"zh", "ja"})
-# How far a list's language may be from the one that is asked for, in langcodes' measure: en-GB from en is 5.
+# The largest distance allowed between the requested language and that of a word list, as langcodes measures it. The
+# distance from en-GB to en is 5.
 _MOST_DISTANT = 9
-# Words of a list that are read, the most frequent first. They hold 99% of a text's words.
+# How many words of a list are used, most frequent first. They cover 99% of the words of a text.
 _MOST_WORDS = 150_000
-# Of the words of prose, the share that no space precedes: at a line's start, after a quote or a bracket.
+# Share of words in prose without a space before them: at the start of a line, or after a quote or bracket.
 _WITHOUT_SPACE = 0.07
-# Of a list's words, how often each form is used where the merge order says nothing: lower case, capitalised, capitals.
+# Prior shares of a word's forms: lower case, capitalised, capitals. The merge order adjusts them.
 _FORMS = (0.85, 0.13, 0.02)
-# Languages that write every noun with a capital.
+# Languages that capitalise every noun.
 _CAPITAL_NOUNS = frozenset({"de", "lb", "gsw", "nds"})
 _FORMS_WITH_NOUNS = (0.5, 0.48, 0.02)
-# A form of n tokens is taken for this to the power of n - 1 times rarer than the last token merged.
+# A form of n tokens counts as _RARER ** (n - 1) times rarer than the token of the last merge.
 _RARER = 3
-# Smooths the use of the first merges: token r of the merge order is used in proportion to 1 / (r + this).
+# The estimated use of the token with rank r in merge order is proportional to 1 / (r + RANK_OFFSET). The offset keeps
+# the first merges from dominating.
 RANK_OFFSET = 1000
-# Characters of the standard library that are counted, of prose and of source.
+# How many characters of the standard library are counted.
 _PROSE_CHARACTERS, _CODE_CHARACTERS = 1_500_000, 3_000_000
-# What is taken from every count of a text.
+# Subtracted from every count by `discounted`.
 _DISCOUNT = 0.8
 _BATCH = 20_000
 _DIGIT = re.compile(r"\d")
 
-# Texts -> ids of each, without special tokens.
+# Texts -> the ids of each text, without special tokens.
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+# Id -> use. In most functions, uses are shares that sum to 1.
 Use = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Language:
-    """One of the languages that a vocabulary is kept for.
+    """A language that the vocabulary should serve.
 
     Attributes:
-        code: the BCP 47 code that the user named, or `code`.
-        scripts: ISO 15924 codes of what it is written in.
-        words: the code of its list of words, or None without a list.
-        spaced: whether it writes spaces between words.
-        capital_nouns: whether it writes every noun with a capital.
+        code: the BCP 47 code that the user gave, or `code` for source code.
+        scripts: ISO 15924 codes of its scripts.
+        words: the code of its word list, or None without a list.
+        spaced: whether it has spaces between words.
+        capital_nouns: whether it capitalises every noun.
     """
 
     code: str
@@ -73,11 +78,11 @@ class Language:
 
 
 def parse_languages(codes: Sequence[str]) -> tuple[Language, ...]:
-    """The languages of `--languages`.
+    """Parse the codes of `--languages`.
 
     Raises:
-        ToolUnavailableError: the package with the lists of words is not installed.
-        UsageError: not a language code, or one that is given twice.
+        ToolUnavailableError: the packages with the word lists are not installed.
+        UsageError: a code is not a language code, or is given twice.
     """
     return tuple(_parse(code, codes) for code in codes)
 
@@ -93,7 +98,7 @@ def _parse(code: str, codes: Sequence[str]) -> Language:
     except ValueError:  # langcodes.LanguageTagError
         tag = None
     if tag is None or not tag.is_valid() or tag.language is None:
-        raise UsageError(f"--languages {code}: not a language code", "write BCP 47 codes, or code: en,de,zh-Hans,code")
+        raise UsageError(f"--languages {code}: not a language code", "write BCP 47 codes or code: en,de,zh-Hans,code")
     script = tag.maximize().script
     lists = list(wordfreq.available_languages("best"))
     nearest, _ = langcodes.closest_match(tag, lists, max_distance=_MOST_DISTANT)
@@ -113,13 +118,13 @@ def _packages() -> tuple[Any, Any]:
         import wordfreq
     except ImportError as error:
         raise ToolUnavailableError(
-            "--languages: the lists of words are not installed", f"pip install 'compact-edge[{EXTRA}]'"
+            "--languages: the word lists are not installed", f"pip install 'compact-edge[{EXTRA}]'"
         ) from error
     return langcodes, wordfreq
 
 
 def lists_version() -> str:
-    """Version of the package with the lists of words."""
+    """Version of the package with the word lists."""
     from importlib.metadata import version
 
     _packages()
@@ -127,7 +132,19 @@ def lists_version() -> str:
 
 
 def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
-    """Id -> share of the tokens of the language's words. Empty without a list of words."""
+    """Estimate how often the words of a language use each token.
+
+    Args:
+        vocabulary: the tokenizer's vocabulary.
+        encode: encodes texts with that tokenizer.
+        language: the language.
+
+    Returns:
+        Id -> share of the tokens. Empty if the language has no word list.
+
+    Raises:
+        ToolUnavailableError: the packages with the word lists are not installed.
+    """
     if language.words is None:
         return {}
     _, wordfreq = _packages()
@@ -150,7 +167,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
             shares = [weight / sum(weights) for weight in weights]
             for ids, share in zip(after_space, shares, strict=True):
                 _add(use, ids, words[word] * share * (1 - _WITHOUT_SPACE))
-            # A line or a quotation begins with a capital more often than not.
+            # A line or a quotation usually begins with a capital: halve the share of the lower-case form.
             lower = shares[0] / 2
             for ids, share in zip(bare[2 * number : 2 * number + 2], (lower, 1 - lower), strict=True):
                 _add(use, ids, words[word] * share * _WITHOUT_SPACE)
@@ -158,7 +175,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
 
 
 def _unfolded(vocabulary: Vocabulary, encode: Encode, words: Mapping[str, float], code: str) -> dict[str, float]:
-    """The words as they are written: the lists are case-folded, which turns the German ß to ss and the Greek ς to σ."""
+    """Undo the case folding of a word list where it changes letters: German ß to ss, and Greek final ς to σ."""
     if code == "el":
         return {f"{word[:-1]}ς" if word.endswith("σ") else word: share for word, share in words.items()}
     if code != "de":
@@ -182,14 +199,14 @@ def _capitalised(word: str) -> str:
 
 
 def _batches(words: Iterable[str]) -> Iterator[list[str]]:
-    """At most 20,000 words at a time, which bounds the memory for their forms."""
+    """Yield at most 20,000 words at a time, to bound the memory for their forms."""
     rest = iter(words)
     while batch := list(islice(rest, _BATCH)):
         yield batch
 
 
 def _evidence(vocabulary: Vocabulary, ids: Sequence[int]) -> float:
-    """What the merge order says of how often a form is used; a form of more tokens is taken for a rarer one."""
+    """The relative frequency of a form, estimated from merge order. A form with more tokens counts as rarer."""
     last = len(vocabulary.merges)
     if len(ids) == 1:
         return 1 / (vocabulary.first_merge.get(vocabulary.by_id[ids[0]], last) + RANK_OFFSET)
@@ -202,7 +219,7 @@ def _add(use: Counter[int], ids: Iterable[int], share: float) -> None:
 
 
 def stdlib_counts(encode: Encode) -> dict[str, Use]:
-    """Id -> uses in the standard library's prose (`prose`) and in its source (`code`)."""
+    """Count each token in the standard library's prose (key `prose`) and source code (key `code`)."""
     texts = {
         "prose": stdlib_text.take(stdlib_text.prose("train"), _PROSE_CHARACTERS),
         "code": stdlib_text.take(stdlib_text.code("train"), _CODE_CHARACTERS),
@@ -217,15 +234,15 @@ def stdlib_counts(encode: Encode) -> dict[str, Use]:
 
 
 def discounted(counts: Use) -> Use:
-    """Shares of counts less 0.8 each: a token that a text shows once is about as likely as one that it does not show.
+    """Subtract 0.8 from every count and return the shares (absolute discounting; Ney, Essen and Kneser, 1994).
 
-    Absolute discounting (Ney, Essen and Kneser, 1994). What is taken away is the merge order's to share out.
+    A token that occurs once in a sample is hardly more likely in other text than one that does not occur.
     """
     return normalised({token_id: count - _DISCOUNT for token_id, count in counts.items() if count > _DISCOUNT})
 
 
 def without_words(vocabulary: Vocabulary, use: Use) -> Use:
-    """The part of a use that every language shares: tokens without a letter, such as punctuation and white space."""
+    """The shares of tokens without letters, such as punctuation and white space. Every language uses them."""
 
     def is_word(token_id: int) -> bool:
         text = vocabulary.texts.get(vocabulary.by_id.get(token_id, ""))
@@ -235,24 +252,24 @@ def without_words(vocabulary: Vocabulary, use: Use) -> Use:
 
 
 def merge_order_use(vocabulary: Vocabulary, tokens: Iterable[str]) -> Use:
-    """Id -> use as the merge order alone suggests it (Zipf): token r of the order has 1 / (r + 1000) of the use."""
+    """Estimate use from merge order alone (Zipf): token r of the order has a use in proportion to 1 / (r + 1000)."""
     last = len(vocabulary.merges)
     order = sorted(tokens, key=lambda token: (vocabulary.first_merge.get(token, last), vocabulary.tokens[token]))
     return normalised({vocabulary.tokens[token]: 1 / (rank + RANK_OFFSET) for rank, token in enumerate(order)})
 
 
 def normalised(use: Mapping[int, float]) -> Use:
-    """The same proportions with a sum of 1. Empty if nothing is used."""
+    """Scale the uses to a sum of 1. Empty if their sum is 0."""
     total = sum(use.values())
     return {token_id: share / total for token_id, share in use.items()} if total > 0 else {}
 
 
 def mixed(parts: Iterable[tuple[float, Use]]) -> Use:
-    """The weighted sum of uses. The weight of an empty one is shared by the others."""
-    there = [(weight, use) for weight, use in parts if use]
-    total = sum(weight for weight, _ in there)
+    """The weighted mean of uses. Empty uses are left out, and their weight is shared among the others."""
+    nonempty = [(weight, use) for weight, use in parts if use]
+    total = sum(weight for weight, _ in nonempty)
     result: dict[int, float] = {}
-    for weight, use in there:
+    for weight, use in nonempty:
         for token_id, share in use.items():
             result[token_id] = result.get(token_id, 0.0) + weight / total * share
     return result

@@ -1,7 +1,7 @@
-"""Tokens per character in English, code and ten other languages: where a smaller vocabulary costs the most.
+"""Tokens per character in English, code and ten other languages, before and after pruning the vocabulary.
 
-The sentences are this project's own, one short paragraph each about the same thing, so that a ratio before/after
-compares like with like.
+The sentences were written for this project. The one for each language says the same thing, so that the languages can
+be compared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SENTENCES: dict[str, str] = {
 }
 
 
-# The codes by which `--languages` names them.
+# Language -> its code in `--languages`.
 CODES = {
     "English": "en",
     "Code": "code",
@@ -69,7 +69,7 @@ class LanguageCost:
 
 
 def language_costs(before: Path, after: Path) -> list[LanguageCost]:
-    """Compare two checkpoint directories' tokenizers on the built-in sentences."""
+    """Compare the tokenizers of two checkpoint directories on the built-in sentences."""
     texts = list(SENTENCES.values())
     old = encode(load_tokenizer(before), texts, add_special_tokens=False)
     new = encode(load_tokenizer(after), texts, add_special_tokens=False)

@@ -1,7 +1,7 @@
-"""What one layer of a model looks like: the sizes that differ between the layers of a layout.
+"""Sizes that may differ between the layers of a model.
 
-Most layouts have equal layers. Gemma 4 has heads of two widths, layers without keys and values of their own, and FFNs
-of two widths (Transformers, `configuration_gemma4.py`).
+In most layouts, all layers have the same sizes. Gemma 4 has heads and FFNs of two widths, and layers that reuse keys
+and values (Transformers, `configuration_gemma4.py`). Qwen3.5 has layers with linear attention.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.family import Family
 
-# Far above any model; a larger number is damage, and a list as long would fill the memory.
+# Far above any model. A larger number in a damaged file would fill the memory with a list of layers.
 MOST_LAYERS = 10_000
-# What `per_layer_config` of config.json may say of a layer.
+# The settings that `per_layer_config` in config.json may change.
 _OVERRIDES = frozenset({"head_dim", "num_key_value_heads"})
 
 
@@ -25,11 +25,11 @@ class LayerShape:
 
     Attributes:
         head_dim: width of an attention head.
-        kv_heads: key-value heads.
-        own_kv: the layer has keys and values of its own; otherwise it uses those of an earlier layer.
-        own_values: it has a value projection; otherwise the keys are the values too.
-        linear: the layer is linear attention (gated delta net), and the sizes above do not count.
-        ffn_width: its FFN has this many times `intermediate_size` channels.
+        kv_heads: number of key-value heads.
+        own_kv: the layer computes keys and values. Otherwise it reuses those of an earlier layer.
+        own_values: the layer has a value projection. Otherwise the keys are also the values.
+        ffn_width: the FFN has this many times `intermediate_size` channels.
+        linear: the layer has linear attention (gated delta net). The sizes of attention above then do not apply.
     """
 
     head_dim: int
@@ -45,9 +45,9 @@ class LinearShape:
     """Sizes of linear attention (gated delta net).
 
     Attributes:
-        key_heads, value_heads: heads.
-        key_dim, value_dim: width of one.
-        kernel: positions that the convolution looks at.
+        key_heads, value_heads: number of heads.
+        key_dim, value_dim: width of a head.
+        kernel: width of the convolution, in positions.
     """
 
     key_heads: int
@@ -58,34 +58,34 @@ class LinearShape:
 
     @property
     def keys(self) -> int:
-        """Width of all keys, or of all queries."""
+        """Total width of the keys. The queries have the same width."""
         return self.key_heads * self.key_dim
 
     @property
     def values(self) -> int:
-        """Width of all values."""
+        """Total width of the values."""
         return self.value_heads * self.value_dim
 
     @property
     def channels(self) -> int:
-        """Channels of the convolution: queries, keys and values."""
+        """Channels of the convolution, which covers queries, keys and values."""
         return 2 * self.keys + self.values
 
 
 def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
-    """The shape of every layer.
+    """Return the shape of every layer.
 
     Args:
         family: the row of the family table.
         config: config.json with its sizes checked (positive integers).
 
     Raises:
-        DamagedFileError: a setting is not what it should be.
-        UnsupportedArchitectureError: `per_layer_config` changes something else than heads.
+        DamagedFileError: a setting is invalid.
+        UnsupportedArchitectureError: `per_layer_config` changes something other than heads.
     """
     layers = int(config["num_hidden_layers"])
     if layers > MOST_LAYERS:
-        raise DamagedFileError(f"config.json: num_hidden_layers = {layers}, at most {MOST_LAYERS} were expected")
+        raise DamagedFileError(f"config.json: num_hidden_layers = {layers}, expected at most {MOST_LAYERS}")
     same = LayerShape(family.head_dim_of(config), family.kv_heads(config))
     if (linear := family.linear_layers(config)) is not None:
         return [replace(same, linear=kind) for kind in linear]
@@ -107,7 +107,7 @@ def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
     ]
 
 
-# config.json's key -> what Transformers takes where it has none (`Qwen3_5TextConfig`).
+# Key of config.json -> Transformers' default (`Qwen3_5TextConfig`).
 _LINEAR_SIZES = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
@@ -118,14 +118,14 @@ _LINEAR_SIZES = {
 
 
 def linear_shape(family: Family, config: Mapping[str, Any]) -> LinearShape | None:
-    """Sizes of the linear attention; None for a layout without. Raises DamagedFileError."""
+    """Return the sizes of linear attention, or None for a layout without it. Raises DamagedFileError."""
     if family.linear_interval is None:
         return None
     return LinearShape(*(_size(config.get(key, default), key) for key, default in _LINEAR_SIZES.items()))
 
 
 def shared_kv_layers(family: Family, config: Mapping[str, Any]) -> int:
-    """How many of the last layers use keys and values of earlier ones. Raises DamagedFileError."""
+    """Return how many of the last layers reuse keys and values of earlier ones. Raises DamagedFileError."""
     value = config.get("num_kv_shared_layers", 0) if family.shared_kv else 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < int(config["num_hidden_layers"]):
         raise DamagedFileError(f"config.json: num_kv_shared_layers = {str(value)[:40]} does not fit the layers")
@@ -133,11 +133,11 @@ def shared_kv_layers(family: Family, config: Mapping[str, Any]) -> int:
 
 
 def per_layer_size(family: Family, config: Mapping[str, Any]) -> int:
-    """Width of a layer's vector in the per-layer embedding, 0 where the model has no such embedding.
+    """Return the width of a layer's vector in the per-layer embedding, or 0 if the model has no such embedding.
 
     Raises:
-        DamagedFileError: no size.
-        UnsupportedArchitectureError: the per-layer embedding has another vocabulary than the model.
+        DamagedFileError: the width is not a valid size.
+        UnsupportedArchitectureError: the per-layer embedding has another vocabulary size than the model.
     """
     if family.per_layer_inputs is None:
         return 0
@@ -145,22 +145,22 @@ def per_layer_size(family: Family, config: Mapping[str, Any]) -> int:
     value = config.get("hidden_size_per_layer_input", usual_width)
     value = 0 if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
-        raise DamagedFileError(f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a size")
+        raise DamagedFileError(f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a valid size")
     rows = config.get(PER_LAYER_VOCABULARY, usual_rows)
     if value and rows != config["vocab_size"]:
         raise UnsupportedArchitectureError(
             f"config.json: {PER_LAYER_VOCABULARY} {str(rows)[:40]} differs from vocab_size {config['vocab_size']}",
-            "the two embeddings are cut together; use a model whose embeddings have equal rows",
+            "both embeddings are pruned together; use a model whose embeddings have equally many rows",
         )
     return value
 
 
-# config.json's key for the rows of the per-layer embedding.
+# Key of config.json for the number of rows of the per-layer embedding.
 PER_LAYER_VOCABULARY = "vocab_size_per_layer_input"
 
 
 def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) -> list[Mapping[str, Any]]:
-    """What differs in each layer, from either spelling: that of the published files, or `per_layer_config`."""
+    """Return the settings that differ in each layer. Published files have several keys, others `per_layer_config`."""
     if "per_layer_config" not in config:
         everything: dict[str, Any] = {}
         if family.global_head_dim is not None:
@@ -174,7 +174,7 @@ def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) 
         raise DamagedFileError("config.json: per_layer_config is not an object")
     for key, value in stored.items():
         if not str(key).isdecimal() or int(key) >= len(found) or not isinstance(value, Mapping):
-            raise DamagedFileError(f"config.json: per_layer_config[{str(key)[:20]!r}] does not name a layer's settings")
+            raise DamagedFileError(f"config.json: per_layer_config[{str(key)[:20]!r}] is not the settings of a layer")
         if odd := sorted(set(map(str, value)) - _OVERRIDES):
             raise UnsupportedArchitectureError(f"config.json: per_layer_config changes {odd[0][:40]!r} of layer {key}")
         found[int(key)] = value
@@ -183,5 +183,5 @@ def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) 
 
 def _size(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
-        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a size")
+        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a valid size")
     return value

@@ -1,4 +1,4 @@
-"""Tensors between the layers of `compact.layerwise`: on the device, in memory or in a mapped file, by their size."""
+"""Hidden states between the layers of `compact.layerwise`, on the device, in memory or in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from compact.store import as_storage_error, check_free_space
 if TYPE_CHECKING:
     import torch
 
-# On an accelerator states stay there while they fill a quarter of what is free.
+# States stay on a CUDA device if they need at most this fraction (1 / _DEVICE_SHARE) of its free memory.
 _DEVICE_SHARE = 4
 
 
 class States:
-    """A tensor for every batch, in one block."""
+    """One tensor per batch, stored in one block."""
 
     def __init__(self, flat: torch.Tensor, shapes: Sequence[tuple[int, ...]], device: str) -> None:
         self._device = device
@@ -31,22 +31,23 @@ class States:
             at += prod(shape)
 
     def get(self, index: int, part: int | None = None) -> torch.Tensor:
-        """The tensor of a batch on the device; with `part`, one entry of its first dimension."""
+        """Return the tensor of a batch, on the device. With `part`, return one entry of its first dimension."""
         whole = self._parts[index]
         return (whole if part is None else whole[part]).to(self._device)
 
     def put(self, index: int, states: torch.Tensor, part: int | None = None) -> None:
-        """Keep the tensor of a batch; with `part`, one entry of its first dimension."""
+        """Store the tensor of a batch. With `part`, store one entry of its first dimension."""
         (self._parts[index] if part is None else self._parts[index][part]).copy_(states)
 
 
 class StateRoom:
-    """Where states go.
+    """Allocates storage for states.
 
     Args:
-        device, dtype: of the states.
-        state_bytes: states above this lie in a mapped file, not in memory.
-        scratch: where that file goes; None takes the system's temporary directory.
+        device: the device of the states.
+        dtype: the type of the states.
+        state_bytes: states that need more bytes are stored in a memory-mapped file instead of in memory.
+        scratch: directory for that file. None uses the system's temporary directory.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, state_bytes: int, scratch: Path | None) -> None:
@@ -55,10 +56,11 @@ class StateRoom:
 
     @contextmanager
     def states(self, shapes: Sequence[tuple[int, ...]]) -> Iterator[States]:
-        """Room for a tensor of each of these shapes.
+        """Allocate storage for one tensor per shape. It is freed when the block ends.
 
         Raises:
-            DiskFullError, StorageError: they do not fit where they should go.
+            DiskFullError: the memory-mapped file does not fit on the disk.
+            StorageError: the file cannot be created.
         """
         import torch
 
@@ -77,10 +79,11 @@ class StateRoom:
 
 
 class SharedKeysValues:
-    """Keys and values that later layers use again, of every batch, by the kind of attention.
+    """Keys and values that later layers reuse, for every batch and kind of attention.
 
     Args:
-        room: where they go. stack: lets go of them.
+        room: allocates the storage.
+        stack: frees the storage when it closes.
         batches: shape [sequences, positions] of every batch.
     """
 
@@ -89,11 +92,11 @@ class SharedKeysValues:
         self._kinds: dict[str, States] = {}
 
     def get(self, index: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [sequences, heads, positions, head_dim] of a batch."""
+        """Return the keys and values of a batch, each [sequences, heads, positions, head_dim]."""
         return self._kinds[kind].get(index, 0), self._kinds[kind].get(index, 1)
 
     def put(self, index: int, kind: str, pair: tuple[torch.Tensor, ...]) -> None:
-        """Keep the keys and values of a batch."""
+        """Store the keys and values of a batch."""
         if kind not in self._kinds:
             heads, width = pair[0].shape[1], pair[0].shape[3]
             shapes = [(2, sequences, heads, positions, width) for sequences, positions in self._batches]
@@ -103,7 +106,7 @@ class SharedKeysValues:
 
 
 def _allocate(path: Path, n_bytes: int) -> None:
-    """Make a file of this size whose blocks are there: a full disk must be an error here, not a crash at a write."""
+    """Create a file with all blocks allocated. A full disk then raises an error here instead of a crash on a write."""
     check_free_space(path.parent, n_bytes)
     try:
         with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of a family must hold, and in which shapes: one rule for GGUF export and GGUF source."""
+"""The tensors and shapes that a checkpoint of a family must have. GGUF export and GGUF source share these rules."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from compact.family import Family
 from compact.layer_shapes import LayerShape, layer_shapes, linear_shape, per_layer_size, shared_kv_layers
 
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
-# Tensors with a row per token.
+# Tensors with one row per token.
 EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight", PER_LAYER_EMBEDDING})
 OUTPUT = "lm_head.weight"
-# Buffers that older checkpoints carry and no layout has a place for; Transformers ignores them as well.
+# Buffers in older checkpoints. They are not part of any layout, and Transformers ignores them too.
 _BUFFER = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
 
 
@@ -22,15 +22,15 @@ _SHARED_KV = re.compile(r"^model\.layers\.(\d+)\.self_attn\.[kv]_(?:proj|norm)\.
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of a checkpoint is no weight of the model."""
+    """Whether a tensor of a checkpoint is a buffer instead of a weight."""
     return _BUFFER.search(name) is not None
 
 
 def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
-    """Whether Transformers leaves a tensor of a checkpoint out.
+    """Whether Transformers ignores a tensor of a checkpoint.
 
-    These are buffers, keys and values of layers that use those of an earlier layer, and heads that predict further
-    tokens; published files have all of them.
+    These are buffers, key and value projections of layers that reuse those of an earlier layer, and heads that predict
+    additional tokens. Published files contain all of them.
     """
     if is_buffer(name) or (family.unused is not None and name.startswith(family.unused)):
         return True
@@ -41,16 +41,16 @@ def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
 def expected_shapes(
     family: Family, config: Mapping[str, Any], n_tensors: int, where: str
 ) -> dict[str, tuple[int, ...]]:
-    """HF name -> row-major shape of every tensor of the layout.
+    """Return HF name -> row-major shape for every tensor of the layout.
 
     Args:
         family: the row of the family table.
         config: config.json with its sizes checked (positive integers).
-        n_tensors: tensors that are really there, the bound for the number of layers.
+        n_tensors: number of tensors in the checkpoint. There cannot be more layers than this.
         where: the model's path, for messages.
 
     Raises:
-        DamagedFileError: more layers than tensors.
+        DamagedFileError: there are more layers than tensors.
     """
     layers, hidden, vocab = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
     if layers > n_tensors:
@@ -75,7 +75,7 @@ def expected_shapes(
 def _layer_tensors(
     family: Family, config: Mapping[str, Any], shape: LayerShape, per_layer: int
 ) -> dict[str, tuple[int, ...]]:
-    """Name inside a layer -> shape, in the order of the family's row."""
+    """Return name inside a layer -> shape, in the order of the family's row."""
     hidden, inner = config["hidden_size"], config["intermediate_size"] * shape.ffn_width
     q, kv = config["num_attention_heads"] * shape.head_dim, shape.kv_heads * shape.head_dim
     rows: dict[str, tuple[int, ...]] = {
@@ -125,20 +125,23 @@ def _layer_tensors(
 
 
 def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Hold the tensors that are there against the layout.
+    """Check the tensors of a checkpoint against the layout.
 
     Args:
-        stored: HF name -> shape. A stored output matrix is allowed where config.json ties it: where the two differ,
-            Transformers uses the stored one.
+        family: the row of the family table.
+        config: config.json with its sizes checked (positive integers).
+        stored: HF name -> shape. An output matrix may be stored even if config.json ties it to the embedding. If they
+            differ, Transformers uses the stored one.
+        where: the model's path, for messages.
 
     Raises:
-        DamagedFileError: a tensor is missing or has another shape.
-        UnsupportedArchitectureError: a tensor that has no place in a model of these sizes.
+        DamagedFileError: a tensor is missing or has the wrong shape.
+        UnsupportedArchitectureError: a tensor does not belong to a model of these sizes.
     """
     expected = expected_shapes(family, config, len(stored), where)
     missing = [name for name in expected if name not in stored]
     if missing:
-        raise DamagedFileError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        raise DamagedFileError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)")
     for name, shape in stored.items():
         wanted = expected.get(name)
         if name == OUTPUT:
@@ -147,4 +150,4 @@ def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str,
             family.gguf_name(name)
             raise UnsupportedArchitectureError(f"{where}: tensor {name!r} has no place in a model of these sizes")
         if shape != wanted:
-            raise DamagedFileError(f"{where}: tensor {name!r} has shape {list(shape)}, not {list(wanted)}")
+            raise DamagedFileError(f"{where}: tensor {name!r} has shape {list(shape)}, expected {list(wanted)}")

@@ -1,11 +1,15 @@
-"""Ridge least squares of a matrix whose inputs lost channels: the algebra of repair, one matrix at a time.
+"""Ridge least squares for a matrix whose input channels are pruned. This is the algebra of repair, for one matrix.
 
-A linear layer y = W x, of which only the input channels S stay, is replaced by the W' that minimises
+A linear layer y = W x keeps only the input channels S. Its matrix is replaced by the W' that minimises
 
     ||X W^T - X_S W'^T||^2 + l ||W' - W_S||^2
 
-over the positions X. Its normal equations need H = X^T X alone: (H_SS + l I) W'^T = H_S W^T + l W_S^T, where H_S are
-the rows of H that stay. The pull towards the original columns W_S keeps what the positions say nothing about.
+over the positions X. The normal equations only need H = X^T X:
+
+    (H_SS + l I) W'^T = H_S W^T + l W_S^T
+
+H_S are the rows of H for the kept channels. The ridge pulls W' to the original columns W_S in directions that the
+positions do not determine.
 """
 
 from __future__ import annotations
@@ -20,7 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """What is solved for W': H_SS [k, k], H_S W^T [k, hidden] and W_S^T [k, hidden], float64, k = len(S)."""
+    """The normal equations for W', in float64. k is the number of kept channels.
+
+    Attributes:
+        square: H_SS [k, k].
+        target: H_S W^T [k, hidden].
+        original: W_S^T [k, hidden].
+    """
 
     square: torch.Tensor
     target: torch.Tensor
@@ -28,7 +38,7 @@ class NormalEquations:
 
     @staticmethod
     def of(gram: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> NormalEquations:
-        """The part of H that is needed, after which H can go.
+        """Set up the equations. They do not keep a reference to H, so that it can be freed.
 
         Args:
             gram: H, float64 [I, I], symmetric.
@@ -38,20 +48,20 @@ class NormalEquations:
         import torch
 
         index = torch.tensor(kept, dtype=torch.int64, device=gram.device)
-        # All of H times W^T, then its rows: a copy of H's rows would be as large as H.
+        # Multiply all of H, then select rows of the product. Selecting first would copy almost all of H.
         return NormalEquations(
             gram[index[:, None], index[None, :]], (gram @ weight.T).index_select(0, index), weight[:, index].T
         )
 
     def solutions(self, ridges: Sequence[float]) -> Iterator[tuple[float, torch.Tensor]]:
-        """(ridge, W') for every ridge under which the equations can be solved, one after another.
+        """Solve the equations for several ridges, one after another. This changes the diagonal of `square`.
 
         Args:
-            ridges: l as multiples of the mean diagonal of H_SS, each above 0.
+            ridges: values of l as multiples of the mean diagonal of H_SS, each above 0.
 
         Yields:
-            W', float64 [hidden, k]. A ridge that leaves H_SS not positive definite is left out, as are all where the
-            channels never fire (a mean diagonal of 0). The diagonal of `square` is then that of the last ridge.
+            The ridge, and W' as float64 [hidden, k]. A ridge is skipped if H_SS + l I is not positive definite. All are
+            skipped if the channels are never active (the mean of the diagonal is 0).
         """
         import torch
 
@@ -60,25 +70,27 @@ class NormalEquations:
         if not mean > 0:
             return
         for ridge in ridges:
-            # In place, from the diagonal as it was: no other copy of H_SS but its factor.
+            # Change the diagonal in place, so that the Cholesky factor is the only copy of H_SS.
             self.square.diagonal().copy_(diagonal + ridge * mean)
             factor, info = torch.linalg.cholesky_ex(self.square)
             if int(info) == 0:
-                yield ridge, torch.cholesky_solve(self.target + ridge * mean * self.original, factor).T
+                yield ridge, torch.cholesky_solve(self.target + ridge * mean * self.original, factor).T  # [hidden, k]
 
 
 def output_error(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> float:
-    """||Y - X_S W'^T||^2, summed over all positions in float64.
+    """Compute the squared error ||Y - X_S W'^T||^2 over all positions.
 
     Args:
-        inputs: X [n, I]. outputs: Y [n, hidden], what the whole matrix gives for them.
-        weight: W' [hidden, len(kept)]. kept: S.
+        inputs: X [positions, I].
+        outputs: Y [positions, hidden], the outputs of the original matrix.
+        weight: W' [hidden, k]. The products are computed in its type.
+        kept: the channels S, ascending.
     """
     import torch
 
     index = torch.tensor(kept, dtype=torch.int64, device=inputs.device)
     total = 0.0
-    for start in range(0, inputs.shape[0], 1024):  # bounds what is widened at once
-        part = inputs[start : start + 1024, index].to(weight.dtype)
+    for start in range(0, inputs.shape[0], 1024):  # in steps, to bound the copies in the wider type
+        part = inputs[start : start + 1024, index].to(weight.dtype)  # [up to 1024, k]
         total += float((outputs[start : start + 1024].to(weight.dtype) - part @ weight.T).square().sum())
     return total

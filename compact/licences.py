@@ -1,8 +1,8 @@
-"""Licences that bind the name of a derived model, or what must be written beside it.
+"""Licences with requirements on the name of a derived model, its model card or a NOTICE file.
 
-Most open licences ask that their text travels (`legal_files`). The ones in this table ask for more, and they ask it of
-whoever publishes the pruned model, so a build does it where it can: in the names it chooses, in the card, in a NOTICE.
-This is what the licences' own texts say, not legal advice.
+Most open licences require that a copy of their text is included (`legal_files`). The licences in this table require
+more from anyone who publishes the pruned model. A build meets these requirements where it can: in the names that it
+chooses, in the card, and in a NOTICE file. The table follows the texts of the licences. It is not legal advice.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What must travel with the weights wherever they go.
+# Files that must be copied together with the weights.
 LEGAL_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "Notice*", "License*")
 NOTICE = "NOTICE"
 
 
 @dataclass(frozen=True)
 class NamingLicence:
-    """What one licence asks of a derived model.
+    """The requirements of one licence on a derived model.
 
     Attributes:
-        key: the Hub's identifier (`license`, or `license_name` beside `license: other`).
+        key: the Hub's identifier (`license`, or `license_name` together with `license: other`).
         title: the licence's name.
-        aliases: other identifiers in use, lower case.
-        heading: what the licence's own text begins with, as a pattern.
-        base_models: Hub ids of the models under it, as a pattern.
-        name_prefix: what the name of a derived model must begin with, or None.
-        credit: what the card must show prominently, or None.
-        notice: what a file NOTICE must hold, or None.
-        terms: further lines of the card.
-        url: where the text is.
+        aliases: other identifiers in use, in lower case.
+        heading: pattern of the heading in the licence's text.
+        base_models: pattern of the Hub ids of models with this licence.
+        name_prefix: prefix that the name of a derived model must have, or None.
+        credit: text that the card must show prominently, or None.
+        notice: text that a NOTICE file must contain, or None.
+        terms: additional lines for the card.
+        url: address of the licence's text.
     """
 
     key: str
@@ -139,12 +139,12 @@ LICENCES: tuple[NamingLicence, ...] = (
     ),
 )
 
-# How far into a licence file its heading may stand, and the most of such a file that is read.
+# How many characters of a licence file are read. The heading must be among them.
 _HEADING_WITHIN = 2000
 
 
 def legal_files(directory: Path) -> list[Path]:
-    """Licence, notice and use-policy files of a checkpoint."""
+    """Return the licence, notice and use-policy files of a checkpoint."""
     found = {path for pattern in LEGAL_FILES for path in directory.glob(pattern) if path.is_file()}
     return sorted(found)
 
@@ -152,17 +152,20 @@ def legal_files(directory: Path) -> list[Path]:
 def naming_licence(
     matter: Mapping[str, Any], directory: Path, *, name: str, hub_id: str | None = None
 ) -> NamingLicence | None:
-    """The row of the table that a model is under, None where none is.
+    """Return the row of the table for a model's licence, or None.
 
-    Asked in this order: the licence that the card names, the heading of a licence file or the line of a notice, the
-    Hub id of the model and of the models that the card calls its base, and, for a model without a licence in its card,
-    its name.
+    These are tried in order, each with all rows, until one matches:
+        1. The licence that the card names.
+        2. The heading of a licence file.
+        3. The text of a notice.
+        4. The Hub id of the model, and of the base models that the card names.
+        5. The model's name, if the card names no licence.
 
     Args:
         matter: front matter of the model's card.
         directory: the checkpoint.
         name: the model's name without its owner.
-        hub_id: its Hub id, where known.
+        hub_id: the model's Hub id, or None if unknown.
     """
     named = [str(matter[key]).strip().lower() for key in ("license_name", "license") if matter.get(key)]
     bases = matter.get("base_model")
@@ -179,7 +182,7 @@ def naming_licence(
 
 
 def derived_name(name: str, licence: NamingLicence | None) -> str:
-    """The name of a model made from `name`: with what the licence wants at its beginning, unless it is there."""
+    """Return the name of a model derived from `name`, with the prefix that the licence requires."""
     if licence is None or licence.name_prefix is None:
         return name
     bare = re.sub(r"^meta-(?=llama)", "", name, flags=re.IGNORECASE)  # Meta-Llama-3-8B
@@ -188,19 +191,19 @@ def derived_name(name: str, licence: NamingLicence | None) -> str:
 
 
 def write_notice(licence: NamingLicence | None, folder: Path) -> None:
-    """Write the attribution that the licence wants into `NOTICE`, where the folder has no notice file yet."""
+    """Write the attribution that the licence requires to `NOTICE`, unless the folder has a notice file already."""
     if licence is None or licence.notice is None or any(p.name.lower().startswith("notice") for p in folder.iterdir()):
         return
     (folder / NOTICE).write_text(licence.notice + "\n", encoding="utf-8", newline="\n")
 
 
 def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
-    """One line for the user: what was done for the licence, and what is left to do before publishing.
+    """Return one line for the user: what was done for the licence, and what to do before publishing.
 
     Args:
-        licence: what was recognised.
-        directory: the source, to see whether it brings the licence's text.
-        card: whether a card is written; where none is, the user has to write what belongs in it.
+        licence: the model's licence.
+        directory: the source checkpoint, which may contain the licence's text.
+        card: whether a card is written. If not, the line says what the user must write in it.
     """
     says = f"the card {'says' if card else 'must say'} {licence.credit!r}"
     done = [

@@ -1,4 +1,4 @@
-"""Equal shares of several sources, and their order: what a calibration of more than one text is put together by."""
+"""Combine several calibration texts: equal shares, and an even order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ T = TypeVar("T")
 
 
 def equal_shares(grow: Sequence[Callable[[int], int]], total: int) -> list[int]:
-    """How much each source gives, `total` in all where the sources have it.
+    """Divide `total` equally among sources.
 
-    Sources give equal shares. One that is too short gives what it has, and the others share what is missing.
+    A source that is too short gives all it has, and the others share the rest.
 
     Args:
-        grow: one function a source: asked for n, it says how much of n the source has. It is asked for growing n.
-        total: what all give together.
+        grow: one function per source. It takes a wanted amount and returns how much of it the source has. Calls for the
+            same source have increasing amounts.
+        total: the wanted sum.
+
+    Returns:
+        The amount of each source. Their sum is less than `total` only if all sources are too short.
     """
     given = [0] * len(grow)
     longer = list(range(len(grow)))
@@ -30,7 +34,7 @@ def equal_shares(grow: Sequence[Callable[[int], int]], total: int) -> list[int]:
 
 
 def interleave(lists: Sequence[Sequence[T]]) -> list[T]:
-    """All items, each list in its order and spread evenly, so that any beginning holds every list by its share."""
+    """Merge lists and spread each evenly over the result, so that every prefix has all lists in proportion."""
     places = [
         ((2 * at + 1) / (2 * len(items)), source, at) for source, items in enumerate(lists) for at in range(len(items))
     ]

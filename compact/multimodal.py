@@ -1,8 +1,8 @@
-"""The language model of a multimodal checkpoint, as a checkpoint of its own.
+"""Extract the language model of a multimodal checkpoint to a separate checkpoint.
 
-Only the language model is pruned and exported: vision tower and projector stay behind, and the user is told. Both
-spellings of the tensor names are known: that of the published files, which Transformers also saves
-(`language_model.model.*`), and that of its modules in memory (`model.language_model.*`).
+Only the language model is pruned and exported. The vision tower and projector are left out, and the caller informs the
+user. Two spellings of tensor names are supported: that of published files, which Transformers also saves
+(`language_model.model.*`), and that of Transformers' modules in memory (`model.language_model.*`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from compact.tokenizer import copy_chat_templates
 if TYPE_CHECKING:
     import torch
 
-# Vision, sound, what leads from them into the language model (Gemma 3; Gemma 4), and what Qwen3.5 has beside it.
+# Modules outside the language model. First line: vision, sound, and their projections (Gemma 3 and 4). Second: Qwen3.5.
 _OTHER_PARTS = (
     *("vision_tower", "multi_modal_projector", "audio_tower", "embed_vision", "embed_audio"),
     *("visual", "mtp"),
 )
-# In this order: the first prefix that fits decides. None: not a part of the language model.
+# Prefix in the multimodal checkpoint -> prefix in the language model, or None outside the language model. The first
+# matching prefix decides.
 _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
@@ -44,18 +45,18 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def language_tensors(names: Iterable[str], where: str) -> dict[str, str]:
-    """Name in the language model -> name in the multimodal checkpoint, for every tensor of the language model.
+    """Return name in the language model -> name in the multimodal checkpoint, for every tensor of the language model.
 
     Raises:
-        UnsupportedArchitectureError: a tensor of a part that is not known.
-        DamagedFileError: no language model in it.
+        UnsupportedArchitectureError: a tensor belongs to an unknown part of the model.
+        DamagedFileError: there is no tensor of a language model.
     """
     found: dict[str, str] = {}
     for name in names:
         prefix, own = next(((prefix, own) for prefix, own in _PREFIXES if name.startswith(prefix)), ("", None))
         if not prefix:
             raise UnsupportedArchitectureError(
-                f"{where}: tensor {name!r} belongs to no known part of a multimodal model"
+                f"{where}: tensor {name!r} does not belong to a known part of a multimodal model"
             )
         if own is not None:
             found[own + name.removeprefix(prefix)] = name
@@ -65,11 +66,11 @@ def language_tensors(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """config.json of the language model, with what the multimodal file leaves to defaults written out.
+    """Return config.json of the language model, with all defaults written out.
 
     Args:
-        directory: the multimodal checkpoint; its config.json asks for no code of its own.
-        config: that file.
+        directory: the multimodal checkpoint. The caller has checked that its config.json needs no remote code.
+        config: the content of that config.json.
         family: the row of the language model.
 
     Raises:
@@ -90,7 +91,7 @@ def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> d
     text |= {key: config[key] for key in _IDS if config.get(key) is not None}
     dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
     text |= {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
-    # The multimodal file says for the whole model whether the head is the embedding, or the class does.
+    # Whether the head is tied is a setting of the whole model. Its class has the default.
     text["tie_word_embeddings"] = bool(full.tie_word_embeddings)
     return {key: value for key, value in text.items() if key not in ("_name_or_path", "transformers_version")}
 
@@ -100,18 +101,19 @@ def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path
 
     Args:
         directory: the multimodal checkpoint, in safetensors.
-        config: config.json of its language model (`text_config`), checked.
-        out: an empty directory, which the caller publishes when this returns.
-        progress: told the tensors done.
+        config: the checked config.json of its language model (`text_config`).
+        out: an empty directory. The caller publishes it afterwards.
+        progress: receives the number of tensors written.
 
     Raises:
-        UnsupportedArchitectureError, DamagedFileError, PickleRefusedError: as the functions above and `read_index`.
+        UnsupportedArchitectureError, DamagedFileError: see `language_tensors`.
+        PickleRefusedError: the weights are pickled (see `read_index`).
     """
     tensors = read_index(directory)
     names = language_tensors(tensors, str(directory))
     write_json(out / "config.json", config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
-    with open_tensors(tensors) as read, progress.task("taking the language model", len(specs), "tensors") as task:
+    with open_tensors(tensors) as read, progress.task("extracting the language model", len(specs), "tensors") as task:
 
         def produce(spec: TensorSpec) -> torch.Tensor:
             task.advance()

@@ -1,4 +1,4 @@
-"""Numbers of a configuration, checked: what config.json and GGUF keys can both hold."""
+"""Check numbers of a configuration that config.json and GGUF can both store."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 
 def number(value: Any, key: str, where: str, *, positive: bool = False) -> float:
-    """An int or float that float32 can hold, as it is.
+    """Return `value` unchanged if it is an int or float from 0 to the largest float32.
 
     Args:
-        value: from the file.
-        key: its name, for the message.
-        where: the file's path, for the message.
-        positive: 0 and less are refused; else less than 0 is.
+        value: the value from the file.
+        key: its name, for messages.
+        where: the file's path, for messages.
+        positive: also reject 0.
 
     Raises:
-        DamagedFileError: anything else (text, true, NaN, infinities, numbers beyond float32).
+        DamagedFileError: the value is something else (text, a boolean, NaN, infinity, negative, too large).
     """
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Compared, not converted: an int of 400 digits is no float at all. NaN compares as false.
+    # Compare without conversion: an int with 400 digits cannot become a float. Comparisons with NaN are false.
     if not fits or not 0 <= value <= FLOAT32_MAX or (positive and not value):
         shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
-        raise DamagedFileError(f"{where}: {key} = {shown[:60]} is not a number that fits")
+        raise DamagedFileError(f"{where}: {key} = {shown[:60]} is not a valid number")
     result: float = value
     return result

@@ -1,14 +1,16 @@
-"""The table between tokenizer.json's pre-tokenizer and llama.cpp's `tokenizer.ggml.pre`, read in both directions.
+"""Map the pre-tokenizer of tokenizer.json to llama.cpp's `tokenizer.ggml.pre`, and back.
 
-llama.cpp has no regular expressions of the model in the file: it knows a fixed list of pre-tokenizers by name (GGUF
-spec, "Tokenizer", `tokenizer.ggml.pre`). Its own converter finds the name by hashing the token ids of a fixed text, so
-it refuses every vocabulary that it has not seen, a pruned one above all. Here the key is what pruning keeps: the
-canonical JSON of the pre-tokenizer and the `ignore_merges` flag. The architecture says nothing: SmolLM2 and Llama 3
-are both `LlamaForCausalLM`.
+A GGUF does not contain the regular expressions of a pre-tokenizer. It has a name from llama.cpp's fixed list (GGUF
+spec, "Tokenizer", `tokenizer.ggml.pre`). llama.cpp's converter finds the name by hashing the token ids of a fixed text,
+so it rejects vocabularies that it does not know, including every pruned one. The table here uses keys that pruning does
+not change: the canonical JSON of the pre-tokenizer, and the `ignore_merges` flag. The architecture does not determine
+the pre-tokenizer: SmolLM2 and Llama 3 are both `LlamaForCausalLM`.
 
-Every row is checked for id-equality with llama.cpp in `tests/compact/test_pretokenizers.py`. llama.cpp has no Unicode
-normalizer for BPE; a tokenizer with NFC (the Qwen family) therefore gets other ids for text that is not in NFC, before
-and after pruning alike. `loses_nfc` tells the caller, who counts those texts apart.
+`tests/compact/test_pretokenizers.py` checks for every row that llama.cpp gives the same ids.
+
+llama.cpp has no Unicode normalizer for BPE. A tokenizer with NFC (the Qwen family) therefore gets different ids there
+for text that is not in NFC, with or without pruning. `loses_nfc` detects such tokenizers, so that callers can count
+such texts separately.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ def _split(regex: str) -> dict[str, Any]:
 
 
 def _gpt4_style(letters: str, not_symbols: str, digits: str) -> dict[str, Any]:
-    """The Split of the GPT-4 pattern: what counts as a letter, what is no symbol, how many digits stay together."""
+    """Return a Split with the GPT-4 pattern.
+
+    Args:
+        letters: pattern of one letter.
+        not_symbols: character classes that are not symbols.
+        digits: pattern of a group of digits.
+    """
     return _split(
         rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?[^\s{not_symbols}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,13 +52,13 @@ class PreTokenizer:
     r"""One pre-tokenizer of llama.cpp.
 
     Attributes:
-        name: the value of `tokenizer.ggml.pre` that we write.
-        steps: the steps of tokenizer.json's pre_tokenizer, in order.
-        ignore_merges: a whole pre-token that is in the vocabulary is used even where no merge path leads to it;
-            llama.cpp derives this from the name.
-        adds_bos: llama.cpp adds BOS where the file has no `tokenizer.ggml.add_bos_token`.
-        aliases: further names that llama.cpp treats alike (same pattern, same flags), for reading a GGUF.
-        example: a Hub id with this pre-tokenizer.
+        name: the value written to `tokenizer.ggml.pre`.
+        steps: the steps of pre_tokenizer in tokenizer.json, in order.
+        example: the Hub id of a model with this pre-tokenizer.
+        ignore_merges: use a pre-token that is in the vocabulary as one token, even if no merges produce it. llama.cpp
+            derives this flag from the name.
+        adds_bos: llama.cpp adds BOS if the file has no `tokenizer.ggml.add_bos_token`.
+        aliases: other names with the same pattern and flags in llama.cpp, for reading a GGUF.
     """
 
     name: str
@@ -107,7 +115,7 @@ KNOWN_NAMES = ", ".join(sorted(row.name for row in PRE_TOKENIZERS))
 
 
 def _canonical_step(step: Mapping[str, Any]) -> dict[str, Any]:
-    """One step without what cannot change token ids, and with the defaults of `tokenizers` filled in."""
+    """Return a step without settings that do not affect token ids, and with the defaults of `tokenizers` filled in."""
     kind = step.get("type")
     if kind == "ByteLevel":
         return {
@@ -119,8 +127,8 @@ def _canonical_step(step: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": kind, "individual_digits": step.get("individual_digits", False)}
     if kind == "Split":
         behaviour, invert = step.get("behavior"), step.get("invert", False)
-        # "remove what is not matched" and "isolate what is matched" are one where the pattern covers every text,
-        # and each pattern of the table does (`\s+` and `[^\s...]+` close it).
+        # "Remove what does not match" equals "isolate what matches" if the pattern covers every text. Each pattern of
+        # the table does, because it ends with `\s+` and has `[^\s...]+`.
         if behaviour == "Removed" and invert:
             behaviour, invert = "Isolated", False
         return {"type": kind, "pattern": step.get("pattern"), "behavior": behaviour, "invert": invert}
@@ -136,14 +144,14 @@ _BY_NAME = {name: row for row in PRE_TOKENIZERS for name in (row.name, *row.alia
 
 
 def byte_level_bpe(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `model` of tokenizer.json, if it is byte-level BPE as llama.cpp's `gpt2` tokenizer implements it.
+    """Return the `model` of tokenizer.json. It must be byte-level BPE as in llama.cpp's `gpt2` tokenizer.
 
     Raises:
-        UnsupportedTokenizerError: it is another kind (Unigram, WordPiece, SentencePiece-style BPE).
+        UnsupportedTokenizerError: it is another type (Unigram, WordPiece, SentencePiece-style BPE).
     """
     model = bpe_model(tokenizer_json)
     if model.get("byte_fallback"):
-        raise UnsupportedTokenizerError("tokenizer.json: SentencePiece-style BPE, where byte-level BPE was expected")
+        raise UnsupportedTokenizerError("tokenizer.json: expected byte-level BPE, found SentencePiece-style BPE")
     return model
 
 
@@ -152,18 +160,18 @@ def _normalizers(tokenizer_json: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json.
+    """Return llama.cpp's name for the pre-tokenizer of a tokenizer.json.
 
     Args:
         tokenizer_json: the parsed file.
 
     Returns:
-        The value for `tokenizer.ggml.pre` (GGUF spec, "Tokenizer"); `default` for SentencePiece-style BPE, which
+        The value for `tokenizer.ggml.pre` (GGUF spec, "Tokenizer"). `default` for SentencePiece-style BPE, for which
         llama.cpp does not pre-tokenize.
 
     Raises:
-        UnsupportedTokenizerError: not BPE, or no row has this normalizer, pre_tokenizer and ignore_merges;
-            the hint lists the known names.
+        UnsupportedTokenizerError: the tokenizer is not BPE, or the table has no row for its pre_tokenizer and
+            ignore_merges, or llama.cpp does not support its normalizer. The hint lists the known names.
     """
     if is_sentencepiece_bpe(tokenizer_json):
         space_prefix(tokenizer_json)
@@ -172,27 +180,27 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
     normalizers = _normalizers(tokenizer_json)
     if [step.get("type") for step in normalizers] not in ([], ["NFC"]):
         raise UnsupportedTokenizerError(
-            f"tokenizer.json: normalizer {short(normalizers)} has no counterpart in llama.cpp",
-            f"known pre-tokenizers: {KNOWN_NAMES}; with no normalizer or NFC",
+            f"tokenizer.json: normalizer {short(normalizers)} has no equivalent in llama.cpp",
+            f"supported pre-tokenizers: {KNOWN_NAMES}; with NFC or no normalizer",
         )
     pre_steps = steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")
     row = _BY_KEY.get(_key(pre_steps, bool(model.get("ignore_merges"))))
     if row is None:
         raise UnsupportedTokenizerError(
             f"tokenizer.json: pre_tokenizer {short(pre_steps)} with ignore_merges = {bool(model.get('ignore_merges'))} "
-            "has no known counterpart in llama.cpp",
+            "has no known equivalent in llama.cpp",
             f"known: {KNOWN_NAMES}; add a row to compact/pretokenizers.py, or give the name of llama.cpp yourself",
         )
     return row.name
 
 
 def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
-    """True where tokenizer.json normalizes to NFC, which llama.cpp does not do: text not in NFC gets other ids."""
+    """True if tokenizer.json normalizes to NFC. llama.cpp does not, so text that is not in NFC gets different ids."""
     return any(step.get("type") == "NFC" for step in _normalizers(tokenizer_json))
 
 
 def find(pre: str) -> PreTokenizer:
-    """The row for a name found in a GGUF (aliases count). Raises UnsupportedTokenizerError listing the known names."""
+    """Return the row for a name or alias in a GGUF. Raises UnsupportedTokenizerError, which lists the known names."""
     row = _BY_NAME.get(pre)
     if row is None:
         raise UnsupportedTokenizerError(
@@ -202,14 +210,14 @@ def find(pre: str) -> PreTokenizer:
 
 
 def tokenizer_parts(pre: str) -> dict[str, Any]:
-    """The parts of tokenizer.json that llama.cpp's name stands for (the table read backwards).
+    """Return the parts of tokenizer.json that correspond to a name of llama.cpp.
 
     Args:
         pre: the value of `tokenizer.ggml.pre`.
 
     Returns:
-        `normalizer` (always None: llama.cpp has none, so ids stay equal to the GGUF's), `pre_tokenizer` and `decoder`
-        as tokenizer.json holds them, and `ignore_merges` for its model.
+        `normalizer`, `pre_tokenizer` and `decoder` of tokenizer.json, and `ignore_merges` of its model. `normalizer` is
+        None: llama.cpp has no normalizer, and the ids must equal those of the GGUF.
 
     Raises:
         UnsupportedTokenizerError: the name is not in the table.

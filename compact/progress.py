@@ -1,6 +1,7 @@
-"""How long work reports: a protocol that the front door implements and library code calls.
+"""The protocol by which long tasks report progress.
 
-Library code never prints; it takes a `Progress` and the default, `SILENT`, does nothing.
+Library code never prints. It takes a `Progress`, which the command line implements. The default, `SILENT`, does
+nothing.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One running piece of work."""
+    """A running task."""
 
     def advance(self, amount: int = 1) -> None:
-        """Add `amount` units of finished work."""
+        """Report `amount` more units as finished."""
 
 
 class Progress(Protocol):
-    """Where long work reports to."""
+    """Receives progress and notes from long tasks."""
 
     def task(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Task]:
-        """Open a task of `total` units (`unit` in the plural: tokens, tensors); None where the total is unknown."""
+        """Open a task.
+
+        Args:
+            description: shown to the user.
+            total: number of units, or None if unknown.
+            unit: name of the units in the plural, such as tokens or tensors.
+        """
 
     def note(self, text: str) -> None:
-        """Tell the user one thing worth knowing (one line)."""
+        """Show one line of information to the user."""
 
 
 class _SilentTask:

@@ -1,9 +1,7 @@
-"""The built-in table of published models: sizes from their configurations, and the parameter counts they publish.
+"""The built-in table of published models, with sizes from their configurations and their published parameter counts.
 
-The table is `published_models.csv`, one row a model. What a family's rows have in common (biases, norms of q and k, the
-pattern of windows) is in the family table. Columns: `published` is the count of the Hub's safetensors files, `outside`
-what of it is no part of the language model (a vision tower and projector, or a second copy of a tied head), and
-`context_length` what the model card states.
+The table is `published_models.csv`, with one row per model. Settings that all models of a family share (biases, norms
+of q and k, the pattern of windows) are in the family table.
 """
 
 from __future__ import annotations
@@ -22,20 +20,22 @@ _TABLE = Path(__file__).with_name("published_models.csv")
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        name: what a user types.
-        family: the family's name, as people say it.
-        architecture: `architectures[0]` of the language model's config.json.
-        hub_id: where it is published.
-        merges: those that a GGUF's tokenizer holds; 0 for a SentencePiece-style one.
-        tied: the LM head is the embedding.
-        sliding_window: positions that a sliding-window layer attends to, None where there are no such layers.
-        context_length: positions, as the model card states.
-        published: parameters of the published safetensors files.
-        outside: parameters of those files that are not the language model's.
-        source: where `published` is from.
+        name: the name that a user types.
+        family: the family's display name.
+        architecture: `architectures[0]` in the language model's config.json.
+        hub_id: Hub id of the model.
+        hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size: sizes from config.json.
+        merges: number of merges of its tokenizer in a GGUF; 0 for a SentencePiece-style tokenizer.
+        tied: whether the LM head is the embedding.
+        sliding_window: positions that a sliding-window layer attends to, or None without such layers.
+        context_length: positions, as stated on the model card.
+        published: number of parameters in the safetensors files on the Hub.
+        outside: those of them that are not part of the language model, such as a vision tower and projector, or a
+            second copy of a tied head.
+        source: the source of `published`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class PublishedModel:
     source: str
 
     def config(self) -> dict[str, Any]:
-        """What of config.json decides shapes, key-value cache and types; a new dictionary each time."""
+        """Return a new dictionary with the keys of config.json that determine shapes, key-value cache and types."""
         family = next(family for family in FAMILIES if family.architecture == self.architecture)
         config: dict[str, Any] = {
             "architectures": [self.architecture],
@@ -78,7 +78,7 @@ class PublishedModel:
 
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
-    """Every row, in the order of the table: by family, the smallest model first."""
+    """All rows in the order of the table: by family, smallest model first."""
     with _TABLE.open(encoding="utf-8", newline="") as file:
         return tuple(_row(row) for row in csv.DictReader(file))
 
@@ -93,10 +93,10 @@ def _row(row: dict[str, str]) -> PublishedModel:
 
 
 def published_model(name: str) -> PublishedModel | None:
-    """The row of that name, in any case; None where there is none."""
+    """The row with this name (case-insensitive), or None."""
     return next((model for model in published_models() if model.name == name.lower()), None)
 
 
 def close_names(name: str) -> list[str]:
-    """Names of the table that were probably meant."""
+    """Up to three names of the table that the user may have meant."""
     return difflib.get_close_matches(name.lower(), [model.name for model in published_models()], n=3)

@@ -1,9 +1,12 @@
-"""The order in which a source's tokens are worth keeping.
+"""Rank a source's tokens by how much they are worth keeping.
 
-By default, tokens of scripts that the calibration text is not written in go first, and the others by merge order.
-`--languages` ranks by how often text of those languages uses a token. A corpus of the user's chooses half of the
-tokens, and a floor keeps it from pushing out the other half. `--vocab-rank merges` is the paper's rule: merge order
-alone.
+There are four rankings:
+    - By default, tokens in scripts that the calibration text does not use are dropped first. Within both groups, merge
+      order decides.
+    - `--languages` ranks tokens by how often text in those languages uses them.
+    - `--vocab-corpus` chooses half of the droppable tokens from the user's corpus. A floor (`--vocab-floor`) reserves
+      the other half for the ranking without the corpus.
+    - `--vocab-rank merges` uses merge order alone, as the paper does.
 """
 
 from __future__ import annotations
@@ -36,34 +39,35 @@ from compact.vocabulary import (
     with_floor,
 )
 
-# What the ranking of a plan is called.
+# Names of rankings in a plan.
 SCRIPTS, LANGUAGES, CORPUS = "scripts", "languages", "corpus"
-# With fewer tokens of other scripts than this, the vocabulary is one of the calibration's languages already.
+# Below this share of tokens in other scripts, ranking by script gains nothing, and merge order alone is used.
 _OTHER_SCRIPTS_SHARE = 0.05
-# How a ranking by languages is weighed: the languages, what all of them share, the merge order.
+# Weights of a ranking by languages: their words, and the tokens that all languages share. Merge order is then mixed
+# into the sum of both.
 _LANGUAGES_SHARE, _SHARED_SHARE, _MERGES_SHARE = 0.9, 0.1, 0.05
-# `code` beside a language: the words of a language are more, and each is used less.
+# Weight of `code` relative to one language. A language has more words, and each is used less often.
 _CODE_WEIGHT = 0.25
-# English words by the lists, and by the standard library's prose.
+# Share of the standard library's prose in the use of English; the word list has the rest.
 _ENGLISH_PROSE_SHARE = 0.3
-# A corpus beside the languages.
+# Share of a corpus that is combined with languages.
 _CORPUS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The vocabulary's part of a plan: always-kept ids and the order of the rest.
+    """The always-kept ids of a vocabulary and the order of the rest.
 
     Attributes:
-        vocabulary: of the source's tokenizer.
-        always: ids that no budget drops.
-        order: the droppable ids, most worth keeping first; the same for every vocabulary size.
-        corpus_sha256: of the corpus, or None.
+        vocabulary: the vocabulary of the source's tokenizer.
+        always: ids that are always kept.
+        order: the droppable ids, most worth keeping first. The order is the same for every vocabulary size.
+        corpus_sha256: sha256 of the corpus file, or None without a corpus.
         floor: with a corpus, how many droppable tokens of the ranking without it come first; None for half of them.
         name: `merges`, `scripts`, `languages` or `corpus`.
         languages: codes of `--languages`.
-        scripts: ISO 15924 codes of the scripts whose tokens stay longest; none of a ranking by merges.
-        use: id -> share of the tokens of a text in these languages, or of the corpus; None where neither is named.
+        scripts: ISO 15924 codes of the scripts whose tokens are kept longest. Empty for a ranking by merges.
+        use: id -> share of the tokens of a text in these languages, or of the corpus. None if neither is given.
     """
 
     vocabulary: Vocabulary
@@ -77,39 +81,42 @@ class Ranking:
     use: Use | None = None
 
     def floor_at(self, vocab_size: int) -> int | None:
-        """How many droppable tokens a corpus cannot push out at this size, or None without a corpus.
+        """How many droppable tokens the corpus cannot displace at this size, or None without a corpus.
 
         Raises:
-            UsageError: a floor above the number of droppable tokens that stay.
+            UsageError: the floor exceeds the number of droppable tokens that are kept.
         """
         if self.corpus_sha256 is None:
             return None
         droppable = max(0, vocab_size - len(self.always))
         size = droppable // 2 if self.floor is None else self.floor
         if not 0 <= size <= droppable:
-            raise UsageError(f"--vocab-floor {size}: this vocabulary takes 0 to {droppable}")
+            raise UsageError(f"--vocab-floor {size}: expected 0 to {droppable} for this vocabulary size")
         return size
 
     @cached_property
     def reach(self) -> Reach:
-        """What every vocabulary size keeps of a text in the ranking's languages.
+        """Coverage of a text in the ranking's languages, or of its corpus, at every vocabulary size.
 
         Raises:
-            UsageError: a ranking without languages and corpus, which knows no text.
+            UsageError: the ranking has neither languages nor a corpus.
         """
         if self.use is None:
-            raise UsageError("--vocab-coverage: of which text?", "add --languages, such as --languages en,code")
+            raise UsageError(
+                "--vocab-coverage: needs --languages or --vocab-corpus", "add --languages, such as --languages en,code"
+            )
         return reach_of(self.vocabulary, self.always, self.order, self.use)
 
 
 def rank_vocabulary(context: Context) -> Ranking:
-    """Rank the source's tokens as the options ask: their languages, corpus, floor, named tokens and calibration.
+    """Rank the source's tokens as the options ask: languages, corpus, floor, named tokens and calibration.
 
-    The cache keeps how often each language uses each token, which takes seconds to count.
+    The cache keeps how often each language uses each token; counting takes seconds.
 
     Raises:
-        UsageError: a floor without a corpus, languages beside `merges`, or what `parse_languages` raises.
-        CompactEdgeError: what reading the files and the tokenizer raises.
+        UsageError: a floor without a corpus, languages together with `merges`, or an invalid language
+            (`parse_languages`).
+        CompactEdgeError: the files or the tokenizer cannot be read.
     """
     source, options = context.source, context.options
     check_ranking(options)
@@ -138,15 +145,23 @@ def rank_vocabulary(context: Context) -> Ranking:
 
 
 def check_ranking(options: PruneOptions) -> None:
-    """Refuse options of the ranking that exclude each other, before a model is opened. Raises UsageError."""
+    """Reject invalid ranking options before a model is opened.
+
+    Raises:
+        UsageError: two options exclude each other, or an option needs another one.
+        BudgetError: `--vocab-coverage` is out of range.
+    """
     if options.vocab_corpus is None and options.vocab_floor is not None:
         raise UsageError(
-            f"--vocab-floor {options.vocab_floor}: is for --vocab-corpus", "name a corpus, or leave it out"
+            f"--vocab-floor {options.vocab_floor}: only valid with --vocab-corpus",
+            "add --vocab-corpus, or leave out --vocab-floor",
         )
     if options.vocab_rank == MERGES and options.languages:
         raise UsageError("--languages and --vocab-rank merges exclude each other", "leave one of them out")
     if options.vocab_coverage is not None and not options.languages and options.vocab_corpus is None:
-        raise UsageError("--vocab-coverage: of which text?", "add --languages, such as --languages en,code")
+        raise UsageError(
+            "--vocab-coverage: needs --languages or --vocab-corpus", "add --languages, such as --languages en,code"
+        )
     if options.vocab_coverage is not None and not 0 < options.vocab_coverage <= 1:
         raise BudgetError("--vocab-coverage: out of range", "give a share above 0% and up to 100%, such as 99.9%")
     parse_languages(options.languages)
@@ -155,10 +170,10 @@ def check_ranking(options: PruneOptions) -> None:
 def _assumed_scripts(
     source: ModelSource, options: PruneOptions, vocabulary: Vocabulary
 ) -> tuple[frozenset[str], dict[str, int]] | None:
-    """The scripts of the calibration, and the tiers of the tokens by them.
+    """Return the calibration's scripts and each token's tier, or None to rank by merge order alone.
 
-    None where merge order is asked for, where the calibration does not say before it is drawn, or where so few tokens
-    are of other scripts that there is nothing to gain.
+    None is returned when the user asked for merge order, when the scripts are not known before the calibration text is
+    drawn, or when too few tokens are in other scripts to gain anything.
     """
     if options.vocab_rank == MERGES:
         return None
@@ -172,15 +187,16 @@ def _assumed_scripts(
 
 
 def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:
-    """1 for a token of these scripts, 0 for every other. A part of a character has no script of its own."""
+    """Token -> 1 if it is written in these scripts, 0 otherwise. A token that is part of a character gets 0."""
     fullmatch = written_in(scripts).fullmatch
     return {token: int(text is not None and bool(fullmatch(text))) for token, text in vocabulary.texts.items()}
 
 
 def _always_spelled(languages: Sequence[Language]) -> Callable[[str], bool]:
-    """Which single characters stay: what every language uses, and the punctuation and digits of these languages.
+    """Return a test for single characters to always keep.
 
-    No list of words has those, and no merge makes them.
+    These are the characters that every language uses, and the punctuation and digits of these languages. No word list
+    contains them, and no merge makes them.
     """
     scripts = frozenset[str]().union(*(language.scripts for language in languages)) - {LATIN}
     shared, own = shared_characters().fullmatch, punctuation_of(scripts).fullmatch
@@ -190,7 +206,7 @@ def _always_spelled(languages: Sequence[Language]) -> Callable[[str], bool]:
 def _by_languages(
     source: ModelSource, options: PruneOptions, languages: Sequence[Language], used: UsedTokens, unranked: Ranking
 ) -> Ranking:
-    """The ranking of `unranked`'s vocabulary by use in the languages, and in the corpus where there is one."""
+    """Rank the vocabulary of `unranked` by use in the languages and, if given, in the corpus."""
     vocabulary, always = unranked.vocabulary, unranked.always
     scripts = frozenset({LATIN}).union(*(language.scripts for language in languages))
     tiers = _tiers(vocabulary, scripts)
@@ -209,14 +225,14 @@ def _by_languages(
         return base
     corpus = normalised(count_tokens(encoder(source.directory)(read_documents(options.vocab_corpus))))
     both = mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, smoothed)])
-    # What the corpus uses stays long, in whatever script.
+    # Tokens that the corpus uses are in the upper tier, whatever their script.
     tiers |= {vocabulary.by_id[i]: 1 for i in corpus}
     wanted = rank_by_use(vocabulary, always, both, tiers)
     return _with_corpus(base, wanted, mixed([(_CORPUS_SHARE, corpus), (1 - _CORPUS_SHARE, text)]), options)
 
 
 def _use_of(used: UsedTokens, languages: Sequence[Language]) -> Use:
-    """How often text in the languages uses each token, every language in an equal share."""
+    """Id -> share of the tokens of text in the languages. All languages have equal weight; `code` has less."""
     parts: list[tuple[float, Use]] = []
     for language in languages:
         if language.code == CODE:
@@ -230,7 +246,7 @@ def _use_of(used: UsedTokens, languages: Sequence[Language]) -> Use:
 
 
 def _with_corpus(base: Ranking, wanted: list[int], use: Use, options: PruneOptions) -> Ranking:
-    """A ranking whose rest, above a floor of the one without the corpus, is the corpus's."""
+    """Combine `base` up to the floor with the corpus's ranking `wanted` above it."""
     corpus = options.vocab_corpus
     assert corpus is not None
     order = with_floor(wanted, base.order, options.vocab_floor)

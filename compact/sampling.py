@@ -1,9 +1,10 @@
-"""Text that the model writes itself: samples at temperature 1, from its first token and from its chat template.
+"""Calibration text that the model writes itself, sampled at temperature 1.
 
-Such text is spread as the model expects text to be, needs no file and no network, and shows the special tokens in their
-places. Half of the rows of a batch begin as a document does, the other half at a user's turn, so that the model writes
-the question and the answer. A row whose text is over begins another one in its place (the mask hides what was there
-before), so that every step of the batch is used.
+Such text follows the model's own distribution, needs no file or network, and contains special tokens in context.
+
+Half of the rows of a batch begin like a document. The other half begin with a user's turn of the chat template, so that
+the model writes both question and answer. When the text of a row ends, the row begins another one, and the attention
+mask hides the earlier text. Every step of a batch is therefore used.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from compact.tokenizer import bos_id, encode, load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-# Positions of a sample. Every step of a batch reads all that was written before it, so long samples are slow ones.
+# Positions of a sample. Every step attends to all earlier positions, so long samples are slow.
 SAMPLE_LENGTH = 256
-# Texts written at a time; on two CPU cores 64 rows give more tokens a second than 32 and than 128.
+# Texts written at a time. On two CPU cores, 64 rows give more tokens per second than 32 or 128.
 _BATCH_SIZE = 64
-# A shorter text is what a row had place for at its end, or an end without a text.
+# Discard texts with fewer tokens: they are cut off at the end of a row, or almost empty.
 _FEWEST_TOKENS = 8
-# A user's turn that does not end is ended after this share of the positions.
+# A user's turn is ended after at most 1 / _USER_SHARE of the positions.
 _USER_SHARE = 4
-# Where a document begins in models that put nothing before a text: between documents they were trained on this.
+# The start token for models without BOS. In training, it separated their documents.
 _BETWEEN_DOCUMENTS = "<|endoftext|>"
-# Stands for the user's words in the chat template.
+# Placeholder for the user's words in the chat template.
 _MARK = "\ue000"
 _FILE = "samples.jsonl"
-# Raised when other texts come out for equal inputs.
+# Increase this when the same inputs give different texts.
 _VERSION = 1
 
 
@@ -57,25 +58,25 @@ def sample_texts(
     source_id: str | None = None,
     progress: Progress = SILENT,
 ) -> list[str]:
-    """Texts by the model that hold at least `n_tokens` tokens, the same for equal arguments on one machine.
+    """Return texts written by the model, with at least `n_tokens` tokens in total.
 
-    More tokens are the same texts and further ones. Special tokens stand in the texts as text; what the tokenizer puts
-    before every text (BOS) does not.
+    On the same machine, equal arguments give equal texts. A larger `n_tokens` gives the same texts and more. The texts
+    contain special tokens, except BOS if the tokenizer adds it before every text.
 
     Args:
         model_dir: the checkpoint.
-        n_tokens: tokens of all texts, as its tokenizer counts them.
-        sequence_length: the longest text, in tokens; at most the model's positions.
-        seed: of the samples.
+        n_tokens: wanted number of tokens in all texts, counted by the model's tokenizer.
+        sequence_length: maximum length of a text in tokens. At most the model's number of positions.
+        seed: seed of the samples.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        dtype: `auto` takes bfloat16 where the device computes in it, else float32.
+        dtype: a torch dtype. `auto` selects bfloat16 if the device computes in it, otherwise float32.
         batch_size: texts written at a time.
-        cache: keeps every batch's texts, where `source_id` names the checkpoint's content.
-        source_id: `ModelSource.id`.
-        progress: told of the tokens.
+        cache: stores the texts of every batch. Used only together with `source_id`.
+        source_id: `ModelSource.id`, which identifies the checkpoint's content.
+        progress: receives the number of tokens.
 
     Raises:
-        CalibrationError: the model writes next to nothing.
+        CalibrationError: the model writes too little text.
         DamagedFileError: the checkpoint cannot be loaded.
     """
     from compact.devices import resolve_device
@@ -93,42 +94,43 @@ def sample_texts(
     }
     writer: _Writer | None = None
     texts: list[str] = []
-    written = block = told = 0
+    written = block = reported = 0
     with progress.task("sampling", n_tokens, "tokens") as task:
 
-        def tell(amount: int) -> None:
-            nonlocal told
-            amount = max(0, min(amount, n_tokens - told))
-            told += amount
+        def report(amount: int) -> None:
+            nonlocal reported
+            amount = max(0, min(amount, n_tokens - reported))
+            reported += amount
             task.advance(amount)
 
         def write(block: int) -> list[dict[str, Any]]:
             nonlocal writer
             writer = writer or _Writer.load(model_dir, place, number)
-            return writer.write(batch_size, sequence_length, [seed, block], tell)
+            return writer.write(batch_size, sequence_length, [seed, block], report)
 
         while written < n_tokens:
             if block > 4 * (1 + n_tokens // (batch_size * sequence_length)):
                 raise CalibrationError(
-                    f"the model wrote {written} tokens where {n_tokens} were wanted", "calibrate on a text instead"
+                    f"the model wrote only {written} of {n_tokens} tokens", "use a calibration text instead of self"
                 )
             if cache is None or source_id is None:
                 records = write(block)
             else:
                 records = _cached(cache, {**settings, "block": block}, partial(write, block))
-            # In the order in which they ended, short ones come first; any beginning should be a fair sample.
+            # Records are in the order in which they ended, so short ones come first. Shuffle them, so that every prefix
+            # is a fair sample.
             random.Random(sha256_json([seed, block])).shuffle(records)  # noqa: S311
             for record in records:
                 if written < n_tokens:
                     texts.append(str(record["text"]))
                     written += int(record["tokens"])
-            tell(written - told)
+            report(written - reported)
             block += 1
     return texts
 
 
 def _cached(cache: Cache, key: dict[str, Any], write: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The records of one batch, from the cache where they are."""
+    """Return the records of one batch from the cache. If they are not there, write and store them."""
 
     def make(work: Path) -> None:
         write_text(work / _FILE, "".join(json.dumps(record) + "\n" for record in write()))
@@ -138,7 +140,7 @@ def _cached(cache: Cache, key: dict[str, Any], write: Callable[[], list[dict[str
 
 
 def _dtype(dtype: str, device: str) -> str:
-    """`auto` made definite: samples need no more digits than bfloat16 has."""
+    """Resolve `auto`. For samples, the precision of bfloat16 is enough."""
     from compact.devices import cpu_multiplies_bfloat16
 
     if dtype != "auto":
@@ -148,7 +150,12 @@ def _dtype(dtype: str, device: str) -> str:
 
 @dataclass(frozen=True)
 class _Chat:
-    """The chat template around what a user says: the ids before it, and from its end to the answer's beginning."""
+    """The ids of the chat template around the user's words.
+
+    Attributes:
+        before: ids before the user's words.
+        after: ids after them, up to the start of the answer.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -156,7 +163,16 @@ class _Chat:
 
 @dataclass
 class _Row:
-    """One row of the batch: the text that it writes now."""
+    """One row of a batch, and the text that it is writing.
+
+    Attributes:
+        chat: the chat template, or None for a row that writes documents.
+        start: the first id of a document.
+        begin: column of the batch in which the current text begins.
+        ids: ids of the current text.
+        forced: ids to write next instead of sampling.
+        asks: whether the row is writing the user's turn.
+    """
 
     chat: _Chat | None
     start: int
@@ -166,14 +182,21 @@ class _Row:
     asks: bool = False
 
     def restart(self, column: int) -> None:
-        """Begin another text at this column of the batch."""
+        """Begin a new text at this column of the batch."""
         self.begin, self.ids, self.asks = column, [], self.chat is not None
         self.forced = deque((self.start,) if self.chat is None else self.chat.before)
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """A model that writes."""
+    """A loaded model that writes texts.
+
+    Attributes:
+        model, tokenizer: as loaded by Transformers.
+        chat: the chat template, or None if there is no usable one.
+        ends: ids that end a text.
+        start: the first id of a document. None begins with a random id.
+    """
 
     model: Any
     tokenizer: Any
@@ -194,11 +217,18 @@ class _Writer:
         return _Writer(model, tokenizer, _chat_of(tokenizer), frozenset(ends), start)
 
     def write(
-        self, batch_size: int, length: int, seed: Sequence[int], tell: Callable[[int], None]
+        self, batch_size: int, length: int, seed: Sequence[int], report: Callable[[int], None]
     ) -> list[dict[str, Any]]:
-        """Texts of one batch of `batch_size` rows and `length` positions, with their numbers of tokens.
+        """Write the texts of one batch.
 
-        `tell` hears of the tokens written.
+        Args:
+            batch_size: number of rows.
+            length: positions per row.
+            seed: numbers that determine the samples.
+            report: receives the number of tokens written in each step.
+
+        Returns:
+            Records with `text` and its number of `tokens`, in the order in which they ended.
         """
         digest = sha256_json(list(seed))
         draw = random.Random(digest)  # noqa: S311 (a sample, not a secret)
@@ -209,14 +239,14 @@ class _Writer:
             start = self.start if self.start is not None else draw.randrange(known)
             rows.append(_Row(chat if number % 2 else None, start))
             rows[-1].restart(0)
-        done = self._run(rows, length, known, int(digest[:15], 16), tell)
+        done = self._run(rows, length, known, int(digest[:15], 16), report)
         found = [self._text(ids) for ids in done]
         return [one for one in found if one["tokens"] >= _FEWEST_TOKENS]
 
     def _run(
-        self, rows: list[_Row], length: int, known: int, seed: int, tell: Callable[[int], None]
+        self, rows: list[_Row], length: int, known: int, seed: int, report: Callable[[int], None]
     ) -> list[list[int]]:
-        """Ids of every text, in the order in which they end."""
+        """Sample all rows. Return the ids of every text, in the order in which they ended."""
         import torch
         from transformers import DynamicCache
 
@@ -235,7 +265,7 @@ class _Writer:
                 positions = [[column - row.begin] for row in rows]
                 logits = self._step(ids, positions, mask[:, : column + 1], cache)
                 proposed = _sample(logits[:, :known], generator)
-                tell(len(rows))
+                report(len(rows))
                 for n, row in enumerate(rows):
                     if not row.forced and self._ends(row, proposed[n], length):
                         done.append([*row.ids, proposed[n]])
@@ -244,7 +274,7 @@ class _Writer:
         return done + [row.ids for row in rows if row.ids]
 
     def _ends(self, row: _Row, token: int, length: int) -> bool:
-        """Whether the text is over with this token; a question that is over goes on with the answer."""
+        """Return whether this token ends the text. If it ends a question, the row continues with the answer."""
         if not row.asks or row.chat is None:
             return token in self.ends
         asked = len(row.ids) - len(row.chat.before)
@@ -256,11 +286,11 @@ class _Writer:
     def _step(
         self, ids: Sequence[int], positions: Sequence[Sequence[int]], mask: torch.Tensor, cache: Any
     ) -> torch.Tensor:
-        """Logits [rows, vocab_size] after one more token of every row, which `cache` then holds too."""
+        """Append one token to every row and to `cache`. Return the logits [rows, vocab_size]."""
         import torch
 
         device = self.model.device
-        # Transformers is renaming the argument.
+        # The name of the argument depends on the version of Transformers.
         name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         out = self.model(
             input_ids=torch.tensor(ids, dtype=torch.int64, device=device)[:, None],
@@ -269,11 +299,11 @@ class _Writer:
             use_cache=True,
             **{name: cache},
         )
-        logits: torch.Tensor = out.logits[:, -1]
+        logits: torch.Tensor = out.logits[:, -1]  # [rows, vocab_size]
         return logits
 
     def _text(self, ids: list[int]) -> dict[str, Any]:
-        """The text of a sample. What stands before it by itself is left out; so is half a character at its end."""
+        """Decode a sample, without its start token and without an incomplete character at its end."""
         own = ids[1:] if ids[0] == self.start else ids
         text = self.tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text = text.rstrip("\ufffd")
@@ -288,7 +318,11 @@ def _sample(logits: torch.Tensor, generator: torch.Generator) -> list[int]:
 
 
 def _start_id(tokenizer: Any) -> int | None:
-    """What a document begins with: BOS, or what the model was trained to see between documents; None where neither."""
+    """Return the first id of a document, or None if the tokenizer has no suitable token.
+
+    This is BOS if the tokenizer adds it to a text. Otherwise it is the first that exists of `<|endoftext|>`, BOS and
+    EOS.
+    """
     if (bos := bos_id(tokenizer)) is not None:
         return bos
     between = tokenizer.get_vocab().get(_BETWEEN_DOCUMENTS)
@@ -299,7 +333,7 @@ def _start_id(tokenizer: Any) -> int | None:
 
 
 def _end_ids(model_dir: Path, tokenizer: Any) -> set[int]:
-    """Ids that end a text, by the tokenizer and the generation settings."""
+    """Return the ids that end a text, according to the tokenizer and both configuration files."""
     found: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     for name in ("config.json", "generation_config.json"):
         if (model_dir / name).is_file():
@@ -309,13 +343,13 @@ def _end_ids(model_dir: Path, tokenizer: Any) -> set[int]:
 
 
 def _chat_of(tokenizer: Any) -> _Chat | None:
-    """The ids of the chat template around a user's words; None where there is no template, or one of another form."""
+    """Return the ids of the chat template around the user's words, or None if there is no usable template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     message = [{"role": "user", "content": _MARK}]
     try:
         rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template is a program: any error of it means that it takes no such conversation
+    except Exception:  # a template is a program; any error means that it does not support this conversation
         return None
     before, found, after = rendered.partition(_MARK)
     if not found or not before or not after or _MARK in after:

@@ -1,6 +1,6 @@
-"""Which writing systems a text or token is written in, and which a language uses.
+"""Writing systems (scripts) of texts, tokens and languages.
 
-Scripts are named by their ISO 15924 codes, as Unicode's property tables and BCP 47 tags name them (`Latn`, `Cyrl`).
+Scripts are named by their ISO 15924 codes (`Latn`, `Cyrl`), as in Unicode's property tables and BCP 47 tags.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-# Names, commands and units are written in Latin letters in text of every language.
+# Text in every language uses Latin letters for names, commands and units.
 LATIN = "Latn"
-# What text of every language uses: ASCII, Latin-1, general punctuation, currency signs, arrows and emoji.
+# Characters that text in every language uses: ASCII, Latin-1, general punctuation, currency signs, arrows and emoji.
 SHARED = (
     r"\u0000-\u00ff\p{Block=GeneralPunctuation}\p{Block=CurrencySymbols}\p{Block=Arrows}"
     r"\p{Emoji}\p{Emoji_Modifier}\p{Block=VariationSelectors}\p{Block=LetterlikeSymbols}\ufeff\ufffd"
 )
-# Codes that stand for several scripts.
+# Codes that combine scripts, or name a variant of one.
 _COMPOUND = {
     "Jpan": ("Hani", "Hira", "Kana"),
     "Kore": ("Hang",),
     "Hans": ("Hani", "Bopo"),
     "Hant": ("Hani", "Bopo"),
 }
-# Written with any of these: the full-width comma and its like, which Unicode gives to no script.
+# Text in these scripts uses full-width punctuation, which Unicode assigns to no script.
 _EAST_ASIAN = frozenset({"Hani", "Hira", "Kana", "Hang", "Bopo"})
 _FULL_WIDTH = r"\p{Block=HalfwidthAndFullwidthForms}\p{Block=CJKSymbolsAndPunctuation}"
-# The scripts of running text, for texts whose language nobody names.
+# The scripts that `script_of` recognises: those in everyday use.
 _KNOWN = (
     "Latn", "Cyrl", "Grek", "Arab", "Hebr", "Hani", "Hira", "Kana", "Hang", "Deva", "Beng", "Taml", "Telu", "Gujr",
     "Guru", "Knda", "Mlym", "Orya", "Sinh", "Thai", "Laoo", "Mymr", "Khmr", "Tibt", "Geor", "Armn", "Ethi",
 )  # fmt: skip
-# A script with a smaller share of a text's letters is a quotation, or a name.
+# Below this share of a text's letters, a script only appears in quotations or names.
 _SMALLEST_SHARE = 0.01
-# Characters of a text that are looked at.
+# How many characters `scripts_of` reads.
 _SAMPLE = 200_000
 
 
 def expand(code: str) -> tuple[str, ...]:
-    """The scripts that an ISO 15924 code stands for: `Jpan` is Han, Hiragana and Katakana."""
+    """The scripts that an ISO 15924 code covers. For example, `Jpan` covers Han, Hiragana and Katakana."""
     return _COMPOUND.get(code, (code,))
 
 
 @cache
 def written_in(scripts: frozenset[str]) -> Any:
-    """A compiled pattern. Its `fullmatch` accepts a text of these scripts and of what every language uses.
+    """Compile a pattern whose `fullmatch` accepts text in these scripts, with the characters that every language uses.
 
-    Characters that several scripts share (Unicode's Script_Extensions, such as the Chinese and Japanese full stop)
-    belong to each of them.
+    A character that several scripts share (Unicode's Script_Extensions) belongs to each of them. An example is the
+    full stop of Chinese and Japanese.
     """
     import regex
 
@@ -56,14 +56,14 @@ def written_in(scripts: frozenset[str]) -> Any:
 
 
 def _characters_of(scripts: frozenset[str]) -> str:
-    """The characters of scripts, for a set in a pattern."""
+    """The characters of the scripts, for use inside `[...]` of a pattern."""
     extensions = "".join(rf"\p{{Script_Extensions={script}}}" for script in sorted(scripts))
     return extensions + (_FULL_WIDTH if scripts & _EAST_ASIAN else "")
 
 
 @cache
 def letter_of(scripts: frozenset[str]) -> Any:
-    """A compiled pattern. Its `search` finds a letter of one of these scripts."""
+    """Compile a pattern whose `search` finds a character of one of these scripts."""
     import regex
 
     return regex.compile("[" + "".join(rf"\p{{Script={script}}}" for script in sorted(scripts)) + r"]")
@@ -71,7 +71,7 @@ def letter_of(scripts: frozenset[str]) -> Any:
 
 @cache
 def punctuation_of(scripts: frozenset[str]) -> Any:
-    """A compiled pattern. Its `fullmatch` accepts one character of these scripts that is no letter and no mark."""
+    """Compile a pattern whose `fullmatch` accepts one character of these scripts that is neither letter nor mark."""
     import regex
 
     if not scripts:
@@ -81,7 +81,7 @@ def punctuation_of(scripts: frozenset[str]) -> Any:
 
 @cache
 def shared_characters() -> Any:
-    """A compiled pattern. Its `fullmatch` accepts one character of those that every language uses, emoji left out."""
+    """Compile a pattern whose `fullmatch` accepts one character that every language uses, except emoji."""
     import regex
 
     return regex.compile(
@@ -90,7 +90,7 @@ def shared_characters() -> Any:
 
 
 def scripts_of(texts: Iterable[str]) -> frozenset[str]:
-    """The scripts that hold at least 1% of the letters of the texts; a sample of 200,000 characters is enough."""
+    """The scripts with at least 1% of the letters in the first 200,000 characters of the texts."""
     counts: Counter[str] = Counter()
     room = _SAMPLE
     for text in texts:
@@ -108,7 +108,7 @@ def scripts_of(texts: Iterable[str]) -> frozenset[str]:
 
 @cache
 def script_of(character: str) -> str | None:
-    """The script of a letter; None where it is not one of those that running text is written in today."""
+    """The script of a letter, or None if it is not a script in everyday use."""
     import regex
 
     return next((script for script in _KNOWN if regex.match(rf"\p{{Script={script}}}", character)), None)

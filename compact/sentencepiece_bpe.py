@@ -1,10 +1,14 @@
-"""SentencePiece-style BPE (Llama 2, Mistral, Gemma): what tokenizer.json says, and what llama.cpp makes of it.
+"""SentencePiece-style BPE (Llama 2, Mistral, Gemma), in tokenizer.json and in llama.cpp.
 
-Such a tokenizer.json has `byte_fallback`: spaces become `▁`, a character without a token falls back to the tokens
-`<0x00>` to `<0xFF>` of its bytes. llama.cpp (`tokenizer.ggml.model` = `llama`) holds no merges: it joins the two
-neighbours whose concatenation is the token with the best score, leftmost first. The two agree where the merges are
-those of a SentencePiece model: every split of a token into two tokens is a merge, and the merges stand in the order of
-the scores of what they make. `check_complete` and `derived_scores` hold a tokenizer to that.
+A tokenizer.json of this kind has `byte_fallback`. Spaces become `▁`, and a character without a token is encoded with
+the tokens `<0x00>` to `<0xFF>` of its bytes.
+
+llama.cpp (`tokenizer.ggml.model` = `llama`) has scores instead of merges. It joins the two neighbours whose
+concatenation is the token with the best score, leftmost first.
+
+The two give the same ids if the merges come from a SentencePiece model: every split of a token into two tokens is a
+merge, and merges are sorted by the scores of the tokens that they make. `check_complete` and `derived_scores` check
+this.
 """
 
 from __future__ import annotations
@@ -17,15 +21,16 @@ from compact.errors import UnsupportedTokenizerError
 from compact.tokenizer_json import bpe_model, short, steps
 
 SPACE_MARK = "\u2581"
-PRE_NAME = "default"  # what llama.cpp's converter writes as `tokenizer.ggml.pre` for this kind
+PRE_NAME = "default"  # `tokenizer.ggml.pre` as llama.cpp's converter writes it for this kind
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _BYTE_SET = frozenset(BYTE_TOKENS)
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 _PREPEND = {"type": "Prepend", "prepend": SPACE_MARK}
-# Transformers 5 makes this of a tokenizer.model: Metaspace would leave out the mark before a text that has one already.
+# Transformers 5 writes this when it converts a tokenizer.model. Metaspace adds no mark to a text that begins with one,
+# so the normalizer doubles the mark.
 _DOUBLE = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE_MARK}"}, "content": SPACE_MARK * 2}
-_HINT = "llama.cpp's tokenizer for this kind has scores instead of merges, and would give other ids"
-# float32 holds every whole number up to here.
+_HINT = "llama.cpp's tokenizer for this kind has scores instead of merges, and would give different ids"
+# float32 represents every integer up to 2^24 exactly.
 _MAX_MERGES = 1 << 24
 
 
@@ -41,13 +46,13 @@ def is_sentencepiece_bpe(tokenizer_json: Mapping[str, Any]) -> bool:
 
 
 def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
-    """Whether a text gets a space in front (Llama 2, Mistral) or not (Gemma).
+    """Return whether the tokenizer adds a space before a text (Llama 2, Mistral) or not (Gemma).
 
     Args:
-        tokenizer_json: a file for which `is_sentencepiece_bpe` holds.
+        tokenizer_json: a tokenizer.json for which `is_sentencepiece_bpe` is true.
 
     Raises:
-        UnsupportedTokenizerError: a setting that llama.cpp's tokenizer of this kind has no counterpart for.
+        UnsupportedTokenizerError: llama.cpp's tokenizer of this kind has no equivalent of a setting.
     """
     model = bpe_model(tokenizer_json)
     if model.get("ignore_merges"):
@@ -56,7 +61,7 @@ def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
     missing = [token for token in BYTE_TOKENS if not isinstance(vocab, Mapping) or token not in vocab]
     if missing:
         raise UnsupportedTokenizerError(
-            f"tokenizer.json: SentencePiece-style BPE without the byte token {missing[0]} ({len(missing)} of 256 lack)",
+            f"tokenizer.json: SentencePiece-style BPE without byte token {missing[0]} ({len(missing)} of 256 missing)",
             "llama.cpp needs all of <0x00> to <0xFF>",
         )
     normalizers = [dict(step) for step in steps(tokenizer_json.get("normalizer"), "normalizers")]
@@ -70,25 +75,25 @@ def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
         return True
     raise UnsupportedTokenizerError(
         f"tokenizer.json: SentencePiece-style BPE with normalizer {short(normalizers)} and pre_tokenizer "
-        f"{short(tokenizer_json.get('pre_tokenizer'))} has no counterpart in llama.cpp",
-        "known: Replace of spaces by U+2581, with Prepend or without; Metaspace that does not split",
+        f"{short(tokenizer_json.get('pre_tokenizer'))} has no equivalent in llama.cpp",
+        "supported: Replace of spaces by U+2581, with or without Prepend; Metaspace that does not split",
     )
 
 
 def _split_effect(step: Mapping[str, Any]) -> str:
-    """What a pre-tokenizer does here: `none`, `replace` (spaces by marks), `prefix` (a mark in front too), `other`."""
+    """Classify a pre-tokenizer: `none`, `replace` (spaces become marks), `prefix` (also adds a mark), or `other`."""
     if step.get("type") == "Split" and step.get("pattern") == {"String": " "} and not step.get("invert"):
-        return "none"  # the normalizer has left no space to split at
+        return "none"  # the normalizer has already replaced all spaces
     if step.get("type") == "Metaspace" and step.get("replacement") == SPACE_MARK and step.get("split") is False:
         return {"never": "replace", "first": "prefix", "always": "prefix"}.get(str(step.get("prepend_scheme")), "other")
     return "other"
 
 
 def tokenizer_parts(prefix: bool) -> dict[str, Any]:
-    """`normalizer`, `pre_tokenizer` and `decoder` of a tokenizer.json that reads text as llama.cpp does.
+    """Return `normalizer`, `pre_tokenizer` and `decoder` of a tokenizer.json that reads text as llama.cpp does.
 
     Args:
-        prefix: a space goes in front of a text and of what follows a special token.
+        prefix: add a space before a text, and before the text after a special token.
     """
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
@@ -105,23 +110,25 @@ def tokenizer_parts(prefix: bool) -> dict[str, Any]:
 
 
 def derived_scores(merges: Sequence[tuple[str, str]], where: str) -> dict[str, float]:
-    """Scores that make llama.cpp join what the merges join.
+    """Return scores with which llama.cpp joins the same tokens as the merges do.
+
+    Tokens whose merges are interleaved get the same score. The SentencePiece model had one score for them (Gemma's
+    runs of white space), and Hugging Face's converter sorts merges of equal score by the lengths of their parts.
 
     Args:
-        merges: pairs of tokens, first rank first.
+        merges: pairs of tokens, in order of rank.
         where: the file's path, for messages.
 
     Returns:
-        Token -> minus the rank of the first merge that makes it: whole numbers above -2^24, which float32 holds
-        exactly. Tokens whose merges stand between each other's get one score: the SentencePiece model had one for
-        them (Gemma's runs of white space), and Hugging Face's converter then sorts by the parts' lengths.
+        Token -> score: minus the rank of the first merge that makes it, or that makes a token with the same score.
+        These are integers above -2^24, which float32 represents exactly.
 
     Raises:
-        UnsupportedTokenizerError: merges of several tokens stand between each other in another order; no scores say
-            what they say. Or there are too many merges.
+        UnsupportedTokenizerError: there are too many merges, or merges are interleaved in an order that no scores can
+            express.
     """
     if len(merges) > _MAX_MERGES:
-        raise UnsupportedTokenizerError(f"{where}: {len(merges)} merges, more than float32 scores can rank")
+        raise UnsupportedTokenizerError(f"{where}: {len(merges)} merges are more than float32 scores can rank")
     last = {left + right: rank for rank, (left, right) in enumerate(merges)}
     scores: dict[str, float] = {}
     start, end = 0, -1
@@ -136,28 +143,29 @@ def derived_scores(merges: Sequence[tuple[str, str]], where: str) -> dict[str, f
 
 
 def _check_tie(merges: Sequence[tuple[str, str]], where: str) -> None:
-    """Merges that stand between each other: of one token, or sorted as those of equal scores are."""
+    """Check a run of interleaved merges: they make one token, or are sorted as merges of equal score are."""
     token = next((left + right for left, right in merges), "")
     lengths = [(len(left), len(right)) for left, right in merges]
     if lengths != sorted(lengths, reverse=True) and any(left + right != token for left, right in merges):
         raise UnsupportedTokenizerError(
-            f"{where}: the merges that make {token!r} are no SentencePiece model's: others stand between them", _HINT
+            f"{where}: other merges come between the merges that make {token!r}, unlike in a SentencePiece model", _HINT
         )
 
 
 def check_complete(
     vocab: Collection[str], merges: Sequence[tuple[str, str]], apart: Collection[str], where: str
 ) -> None:
-    """Hold the merges to what a SentencePiece model gives: every split of a token into two tokens is one.
+    """Check that every split of a token into two tokens is a merge, as in a SentencePiece model.
 
     Args:
         vocab: the tokens of the BPE model.
         merges: pairs of tokens.
-        apart: tokens that stand for themselves (added and byte tokens); they need no merges.
+        apart: tokens that need no merges (added and byte tokens).
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedTokenizerError: llama.cpp would join two tokens that tokenizer.json does not.
+        UnsupportedTokenizerError: a token has too few or too many merges. llama.cpp would join other tokens than
+            tokenizer.json.
     """
     count = Counter(left + right for left, right in merges)
     for token in vocab:
@@ -165,22 +173,23 @@ def check_complete(
             continue
         cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         splits = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
-        # A converter may leave out splits into tokens that stand for themselves.
+        # A converter may leave out splits that contain added or byte tokens.
         needed = sum(left not in apart and right not in apart for left, right in splits)
         if not needed <= count[token] <= len(splits):
             raise UnsupportedTokenizerError(
-                f"{where}: {token!r} has {count[token]} merges, a SentencePiece model gives it {needed}", _HINT
+                f"{where}: {token!r} has {count[token]} merges, but {needed} in a SentencePiece model", _HINT
             )
 
 
 def merges_from_scores(scores: Mapping[str, float], vocab: Collection[str]) -> list[tuple[str, str]]:
-    """The merges that join what llama.cpp joins by scores: every split of a token into two, best score first.
+    """Return the merges that join the same tokens as llama.cpp does by scores.
+
+    Every split of a token into two tokens is a merge. Merges are sorted by score, best first. At equal scores, the
+    merge with the longer left part comes first, as in Hugging Face's converter.
 
     Args:
         scores: score of every token that merging may make.
         vocab: the tokens that may be parts.
-
-    Of equal scores the longer left part comes first, as Hugging Face's converter has it.
     """
     found: list[tuple[float, int, int, str, str]] = []
     for token, score in scores.items():

@@ -1,8 +1,8 @@
-"""tokenizer.model, the SentencePiece file beside tokenizer.json: read with care, pruned, or made anew.
+"""Read, prune and build tokenizer.model, the SentencePiece file next to tokenizer.json.
 
-tokenizer.json is the truth. Tools that prefer tokenizer.model (llama.cpp's converter, SentencePiece itself) must find
-the same pieces under the same ids in it. The format is SentencePiece's own protobuf, `sentencepiece_model.proto`; the
-file is parsed as data only and never handed to SentencePiece's native loader.
+tokenizer.json is authoritative. Some tools prefer tokenizer.model (llama.cpp's converter, SentencePiece itself), so it
+must have the same pieces with the same ids. The format is SentencePiece's protobuf, `sentencepiece_model.proto`. The
+file is only parsed as data; SentencePiece's native loader never reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPECIAL_IDS = ("unk_id", "bos_id", "eos_id", "pad_id")
 
 
 class PieceType(IntEnum):
-    """ModelProto.SentencePiece.Type; the numbers of `tokenizer.ggml.token_type` are the same."""
+    """ModelProto.SentencePiece.Type. `tokenizer.ggml.token_type` uses the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -40,10 +40,11 @@ class SentencePieceModel:
     """A checked tokenizer.model.
 
     Attributes:
-        pieces: the text of every id.
-        scores: its score; of two possible merges the one that makes the piece with the higher score goes first.
-        types: its type.
-        special_ids: the ids that the file names for unknown, BOS, EOS and padding (those that it has).
+        pieces: text of every id.
+        scores: score of every id. If two merges are possible, the one that makes the piece with the higher score comes
+            first.
+        types: type of every id.
+        special_ids: the ids of unknown, BOS, EOS and padding, as far as the file names them.
         proto: the parsed `ModelProto`.
     """
 
@@ -58,10 +59,10 @@ def read_model(path: Path) -> SentencePieceModel:
     """Parse and check a tokenizer.model.
 
     Raises:
-        DamagedFileError: no SentencePiece model, or one that SentencePiece itself would refuse (empty or repeated
-            pieces, no or two unknown pieces, byte pieces that are no bytes), or scores that are no numbers.
-        UnsupportedTokenizerError: a unigram, word or character model.
-        StorageError: it cannot be read.
+        DamagedFileError: the file is not a SentencePiece model, or SentencePiece itself would reject it (empty or
+            repeated pieces, not exactly one unknown piece, invalid byte pieces), or a score is not finite.
+        UnsupportedTokenizerError: the model is a unigram, word or character model.
+        StorageError: the file cannot be read.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -69,7 +70,7 @@ def read_model(path: Path) -> SentencePieceModel:
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DamagedFileError(f"{path}: {path.stat().st_size} bytes, no tokenizer is that large")
+            raise DamagedFileError(f"{path}: {path.stat().st_size} bytes is too large for a tokenizer")
         proto.ParseFromString(path.read_bytes())
         pieces = [piece.piece for piece in proto.pieces]
     except OSError as error:
@@ -78,14 +79,14 @@ def read_model(path: Path) -> SentencePieceModel:
         raise _damaged(path, "not a SentencePiece model") from error
     if not pieces or "" in pieces:
         raise _damaged(path, "no pieces, or a piece without text")
-    if any(isinstance(piece, bytes) for piece in pieces):  # what protobuf makes of text that is no UTF-8
-        raise _damaged(path, "a piece that is no UTF-8")
-    # What a newer SentencePiece added, such as a self-test of the whole vocabulary, would not hold after pruning.
+    if any(isinstance(piece, bytes) for piece in pieces):  # protobuf returns bytes for text that is not UTF-8
+        raise _damaged(path, "a piece is not UTF-8")
+    # Fields of newer SentencePiece versions, such as a self-test of the whole vocabulary, may be wrong after pruning.
     proto.DiscardUnknownFields()
     if proto.trainer_spec.model_type != _BPE:
         kinds = proto.trainer_spec.DESCRIPTOR.fields_by_name["model_type"].enum_type.values_by_number
         raise UnsupportedTokenizerError(
-            f"{path}: a SentencePiece {kinds[proto.trainer_spec.model_type].name.lower()} model, and tokenizer.json "
+            f"{path}: a SentencePiece {kinds[proto.trainer_spec.model_type].name.lower()} model, but tokenizer.json "
             "is BPE",
             f"supported: BPE; remove {MODEL_FILE} if it belongs to another tokenizer",
         )
@@ -95,20 +96,20 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def _damaged(path: Path, what: str) -> DamagedFileError:
-    return DamagedFileError(f"{path}: {what}", f"take the file anew from the model's source, or remove {MODEL_FILE}")
+    return DamagedFileError(f"{path}: {what}", f"download the file again from its source, or remove {MODEL_FILE}")
 
 
 def _types(proto: Any, pieces: Sequence[str], path: Path) -> list[PieceType]:
     types = [PieceType(piece.type) for piece in proto.pieces]
     if len(set(pieces)) != len(pieces):
-        raise _damaged(path, "a piece is there twice")
+        raise _damaged(path, "a piece appears twice")
     if types.count(PieceType.UNKNOWN) != 1:
-        raise _damaged(path, f"{types.count(PieceType.UNKNOWN)} unknown pieces, and there must be one")
+        raise _damaged(path, f"{types.count(PieceType.UNKNOWN)} unknown pieces, but there must be one")
     if not all(math.isfinite(piece.score) for piece in proto.pieces):
-        raise _damaged(path, "a score is no number")
+        raise _damaged(path, "a score is not a finite number")
     byte_pieces = {piece for piece, kind in zip(pieces, types, strict=True) if kind == PieceType.BYTE}
     if not byte_pieces <= set(BYTE_TOKENS):
-        raise _damaged(path, f"{min(byte_pieces - set(BYTE_TOKENS))[:40]!r} is no byte piece")
+        raise _damaged(path, f"{min(byte_pieces - set(BYTE_TOKENS))[:40]!r} is not a byte piece")
     return types
 
 
@@ -125,17 +126,20 @@ def pruned_model(
     added: Mapping[int, Mapping[str, Any]],
     where: str,
 ) -> bytes:
-    """tokenizer.model for the kept rows, in the order of their new ids.
+    """Return tokenizer.model for the kept rows, in the order of their new ids.
 
     Args:
-        model: the source's; its text, scores and types are carried over.
-        kept: source rows in ascending order. Rows beyond the model (added tokens, padding) are in tokenizer.json only.
-        tokens: id -> text of the source's tokenizer.json.
-        added: id -> entry of the source's `added_tokens`. One that renames a piece renames it here too.
+        model: the source's model. Texts, scores and types are kept.
+        kept: source rows in ascending order. Rows beyond the model (added tokens, padding) are only in tokenizer.json.
+        tokens: id -> text in the source's tokenizer.json.
+        added: id -> entry of the source's `added_tokens`. An entry that renames a piece renames it here too.
         where: the file's path, for messages.
 
+    Returns:
+        The content of the file.
+
     Raises:
-        DamagedFileError: tokenizer.json has another token under the id of a piece, or two pieces come out alike.
+        DamagedFileError: an id has different texts in the two files, or two pieces get the same text.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -152,11 +156,11 @@ def pruned_model(
             special = bool(added[old].get("special"))
             piece.piece, piece.type = renamed[old], int(PieceType.CONTROL if special else PieceType.USER_DEFINED)
         elif old not in tokens:
-            piece.type = int(PieceType.UNUSED)  # tokenizer.json never gives this id
+            piece.type = int(PieceType.UNUSED)  # tokenizer.json never produces this id
     _set_spec(proto, {old: new for new, old in enumerate(kept)})
     present = {piece.piece for piece in proto.pieces}
     if len(present) != len(proto.pieces):
-        raise DamagedFileError(f"{where}: with the added tokens of tokenizer.json, two pieces have one text")
+        raise DamagedFileError(f"{where}: with the added tokens of tokenizer.json, two pieces have the same text")
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
@@ -164,7 +168,7 @@ def pruned_model(
 def _renamed(
     model: SentencePieceModel, tokens: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], where: str
 ) -> dict[int, str]:
-    """Id -> text as pieces spell it, of the pieces that tokenizer.json calls otherwise."""
+    """Id -> new text, spelled as a piece, for the pieces that have another text in tokenizer.json."""
     renamed: dict[int, str] = {}
     for i, piece in enumerate(model.pieces):
         text = tokens.get(i, piece)
@@ -172,22 +176,22 @@ def _renamed(
             continue
         if i not in added:
             raise DamagedFileError(
-                f"{where}: id {i} is {piece[:40]!r}, and {text[:40]!r} in tokenizer.json",
-                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+                f"{where}: id {i} is {piece[:40]!r}, but {text[:40]!r} in tokenizer.json",
+                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
             )
         renamed[i] = text.replace(" ", SPACE_MARK)
     return renamed
 
 
 def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
-    """Sizes, ids and lists of the trainer's specification, for the pieces that are there."""
+    """Update sizes, ids and symbol lists in the trainer's specification to the remaining pieces."""
     spec = proto.trainer_spec
     present = {piece.piece for piece in proto.pieces}
     spec.vocab_size = len(proto.pieces)
     for key in _SPECIAL_IDS:
         new = new_id.get(getattr(spec, key), -1)
         new = new if new < len(proto.pieces) else -1
-        if new != getattr(spec, key):  # a field that is set to its default takes room in the file
+        if new != getattr(spec, key):  # setting a field to its default would add bytes to the file
             setattr(spec, key, new)
     for name in ("control_symbols", "user_defined_symbols"):
         values = getattr(spec, name)
@@ -199,17 +203,18 @@ def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
 def built_model(
     pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], ids: Mapping[str, int], prefix: bool
 ) -> bytes | None:
-    """A tokenizer.model from the lists of a GGUF.
+    """Build a tokenizer.model from the lists of a GGUF.
 
     Args:
-        pieces: text of every id; of user-defined ones with spaces as spaces.
+        pieces: text of every id. User-defined pieces are spelled with plain spaces.
         scores: score of every id.
         types: `PieceType` of every id.
-        ids: `unk`, `bos`, `eos`, `pad` -> id, those that there are.
-        prefix: a space goes in front of a text.
+        ids: `unk`, `bos`, `eos`, `pad` -> id. Missing roles are allowed.
+        prefix: add a space before a text.
 
     Returns:
-        The file's bytes; None where SentencePiece cannot hold the vocabulary (no unknown token).
+        The content of the file. None if SentencePiece cannot express the vocabulary (no unknown token, or two pieces
+        with the same text).
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -221,7 +226,7 @@ def built_model(
         if i == unknown:
             kind = PieceType.UNKNOWN
         elif kind == PieceType.UNKNOWN:
-            kind = PieceType.CONTROL  # there is place for one unknown piece
+            kind = PieceType.CONTROL  # SentencePiece allows only one unknown piece
         text = piece.replace(" ", SPACE_MARK) if kind == PieceType.USER_DEFINED else piece
         proto.pieces.add(piece=text, score=score, type=int(kind))
     spec = proto.trainer_spec

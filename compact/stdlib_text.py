@@ -1,23 +1,22 @@
-"""The text every machine with CPython has: the source and the documentation of its standard library.
+"""Text that every machine with CPython has: the source and documentation of the standard library.
 
-Training a small model, calibrating a pruning run or testing a tokenizer needs text, and the standard library is text
-that needs no download and no licence question beyond the interpreter's own (PSF-2.0). This module finds it, splits it
-and hands it out as documents:
+It needs no download, and has the licence of the interpreter (PSF-2.0). It can be used to train a small model, calibrate
+a pruning run or test a tokenizer. This module finds the text, splits it and returns it as documents:
 
 * *code*: the source of each pure-Python module;
-* *prose*: the language reference topics behind ``help()`` (``pydoc_data.topics``) and the modules' docstrings.
+* *prose*: the language reference topics of ``help()`` (``pydoc_data.topics``) and the modules' docstrings.
 
 Nothing is imported or executed: sources are read as text and docstrings come from the syntax tree.
 
-The text differs between Python versions (and between builds: some distributions leave out ``tkinter``, ``idlelib`` or
-``ensurepip``). Within one installation it is always the same, in the same order; compare figures only between runs on
-the same version.
+The text differs between Python versions and builds. Some distributions leave out ``tkinter``, ``idlelib`` or
+``ensurepip``. Within one installation, the text and its order are always the same. Only compare results of runs on the
+same version.
 
 Left out on purpose:
 
 * test suites (``test``, ``tests``, ``idle_test``), which quote the modules they test and would leak held-out text;
 * character tables of ``encodings`` and the build's own ``_sysconfigdata``, which are data;
-* ``pydoc_data``, whose source is prose in a dictionary and is handed out as prose;
+* ``pydoc_data``, whose source is prose in a dictionary and is returned as prose;
 * everything that is not the standard library, such as ``site-packages``.
 """
 
@@ -59,20 +58,20 @@ _TOPICS_MODULE = "pydoc_data.topics"
 
 @dataclass(frozen=True, order=True)
 class Module:
-    """One module of the standard library: its dotted name and its source file."""
+    """A module of the standard library, with its dotted name and source file."""
 
     name: str
     path: Path
 
     def read(self) -> str:
-        """Return the source as text, decoded as the file declares and with Unix line ends."""
+        """Return the source as text, with the encoding that the file declares and Unix line endings."""
         with tokenize.open(self.path) as file:
             return file.read()
 
 
 @dataclass(frozen=True)
 class Docstring:
-    """The docstring of a module, class or function, with the dotted name a reader would look it up by."""
+    """The docstring of a module, class or function, with its dotted name."""
 
     name: str
     text: str
@@ -98,7 +97,7 @@ def modules() -> tuple[Module, ...]:
 def held_out(module_name: str) -> bool:
     """Tell whether a module belongs to the 5% kept for evaluation.
 
-    The choice depends on the dotted name alone, so a module stays on its side across Python versions and machines.
+    The choice depends only on the dotted name, so it is the same on all Python versions and machines.
     """
     return int.from_bytes(_digest(module_name)[:8], "big") % 100 < _HELD_OUT_PERCENT
 
@@ -106,8 +105,8 @@ def held_out(module_name: str) -> bool:
 def code(split: Split) -> Iterator[str]:
     """Yield the source of each module of `split`, one document per module.
 
-    The order is fixed but scattered over the library (by a hash of the name), so that the first documents are a fair
-    sample of all of them. Files are read one at a time: stopping early costs nothing.
+    The order is fixed and scattered over the library (by a hash of the name), so the first documents are a fair sample
+    of all. Files are read one at a time.
     """
     yield from (text for _, text in _named_code(split))
 
@@ -120,9 +119,9 @@ def _named_code(split: Split) -> Iterator[tuple[str, str]]:
 
 
 def prose(split: Split) -> Iterator[str]:
-    """Yield English text of `split`: reference topics, and per module all its docstrings as one document.
+    """Yield English text of `split`: each reference topic, and all docstrings of each module, as one document.
 
-    Topics are split by their key as modules are by their name. The order is fixed and scattered, as for `code`.
+    Topics are split by their key, like modules by their name. The order is fixed and scattered, as for `code`.
     """
     yield from (text for _, text in _named_prose(split))
 
@@ -141,13 +140,14 @@ def _named_prose(split: Split) -> Iterator[tuple[str, str]]:
 
 
 def apart(characters: int) -> tuple[list[str], Iterator[str]]:
-    """`documents("stdlib")` in two parts that share no module and no topic: texts to judge by, and the others.
+    """Split `documents("stdlib")` into texts to evaluate on and the rest.
 
-    A module's docstrings stand in its source and in its prose, so the two go together.
+    The two parts have no module or topic in common. A module's docstrings are both in its source and in its prose, so
+    both are in the same part.
 
     Args:
-        characters: of the first part, half of them code and half prose, about; it has no document longer than a quarter
-            of it.
+        characters: approximate size of the first part, half code and half prose. None of its documents is longer than a
+            quarter of this.
     """
     names: set[str] = set()
     first: list[str] = []
@@ -167,16 +167,16 @@ def apart(characters: int) -> tuple[list[str], Iterator[str]]:
 
 
 def docstrings(split: Split) -> Iterator[Docstring]:
-    """Yield every docstring of the modules of `split` with the name of what it describes."""
+    """Yield every docstring of the modules of `split`, with the name of the object that it describes."""
     for module in _split_modules(split):
         yield from _module_docstrings(module)
 
 
 def documents(source: Source, split: Split = "train") -> Iterator[str]:
-    """Yield documents of a named text: ``stdlib`` is code and prose in turn, ``stdlib-prose`` is prose alone.
+    """Yield documents of a named text: ``stdlib`` alternates code and prose, ``stdlib-prose`` is only prose.
 
     Raises:
-        ValueError: `source` names no text.
+        ValueError: `source` is unknown.
     """
     if source == "stdlib":
         return _alternate(code(split), prose(split))
@@ -186,7 +186,7 @@ def documents(source: Source, split: Split = "train") -> Iterator[str]:
 
 
 def take(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Yield documents until they hold at least `characters` characters; the last one is kept whole."""
+    """Yield whole documents until they have at least `characters` characters in total."""
     remaining = characters
     if remaining <= 0:
         return
@@ -203,7 +203,7 @@ def _digest(name: str) -> bytes:
 
 
 def _belongs(name: str, split: Split) -> bool:
-    """Tell whether the text called `name` is in `split`, and refuse an unknown split."""
+    """Tell whether the text `name` is in `split`. Raises ValueError for an unknown split."""
     if split not in ("train", "held_out"):
         raise ValueError(f"Unknown split {split!r}: use 'train' or 'held_out'.")
     return held_out(name) == (split == "held_out")
@@ -216,7 +216,7 @@ def _split_modules(split: Split) -> list[Module]:
 
 
 def _walk(directory: Path, package: tuple[str, ...]) -> Iterator[Module]:
-    """Find the modules below `directory`, which is the package with the name parts `package`."""
+    """Find the modules in `directory`, which is the package with the name parts `package`."""
     for path in directory.iterdir():
         if path.is_dir():
             # Directories that cannot be imported (lib-dynload, config-3.11-x86_64-linux-gnu) hold no modules.
@@ -225,7 +225,7 @@ def _walk(directory: Path, package: tuple[str, ...]) -> Iterator[Module]:
                 yield from _walk(path, (*package, path.name))
         elif path.suffix == ".py" and path.stem.isidentifier():
             parts = package if path.stem == "__init__" else (*package, path.stem)
-            # The interpreter's own list keeps out files that a distribution or a user added, such as sitecustomize.
+            # The interpreter's list excludes files that a distribution or user added, such as sitecustomize.
             if parts and parts[0] in sys.stdlib_module_names:
                 module = Module(".".join(parts), path)
                 if not _is_data(module):
@@ -233,7 +233,7 @@ def _walk(directory: Path, package: tuple[str, ...]) -> Iterator[Module]:
 
 
 def _is_data(module: Module) -> bool:
-    """Tell whether a module is a generated table rather than something a person wrote."""
+    """Tell whether a module is a generated table."""
     if module.name.startswith("_sysconfigdata"):
         return True
     if module.name.startswith("encodings."):
@@ -244,7 +244,7 @@ def _is_data(module: Module) -> bool:
 
 @cache
 def _topics() -> dict[str, str]:
-    """Read the reference topics from their source; empty where the distribution leaves them out."""
+    """Read the reference topics from their source. Empty if the distribution leaves them out."""
     path = Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py"
     if not path.is_file():
         return {}
@@ -255,12 +255,12 @@ def _topics() -> dict[str, str]:
 
 
 def _module_docstrings(module: Module) -> Iterator[Docstring]:
-    """Yield the docstrings of a module and of all it defines, in source order."""
+    """Yield the docstrings of a module and of everything that it defines, in source order."""
     yield from _docstrings(ast.parse(module.read()), module.name)
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[Docstring]:
-    """Yield the docstring of `node` and those below it, `name` being the dotted name of the innermost definition."""
+    """Yield the docstrings of `node` and of definitions inside it. `name` is the innermost definition's dotted name."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         text = ast.get_docstring(node)
         if text:
@@ -274,7 +274,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[Docstring]:
 
 
 def _alternate(first: Iterator[str], second: Iterator[str]) -> Iterator[str]:
-    """Yield from two iterators in turn, then what is left of the longer one."""
+    """Yield from two iterators in turn, then the rest of the longer one."""
     queue = [first, second]
     while queue:
         current = queue.pop(0)

@@ -1,8 +1,11 @@
-"""The one writer of files: canonical JSON, hashes, and directories that appear whole or not at all.
+"""Write files: canonical JSON, hashes, and atomic publication of directories.
 
-A directory is built in a temporary directory beside its target, every file is flushed to disk, the manifest is
-written last, and one rename publishes it. What a killed process leaves is a hidden directory that names its process;
-the next publication of the same target removes it.
+A directory is published in three steps:
+    1. It is built in a hidden temporary directory next to the target. The name contains the process id.
+    2. Every file is flushed to disk.
+    3. One rename moves it to the target.
+
+A killed process may leave its temporary directory behind. The next publication of the same target removes it.
 """
 
 from __future__ import annotations
@@ -24,23 +27,23 @@ from compact.errors import DamagedFileError, DiskFullError, OutputExistsError, S
 
 CHUNK = 1 << 20
 SUMS = "SHA256SUMS"
-# Room left on the file system beside what is about to be written, so that the rest of the machine goes on working.
+# Space to leave free on the file system, so that other programs on the machine keep working.
 _SPARE_BYTES = 64 << 20
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no white space: equal values give equal bytes. Raises ValueError on NaN."""
+    """Return UTF-8 JSON with sorted keys and no white space. Equal values give equal bytes. NaN raises ValueError."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def sha256_json(value: Any) -> str:
-    """Hex sha256 of the canonical JSON of a value: the id of every stage's result."""
+    """Return the hex sha256 of a value's canonical JSON. Stages use it as the id of their results."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in chunks. Raises StorageError."""
+    """Return the hex sha256 of a file, read in chunks. Raises StorageError if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -52,12 +55,17 @@ def sha256_file(path: Path) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    # Python reads NaN and Infinity, which are no JSON and which nothing here could write again.
-    raise ValueError(f"{name} is no JSON value")
+    # Python's parser accepts NaN and Infinity. They are not valid JSON, and `canonical_json` cannot write them.
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises DamagedFileError (not JSON, not UTF-8) and StorageError."""
+    """Parse a JSON file.
+
+    Raises:
+        DamagedFileError: the file is not JSON or not UTF-8.
+        StorageError: the file cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
@@ -67,24 +75,30 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that must hold an object. Raises DamagedFileError and StorageError."""
+    """Parse a JSON file that must contain an object.
+
+    Raises:
+        DamagedFileError: the file is not JSON, not UTF-8 or not an object.
+        StorageError: the file cannot be read.
+    """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+        raise DamagedFileError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with \\n line ends on every platform."""
+    """Write UTF-8 text, with \\n line endings on every platform."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write one file that is there whole or not at all; an older one of that name is replaced.
+    """Write a file atomically: readers see the old file or the whole new one.
 
     Raises:
-        StorageError, DiskFullError: the directory is missing, is full or may not be written.
+        DiskFullError: the disk is full.
+        StorageError: the directory does not exist or is not writable.
     """
     work = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -99,15 +113,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write JSON for people (indented, UTF-8, newline at the end)."""
+    """Write JSON for people to read: UTF-8, indented, with a newline at the end."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def safe_child(directory: Path, name: str, where: str) -> Path:
-    """`directory / name` for a name that came out of a file.
+    """Return `directory / name` for an untrusted name, such as one read from a file.
+
+    Args:
+        directory: the directory that the path must stay in.
+        name: a plain file name.
+        where: the file that contains the name, for messages.
 
     Raises:
-        UnsafePathError: the name is absolute, has a parent step, a separator or a drive, or is empty.
+        UnsafePathError: the name is empty, `.` or `..`, or has a separator, a drive or a null character.
     """
     if not name or name in {".", ".."} or any(mark in name for mark in ("/", "\\", ":", "\0")):
         raise UnsafePathError(
@@ -118,20 +137,24 @@ def safe_child(directory: Path, name: str, where: str) -> Path:
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise DiskFullError when the file system of `directory` (or its nearest parent) has less than `needed` bytes."""
+    """Check that the file system of `directory` has enough space. The directory need not exist yet.
+
+    Raises:
+        DiskFullError: less than `needed` bytes are free, in addition to a reserve of 64 MiB.
+    """
     existing = directory
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < needed + _SPARE_BYTES:
         raise DiskFullError(
-            f"{directory}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free",
+            f"{directory}: {needed / 1e6:.0f} MB are needed, but only {free / 1e6:.0f} MB are free",
             "free some space, or name a directory on another disk",
         )
 
 
 def copy_hashed(source: Path, target: Path) -> str:
-    """Copy one file and return the sha256 of the bytes copied. Raises StorageError and DiskFullError."""
+    """Copy a file and return the sha256 of the copied bytes. Raises StorageError and DiskFullError."""
     digest = hashlib.sha256()
     try:
         with source.open("rb") as read, target.open("wb") as write:
@@ -144,14 +167,14 @@ def copy_hashed(source: Path, target: Path) -> str:
 
 
 def as_storage_error(error: OSError, path: Path) -> StorageError:
-    """The typed error for an OSError met while writing `path`."""
+    """Return the StorageError or DiskFullError for an OSError that occurred at `path`."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError(f"{path}: the disk is full", "free some space, or name a directory on another disk")
     return StorageError(f"{path}: {error.strerror or error}")
 
 
 def write_sums(directory: Path) -> dict[str, str]:
-    """Write `SHA256SUMS` (the format of `sha256sum`) over every other file below `directory`; return name -> sha256."""
+    """Write `SHA256SUMS` (in the format of `sha256sum`) for all other files in `directory`. Return name -> sha256."""
     sums = {
         path.relative_to(directory).as_posix(): sha256_file(path)
         for path in sorted(directory.rglob("*"))
@@ -162,7 +185,15 @@ def write_sums(directory: Path) -> dict[str, str]:
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """Parse `SHA256SUMS`. Raises DamagedFileError on a malformed line and UnsafePathError on a name that leaves."""
+    """Parse `SHA256SUMS`.
+
+    Returns:
+        Relative path -> sha256.
+
+    Raises:
+        DamagedFileError: the file does not exist, is not UTF-8, or has a malformed line.
+        UnsafePathError: a name points outside the directory.
+    """
     path = directory / SUMS
     if not path.is_file():
         raise DamagedFileError(f"{path}: no such file", "is this a directory that `compact-edge` published?")
@@ -174,7 +205,7 @@ def read_sums(directory: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest) or not name:
-            raise DamagedFileError(f"{path}:{number}: not a line of sha256sum")
+            raise DamagedFileError(f"{path}:{number}: not in the format of sha256sum")
         for part in name.split("/"):
             safe_child(directory, part, f"{path}:{number}")
         sums[name] = digest
@@ -184,16 +215,16 @@ def read_sums(directory: Path) -> dict[str, str]:
 def check_sums(
     directory: Path, sums: Mapping[str, str], hint: str, *, sha256_of: Callable[[Path], str] = sha256_file
 ) -> None:
-    """Hash every file that a `SHA256SUMS` lists.
+    """Check every file that a `SHA256SUMS` lists.
 
     Args:
-        directory: of the list.
-        sums: what `read_sums` read.
-        hint: what the user should do about a file that is missing or changed.
+        directory: the directory that contains the files.
+        sums: relative path -> sha256, from `read_sums`.
+        hint: what the user should do about a missing or changed file.
         sha256_of: hashes a file.
 
     Raises:
-        DamagedFileError: one is missing, or another file.
+        DamagedFileError: a file is missing, or its hash differs.
     """
     for name, digest in sums.items():
         path = directory / name
@@ -204,7 +235,7 @@ def check_sums(
 
 
 def _sync(path: Path) -> None:
-    """fsync a file or directory; systems that cannot sync a directory (Windows) are let be."""
+    """Fsync a file or directory. Does nothing on systems that cannot sync a directory (Windows)."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -238,7 +269,7 @@ def _remove_stale(parent: Path, prefix: str) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two directories in one step where the system can (Linux `renameat2`); False where it cannot."""
+    """Swap two directories atomically (Linux `renameat2`). Return False if the system cannot do this."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -251,16 +282,23 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextmanager
 def publish(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
-    """Build a directory that appears at `target` whole, or not at all.
+    """Publish a directory at `target` atomically: it appears complete or not at all.
 
-    Yields a temporary directory beside the target. When the block ends, every file in it is synced and the directory
-    is renamed to `target`; when the block raises (KeyboardInterrupt too), it is removed and an earlier `target` stays.
+    Yields a temporary directory next to the target for the block to fill. When the block ends, all files are synced
+    and the directory is renamed to `target`. If the block raises (including KeyboardInterrupt), the temporary directory
+    is removed and an existing `target` stays unchanged.
+
+    Args:
+        target: the directory to publish.
+        force: replace an existing directory.
+        needed_bytes: expected size, to check the free space first.
 
     Raises:
-        OutputExistsError: `target` is there and `force` is false (checked before the block runs, and again at the end).
-        DiskFullError, StorageError: the file system refuses.
+        OutputExistsError: `target` exists and `force` is false. Checked before the block runs and again at the end.
+        DiskFullError: there is not enough space.
+        StorageError: reading or writing failed.
     """
-    # A link stays a link: what it points to is replaced.
+    # If the target is a link, keep the link and replace the directory that it points to.
     target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and (not force or not target.is_dir()):
         raise OutputExistsError(f"{target}: exists already", "give --force to replace it, or another --out")
@@ -300,9 +338,11 @@ def _swap_in(work: Path, target: Path, *, force: bool) -> None:
         else:
             return
     if not force:
-        raise OutputExistsError(f"{target}: appeared meanwhile", "give --force to replace it, or another --out")
+        raise OutputExistsError(
+            f"{target}: was created in the meantime", "give --force to replace it, or another --out"
+        )
     if _exchange(work, target):
-        return  # `work` now holds the earlier directory and is removed by the caller
+        return  # `work` now contains the previous directory, and the caller removes it
     aside = work.with_name(work.name + "-old")
     target.rename(aside)
     try:
@@ -314,11 +354,11 @@ def _swap_in(work: Path, target: Path, *, force: bool) -> None:
 
 
 def tree_bytes(directory: Path) -> int:
-    """Bytes of all files below a directory."""
+    """Return the total size of all files in a directory tree, in bytes."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def frozen(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of a JSON object through JSON, so that no caller shares mutable parts."""
+    """Return a deep copy of a JSON object, so that callers do not share mutable parts."""
     copy: dict[str, Any] = json.loads(canonical_json(value))
     return copy

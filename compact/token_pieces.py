@@ -1,9 +1,11 @@
-"""Which bytes of a text each of its tokens stands for, from the spelling of the tokens.
+"""Map each token of a text to the bytes that it covers, using the spelling of the tokens.
 
 A token of byte-level BPE is spelled with one letter per byte. A SentencePiece-style token is text with marks for
-spaces, or one byte token (`<0x0A>`); the first one may carry a mark for a space that only the tokenizer put in front.
-Added tokens are their content. Offsets of the tokenizers library are not used: they count characters, and several
-tokens of one character get the same offsets.
+spaces, or a byte token (`<0x0A>`). The first token of a text may begin with a mark for a space that is not in the text,
+because the tokenizer adds one. Added tokens are spelled as they appear in text.
+
+The offsets of the tokenizers library cannot be used: they count characters, so tokens that share a character have the
+same offsets.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ _BYTE_OF = {letter: byte for byte, letter in byte_alphabet().items()}
 
 @dataclass(frozen=True)
 class TokenPieces:
-    """The tokens of a model as its tokenizer spells them.
+    """The tokens of a model, as its tokenizer spells them.
 
     Attributes:
-        spelling: id -> token, as tokenizer.json spells it.
-        added: ids of the added tokens, whose spelling is their text.
-        sentencepiece: SentencePiece-style BPE; byte-level BPE otherwise.
-        where: the file, for messages.
+        spelling: id -> token, as spelled in tokenizer.json.
+        added: ids of the added tokens. Their spelling is their text.
+        sentencepiece: True for SentencePiece-style BPE, False for byte-level BPE.
+        where: the file's path, for messages.
     """
 
     spelling: Mapping[int, str]
@@ -42,7 +44,7 @@ class TokenPieces:
     where: str
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What a token stands for inside a text. Raises DamagedFileError for an id without a token."""
+        """The bytes that a token represents inside a text. Raises DamagedFileError if no token has the id."""
         token = self.spelling.get(token_id)
         if token is None:
             raise DamagedFileError(f"{self.where}: no token has id {token_id}")
@@ -59,25 +61,25 @@ class TokenPieces:
         return frozenset(self.bytes_of(token_id) for token_id in self.spelling)
 
     def ends(self, ids: Sequence[int], text: str) -> NDArray[np.int64]:
-        """Where each token of a text ends.
+        """Return where each token of a text ends.
 
         Args:
             ids: the ids of the whole text, without BOS.
             text: the text.
 
         Returns:
-            int64 [T], in bytes of the text's UTF-8, ascending; the last one is the length of the text. A mark for a
-            space that is not in the text takes no bytes, so a token may be empty.
+            int64 [tokens]: byte offsets into the text's UTF-8, ascending. The last one is the length of the text. A
+            mark for a space that is not in the text covers no bytes, so a token may be empty.
 
         Raises:
-            DataError: the tokens do not spell the text, because the tokenizer changed it first.
-            DamagedFileError: an id without a token.
+            DataError: the tokens do not spell the text, because the tokenizer normalised it.
+            DamagedFileError: no token has one of the ids.
         """
         data = text.encode("utf-8", "surrogatepass")
-        # Where the tokens so far may have ended, and the ends that led there. There is more than one place only
-        # while it is open whether a first mark stands for a space of the text.
+        # Possible end of the tokens so far -> the ends of all of them. There are several only while it is undecided
+        # whether a leading mark is a space of the text or one that the tokenizer added.
         paths: dict[int, list[int]] = {0: []}
-        after_start = True  # of the text, or of what follows an added token
+        after_start = True  # at the start of the text, or after an added token
         for token_id in ids:
             choices = self._choices(token_id, after_start)
             reached: dict[int, list[int]] = {}
@@ -101,7 +103,7 @@ class TokenPieces:
             return [piece]
         token = self.spelling[token_id]
         if token_id in self.added:
-            # llama.cpp looks for added tokens with spaces, the tokenizers library for those with marks.
+            # llama.cpp searches for added tokens with spaces, the tokenizers library for added tokens with marks.
             return list(dict.fromkeys((piece, token.replace(SPACE_MARK, " ").encode("utf-8", "surrogatepass"))))
         return [piece, piece[1:]] if after_start and token.startswith(SPACE_MARK) else [piece]
 
@@ -109,7 +111,7 @@ class TokenPieces:
         shown = data[at : at + 24].decode("utf-8", "backslashreplace")
         return DataError(
             f"{self.where}: the tokens do not spell the text from byte {at} ({shown!r})",
-            "this tokenizer changes such text before reading it; write it in Unicode NFC, or leave that part out",
+            "this tokenizer normalises such text first; write it in Unicode NFC, or leave that part out",
         )
 
 
@@ -120,12 +122,12 @@ def _sentencepiece_bytes(token: str) -> bytes:
 
 
 def read_pieces(tokenizer_json: Path) -> TokenPieces:
-    """The tokens of a tokenizer.json.
+    """Read the tokens of a tokenizer.json.
 
     Raises:
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE.
         DamagedFileError: the file is damaged.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     document: dict[str, Any] = read_json_object(tokenizer_json)
     vocabulary = read_vocabulary(document, 1 << 31, str(tokenizer_json))

@@ -1,4 +1,4 @@
-"""How often text uses each token of one source's tokenizer: counted once and kept in the cache."""
+"""How often text uses each token of a source's tokenizer. Counts are cached."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ from compact.store import sha256_file, sha256_json
 from compact.tokenizer import load_tokenizer
 from compact.vocabulary import Vocabulary
 
-# Of a language without spaces between words, what the merge order has beside the list of words.
+# In a language without spaces between words, the weight of merge order next to the word list.
 _ACROSS_WORDS_SHARE = 0.3
-# Raised when equal inputs are counted to other shares.
+# Increase this when the same inputs give different shares.
 _VERSION = 2
 
 
 def encoder(directory: Path) -> Encode:
-    """Texts -> ids through the checkpoint's tokenizer, without special tokens; faster than Transformers' own call."""
+    """Return a function that encodes texts with the checkpoint's tokenizer, without special tokens.
+
+    It calls the tokenizers library directly, which is faster than calling the Transformers tokenizer.
+    """
     backend = load_tokenizer(directory).backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -49,27 +52,28 @@ def encoder(directory: Path) -> Encode:
 
 
 class UsedTokens:
-    """Shares of the tokens of text, by id, for one tokenizer."""
+    """Shares of the tokens of text, by id, for one tokenizer. Each is counted when first used."""
 
     def __init__(
         self, source: ModelSource, vocabulary: Vocabulary, cache: Cache | None, progress: Progress = SILENT
     ) -> None:
-        """Nothing is counted before it is asked for.
+        """Store the arguments; nothing is counted yet.
 
         Args:
-            source: its tokenizer's directory.
-            vocabulary: of that tokenizer.
-            cache: where counts are kept; None counts each time.
-            progress: told of what is counted.
+            source: the checkpoint with the tokenizer.
+            vocabulary: the tokenizer's vocabulary.
+            cache: stores the counts. None counts every time.
+            progress: receives the counting tasks.
         """
         self._directory, self._vocabulary, self._cache = source.directory, vocabulary, cache
         self._progress = progress
 
     def words(self, language: Language) -> Use:
-        """The words of a language.
+        """Estimate the use of tokens by the words of a language.
 
-        Where there is no list of its words, its scripts' tokens by merge order. Without spaces between words, tokens
-        reach over the ends of words, and no list has those: three tenths are by merge order.
+        Without a word list, the estimate covers the tokens of the language's scripts, by merge order. In a language
+        without spaces between words, some tokens span several words and are in no list; there, merge order has a
+        weight of 0.3.
         """
         if language.words is None:
             return self._by_merges(language)
@@ -88,7 +92,7 @@ class UsedTokens:
         return mixed([(1 - _ACROSS_WORDS_SHARE, words), (_ACROSS_WORDS_SHARE, self._by_merges(language))])
 
     def _by_merges(self, language: Language) -> Use:
-        """The tokens with a letter of the language's scripts, by merge order."""
+        """Estimate by merge order the use of the tokens that contain a letter of the language's scripts."""
         fullmatch, letter = written_in(language.scripts).fullmatch, letter_of(language.scripts).search
         texts = self._vocabulary.texts
         own = (token for token, text in texts.items() if text is not None and letter(text) and fullmatch(text))
@@ -96,17 +100,20 @@ class UsedTokens:
 
     @property
     def prose(self) -> Use:
-        """The standard library's prose. What it uses once is left out."""
+        """Use of tokens in the standard library's prose, with discounted counts."""
         return discounted(self._stdlib["prose"])
 
     @property
     def code(self) -> Use:
-        """The standard library's source. What it uses once is left out."""
+        """Use of tokens in the standard library's source code, with discounted counts."""
         return discounted(self._stdlib["code"])
 
     @property
     def shared(self) -> Use:
-        """What all languages share: punctuation, digits, white space and markup, of prose and code in equal shares."""
+        """Use of the tokens that all languages share: punctuation, digits, white space and markup.
+
+        Prose and code have equal weight.
+        """
         return mixed([(1.0, without_words(self._vocabulary, self._stdlib[name])) for name in ("prose", "code")])
 
     @cached_property

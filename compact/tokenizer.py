@@ -1,8 +1,8 @@
-"""The tokenizer's files: which ids and names they mention, and the same files for a pruned vocabulary.
+"""Find the ids and tokens that a tokenizer's files name, and write the files for a pruned vocabulary.
 
-tokenizer.json is the truth; normalizer, pre-tokenizer, decoder and `ignore_merges` are carried over untouched, ids are
-remapped everywhere they hide. A SentencePiece `tokenizer.model` is written anew for the kept tokens; other files that
-repeat the vocabulary (`vocab.json`, `merges.txt`) are left out, because tools that prefer them would read stale ids.
+tokenizer.json is authoritative. Its normalizer, pre-tokenizer, decoder and `ignore_merges` stay unchanged, and ids are
+remapped in all files that contain them. A SentencePiece `tokenizer.model` is pruned too. Other files that repeat the
+vocabulary (`vocab.json`, `merges.txt`) are left out, because tools that prefer them would read outdated ids.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _ids_in(value: Any) -> Iterator[int]:
 
 
 def referenced_ids(directory: Path) -> set[int]:
-    """Ids that config.json, generation_config.json, tokenizer.json's post-processor and tokenizer.model name."""
+    """Return the ids that config.json, generation_config.json, the post-processor and tokenizer.model name."""
     found: set[int] = set()
     for file in (CONFIG, GENERATION_CONFIG):
         if (directory / file).is_file():
@@ -67,12 +67,12 @@ def referenced_ids(directory: Path) -> set[int]:
 
 
 def _has_model(directory: Path, tokenizer_json: Mapping[str, Any]) -> bool:
-    """A tokenizer.model that belongs to tokenizer.json. Beside byte-level BPE it is another tool's file."""
+    """True if there is a tokenizer.model that belongs to tokenizer.json. Byte-level BPE has none."""
     return is_sentencepiece_bpe(tokenizer_json) and (directory / MODEL_FILE).is_file()
 
 
 def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
-    """(token, ids) of every special token that a post-processor inserts."""
+    """Yield (token, ids) for every special token that a post-processor inserts."""
     if not isinstance(part, dict):
         return
     for inner in part.get("processors") or ():
@@ -82,14 +82,14 @@ def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
         for name, entry in specials.items():
             ids = entry.get("ids") if isinstance(entry, dict) else None
             if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-                raise DamagedFileError(f"{TOKENIZER}: the post-processor gives no ids for {str(name)[:80]!r}")
+                raise DamagedFileError(f"{TOKENIZER}: the post-processor has no ids for {str(name)[:80]!r}")
             yield str(name), ids
     named = set(specials) if isinstance(specials, dict) else set()
     for key in ("single", "pair"):
         for piece in part[key] if isinstance(part.get(key), list) else ():
             special = piece.get("SpecialToken") if isinstance(piece, dict) else None
             if isinstance(special, dict) and str(special.get("id")) not in named:
-                # The tokenizers library panics on it when it first encodes.
+                # The tokenizers library would panic when it first encodes a text.
                 raise DamagedFileError(f"{TOKENIZER}: the post-processor's {key} names a token that it does not define")
     for key in ("cls", "sep"):
         if (pair := part.get(key)) is not None:
@@ -110,10 +110,11 @@ def _strings_in(value: Any) -> Iterator[str]:
 
 
 def named_tokens(directory: Path, vocabulary: Vocabulary) -> set[str]:
-    """Tokens that stay because a file names them.
+    """Return the tokens to keep because a file names them.
 
-    The special-token settings of tokenizer_config.json (a loader would add a missing one anew, with an id that has no
-    row), and reserved fillers that a chat template, the post-processor or such a setting names.
+    These are the special tokens of tokenizer_config.json, and the reserved fillers that a chat template, the
+    post-processor or a setting names. If a special token were dropped, a loader would add it again with an id that has
+    no embedding row.
     """
     return _special_settings(directory, vocabulary) | _named_fillers(directory, vocabulary)
 
@@ -148,7 +149,7 @@ def _chat_templates(directory: Path) -> list[Path]:
 
 
 def copy_chat_templates(source: Path, target: Path) -> None:
-    """Copy the chat template, and further named ones, from one checkpoint directory to another."""
+    """Copy all chat templates from one checkpoint directory to another."""
     for template in _chat_templates(source):
         copy = target / template.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
@@ -156,13 +157,13 @@ def copy_chat_templates(source: Path, target: Path) -> None:
 
 
 def prune_tokenizer_json(tokenizer_json: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
-    """tokenizer.json for the kept tokens.
+    """Return tokenizer.json for the kept tokens.
+
+    A merge is kept if both parts and the result are kept. The order of the merges does not change.
 
     Args:
-        tokenizer_json: the source's.
+        tokenizer_json: the source's tokenizer.json.
         new_id: old id -> new id of every kept row.
-
-    Merges stay where both parts and the result stay, in their order, so that ranks compare as before.
     """
     result = dict(tokenizer_json)
     model = dict(tokenizer_json["model"])
@@ -203,7 +204,7 @@ def _remap_ids(value: Any, new_id: Mapping[int, int], where: str) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        # -1 stands for "none" in some files; an id that no row has was useless before and is dropped with its row.
+        # Some files use -1 for "none".
         return new_id.get(value, value) if value < 0 else _mapped(value, new_id, where)
     if isinstance(value, list):
         return [_remap_ids(item, new_id, where) for item in value]
@@ -212,12 +213,12 @@ def _remap_ids(value: Any, new_id: Mapping[int, int], where: str) -> Any:
 
 def _mapped(old: int, new_id: Mapping[int, int], where: str) -> int:
     if old not in new_id:
-        raise DamagedFileError(f"{where}: names id {old}, which no token has", "correct the id, or remove the key")
+        raise DamagedFileError(f"{where}: no token has id {old}", "correct the id, or remove the key")
     return new_id[old]
 
 
 def remap_config(config: Mapping[str, Any], new_id: Mapping[int, int], where: str) -> dict[str, Any]:
-    """config.json or generation_config.json with every id remapped. Raises DamagedFileError for an id without a row."""
+    """Remap every id in config.json or generation_config.json. Raises DamagedFileError for an id without a row."""
     return {
         key: _remap_ids(value, new_id, f"{where}: {key}") if _is_id_key(key) else value for key, value in config.items()
     }
@@ -229,7 +230,7 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
     Args:
         source: the checkpoint directory.
         target: a directory that `store.publish` yielded.
-        kept: source rows in ascending order; new id i is row `kept[i]`.
+        kept: source rows in ascending order. New id i is row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}
     tokenizer_json = read_json_object(source / TOKENIZER)
@@ -260,7 +261,7 @@ def _prune_tokenizer_config(source: Path, new_id: Mapping[int, int]) -> dict[str
         if isinstance(extra := config.get(key), list):
             present = _present_tokens(source, new_id)
             config[key] = [t for t in extra if (t.get("content") if isinstance(t, dict) else t) in present]
-    # Paths of slow tokenizers' files, which a pruned checkpoint does not have.
+    # The removed keys name the source, or files of slow tokenizers that a pruned checkpoint does not have.
     return {name: value for name, value in config.items() if name not in {"vocab_file", "merges_file", "name_or_path"}}
 
 
@@ -271,16 +272,16 @@ def _present_tokens(source: Path, new_id: Mapping[int, int]) -> set[str]:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's tokenizer through Transformers (`AutoTokenizer`), with no code of the checkpoint's own.
+    """Load the checkpoint's tokenizer with Transformers (`AutoTokenizer`), without running code from the checkpoint.
 
     Raises:
-        DamagedFileError: Transformers cannot load it.
+        DamagedFileError: Transformers cannot load the tokenizer.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare `Exception` for a file that it cannot read
+    except Exception as error:  # the tokenizers library raises a bare `Exception` for an invalid file
         raise DamagedFileError(f"{directory}: the tokenizer cannot be loaded ({_one_line(error)})") from error
 
 
@@ -289,14 +290,14 @@ def _one_line(error: Exception) -> str:
 
 
 def encode(tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool) -> list[list[int]]:
-    """Ids of each text; special tokens that stand in the text as text are read as specials, as Transformers does."""
+    """Return the ids of each text. As in Transformers, the text of a special token is encoded as that token."""
     batch = tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
     ids: list[list[int]] = batch["input_ids"]
     return ids
 
 
 def bos_id(tokenizer: Any) -> int | None:
-    """The BOS id where this tokenizer puts BOS before a text; None else."""
+    """Return the BOS id if the tokenizer adds BOS to a text, otherwise None."""
     with_specials: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
     without: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     if len(with_specials) > len(without) and with_specials[0] == tokenizer.bos_token_id:

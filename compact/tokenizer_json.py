@@ -1,4 +1,4 @@
-"""Reading tokenizer.json's nested parts, for the modules that look at them."""
+"""Helpers to read the nested parts of tokenizer.json."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _FOREIGN_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout"
 
 
 def steps(part: Any, children: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer, with nested and empty sequences taken apart.
+    """Return the steps of a normalizer or pre_tokenizer as a flat list.
 
     Args:
         part: the object in tokenizer.json, or None.
         children: the key under which a `Sequence` lists its steps (`normalizers`, `pretokenizers`).
 
     Raises:
-        UnsupportedTokenizerError: the part has not the shape that the tokenizers library writes.
+        UnsupportedTokenizerError: the part does not have the structure that the tokenizers library writes.
     """
     if part is None:
         return []
@@ -34,14 +34,14 @@ def steps(part: Any, children: str) -> list[Mapping[str, Any]]:
 
 
 def bpe_model(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `model` of tokenizer.json, if it is BPE without options that llama.cpp has no counterpart for.
+    """Return the `model` of tokenizer.json. It must be BPE without options that llama.cpp does not support.
 
     Raises:
-        UnsupportedTokenizerError: it is another kind (Unigram, WordPiece), or has such an option.
+        UnsupportedTokenizerError: the model has another type (Unigram, WordPiece), or an unsupported option.
     """
     model = tokenizer_json.get("model")
     if not isinstance(model, Mapping):
-        raise UnsupportedTokenizerError("tokenizer.json: no model")
+        raise UnsupportedTokenizerError("tokenizer.json: model is missing or not an object")
     kind = model.get("type")
     if kind != "BPE":
         raise UnsupportedTokenizerError(
@@ -55,6 +55,6 @@ def bpe_model(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def short(part: Any) -> str:
-    """JSON of a part, cut for a message."""
+    """JSON of a part, truncated to 200 characters for messages."""
     text = json.dumps(part, ensure_ascii=False, default=str)
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,8 +1,9 @@
-"""Which tokens stay: the always-kept ones, and a ranking of the rest.
+"""Choose the tokens to keep: the always-kept ones, and a ranking of the rest.
 
-COMPACT (arXiv 2509.06836, section on vocabulary pruning): a BPE learns its merges from most to least frequent, so the
-last-learned tokens are the rarest. A ranking here lists the droppable tokens from most to least worth keeping, and
-every prefix of it is closed: a token comes after the tokens of which it is merged, so a kept token stays reachable.
+COMPACT (arXiv 2509.06836, section on vocabulary pruning): BPE learns its merges from most to least frequent, so the
+tokens learned last are the rarest. A ranking lists the droppable tokens, most worth keeping first. Every prefix of a
+ranking is closed under merges: a token comes after the tokens that it is merged from. The pruned tokenizer can
+therefore still reach every kept token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from compact.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
 from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, is_sentencepiece_bpe
 
-# Fillers that fill a vocabulary up to a round number; they are listed as added tokens, but no text uses them.
+# Fillers pad a vocabulary to a round number. They are listed as added tokens, but no text uses them.
 _FILLER = re.compile(r"(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|<\|reserved_\d+\|>|\[control_\d+\])\Z")
 
 
@@ -25,7 +26,7 @@ _SUPPORTED = "supported: byte-level BPE, and SentencePiece-style BPE with byte f
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Byte value -> the printable character that stands for it in byte-level BPE (GPT-2's table)."""
+    """Byte value -> the printable character that represents it in byte-level BPE (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -36,17 +37,17 @@ def byte_alphabet() -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a BPE tokenizer, as tokenizer.json holds them.
+    """The tokens of a BPE tokenizer, read from tokenizer.json.
 
     Attributes:
         tokens: token string -> id, of the BPE model.
         merges: pairs of token strings, most frequent first.
         added: added token string -> id.
         specials: the added tokens that are marked special.
-        n_rows: rows of the embedding (`vocab_size` of config.json), which may be more than there are tokens.
-        unknown: the token for what nothing else spells (`unk_token` of the model), if there is one.
-        sentencepiece: SentencePiece-style BPE, which spells a text in characters and byte tokens and merges them;
-            byte-level BPE starts from 256 letters that stand for bytes.
+        n_rows: rows of the embedding (`vocab_size` of config.json). There may be fewer tokens than rows.
+        unknown: the unknown token (`unk_token` of the model), or None.
+        sentencepiece: True for SentencePiece-style BPE, which merges characters and byte tokens. False for byte-level
+            BPE, which merges 256 letters that represent bytes.
     """
 
     tokens: Mapping[str, int]
@@ -63,7 +64,7 @@ class Vocabulary:
 
     @cached_property
     def alphabet(self) -> frozenset[str]:
-        """The tokens that merging starts from. Without one of them, a text could not be spelled any more."""
+        """The tokens that merging starts from. Removing one would make some texts impossible to encode."""
         if not self.sentencepiece:
             return frozenset(byte_alphabet().values()) & self.tokens.keys()
         characters = {token for token in self.tokens if len(token) == 1}
@@ -71,7 +72,7 @@ class Vocabulary:
 
     @cached_property
     def texts(self) -> dict[str, str | None]:
-        """Token of the BPE model -> the text that it writes; None for bytes that are only a part of a character."""
+        """Token of the BPE model -> its text, or None if its bytes are not whole characters."""
         if self.sentencepiece:
             bytes_alone = frozenset(BYTE_TOKENS)
             return {t: None if t in bytes_alone else t.replace(SPACE_MARK, " ") for t in self.tokens}
@@ -86,7 +87,7 @@ class Vocabulary:
 
     @cached_property
     def derivations(self) -> dict[str, tuple[str, str]]:
-        """Token -> the pair whose merge ends its own encoding; tokens that no merge path reaches are absent."""
+        """Token -> the last pair merged when BPE encodes the token itself. Unreachable tokens are absent."""
         makers: dict[str, list[tuple[str, str]]] = {}
         for pair in self.merges:
             makers.setdefault(pair[0] + pair[1], []).append(pair)
@@ -108,18 +109,18 @@ class Vocabulary:
 
 
 def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
-    """Run BPE on one token; the last pair merged when the result is the token itself, else None."""
+    """Run BPE on one token. Return the last pair merged, or None if BPE does not produce the token."""
     parts = list(token)
-    none = len(ranks)
+    no_merge = len(ranks)
     while len(parts) > 1:
-        best, at = none, 0
+        best, at = no_merge, 0
         left = parts[0]
-        for n, right in enumerate(parts[1:]):  # plain loops: a large vocabulary comes here 300,000 times
-            rank = ranks.get((left, right), none)
+        for n, right in enumerate(parts[1:]):  # plain loops for speed: a large vocabulary calls this 300,000 times
+            rank = ranks.get((left, right), no_merge)
             if rank < best:
                 best, at = rank, n
             left = right
-        if best == none:
+        if best == no_merge:
             return None
         if len(parts) == 2:
             return parts[0], parts[1]
@@ -128,26 +129,31 @@ def _last_merge(token: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, 
 
 
 def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) -> Vocabulary:
-    """Check a parsed tokenizer.json and take its vocabulary.
+    """Check a parsed tokenizer.json and return its vocabulary.
+
+    Args:
+        tokenizer_json: the parsed file.
+        n_rows: rows of the embedding.
+        where: the file's path, for messages.
 
     Raises:
         UnsupportedTokenizerError: the model is neither byte-level nor SentencePiece-style BPE.
-        DamagedFileError: ids that repeat or lie outside the embedding, merges of unknown tokens.
+        DamagedFileError: an id is repeated or outside the embedding, or a merge names an unknown token.
     """
     model = tokenizer_json.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise UnsupportedTokenizerError(f"{where}: tokenizer of kind {kind!r}", _SUPPORTED)
+        raise UnsupportedTokenizerError(f"{where}: tokenizer type {kind!r} is not supported", _SUPPORTED)
     sentencepiece = is_sentencepiece_bpe(tokenizer_json)
     if sentencepiece == _is_byte_level(tokenizer_json):
-        both = "both byte-level and with" if sentencepiece else "neither byte-level nor with"
-        raise UnsupportedTokenizerError(f"{where}: a BPE tokenizer {both} byte fallback", _SUPPORTED)
+        both = "both byte-level steps and" if sentencepiece else "neither byte-level steps nor"
+        raise UnsupportedTokenizerError(f"{where}: the BPE tokenizer has {both} byte fallback", _SUPPORTED)
     tokens = model.get("vocab")
     if not isinstance(tokens, dict) or not all(isinstance(i, int) and 0 <= i < n_rows for i in tokens.values()):
         raise DamagedFileError(f"{where}: token ids outside the {n_rows} embedding rows")
     listed = model.get("merges")
     if not isinstance(listed, list):
-        raise DamagedFileError(f"{where}: no list of merges")
+        raise DamagedFileError(f"{where}: merges is missing or not a list")
     merges = [_pair(merge, where) for merge in listed]
     for left, right in merges:
         if left not in tokens or right not in tokens or left + right not in tokens:
@@ -190,7 +196,7 @@ def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
 def _pair(merge: Any, where: str) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
-        raise DamagedFileError(f"{where}: {merge!r} is no merge of two tokens")
+        raise DamagedFileError(f"{where}: merge {merge!r} is not a pair of tokens")
     return parts[0], parts[1]
 
 
@@ -206,22 +212,25 @@ def always_kept(
     *,
     characters: Callable[[str], object] | None = None,
 ) -> frozenset[int]:
-    """Ids that no budget drops.
+    """Return the ids that are kept at every vocabulary size.
 
-    Byte tokens, single characters and the unknown token (the last two in SentencePiece-style BPE), every added token
-    but reserved fillers, fillers that a template, a configuration or the user names, ids that a configuration names,
-    and the tokens `named` with everything that they are merged of.
+    These are:
+        - byte tokens,
+        - in SentencePiece-style BPE, single characters and the unknown token,
+        - added tokens, except reserved fillers that nothing names,
+        - ids that a configuration names,
+        - the tokens in `named`, and all tokens that they are merged from.
 
     Args:
-        vocabulary: the tokenizer's.
-        named: token strings (in the tokenizer's own spelling) that the user or a template names.
-        referenced_ids: ids in config.json and generation_config.json; negative ones stand for "none" there.
-        characters: which single characters stay, where a text with others can be written in byte tokens
-            (SentencePiece-style BPE); None keeps all of them.
+        vocabulary: the vocabulary to choose from.
+        named: token strings that the user or a template names, spelled as in tokenizer.json.
+        referenced_ids: ids in config.json and generation_config.json. Negative ids mean "none".
+        characters: returns a true value for a single character to keep. SentencePiece-style BPE only, where byte
+            tokens can spell the others. None keeps all single characters.
 
     Raises:
-        DataError: the user names a token that the tokenizer does not have.
-        DamagedFileError: a configuration names an id that has no row.
+        DataError: `named` has a token that is not in the vocabulary.
+        DamagedFileError: a referenced id has no row.
     """
     alphabet: Iterable[str] = vocabulary.alphabet
     if vocabulary.sentencepiece and characters is not None:
@@ -233,7 +242,7 @@ def always_kept(
     for i in referenced_ids:
         if i >= vocabulary.n_rows:
             raise DamagedFileError(
-                f"a configuration or the post-processor names token id {i}, and there are {vocabulary.n_rows} rows",
+                f"a configuration or the post-processor names token id {i}, but there are {vocabulary.n_rows} rows",
                 "correct the id, or remove the key",
             )
         if i >= 0:
@@ -249,7 +258,7 @@ def always_kept(
 
 
 def _closure(vocabulary: Vocabulary, token: str, done: Collection[str] = ()) -> list[str]:
-    """The token and everything it is merged of, parts first; `done` tokens and their parts are left out."""
+    """The token and all tokens that it is merged from, parts first. Tokens in `done` and their parts are left out."""
     order: list[str] = []
     seen: set[str] = set()
     stack: list[tuple[str, bool]] = [(token, False)]
@@ -265,13 +274,13 @@ def _closure(vocabulary: Vocabulary, token: str, done: Collection[str] = ()) -> 
 
 
 def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[int]) -> list[int]:
-    """Ids of `order` with each token's parts pulled in front of it; always-kept ids left out."""
+    """Ids of `order`, with each token's parts moved before it. Always-kept ids are left out."""
     result: list[int] = []
-    # Parts of always-kept tokens need not be kept themselves (an added token needs none), so only those that went
-    # through here are done.
+    # An always-kept token does not imply that its parts are kept (an added token needs none). So `done` does not start
+    # from `kept`; it collects only the tokens seen in this loop.
     done: set[str] = set()
     for token in order:
-        # Fillers come at the very end, unless another token is merged of them.
+        # The caller appends fillers at the end. Here they appear only as parts of other tokens.
         if token in done or vocabulary.tokens[token] in kept or is_filler(token):
             continue
         for part in _closure(vocabulary, token, done):
@@ -282,12 +291,12 @@ def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[
 
 
 def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int], tiers: Mapping[str, int] | None = None) -> list[int]:
-    """Droppable ids by the first merge that makes them, earliest first; tokens without a merge come last, by id.
+    """Rank droppable ids by the first merge that makes them, earliest first. Tokens without a merge come last, by id.
 
     Args:
-        vocabulary: the tokenizer's.
-        kept: ids that no budget drops.
-        tiers: as `rank_by_use` takes them.
+        vocabulary: the vocabulary to rank.
+        kept: ids that are always kept.
+        tiers: see `rank_by_use`.
     """
     return rank_by_use(vocabulary, kept, {}, tiers)
 
@@ -295,15 +304,16 @@ def rank_by_merges(vocabulary: Vocabulary, kept: frozenset[int], tiers: Mapping[
 def rank_by_use(
     vocabulary: Vocabulary, kept: frozenset[int], use: Mapping[int, float], tiers: Mapping[str, int] | None = None
 ) -> list[int]:
-    """Droppable ids by how often text uses them, ties by merge order, closed under merges.
+    """Rank droppable ids by how often text uses them, then by merge order. The ranking is closed under merges.
 
-    A token that text never uses still has its merge rank, so the ranking is total.
+    Tokens that the text never uses are ranked by merge order, so the ranking contains every droppable id.
 
     Args:
-        vocabulary: the tokenizer's.
-        kept: ids that no budget drops.
+        vocabulary: the vocabulary to rank.
+        kept: ids that are always kept.
         use: id -> occurrences, or share of a text's tokens.
-        tiers: token -> tier; a token of a lower tier comes after all of a higher one that are not merged of it.
+        tiers: token -> tier. Higher tiers come first. A lower-tier token comes earlier only if a higher-tier token is
+            merged from it.
     """
     last = len(vocabulary.merges)
 
@@ -316,17 +326,19 @@ def rank_by_use(
 
 
 def with_floor(order: Sequence[int], base: Sequence[int], floor: int | None) -> list[int]:
-    """A ranking whose smaller half, or first part, is another's: what a corpus says of the rest cannot push it out.
+    """Merge two rankings so that `order`, which follows a corpus, cannot displace the first ids of `base`.
 
-    With a share of the droppable tokens for the floor, what a size keeps is always a part of what the next one keeps:
-    at each step either the next id of `base` is added or, where that is there already or the floor does not grow, the
-    next one of `order`. So one order serves every size. Every prefix is closed under merges where both rankings are: a
-    part comes before its token in either.
+    With a number as `floor`, the first `floor` ids of `base` come first and the rest follows `order`. With None, the
+    first n ids of the result contain the first n // 2 of `base`, for every n. Each step adds the next id of `base`
+    when n // 2 grows, or the next id of `order` if it does not grow or that id is already included. A larger
+    vocabulary therefore keeps everything that a smaller one keeps.
+
+    If both rankings are closed under merges, so is the result: in both, a part comes before its token.
 
     Args:
         order: droppable ids, most worth keeping first.
-        base: the same ids, as they are ranked without the corpus.
-        floor: how many ids of `base` come first; None keeps, of every n ids, the first n // 2 of `base`.
+        base: the same ids, ranked without the corpus.
+        floor: how many ids of `base` come first, or None for half of every prefix.
     """
     ranking: dict[int, None] = {}
     merged, wanted = iter(base), iter(order)
@@ -346,13 +358,13 @@ def with_floor(order: Sequence[int], base: Sequence[int], floor: int | None) -> 
 
 
 def _with_fillers(vocabulary: Vocabulary, kept: frozenset[int], ranking: list[int]) -> list[int]:
-    """The ranking, and behind it the fillers that may go: the rarest of all."""
+    """Append the ids that are neither kept nor ranked: droppable fillers, which are the least worth keeping."""
     ranked = kept.union(ranking)
     return ranking + sorted(i for i in vocabulary.by_id if i not in ranked)
 
 
 def count_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
-    """Occurrences of every id."""
+    """Count the occurrences of every id."""
     counts: Counter[int] = Counter()
     for sequence in sequences:
         counts.update(sequence)
@@ -360,13 +372,13 @@ def count_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
 
 
 def kept_ids(vocabulary: Vocabulary, kept: frozenset[int], ranking: Sequence[int], vocab_size: int) -> list[int]:
-    """Source rows of the pruned embedding, ascending: new id i is row `kept_ids[i]` of the source.
+    """Return the source rows of the pruned embedding, ascending. New id i is row `kept_ids[i]` of the source.
 
-    The always-kept ids, then the ranking's prefix; where that is not enough (an embedding with more rows than tokens),
-    unused rows of the source from the lowest on, so that padding keeps its place behind the tokens.
+    The rows are the always-kept ids and a prefix of the ranking. If the embedding has more rows than tokens, the two
+    may be too few; the lowest unused rows then fill up, so that padding still comes after the tokens.
 
     Raises:
-        BudgetError: `vocab_size` is below what must be kept, or above what there is.
+        BudgetError: `vocab_size` is below the number of always-kept ids, or above the number of rows.
     """
     if not len(kept) <= vocab_size <= vocabulary.n_rows:
         raise BudgetError(

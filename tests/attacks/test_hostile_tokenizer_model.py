@@ -37,7 +37,7 @@ BROKEN: dict[str, tuple[bytes, type[CompactEdgeError], str]] = {
     "cut in the middle": (trained_model()[:5000], DamagedFileError, "not a SentencePiece model"),
     "a length beyond the file": (b"\x0a\xff\xff\xff\xff\x0f" + trained_model(), DamagedFileError, "not a Sentence"),
     "groups in groups": (b"\x0b" * 100_000, DamagedFileError, "not a SentencePiece model"),
-    "no UTF-8": (wide_text(trained_model()), DamagedFileError, "no UTF-8|not a SentencePiece model"),
+    "no UTF-8": (wide_text(trained_model()), DamagedFileError, "not UTF-8|not a SentencePiece model"),
     "unigram": (
         edited(lambda m: setattr(m.trainer_spec, "model_type", 1)),
         UnsupportedTokenizerError,
@@ -51,13 +51,17 @@ BROKEN: dict[str, tuple[bytes, type[CompactEdgeError], str]] = {
     "a score that is no number": (
         edited(lambda m: setattr(m.pieces[300], "score", math.nan)),
         DamagedFileError,
-        "no number",
+        "not a finite number",
     ),
-    "an infinite score": (edited(lambda m: setattr(m.pieces[9], "score", math.inf)), DamagedFileError, "no number"),
+    "an infinite score": (
+        edited(lambda m: setattr(m.pieces[9], "score", math.inf)),
+        DamagedFileError,
+        "not a finite number",
+    ),
     "a byte piece that is no byte": (
         edited(lambda m: setattr(m.pieces[300], "type", 6)),
         DamagedFileError,
-        "no byte piece",
+        "not a byte piece",
     ),
 }
 
@@ -77,7 +81,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole: no disk is used
-    with pytest.raises(DamagedFileError, match="no tokenizer is that large"):
+    with pytest.raises(DamagedFileError, match="too large for a tokenizer"):
         read_model(path)
 
 

@@ -168,7 +168,7 @@ def test_replaced_tensors_that_do_not_fit_are_refused(source: ModelSource, tmp_p
 def test_a_plan_without_the_specials_is_refused(source: ModelSource, tmp_path: Path) -> None:
     plan = plan_for(source.directory, tmp_path, **SIZES)
     without = replace(plan, kept_token_ids=[i for i in plan.kept_token_ids if i != 2])
-    with pytest.raises(DamagedFileError, match="eos_token_id: names id 2"), publish(tmp_path / "out") as work:
+    with pytest.raises(DamagedFileError, match="eos_token_id: no token has id 2"), publish(tmp_path / "out") as work:
         apply_plan(source, without, work)
 
 

@@ -217,7 +217,7 @@ def test_a_killed_process_ends_the_other_with_one_line(shop: Workshop, tmp_path:
     assert code == 69
     assert out == ""
     assert [line for line in errors.splitlines() if "error:" in line] == [
-        line for line in errors.splitlines() if line.startswith("error: process 0 of 2: another one has ended")
+        line for line in errors.splitlines() if line.startswith("error: process 0 of 2: another process has ended")
     ]
     assert errors.count("error:") == 1
     assert "Traceback" not in errors

@@ -105,7 +105,7 @@ def test_what_is_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         assert parse_model(word) is None, word
     for revision in ("../../x", "a..b", "/etc", "-x", "a//b"):
-        with pytest.raises(HubNameError, match="no branch, tag or commit"):
+        with pytest.raises(HubNameError, match="not a branch, tag or commit"):
             parse_model(f"a/b@{revision}")
     assert names_hub_model("maker/model")
     (tmp_path / "maker" / "model").mkdir(parents=True)
@@ -215,12 +215,12 @@ def test_what_the_hub_refuses(hub: Hub, checkpoint: Path, tmp_path: Path) -> Non
         f"{NAME}@v9": (65, "no revision 'v9'", "branches and tags"),
         "maker/gated": (69, "access is gated", f"accept the terms at {hub.endpoint}/maker/gated"),
         "maker/pickled": (65, "only pickled weights (pytorch_model.bin)", "safetensors"),
-        "maker/GGUF": (65, "holds GGUF files and no checkpoint", "model-Q4_0.gguf"),
+        "maker/GGUF": (65, "has GGUF files but no checkpoint", "model-Q4_0.gguf"),
         "maker/empty": (65, "no model.safetensors", "safetensors"),
         "maker/slow": (65, "no tokenizer.json", "maker/slow"),
         "maker/hostile": (65, "points outside", "plain names"),
-        "maker/sly": (65, "no safetensors file", None),
-        "maker--x/y": (2, "no name of a repository", "org/name"),
+        "maker/sly": (65, "not a safetensors file", None),
+        "maker--x/y": (2, "not a valid repository name", "org/name"),
     }
     results = fetch(hub.environment(tmp_path / "home"), *cases)
     for (word, (code, message, hint)), failure in zip(cases.items(), results, strict=True):
@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_serve(hub: Hub, checkpoint: Path, tmp_path: Path) -> 
     home = tmp_path / "home"
     (failure,) = fetch(hub.environment(home), NAME, free=1 << 20)
     assert failure["code"] == 74
-    assert "are needed and" in failure["message"]
+    assert "are needed, but only" in failure["message"]
     hub.broken = True
     (failure,) = fetch(hub.environment(home), NAME)
     assert (failure["code"], failure["hint"]) == (69, "try again later")

@@ -180,7 +180,7 @@ def test_what_can_be_wrong(hub: Hub, tmp_path: Path) -> None:
         "allenai/c4:en:test": (2, "test"),
         "maker/numbers": (65, "no string under 'text' or 'context'"),
         "maker/blank": (65, "no text in it"),
-        "maker/program": (65, "is a program, which is not run"),
+        "maker/program": (65, "needs its own program, which is not run"),
         "maker/pictures": (65, "no data files"),
         "maker/gated": (69, "access is gated"),
         "maker/torn": (65, "damaged"),

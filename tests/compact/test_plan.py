@@ -137,12 +137,12 @@ def test_a_floor_out_of_range_names_the_range(
     source: ModelSource, options: PruneOptions, cache: Cache, text: Path, floor: int
 ) -> None:
     droppable = 320 - len(rank_vocabulary(Context(source, options, cache)).always)
-    with pytest.raises(UsageError, match=f"--vocab-floor {floor}: this vocabulary takes 0 to {droppable}$"):
+    with pytest.raises(UsageError, match=f"--vocab-floor {floor}: expected 0 to {droppable} for this vocabulary size$"):
         make_plan(Context(source, replace(options, vocab_corpus=text, vocab_floor=floor), cache))
 
 
 def test_a_floor_without_a_corpus_is_refused(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
-    with pytest.raises(UsageError, match="--vocab-floor 300: is for --vocab-corpus"):
+    with pytest.raises(UsageError, match="--vocab-floor 300: only valid with --vocab-corpus"):
         make_plan(Context(source, replace(options, vocab_floor=300), cache))
 
 

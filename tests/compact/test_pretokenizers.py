@@ -78,7 +78,7 @@ def test_ignore_merges_separates_llama_bpe_from_smaug() -> None:
         ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece"),
         ({"model": {"type": "BPE", "byte_fallback": True}}, "SentencePiece"),
         ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
-        ({"model": None}, "no model"),
+        ({"model": None}, "model is missing"),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"pre_tokenizer": None}, "pre_tokenizer"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "pre_tokenizer"),

@@ -219,9 +219,9 @@ def test_a_corpus_and_languages_share_the_vocabulary(source: ModelSource, counte
 
 REFUSED: Sequence[tuple[PruneOptions, type[Exception], str]] = (
     (replace(ENGLISH, vocab_rank="merges"), UsageError, "--vocab-rank merges exclude"),
-    (PruneOptions(vocab_coverage=0.9), UsageError, "--vocab-coverage: of which text"),
+    (PruneOptions(vocab_coverage=0.9), UsageError, "--vocab-coverage: needs --languages or --vocab-corpus"),
     (replace(ENGLISH, vocab_coverage=1.5), BudgetError, "--vocab-coverage: out of range"),
-    (PruneOptions(vocab_floor=3), UsageError, "--vocab-floor 3: is for --vocab-corpus"),
+    (PruneOptions(vocab_floor=3), UsageError, "--vocab-floor 3: only valid with --vocab-corpus"),
 )
 
 

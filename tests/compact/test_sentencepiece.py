@@ -210,10 +210,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda d: d.update(normalizer=None, pre_tokenizer={"type": "Metaspace", "replacement": MARK, "split": True}),
         "Metaspace",
     ),
-    "no spaces replaced": (lambda d: d.update(normalizer=None, pre_tokenizer=None), "no counterpart"),
+    "no spaces replaced": (lambda d: d.update(normalizer=None, pre_tokenizer=None), "no equivalent"),
     "another mark": (
         lambda d: d.update(normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "_"}),
-        "no counterpart",
+        "no equivalent",
     ),
     "ignore_merges": (lambda d: d["model"].update(ignore_merges=True), "ignore_merges"),
     "a byte without a token": (lambda d: d["model"]["vocab"].pop("<0x7F>"), "<0x7F>"),
@@ -258,10 +258,10 @@ def test_merges_that_no_scores_express_are_refused() -> None:
     apart = {*BYTES, *SPECIALS, CONTROL, FILLER}
     check_complete(vocab, pairs, apart, "test")
     twice = next(i for i, (a, b) in enumerate(pairs) if "".join(pairs[i + 1]) == a + b)
-    with pytest.raises(UnsupportedTokenizerError, match=r"a SentencePiece model gives it \d"):
+    with pytest.raises(UnsupportedTokenizerError, match=r"but \d in a SentencePiece model"):
         check_complete(vocab, [*pairs[:twice], *pairs[twice + 1 :]], apart, "test")
     moved = [*pairs[:twice], *pairs[twice + 1 :], pairs[twice]]
-    with pytest.raises(UnsupportedTokenizerError, match="others stand between"):
+    with pytest.raises(UnsupportedTokenizerError, match="other merges come between"):
         derived_scores(moved, "here")
 
 

@@ -73,7 +73,7 @@ def test_an_existing_target_needs_force(tmp_path: Path) -> None:
 
 def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(OutputExistsError, match="meanwhile"), store.publish(target) as work:
+    with pytest.raises(OutputExistsError, match="in the meantime"), store.publish(target) as work:
         (work / "mine").write_text("mine")
         earlier(tmp_path)
     assert names(target) == ["old"]
@@ -156,7 +156,7 @@ def test_a_disk_without_the_space_is_refused_before_the_work(tmp_path: Path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**9, 10**9))
     target = tmp_path / "not" / "there" / "out"
-    message = "2000 MB are needed and 1000 MB are free"
+    message = "2000 MB are needed, but only 1000 MB are free"
     with pytest.raises(DiskFullError, match=message), store.publish(target, needed_bytes=2 * 10**9):
         pytest.fail("the block must not run")
     assert names(tmp_path) == []
@@ -249,7 +249,7 @@ def test_what_is_no_json_is_damaged(tmp_path: Path, content: bytes) -> None:
 
 def test_json_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(DamagedFileError, match="object was expected, not list"):
+    with pytest.raises(DamagedFileError, match="expected a JSON object, found list"):
         store.read_json_object(tmp_path / "a.json")
     with pytest.raises(StorageError):
         store.read_json(tmp_path / "missing.json")

@@ -146,7 +146,7 @@ def test_a_named_token_that_is_not_there() -> None:
 def test_ids_that_a_configuration_names() -> None:
     some = next(i for i in range(N_TOKENS) if i not in ALWAYS)
     assert some in always_kept(VOCABULARY, (), [some, -1])
-    with pytest.raises(DamagedFileError, match=f"id {N_TOKENS}, and there are {N_TOKENS} rows"):
+    with pytest.raises(DamagedFileError, match=f"id {N_TOKENS}, but there are {N_TOKENS} rows"):
         always_kept(VOCABULARY, (), [N_TOKENS])
 
 

@@ -172,7 +172,10 @@ def test_verify_names_the_file_that_is_wrong(
         (lambda folder: (folder / name).unlink(), f"{name}: missing, but listed in SHA256SUMS"),
         (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin: not listed in SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "no SHA256SUMS in it"),
-        (lambda folder: (folder / "SHA256SUMS").write_text("nonsense\n"), "SHA256SUMS:1: not a line of sha256sum"),
+        (
+            lambda folder: (folder / "SHA256SUMS").write_text("nonsense\n"),
+            "SHA256SUMS:1: not in the format of sha256sum",
+        ),
         (lambda folder: (folder / "SHA256SUMS").write_text(f"{'a' * 64}  ../x\n"), "points outside its directory"),
     ]
     for number, (damage, message) in enumerate(damages):
@@ -360,7 +363,7 @@ def test_too_little_disk_is_said_before_the_work(
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     for arguments in (prune(shop, out), shop.build(out), ["export", str(shop.root / "pruned"), "--out", str(out)]):
-        assert_error(capsys, arguments, 74, "MB are needed and 0 MB are free", "free some space")
+        assert_error(capsys, arguments, 74, "MB are needed, but only 0 MB are free", "free some space")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -97,7 +97,7 @@ def test_coverage_is_a_size(shop: Workshop, tmp_path: Path, capsys: pytest.Captu
         (("--languages", "klingon-english"), "--languages klingon-english: not a language code"),
         (("--languages", "en,en"), "--languages en: given twice"),
         (("--languages", "en", "--vocab-rank", "merges"), "exclude each other"),
-        (("--vocab-coverage", "99%"), "--vocab-coverage: of which text?"),
+        (("--vocab-coverage", "99%"), "--vocab-coverage: needs --languages or --vocab-corpus"),
         (("--languages", "en", "--vocab-coverage", "much"), "not a share above 0% and up to 100%"),
         (("--languages", "en", "--vocab-coverage", "9", "--vocab-size", "800"), "not a share"),
         (("--languages", "en", "--vocab-coverage", "90%", "--vocab-size", "800"), "exclude each other"),

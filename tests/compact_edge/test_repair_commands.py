@@ -94,8 +94,8 @@ def test_the_floor_is_an_option_of_the_command(
         assert json.loads((tmp_path / floor / "plan.json").read_text())["options"]["vocab_floor"] == int(floor)
     capsys.readouterr()
     for options, message in (
-        ((*corpus, "--vocab-floor", "321"), "--vocab-floor 321: this vocabulary takes 0 to "),
-        (("--vocab-floor", "300"), "--vocab-floor 300: is for --vocab-corpus"),
+        ((*corpus, "--vocab-floor", "321"), "--vocab-floor 321: expected 0 to "),
+        (("--vocab-floor", "300"), "--vocab-floor 300: only valid with --vocab-corpus"),
         ((*corpus, "--vocab-floor", "-1"), "--vocab-floor"),
     ):
         assert cli.run([*arguments, "--out", str(tmp_path / "none"), *options]) == 2

@@ -156,8 +156,8 @@ def test_the_special_tokens_of_phi_3_swallow_white_space(tmp_path: Path) -> None
 REFUSED: dict[str, tuple[dict[str, Any], type[CompactEdgeError], str]] = {
     "no scores": ({"scores": None}, DamagedFileError, "scores is missing"),
     "too few scores": ({"scores": [0.0]}, DamagedFileError, "scores is missing"),
-    "a score that is no number": ({"scores": math.nan}, DamagedFileError, "no number"),
-    "an infinite score": ({"scores": -math.inf}, DamagedFileError, "no number"),
+    "a score that is no number": ({"scores": math.nan}, DamagedFileError, "not a finite number"),
+    "an infinite score": ({"scores": -math.inf}, DamagedFileError, "not a finite number"),
     "a prefix that is text": ({"add_space_prefix": "yes"}, DamagedFileError, "add_space_prefix"),
     "a byte type on a word": ({"token_type": BYTE}, DamagedFileError, "byte token"),
     "an unknown type": ({"token_type": 9}, UnsupportedTokenizerError, "type 9"),
