@@ -3,8 +3,8 @@
     python benchmarks/bench_report.py --out DIR [--repetitions 10] [--threads 1] [--ssh ssh:me@localhost]
 
 Builds smollm2-135m at ratio 0.2 for the targets gguf and onnx with their baselines (unless DIR/build is there), runs
-`compact-edge bench` on each, and writes the table of README.md and docs/bench.md. Needs the engine of `compact-edge
-engine build`, and an idle machine. The reports stay in DIR.
+`compact-edge bench` on each, and writes the tables of README.md and docs/performance.md. Needs the engine of
+`compact-edge engine build`, and an idle machine. The reports stay in DIR.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def show(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_tables(runs: Sequence[Mapping[str, Any]]) -> None:
-    """All runs in docs/bench.md, the first one in README.md."""
-    for path, rows in ((DOCS / "bench.md", show(runs)), (DOCS.parent / "README.md", show(runs[:1]))):
+    """All runs in docs/performance.md, the first one in README.md."""
+    for path, rows in ((DOCS / "performance.md", show(runs)), (DOCS.parent / "README.md", show(runs[:1]))):
         path.write_text(with_table(path.read_text(encoding="utf-8"), SCRIPT, rows), encoding="utf-8")
 
 

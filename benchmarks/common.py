@@ -26,10 +26,10 @@ ENVIRONMENT = "COMPACT_EDGE_DATA"
 
 
 def data_folder() -> Path:
-    """The folder of texts and tasks. Ends the script where it is not named (see docs/results.md)."""
+    """The folder of texts and tasks. Ends the script where it is not named (see docs/quality.md)."""
     folder = os.environ.get(ENVIRONMENT)
     if not folder or not Path(folder).is_dir():
-        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/results.md says what it holds and where it is from")
+        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/quality.md says what it holds and where it is from")
     return Path(folder)
 
 

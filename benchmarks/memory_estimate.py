@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from exporters.memory_estimate import MemoryEstimate
 
 SCRIPT, NAME = "memory_estimate", "memory-estimate"
-DOCUMENT = "parameters.md"
+DOCUMENT = "size.md"
 CONTEXTS = (2048, 4096)
 _SMALL: Mapping[str, tuple[str, str, int, int]] = {
     # name: (model_type, tokenizer, vocab_size, merges of the GGUF)
@@ -162,7 +162,7 @@ def run(work: Path, build: Path) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of docs/parameters.md, the estimates worked out anew."""
+    """The table of docs/size.md, the estimates worked out anew."""
     header = ["model", "type", "context", "file", "KV cache", "compute", "memory, estimated", "measured", "difference"]
     lines = []
     for row in rows:

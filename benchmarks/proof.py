@@ -40,12 +40,12 @@ def show(prefix: str) -> str:
         [
             "trained weights: `smollm2-135m`, `tiny`",
             "pruning, GGUF and ONNX with their parity gates, bits per byte, repair, distillation",
-            f"{link('results.md', 'figures')}, {link('quality.md', 'quality')}",
+            f"{link('quality.md', 'how good')}, {link('performance.md', 'how fast')}",
         ],
         [
             "trained weights: `smollm2-135m`",
             f"the on-device report, on an {machine['cpu']} ({' and '.join(places)}; ssh to the machine itself)",
-            link("bench.md", "report"),
+            link("performance.md", "how fast"),
         ],
         [
             f"trained weights: {', '.join(f'`{model}`' for model in recorded_cells())}",

@@ -4,7 +4,7 @@
     python benchmarks/task_accuracy.py --methods unpruned,COMPACT --ratios 0.2
     python benchmarks/task_accuracy.py --write                        # only the table of docs/quality.md
 
-Offline: the tasks are the files in `tasks` of the data folder (docs/results.md). Checkpoints answer through
+Offline: the tasks are the files in `tasks` of the data folder (docs/quality.md). Checkpoints answer through
 Transformers in float32, GGUF files through llama.cpp. Every cell is saved when it is done; a run goes on where the last
 one ended.
 """

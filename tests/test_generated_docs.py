@@ -37,19 +37,19 @@ def test_the_table_of_tokenizers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "name"),
+    ("document", "script", "name"),
     [
-        ("onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
-        ("formats", "formats-SmolLM2-135M-Instruct"),
-        ("onnx_families", "onnx-families"),
-        ("onnx_export", "onnx-export"),
+        ("onnx.md", "onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
+        ("size.md", "formats", "formats-SmolLM2-135M-Instruct"),
+        ("onnx.md", "onnx_families", "onnx-families"),
+        ("performance.md", "onnx_export", "onnx-export"),
     ],
 )
-def test_the_tables_of_onnx(script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_of_onnx(document: str, script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))  # as when the script is run
     result = recorded(name)
     rows = importlib.import_module(f"benchmarks.{script}").show(result.get("models") or result["rows"])
-    text = (DOCS / "onnx.md").read_text(encoding="utf-8")
+    text = (DOCS / document).read_text(encoding="utf-8")
     assert with_table(text, script, rows) == text
 
 
@@ -101,7 +101,7 @@ def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
     script = importlib.import_module("benchmarks.bench_report")
     runs = recorded(script.NAME)["runs"]
-    for path, shown in ((DOCS / "bench.md", runs), (DOCS.parent / "README.md", runs[:1])):
+    for path, shown in ((DOCS / "performance.md", runs), (DOCS.parent / "README.md", runs[:1])):
         text = path.read_text(encoding="utf-8")
         assert with_table(text, script.SCRIPT, script.show(shown)) == text
     checks = importlib.import_module("benchmarks.bench_checks")
@@ -112,14 +112,14 @@ def test_the_tables_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("script", ["parameters", "target_fits"])
 def test_the_tables_of_published_models(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
-    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    text = (DOCS / "size.md").read_text(encoding="utf-8")
     assert with_table(text, script, importlib.import_module(f"benchmarks.{script}").show()) == text
 
 
 def test_the_table_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(families.ROOT / "benchmarks"))
     script = importlib.import_module("benchmarks.memory_estimate")
-    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    text = (DOCS / "size.md").read_text(encoding="utf-8")
     assert with_table(text, script.SCRIPT, script.show(recorded(script.NAME)["rows"])) == text
 
 
