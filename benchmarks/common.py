@@ -36,10 +36,10 @@ def summary(doc: str | None) -> str:
 
 
 def data_folder() -> Path:
-    """The folder of texts, tasks and tokenizers (docs/results.md). End the script if the variable names none."""
+    """The folder of texts, tasks and tokenizers (docs/quality.md). End the script if the variable names none."""
     folder = os.environ.get(ENVIRONMENT)
     if not folder or not Path(folder).is_dir():
-        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/results.md lists what the folder holds")
+        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/quality.md lists what the folder holds")
     return Path(folder)
 
 

@@ -20,7 +20,8 @@ from compact.layout import EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDING, expected_sha
 
 DEFAULT_RATIO = 0.2
 # The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
-# `benchmarks/quality/splits.py` on SmolLM2-135M; docs/results.md has the table.
+# `benchmarks/quality/splits.py` on SmolLM2-135M; docs/quality.md has the table.
+# `benchmarks/quality/splits.py` on SmolLM2-135M; docs/quality.md has the table.
 VOCABULARY_WEIGHT = 2.0
 # How far from the ratio asked for the sizes may land, as a share of all parameters.
 TOLERANCE = 0.005

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Ratios are tried in hundredths.
 _STEPS = 100
-# The largest ratio whose quality docs/results.md shows.
+# The largest ratio whose quality docs/quality.md shows.
 MEASURED_RATIO = 0.35
 _MIB = 1024 * 1024
 
@@ -237,7 +237,7 @@ def report(fits: Sequence[Fit], profile: Profile, context: int | None) -> str:
     if not all(fit.exact_tokenizer for fit in fits):
         lines.append("without their tokenizers, the bytes of these and the smallest vocabularies are estimates")
     if any(fit.wanted is not None and fit.wanted > MEASURED_RATIO for fit in fits):
-        lines.append(f"* quality was measured up to a ratio of {MEASURED_RATIO:g} only: docs/results.md")
+        lines.append(f"* quality was measured up to a ratio of {MEASURED_RATIO:g} only: docs/quality.md")
     return "\n".join(lines)
 
 

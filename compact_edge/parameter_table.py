@@ -1,4 +1,4 @@
-"""The built-in table of published models, counted: for `inspect --list`, `--all`, the plot and docs/parameters.md."""
+"""The built-in table of published models, counted: for `inspect --list`, `--all`, the plot and docs/size.md."""
 
 from __future__ import annotations
 

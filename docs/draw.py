@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/pictures: how COMPACT works, and what a recorded report found.
+"""Draws the pictures in docs/pictures: how COMPACT works, and the result of a recorded report.
 
     python docs/draw.py [--check]
 
-`--check` ends with exit code 1 where a file is not what this draws. Figures come from benchmarks/results and from the
-tokenizer of `tiny`; the picture of the scores has numbers of its own, and its page says so.
+`--check` ends with exit code 1 if a file differs from what this script draws. Figures come from benchmarks/results and
+from the tokenizer of `tiny`. The picture of the scores uses invented numbers, and its page says so.
 """
 
 from __future__ import annotations
@@ -34,27 +34,30 @@ def _recorded(name: str) -> dict[str, Any]:
 
 
 def cut() -> str:
-    """Which matrices lose what."""
-    body = [words(24, 28, "Embedding and LM head", "title"), words(24, 46, "one row a token")]
+    """Which rows and columns each matrix loses."""
+    body = [words(24, 28, "Embedding and LM head", "title"), words(24, 46, "row per token")]
     rows = 28416 / 49152 * 160
     body += [rect(24, 62, 120, rows, "keep"), rect(24, 62 + rows, 120, 160 - rows, "gone")]
-    body += [words(152, 62 + rows / 2 + 4, "V′ rows stay", "ink"), words(152, 62 + rows + 38, "the rarest", "gonetext")]
-    body += [words(152, 62 + rows + 54, "tokens go", "gonetext")]
+    body += [
+        words(152, 62 + rows / 2 + 4, "V′ rows stay", "ink"),
+        words(152, 62 + rows + 38, "rarest tokens", "gonetext"),
+    ]
+    body += [words(152, 62 + rows + 54, "dropped", "gonetext")]
     body += [
         words(262, 28, "Attention", "title"),
         words(262, 46, "and norms: untouched"),
         rect(262, 62, 96, 96, "calm"),
     ]
-    body += [words(430, 28, "FFN gate and up", "title"), words(430, 46, "one row a channel")]
-    body += [words(578, 28, "FFN down", "title"), words(578, 46, "one column a channel")]
+    body += [words(430, 28, "FFN gate and up", "title"), words(430, 46, "row per channel")]
+    body += [words(578, 28, "FFN down", "title"), words(578, 46, "column per channel")]
     height, width = 160 / _STRIPES, 128 / _STRIPES
     for index in range(_STRIPES):
         kind = "gone" if index in _DROPPED else "keep"
         body.append(rect(430, 62 + index * height, 120, height - 1, kind))
         body.append(rect(578 + index * width, 62, width - 1, 96, kind))
     body += [words(578, 184, "the same channels", "ink"), words(578, 200, "of a layer in all three", "ink")]
-    body += [rect(24, 244, 12, 12, "keep"), words(42, 254, "stays, bit for bit"), rect(170, 244, 12, 12, "gone")]
-    body.append(words(188, 254, "is dropped"))
+    body += [rect(24, 244, 12, 12, "keep"), words(42, 254, "kept, bit for bit"), rect(170, 244, 12, 12, "gone")]
+    body.append(words(188, 254, "dropped"))
     described = (
         "The embedding and the LM head lose the rows of the rarest tokens. Attention and norms stay. Gate and up lose "
         "rows, down loses the same channels as columns."
@@ -63,7 +66,7 @@ def cut() -> str:
 
 
 class _Tokens:
-    """The vocabulary of `tiny`, and how a text is cut when only the best tokens of its ranking stay."""
+    """The vocabulary of `tiny`, and how a text is split when only the best tokens of its ranking stay."""
 
     def __init__(self) -> None:
         from tokenizers import Tokenizer
@@ -87,7 +90,7 @@ class _Tokens:
         return list(self.tokenizer.encode(text, add_special_tokens=False).tokens)
 
     def after(self, token: str) -> list[str]:
-        """A dropped token falls apart into the two that it was merged of, and these in turn."""
+        """Split a dropped token into the two tokens that it was merged from, recursively."""
         if self.stays(token):
             return [token]
         return [piece for part in self.vocabulary.derivations[token] for piece in self.after(part)]
@@ -99,7 +102,7 @@ def _shown(token: str) -> str:
 
 
 def vocabulary() -> str:
-    """The merges in the order they were learned, where the cut falls, and what it does to a text."""
+    """The merges in the order they were learned, the place of the cut, and its effect on a text."""
     tokens = _Tokens()
     merges = tokens.vocabulary.merges
     cut_at = next(n for n, pair in enumerate(merges) if not tokens.stays("".join(pair)))
@@ -122,23 +125,23 @@ def vocabulary() -> str:
         y += 18
     body.append(words(420, 54, "first learned: the most frequent pairs", "ink"))
     body.append(words(420, 72, "of the text that the tokenizer was trained on"))
-    body.append(words(420, y - 36, "last learned: the rarest tokens;", "gonetext"))
-    body.append(words(420, y - 18, "they and their merges go", "gonetext"))
+    body.append(words(420, y - 36, "last learned: the rarest tokens,", "gonetext"))
+    body.append(words(420, y - 18, "dropped with their merges", "gonetext"))
     y += 22
     before = [(token, "box" if tokens.stays(token) else "gone") for token in tokens.before(_TEXT)]
     after = [(piece, "box" if kind == "box" else "keep") for token, kind in before for piece in tokens.after(token)]
     for name, pieces in (("before", before), ("after", after)):
-        body.append(words(24, y, f"A text {name}: {len(pieces)} tokens", "title"))
+        body.append(words(24, y, f"The text {name}: {len(pieces)} tokens", "title"))
         y = _boxes(body, pieces, y + 12) + 48
     described = (
         f"Of {len(merges):,} merges the first {cut_at:,} stay. A dropped token is written as the smaller tokens "
-        "that it was merged of, so any text can still be written."
+        "that it was merged from, so any text can still be written."
     )
     return picture(720, y - 14, "How the vocabulary is cut", described, body)
 
 
 def _boxes(body: list[str], pieces: Sequence[tuple[str, str]], y: float) -> float:
-    """Add tokens in boxes, in as many lines as they need; returns the last line's place."""
+    """Add tokens in boxes, on as many lines as needed; returns the y position of the last line."""
     x = 24.0
     for piece, kind in pieces:
         width = len(_shown(piece)) * MONO_WIDTH + 7
@@ -154,7 +157,7 @@ def _boxes(body: list[str], pieces: Sequence[tuple[str, str]], y: float) -> floa
     return y
 
 
-# Rows are channels, columns tokens: activations of an example, drawn by hand.
+# Invented activations: rows are channels, columns are tokens.
 _ACTIVATIONS = (
     (1.4, 0.3, 1.1, 0.2, 0.9, 1.2),
     (0.2, 0.1, 0.3, 0.1, 0.2, 0.1),
@@ -168,7 +171,7 @@ _KEPT = 4
 
 
 def act2() -> str:
-    """Common act²: squares, weighed, summed over the tokens; the best channels stay."""
+    """Common act²: weighted squares, summed over the tokens; the best channels stay."""
     scores = [sum(weight * value**2 for (_, weight), value in zip(_EXAMPLE, row, strict=True)) for row in _ACTIVATIONS]
     best = sorted(range(len(scores)), key=lambda k: -scores[k])[:_KEPT]
     largest = max(value for row in _ACTIVATIONS for value in row) ** 2
@@ -189,13 +192,11 @@ def act2() -> str:
         body.append(arrow(434, y + 12, 462, y + 12))
         width = score / max(scores) * 150
         body.append(rect(470, y + 2, max(width, 2), 20, "keep" if row in best else "gone"))
-        place = "stays" if row in best else "goes"
+        place = "kept" if row in best else "dropped"
         body.append(words(478 + width, y + 16, f"{score:.1f}  {place}", "ink" if row in best else "gonetext"))
-    lesson = "A token that the new vocabulary lacks weighs nothing: channel 4 answers to it alone, so it goes."
-    body.append(words(104, 270, lesson))
-    described = (
-        "Six channels over six tokens. The token that is dropped has weight 0. The four best of six channels stay."
-    )
+    note = "A dropped token has weight 0. Channel 4 responds mainly to that token, so it is dropped."
+    body.append(words(104, 270, note))
+    described = "Six channels over six tokens. The dropped token has weight 0. The four best of six channels stay."
     return picture(720, 288, "How channels are scored: common act²", described, body)
 
 
@@ -227,7 +228,7 @@ def widths() -> str:
         sizes = f"vocab_size {row['vocab_size']:,}, intermediate_size {row['intermediate_size']:,}"
         body.append(words(96, y + 38, sizes))
     described = "; ".join(f"ratio {row['ratio']:g}: {row['parameters']:,} parameters" for row in rows)
-    return picture(720, 72 + 50 * len(rows) + 8, "Where the parameters go", described, body)
+    return picture(720, 72 + 50 * len(rows) + 8, "Parameters by part", described, body)
 
 
 _REPORT_ROWS = (
@@ -269,13 +270,13 @@ def report() -> str:
         if ratio["low"] is not None and not ratio["exact"]:
             body.append(stroke(x(ratio["low"]), y, x(ratio["high"]), y, f"reach {tone}"))
             body += [stroke(x(end), y - 4, x(end), y + 4, f"reach {tone}") for end in (ratio["low"], ratio["high"])]
-        # Better and worse differ in shape too.
+        # Better and worse also differ in shape.
         body.append(_mark(x(ratio["median"]), y, tone))
         body.append(words(604, y + 4, ratio_words(ratio), "value"))
     notes = f"{run['engine']['name']}, {run['settings']['threads']} thread, context {run['settings']['context']}, "
     notes += f"{run['pairs']} pairs; bars are 95% intervals.  ● better  ◆ worse  ○ no difference shown"
     body.append(words(24, bottom + 10, notes))
-    return picture(744, bottom + 26, "What a report finds", run["summary"], body)
+    return picture(744, bottom + 26, "Results of a report", run["summary"], body)
 
 
 def _tone(metric: Mapping[str, Any], better: str) -> str:

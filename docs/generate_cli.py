@@ -2,7 +2,7 @@
 
     python docs/generate_cli.py [--check]
 
-`--check` ends with exit code 1 where the page is stale. Options stand under the headings of `--help`.
+`--check` ends with exit code 1 if the page is stale. Options appear under the headings of `--help`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,28 @@ PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""\
 # Commands
 
-Made from the program itself by `python docs/generate_cli.py`; `{PROGRAM} COMMAND --help` prints the same.
+`python docs/generate_cli.py` writes this page from the program itself. `{PROGRAM} COMMAND --help` prints the same text.
 
-Results go to stdout and everything else to stderr. Exit codes: 0 done, 2 usage, 3 a gate, a budget or a part of the
-work failed, 65 bad or damaged data, 69 a tool or device is missing, 74 I/O, 130 and 143 interrupted, 1 a bug of ours.
-Every command takes `--debug` (the traceback of an error) and `--help`; the tables leave both out.
+Results go to stdout and everything else to stderr. Every command also accepts `--help` and `--debug` (shows the
+traceback of an error). The tables omit both.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 2 | usage |
+| 3 | a gate, a budget or a part of the work failed |
+| 65 | bad or damaged data |
+| 69 | a tool or device is missing |
+| 74 | I/O |
+| 130, 143 | interrupted |
+| 1 | a bug in compact-edge |
 """
-# click names the option of help as the context says in which a command's help was first asked for.
+# The name of the help option depends on the context in which a command's help was first requested.
 _EVERYWHERE = ("--debug", "-h, --help", "--help")
 
 
 class _Recorder(click.HelpFormatter):
-    """Takes what a command's help says of its options, instead of laying it out."""
+    """Records the option rows of a command's help instead of formatting them."""
 
     def __init__(self) -> None:
         super().__init__(width=10_000)
@@ -50,7 +60,7 @@ class _Recorder(click.HelpFormatter):
         yield
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Take the rows under the heading."""
+        """Record the rows under the heading."""
         del col_max, col_spacing
         self.sections[self._title] = [row for row in rows if row[0] not in _EVERYWHERE]
 
@@ -71,7 +81,7 @@ def _overview() -> str:
 
 
 def _command(path: str, command: click.Command, level: int = 2) -> list[str]:
-    """A command and, where it is a group, those below it."""
+    """A command and, if it is a group, its subcommands."""
     context = click.Context(command, info_name=path, parent=click.Context(cli, **cli.context_settings))
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     parts = [f"{'#' * level} {path}\n", f"```text\n{usage}\n```\n", _plain(inspect.cleandoc(command.help or "")) + "\n"]
@@ -99,7 +109,7 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown and HTML see no marks of their own; what stands in backticks stays code."""
+    """Escape Markdown and HTML marks; text in backticks stays code."""
     pieces = text.split("`")
     for number in range(0, len(pieces), 2):
         for mark in ("*", "_", "<", "["):

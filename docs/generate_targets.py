@@ -2,7 +2,7 @@
 
     python docs/generate_targets.py [--check]
 
-`--check` ends with exit code 1 where the table is stale.
+`--check` ends with exit code 1 if the table is stale.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADER = ("target", "for", "type", "context", "memory", "storage", "TTFT", "tok
 
 
 def page(text: str) -> str:
-    """The page with its table made anew."""
+    """The page with an updated table."""
     head, _, rest = text.partition(BEGIN)
     lines = ["| " + " | ".join(_HEADER) + " |", "|" + "---|" * len(_HEADER), *map(_row, list_profiles())]
     return head + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2]

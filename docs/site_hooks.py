@@ -1,7 +1,7 @@
-"""What mkdocs does beside its own work for this site: pages that lie outside docs/, and the links to and from them.
+"""Hooks of mkdocs for this site: pages from outside docs/, and the links to and from them.
 
-Documents are written so that their links work where the repository is read; here those that leave docs/ are led to the
-page that stands for the file, and everything else that leaves it is refused.
+Links in the documents work in the repository. These hooks rewrite links that leave docs/ to the page of the site that
+shows the file. The strict build refuses all other links that leave docs/.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # File at the top of the repository -> page of the site.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-# Pages that are those files themselves; docs/index.md has a text of its own.
+# Files that become pages as they are; docs/index.md has its own text.
 BROUGHT = ("CONTRIBUTING.md", "CHANGELOG.md")
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside docs/."""
+    """Add the pages from outside docs/."""
     from mkdocs.structure.files import File
 
     for name in BROUGHT:
@@ -33,14 +33,14 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to the page of the site, and write tables as its Markdown reads them."""
+    """Rewrite links for the site, and tables for its Markdown dialect."""
     del config, files
     outside = page.file.src_uri in {PAGES[name] for name in BROUGHT}
     return with_plain_bars(with_site_links(markdown, outside=outside))
 
 
 def with_plain_bars(markdown: str) -> str:
-    """The text with `\\|` in the code of a table as `|`: GitHub wants the stroke, Python-Markdown would show it."""
+    """Replace `\\|` by `|` in the code of a table: GitHub needs the backslash, Python-Markdown would show it."""
     code = re.compile(r"`[^`]*`")
     return "\n".join(
         code.sub(lambda match: match[0].replace("\\|", "|"), line) if line.startswith("|") else line
@@ -49,11 +49,11 @@ def with_plain_bars(markdown: str) -> str:
 
 
 def with_site_links(markdown: str, *, outside: bool) -> str:
-    """The text with links as the site has them.
+    """Rewrite the links for the site.
 
     Args:
         markdown: a document.
-        outside: it lies at the top of the repository, not in docs/.
+        outside: it is at the top of the repository, not in docs/.
     """
 
     def led(match: re.Match[str]) -> str:

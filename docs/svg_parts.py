@@ -1,7 +1,7 @@
-"""The pieces that the pictures of docs/ are made of: one style for all, light and dark, and readable without colour.
+"""Building blocks of the pictures in docs/: one style for all, light and dark, and readable without colour.
 
-What stays is a filled shape, what goes is hatched; colours are those of Okabe and Ito, as in the reports. A picture
-brings its own paper, so it can be read on any page.
+Kept parts are filled and dropped parts are hatched. Colours are those of Okabe and Ito, as in the reports. A picture
+has its own background, so it can be read on any page.
 """
 
 from __future__ import annotations

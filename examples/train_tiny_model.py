@@ -1,14 +1,14 @@
-"""Train `tiny`, the model that ships with the package, from nothing but the standard library of this Python.
+"""Train `tiny`, the model that ships with the package, on the standard library of this Python only.
 
     python examples/train_tiny_model.py --minutes 60 --out compact/models/tiny
     python examples/train_tiny_model.py --evaluate compact/models/tiny
 
 The first command trains a byte-level BPE tokenizer and a Qwen2 model of 7.1 million parameters on the training split of
-`compact.stdlib_text` and writes a model folder. The second measures a saved folder. Both print, as JSON, the bits per
-byte of the text that training never saw, next to those of ``xz -9`` on the same text.
+`compact.stdlib_text` and writes a model folder. The second measures a saved folder. Both print JSON with the bits per
+byte of held-out text, next to those of ``xz -9`` on the same text.
 
-Progress goes to stderr. The run is tied to wall time, so its result depends on the speed of the machine; the split, the
-tokenizer and the order of the data do not.
+Progress goes to stderr. The run stops after a given wall time, so its result depends on the speed of the machine. The
+split, the tokenizer and the order of the data do not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONTEXT = 1024
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
 
-# How Qwen2 splits text before merging, so that every runtime that knows Qwen2 tokenizes this model the same way.
+# Qwen2's split before merging, so that every runtime that supports Qwen2 tokenizes this model the same way.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,7 +65,7 @@ REPORT_SECONDS = 15
 
 
 def log(message: str) -> None:
-    """Report progress where it does not mix with the result."""
+    """Print progress to stderr, so that stdout contains only the result."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -80,7 +80,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-    # The trainer would give special tokens the first ids, so it is not told about them: they are added afterwards.
+    # The trainer would give special tokens the first ids, so they are added after training.
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
         min_frequency=2,
@@ -123,7 +123,7 @@ def build_model(tokenizer: Tokenizer) -> Any:
 
 
 def training_documents(tokenizer: Tokenizer, generator: random.Random) -> list[list[int]]:
-    """Encode the training split: code, prose, and enough questions about docstrings to give the chat form a meaning."""
+    """Encode the training split: code, prose, and enough questions about docstrings to train the chat format."""
     texts = [text + END_OF_TEXT for text in stdlib_text.documents("stdlib", "train")]
     encoded = [item.ids for item in tokenizer.encode_batch(texts)]
     chats = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE)
@@ -149,7 +149,7 @@ def batches(documents: list[list[int]], size: int, generator: random.Random) -> 
     while True:
         generator.shuffle(documents)
         stream = torch.tensor([token for document in documents for token in document])
-        # A new offset each time keeps rows from starting at the same places.
+        # A new offset each time, so that rows do not always start at the same places.
         starts = list(range(generator.randrange(CONTEXT), len(stream) - CONTEXT, CONTEXT))
         generator.shuffle(starts)
         for first in range(0, len(starts) - size + 1, size):
@@ -211,7 +211,7 @@ def optimizers(model: Any, muon_rate: float, adam_rate: float) -> list[torch.opt
 
 
 def rate_factor(fraction: float) -> float:
-    """Return the share of the full learning rate after `fraction` of the time: warm up, hold, fall to nothing."""
+    """Return the share of the full learning rate after `fraction` of the time: warm up, hold, decay to zero."""
     if fraction < WARMUP:
         return max(fraction / WARMUP, 0.01)
     return min(1.0, max(0.0, (1 - fraction) / (1 - DECAY_FROM)))
@@ -256,8 +256,8 @@ def train(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace, devic
 def bits_per_byte(model: Any, tokenizer: Tokenizer, text: str, device: torch.device) -> float:
     """Measure a model on a text: negative log2-likelihood over UTF-8 bytes.
 
-    Windows of the whole context move by half of it. Every token but the first, which nothing predicts, is scored once,
-    and the bytes of that first token are not counted.
+    Windows have the full context length and move by half of it. Every token except the first is scored once. Nothing
+    predicts the first token, so its bytes are not counted.
     """
     model.eval()
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, device=device)
@@ -269,13 +269,13 @@ def bits_per_byte(model: Any, tokenizer: Tokenizer, text: str, device: torch.dev
         targets = window[scored - begin :]
         total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         scored = begin + len(window)
-    # In a byte-level vocabulary each character of a token stands for one byte.
+    # In a byte-level vocabulary, each character of a token represents one byte.
     first = tokenizer.id_to_token(int(ids[0]))
     return total / math.log(2) / (len(text.encode()) - len(first or ""))
 
 
 def held_out_texts() -> dict[str, str]:
-    """Return everything that training does not see, by kind."""
+    """Return the held-out texts, by kind."""
     source = "".join(stdlib_text.code("held_out"))
     prose = "".join(stdlib_text.prose("held_out"))
     return {"code": source, "prose": prose, "all": source + prose}
@@ -307,10 +307,10 @@ def evaluate_folder(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Make sure that transformers reads the folder's tokenizer as it is written.
+    """Check that transformers reads the tokenizer of the folder correctly.
 
-    The samples are in Unicode normal form C: transformers 5 puts all text for Qwen2 models into that form, whatever the
-    folder says, while this tokenizer leaves text as it is.
+    The samples are in Unicode normal form C. For Qwen2 models, transformers 5 always converts text to that form. This
+    tokenizer does not change it.
     """
     loaded: Any = AutoTokenizer.from_pretrained(folder)
     sample = "\t  x\n\n\n    def caf\u00e9(self):  \r\n" + f"{MESSAGE_START}user\nHi{MESSAGE_END}\n{END_OF_TEXT}"
@@ -322,9 +322,9 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 def save(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a model folder in bfloat16."""
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
-    # The weights are written readable by their owner alone; a model that ships is for everyone.
+    # save_pretrained makes the weights readable by their owner only; a shipped model is for everyone.
     (folder / "model.safetensors").chmod(0o644)
-    # transformers 5 nests the base of the rotary embedding; older readers look for it at the top.
+    # transformers 5 nests the base of the rotary embedding; older readers expect it at the top level.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]
     write_json(folder / "config.json", config)
@@ -344,7 +344,7 @@ def save(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a settings file the way the other files of a model folder look."""
+    """Write a JSON file in the format of the other files in a model folder."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ MEMORY_SHARE = 0.6
 TOO_LARGE = "the model did not fit in memory"
 
 # Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
-# that is more. From `benchmarks/formats/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/results.md has the table).
+# that is more. From `benchmarks/formats/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/size.md has the table).
 KL_FACTOR = 2.5
 KL_FLOOR = 0.002
 

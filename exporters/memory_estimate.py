@@ -12,7 +12,7 @@ The parts follow the sources of llama.cpp (the release in llama-cpp-python 0.3.3
   `ggml_graph_plan`). The server asks for the logits of one position, so a large vocabulary costs no more here;
 - tokenizer and program: measured (`benchmarks/device/memory_estimate.py`), for they follow from no shape.
 
-Docs: docs/parameters.md has the estimate beside what was measured.
+Docs: docs/size.md has the estimate beside what was measured.
 """
 
 from __future__ import annotations

@@ -37,18 +37,18 @@ def test_the_table_of_tokenizers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "name"),
+    ("document", "script", "name"),
     [
-        ("formats.onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
-        ("formats.comparison", "formats-SmolLM2-135M-Instruct"),
-        ("formats.onnx_families", "onnx-families"),
-        ("scale.onnx_export", "onnx-export"),
+        ("onnx.md", "formats.onnx_types", "onnx-types-SmolLM2-135M-Instruct"),
+        ("size.md", "formats.comparison", "formats-SmolLM2-135M-Instruct"),
+        ("onnx.md", "formats.onnx_families", "onnx-families"),
+        ("performance.md", "scale.onnx_export", "onnx-export"),
     ],
 )
-def test_the_tables_of_onnx(script: str, name: str) -> None:
+def test_the_tables_of_onnx(document: str, script: str, name: str) -> None:
     result = recorded(name)
     rows = importlib.import_module(f"benchmarks.{script}").show(result.get("models") or result["rows"])
-    text = (DOCS / "onnx.md").read_text(encoding="utf-8")
+    text = (DOCS / document).read_text(encoding="utf-8")
     assert with_table(text, script, rows) == text
 
 
@@ -102,7 +102,7 @@ def test_every_family_was_checked_in_onnx_and_passed() -> None:
 def test_the_tables_of_the_bench() -> None:
     script = importlib.import_module("benchmarks.device.bench_report")
     runs = recorded(script.NAME)["runs"]
-    for path, shown in ((DOCS / "bench.md", runs), (DOCS.parent / "README.md", runs[:1])):
+    for path, shown in ((DOCS / "performance.md", runs), (DOCS.parent / "README.md", runs[:1])):
         text = path.read_text(encoding="utf-8")
         assert with_table(text, script.SCRIPT, script.show(shown)) == text
     checks = importlib.import_module("benchmarks.device.bench_agreement")
@@ -112,13 +112,13 @@ def test_the_tables_of_the_bench() -> None:
 
 @pytest.mark.parametrize("script", ["pages.parameters", "pages.target_fits"])
 def test_the_tables_of_published_models(script: str) -> None:
-    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    text = (DOCS / "size.md").read_text(encoding="utf-8")
     assert with_table(text, script, importlib.import_module(f"benchmarks.{script}").show()) == text
 
 
 def test_the_table_of_memory() -> None:
     script = importlib.import_module("benchmarks.device.memory_estimate")
-    text = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    text = (DOCS / "size.md").read_text(encoding="utf-8")
     assert with_table(text, script.SCRIPT, script.show(recorded(script.NAME)["rows"])) == text
 
 

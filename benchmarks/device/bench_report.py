@@ -4,8 +4,8 @@
     python -m benchmarks.device.bench_report --tables     # write the tables from the recorded result
 
 Builds smollm2-135m at ratio 0.2 for the targets gguf and onnx with their baselines, unless DIR/build exists. Then it
-runs `compact-edge bench` on each and writes the table of README.md and docs/bench.md. The reports stay in DIR. Needs
-the engine of `compact-edge engine build`, and an idle machine.
+runs `compact-edge bench` on each, and writes the tables of README.md and docs/performance.md. The reports stay in DIR.
+Needs the engine of `compact-edge engine build`, and an idle machine.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def show(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_tables(runs: Sequence[Mapping[str, Any]]) -> None:
-    """All runs in docs/bench.md, the first one in README.md."""
-    write_table("bench.md", SCRIPT, show(runs))
+    """All runs in docs/performance.md, the first one in README.md."""
+    write_table("performance.md", SCRIPT, show(runs))
     write_table(ROOT / "README.md", SCRIPT, show(runs[:1]))
 
 

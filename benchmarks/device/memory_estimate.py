@@ -6,7 +6,7 @@
 BUILD is the output of `compact-edge build smollm2-135m --ratio 0.2 --target gguf --with-baseline`. The other models
 have random weights and real tokenizers. They set the constants for a vocabulary entry and for the program, at the top
 of exporters/memory_estimate.py and exporters/gguf_estimate.py; smollm2-135m checks them. Needs the engine of
-`compact-edge engine build`. Writes the table of docs/parameters.md.
+`compact-edge engine build`. Writes the table of docs/size.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from exporters.memory_estimate import MemoryEstimate
 
 SCRIPT, NAME = "device.memory_estimate", "memory-estimate"
-DOCUMENT = "parameters.md"
+DOCUMENT = "size.md"
 CONTEXTS = (2048, 4096)
 _SMALL: Mapping[str, tuple[str, str, int, int]] = {
     # name: (model_type, tokenizer, vocab_size, merges of the GGUF)
@@ -164,7 +164,7 @@ def run(work: Path, build: Path) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of docs/parameters.md. The estimates are computed by the current code."""
+    """The table of docs/size.md. The estimates are computed by the current code."""
     header = ["model", "type", "context", "file", "KV cache", "compute", "memory, estimated", "measured", "difference"]
     lines = []
     for row in rows:

@@ -162,7 +162,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     print(show(rows))
     if arguments.model == MODEL:
-        write_table("onnx.md", "formats.comparison", show(rows))
+        write_table("size.md", "formats.comparison", show(rows))
     record(
         f"formats-{source.name}",
         {

@@ -1,4 +1,4 @@
-"""The picture and the table of docs/parameters.md, from the built-in table of published models.
+"""Where the parameters are: the picture and tables of docs/size.md, from the built-in table of published models.
 
     python -m benchmarks.pages.parameters
 
@@ -14,12 +14,12 @@ from compact_edge.parameter_plot import write_plot
 from compact_edge.parameter_table import HEADER, counted_models
 
 SCRIPT = "pages.parameters"
-DOCUMENT = "parameters.md"
+DOCUMENT = "size.md"
 PICTURES = ("parameters.svg", "parameters.png")
 
 
 def show() -> str:
-    """The table of docs/parameters.md."""
+    """The table of docs/size.md."""
     return table(HEADER, [model.cells() for model in counted_models()])
 
 

@@ -34,31 +34,31 @@ def show(prefix: str) -> str:
         [
             "trained weights: `smollm2-135m`, `tiny`",
             "pruning, GGUF and ONNX with their parity gates, bits per byte, repair, distillation",
-            f"{link('results.md', 'figures')}, {link('quality.md', 'quality')}",
+            f"{link('quality.md', 'how good')}, {link('performance.md', 'how fast')}",
         ],
         [
             "trained weights: `smollm2-135m`",
             f"the on-device report, on an {machine['cpu']} ({' and '.join(places)}; ssh to the machine itself)",
-            link("bench.md", "report"),
+            link("performance.md", "how fast"),
         ],
         [
             f"trained weights: {', '.join(f'`{model}`' for model in recorded_cells())}",
-            "the vocabulary cut by languages: bits per byte on four kinds of text, and on prose in ten languages",
+            "vocabulary cuts by language: bits per byte on four kinds of text, and on prose in ten languages",
             link("languages.md", "languages"),
         ],
         [
             "random weights in published configurations",
-            f"{len(architectures)} architectures: GGUF beside Transformers and llama.cpp's converter ({passed[0]} of "
-            f"{len(gguf)} models pass), ONNX beside Transformers ({passed[1]} of {len(onnx)})",
+            f"{len(architectures)} architectures: GGUF compared with Transformers and llama.cpp's converter "
+            f"({passed[0]} of {len(gguf)} models pass), ONNX compared with Transformers ({passed[1]} of {len(onnx)})",
             f"{link('families.md', 'families')}, {link('onnx.md', 'ONNX')}",
         ],
         [
             "real tokenizers, no weights",
-            f"{len(tokenizers)} vocabularies pruned, and their ids against llama.cpp's",
+            f"{len(tokenizers)} vocabularies pruned, and their ids compared with llama.cpp's",
             link("tokenizers.md", "tokenizers"),
         ],
         [
-            "small random models, devices and services played by stand-ins",
+            "small random models; devices and services replaced by stand-ins",
             "adb, an aarch64 engine in an emulator, the Hugging Face Hub",
             "tests",
         ],
@@ -69,7 +69,7 @@ def show(prefix: str) -> str:
             "",
         ],
     ]
-    return table(["on", "what", "where"], rows)
+    return table(["tested with", "what", "details"], rows)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which of the published models fit a phone: the table of docs/parameters.md. Nothing is measured.
+"""Which of the published models fit a phone: the table of docs/size.md. Nothing is measured.
 
 python -m benchmarks.pages.target_fits
 """
@@ -13,7 +13,7 @@ from compact_edge.parameter_table import inspected_table
 from targets.profile import load_profile
 
 SCRIPT = "pages.target_fits"
-DOCUMENT = "parameters.md"
+DOCUMENT = "size.md"
 TARGET = "phone-arm64"
 
 

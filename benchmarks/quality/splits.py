@@ -10,7 +10,7 @@ enhancement proposals in equal shares. The search evaluates on text of both that
 table of `docs/quality.md`.
 
 A weight is the share that the vocabulary loses over the share that the FFN loses. `--weights` measures several, with
-the default calibration: `compact.budget.VOCABULARY_WEIGHT` was set by these figures. `docs/results.md` has the table.
+the default calibration: `compact.budget.VOCABULARY_WEIGHT` was set by these figures. `docs/quality.md` has the table.
 """
 
 from __future__ import annotations

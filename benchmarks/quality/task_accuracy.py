@@ -4,7 +4,7 @@
     python -m benchmarks.quality.task_accuracy --methods unpruned,COMPACT --ratios 0.2
     python -m benchmarks.quality.task_accuracy --write                        # only write the table of docs/quality.md
 
-Offline: the tasks are files in `tasks` of the data folder (docs/results.md). Checkpoints are scored through
+Offline: the tasks are files in `tasks` of the data folder (docs/quality.md). Checkpoints are scored through
 Transformers in float32, GGUF files through llama.cpp. Every cell is saved when it is done; a later run computes only
 missing cells.
 """

@@ -115,7 +115,7 @@ def main() -> int:
                 rows.append(row)
     print(show(rows))
     if arguments.model == MODEL:
-        write_table("onnx.md", "scale.onnx_export", show(rows))
+        write_table("performance.md", "scale.onnx_export", show(rows))
     record("onnx-export", {"model": arguments.model, "runs": arguments.runs, "rows": rows})
     return 1 if any(ratio > LIMIT for ratio in ratios(rows)) else 0
 

@@ -150,7 +150,7 @@ def test_the_page_on_a_target_of_ones_own(desk: Path) -> None:
 
 
 def test_the_page_of_parameters(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(run_all("docs/parameters.md")) >= 4
+    assert len(run_all("docs/size.md")) >= 4
     assert "phone-arm64" in capsys.readouterr().out
     assert (desk / "parameters.svg").is_file()
 
@@ -175,7 +175,7 @@ def test_pages_with_published_models(document: str, desk: Path, data_dir: Path) 
 
 def test_no_command_is_left_out_silently() -> None:
     """Every command is run by a test above, or a rule says why not."""
-    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md", "docs/parameters.md", "docs/pruning.md"}
+    run_here = {*ALONE, *WITH_DATA, "docs/add-target.md", "docs/size.md", "docs/pruning.md"}
     shown = {command.text for document in run_here for command in commands(document) if runs(command)}
     left = [
         f"{document}: {command.text}"
