@@ -1,7 +1,7 @@
-"""Which packages each job needs, and the extra that brings them.
+"""The packages that each job needs, and the extras that install them.
 
-The table repeats pyproject.toml so that it can be read where the package is not installed (a checkout) and without a
-parser of requirements; a test keeps the two the same.
+The table repeats pyproject.toml, so that it is available in a checkout without installation, and without a parser for
+requirements. A test compares the two.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True)
 class Package:
-    """One distribution: the name it is imported by, the least version, and the extra that brings it ("" for base).
+    """One distribution.
 
-    `below` is the first version that is too new, "" where none is.
+    Attributes:
+        distribution: name on the package index.
+        module: import name.
+        minimum: minimum version.
+        extra: extra that installs it; "" for the base installation.
+        below: first version that is too new; "" if there is none.
     """
 
     distribution: str
@@ -61,17 +66,17 @@ EXTRA_JOBS: Mapping[str, str] = {
     "": "every command",
     "prune": "build, prune, export, eval",
     "onnx": "build and export for onnxruntime",
-    "languages": "a vocabulary for the languages that users speak (--languages)",
+    "languages": "a vocabulary for given languages (--languages)",
     "parquet": "calibration texts in Parquet files",
     "datasets": "calibration texts from data sets on the Hub",
     "eval": "accuracy on tasks (eval --tasks)",
-    "plot": "the picture of where the parameters are (inspect --all --plot)",
+    "plot": "a plot of the parameters by part (inspect --all --plot)",
     "demo": "the built-in model smollm2-135m",
 }
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Versions of those of the distributions that are installed, by name."""
+    """Return the versions of the installed ones of `distributions`, by name."""
     found = {}
     for name in distributions:
         with suppress(PackageNotFoundError):
@@ -80,12 +85,12 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def package_of(module: str) -> Package | None:
-    """Return the package that brings the top-level module of `module`."""
+    """Return the package with the top-level module of `module`, or None."""
     top = module.partition(".")[0]
     return next((package for package in PACKAGES if package.module == top), None)
 
 
 def install_hint(extra: str) -> str:
-    """Return the next step that brings the packages of `extra`."""
+    """Return the next step that installs the packages of `extra`."""
     target = f"compact-edge[{extra}]" if extra else "compact-edge"
     return f"run: pip install '{target}'   (in a checkout: pip install -e '.{f'[{extra}]' if extra else ''}')"

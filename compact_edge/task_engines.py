@@ -1,4 +1,4 @@
-"""Artifacts that score tasks: a GGUF through llama.cpp, an ONNX folder through onnxruntime. What ships is scored."""
+"""Scores tasks with the published artifact: a GGUF in llama.cpp, or an ONNX folder in onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from exporters.engine import Generation, LlamaEngine
 from exporters.onnx_engine import OnnxEngine
 from exporters.onnx_folder import read_folder
 
-# Tokens generated between two looks for a stop string.
+# Tokens generated between two checks for stop strings.
 _CHUNK = 16
-# Floats of logits that llama.cpp holds at a time (134 MB), and tokens that it is fed at most at a time.
+# Maximum floats of logits in llama.cpp (134 MB), and maximum and minimum tokens per batch.
 _LOGITS, _MOST_FED, _LEAST_FED = 2**25, 512, 32
 
 
 class GgufRuntime:
-    """See `compact_edge.task_runtime.Runtime`. llama.cpp's own tokenizer, float32 keys and values."""
+    """See `compact_edge.task_runtime.Runtime`. Uses llama.cpp's tokenizer, and float32 keys and values."""
 
     name = "llama.cpp"
 
     def __init__(self, path: Path, *, threads: int, batch_size: int = BATCH_SIZE) -> None:
-        """Open a GGUF; its context is made when it is known how long the sequences are.
+        """Open a GGUF. The context is created later, when the lengths of the sequences are known.
 
         Raises:
-            DataError: it names neither BOS nor EOS.
-            CompactEdgeError: as `exporters.engine.LlamaEngine`.
+            DataError: the GGUF names neither BOS nor EOS.
+            CompactEdgeError: as in `exporters.engine.LlamaEngine`.
         """
         self._path, self._threads, self._batch_size = path, threads, batch_size
         self._engine: LlamaEngine | None = None
@@ -38,17 +38,17 @@ class GgufRuntime:
         try:
             metadata = self._vocabulary.metadata
             self.max_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
-            # llama.cpp has defaults of its own where a file names none.
+            # Read the keys, because llama.cpp reports defaults if a file names no token.
             named = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "padding")]
             bos, eos, padding = (None if value is None else int(value) for value in named)
             token = prefix_token(bos, eos, padding, adds_bos=self._vocabulary.add_bos)
             if PREFIX_KEY in metadata:
                 token = int(metadata[PREFIX_KEY])
             if token is None:
-                raise DataError(f"{path.name}: the vocabulary names neither BOS nor EOS", "export the model again")
+                raise DataError(f"{path.name}: the vocabulary has neither BOS nor EOS", "export the model again")
             self.prefix_token = token
             self._prefix_text = self._vocabulary.detokenize([token]).decode("utf-8", "replace")
-            # A text of this kind of vocabulary begins with a space that is no part of it.
+            # With this kind of vocabulary, decoded text starts with an extra space.
             kind, prefix = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.add_space_prefix")
             self._put_in_front = kind == "llama" and prefix != "false"
         except BaseException:
@@ -74,7 +74,7 @@ class GgufRuntime:
         return text.removeprefix(" ") if self._put_in_front else text
 
     def _open(self, cells: int) -> LlamaEngine:
-        """The engine with a cache of at least `cells` tokens."""
+        """Return the engine with a cache of at least `cells` tokens."""
         if self._engine is None or cells > self._cells:
             if self._engine is not None:
                 self._engine.close()
@@ -87,7 +87,7 @@ class GgufRuntime:
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
         """See `Runtime.score`."""
-        # More cells would not make it faster: every token is compared with all cells that are in use.
+        # More cells would not be faster, because every token attends to all used cells.
         cells = max(_MOST_FED, *(group.n_tokens for group in groups))
         engine = self._open(cells)
         return score_in_packs(groups, engine.branches, advance, max_branches=self._batch_size, max_tokens=cells)
@@ -101,7 +101,7 @@ class GgufRuntime:
 
 
 class OnnxRuntime(CheckpointTokenizer):
-    """See `compact_edge.task_runtime.Runtime`. The folder's tokenizer.json."""
+    """See `compact_edge.task_runtime.Runtime`. Uses the folder's tokenizer.json."""
 
     name = "onnxruntime"
 
@@ -109,8 +109,8 @@ class OnnxRuntime(CheckpointTokenizer):
         """Open an ONNX folder.
 
         Raises:
-            DataError: its tokenizer has neither BOS nor EOS.
-            CompactEdgeError: as `exporters.onnx_engine.OnnxEngine`.
+            DataError: the tokenizer has neither BOS nor EOS.
+            CompactEdgeError: as in `exporters.onnx_engine.OnnxEngine`.
         """
         self.max_length = read_folder(folder).context_length
         super().__init__(folder)
@@ -122,7 +122,7 @@ class OnnxRuntime(CheckpointTokenizer):
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
         """See `Runtime.score`."""
-        # The graph takes one sequence at a time; a request to the child is one group.
+        # The graph takes one sequence at a time, so send one group per request.
         return score_in_packs(groups, self._engine.branches, advance, max_branches=1, max_tokens=1)
 
     def generate(
@@ -141,7 +141,7 @@ def _generate_each(
     ended: Ended,
     advance: Advance,
 ) -> list[list[int]]:
-    """One prompt after another, a few tokens at a time, each time from the cache that the last left."""
+    """Continue prompts one by one, a few tokens at a time, reusing the cache of the previous call."""
     results = []
     for prompt in prompts:
         made: list[int] = []

@@ -104,7 +104,7 @@ class LlamaEngine(ChildEngine):
         if not path.is_file():
             raise ModelNotFoundError(f"no GGUF file at {path}")
         if n_ctx < 1 or n_threads < 1 or (n_batch is not None and not 1 <= n_batch <= n_ctx):
-            raise UsageError(f"context of {n_ctx}, batch of {n_batch} and {n_threads} threads do not fit together")
+            raise UsageError(f"context {n_ctx}, batch {n_batch} and {n_threads} threads are not a valid combination")
         self._n_ctx = n_ctx
         self._n_seq = n_seq
         self._vocab_only = vocab_only
@@ -183,7 +183,7 @@ class LlamaEngine(ChildEngine):
         tokens, count = sum(group.n_tokens for group in groups), sum(len(group.branches) for group in groups)
         if tokens > self._n_ctx or count > self._n_seq:
             raise UsageError(
-                f"{self._name}: {count} sequences, {tokens} tokens exceed the limits of {self._n_seq} and {self._n_ctx}",
+                f"{self._name}: {count} sequences, {tokens} tokens exceed the limits {self._n_seq}, {self._n_ctx}",
                 "open the engine with a larger context",
             )
         if not ids_fit(groups, self.n_vocab):

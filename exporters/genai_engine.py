@@ -56,7 +56,7 @@ class GenaiEngine(ChildEngine):
             EngineCrashedError: onnxruntime-genai aborted.
         """
         if n_ctx < 1 or n_threads < 1:
-            raise UsageError(f"context of {n_ctx} and {n_threads} threads do not fit together")
+            raise UsageError(f"context {n_ctx} and {n_threads} threads are not a valid combination")
         described = read_folder(folder, vocab_only=vocab_only)
         self._name = folder.name
         self._vocab_only = vocab_only
