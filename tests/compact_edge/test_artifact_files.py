@@ -131,7 +131,7 @@ def test_what_is_refused(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
         [*odd.build(out, quant="Q1_0"), "--no-cache"],
         2,
         "rows of 192 weights are not a multiple of 128 (Q1_0)",
-        "choose a type of 32-weight blocks",
+        "choose a type with blocks of 32 weights",
     )
     assert not out.exists() and leftovers(tmp_path) == []
 

@@ -145,7 +145,7 @@ def test_a_type_without_fallback_is_refused_where_rows_do_not_fit(
     with pytest.raises(BudgetError, match=re.escape("rows of 192 weights are not a multiple of 128 (Q1_0)")):
         quantize_gguf(source, target, "Q1_0")
     monkeypatch.setattr(exporters.quantize, "predict_types", lambda *_args, **_options: {})
-    with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot make this type here: .*no tensor type fallback"):
+    with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot use this type here: .*no tensor type fallback"):
         quantize_gguf(source, target, "Q1_0")
     assert not target.exists()
 
