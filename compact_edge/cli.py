@@ -62,25 +62,25 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
     "release": Entry("compact_edge.commands.release", "release", "Build many models, ratios and targets."),
-    "gather": Entry("compact_edge.commands.gather", "gather", "Join release cells that were built separately."),
+    "gather": Entry("compact_edge.commands.gather", "gather", "Join separately built cells into a release."),
     "prune": Entry(
         "compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint.", parallel=True
     ),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
     "eval": Entry("compact_edge.commands.eval", "evaluate", "Measure bits per byte on a text, or accuracy on tasks."),
-    "curve": Entry("compact_edge.commands.curve", "curve", "Measure the loss of a model at each size."),
+    "curve": Entry("compact_edge.commands.curve", "curve", "Show what each size of a model costs on each text."),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
-    "report": Entry("compact_edge.commands.report", "report", "Show a benchmark run, or compare several."),
+    "report": Entry("compact_edge.commands.report", "report", "Show one benchmark run, or compare several."),
     "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
     "inspect": Entry(
         "compact_edge.commands.inspect", "inspect", "Show parameters by part: vocabulary, attention, FFN, norms."
     ),
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
     "devices": Entry(
-        "compact_edge.commands.devices", "devices", "List devices for benchmarks, and test those you name."
+        "compact_edge.commands.devices", "devices", "List devices to measure on, and test those you name."
     ),
     "verify": Entry("compact_edge.commands.verify", "verify", "Check the hashes of a published directory."),
-    "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what is installed here, and what is missing."),
+    "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }
 
 
@@ -162,7 +162,7 @@ class LazyGroup(click.Group):
 
 cli = LazyGroup(
     name=PROGRAM,
-    help="Turn a language model into one that fits a phone or a laptop, and show what it cost.",
+    help="Prune a language model to fit a phone or a laptop, and check what it costs.",
     epilog="Start with: compact-edge doctor, then compact-edge build MODEL --target gguf.",
     params=[_debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

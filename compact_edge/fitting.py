@@ -50,7 +50,7 @@ class Place:
     memory: MemoryEstimate
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "vocab_size": self.sizes.vocab_size,
             "intermediate_size": self.sizes.intermediate_size,
@@ -88,7 +88,7 @@ class Fit:
     exact_tokenizer: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "model": self.model,
             "parameters": self.parameters,

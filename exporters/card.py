@@ -1,4 +1,4 @@
-"""The model card of an artifact: front matter that the Hub accepts, and what a reader must know before using it."""
+"""The model card of an artifact: front matter for the Hub, and the facts that a user needs."""
 
 from __future__ import annotations
 

@@ -129,5 +129,5 @@ def _holds(turns: Turns, render: Render) -> bool:
         probes += [_talk(*(m["content"] for m in probe), system="Be brief.\nBe kind.") for probe in probes]
     try:
         return all(render(probe) == turns.expand(probe) for probe in probes)
-    except Exception:  # as above
+    except Exception:  # the template refuses a conversation
         return False

@@ -96,9 +96,9 @@ class LlamaEngine(ChildEngine):
 
         Raises:
             ModelNotFoundError: the file does not exist.
-            DamagedFileError: llama.cpp cannot load it.
+            DamagedFileError: llama.cpp cannot load the file.
             UnsupportedArchitectureError: llama.cpp does not know the architecture.
-            ToolUnavailableError: llama-cpp-python is absent, or memory is short.
+            ToolUnavailableError: llama-cpp-python is not installed, or there is not enough memory.
             EngineCrashedError: llama.cpp aborted.
         """
         if not path.is_file():
@@ -200,7 +200,7 @@ class LlamaEngine(ChildEngine):
         With `reuse`, the prefix that `ids` shares with the last call comes from the key-value cache.
         """
         if max_tokens < 1:
-            raise UsageError(f"{max_tokens} tokens cannot be generated")
+            raise UsageError(f"max_tokens is {max_tokens}, but must be at least 1")
         prompt = self._ids(ids, 1, self._n_ctx - max_tokens)
         stops = sorted(int(token) for token in stop)
         request = {"op": "generate", "max_tokens": max_tokens, "stop": stops, "reuse": reuse}
@@ -210,7 +210,7 @@ class LlamaEngine(ChildEngine):
     def speed(self, prompt_ids: Sequence[int], n_decode: int) -> Speed:
         """Time a prompt and the decoding of `n_decode` tokens, at most n_ctx in total. Raises the same as `logits`."""
         if n_decode < 0:
-            raise UsageError(f"{n_decode} tokens cannot be decoded")
+            raise UsageError(f"n_decode is {n_decode}, but must not be negative")
         prompt = self._ids(prompt_ids, 1, self._n_ctx - n_decode)
         answer, _ = self._ask_model({"op": "speed", "n_decode": n_decode}, prompt)
         return Speed(

@@ -1,4 +1,4 @@
-"""The child of `exporters.engine_build` (`python -m exporters.engine_build_child`)."""
+"""Child process of `exporters.engine_build` (`python -m exporters.engine_build_child`)."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class GenaiEngine(ChildEngine):
             EngineCrashedError: genai aborted.
         """
         if max_tokens < 1:
-            raise UsageError(f"{self._name}: {max_tokens} tokens cannot be generated")
+            raise UsageError(f"{self._name}: max_tokens is {max_tokens}, but must be at least 1")
         prompt = self._ids(ids, self.context_length - max_tokens)
         request = {"op": "generate", "max_tokens": max_tokens, "stop": sorted(int(token) for token in stop)}
         answer, _ = self._child.ask({**request, "max_length": self.context_length}, (prompt,))
@@ -136,7 +136,7 @@ class GenaiEngine(ChildEngine):
         The total is at most `n_ctx`, and less than the model's context length, which must also hold the last new token.
         """
         if n_decode < 0:
-            raise UsageError(f"{self._name}: {n_decode} tokens cannot be decoded")
+            raise UsageError(f"{self._name}: n_decode is {n_decode}, but must not be negative")
         most = min(self.context_length, self._model_length - 1)
         prompt = self._ids(prompt_ids, most - n_decode)
         answer, _ = self._child.ask({"op": "speed", "n_decode": n_decode, "max_length": most + 1}, (prompt,))

@@ -156,6 +156,7 @@ def write_gguf(
     """
     if quant not in FILE_TYPES:
         raise UsageError(f"GGUF type {quant!r} cannot be written directly", f"use one of: {', '.join(FILE_TYPES)}")
+    # 1. Read and check the configuration, and plan the tensors.
     family, config, shape, rope = read_layout(checkpoint)
     factors = frequency_factors(rope, shape.head_dim)
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
@@ -164,6 +165,7 @@ def write_gguf(
     if vocab_only:
         plan, factors = [], None
 
+    # 2. Collect the key-values and the tensor table.
     writer = gguf.GGUFWriter(path=None, arch=family.gguf_arch)
     meta = general_metadata(checkpoint, metadata, n_params)
     add_general(writer, meta)
@@ -175,6 +177,7 @@ def write_gguf(
     for tensor in plan:
         # With any element type except uint8, the writer takes the shape in elements, not bytes.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
+    # 3. Write the head, then stream the tensors.
     try:
         _write_head(writer, target)
         _write_data(target, factors, plan, writer.data_alignment, progress)

@@ -38,7 +38,7 @@ from exporters.frames import Array, TornFrameError, read_frame, write_frame
 _TAIL_BYTES = 8192
 _QUOTED_LINES = 3
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
-_CRASH_HINT = "the file may not fit this llama.cpp, or memory ran out; try a smaller context"
+_CRASH_HINT = "the file may not work with this version of llama.cpp, or memory ran out; try a smaller context"
 _BUILD_PATH = re.compile(r"\S*/llama\.cpp/(?=(?:src|ggml)/)")
 _FAILURES: Mapping[str, type[CompactEdgeError]] = {
     "architecture": UnsupportedArchitectureError,

@@ -77,11 +77,15 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         staged, built, cache = (scratch / name for name in ("checkpoint", "built", "cache"))
         for directory in (staged, built, cache):
             directory.mkdir(parents=True)
+        # 1. Give the builder a view of the checkpoint with the right dtype.
         _stage(checkpoint, staged, config, stored)
+        # 2. Build the graph and its weights in a child process, and move them to the output.
         _run_builder(checkpoint.name, staged, built, cache, options, config, progress)
         for name in (MODEL, DATA):
             (built / name).rename(work / name)
+        # 3. Check and write genai_config.json.
         _write_genai_config(checkpoint, built, work, config, family, options)
+        # 4. Copy the tokenizer's files and remove the scratch folder.
         copy_tokenizer(checkpoint, work, read_json_object(work / GENAI_CONFIG)["model"]["context_length"])
         shutil.rmtree(scratch)
 

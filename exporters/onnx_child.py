@@ -76,8 +76,8 @@ def _refusal(error: Exception) -> RefusedError:
     # torch reports a failed allocation as a plain RuntimeError with this text.
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return RefusedError("unavailable", "memory ran out during the build", "use a machine with more memory")
-    # Only some of these are storage errors: Transformers raises OSError without errno for invalid files. numpy does
-    # so for a full disk.
+    # numpy raises OSError without errno for a full disk. Transformers does the same for invalid files, which is not a
+    # storage error.
     if isinstance(error, OSError) and (error.errno is not None or _SHORT_WRITE.search(str(error))):
         return RefusedError("storage", f"the model cannot be written: {_line(error)}", "check the disk's free space")
     why = f"{type(error).__name__}: {_line(error)}"

@@ -21,7 +21,7 @@ from exporters.engine import Generation
 from exporters.native import ChildEngine, NativeChild
 from exporters.onnx_folder import read_folder
 
-CRASH_HINT = "the files may not fit this onnxruntime, or memory ran out; try a smaller context"
+CRASH_HINT = "the files may not work with this version of onnxruntime, or memory ran out; try a smaller context"
 
 
 class OnnxEngine(ChildEngine):

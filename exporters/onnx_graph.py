@@ -165,7 +165,7 @@ def _full_check(model: Any) -> list[str]:
 
 
 def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the entries of a repeated field that are not wanted."""
+    """Remove all entries of a repeated field for which `wanted` is false."""
     for index in reversed(range(len(values))):
         if not wanted(values[index]):
             del values[index]

@@ -192,7 +192,7 @@ REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# Types that llama.cpp refuses to make without an importance matrix (`tensor_requires_imatrix`).
+# Types for which llama.cpp requires an importance matrix (`tensor_requires_imatrix`).
 _BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 # For the embedding and the output it does not check. There, these types abort (`ggml_quantize_requires_imatrix`).
 _BLIND_HEADS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})

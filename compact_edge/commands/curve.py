@@ -1,4 +1,4 @@
-"""`compact-edge curve`: measure the loss of a model at each size, as a table and a plot."""
+"""`compact-edge curve`: show what each size of a model costs, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from compact_edge.commands.shared import (
 
 @click.command(cls=QuantCommand)
 @click.argument("model")
-@click.option("--quant", help="GGUF type of the files, or `list` (default: type of the target gguf).")
+@click.option("--quant", help="GGUF type of the files, or `list` (default: the type of the target gguf).")
 @click.option(
     "--points",
     type=click.IntRange(1, 50),
     default=6,
     show_default=True,
-    help="Number of ratios, evenly spaced from 0.05 to 0.5; 6 sizes are evaluated for each.",
+    help="Number of ratios, evenly spaced from 0.05 to 0.5. Each evaluates 6 sizes.",
 )
 @ranking_options
 @calibration_options
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-cache", is_flag=True, help="Measure every size again; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def curve(
@@ -47,7 +47,7 @@ def curve(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure MODEL at each size: bits per byte on each text, file size, estimated characters/s.
+    """Show what each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
 
     For each ratio of removed parameters, the best split between vocabulary and FFN is searched. It is measured in bits
     per byte on text of each calibration source that is not used for calibration. Nothing is pruned, repaired or

@@ -12,7 +12,7 @@ from compact_edge.commands.shared import DIRECTORY
 @click.command()
 @click.argument("folder", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def gather(folder: tuple[Path, ...], out: Path, force: bool, as_json: bool) -> None:
     """Join cells of one release.toml into a release. `compact-edge release --cell` builds each FOLDER.

@@ -18,10 +18,10 @@ _LIST = "list"
 @click.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
-    "--ratio", type=float, help="Show the sizes after removing this share of all parameters, split as in a build."
+    "--ratio", type=float, help="Show what remains after removing this share of all parameters, split as in a build."
 )
-@click.option("--vocab-size", type=click.IntRange(1), help="Show the sizes at this vocab_size.")
-@click.option("--intermediate-size", type=click.IntRange(1), help="Show the sizes at this intermediate_size.")
+@click.option("--vocab-size", type=click.IntRange(1), help="Show what remains at this vocab_size.")
+@click.option("--intermediate-size", type=click.IntRange(1), help="Show what remains at this intermediate_size.")
 @click.option(
     "--languages",
     multiple=True,
@@ -29,9 +29,7 @@ _LIST = "list"
     callback=split_codes,
     help="Show how much text in these languages each vocab_size covers, such as en,de,code.",
 )
-@click.option(
-    "--target", "target_name", help="Show whether the models fit this device (name or TOML file of a profile)."
-)
+@click.option("--target", "target_name", help="Show whether the models fit this device (profile name or TOML file).")
 @click.option("--quant", help="With --target: use this GGUF type instead of the profile's.")
 @click.option(
     "--context", type=click.IntRange(1), help="With --target: use this context length instead of the profile's."

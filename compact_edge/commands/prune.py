@@ -27,7 +27,7 @@ from compact_edge.commands.shared import (
 @calibration_options
 @recovery_options
 @compute_options
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:

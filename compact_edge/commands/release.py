@@ -18,25 +18,29 @@ from compact_edge.commands.shared import DIRECTORY, FILE
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Number of cells to build at once, if there is enough free memory.",
+    help="Cells to build in parallel, if free memory allows.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--bench/--no-bench", "bench", default=None, help="Measure on this machine (default: set in FILE).")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Threads per cell (default: all cores but one, divided among the jobs)."
+    "--bench/--no-bench", "bench", default=None, help="Measure on this machine (default: the setting in FILE)."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads per cell (default: the cores minus one, divided among the cells).",
 )
 @click.option(
     "--matrix",
     is_flag=False,
     flag_value="cells",
     type=click.Choice(["cells", "plans"]),
-    help="Only print the cells (or the plans) as one line of JSON for a CI matrix.",
+    help="Build nothing; print the cells (or the plans) as one line of JSON for a CI matrix.",
 )
-@click.option("--cell", metavar="ID", help="Build only this cell, or this plan, in a separate folder.")
+@click.option("--cell", metavar="ID", help="Build one cell or one plan into its own folder.")
 @click.option(
     "--plan",
     type=click.Path(path_type=Path),
-    help="With --cell: the plan's folder or its plan.json (default: make the plan first).",
+    help="With --cell: folder of the plan, or its plan.json (default: make the plan here).",
 )
 @click.option(
     "--with-baseline",
@@ -48,8 +52,8 @@ def release(file: Path, matrix: str | None, cell: str | None, as_json: bool, **v
     """Build and check every model, ratio, target and type in FILE, and arrange the files for the Hub.
 
     FILE is a release.toml; docs/release.md describes its keys. If a cell fails, the others are still built. The table
-    at the end names the failed cell, and the exit code is 3. Finished cells are kept, so the same command can continue
-    an interrupted run.
+    at the end names the failed cell, and the exit code is 3. Finished cells are kept, so the same command resumes
+    where it stopped.
 
     In CI, --matrix prints the jobs, --cell builds one of them, and `compact-edge gather` joins their folders.
     """
