@@ -37,7 +37,7 @@ except ImportError:
 PROGRAM = "compact-edge"
 # The exception that the last signal raised. C code that calls Python can replace it by another error (torch's loading
 # raises ValueError), but the message and the exit code must be those of the signal.
-_ended_by: BaseException | None = None
+_signal_error: BaseException | None = None
 # A shell sets this variable to request completions. The name follows click's convention.
 _COMPLETE_VARIABLE = "_COMPACT_EDGE_COMPLETE"
 
@@ -193,7 +193,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _output_closed()
     except BaseException as error:
-        return _report(error, describe(_ended_by or error), session.debug)
+        return _report(error, describe(_signal_error or error), session.debug)
     return 0
 
 
@@ -257,6 +257,6 @@ def _raise_interrupted(_number: int, _frame: FrameType | None) -> None:
 
 
 def _raise(error: BaseException) -> NoReturn:
-    global _ended_by
-    _ended_by = error
+    global _signal_error
+    _signal_error = error
     raise error

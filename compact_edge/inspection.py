@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from compact.ranking import Ranking
 
 # A byte-level tokenizer always keeps its alphabet. It also keeps special tokens, but config.json does not list them.
-_LEAST_VOCABULARY = 256
+_MIN_VOCABULARY = 256
 # Maximum rows of the table of vocabulary sizes.
-_MOST_ROWS = 14
+_MAX_ROWS = 14
 _PARTS = ("vocabulary", "attention", "ffn", "norms", "other")
 
 
@@ -113,7 +113,7 @@ class Inspected:
     def limits(self, grid: int = 1) -> Limits:
         """Return the limits of the sizes, with FFN channels in multiples of `grid`."""
         own = self.sizes
-        least = _LEAST_VOCABULARY if self.ranking is None else len(self.ranking.always)
+        least = _MIN_VOCABULARY if self.ranking is None else len(self.ranking.always)
         return Limits(own.vocab_size, own.intermediate_size, min(least, own.vocab_size), grid)
 
     def sizes_asked(self, request: Request, grid: int = 1) -> Sizes:
@@ -291,7 +291,7 @@ def sizes_table(model: Inspected) -> list[VocabularySize]:
     steps = [size for power in range(30, 9, -1) for size in (3 << power - 1, 1 << power)]
     sizes = [whole.vocab_size, *(n for n in steps if len(ranking.always) <= n < whole.vocab_size)]
     rows = []
-    for size in sizes[:_MOST_ROWS]:
+    for size in sizes[:_MAX_ROWS]:
         coverage, per_character = ranking.reach.at(size)
         after = pruned_parts(Sizes(size, whole.intermediate_size), model.parts, whole)
         rows.append(VocabularySize(size, after.total, coverage, per_character))

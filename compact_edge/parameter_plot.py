@@ -25,9 +25,9 @@ _PARTS: tuple[tuple[str, str, str, str, Any], ...] = (
 )
 _INK, _SOFT, _GRID = "#1a1a1a", "#555555", "#dddddd"
 # All panels have the same x axis (in parameters), so that readers can compare them.
-_LEAST, _MOST = 2.2e7, 1.1e12
+_X_MIN, _X_MAX = 2.2e7, 1.1e12
 # Minimum distance between the names at the ends of lines, in percentage points.
-_APART = 8.5
+_MIN_DISTANCE = 8.5
 _FORMATS = ("svg", "png")
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the picture is the same on every machine
@@ -100,7 +100,7 @@ def _panel(panel: Any, family: str, models: Sequence[Counted]) -> None:
     panel.set_title(family, loc="left", fontsize=9.5, fontweight="bold", pad=4)
     panel.set_title(f"{_size(sizes[0])} to {_size(sizes[-1])}", loc="right", fontsize=8, color=_SOFT, pad=4)
     panel.set_xscale("log")
-    panel.set_xlim(_LEAST, _MOST)
+    panel.set_xlim(_X_MIN, _X_MAX)
     panel.set_ylim(0, 100)
     panel.grid(axis="y", color=_GRID, linewidth=0.6)
     panel.set_axisbelow(True)
@@ -132,7 +132,7 @@ def _spread(ends: dict[str, float]) -> dict[str, float]:
     lowest = 3.0
     for name, height in sorted(ends.items(), key=lambda pair: pair[1]):
         placed[name] = max(height, lowest)
-        lowest = placed[name] + _APART
+        lowest = placed[name] + _MIN_DISTANCE
     return placed
 
 

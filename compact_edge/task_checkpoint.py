@@ -45,7 +45,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         # Linear attention keeps one state, which Transformers cannot copy to several branches.
-        self._shares_beginnings = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
+        self._shares_prefixes = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
         own = getattr(generation, "eos_token_id", None)
         self.ends |= frozenset([own] if isinstance(own, int) else own or ())
 
@@ -61,7 +61,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         """Run the prefixes, padded on the left, then all branches, padded on the right."""
         import torch
 
-        if not self._shares_beginnings:
+        if not self._shares_prefixes:
             groups = [_whole(group) for group in groups]
         rows = [(g, b) for g, group in enumerate(groups) for b in range(len(group.branches))]
         branches = [groups[g].branches[b] for g, b in rows]
@@ -72,7 +72,7 @@ class CheckpointRuntime(CheckpointTokenizer):
             width = max(len(group.prefix) for group in groups)
             if width:
                 owners = torch.tensor([g for g, _ in rows], device=self._model.device)
-                cache, seen = self._beginnings(groups, width)
+                cache, seen = self._run_prefixes(groups, width)
                 cache.batch_select_indices(owners)
                 seen = seen[owners]
                 # Positions continue after each branch's prefix. No scored position attends to padding on the right.
@@ -93,7 +93,7 @@ class CheckpointRuntime(CheckpointTokenizer):
                 ids[row, place] = torch.tensor(part, dtype=torch.int64)
         return ids.to(self._model.device)
 
-    def _beginnings(self, groups: Sequence[Group], width: int) -> tuple[Any, Any]:
+    def _run_prefixes(self, groups: Sequence[Group], width: int) -> tuple[Any, Any]:
         """Return the cache after the groups' prefixes, and a mask [groups, width] of positions with a token."""
         import torch
 

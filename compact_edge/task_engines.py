@@ -16,7 +16,7 @@ from exporters.onnx_folder import read_folder
 # Tokens generated between two checks for stop strings.
 _CHUNK = 16
 # Maximum floats of logits in llama.cpp (134 MB), and maximum and minimum tokens per batch.
-_LOGITS, _MOST_FED, _LEAST_FED = 2**25, 512, 32
+_LOGITS, _MAX_BATCH, _MIN_BATCH = 2**25, 512, 32
 
 
 class GgufRuntime:
@@ -50,7 +50,7 @@ class GgufRuntime:
             self._prefix_text = self._vocabulary.detokenize([token]).decode("utf-8", "replace")
             # With this kind of vocabulary, decoded text starts with an extra space.
             kind, prefix = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.add_space_prefix")
-            self._put_in_front = kind == "llama" and prefix != "false"
+            self._adds_space = kind == "llama" and prefix != "false"
         except BaseException:
             self._vocabulary.close()
             raise
@@ -71,7 +71,7 @@ class GgufRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runtime.decode`."""
         text = self._vocabulary.detokenize(ids, special=False).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._put_in_front else text
+        return text.removeprefix(" ") if self._adds_space else text
 
     def _open(self, cells: int) -> LlamaEngine:
         """Return the engine with a cache of at least `cells` tokens."""
@@ -79,16 +79,16 @@ class GgufRuntime:
             if self._engine is not None:
                 self._engine.close()
             self._cells = -(-cells // 256) * 256
-            fed = max(_LEAST_FED, min(_MOST_FED, _LOGITS // self._vocabulary.n_vocab, self._cells))
+            n_batch = max(_MIN_BATCH, min(_MAX_BATCH, _LOGITS // self._vocabulary.n_vocab, self._cells))
             self._engine = LlamaEngine(
-                self._path, n_ctx=self._cells, n_batch=fed, n_threads=self._threads, n_seq=self._batch_size
+                self._path, n_ctx=self._cells, n_batch=n_batch, n_threads=self._threads, n_seq=self._batch_size
             )
         return self._engine
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
         """See `Runtime.score`."""
         # More cells would not be faster, because every token attends to all used cells.
-        cells = max(_MOST_FED, *(group.n_tokens for group in groups))
+        cells = max(_MAX_BATCH, *(group.n_tokens for group in groups))
         engine = self._open(cells)
         return score_in_packs(groups, engine.branches, advance, max_branches=self._batch_size, max_tokens=cells)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # A shorter prefix is not worth a separate pass.
-_LEAST_SHARED = 8
+_MIN_SHARED = 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def grouped(
             count = len(members)
             total = tokens + len(sequence.ids) + (count - 1) * shared - count * common
             # Add a member only if it saves at least as much as the shorter prefix costs the other members.
-            saves = common >= _LEAST_SHARED and count * common >= (count - 1) * shared
+            saves = common >= _MIN_SHARED and count * common >= (count - 1) * shared
             if saves and count < max_branches and total <= max_tokens:
                 members.append(index)
                 shared, tokens = common, total

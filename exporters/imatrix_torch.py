@@ -41,7 +41,7 @@ class _Sums:
         self.values[name] = self.values[name] + squares if name in self.values else squares
         self.tokens[name] = self.tokens.get(name, 0) + inputs.numel() // inputs.shape[-1]
 
-    def forget_last(self) -> None:
+    def release_last(self) -> None:
         """Release the last inputs."""
         self._last = None
 
@@ -113,7 +113,7 @@ def collect(
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # [1, positions, hidden]
                 if head:
                     sums.add(head_name, hidden)
-                sums.forget_last()
+                sums.release_last()
                 task.advance(len(sequence))
     finally:
         for handle in handles:

@@ -37,7 +37,7 @@ from exporters.frames import Array, TornFrameError, read_frame, write_frame
 
 _TAIL_BYTES = 8192
 _QUOTED_LINES = 3
-_TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
+_ERROR_MARKS = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
 _CRASH_HINT = "the file may not work with this version of llama.cpp, or memory ran out; try a smaller context"
 _BUILD_PATH = re.compile(r"\S*/llama\.cpp/(?=(?:src|ggml)/)")
 _FAILURES: Mapping[str, type[CompactEdgeError]] = {
@@ -213,9 +213,9 @@ def last_lines(stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - _TAIL_BYTES))
     lines = [line.strip() for line in stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in _TELLING)]
+    marked = [line for line in lines if any(word in line for word in _ERROR_MARKS)]
     # An assertion contains the path of its source file on the machine that built the library. Remove it.
-    return _BUILD_PATH.sub("", "; ".join((telling or lines)[-_QUOTED_LINES:]))
+    return _BUILD_PATH.sub("", "; ".join((marked or lines)[-_QUOTED_LINES:]))
 
 
 def child_environment() -> dict[str, str]:

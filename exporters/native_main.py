@@ -100,10 +100,10 @@ class NativeLog:
 
     def reason(self) -> str:
         """Return the last errors as one line, or an empty text. Lines of `=` around errors are skipped."""
-        telling = [line for line in self.errors if line.strip("= ")]
+        messages = [line for line in self.errors if line.strip("= ")]
         # This line follows every failed load and has no information.
-        reasons = [line for line in telling if not line.endswith(": failed to load model")]
-        return "; ".join((reasons or telling)[-2:])
+        reasons = [line for line in messages if not line.endswith(": failed to load model")]
+        return "; ".join((reasons or messages)[-2:])
 
     def _take(self, line: str) -> None:
         if self._on_line is not None:

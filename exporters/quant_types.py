@@ -193,12 +193,12 @@ REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # Types for which llama.cpp requires an importance matrix (`tensor_requires_imatrix`).
-_BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+_REQUIRES_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 # For the embedding and the output it does not check. There, these types abort (`ggml_quantize_requires_imatrix`).
-_BLIND_HEADS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+_HEAD_REQUIRES_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 # Base type -> nearest quantization with blocks of 32, for models whose row lengths are not multiples of 256.
 _NEAR = {"Q4_K": "IQ4_NL", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
-_NEAR_ELSE = "IQ4_NL"
+_NEAR_DEFAULT = "IQ4_NL"
 # Tell the user if more than this share of the bytes is in fallback types.
 FALLBACK_SHARE = 0.05
 
@@ -296,9 +296,9 @@ def predict_types(
 
 def needing_imatrix(types: Mapping[str, str], quant: str) -> list[str]:
     """Return the tensors in the predicted `types` for which llama.cpp requires an importance matrix."""
-    blind = _BLIND | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _BLIND
+    required = _REQUIRES_IMATRIX | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _REQUIRES_IMATRIX
     heads = ("token_embd.weight", "output.weight")
-    return [name for name, kind in types.items() if kind in (_BLIND_HEADS if name in heads else blind)]
+    return [name for name, kind in types.items() if kind in (_HEAD_REQUIRES_IMATRIX if name in heads else required)]
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,8 @@ def summarize(
 
     got = types(model)
     # Apply the same rules to a model whose rows fit every block size.
-    roomy = [replace(t, shape=(-(-t.row // 256) * 256, *t.shape[1:])) for t in model.tensors]
-    wanted = types(replace(model, tensors=tuple(roomy)))
+    aligned = [replace(t, shape=(-(-t.row // 256) * 256, *t.shape[1:])) for t in model.tensors]
+    wanted = types(replace(model, tensors=tuple(aligned)))
     sizes = {tensor.name: GGML_TYPES[got[tensor.name]].size(tensor.shape) for tensor in model.tensors}
     total = sum(sizes.values())
     fallbacks = {name: (wanted[name], got[name]) for name in got if wanted[name] != got[name]}
@@ -346,7 +346,7 @@ def summarize(
     chosen = quant_named(quant)
     suggestion = None
     if share > FALLBACK_SHARE and chosen.block > 32:
-        suggestion = _NEAR.get(chosen.base, _NEAR_ELSE)
+        suggestion = _NEAR.get(chosen.base, _NEAR_DEFAULT)
     weights = sum(tensor.count for tensor in model.tensors)
     return QuantSummary(8 * total / weights if weights else 0.0, total, fallbacks, share, suggestion)
 

@@ -61,10 +61,10 @@ def quantize_gguf(
         model, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=imatrix is not None
     )
     covered = imatrix.means.keys() if imatrix is not None else frozenset[str]()
-    blind = [name for name in needing_imatrix(types, quant) if name not in covered]
-    if blind:
+    uncovered = [name for name in needing_imatrix(types, quant) if name not in covered]
+    if uncovered:
         raise UsageError(
-            f"{chosen.name} needs an importance matrix for {blind[0]} and {len(blind) - 1} other tensors",
+            f"{chosen.name} needs an importance matrix for {uncovered[0]} and {len(uncovered) - 1} other tensors",
             "provide an importance matrix, or choose a larger quantization",
         )
     entries = imatrix.fitting(model) if imatrix is not None else {}
