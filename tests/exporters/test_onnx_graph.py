@@ -133,7 +133,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "leftover bytes": (leftover_bytes, "use only the first"),
     "torn data": (torn_data, "ends inside tensor"),
     "no data": (no_data, "missing"),
-    "second data file": (second_data_file, "data in more.data"),
+    "second data file": (second_data_file, "data is in more.data"),
     "data outside": (on_graph(move_data("../model.onnx.data")), "outside its directory"),
 }
 
