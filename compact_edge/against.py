@@ -1,4 +1,4 @@
-"""`eval --against`: two models score one text, and the loss of the first is divided by where it arises."""
+"""`eval --against`: two models score one text. The loss of the first is divided by where it occurs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 N_WORDS = 50
 _WHERE = ("words that are split", f"within {AFTER} tokens after a split", "everything else")
-# Columns of a word, and of the pieces that it is written in.
+# Display widths of a word and of its pieces.
 _WORD, _PIECES = 24, 34
 
 
@@ -36,10 +36,10 @@ class Reading:
     """A text as one model reads and scores it.
 
     Attributes:
-        name: the model, as the user named it.
-        tokens: ids, places and bits of the text's tokens.
-        pieces: the model's tokens.
-        window: positions of a window.
+        name: the model, as the user gave it.
+        tokens: ids, positions and bits of the text's tokens.
+        pieces: the model's vocabulary.
+        window: positions per window.
     """
 
     name: str
@@ -53,12 +53,12 @@ class CostlyWord:
     """A token of the other model that the model splits.
 
     Attributes:
-        token: as the other model's tokenizer.json spells it.
-        text: its bytes.
-        pieces: the bytes of its parts in the model, the first time.
-        count: how often it is split.
-        excess: bits above the other model, over all times.
-        missing: the model has no such token. Where false, it has the token, but its merges cut the text elsewhere.
+        token: spelling in the other model's tokenizer.json.
+        text: bytes of the token.
+        pieces: bytes of its parts in the model, at its first occurrence.
+        count: number of times that it is split.
+        excess: total bits above the other model.
+        missing: whether the model lacks the token. If false, the model has it, but its merges split the text elsewhere.
     """
 
     token: str
@@ -85,12 +85,12 @@ class Comparison:
 
     Attributes:
         model, against: the two readings.
-        n_bytes: bytes of the text that both models score. A first token without BOS is context only; then this begins
-            at the first boundary that both have after it, and bits per byte differ a little from those of `eval` alone.
-        n_tokens, n_against: tokens of either model in them.
-        totals: by class.
-        n_split: different words that are split.
-        words: those that cost most, the most expensive first; none that costs nothing.
+        n_bytes: bytes of the text that both models score. Without BOS, the first token is only context. Then scoring
+            starts at the first common token boundary after it, and bits per byte differ slightly from `eval`.
+        n_tokens, n_against: tokens of each model in these bytes.
+        totals: totals by class.
+        n_split: number of distinct split words.
+        words: the most expensive split words, most expensive first. All have a positive excess.
     """
 
     model: Reading
@@ -118,11 +118,11 @@ class Comparison:
 
     @property
     def excess(self) -> float:
-        """Bits per byte that the model needs above the other."""
+        """Bits per byte of the model minus those of the other."""
         return sum(part.excess for part in self.totals) / self.n_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """The result for `--json`; `excess_bits_per_byte` of the classes sums to that of the text."""
+        """Return JSON values for `--json`. `excess_bits_per_byte` of the classes add up to that of the text."""
         return {
             "n_bytes": self.n_bytes,
             "bits_per_byte": self.bits_per_byte,
@@ -147,7 +147,7 @@ class Comparison:
         }
 
     def as_text(self) -> str:
-        """Three tables: the two models, the classes, and the words."""
+        """Return three tables: the two models, the classes, and the words."""
         relative = f" ({self.excess / self.against_bits_per_byte:+.1%})" if self.against_bits_per_byte else ""
         models = format_table(
             ("MODEL", "BITS PER BYTE", "TOKENS"),
@@ -175,11 +175,11 @@ class Comparison:
 
     def _words(self) -> str:
         if not self.words:
-            return "no word that is split costs more bits" if self.n_split else "no words are split"
+            return "no split word costs more bits" if self.n_split else "no words are split"
         split = next(part.excess for part in self.totals if part.name == SPLIT)
         listed = sum(word.excess for word in self.words)
-        share = f" ({listed / split:.0%} of what those cost)" if split > 0 else ""
-        title = f"the {len(self.words):,} words that cost most, of {self.n_split:,} that are split{share}:"
+        share = f" ({listed / split:.0%} of their total cost)" if split > 0 else ""
+        title = f"the {len(self.words):,} most expensive of {self.n_split:,} split words{share}:"
         rows = [
             (
                 cut_middle(visible(word.text), _WORD),
@@ -208,19 +208,20 @@ def compare(
     """Score a text with two models, one after the other, and divide the loss of the first.
 
     Args:
-        model, against: a checkpoint, an artifact, a Hub id or a built-in model each.
-        text: what both score, with the same window and stride in positions. Tokens of different lengths put
-            different contexts into it.
-        n_words: most words to list.
-        window: positions; 2048 by default, and at most what each model has.
-        device: for a checkpoint.
-        threads: of the runtimes.
+        model, against: each a checkpoint, GGUF file, ONNX folder, Hub id or built-in model.
+        text: text that both score, with the same window and stride in positions. If their tokens have different
+            lengths, the contexts differ.
+        n_words: maximum number of words to list.
+        window: positions per window; 2048 by default, and at most the context of each model.
+        device: device for a checkpoint.
+        threads: threads of the runtimes.
         cache: for `open_source`.
         progress: shows the scoring.
 
     Raises:
-        CompactEdgeError: what opening the models raises; and `DataError` where a tokenizer changes the text,
-            `CalibrationError` for a text that is too short.
+        CompactEdgeError: a model cannot be opened.
+        DataError: a tokenizer changes the text.
+        CalibrationError: the text is too short.
     """
     readings = []
     for name in (model, against):
@@ -267,7 +268,7 @@ def _costly(word: Word, pieces: TokenPieces, known: frozenset[bytes]) -> CostlyW
 
 
 def visible(text: bytes) -> str:
-    """A token for people: spaces as `␣`, control characters and bytes that are not UTF-8 as escapes."""
+    """Format a token for display: spaces as `␣`, control characters and invalid UTF-8 as escapes."""
     return "".join(
         "␣" if character == " " else character if character.isprintable() else _escaped(character)
         for character in _decoded(text)
@@ -286,19 +287,21 @@ def check_tokens_file(path: Path) -> None:
     """Check the file of `--save-tokens` before any work is done.
 
     Raises:
-        UsageError: a name that `--keep-tokens` would read as another format.
-        OutputExistsError, StorageError: it cannot be written there.
+        UsageError: `--keep-tokens` would read a file of this name in another format.
+        OutputExistsError, StorageError: the file exists or cannot be written.
     """
     if path.suffix in (".jsonl", ".parquet"):
-        raise UsageError(f"--save-tokens {path}: one token per line is plain text", "name a file such as keep.txt")
+        raise UsageError(
+            f"--save-tokens {path}: the file is plain text, one token per line", "use a name such as keep.txt"
+        )
     check_new_file(path, "--save-tokens")
 
 
 def save_tokens(path: Path, found: Comparison, progress: Progress) -> None:
     """Write the listed words that the model lacks, one per line, as `--keep-tokens` reads them.
 
-    A token with a line break in its spelling cannot be written on a line; it is left out, and a note says so. Where no
-    token is left, no file is written, because `--keep-tokens` refuses an empty one.
+    A token whose spelling contains a line break is left out with a note. If no token is left, no file is written,
+    because `--keep-tokens` refuses an empty file.
 
     Raises:
         StorageError, DiskFullError: the file cannot be written.
@@ -306,9 +309,9 @@ def save_tokens(path: Path, found: Comparison, progress: Progress) -> None:
     missing = [word.token for word in found.words if word.missing]
     tokens = [token for token in missing if token.splitlines() == [token]]
     if len(tokens) < len(missing):
-        progress.note(f"{len(missing) - len(tokens)} tokens with a line break are left out of {path}")
+        progress.note(f"{path}: left out {len(missing) - len(tokens)} tokens that contain a line break")
     if not tokens:
-        progress.note(f"no word to keep, so {path} was not written")
+        progress.note(f"{path}: not written, because there is no word to keep")
         return
     write_bytes(path, "".join(f"{token}\n" for token in tokens).encode("utf-8"))
-    progress.note(f"wrote {len(tokens)} tokens to {path}, for --keep-tokens of prune and build")
+    progress.note(f"wrote {len(tokens)} tokens to {path}; use them with --keep-tokens of prune or build")

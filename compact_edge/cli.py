@@ -1,7 +1,8 @@
-"""The command line: a table of commands, loaded only when one is called, and the loop around it.
+"""The command line: the table of commands, and the entry point.
 
-`--help` of the group needs no command's module; `--help` of a command needs only that module, which imports nothing
-heavy at its top. A command returns None or raises; `run` alone turns exceptions into lines and exit codes.
+The module of a command is imported only when the command runs. `--help` of the group imports none. `--help` of a
+command imports only its module, which imports nothing heavy at the top. A command returns None or raises. Only `run`
+converts exceptions to messages and exit codes.
 """
 
 from __future__ import annotations
@@ -26,26 +27,30 @@ try:
     from compact.distributed import launched
     from compact_edge.errors import EXIT_BROKEN_PIPE, Failure, Terminated, describe
 except ImportError:
-    # `compact` is an everyday name; where another distribution's package shadows ours, even `doctor` cannot start.
+    # `compact` is a common name. If another distribution's package shadows ours, not even `doctor` can start.
     print_error(
-        "the import name 'compact' belongs to another package here",
-        "install compact-edge in an environment of its own (pipx install compact-edge)",
+        "the import name 'compact' belongs to another package in this environment",
+        "install compact-edge in a separate environment (pipx install compact-edge)",
     )
     raise SystemExit(69) from None
 
 PROGRAM = "compact-edge"
-# What the last signal raised. C code of a library that runs Python can turn that into an error of its own (torch's
-# loading makes a ValueError of it), and it is the signal that the user and the exit code must hear of.
-_ended_by: BaseException | None = None
-# A shell sets it to ask for completions; the name is click's convention.
+# The exception that the last signal raised. C code that calls Python can replace it by another error (torch's loading
+# raises ValueError), but the message and the exit code must be those of the signal.
+_signal_error: BaseException | None = None
+# A shell sets this variable to request completions. The name follows click's convention.
 _COMPLETE_VARIABLE = "_COMPACT_EDGE_COMPLETE"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One command: the module that holds it, its name there, and its line in the group's help.
+    """One command.
 
-    `parallel`: it can run in several processes, as `torchrun` starts them.
+    Attributes:
+        module: module of the command.
+        function: name of the command in the module.
+        short_help: line in the help of the group.
+        parallel: whether it can run in several processes under `torchrun`.
     """
 
     module: str
@@ -57,31 +62,31 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "build": Entry("compact_edge.commands.build", "build", "Prune, export, check and compare, in one command."),
     "release": Entry("compact_edge.commands.release", "release", "Build many models, ratios and targets."),
-    "gather": Entry("compact_edge.commands.gather", "gather", "Join cells of a release that were made apart."),
+    "gather": Entry("compact_edge.commands.gather", "gather", "Join separately built cells into a release."),
     "prune": Entry(
         "compact_edge.commands.prune", "prune", "Prune a model to a Hugging Face checkpoint.", parallel=True
     ),
     "export": Entry("compact_edge.commands.export", "export", "Export a checkpoint to GGUF or ONNX."),
-    "eval": Entry(
-        "compact_edge.commands.eval", "evaluate", "Bits per byte on a text, or accuracy on tasks, of a model."
-    ),
-    "curve": Entry("compact_edge.commands.curve", "curve", "What each size of a model costs, on each text."),
+    "eval": Entry("compact_edge.commands.eval", "evaluate", "Measure bits per byte on a text, or accuracy on tasks."),
+    "curve": Entry("compact_edge.commands.curve", "curve", "Show what each size of a model costs on each text."),
     "bench": Entry("compact_edge.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
-    "report": Entry("compact_edge.commands.report", "report", "Show a run of the bench, or compare several."),
+    "report": Entry("compact_edge.commands.report", "report", "Show one benchmark run, or compare several."),
     "engine": Entry("compact_edge.commands.engine", "engine", "Build llama.cpp's server for a device."),
     "inspect": Entry(
-        "compact_edge.commands.inspect", "inspect", "Parameters by part: vocabulary, attention, FFN, norms."
+        "compact_edge.commands.inspect", "inspect", "Show parameters by part: vocabulary, attention, FFN, norms."
     ),
     "targets": Entry("compact_edge.commands.targets", "targets", "List the device profiles, or show one."),
-    "devices": Entry("compact_edge.commands.devices", "devices", "List devices to measure on, and try those you name."),
-    "verify": Entry("compact_edge.commands.verify", "verify", "Re-hash a published directory."),
+    "devices": Entry(
+        "compact_edge.commands.devices", "devices", "List devices to measure on, and test those you name."
+    ),
+    "verify": Entry("compact_edge.commands.verify", "verify", "Check the hashes of a published directory."),
     "doctor": Entry("compact_edge.commands.doctor", "doctor", "Check what this machine has and what is missing."),
 }
 
 
 @dataclass
 class Session:
-    """What one run of the command line knows before any command does."""
+    """State of one run of the command line."""
 
     debug: bool = False
     arguments: tuple[str, ...] = ()
@@ -94,7 +99,7 @@ def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool)
 
 
 def _debug_option() -> click.Option:
-    # Eager, so that it also holds for an error in the options after it.
+    # Eager, so that it also applies to errors in later options.
     return click.Option(
         ["--debug"],
         is_flag=True,
@@ -106,10 +111,10 @@ def _debug_option() -> click.Option:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group that imports a command only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the table: that of a user's work, not of the alphabet."""
+        """Return the names in the order of the table, which follows a user's workflow."""
         del ctx
         return list(COMMANDS)
 
@@ -121,12 +126,13 @@ class LazyGroup(click.Group):
         if launched() > 1 and not entry.parallel:
             able = ", ".join(name for name, each in COMMANDS.items() if each.parallel)
             raise click.UsageError(
-                f"{cmd_name} runs in one process, and torchrun started {launched()}; several share: {able}", ctx
+                f"{cmd_name} runs in one process, but torchrun started {launched()}; several can share only: {able}",
+                ctx,
             )
         command = getattr(import_module(entry.module), entry.function)
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.module}.{entry.function} is not a click command")
-        # A user adds --debug at the end of the line that failed, so every command takes it too.
+        # Users add --debug at the end of the failed command line, so every command accepts it too.
         commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
         for each in commands:
             if not any("--debug" in parameter.opts for parameter in each.params):
@@ -136,19 +142,19 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the first word names, or say which one was probably meant."""
+        """Find the command named by the first word, or suggest similar names."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             from difflib import get_close_matches
 
             error = click.UsageError(f"no such command {name!r}", ctx)
-            # The name that click's own error for options uses, so that one line of `describe` serves both.
+            # click's error for unknown options has the same attribute, so `describe` can handle both.
             error.possibilities = get_close_matches(name, COMMANDS, n=2)  # type: ignore[attr-defined]
             raise error
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from the table, without importing them."""
+        """Write the list of commands from the table, without importing their modules."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.short_help) for name, entry in COMMANDS.items()])
@@ -156,7 +162,7 @@ class LazyGroup(click.Group):
 
 cli = LazyGroup(
     name=PROGRAM,
-    help="Turn a language model into one that fits a phone or a laptop, and show what it cost.",
+    help="Prune a language model to fit a phone or a laptop, and check what it costs.",
     epilog="Start with: compact-edge doctor, then compact-edge build MODEL --target gguf.",
     params=[_debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -165,7 +171,7 @@ cli = click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(v
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line with `arguments` and return the exit code; prints at most an error to stderr."""
+    """Run the command line with `arguments`. Print an error, if any, to stderr, and return the exit code."""
     debug = os.environ.get("COMPACT_EDGE_DEBUG", "") not in ("", "0")
     session = Session(debug, tuple(arguments))
     try:
@@ -173,7 +179,7 @@ def run(arguments: Sequence[str]) -> int:
             from click.shell_completion import shell_complete
 
             return shell_complete(cli, {}, PROGRAM, _COMPLETE_VARIABLE, os.environ[_COMPLETE_VARIABLE])
-        # Not `cli.main`: it ends the process itself, with a code of its own, when the reader of our output has gone.
+        # Do not use `cli.main`. When the output is closed, it ends the process with another exit code.
         with cli.make_context(PROGRAM, list(arguments), obj=session) as context:
             cli.invoke(context)
         sys.stdout.flush()
@@ -187,19 +193,19 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _output_closed()
     except BaseException as error:
-        return _report(error, describe(_ended_by or error), session.debug)
+        return _report(error, describe(_signal_error or error), session.debug)
     return 0
 
 
 def main() -> None:
     """Entry point of the `compact-edge` program."""
     _end_cleanly_on_signals()
-    # A model's reply can hold characters that the terminal's encoding lacks; that must not fail a finished build.
+    # A model's reply may contain characters that the terminal cannot show. That must not fail a finished build.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     if code and launched() > 1:
-        # A thread of torch that waits for another process would keep this one, and with it the failed job.
+        # A torch thread that waits for another process would keep this process, and so the failed job, alive.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -216,7 +222,7 @@ def _report(error: BaseException, failure: Failure, debug: bool) -> int:
 
 
 def _output_closed() -> int:
-    # The interpreter flushes stdout once more at its end and would complain there, so point it at nothing.
+    # The interpreter flushes stdout again at exit, which would fail. Redirect stdout to the null device.
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
@@ -225,32 +231,32 @@ def _output_closed() -> int:
 
 
 def _end_cleanly_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise, so that temporary directories are removed before the process ends."""
+    """Let signals raise exceptions, so that temporary directories are removed before the process ends."""
     if threading.current_thread() is not threading.main_thread():
         return
-    # Where a parent chose to ignore it, the handler is another, and stays.
+    # If the parent process ignores SIGINT, keep that handler.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _raise_interrupted)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # A signal that the parent chose to ignore (nohup) stays ignored.
+        # Keep ignoring a signal that the parent ignores (nohup).
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _raise_terminated)
 
 
 def _raise_terminated(number: int, _frame: FrameType | None) -> None:
-    # timeout(1) signals the process and then its group, so the same signal comes twice; the second must not break
-    # the cleaning up that the first began.
+    # timeout(1) signals the process and then its group, so the signal arrives twice. The second must not interrupt
+    # the cleanup after the first.
     signal.signal(number, signal.SIG_IGN)
     _raise(Terminated(number, signal.Signals(number).name))
 
 
 def _raise_interrupted(_number: int, _frame: FrameType | None) -> None:
-    # Unlike SIGTERM it stays in force: a second Ctrl-C ends a cleaning up that takes too long.
+    # Unlike SIGTERM, SIGINT stays enabled: a second Ctrl-C ends a cleanup that takes too long.
     _raise(KeyboardInterrupt())
 
 
 def _raise(error: BaseException) -> NoReturn:
-    global _ended_by
-    _ended_by = error
+    global _signal_error
+    _signal_error = error
     raise error

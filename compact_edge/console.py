@@ -1,7 +1,7 @@
-"""What the user sees: results on stdout; progress, notes and errors on stderr.
+"""Output for the user: results on stdout; progress, notes and errors on stderr.
 
 On a terminal, work shows a bar with its rate and the time left. Elsewhere (a file, a pipe, CI) it writes a plain line
-at its start, about every ten seconds, and at its end, so that a log stays readable.
+at the start, about every ten seconds, and at the end, so that a log stays readable.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from compact.progress import Task
 
 _SECONDS_BETWEEN_LINES = 10.0
-# Shorter work is over before a rate means anything.
+# For shorter work, a rate is not meaningful.
 _SECONDS_FOR_A_RATE = 0.05
-# Columns of a terminal from which on a bar may be long, what the numbers beside it take, and what a name is padded to.
+# In columns: the terminal width for a long bar, the space for the numbers, and the padded width of a name.
 _WIDE, _NUMBERS_WIDTH, _NAME_WIDTH = 100, 40, 34
 
 
 def one_line(text: str) -> str:
     """Return `text` on one line with control characters escaped.
 
-    File names and texts from a checkpoint end up in messages; raw escape sequences in them could rewrite the screen.
+    Messages may contain file names and texts from a checkpoint. Raw escape sequences in them could rewrite the screen.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
@@ -40,21 +40,21 @@ def one_line(text: str) -> str:
 
 
 def print_error(message: str, hint: str | None = None) -> None:
-    """Write `error: MESSAGE`, and `hint: HINT` where there is one, to stderr."""
+    """Write `error: MESSAGE` and, if given, `hint: HINT` to stderr."""
     for label, text in (("error", message), ("hint", hint)):
         if text:
             _write_line(sys.stderr, f"{label}: {one_line(text)}")
 
 
 def print_json(result: object) -> None:
-    """Write `result` as JSON to stdout. Only ASCII, so that no terminal or pipe encoding can refuse it."""
+    """Write `result` to stdout as JSON. It is pure ASCII, so that every terminal and pipe encoding accepts it."""
     import json
 
     click.echo(json.dumps(result, indent=2, allow_nan=False))
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay `rows` out in columns under `header`, two spaces apart; the last column is as wide as it needs."""
+    """Format `rows` as columns under `header`, two spaces apart. The width of the last column is not limited."""
     cells = [[one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
@@ -62,7 +62,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `seconds` as people say it: 8.2s, 4m05s, 2h03m."""
+    """Format a duration for people: 8.2s, 4m05s, 2h03m."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -72,22 +72,22 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(value: float) -> str:
-    """Return `value` with thousands separated; small rates keep three digits."""
+    """Format a number with separated thousands. Small rates keep three digits."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def is_interactive(stream: TextIO) -> bool:
-    """Say whether `stream` is a terminal that a bar can be drawn on."""
+    """Return whether `stream` is a terminal that can show a bar."""
     try:
         terminal = stream.isatty()
     except ValueError:
         return False
-    # CI services give some programs a terminal, and then store every redraw of a bar as a line.
+    # Some CI services provide a terminal, but store every redraw of a bar as a line.
     return terminal and os.environ.get("CI", "").lower() in ("", "0", "false") and os.environ.get("TERM") != "dumb"
 
 
 class Console:
-    """Reports long work to the user; implements `compact.progress.Progress`."""
+    """Shows the progress of long work. Implements `compact.progress.Progress`."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Console:
         interactive: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Report to `stream` (stderr if None); `interactive` and `clock` are found out unless given."""
+        """Report to `stream` (stderr if None). If `interactive` is None, detect it from the stream."""
         self._stream = sys.stderr if stream is None else stream
         self._interactive = is_interactive(self._stream) if interactive is None else interactive
         self._clock = clock
@@ -103,7 +103,7 @@ class Console:
 
     @contextmanager
     def task(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
-        """Open a task of `total` units (None where unknown) and report it until the block ends."""
+        """Open a task of `total` units (None if unknown) and report it until the block ends."""
         description = one_line(description)
         if self._interactive:
             with self._bar(description, total, unit) as bar:
@@ -118,7 +118,7 @@ class Console:
         plain.finish()
 
     def note(self, text: str) -> None:
-        """Write one line; above the bars, where there are some."""
+        """Write one line, above any bars."""
         if self._live is not None:
             self._live.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
         else:
@@ -129,7 +129,7 @@ class Console:
 
     @contextmanager
     def _bar(self, description: str, total: int | None, unit: str) -> Iterator[Task]:
-        """Add a bar; all tasks that run at once share one display, since a terminal can hold only one."""
+        """Add a bar. All running tasks share one display, because a terminal can have only one."""
         if self._live is not None:
             with _bar_of(self._live, description, total, unit) as bar:
                 yield bar
@@ -144,7 +144,7 @@ class Console:
 
 
 class _PlainTask:
-    """A task that writes lines."""
+    """A task that reports with plain lines."""
 
     def __init__(
         self, write: Callable[[str], None], clock: Callable[[], float], description: str, total: int | None, unit: str
@@ -159,7 +159,7 @@ class _PlainTask:
         self._write(f"{description}: " + (f"{format_count(total)} {unit}" if total is not None else "started"))
 
     def advance(self, amount: int = 1) -> None:
-        """Add `amount` finished units; writes a line if the last one is ten seconds old."""
+        """Add `amount` finished units. Write a line if the last one is at least ten seconds old."""
         self._done += amount
         now = self._clock()
         if now - self._last_line < _SECONDS_BETWEEN_LINES:
@@ -172,7 +172,7 @@ class _PlainTask:
         self._write(f"{self._description}: {', '.join(parts)}")
 
     def finish(self) -> None:
-        """Write the last line."""
+        """Write the last line of finished work."""
         seconds = self._clock() - self._start
         line = f"{self._description}: {format_count(self._done)} {self._unit} in {format_duration(seconds)}"
         if seconds > _SECONDS_FOR_A_RATE and self._done:
@@ -180,7 +180,7 @@ class _PlainTask:
         self._write(line)
 
     def stop(self) -> None:
-        """Write the last line of work that did not come to its end."""
+        """Write the last line of work that did not finish."""
         self._write(f"{self._description}: stopped at {self._progress()}")
 
     def _progress(self) -> str:
@@ -191,7 +191,7 @@ class _PlainTask:
 
 
 class _BarTask:
-    """A task that moves a bar."""
+    """A task that reports with a bar."""
 
     def __init__(self, display: RichProgress, task: TaskID) -> None:
         self._display = display
@@ -208,7 +208,7 @@ def _bar_of(display: RichProgress, description: str, total: int | None, unit: st
     try:
         yield _BarTask(display, identifier)
     finally:
-        # Without a total, a bar that ends would go on pulsing on the screen.
+        # A bar without a total would keep pulsing after its end.
         if total is None:
             done = display.tasks[display.task_ids.index(identifier)].completed
             display.update(identifier, total=done)
@@ -216,7 +216,7 @@ def _bar_of(display: RichProgress, description: str, total: int | None, unit: st
 
 
 def _new_display(stream: TextIO) -> RichProgress:
-    """Make the display of bars; rich is imported here because only long work on a terminal needs it."""
+    """Create the display of bars. Import rich here, because only long work on a terminal needs it."""
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -225,18 +225,18 @@ def _new_display(stream: TextIO) -> RichProgress:
     from rich.text import Text
 
     console = RichConsole(file=stream, highlight=False)
-    # One line a task: what does not fit is cut out of the description, never wrapped.
+    # One line per task: a description that does not fit is cut, never wrapped.
     bar = 8 if console.width < _WIDE else 30
     room = max(12, console.width - bar - _NUMBERS_WIDTH)
 
     class Description(TextColumn):
-        """The task's name, cut in the middle: names of files differ at both ends."""
+        """The task's name, cut in the middle, because file names differ at both ends."""
 
         def render(self, task: RichTask) -> Text:
             return Text(cut_middle(task.description, room).ljust(min(room, _NAME_WIDTH)), no_wrap=True)
 
     class Rate(ProgressColumn):
-        """Units done and units a second."""
+        """Finished units, and units per second."""
 
         def render(self, task: RichTask) -> Text:
             speed = task.finished_speed or task.speed
@@ -252,7 +252,7 @@ def _new_display(stream: TextIO) -> RichProgress:
 
 
 def cut_middle(text: str, width: int) -> str:
-    """`text` in at most `width` characters, the middle replaced by three dots where it is longer."""
+    """Return `text` with at most `width` characters. In a longer text, three dots replace the middle."""
     if len(text) <= width:
         return text
     tail = (width - 3) // 2
@@ -260,7 +260,7 @@ def cut_middle(text: str, width: int) -> str:
 
 
 def format_amount(done: float, total: float | None, unit: str, speed: float | None) -> str:
-    """Return units done of all, and units a second, as short as people say them: 12.3/76.4 MB  36.5 MB/s."""
+    """Format finished and total units, and units per second: 12.3/76.4 MB  36.5 MB/s."""
     if unit == "bytes":
         largest = done if total is None else total
         scale, name = (1e9, "GB") if largest >= 1e9 else (1e6, "MB") if largest >= 1e6 else (1e3, "kB")
@@ -271,7 +271,7 @@ def format_amount(done: float, total: float | None, unit: str, speed: float | No
 
 
 def _write_line(stream: TextIO, line: str) -> None:
-    """Write one line; a stream that cannot hold a character gets its escape, for an error must not hide another."""
+    """Write one line. Escape characters that the stream's encoding lacks, so that writing an error never fails."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -1,4 +1,4 @@
-"""What each size of a model costs: the best split of several ratios, and the Pareto front over all that was judged."""
+"""Measures the cost of model sizes: the best split at several ratios, and the Pareto front of all evaluated sizes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from runtime_bench.report import svg
 
 SCHEMA = "compact-edge/curve/1"
 SMALLEST, LARGEST = 0.05, 0.5
-# Sizes judged for each ratio: neighbouring ratios share the valley, so each needs fewer than a search of its own.
+# Sizes evaluated per ratio. The best splits of neighbouring ratios are similar, so fewer suffice than in a search.
 _EVALUATIONS, _FIRST_ROUND = 6, 4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A judged size.
+    """One evaluated size.
 
     Attributes:
-        ratio: the budget that it was judged for.
-        point: what it scored.
-        speed: characters/s over the unpruned model's, from the bytes that a token reads.
-        best: whether it is the best of its ratio.
-        on_front: whether no other is both smaller and better.
+        ratio: ratio for which it was evaluated.
+        point: its scores.
+        speed: estimated characters/s relative to the unpruned model, from the bytes read per token.
+        best: whether it is the best size of its ratio.
+        on_front: whether no other size is both smaller and better.
     """
 
     ratio: float
@@ -48,11 +48,11 @@ class SizeCurve:
     """All costs of one model, by size.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         quant: type of the artifact.
-        unpruned: its sizes and scores, `n_bytes` included.
-        costs: smallest file first.
-        text_bytes: UTF-8 bytes of each text that are scored.
+        unpruned: sizes and scores of the unpruned model, including `n_bytes`.
+        costs: evaluated sizes, smallest file first.
+        text_bytes: scored UTF-8 bytes of each text.
     """
 
     model: str
@@ -62,7 +62,7 @@ class SizeCurve:
     text_bytes: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """For curve.json and `--json`."""
+        """Return JSON values for curve.json and `--json`."""
         return {
             "schema": SCHEMA,
             "model": self.model,
@@ -83,17 +83,18 @@ class SizeCurve:
 
 
 def ratios_of(points: int) -> list[float]:
-    """`points` ratios from 0.05 to 0.5, evenly spaced."""
+    """Return `points` evenly spaced ratios from 0.05 to 0.5."""
     step = (LARGEST - SMALLEST) / max(1, points - 1)
     return [round(SMALLEST + number * step, 4) for number in range(points)]
 
 
 def measure_curve(context: Context, sizes: ArtifactSizes, quant: str, ratios: Sequence[float]) -> SizeCurve:
-    """Score the sizes of every ratio. Ratios that the model cannot give are left out, with a note.
+    """Evaluate sizes at every ratio. A ratio that the model cannot reach is left out with a note.
 
     Raises:
-        BudgetError: none of the ratios is reachable.
-        CalibrationError: no held-out text. UsageError: too little memory.
+        BudgetError: the model cannot reach any of the ratios.
+        CalibrationError: there is no held-out text.
+        UsageError: there is not enough memory.
     """
     curve = curve_of(context.source, context.once(rank_vocabulary), context.options)
     candidates: dict[float, list[Sizes]] = {}
@@ -133,7 +134,10 @@ def measure_curve(context: Context, sizes: ArtifactSizes, quant: str, ratios: Se
 
 
 def _speed(point: Point, whole: SizeScore, sizes: ArtifactSizes) -> float:
-    """Characters a byte of weights read, over the unpruned model's: decoding one token at a time waits for memory."""
+    """Estimate characters/s relative to the unpruned model.
+
+    Decoding one token at a time is limited by memory bandwidth, so compare characters per byte of weights read.
+    """
 
     def characters_per_token(judgement: SizeScore | Point) -> float:
         scores = judgement.texts.values()
@@ -144,7 +148,7 @@ def _speed(point: Point, whole: SizeScore, sizes: ArtifactSizes) -> float:
 
 
 def pareto(points: Sequence[Point]) -> set[Sizes]:
-    """Sizes that no other beats in both bytes and mean ratio."""
+    """Return the sizes that no other size beats in both bytes and mean ratio."""
     front: set[Sizes] = set()
     best = float("inf")
     for point in sorted(points, key=lambda p: (p.n_bytes or 0, p.mean)):
@@ -155,7 +159,7 @@ def pareto(points: Sequence[Point]) -> set[Sizes]:
 
 
 def print_curve(curve: SizeCurve) -> None:
-    """The best sizes of every ratio as a table on stdout."""
+    """Print a table of the best size of every ratio to stdout."""
     names = list(curve.text_bytes)
     header = ["ratio", "vocab_size", "intermediate_size", "parameters", "file", *names]
     header += ["mean", "worst", "characters/s", "Pareto"]
@@ -181,17 +185,17 @@ def print_curve(curve: SizeCurve) -> None:
         header,
         rows,
         [
-            f"bits per byte of the weights as they are, before any repair and without the loss of {curve.quant}, on "
-            f"text that the calibration does not hold ({shown} bytes)",
-            "mean and worst: of what each text loses against the unpruned model",
-            "characters/s: estimated from the bytes of weights that a token reads and the characters it stands for",
-            f"Pareto: none of the {len(curve.costs)} sizes judged is both smaller and better",
+            f"bits per byte: measured before any repair and without the loss of {curve.quant}, on text that the "
+            f"calibration does not contain ({shown} bytes)",
+            "mean and worst: change of bits per byte against the unpruned model, over the texts",
+            "characters/s: estimated from the bytes of weights read per token, and the characters per token",
+            f"Pareto: none of the {len(curve.costs)} evaluated sizes is both smaller and better",
         ],
     )
 
 
 def curve_svg(curve: SizeCurve) -> str:
-    """The plot: loss by file size with the Pareto front, then bits per byte of each text, then estimated speed."""
+    """Return the plot: loss by file size with the Pareto front, bits per byte of each text, and estimated speed."""
 
     def tip(cost: Cost) -> str:
         point = cost.point
@@ -244,9 +248,9 @@ def curve_svg(curve: SizeCurve) -> str:
             ),
         ),
     ]
-    told = "; ".join(f"{_mb(cost.point):.1f} MB {change(cost.point.mean)}" for cost in front)
+    listed = "; ".join(f"{_mb(cost.point):.1f} MB {change(cost.point.mean)}" for cost in front)
     title = f"{curve.model}, {curve.quant}: what each size costs"
-    return document(panels, title, f"Pareto front of file size and mean loss in bits per byte: {told}.")
+    return document(panels, title, f"Pareto front of file size and mean loss in bits per byte: {listed}.")
 
 
 def _by_text(curve: SizeCurve, best: Sequence[Cost], name: str, number: int) -> Series:

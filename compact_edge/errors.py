@@ -1,4 +1,4 @@
-"""The one place that turns an exception into an exit code, a line that says what is wrong, and a next step."""
+"""Converts exceptions to exit codes, one-line messages and next steps. No other module does this."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from compact.errors import EXIT_IO, EXIT_UNAVAILABLE, EXIT_USAGE, CompactEdgeErr
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
-# What a shell reports for a program that SIGPIPE ended: `compact-edge targets | head -1` is no failure of ours.
+# Shells report this for a program that SIGPIPE ended. `compact-edge targets | head -1` is not a failure.
 EXIT_BROKEN_PIPE = 141
 
 _IO_HINTS: Mapping[int, str] = {
     errno.ENOSPC: "free some space, or choose an output directory on another disk",
     errno.EDQUOT: "free some of your quota, or choose an output directory on another disk",
-    errno.EACCES: "check who may read and write there, or choose another place",
-    errno.EPERM: "check who may read and write there, or choose another place",
-    errno.EROFS: "choose an output directory on a disk that can be written",
+    errno.EACCES: "check the permissions, or choose another place",
+    errno.EPERM: "check the permissions, or choose another place",
+    errno.EROFS: "choose an output directory on a writable disk",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path: a part of it is a file",
-    errno.EISDIR: "name a file, not a directory",
+    errno.EISDIR: "give a file, not a directory",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EIO: "the disk reported an error; check it before you try again",
@@ -32,9 +32,9 @@ _IO_HINTS: Mapping[int, str] = {
 
 
 class Terminated(BaseException):
-    """A signal asked the process to end; raised so that every `finally` runs and no half-written file stays.
+    """Raised when a signal asks the process to end, so that every `finally` runs and removes partial files.
 
-    Not an `Exception`, so that no handler for failures of the work takes it for one.
+    It is not an `Exception`, so that handlers for other failures do not catch it.
     """
 
     def __init__(self, signal_number: int, signal_name: str) -> None:
@@ -44,7 +44,7 @@ class Terminated(BaseException):
 
 @dataclass(frozen=True)
 class Failure:
-    """What the user sees of an exception; without a message nothing is printed."""
+    """Exit code, message and next step for an exception. Without a message, nothing is printed."""
 
     exit_code: int
     message: str | None = None
@@ -52,13 +52,13 @@ class Failure:
 
 
 def describe(error: BaseException) -> Failure:
-    """Return what to tell the user about `error` and the exit code to end with."""
+    """Return exit code, message and next step for `error`."""
     if isinstance(error, PeerFailedError):
         return Failure(error.exit_code)
     if isinstance(error, CompactEdgeError):
         return Failure(error.exit_code, error.message, error.hint)
     if isinstance(error, click.ClickException):
-        if launched_rank() > 0:  # every process of the job reads the same line, and one says what is wrong with it
+        if launched_rank() > 0:  # all processes of the job get the same arguments, so only one reports the error
             return Failure(EXIT_USAGE)
         return _describe_click(error)
     if isinstance(error, click.Abort | KeyboardInterrupt | EOFError):
@@ -75,7 +75,7 @@ def describe(error: BaseException) -> Failure:
         return Failure(
             EXIT_UNAVAILABLE, "not enough memory on the accelerator", "lower --batch-size, or run with --device cpu"
         )
-    # Libraries also raise a bare OSError without an errno for a bug or a bad file; that is no failure of the disk.
+    # Libraries also raise a plain OSError without errno for bugs and bad files. Those are not disk errors.
     if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         return _describe_os(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -84,7 +84,7 @@ def describe(error: BaseException) -> Failure:
 
 def _describe_click(error: click.ClickException) -> Failure:
     possibilities = getattr(error, "possibilities", None)
-    # format_message names the option that a bad value was for, but also repeats the suggestion, which is our hint.
+    # format_message names the option with the bad value. It also includes the suggestion, which is in our hint.
     message = (error.message if possibilities else error.format_message()).strip().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.FileError):
@@ -124,8 +124,8 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _out_of_device_memory(error: BaseException) -> bool:
-    # By name and text: torch need not be there, and takes seconds to import. Its allocators of CUDA and XPU raise a
-    # class of their own; a failed call of CUDA itself, and the allocator of MPS, have only a text.
+    # Compare names and texts, because torch may be missing and takes seconds to import. Its CUDA and XPU allocators
+    # raise OutOfMemoryError. The MPS allocator and failed CUDA calls raise RuntimeError with a known text.
     if any(
         kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
         for kind in type(error).__mro__

@@ -1,4 +1,4 @@
-"""`--fit`: artifacts of a size that is asked for, predicted before anything is pruned and checked when it is made."""
+"""`--fit`: predicts the size of artifacts before pruning, and checks it after the export."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 def largest_of(formats: Sequence[Format], source: ModelSource, ranking: Ranking, name: str, description: str) -> SizeOf:
-    """Bytes of the largest of a build's artifacts at given sizes. Raises UsageError for a format that cannot say.
+    """Return a function that gives the bytes of a build's largest artifact at given sizes.
 
     Args:
         formats: those of the build.
         source: the unpruned model.
-        ranking: of its vocabulary.
+        ranking: ranking of its vocabulary.
         name: name of the pruned model, for the files' metadata.
-        description: the longest line that the metadata may hold.
+        description: longest possible description in the metadata.
+
+    Raises:
+        UsageError: the size of a format cannot be predicted.
     """
     request = SizeRequest(source, ranking, name, description)
     models = [each.sizes(request) for each in formats]
@@ -31,9 +34,9 @@ def largest_of(formats: Sequence[Format], source: ModelSource, ranking: Ranking,
 
 
 def checkpoint_sizes(source: ModelSource, ranking: Ranking, quant: str) -> SizeOf:
-    """Bytes of the GGUF that a pruned checkpoint can be exported to, with and without an importance matrix.
+    """Return a function that gives the bytes of a pruned checkpoint's GGUF at given sizes.
 
-    Where the two differ in a tensor's type, the larger counts.
+    It is the larger of the sizes with and without an importance matrix, which can affect the types of tensors.
     """
     from exporters.gguf_metadata import GgufMetadata
     from exporters.gguf_size import gguf_sizes
@@ -53,9 +56,9 @@ def checkpoint_sizes(source: ModelSource, ranking: Ranking, quant: str) -> SizeO
 
 
 def check_fit(fit_bytes: int | None, size_bytes: int) -> None:
-    """Raises GateError where an artifact is larger than was asked for."""
+    """Raise GateError if an artifact is larger than requested."""
     if fit_bytes is not None and size_bytes > fit_bytes:
         raise GateError(
-            f"--fit {fit_bytes / 1e6:.2f} MB: the artifact came out at {size_bytes / 1e6:.2f} MB",
-            "ask for a little less",
+            f"--fit {fit_bytes / 1e6:.2f} MB: the artifact is larger, {size_bytes / 1e6:.2f} MB",
+            "give a slightly smaller size",
         )

@@ -1,7 +1,7 @@
 """`compact-edge inspect --target`: which models fit a device, and the smallest cut that makes the others fit.
 
-Nothing is built or run. Files are sized by `exporters.gguf_size`, memory by `exporters.memory_estimate`; where there is
-no tokenizer to read, its bytes are an estimate (`exporters.gguf_estimate`).
+Nothing is built or run. `exporters.gguf_size` computes file sizes, and `exporters.memory_estimate` estimates memory.
+Without a tokenizer, `exporters.gguf_estimate` estimates its bytes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from exporters.quant_types import grid, quant_named
 if TYPE_CHECKING:
     from targets.profile import Profile
 
-# Ratios are tried in hundredths.
+# Ratios are multiples of 1/100.
 _STEPS = 100
 # The largest ratio whose quality docs/quality.md shows.
+# The largest ratio with a quality measurement in docs/results.md.
 MEASURED_RATIO = 0.35
 _MIB = 1024 * 1024
 
@@ -38,10 +39,10 @@ class Place:
     """A model at one size on the device.
 
     Attributes:
-        sizes: vocabulary and FFN.
-        ratio: share of the parameters that is gone.
-        file_bytes: of the GGUF.
-        memory: resident while it runs.
+        sizes: vocabulary and FFN sizes.
+        ratio: share of removed parameters.
+        file_bytes: bytes of the GGUF.
+        memory: resident memory at run time.
     """
 
     sizes: Sizes
@@ -50,7 +51,7 @@ class Place:
     memory: MemoryEstimate
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "vocab_size": self.sizes.vocab_size,
             "intermediate_size": self.sizes.intermediate_size,
@@ -62,18 +63,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a target says of one model.
+    """Whether one model fits a target.
 
     Attributes:
-        model: name.
-        parameters: of the unpruned model.
+        model: name of the model.
+        parameters: parameters of the unpruned model.
         quant, embedding_quant: types.
-        context: positions of the key-value cache: the target's, or the model's where it has fewer.
+        context: positions of the key-value cache: those of the target, or of the model if it has fewer.
         whole: the unpruned model.
-        fits: whether it keeps the budgets of memory and storage.
-        cut: the smallest cut that keeps them; None where none is needed, or none is enough.
-        wanted: the ratio of `cut` as a user would ask for it.
-        exact_tokenizer: the tokenizer's bytes are counted, not estimated.
+        fits: whether the unpruned model fits the memory and storage budgets.
+        cut: the smallest cut that fits; None if none is needed, or none fits.
+        wanted: the ratio of `cut`, as for `--ratio`.
+        exact_tokenizer: whether the tokenizer's bytes are counted, not estimated.
     """
 
     model: str
@@ -88,7 +89,7 @@ class Fit:
     exact_tokenizer: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "model": self.model,
             "parameters": self.parameters,
@@ -104,11 +105,11 @@ class Fit:
 
 
 def check_target(profile: Profile, quant: str | None) -> None:
-    """What can be refused before a model is opened. Raises UsageError."""
+    """Raise UsageError for an unsuitable target or type, before any model is opened."""
     if profile.runtime != GgufFormat.runtime:
         raise UsageError(
-            f"--target {profile.name}: its runtime is {profile.runtime}, and memory is estimated for GGUF targets only",
-            "name a target whose runtime is llama.cpp: compact-edge targets",
+            f"--target {profile.name}: its runtime is {profile.runtime}, but estimates exist only for llama.cpp",
+            "choose a target with the runtime llama.cpp; compact-edge targets lists them",
         )
     if quant is not None:
         quant_named(quant)
@@ -119,12 +120,12 @@ def fit_model(model: Inspected, profile: Profile, quant: str | None, context: in
 
     Args:
         model: a checkpoint, or a configuration.
-        profile: the target; its runtime is llama.cpp.
-        quant: a type instead of the profile's.
-        context: positions instead of the profile's.
+        profile: the target. Its runtime is llama.cpp.
+        quant: a type that replaces the profile's.
+        context: positions that replace the profile's.
 
     Raises:
-        CompactEdgeError: what a GGUF of this model cannot hold.
+        CompactEdgeError: the model cannot be exported to GGUF.
     """
     name, embedding = chosen_types(profile, model.config, quant)
     files = _sizes_of(model, name, embedding)
@@ -148,7 +149,7 @@ def fit_model(model: Inspected, profile: Profile, quant: str | None, context: in
     def fitting(hundredths: int) -> Place | None:
         try:
             found = place(model.sizes_asked(Request(ratio=hundredths / _STEPS), grid(name)))
-        except BudgetError:  # beyond what vocabulary and FFN can give
+        except BudgetError:  # vocabulary and FFN cannot be cut that far
             return None
         return found if _keeps(found, profile) else None
 
@@ -192,12 +193,12 @@ def _keeps(place: Place, profile: Profile) -> bool:
 
 
 def _smallest(model: Inspected, block: int, fitting: Callable[[int], Place | None]) -> tuple[float, Place] | None:
-    """The smallest ratio that fits, to the hundredth, and the model then; None where the largest does not fit."""
+    """Return the smallest ratio that fits (in steps of 0.01) and the model at it; None if no ratio fits."""
     most = sum(removable_parameters(model.parts, model.limits(max(block, RATIO_GRID))))
     low, high = 0, int(_STEPS * most / model.parts.total)
     if high < 1 or (cut := fitting(high)) is None:
         return None
-    # What is smaller in both sizes is smaller in file and memory, so that half of what is left can go each time.
+    # Bisection: a larger ratio never needs a larger file or more memory.
     while high - low > 1:
         middle = (low + high) // 2
         if (smaller := fitting(middle)) is None:
@@ -208,7 +209,7 @@ def _smallest(model: Inspected, block: int, fitting: Callable[[int], Place | Non
 
 
 def report(fits: Sequence[Fit], profile: Profile, context: int | None) -> str:
-    """The table for people; `context` is what the user asked for instead of the profile's."""
+    """Return the table as text. `context` is the context length that the user gave instead of the profile's."""
     header = (
         "MODEL",
         "TYPE",
@@ -228,16 +229,16 @@ def report(fits: Sequence[Fit], profile: Profile, context: int | None) -> str:
         f"{profile.name}: context {positions:,} tokens, {_budget('memory', profile.memory_budget_bytes)}, "
         f"{_budget('storage', profile.storage_budget_bytes)}",
         format_table(header, [_row(fit, profile) for fit in fits]),
-        "MEMORY is what llama-server has resident on the CPU: the file's pages, matrices repacked for the CPU, KV "
-        "cache, compute buffers, tokenizer, program. RATIO and what follows: the smallest cut that fits.",
+        "MEMORY: resident memory of llama-server on the CPU: the file's pages, matrices repacked for the CPU, KV "
+        "cache, compute buffers, tokenizer, program. RATIO and the columns after it: the smallest cut that fits.",
     ]
     fewer = [f"{fit.model} ({fit.context:,})" for fit in fits if fit.context < positions]
     if fewer:
-        lines.append(f"models with fewer positions: {', '.join(fewer)}")
+        lines.append(f"models with a shorter context: {', '.join(fewer)}")
     if not all(fit.exact_tokenizer for fit in fits):
-        lines.append("without their tokenizers, the bytes of these and the smallest vocabularies are estimates")
+        lines.append("without tokenizers, their sizes and the smallest vocabularies are estimates")
     if any(fit.wanted is not None and fit.wanted > MEASURED_RATIO for fit in fits):
-        lines.append(f"* quality was measured up to a ratio of {MEASURED_RATIO:g} only: docs/quality.md")
+        lines.append(f"* quality was measured only up to a ratio of {MEASURED_RATIO:g}: docs/quality.md")
     return "\n".join(lines)
 
 

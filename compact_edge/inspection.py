@@ -1,4 +1,4 @@
-"""What `compact-edge inspect` says of a model: where its parameters are, and what pruning to given sizes takes."""
+"""`compact-edge inspect`: the parameters of a model by part, before and after pruning to given sizes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from compact.family import Family
     from compact.ranking import Ranking
 
-# What a byte-level tokenizer always keeps: its alphabet. The special tokens that stay too are not in config.json.
-_LEAST_VOCABULARY = 256
-# Rows of the table of vocabulary sizes.
-_MOST_ROWS = 14
+# A byte-level tokenizer always keeps its alphabet. It also keeps special tokens, but config.json does not list them.
+_MIN_VOCABULARY = 256
+# Maximum rows of the table of vocabulary sizes.
+_MAX_ROWS = 14
 _PARTS = ("vocabulary", "attention", "ffn", "norms", "other")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Sizes that the user asked about; all None: none.
+    """Sizes that the user requested. If all are None, the user requested none.
 
     Attributes:
         ratio: share of all parameters to remove.
@@ -51,13 +51,13 @@ class Request:
     intermediate_size: int | None = None
 
     def check(self) -> None:
-        """Refuse a ratio beside explicit sizes. Raises UsageError."""
+        """Raise UsageError if there are both a ratio and explicit sizes."""
         if self.ratio is not None and (self.vocab_size is not None or self.intermediate_size is not None):
-            raise UsageError("--ratio and explicit sizes exclude each other", "give one of them")
+            raise UsageError("--ratio and explicit sizes exclude each other", "give only one of them")
 
     @property
     def asked(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether the user requested any size."""
         return self != Request()
 
 
@@ -66,10 +66,10 @@ class Inspected:
     """A model with its parameters counted.
 
     Attributes:
-        source: the checkpoint, or the configuration where that is all there is.
-        parts: from the tensors of a checkpoint, from the configuration else.
-        languages: what its vocabulary is ranked for; none takes the default ranking.
-        cache: keeps what a ranking by languages counts; None beside a configuration, which has no tokenizer.
+        source: the checkpoint, or only the configuration.
+        parts: parameters by part, counted from the tensors or else from the configuration.
+        languages: languages for which the vocabulary is ranked; empty: the default ranking.
+        cache: cache for the token counts of a ranking by languages; None with a configuration.
     """
 
     source: ModelSource | ConfigSource
@@ -89,12 +89,12 @@ class Inspected:
 
     @property
     def sizes(self) -> Sizes:
-        """The model's own."""
+        """Sizes of the unpruned model."""
         return Sizes(int(self.config["vocab_size"]), int(self.config["intermediate_size"]))
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """The tokenizer's ranking; None where there is no tokenizer to read."""
+        """The ranking of the tokenizer's tokens; None if there is no tokenizer."""
         if isinstance(self.source, ConfigSource) or self.cache is None:
             return None
         from compact.context import Context
@@ -105,39 +105,40 @@ class Inspected:
 
     @property
     def merges(self) -> int | None:
-        """Merges that a GGUF's tokenizer holds; None where that is not known."""
+        """Number of merges in a GGUF's tokenizer; None if unknown."""
         if isinstance(self.source, ConfigSource):
             return self.source.merges
         vocabulary = None if self.ranking is None else self.ranking.vocabulary
         return None if vocabulary is None else 0 if vocabulary.sentencepiece else len(vocabulary.merges)
 
     def limits(self, grid: int = 1) -> Limits:
-        """What the sizes may be, with FFN channels in multiples of `grid`."""
+        """Return the limits of the sizes, with FFN channels in multiples of `grid`."""
         own = self.sizes
-        least = _LEAST_VOCABULARY if self.ranking is None else len(self.ranking.always)
+        least = _MIN_VOCABULARY if self.ranking is None else len(self.ranking.always)
         return Limits(own.vocab_size, own.intermediate_size, min(least, own.vocab_size), grid)
 
     def sizes_asked(self, request: Request, grid: int = 1) -> Sizes:
-        """The sizes that a build would prune to. Raises BudgetError.
+        """Return the sizes that a build would prune to. Raises BudgetError.
 
         Args:
             request: a ratio, or sizes.
-            grid: block of the quantization. A ratio lands on multiples of 32 at least, as in a build.
+            grid: block size of the quantization. For a ratio, sizes are multiples of at least 32, as in a build.
         """
         if request.ratio is None:
             return explicit_sizes(request.vocab_size, request.intermediate_size, self.limits(grid))
         return sizes_for_ratio(request.ratio, self.parts, self.limits(max(grid, RATIO_GRID)))
 
     def pruned(self, request: Request, grid: int = 1) -> tuple[Sizes, Parts]:
-        """The sizes asked for, and where the parameters are then. Raises BudgetError."""
+        """Return the requested sizes and the parameters by part at these sizes. Raises BudgetError."""
         sizes = self.sizes_asked(request, grid)
         return sizes, pruned_parts(sizes, self.parts, self.sizes)
 
 
 def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple[str, ...] = ()) -> Inspected:
-    """Open what the user named and count its parameters.
+    """Open a model and count its parameters.
 
-    Raises what `compact.source.open_source` and `compact.config_source.open_config` raise.
+    Raises:
+        CompactEdgeError: as in `compact.source.open_source` and `compact.config_source.open_config`.
     """
     found = open_config(model, progress)
     if found is not None:
@@ -146,11 +147,11 @@ def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple
     try:
         source = open_source(model, cache, progress)
     except ToolUnavailableError:
-        # The package of a built-in model is not installed; its sizes are in the table.
+        # The package of a built-in model is not installed. Use the sizes in the table.
         row = published_model(model)
         if row is None:
             raise
-        progress.note(f"{model}: the package with its weights is not installed; its sizes are from the built-in table")
+        progress.note(f"{model}: the package with its weights is not installed; using the sizes of the built-in table")
         row_source = config_of_row(row)
         _need_tokenizer(row_source, languages)
         return of_config(row_source)
@@ -160,23 +161,23 @@ def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple
 def _need_tokenizer(source: ConfigSource, languages: Sequence[str]) -> None:
     if languages:
         raise UsageError(
-            f"--languages: only the configuration of {source.name} is here, and no tokenizer",
-            "name a checkpoint directory or a .gguf file",
+            f"--languages: {source.name} has only a configuration, and no tokenizer",
+            "give a checkpoint directory or a .gguf file",
         )
 
 
 def of_config(source: ConfigSource) -> Inspected:
-    """A model of which only the configuration is known."""
+    """Count the parameters of a model from its configuration."""
     return Inspected(source, count_config(source.config, source.where))
 
 
 def shares(parts: Parts) -> dict[str, float]:
-    """Share of every part in all parameters, 0 to 1."""
+    """Return the share of each part in all parameters, 0 to 1."""
     return {name: parts.as_dict()[name] / parts.total for name in _PARTS}
 
 
 def facts(model: Inspected) -> dict[str, Any]:
-    """Architecture and sizes, as `--json` names them."""
+    """Return architecture and sizes with the names of `--json`."""
     config = model.config
     return {
         "architecture": model.family.architecture,
@@ -190,7 +191,7 @@ def facts(model: Inspected) -> dict[str, Any]:
 
 
 def as_dict(model: Inspected, request: Request) -> dict[str, Any]:
-    """Everything that is shown, for `--json`. Raises BudgetError for sizes that the model cannot have."""
+    """Return the whole report for `--json`. Raises BudgetError if the model cannot have the requested sizes."""
     source, parts = model.source, model.parts
     result = {
         "model": source.name,
@@ -226,7 +227,7 @@ def as_dict(model: Inspected, request: Request) -> dict[str, Any]:
 
 
 def report(model: Inspected, request: Request) -> str:
-    """The same for people."""
+    """Return the report as text. Raises BudgetError if the model cannot have the requested sizes."""
     parts = model.parts
     lines = [f"{model.source.name}: " + ", ".join(f"{name} {value}" for name, value in facts(model).items())]
     if not request.asked:
@@ -236,7 +237,7 @@ def report(model: Inspected, request: Request) -> str:
         sizes, after = model.pruned(request)
         lines.append(
             f"pruned to vocab_size {sizes.vocab_size:,}, intermediate_size {sizes.intermediate_size:,}: "
-            f"{1 - after.total / parts.total:.1%} of the parameters go"
+            f"{1 - after.total / parts.total:.1%} of the parameters are removed"
         )
         left = dict(_rows(after))
         rows5 = [
@@ -246,26 +247,26 @@ def report(model: Inspected, request: Request) -> str:
         lines.append(format_table(("PART", "PARAMETERS", "SHARE", "PRUNED", "SHARE"), rows5))
     if model.languages:
         lines += languages_report(model)
-    lines.append(f"a token costs {parts.per_row:,} parameters, an FFN channel {parts.per_channel:,} (over all layers)")
+    lines.append(f"parameters per token: {parts.per_row:,}; per FFN channel (over all layers): {parts.per_channel:,}")
     if request.asked:
         ranking = model.ranking
         lines.append(
-            "how small the vocabulary may get is not known without the tokenizer"
+            "smallest vocabulary: not known without the tokenizer"
             if ranking is None
-            else f"the vocabulary can have {len(ranking.always):,} tokens at the least"
+            else f"smallest vocabulary: {len(ranking.always):,} tokens"
         )
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class VocabularySize:
-    """What one vocabulary size keeps of text in the languages.
+    """Coverage of text in the languages at one vocabulary size.
 
     Attributes:
-        vocab_size: tokens.
-        parameters: of the whole model, its FFN uncut.
-        coverage: share of the text's tokens that stay whole, 0 to 1.
-        tokens_per_character: of the text.
+        vocab_size: number of tokens.
+        parameters: parameters of the whole model with the original FFN.
+        coverage: share of the text's tokens that remain in the vocabulary, 0 to 1.
+        tokens_per_character: tokens per character of the text.
     """
 
     vocab_size: int
@@ -274,7 +275,7 @@ class VocabularySize:
     tokens_per_character: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "vocab_size": self.vocab_size,
             "parameters": self.parameters,
@@ -284,14 +285,14 @@ class VocabularySize:
 
 
 def sizes_table(model: Inspected) -> list[VocabularySize]:
-    """The curve of a model's languages: the whole vocabulary, then the powers of two and what is halfway between."""
+    """Return coverage by vocabulary size: the whole vocabulary, then powers of two and the midpoints between them."""
     ranking = model.ranking
     assert ranking is not None
     whole = model.sizes
     steps = [size for power in range(30, 9, -1) for size in (3 << power - 1, 1 << power)]
     sizes = [whole.vocab_size, *(n for n in steps if len(ranking.always) <= n < whole.vocab_size)]
     rows = []
-    for size in sizes[:_MOST_ROWS]:
+    for size in sizes[:_MAX_ROWS]:
         coverage, per_character = ranking.reach.at(size)
         after = pruned_parts(Sizes(size, whole.intermediate_size), model.parts, whole)
         rows.append(VocabularySize(size, after.total, coverage, per_character))
@@ -299,7 +300,7 @@ def sizes_table(model: Inspected) -> list[VocabularySize]:
 
 
 def languages_report(model: Inspected) -> list[str]:
-    """The same curve for people."""
+    """Return `sizes_table` as lines of text."""
     rows = [
         (
             f"{row.vocab_size:,}",
@@ -312,15 +313,15 @@ def languages_report(model: Inspected) -> list[str]:
     ]
     header = ("VOCAB_SIZE", "PARAMETERS", "CHANGE", "COVERAGE", "TOKENS/CHARACTER")
     return [
-        f"text in {', '.join(model.languages)}, with the vocabulary cut alone:",
+        f"text in {', '.join(model.languages)}, if only the vocabulary is cut:",
         format_table(header, rows),
-        "coverage: the share of the text's tokens that stay whole; build --vocab-coverage 99.9% takes the smallest "
-        "vocabulary of that share",
+        "coverage: share of the text's tokens that remain in the vocabulary; build --vocab-coverage 99.9% selects the "
+        "smallest vocabulary with that coverage",
     ]
 
 
 def _rows(parts: Parts) -> Sequence[tuple[str, int]]:
-    """Parts that there are; input embedding and LM head apart where they are two."""
+    """Return the parts that are not empty. List input embedding and LM head separately if they are not tied."""
     rows: list[tuple[str, int]] = []
     for name, count in parts.as_dict().items():
         if count:

@@ -1,4 +1,4 @@
-"""How a pruned model was made, in words and as JSON: what was cut, and what a repair and a training gave."""
+"""Describes how a pruned model was made, as text and as JSON: the cut, and the gains of repair and training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def how_words(method: str, *, learns: bool) -> tuple[str, str]:
-    """For a file's own description: what cut the model, and what came after the cut."""
+    """Return two texts for a file's description: the cut, and the steps after the cut."""
     return _words(method_named(method), learns=learns)
 
 
 def plan_words(plan: PrunePlan) -> tuple[str, str]:
-    """`how_words` of what a plan says was done; a repair that helped nowhere was not."""
+    """Return `how_words` for a plan. A repair that had no benefit does not count."""
     return _words(_method_kept(plan), learns=plan.recovery is not None)
 
 
@@ -40,7 +40,7 @@ def _is_repaired(plan: PrunePlan) -> bool:
 
 
 def method_line(plan: PrunePlan) -> str:
-    """How a pruned model was made, in one line: what was cut, and whether anything was fitted or trained afterwards."""
+    """Return one line on how a pruned model was made: the cut, and any repair or training after it."""
     method = _method_kept(plan)
     cut = method.cut_words[1]
     parts = [cut]
@@ -53,25 +53,25 @@ def method_line(plan: PrunePlan) -> str:
 
 
 def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
-    """What the steps after the cut gave on text kept out of them, a line for each that was asked for."""
+    """Return one line per requested step after the cut, with its gain on held-out text."""
     lines = []
     if method_of_plan(asked.method).adapt is not None:
         lines.append(f"{asked.method}: {_repair_words(plan.repair or {})}")
     if asked.recover is not None:
         recovery = plan.recovery
         if recovery is None:
-            lines.append("recovery: no better model was found on the text kept out; nothing that was learned is kept")
+            lines.append("recovery: training found no better model on held-out text, so its result is discarded")
         else:
             words = _changes({name: (value, recovery["after"][name]) for name, value in recovery["before"].items()})
             lines.append(
-                f"recovery: {words} bits per byte on text kept out (the best model had seen {recovery['tokens']:,} "
+                f"recovery: {words} bits per byte on held-out text (best model after {recovery['tokens']:,} "
                 f"tokens of {' + '.join(recovery['text'])}; {recovery['history'][-1]['seconds'] / 60:.1f} minutes)"
             )
     return lines
 
 
 def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
-    """What would make a better model of the same size, and what it costs; nothing that was done already."""
+    """Return suggestions for a better model of the same size, with their cost, without the steps already done."""
     from compact.distill.options import DEFAULT_MINUTES, RecoverOptions
     from compact.distill.run import memory_of
 
@@ -82,11 +82,11 @@ def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list
     if asked.recover is None and plan.recovery is None:
         needed, free = memory_of(source, plan.sizes, RecoverOptions(), asked.device, asked.dtype)
         minutes = f"{DEFAULT_MINUTES:.0f}"
-        short = ", more than is free here" if needed > free else ""
+        short = ", more than is free on this machine" if needed > free else ""
         ways.append(
             (
                 f"--recover distill --recover-minutes {minutes}",
-                f"the original teaches it, {minutes} minutes, {needed / 1e9:.1f} GB of memory{short}",
+                f"trains it with the original as teacher: {minutes} minutes, {needed / 1e9:.1f} GB of memory{short}",
             )
         )
     if not ways:
@@ -97,12 +97,12 @@ def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list
 
 def _repair_words(repair: Mapping[str, Any]) -> str:
     if not repair.get("share"):
-        return repair.get("why") or "worse than the plain cut on the text kept out; the plain cut is kept"
+        return repair.get("why") or "worse than the plain cut on held-out text, so the plain cut is kept"
     part = "" if repair["share"] == 1 else f", {repair['share']:.0%} of the change kept"
     if not repair.get("bits_per_byte"):
-        return f"not judged beside the plain cut, for want of memory{part}"
+        return f"not compared with the plain cut, because memory was short{part}"
     values = {name: (entry["plain"], entry["repaired"]) for name, entry in repair["bits_per_byte"].items()}
-    return f"{_changes(values)} bits per byte on text kept out{part}"
+    return f"{_changes(values)} bits per byte on held-out text{part}"
 
 
 def _changes(values: Mapping[str, tuple[float, float]]) -> str:
@@ -110,7 +110,7 @@ def _changes(values: Mapping[str, tuple[float, float]]) -> str:
 
 
 def as_json(plan: PrunePlan) -> dict[str, Any]:
-    """The fields of `--json`; the plan has the rest."""
+    """Return the fields for `--json`. The plan has the rest."""
     recovery = plan.recovery
     shown = None if recovery is None else {name: value for name, value in recovery.items() if name != "history"}
     return {"method": plan.method, "repair": plan.repair, "recovery": shown}

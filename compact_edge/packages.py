@@ -1,7 +1,7 @@
-"""The packages that each job needs, and the extra that installs them.
+"""The packages that each job needs, and the extras that install them.
 
-The table repeats pyproject.toml, because a checkout that is not installed has no metadata, and parsing requirements
-needs another package. A test compares the table with pyproject.toml.
+The table repeats pyproject.toml, so that it is available in a checkout without installation, and without a parser for
+requirements. A test compares the two.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True)
 class Package:
-    """One distribution that a job needs.
+    """One distribution.
 
     Attributes:
-        distribution: name in the package index.
-        module: name of its import.
-        minimum: lowest version.
-        extra: extra of compact-edge that installs it; empty for a base dependency.
-        below: first version that is too new; empty without an upper limit.
+        distribution: name on the package index.
+        module: import name.
+        minimum: minimum version.
+        extra: extra that installs it; "" for the base installation.
+        below: first version that is too new; "" if there is none.
     """
 
     distribution: str
@@ -66,17 +66,17 @@ EXTRA_JOBS: Mapping[str, str] = {
     "": "every command",
     "prune": "build, prune, export, eval",
     "onnx": "build and export for onnxruntime",
-    "languages": "a vocabulary for chosen languages (--languages)",
+    "languages": "a vocabulary for given languages (--languages)",
     "parquet": "calibration texts in Parquet files",
     "datasets": "calibration texts from data sets on the Hub",
     "eval": "accuracy on tasks (eval --tasks)",
-    "plot": "the plot of where the parameters are (inspect --all --plot)",
+    "plot": "a plot of the parameters by part (inspect --all --plot)",
     "demo": "the built-in model smollm2-135m",
 }
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Name -> version, for the distributions that are installed."""
+    """Return the versions of the installed ones of `distributions`, by name."""
     found = {}
     for name in distributions:
         with suppress(PackageNotFoundError):
@@ -85,7 +85,7 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def package_of(module: str) -> Package | None:
-    """Return the package with the top-level module of `module`; None for an unknown one."""
+    """Return the package with the top-level module of `module`, or None."""
     top = module.partition(".")[0]
     return next((package for package in PACKAGES if package.module == top), None)
 

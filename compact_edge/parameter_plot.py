@@ -1,7 +1,7 @@
-"""The picture of where the parameters are: share of vocabulary, FFN and attention against size, a panel a family.
+"""Plots the shares of vocabulary, FFN and attention against model size, with one panel per family.
 
-Parts differ by colour (Okabe and Ito, which people with colour blindness tell apart), marker and dashes, and carry
-their names, so that the picture can be read in print.
+Parts differ by colour (Okabe and Ito, which people with colour blindness can distinguish), marker and dashes, and have
+their names next to them. So the picture is also readable in print.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from compact.store import write_bytes
 if TYPE_CHECKING:
     from compact_edge.parameter_table import Counted
 
-# part: (name, colour, marker, dashes)
+# (part, name, colour, marker, dashes)
 _PARTS: tuple[tuple[str, str, str, str, Any], ...] = (
     ("ffn", "FFN", "#0072B2", "o", "-"),
     ("vocabulary", "vocabulary", "#D55E00", "s", (0, (5, 1.5))),
     ("attention", "attention", "#00795A", "^", (0, (1.5, 1.2))),
 )
 _INK, _SOFT, _GRID = "#1a1a1a", "#555555", "#dddddd"
-# From one panel to the next a reader compares heights, so all have the same axes; parameters.
-_LEAST, _MOST = 2.2e7, 1.1e12
-# Names at the ends of lines keep this far from each other, in points of share.
-_APART = 8.5
+# All panels have the same x axis (in parameters), so that readers can compare them.
+_X_MIN, _X_MAX = 2.2e7, 1.1e12
+# Minimum distance between the names at the ends of lines, in percentage points.
+_MIN_DISTANCE = 8.5
 _FORMATS = ("svg", "png")
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the picture is the same on every machine
@@ -43,24 +43,26 @@ _STYLE = {
 
 
 def write_plot(path: Path, counted: Sequence[Counted]) -> None:
-    """Draw into a file; its ending, .svg or .png, says which kind. Equal figures give equal bytes.
+    """Write the plot as .svg or .png, depending on the file's extension. Equal figures give equal bytes.
 
     Args:
-        path: replaced where it exists.
+        path: the file. An existing file is replaced.
         counted: the models, by family and size.
 
     Raises:
-        UsageError: another ending.
+        UsageError: the file has another extension.
         StorageError: the file cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in _FORMATS:
-        raise UsageError(f"--plot {path.name}: neither .svg nor .png", "end the file's name in one of them")
+        raise UsageError(
+            f"--plot {path.name}: the file is neither .svg nor .png", "give a name with one of these extensions"
+        )
     write_bytes(path, draw(counted, kind))
 
 
 def draw(counted: Sequence[Counted], kind: str) -> bytes:
-    """The picture as the bytes of an `svg` or `png` file."""
+    """Return the plot as the bytes of an `svg` or `png` file."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -84,7 +86,7 @@ def draw(counted: Sequence[Counted], kind: str) -> bytes:
             "The smaller the model, the more of it is vocabulary", x=0.012, ha="left", fontsize=11, fontweight="bold"
         )
         out = io.BytesIO()
-        # No date and no version, which would change the bytes of an equal picture.
+        # A date or version would change the bytes of an equal picture.
         metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=200, metadata=metadata)
     return out.getvalue()
@@ -98,7 +100,7 @@ def _panel(panel: Any, family: str, models: Sequence[Counted]) -> None:
     panel.set_title(family, loc="left", fontsize=9.5, fontweight="bold", pad=4)
     panel.set_title(f"{_size(sizes[0])} to {_size(sizes[-1])}", loc="right", fontsize=8, color=_SOFT, pad=4)
     panel.set_xscale("log")
-    panel.set_xlim(_LEAST, _MOST)
+    panel.set_xlim(_X_MIN, _X_MAX)
     panel.set_ylim(0, 100)
     panel.grid(axis="y", color=_GRID, linewidth=0.6)
     panel.set_axisbelow(True)
@@ -125,17 +127,17 @@ def _panel(panel: Any, family: str, models: Sequence[Counted]) -> None:
 
 
 def _spread(ends: dict[str, float]) -> dict[str, float]:
-    """Heights of names near the ends of their lines, none over another."""
+    """Return heights for the names near the ends of their lines, without overlaps."""
     placed: dict[str, float] = {}
     lowest = 3.0
     for name, height in sorted(ends.items(), key=lambda pair: pair[1]):
         placed[name] = max(height, lowest)
-        lowest = placed[name] + _APART
+        lowest = placed[name] + _MIN_DISTANCE
     return placed
 
 
 def _size(value: float) -> str:
-    """Parameters as people say them: 100M, 1.2B, 70B."""
+    """Format a number of parameters for people: 100M, 1.2B, 70B."""
     if value < 1e9 - 5e6:
         return f"{value / 1e6:.0f}M"
     return f"{value / 1e9:.1f}B".replace(".0B", "B") if value < 1e10 else f"{value / 1e9:.0f}B"

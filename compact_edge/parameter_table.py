@@ -1,4 +1,4 @@
-"""The built-in table of published models, counted: for `inspect --list`, `--all`, the plot and docs/size.md."""
+"""The built-in table of published models with counted parameters, for `inspect --list`, `--all` and the docs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ HEADER = ("model", "parameters", "vocabulary", "attention", "FFN", "norms")
 
 @dataclass(frozen=True)
 class Counted:
-    """A model of the table and its parameters by part."""
+    """A model of the table with its parameters by part."""
 
     model: PublishedModel
     parts: Parts
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of every part, 0 to 1."""
+        """Share of each part, 0 to 1."""
         return shares(self.parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return JSON values for `--json`."""
         return {
             "model": self.model.name,
             "family": self.model.family,
@@ -39,34 +39,34 @@ class Counted:
         }
 
     def cells(self) -> tuple[str, ...]:
-        """A row of the tables."""
+        """Return the cells of a table row."""
         wanted = ("vocabulary", "attention", "ffn", "norms")
         return (self.model.name, f"{self.parts.total:,}", *(percent(self.shares[name]) for name in wanted))
 
 
 def percent(share: float) -> str:
-    """A share as people read it; small ones keep a digit that is not 0."""
+    """Format a share as a percentage. Very small shares get more digits."""
     return f"{share:.1%}" if share >= 0.001 else f"{share:.3%}"
 
 
 def inspected_table() -> list[Inspected]:
-    """Every model of the table, as if it had been named."""
+    """Inspect every model of the table."""
     return [of_config(config_of_row(model)) for model in published_models()]
 
 
 def counted_models() -> tuple[Counted, ...]:
-    """Every model of the table, counted."""
+    """Count the parameters of every model of the table."""
     pairs = zip(published_models(), inspected_table(), strict=True)
     return tuple(Counted(model, inspected.parts) for model, inspected in pairs)
 
 
 def overview(counted: Sequence[Counted]) -> str:
-    """Parameters and shares, one model a line."""
+    """Return a table of parameters and shares, one model per line."""
     return format_table(tuple(name.upper() for name in HEADER), [model.cells() for model in counted])
 
 
 def listing() -> str:
-    """The rows of the table as they are, one model a line."""
+    """Return the rows of the built-in table, one model per line."""
     header = (
         "NAME",
         "HUB",

@@ -1,6 +1,6 @@
-"""Plots as SVG files of their own: panels of lines and points, for any browser or viewer, light and dark.
+"""Plots as standalone SVG files: panels of lines and points, in light and dark colours.
 
-Series differ by colour, dashes and the marker's size, so that they can be told apart without colour.
+Series differ by colour, dashes and marker size, so that readers can distinguish them without colour.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 
 from runtime_bench.report.svg import WIDTH, Frame, Point, line, number, text, ticks
 
-# Colours by Okabe and Ito, which people with colour blindness tell apart; the first is for what matters most.
+# Colours by Okabe and Ito, which people with colour blindness can distinguish. The first is for the main series.
 _COLOURS = ("#0072b2", "#c25400", "#00664a", "#a0508c", "#5b6570", "#8a6d00")
 _DARK = ("#56b4e9", "#e69f00", "#5fd6ae", "#d98cc5", "#a5b1bd", "#e6d04a")
 _DASHES = ("", "6 4", "2 3", "8 3 2 3", "4 2", "1 3")
@@ -20,15 +20,15 @@ _GAP, _MARGIN, _LEGEND = 28.0, 16.0, 18.0
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind, each with what its tooltip says.
+    """Points of one kind with their tooltips.
 
     Attributes:
-        name: for the legend.
-        points: in the order in which they are joined.
-        tips: a line a point.
+        name: name in the legend.
+        points: points in the order of the line.
+        tips: one tooltip per point.
         style: index of colour and dashes.
-        joined: draw the line through the points.
-        hollow: draw open markers.
+        joined: whether to draw a line through the points.
+        hollow: whether to draw open markers.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Panel:
     """One plot.
 
     Attributes:
-        title, x_label, y_label: words around it.
-        series: what it shows.
-        labels: words beside single points.
-        marked: x of a vertical line, and its words.
+        title, x_label, y_label: title and axis labels.
+        series: the series to draw.
+        labels: texts next to single points.
+        marked: position x and text of a vertical line.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Panel:
 
 
 def document(panels: Sequence[Panel], title: str, description: str) -> str:
-    """The SVG file: panels below each other, with title and description for those who cannot see them."""
+    """Return the SVG file: the panels one below another, and title and description for screen readers."""
     body, y = [], _MARGIN
     for panel in panels:
         drawn, height = _panel(panel)

@@ -1,4 +1,4 @@
-"""What a search of the sizes found, as a table and as a plot. Both read what the plan records (`PrunePlan.search`)."""
+"""Shows the result of a search for sizes as a table and as a plot, from the plan's record (`PrunePlan.search`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WIDTH = 140
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    """A table with lines below it on stdout, its first column to the left."""
+    """Print a table, and notes below it, to stdout. The first column is left-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -22,7 +22,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
     from compact_edge.console import one_line
 
-    # A pipe or a log has no width; rich would guess 80 and break the lines there.
+    # A pipe or a log has no width. rich would assume 80 and wrap lines.
     soft = not sys.stdout.isatty()
     console = Console(highlight=False, width=_WIDTH if soft else None)
     table = Table(title=Text(one_line(title)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -31,7 +31,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(Text(words), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
-    # In a narrower terminal the lines run on; a figure that is cut short would be another figure.
+    # In a narrower terminal, lines overflow. Truncated figures would be wrong figures.
     terminal = console.width
     console.width = max(terminal, table.__rich_measure__(console, console.options.update(width=_WIDTH)).maximum)
     console.print(table)
@@ -41,7 +41,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_search(search: Mapping[str, Any]) -> None:
-    """The sizes that were judged, the chosen one marked, and the unpruned model above them."""
+    """Print the unpruned model and all evaluated sizes, with a mark at the chosen one."""
     texts = list(search["held_out_bytes"])
     sized = search["unpruned"]["bytes"] is not None
     header = [
@@ -60,13 +60,13 @@ def print_search(search: Mapping[str, Any]) -> None:
         rows.append([name, *_cells(point, texts, sized), change(point["mean_ratio"]), change(point["worst_ratio"])])
     shown = ", ".join(f"{name} {n_bytes:,}" for name, n_bytes in search["held_out_bytes"].items())
     print_table(
-        f"Sizes judged for {budget_words(search['budget'])}",
+        f"Sizes evaluated for {budget_words(search['budget'])}",
         header,
         rows,
         [
-            f"bits per byte of the pruned model before any repair, on text that the calibration does not hold ({shown} "
-            "bytes); mean and worst: of what each text loses against the unpruned model; chosen: the lowest on a "
-            "parabola through those near the best"
+            f"bits per byte: of the pruned model before any repair, on text that the calibration does not contain "
+            f"({shown} bytes); mean and worst: change against the unpruned model, over the texts; chosen: minimum of a "
+            "parabola through the sizes near the best"
         ],
     )
 
@@ -82,19 +82,19 @@ def _cells(entry: Mapping[str, Any], texts: Sequence[str], sized: bool) -> list[
 
 
 def change(ratio: float) -> str:
-    """A ratio as people read it: 1.043 is +4.3%."""
+    """Format a ratio as a change: 1.043 becomes +4.3%."""
     return f"{ratio - 1:+.1%}"
 
 
 def budget_words(budget: Mapping[str, Any]) -> str:
-    """`--ratio 0.2` or `--fit 60.00 MB`."""
+    """Return the option of the budget: `--ratio 0.2` or `--fit 60.00 MB`."""
     if budget["fit_bytes"] is not None:
         return f"--fit {budget['fit_bytes'] / 1e6:.2f} MB"
     return f"--ratio {budget['ratio']:g}"
 
 
 def split_svg(search: Mapping[str, Any], model: str) -> str:
-    """The judged sizes as a plot: what each text loses, by the vocabulary size that the budget then leaves."""
+    """Return a plot of the evaluated sizes: the loss of each text by vocabulary size."""
     chosen = search["points"][search["chosen"]]
     whole = search["unpruned"]["bits_per_byte"]
     points = sorted(search["points"], key=lambda point: int(point["vocab_size"]))
@@ -119,10 +119,10 @@ def split_svg(search: Mapping[str, Any], model: str) -> str:
         tuple(lines),
         marked=(chosen["vocab_size"], f"chosen: {sizes(chosen)}"),
     )
-    told = "; ".join(f"{sizes(point)} {change(point['mean_ratio'])}" for point in points)
+    listed = "; ".join(f"{sizes(point)} {change(point['mean_ratio'])}" for point in points)
     return document(
         [panel],
         title,
         f"Bits per byte over the unpruned model's, mean of the texts, by vocab_size / intermediate_size from "
-        f"{sizes(ends[0])} to {sizes(ends[1])}: {told}. Chosen: {sizes(chosen)}.",
+        f"{sizes(ends[0])} to {sizes(ends[1])}: {listed}. Chosen: {sizes(chosen)}.",
     )

@@ -1,4 +1,4 @@
-"""A checkpoint that scores tasks through Transformers, in float32."""
+"""Scores tasks with a checkpoint in Transformers, in float32."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from compact.load import load_model
 from exporters.prefix_groups import Branch, Group, Score
 from exporters.task_runtime import BATCH_SIZE, Advance, CheckpointTokenizer, Ended, GroupScores, score_in_packs
 
-# Bytes of logits that are alive at once while scoring.
+# Maximum bytes of logits in memory while scoring.
 _LOGITS_BYTES = 1 << 27
-# Tokens of a pass, unless one group has more.
+# Maximum tokens per pass, unless one group has more.
 _TOKENS = 2048
 
 
@@ -29,11 +29,11 @@ class CheckpointRuntime(CheckpointTokenizer):
         Args:
             directory: the checkpoint.
             device: auto, cpu, cuda or mps.
-            batch_size: most sequences of a pass.
+            batch_size: maximum sequences per pass.
 
         Raises:
-            DamagedFileError: Transformers cannot load it.
-            DataError: its tokenizer has neither BOS nor EOS.
+            DamagedFileError: Transformers cannot load the checkpoint.
+            DataError: the tokenizer has neither BOS nor EOS.
         """
         import torch
 
@@ -42,16 +42,16 @@ class CheckpointRuntime(CheckpointTokenizer):
         self._batch_size = batch_size
         self.max_length = int(getattr(self._model.config, "max_position_embeddings", None) or 2048)
         generation = getattr(self._model, "generation_config", None)
-        # Transformers renamed it in 5.24; the old name goes in 5.40.
+        # Transformers 5.24 renamed the parameter. 5.40 will remove the old name.
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
-        # A linear attention keeps one state, which Transformers cannot hand to several branches.
-        self._shares_beginnings = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
+        # Linear attention keeps one state, which Transformers cannot copy to several branches.
+        self._shares_prefixes = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
         own = getattr(generation, "eos_token_id", None)
         self.ends |= frozenset([own] if isinstance(own, int) else own or ())
 
     def close(self) -> None:
-        """Drop the model."""
+        """Release the model."""
         self._model = None
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
@@ -59,10 +59,10 @@ class CheckpointRuntime(CheckpointTokenizer):
         return score_in_packs(groups, self._pass, advance, max_branches=self._batch_size, max_tokens=_TOKENS)
 
     def _pass(self, groups: Sequence[Group]) -> list[GroupScores]:
-        """One pass over the beginnings, padded at the left, then one over all branches, padded at the right."""
+        """Run the prefixes, padded on the left, then all branches, padded on the right."""
         import torch
 
-        if not self._shares_beginnings:
+        if not self._shares_prefixes:
             groups = [_whole(group) for group in groups]
         rows = [(g, b) for g, group in enumerate(groups) for b in range(len(group.branches))]
         branches = [groups[g].branches[b] for g, b in rows]
@@ -73,15 +73,15 @@ class CheckpointRuntime(CheckpointTokenizer):
             width = max(len(group.prefix) for group in groups)
             if width:
                 owners = torch.tensor([g for g, _ in rows], device=self._model.device)
-                cache, seen = self._beginnings(groups, width)
+                cache, seen = self._run_prefixes(groups, width)
                 cache.batch_select_indices(owners)
                 seen = seen[owners]
-                # After each branch's own beginning; what pads at the right is seen by nothing that counts.
+                # Positions continue after each branch's prefix. No scored position attends to padding on the right.
                 positions = seen.sum(dim=1, keepdim=True) + torch.arange(length, device=seen.device)
                 mask = torch.cat([seen, torch.ones_like(ids)], dim=1)
                 extra = {self._cache_name: cache, "attention_mask": mask, "position_ids": positions}
-            # Without the head: the logits of a long text are gigabytes where the vocabulary is large.
-            hidden = self._model.model(input_ids=ids, **extra).last_hidden_state
+            # Run without the head: with a large vocabulary, the logits of a long text take gigabytes.
+            hidden = self._model.model(input_ids=ids, **extra).last_hidden_state  # [branches, positions, hidden]
             return self._scores(groups, rows, hidden)
 
     def _padded(self, parts: Sequence[Sequence[int]], length: int, *, left: bool) -> Any:
@@ -94,8 +94,8 @@ class CheckpointRuntime(CheckpointTokenizer):
                 ids[row, place] = torch.tensor(part, dtype=torch.int64)
         return ids.to(self._model.device)
 
-    def _beginnings(self, groups: Sequence[Group], width: int) -> tuple[Any, Any]:
-        """The cache after the groups' beginnings, and which of its [G, width] places hold a token."""
+    def _run_prefixes(self, groups: Sequence[Group], width: int) -> tuple[Any, Any]:
+        """Return the cache after the groups' prefixes, and a mask [groups, width] of positions with a token."""
         import torch
 
         ids = self._padded([group.prefix for group in groups], width, left=True)
@@ -106,9 +106,9 @@ class CheckpointRuntime(CheckpointTokenizer):
         return out[self._cache_name], seen
 
     def _scores(self, groups: Sequence[Group], rows: Sequence[tuple[int, int]], hidden: Any) -> list[GroupScores]:
-        """Scores from hidden states [B, T, hidden_size], of which row r is that of group and branch `rows[r]`."""
-        places: dict[tuple[int, int], int] = {}  # row and position, each once, though several targets look there
-        wanted: list[tuple[int, int]] = []  # number of the place, target id
+        """Compute scores from hidden states [rows, positions, hidden]. Row r belongs to (group, branch) `rows[r]`."""
+        places: dict[tuple[int, int], int] = {}  # (row, position) -> index; several targets may share one
+        wanted: list[tuple[int, int]] = []  # (index of the place, target id)
         for row, (g, b) in enumerate(rows):
             branch = groups[g].branches[b]
             for target in branch.targets:
@@ -131,7 +131,7 @@ class CheckpointRuntime(CheckpointTokenizer):
     def _log_probabilities(
         self, hidden: Any, places: Sequence[tuple[int, int]], wanted: Sequence[tuple[int, int]]
     ) -> tuple[list[float], list[bool]]:
-        """Of each (number of its place, id): its log-probability, and whether it is the likeliest there."""
+        """Return for each (index of its place, id) the log-probability, and whether the id is the most likely one."""
         import torch
 
         from compact.distill.loss import head_logits, head_settings
@@ -166,7 +166,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         return results
 
     def _greedy(self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended) -> list[list[int]]:
-        """Plain greedy decoding: a repetition penalty of generation_config.json would score another model."""
+        """Decode greedily, ignoring generation_config.json, whose repetition penalty would change the results."""
         import torch
 
         made: list[list[int]] = [[] for _ in prompts]
@@ -204,6 +204,6 @@ class CheckpointRuntime(CheckpointTokenizer):
 
 
 def _whole(group: Group) -> Group:
-    """The same texts without a common beginning: each branch has all of it."""
+    """Return the same sequences without a shared prefix. Each branch contains the prefix."""
     branches = (Branch((*group.prefix, *branch.ids), branch.targets) for branch in group.branches)
     return Group((), tuple(branches))

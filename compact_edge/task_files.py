@@ -1,4 +1,4 @@
-"""Which tasks of a folder need no network: read before anything that could reach for it is imported."""
+"""Finds tasks of a folder that need no network. This runs before importing libraries that may use the network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Readers of local files in `datasets`; any other name of a data set is one on the Hub.
+# Readers of local files in `datasets`. Any other name refers to a data set on the Hub.
 _READERS = frozenset({"json", "csv", "parquet", "arrow", "text"})
 
 
 def need_hub(names: Sequence[str], include_path: Path | None) -> bool:
-    """Whether one of the tasks may have its data on the Hub: every one that is not known to have them elsewhere."""
+    """Whether any of the tasks may have its data on the Hub. Assume so unless its data are known to be local."""
     local = {} if include_path is None else _configurations(include_path)
     return not all(_is_local(name, local, frozenset()) for name in names)
 
@@ -31,7 +31,7 @@ def _is_local(name: str, configurations: Mapping[str, Mapping[str, Any]], above:
 
 
 def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Task or group -> what its file and the files that it includes say; what cannot be read is left to lm_eval."""
+    """Return task or group -> its configuration with includes. Unreadable files are skipped; lm_eval reports them."""
     found: dict[str, Mapping[str, Any]] = {}
     for path in sorted(folder.glob("**/*.yaml")):
         content = _read(path, 8)
@@ -46,7 +46,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-        """Reads a function's name as text; nothing is imported."""
+        """Reads the name of a function as text and imports nothing."""
 
     Loader.add_constructor("!function", lambda _loader, node: str(node.value))
     try:

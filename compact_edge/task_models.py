@@ -1,7 +1,7 @@
-"""A runtime as lm_eval's model: requests in text become sequences of ids, and scores become answers.
+"""Adapts a runtime to lm_eval's model interface.
 
-Contexts and continuations are encoded as lm_eval's own model of Transformers does (`lm_eval.models.huggingface.HFLM`):
-together, then cut at the length of the context alone, with the special tokens that the tokenizer adds.
+Contexts and continuations are encoded as in lm_eval's Transformers model (`lm_eval.models.huggingface.HFLM`): as one
+text with the tokenizer's special tokens, then split at the token length of the context alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from compact.progress import SILENT, Progress, Task
 from exporters.prefix_groups import Branch, Score, grouped
 from exporters.task_runtime import BATCH_SIZE, Runtime
 
-# Tokens of a group of sequences that begin alike, unless a single one is longer.
+# Maximum tokens in a group of sequences with a common prefix, unless a single sequence is longer.
 _GROUP_TOKENS = 2048
-# New tokens where a task sets no limit: lm_eval's own default.
+# Maximum new tokens if a task sets no limit, as in lm_eval.
 _MAX_NEW_TOKENS = 256
 
 
@@ -29,8 +29,8 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """A model for `lm_eval.evaluator.evaluate`.
 
     Attributes:
-        tokens_scored: tokens fed so far to score answers, what requests share counted once.
-        failure: what the runtime itself raised, as told from errors of a task's own code.
+        tokens_scored: input tokens so far for scoring answers. A shared prefix counts once.
+        failure: exception from the runtime, if any. Other exceptions come from a task's code.
     """
 
     def __init__(self, runtime: Runtime, *, batch_size: int = BATCH_SIZE, progress: Progress = SILENT) -> None:
@@ -52,30 +52,30 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text; lm_eval asks for it, the runtime's own ends are used."""
+        """An id that lm_eval requires. The runtime's end tokens are used instead."""
         return self._runtime.prefix_token
 
     @property
     def max_length(self) -> int:
-        """Most positions of a sequence."""
+        """Maximum positions in a sequence."""
         return self._runtime.max_length
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         return self._runtime.encode(string, special=add_special_tokens)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether greedy decoding would write it.
+        """Return the natural-log probability of each continuation, and whether greedy decoding would produce it.
 
         Raises:
-            DataError: a continuation without tokens, or one longer than the model's context.
+            DataError: a continuation has no tokens, or is longer than the model's context.
         """
         del disable_tqdm
         pairs = []
         for context, continuation in (request.args for request in requests):
             before, after = self._encoded(context, continuation)
             if not after:
-                raise DataError(f"a continuation without tokens: {continuation[:80]!r} after {context[-80:]!r}")
+                raise DataError(f"a continuation has no tokens: {continuation[:80]!r} after {context[-80:]!r}")
             pairs.append((before, after))
         return self._score(pairs)
 
@@ -86,19 +86,21 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 return before, after
         prefix = self._runtime.prefix_token
         ids = self._runtime.encode(context + continuation, special=False)
-        # The text of BOS itself at the beginning is the context then.
+        # If the text starts with BOS, BOS is the context.
         return ([prefix], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids)
 
     def _score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """Scores of (context, continuation) pairs of ids; what is too long loses its beginning."""
+        """Score (context, continuation) pairs of ids. A sequence that is too long is cut at the start."""
         inputs: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
         keys: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         for before, after in pairs:
             if len(after) > self.max_length:
-                raise DataError(f"a continuation of {len(after)} tokens; the model has {self.max_length} positions")
+                raise DataError(
+                    f"a continuation has {len(after)} tokens, but the model has {self.max_length} positions"
+                )
             ids = tuple([*before, *after][-(self.max_length + 1) :][:-1])
             keys.append((ids, tuple(after)))
-            # Answers of one token after the same context are one sequence with several targets.
+            # Single-token answers after the same context become one sequence with several targets.
             inputs.setdefault(ids, {})[tuple(after)] = None
         sequences = [Branch(ids, tuple(targets)) for ids, targets in inputs.items()]
         groups = list(grouped(sequences, max_branches=self._batch_size, max_tokens=_GROUP_TOKENS))
@@ -117,10 +119,10 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self._score([(before, after) for _, before, after in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-probability of whole texts, each in windows of the model's context.
+        """Return the natural-log probability of whole texts, each in windows of the model's context.
 
-        As lm_eval's own model does it: the runtime's prefix token stands before the text with the tokens that the
-        tokenizer adds. Where it adds BOS, that BOS is scored too, after another one.
+        As in lm_eval's Transformers model, the runtime's prefix token precedes the encoded text. If the tokenizer adds
+        BOS itself, that BOS is scored too.
         """
         del disable_tqdm
         pairs: list[tuple[list[int], list[int]]] = []
@@ -139,11 +141,11 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Greedy continuations, each cut before the first of its stop strings.
+        """Continue prompts greedily. Cut each answer before the first stop string.
 
         Raises:
-            UsageError: a task that wants samples.
-            DataError: a task that wants more new tokens than the model has positions.
+            UsageError: a task requires sampling.
+            DataError: a task requires at least as many new tokens as the model has positions.
         """
         del disable_tqdm
         results = [""] * len(requests)
@@ -169,12 +171,12 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return results
 
     def _limits(self, arguments: Any) -> tuple[tuple[str, ...], int]:
-        """Stop strings and most new tokens of a request."""
+        """Return the stop strings and the maximum new tokens of a request."""
         settings = normalize_gen_kwargs(arguments, _MAX_NEW_TOKENS)
         if settings.get("do_sample") and settings.get("temperature"):
-            raise UsageError("a task wants samples; answers are generated greedily here", "choose another task")
+            raise UsageError("a task requires sampling, but answers are generated greedily", "choose another task")
         most = int(settings["max_gen_toks"])
         if most >= self.max_length:
-            raise DataError(f"a task wants {most} new tokens; the model has {self.max_length} positions")
+            raise DataError(f"a task requires {most} new tokens, but the model has {self.max_length} positions")
         stops = handle_stop_sequences(settings.get("until"), eos=None)
         return tuple(stop for stop in stops if stop), most

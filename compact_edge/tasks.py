@@ -1,4 +1,4 @@
-"""Accuracy on tasks of LM-Evaluation-Harness (`lm_eval`): which tasks, what they need, and what came out."""
+"""Accuracy on tasks of LM-Evaluation-Harness (`lm_eval`): loads tasks, runs them, and collects the results."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from compact.store import write_bytes
 from compact_edge.packages import install_hint
 from exporters.task_runtime import BATCH_SIZE, Runtime
 
-# lm_eval's own seed for the draw of few-shot examples.
+# lm_eval's default seed for drawing few-shot examples.
 _FEWSHOT_SEED = 1234
-# Resamples for the standard errors that have no closed form (perplexity).
+# Bootstrap samples for standard errors without a closed form (perplexity).
 _BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a task.
+    """One metric of a task.
 
     Attributes:
-        name: such as `acc`, or `exact_match,strict-match` where a filter of the task is in between.
-        value: the figure.
-        stderr: its standard error, None where lm_eval knows none.
-        higher_is_better: None where lm_eval does not say.
+        name: for example `acc`, or `exact_match,strict-match` if the task applies a filter.
+        value: the value.
+        stderr: standard error; None if lm_eval gives none.
+        higher_is_better: None if lm_eval does not define it.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a model got in one task or group of tasks.
+    """Result of a model in one task or group of tasks.
 
     Attributes:
-        name: the task's.
-        version: of its definition.
-        num_fewshot: examples before each question, None for a group whose tasks differ.
-        n_items: items that were scored.
-        metrics: its figures.
+        name: name of the task.
+        version: version of the task's definition.
+        num_fewshot: examples before each question; None for a group whose tasks differ.
+        n_items: number of scored items.
+        metrics: metrics of the task.
     """
 
     name: str
@@ -68,13 +68,13 @@ class TaskReport:
     """Results of all tasks.
 
     Attributes:
-        runtime: what scored them.
+        runtime: name of the runtime.
         lm_eval: version of LM-Evaluation-Harness.
-        limit: most items of a task, None for all.
-        named: the tasks and groups that were asked for.
-        results: of these, and of every task in the groups.
-        tokens: tokens that were fed to score answers, what they share counted once.
-        items: by task, every item with its answers (only where they were asked for).
+        limit: maximum items per task; None for all.
+        named: requested tasks and groups.
+        results: results of these, and of every task in the groups.
+        tokens: input tokens for scoring answers. A shared prefix counts once.
+        items: every item with its answers, by task; empty unless requested.
     """
 
     runtime: str
@@ -86,7 +86,7 @@ class TaskReport:
     items: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON, without the items."""
+        """Return JSON values without the items."""
         tasks = {}
         for result in self.results:
             entry = asdict(result)
@@ -96,7 +96,7 @@ class TaskReport:
         return {"runtime": self.runtime, "lm_eval": self.lm_eval, "limit": self.limit, "tasks": tasks}
 
     def rows(self) -> list[list[str]]:
-        """Task, metric, value with standard error, items; of what was asked for."""
+        """Return rows of the requested tasks and groups: task, metric, value with standard error, items."""
         rows = []
         for result in self.results:
             if result.name not in self.named:
@@ -108,10 +108,10 @@ class TaskReport:
 
 
 def write_items(path: Path, report: TaskReport) -> None:
-    """Write every item as one line of JSON: its task, question, requests, answers and what each metric says.
+    """Write every item as one line of JSON: task, question, requests, answers and metrics.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     lines = (
         json.dumps({"task": task, **item}, default=str, ensure_ascii=False) + "\n"
@@ -122,7 +122,7 @@ def write_items(path: Path, report: TaskReport) -> None:
 
 
 def require_lm_eval() -> None:
-    """Raise ToolUnavailableError where lm_eval is not installed."""
+    """Raise ToolUnavailableError if lm_eval is not installed."""
     if find_spec("lm_eval") is None:
         raise ToolUnavailableError("the package lm_eval is not installed", install_hint("eval"))
 
@@ -143,18 +143,18 @@ def evaluate_tasks(
     Args:
         runtime: the model.
         names: tasks, groups or tags of lm_eval or of `include_path`.
-        include_path: a folder of task files (yaml). Python functions that they name are run.
-        limit: most items of a task, the first ones.
-        num_fewshot: examples before each question, in place of the task's own number (a task that fixes 0 keeps it).
-        batch_size: most sequences at a time, as the runtime was opened with.
+        include_path: a folder of task files (YAML). Python functions that they refer to are run.
+        limit: use only the first `limit` items of each task.
+        num_fewshot: examples before each question. Replaces the task's number, unless that is fixed to 0.
+        batch_size: maximum sequences at a time, the same as for the runtime.
         keep_items: keep every item's answers.
-        progress: told of the work.
+        progress: shows the work.
 
     Raises:
-        ToolUnavailableError: lm_eval is absent.
-        UsageError: an unknown task, or one that this command does not run.
-        DataError: a task that cannot be loaded, or an answer without tokens.
-        CompactEdgeError: what the runtime raises.
+        ToolUnavailableError: lm_eval is not installed.
+        UsageError: a task is unknown or not supported.
+        DataError: a task cannot be loaded, or an answer has no tokens.
+        CompactEdgeError: the runtime failed.
     """
     require_lm_eval()
     with _quiet(), _random_state():
@@ -170,12 +170,10 @@ def evaluate_tasks(
             raw = evaluate(model, tasks, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=keep_items)
         except (CompactEdgeError, MemoryError):
             raise
-        except Exception as error:  # templates, metrics and functions of a task are anybody's code
+        except Exception as error:  # templates, metrics and functions of a task are third-party code
             if error is model.failure:
                 raise
-            raise DataError(
-                f"tasks {', '.join(names)}: {_one_line(error)}", "the error is in a task's files"
-            ) from error
+            raise DataError(f"tasks {', '.join(names)}: {_one_line(error)}", "check the files of the task") from error
     items = raw.get("samples") or {}
     return TaskReport(
         runtime=runtime.name,
@@ -192,19 +190,23 @@ def _load(names: Sequence[str], include_path: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if include_path is not None and not include_path.is_dir():
-        raise UsageError(f"--include-path {include_path}: no such folder")
-    # lm_eval reads thousands of files to know its own tasks.
+        raise UsageError(f"--include-path {include_path}: the folder does not exist")
+    # Try the local tasks first, because lm_eval reads thousands of files to list its own.
     local = TaskManager(include_path=str(include_path), include_defaults=False) if include_path else None
     if local is not None and set(names) <= set(local.all_tasks):
-        with contextlib.suppress(KeyError):  # a group there may name tasks of lm_eval
+        with contextlib.suppress(KeyError):  # a local group may refer to tasks of lm_eval
             return _loaded(local, names)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     known = manager.all_tasks
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks`; --include-path adds yours"
-            raise UsageError(f"no task {name!r}", hint)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "`lm_eval ls tasks` lists tasks; --include-path adds your own"
+            )
+            raise UsageError(f"the task {name!r} does not exist", hint)
     return _loaded(manager, names)
 
 
@@ -217,10 +219,10 @@ def _loaded(manager: Any, names: Sequence[str]) -> Any:
         return manager.load(list(names))
     except KeyError:
         raise
-    except Exception as error:  # reading a data set can fail in as many ways as there are tasks
+    except Exception as error:  # reading a data set can fail in many ways
         what = f"the data of {', '.join(names)}"
         if _is_of_the_hub(error):
-            # `datasets` says only in words why it could not reach the Hub.
+            # `datasets` gives the reason only as text, so translate the error.
             ours = offline_error(what, None, "dataset") if HF_HUB_OFFLINE else translate(error, what, None, "dataset")
             if ours is not None:
                 raise ours from error
@@ -236,9 +238,11 @@ def _is_of_the_hub(error: Exception) -> bool:
 
 def _set_up(name: str, task: Any, num_fewshot: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False):
-        raise UsageError(f"the task {name} runs code that a model wrote", "choose another task")
+        raise UsageError(
+            f"the task {name} runs code written by the model, which is not supported", "choose another task"
+        )
     if getattr(task, "MULTIMODAL", False):
-        raise UsageError(f"the task {name} has pictures or sound in it", "choose a task of text")
+        raise UsageError(f"the task {name} uses images or sound", "choose a text task")
     own = task.get_config("num_fewshot")
     if own is None or (num_fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -246,7 +250,7 @@ def _set_up(name: str, task: Any, num_fewshot: int | None) -> None:
 
 
 def _named(names: Sequence[str], tasks: Any) -> tuple[str, ...]:
-    """What was asked for, a tag as its tasks."""
+    """Return the requested tasks and groups. A tag becomes its tasks."""
     known = {*tasks["tasks"], *tasks.get("groups", {})}
     if set(names) <= known:
         return tuple(names)
@@ -289,7 +293,7 @@ def _is_number(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what lm_eval logs, warns of and prints: stdout is for results."""
+    """Suppress logs and output of lm_eval, because stdout is for results."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -302,7 +306,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_state() -> Iterator[None]:
-    """Draw alike every time: some tasks shuffle answers with the process's own generators."""
+    """Set fixed seeds, then restore the state. Some tasks shuffle answers with the global random generators."""
     import numpy as np
 
     python, legacy = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""For whom the vocabulary of a pruned model was kept, and what other languages cost: lines for people, and JSON."""
+"""Reports the languages that a pruned vocabulary keeps and the cost of other languages, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compact.ranking import CORPUS, LANGUAGES, SCRIPTS
 if TYPE_CHECKING:
     from compact.plan import PrunePlan
 
-# A language that takes at most this many times the tokens of before is kept.
+# A language counts as kept if its number of tokens grows at most by this factor.
 KEPT_RATIO = 1.05
 _BY = {
     SCRIPTS: "scripts of the calibration text, then merge order",
@@ -21,14 +21,14 @@ _BY = {
 
 
 def how_ranked(plan: PrunePlan) -> str:
-    """How the tokens were ranked, in a few words for a model card."""
+    """Return a short description of the ranking for a model card."""
     languages = plan.options.get("languages")
     words = _BY.get(plan.ranking, "merge order")
     return f"{words} ({', '.join(languages)})" if languages else words
 
 
 def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
-    """What the vocabulary is kept for, who pays for it, and how to change that; nothing where no token went."""
+    """Return lines on kept languages, costly languages, and how to change that. Empty if no token count changed."""
     if all(cost.before == cost.after for cost in costs):
         return []
     asked = list(plan.options.get("languages") or ())
@@ -41,9 +41,9 @@ def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
     costly = [cost for cost in costs if cost.ratio > KEPT_RATIO]
     if costly:
         listed = ", ".join(f"{_name(cost.language)} {cost.ratio:.1f}x" for cost in costly)
-        found.append(f"these cost more tokens: {listed}")
+        found.append(f"these need more tokens: {listed}")
         own = asked or [CODES[name] for name in kept]
-        # One that was asked for and is costly all the same needs a larger vocabulary.
+        # A requested language that is still costly needs a larger vocabulary instead.
         other = next((cost.language for cost in costly if CODES[cost.language] not in own), None)
         if other is not None:
             found.append(f"to keep {_name(other)}: --languages {','.join([*own, CODES[other]])}")
@@ -51,12 +51,12 @@ def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
 
 
 def _name(language: str) -> str:
-    """A language as it stands in a sentence."""
+    """Return the name of a language within a sentence."""
     return "code" if language == "Code" else language
 
 
 def as_json(plan: PrunePlan) -> dict[str, Any]:
-    """The fields of `--json`."""
+    """Return the fields for `--json`."""
     return {
         "vocabulary": {
             "ranking": plan.ranking,

@@ -1,4 +1,4 @@
-"""The model card of an artifact: front matter that the Hub accepts, and what a reader must know before using it."""
+"""The model card of an artifact: front matter for the Hub, and the facts that a user needs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from compact.licences import NamingLicence, naming_licence
 from compact.source import ModelSource
 from compact.store import read_json_object
 
-# Front matter that is carried over from the source's card where it is there.
+# Front matter keys that are copied from the source's card, if present.
 _CARRIED = ("license", "license_name", "license_link", "language", "base_model", "tags")
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card states.
+    """The facts that the card states.
 
     Attributes:
         title: model name.
-        files: names of the model's files, the one that is opened first.
-        quant: its type.
-        bits_per_weight: real ones, over all tensors.
-        size_bytes: of the model's files.
-        rows: (quantity, before, after) of the comparison, as text.
-        notes: further lines: what was removed, what was calibrated on, what was checked.
-        plan_id, source_id: sha256 ids, None for an unpruned baseline.
-        use: lines that run it, in `use_language` (`console` or `python`).
-        source_hub: `org/name@commit` of a source that came from the Hub, else None.
-        licence: the licence that asks for lines of its own, else None.
+        files: names of the model's files. The file to open comes first.
+        quant: type of the weights.
+        bits_per_weight: actual average over all tensors.
+        size_bytes: total size of the model's files.
+        rows: comparison table, (quantity, before, after) as text.
+        notes: list items: what was removed, the calibration text, the checks.
+        plan_id: sha256 id of the plan; None for an unpruned baseline.
+        source_id: sha256 id of the source.
+        use: lines that run the model, in `use_language` (`console` or `python`).
+        source_hub: `org/name@commit` if the source came from the Hub, otherwise None.
+        licence: the licence, if it requires lines on the card, otherwise None.
         intro: paragraphs about the files.
-        method: how a pruned model was made, in one line.
+        method: one line on how a pruned model was made.
     """
 
     title: str
@@ -54,14 +55,14 @@ class CardFacts:
 
 
 def carried_to_gguf(directory: Path) -> dict[str, Any]:
-    """What a GGUF's `general.*` keys say of the model that it was made from: licence and languages."""
+    """Return the front matter that a GGUF's `general.*` keys take from the source model: licence and languages."""
     matter = source_front_matter(directory)
     keys = ("license", "license_name", "license_link", "language")
     return {key: matter[key] for key in keys if isinstance(matter.get(key), (str, list))}
 
 
 def source_front_matter(directory: Path) -> dict[str, Any]:
-    """The YAML front matter of a checkpoint's README.md; empty where there is none, or where it is no YAML."""
+    """Return the YAML front matter of a checkpoint's README.md; empty if it is missing or not valid YAML."""
     import yaml
     from huggingface_hub import metadata_load
 
@@ -76,13 +77,13 @@ def source_front_matter(directory: Path) -> dict[str, Any]:
 
 
 def licence_of(source: ModelSource) -> NamingLicence | None:
-    """The licence of a model that binds the name or the card of what is made from it, None where none does."""
+    """Return the licence if it has rules for the name or card of derived models, otherwise None."""
     matter = source_front_matter(source.directory)
     return naming_licence(matter, source.directory, name=source.name, hub_id=source.hub_id)
 
 
 def base_model_of(directory: Path) -> str | None:
-    """The Hub id that the source's card names as its base model, None where it names none or several."""
+    """Return the Hub id of the base model in the source's card; None unless it names exactly one."""
     value = source_front_matter(directory).get("base_model")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -90,7 +91,7 @@ def base_model_of(directory: Path) -> str | None:
 
 
 def has_chat_template(checkpoint: Path) -> bool:
-    """Whether a checkpoint directory brings a chat template, in a file of its own or in tokenizer_config.json."""
+    """Whether a checkpoint has a chat template, in chat_template.jinja or in tokenizer_config.json."""
     if (checkpoint / "chat_template.jinja").is_file():
         return True
     path = checkpoint / TOKENIZER_CONFIG
@@ -105,9 +106,14 @@ def front_matter(
     licence: NamingLicence | None = None,
     tags: Sequence[str] = ("gguf", "llama.cpp"),
 ) -> dict[str, Any]:
-    """Front matter for an artifact made from the checkpoint in `directory`, which is the Hub's `hub_id` where known.
+    """Return the front matter for an artifact.
 
-    `licence` is the one that was recognised; it stands in where the source's card names none. `tags` are the format's.
+    Args:
+        directory: checkpoint that the artifact was made from.
+        pruned: whether the artifact is pruned; adds tags.
+        hub_id: Hub id of the checkpoint, if known.
+        licence: recognised licence, used if the source's card names none.
+        tags: tags of the format.
     """
     source = source_front_matter(directory)
     matter: dict[str, Any] = {key: source[key] for key in _CARRIED if source.get(key)}
@@ -126,7 +132,7 @@ def front_matter(
 
 
 def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     import yaml
 
     head = yaml.safe_dump(dict(matter), sort_keys=False, allow_unicode=True).strip()
@@ -165,7 +171,7 @@ def render(facts: CardFacts, matter: Mapping[str, Any]) -> str:
 
 
 def licence_lines(licence: NamingLicence) -> list[str]:
-    """What the licence wants a reader to see."""
+    """Return the lines that the licence requires on the card."""
     lines = ["## Licence", ""]
     lines += [f"**{licence.credit}**", ""] if licence.credit else []
     lines += [f"This model is a modified one under the [{licence.title}]({licence.url})."]

@@ -1,8 +1,8 @@
-"""The turns of a chat template, found by rendering it: what stands before, between and behind the messages.
+"""The turns of a chat template: the fixed text before, between and after the messages.
 
-A Hugging Face chat template is a Jinja program; other runtimes have template languages of their own. Rendered on probe
-conversations, most templates turn out to put fixed text around the messages. `find_turns` takes that text out of the
-renderings and holds it against further conversations, so that it is either exact or None.
+A Hugging Face chat template is a Jinja program. Other runtimes use other template languages. Most templates only put
+fixed text around the messages. `find_turns` renders probe conversations, extracts that text, and checks it against
+more conversations. The result is either exact or None.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 Messages = Sequence[dict[str, str]]
 Render = Callable[[Messages], str]
 
-# No white space at the ends, which templates trim, and nothing that a template looks for.
+# Templates trim white space and may search for words, so the marks have neither.
 _SYSTEM, _USER, _ANSWER, _SECOND = "Qsystem7Z", "Quser7Z", "Qanswer7Z", "Qsecond7Z"
 
-# What marks the turns of well-known families, for people: name -> text found in them.
+# Names of well-known template families, for display: (name, text that identifies it).
 _FAMILIES = (
     ("llama3", "<|start_header_id|>"),
     ("chatml", "<|im_start|>"),
@@ -33,12 +33,12 @@ class Turns:
     """The fixed text of a template whose conversations are [system] (user assistant)* user.
 
     Attributes:
-        system: text before and behind the system message at the head; None without a place for it there.
-        system_in_last: text behind the system message where it stands in the last user's turn (Mistral); else None.
-        head: text before the first user message of a conversation without a system message at the head.
-        after_user: between a user message and the answer to it.
-        after_answer: between an answer and the next user message (or the system message before that).
-        prompt: behind the last user message, where the model goes on.
+        system: text before and after a system message at the start; None if the template puts none there.
+        system_in_last: text after a system message that is part of the last user turn (Mistral); otherwise None.
+        head: text before the first user message if no system message precedes it.
+        after_user: text between a user message and the answer.
+        after_answer: text between an answer and the next user message (or the system message before it).
+        prompt: text after the last user message, where the model continues.
     """
 
     system: tuple[str, str] | None
@@ -50,12 +50,12 @@ class Turns:
 
     @property
     def family(self) -> str | None:
-        """Name of the family of templates, by its marks; None for another."""
+        """Name of the template family; None if it is not one of `_FAMILIES`."""
         text = "".join((*(self.system or ()), self.head, self.after_user, self.after_answer))
         return next((name for name, mark in _FAMILIES if mark in text), None)
 
     def expand(self, messages: Messages) -> str:
-        """The text of a conversation that ends with a user message."""
+        """Return the text of a conversation that ends with a user message."""
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         turns = [message["content"] for message in messages if message["role"] != "system"]
         text = self.head
@@ -70,15 +70,15 @@ class Turns:
 
 
 def find_turns(render: Render) -> Turns | None:
-    """The turns of a template, None where it does more than put fixed text around messages.
+    """Find the turns of a template; None if it does more than put fixed text around messages.
 
     Args:
-        render: the template on a conversation, with the prompt for the answer; raises whatever a template raises for a
-            conversation that it refuses.
+        render: renders a conversation with the template, including the prompt for the answer. It may raise any
+            exception for a conversation that the template refuses.
     """
     try:
         pieces = _split(render(_talk(_USER, _ANSWER, _SECOND)), (_USER, _ANSWER, _SECOND))
-    except Exception:  # a template is a program of somebody else's and raises what it likes
+    except Exception:  # a template is third-party code and may raise anything
         return None
     if pieces is None:
         return None
@@ -94,7 +94,7 @@ def _talk(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 
 def _split(text: str, marks: Sequence[str]) -> list[str] | None:
-    """The text around `marks`, None where they are not all there once and in this order."""
+    """Return the text around `marks`; None unless each occurs exactly once, in this order."""
     if any(text.count(mark) != 1 for mark in marks):
         return None
     pieces = []
@@ -109,7 +109,7 @@ def _split(text: str, marks: Sequence[str]) -> list[str] | None:
 def _system(render: Render) -> tuple[tuple[str, str] | None, str | None]:
     try:
         text = render(_talk(_USER, _ANSWER, _SECOND, system=_SYSTEM))
-    except Exception:  # such as Gemma's: "System role not supported"
+    except Exception:  # for example Gemma's "System role not supported"
         return None, None
     if (pieces := _split(text, (_SYSTEM, _USER, _ANSWER, _SECOND))) is not None:
         return (pieces[0], pieces[1]), None
@@ -119,7 +119,7 @@ def _system(render: Render) -> tuple[tuple[str, str] | None, str | None]:
 
 
 def _holds(turns: Turns, render: Render) -> bool:
-    """Whether the turns give what the template gives on conversations that they were not taken from."""
+    """Whether the turns match the template on conversations that were not used to find them."""
     probes = [
         _talk("Why is it so?"),
         _talk("One", "two", "three", "four", "five"),
@@ -129,5 +129,5 @@ def _holds(turns: Turns, render: Render) -> bool:
         probes += [_talk(*(m["content"] for m in probe), system="Be brief.\nBe kind.") for probe in probes]
     try:
         return all(render(probe) == turns.expand(probe) for probe in probes)
-    except Exception:  # as above
+    except Exception:  # the template refuses a conversation
         return False

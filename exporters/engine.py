@@ -1,8 +1,8 @@
-"""llama.cpp as a measuring instrument: one GGUF held open in a child process.
+"""llama.cpp for measurements: keeps one GGUF open in a child process.
 
-Keys and values are float32, flash attention is off and nothing is offloaded, so the logits of a float32 GGUF compare
-with Transformers in float32. The model runs in a child (`exporters.engine_child`): where llama.cpp aborts,
-`EngineCrashedError` is raised here.
+Keys and values are float32, flash attention is off and nothing is offloaded. The logits of a float32 GGUF can
+therefore be compared with Transformers in float32. The model runs in a child (`exporters.engine_child`). If llama.cpp
+aborts, this process raises `EngineCrashedError`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from exporters.native import ChildEngine, NativeChild
 from exporters.pipe_messages import Array
 from exporters.prefix_groups import Group, Score, ids_fit, pack, unpack_scores
 
-# Rows of logits that are held at a time while scoring: 128 x 262,144 (Gemma) floats are 134 MB.
+# Rows of logits in memory at a time while scoring. 128 x 262,144 floats (Gemma) take 134 MB.
 _DEFAULT_BATCH = 128
 
 
@@ -30,8 +30,8 @@ class Generation:
     """A greedy continuation.
 
     Attributes:
-        ids: the new token ids; where a stop id came, it is the last one.
-        gaps: for each of `ids`, the logit of the first choice minus that of the second.
+        ids: the new token ids. A stop id, if reached, is the last one.
+        gaps: for each of `ids`, the highest logit minus the second highest.
     """
 
     ids: list[int]
@@ -40,14 +40,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Speed:
-    """A short run on the host.
+    """Times of a short run on the host.
 
     Attributes:
         prefill_tokens: length of the prompt.
-        prefill_seconds: wall time for the prompt (the weights had been read before).
+        prefill_seconds: wall time for the prompt. The weights were read before.
         decode_tokens: tokens fed one at a time after the prompt.
-        decode_seconds: wall time for them.
-        resident_bytes: resident memory of the child afterwards, mapped weights included.
+        decode_seconds: wall time for `decode_tokens`.
+        resident_bytes: resident memory of the child after the run, including mapped weights.
     """
 
     prefill_tokens: int
@@ -58,14 +58,14 @@ class Speed:
 
 
 class LlamaEngine(ChildEngine):
-    """One GGUF held open by llama.cpp; a context manager. Not for use from several threads.
+    """One GGUF that llama.cpp keeps open. A context manager; not thread-safe.
 
     Attributes:
         n_vocab: number of tokens.
-        metadata: the scalar key-value pairs of the GGUF as llama.cpp writes them as text; arrays are absent.
-        add_bos: whether llama.cpp would put BOS before a text.
-        bos: the id of BOS, -1 without one.
-        eog: ids at which llama.cpp's own generation ends (EOS, EOT and the like).
+        metadata: the scalar key-value pairs of the GGUF, as text from llama.cpp. Arrays are left out.
+        add_bos: whether llama.cpp puts BOS before a text.
+        bos: the id of BOS, or -1 if there is none.
+        eog: ids that end generation in llama.cpp (EOS, EOT and similar).
     """
 
     n_vocab: int
@@ -88,23 +88,23 @@ class LlamaEngine(ChildEngine):
 
         Args:
             path: the file.
-            n_ctx: most tokens of a sequence.
-            n_batch: tokens fed at a time, at most `n_ctx`; the default bounds the memory for logits.
-            n_threads: threads of llama.cpp. More threads than free cores are very slow (they spin).
-            n_seq: most sequences that `branches` scores at a time; they share the `n_ctx` cells of one cache.
-            vocab_only: read the vocabulary only; `tokenize` and `detokenize` work.
+            n_ctx: maximum tokens in a sequence.
+            n_batch: tokens per batch, at most `n_ctx`. The default limits the memory for logits.
+            n_threads: threads of llama.cpp. More threads than free cores are very slow, because they spin.
+            n_seq: maximum sequences that `branches` scores at a time. They share the `n_ctx` cells of one cache.
+            vocab_only: read only the vocabulary. Only `tokenize` and `detokenize` then work.
 
         Raises:
-            ModelNotFoundError: no such file.
-            DamagedFileError: llama.cpp cannot load it.
+            ModelNotFoundError: the file does not exist.
+            DamagedFileError: llama.cpp cannot load the file.
             UnsupportedArchitectureError: llama.cpp does not know the architecture.
-            ToolUnavailableError: llama-cpp-python is absent, or memory is short.
+            ToolUnavailableError: llama-cpp-python is not installed, or there is not enough memory.
             EngineCrashedError: llama.cpp aborted.
         """
         if not path.is_file():
             raise ModelNotFoundError(f"no GGUF file at {path}")
         if n_ctx < 1 or n_threads < 1 or (n_batch is not None and not 1 <= n_batch <= n_ctx):
-            raise UsageError(f"context of {n_ctx}, batch of {n_batch} and {n_threads} threads do not fit together")
+            raise UsageError(f"context {n_ctx}, batch {n_batch} and {n_threads} threads are not a valid combination")
         self._n_ctx = n_ctx
         self._n_seq = n_seq
         self._vocab_only = vocab_only
@@ -132,11 +132,11 @@ class LlamaEngine(ChildEngine):
         self.eog = tuple(description["eog"])
 
     def tokenize(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
-        """Token ids of each text; never adds BOS or EOS.
+        """Tokenize each text without adding BOS or EOS.
 
         Args:
-            texts: any strings. Lone surrogates become the invalid bytes that they stand for (`surrogateescape`), so
-                text read from arbitrary bytes comes through; llama.cpp reads invalid bytes as U+FFFD.
+            texts: any strings. Lone surrogates become the invalid bytes that they encode (`surrogateescape`), so
+                text read from arbitrary bytes is preserved. llama.cpp reads invalid bytes as U+FFFD.
             parse_special: whether the text of a special token becomes that token.
 
         Raises:
@@ -150,44 +150,44 @@ class LlamaEngine(ChildEngine):
         return [flat[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
     def detokenize(self, ids: Sequence[int], *, special: bool = True) -> bytes:
-        """The bytes that the tokens stand for, one after another; special tokens as their text, or left out."""
+        """Return the concatenated bytes of the tokens. `special`: include special tokens as text."""
         _, (text,) = self._child.ask({"op": "detokenize", "special": special}, (self._ids(ids, 0, 2**31 - 1),))
         return text.tobytes()
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 [T, n_vocab] of a sequence of 1 to n_ctx ids, from an empty cache.
+        """Return logits, float32 [T, n_vocab], of a sequence of 1 to n_ctx ids, starting with an empty cache.
 
         Raises:
-            UsageError: length or an id out of range, or the engine is `vocab_only`.
+            UsageError: the length or an id is out of range, or the engine is `vocab_only`.
             EngineCrashedError: llama.cpp aborted.
         """
         _, (values,) = self._ask_model({"op": "logits"}, self._ids(ids, 1, self._n_ctx))
         return values
 
     def score(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """Natural-log probability float64 [T-1] of ids[i+1] given ids[:i+1], for 2 to n_ctx ids.
+        """Return the natural-log probability of ids[i+1] given ids[:i+1], float64 [T-1], for 2 to n_ctx ids.
 
-        The logits stay in the child, one batch at a time. Raises as `logits`.
+        The logits stay in the child, one batch at a time. Raises the same errors as `logits`.
         """
         _, (values,) = self._ask_model({"op": "score"}, self._ids(ids, 2, self._n_ctx))
         return values
 
     def branches(self, groups: Sequence[Group]) -> list[list[list[Score]]]:
-        """Scores of groups, which have at most n_ctx tokens and n_seq branches together; nothing is kept of them.
+        """Score groups that have at most n_ctx tokens and n_seq branches in total. The cache is not reused afterwards.
 
         Returns:
-            By group, branch and row of targets.
+            Scores by group, branch and row of targets.
 
-        Raises as `logits`.
+        Raises the same errors as `logits`.
         """
         tokens, count = sum(group.n_tokens for group in groups), sum(len(group.branches) for group in groups)
         if tokens > self._n_ctx or count > self._n_seq:
             raise UsageError(
-                f"{self._name}: {count} sequences of {tokens} tokens, {self._n_seq} of {self._n_ctx} fit here",
+                f"{self._name}: {count} sequences, {tokens} tokens exceed the limits {self._n_seq}, {self._n_ctx}",
                 "open the engine with a larger context",
             )
         if not ids_fit(groups, self.n_vocab):
-            raise UsageError(f"{self._name}: token ids outside 0 to {self.n_vocab - 1}")
+            raise UsageError(f"{self._name}: a token id is not between 0 and {self.n_vocab - 1}")
         lengths, ids = pack(groups)
         _, arrays = self._ask_model({"op": "branches", "lengths": lengths}, ids)
         return unpack_scores(groups, arrays)
@@ -195,12 +195,12 @@ class LlamaEngine(ChildEngine):
     def generate(
         self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = (), *, reuse: bool = False
     ) -> Generation:
-        """Greedy continuation of `ids` by at most `max_tokens` (together at most n_ctx). Raises as `logits`.
+        """Continue `ids` greedily by at most `max_tokens`. The total is at most n_ctx. Raises the same as `logits`.
 
-        With `reuse`, what the last call left in the key-value cache is not computed again where `ids` begin alike.
+        With `reuse`, the prefix that `ids` shares with the last call comes from the key-value cache.
         """
         if max_tokens < 1:
-            raise UsageError(f"{max_tokens} tokens cannot be generated")
+            raise UsageError(f"max_tokens is {max_tokens}, but must be at least 1")
         prompt = self._ids(ids, 1, self._n_ctx - max_tokens)
         stops = sorted(int(token) for token in stop)
         request = {"op": "generate", "max_tokens": max_tokens, "stop": stops, "reuse": reuse}
@@ -208,9 +208,9 @@ class LlamaEngine(ChildEngine):
         return Generation(answer["ids"], answer["gaps"])
 
     def speed(self, prompt_ids: Sequence[int], n_decode: int) -> Speed:
-        """Time a prompt and `n_decode` tokens after it (together at most n_ctx). Raises as `logits`."""
+        """Time a prompt and the decoding of `n_decode` tokens, at most n_ctx in total. Raises the same as `logits`."""
         if n_decode < 0:
-            raise UsageError(f"{n_decode} tokens cannot be decoded")
+            raise UsageError(f"n_decode is {n_decode}, but must not be negative")
         prompt = self._ids(prompt_ids, 1, self._n_ctx - n_decode)
         answer, _ = self._ask_model({"op": "speed", "n_decode": n_decode}, prompt)
         return Speed(
@@ -220,23 +220,23 @@ class LlamaEngine(ChildEngine):
     def _ids(self, ids: Sequence[int], least: int, most: int) -> NDArray[np.int32]:
         if not least <= len(ids) <= most:
             raise UsageError(
-                f"{self._name}: a sequence of {len(ids)} tokens, {least} to {most} fit here",
+                f"{self._name}: a sequence has {len(ids)} tokens, but {least} to {most} are allowed",
                 "open the engine with a larger context",
             )
         values = np.asarray(ids, dtype=np.int64)
-        # llama.cpp reports a bad id only as "invalid input batch", and reads past the vocabulary elsewhere.
+        # For a bad id, llama.cpp reports only "invalid input batch", or reads past the end of the vocabulary.
         if len(values) and (values.min() < 0 or values.max() >= self.n_vocab):
-            raise UsageError(f"{self._name}: token ids outside 0 to {self.n_vocab - 1}")
+            raise UsageError(f"{self._name}: a token id is not between 0 and {self.n_vocab - 1}")
         return values.astype(np.int32)
 
     def _ask_model(self, request: dict[str, Any], ids: Array) -> tuple[dict[str, Any], list[Array]]:
         if self._vocab_only:
-            raise UsageError(f"{self._name}: the engine was opened for its vocabulary only")
+            raise UsageError(f"{self._name}: the engine was opened with vocab_only, so it cannot run the model")
         return self._child.ask(request, (ids,))
 
 
 def kl_divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence in nats of each position, KL(reference || other).
+    """Return the Kullback-Leibler divergence of each position in nats, KL(reference || other).
 
     Args:
         reference: logits [T, V].
@@ -249,7 +249,7 @@ def kl_divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) ->
         ValueError: the shapes differ.
     """
     if reference.shape != other.shape:
-        raise ValueError(f"logits of shapes {reference.shape} and {other.shape}")
+        raise ValueError(f"logits have different shapes: {reference.shape} and {other.shape}")
     out = np.empty(len(reference), dtype=np.float64)
     for index in range(len(reference)):
         left, right = _log_softmax(reference[index]), _log_softmax(other[index])
@@ -258,7 +258,10 @@ def kl_divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) ->
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process in bytes: RssAnon + RssFile of /proc on Linux, psutil's RSS elsewhere; 0 if gone."""
+    """Return the resident memory of a process in bytes; 0 if the process has ended.
+
+    On Linux this is RssAnon + RssFile of /proc, elsewhere psutil's RSS.
+    """
     status = Path(f"/proc/{pid}/status")
     try:
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -280,8 +283,8 @@ def _log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8, a lone surrogate as the byte that it stands for (`surrogateescape`), or as its own three bytes."""
+    """Encode as UTF-8. A lone surrogate becomes the byte it encodes (`surrogateescape`), or its own three bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that does not encode a byte
         return text.encode("utf-8", "surrogatepass")

@@ -1,7 +1,7 @@
-"""Which build of llama.cpp quantises here: equal inputs give equal bytes only where build and instruction set agree.
+"""Identifies the installed build of llama.cpp.
 
-Compilers differ in how they order and fuse floating-point operations, so the quantised types of two builds of one
-version differ in a few bytes.
+Compilers order and fuse floating-point operations differently. Two builds of one version therefore quantise the same
+input to slightly different bytes. The bytes are equal only if the build and the instruction set are equal.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from exporters.native import NativeChild
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """A build of llama.cpp, as llama-cpp-python brings it.
+    """A build of llama.cpp as installed by llama-cpp-python.
 
     Attributes:
-        version: of llama-cpp-python.
-        libraries: sha256 over the shared libraries' sha256.
+        version: version of llama-cpp-python.
+        libraries: sha256 over the sha256 digests of the shared libraries.
         machine: processor architecture (`x86_64`, `aarch64`).
-        features: what llama.cpp says of the instruction set and build options that it uses, in alphabetical order.
+        features: instruction sets and build options that llama.cpp reports, in alphabetical order.
     """
 
     version: str
@@ -28,7 +28,7 @@ class EngineBuild:
     features: tuple[str, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for a manifest."""
+        """Return JSON values for a manifest."""
         return {
             "engine": f"llama-cpp-python {self.version}",
             "build": self.libraries,
@@ -37,13 +37,13 @@ class EngineBuild:
 
 
 def engine_build() -> EngineBuild:
-    """Ask llama.cpp, in a child process.
+    """Ask llama.cpp for its build, in a child process.
 
     Raises:
-        ToolUnavailableError: llama-cpp-python is not installed, or does not load.
-        EngineCrashedError: it aborted.
+        ToolUnavailableError: llama-cpp-python is not installed or cannot be loaded.
+        EngineCrashedError: llama.cpp aborted.
     """
-    child = NativeChild("exporters.engine_build_child", "llama.cpp", "install llama-cpp-python again")
+    child = NativeChild("exporters.engine_build_child", "llama.cpp", "reinstall llama-cpp-python")
     try:
         answer, _ = child.ask({"op": "describe"})
     except BaseException:

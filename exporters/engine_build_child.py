@@ -1,4 +1,4 @@
-"""The child of `exporters.engine_build` (`python -m exporters.engine_build_child`)."""
+"""Child process of `exporters.engine_build` (`python -m exporters.engine_build_child`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def _describe(request: dict[str, Any], arrays: Sequence[Array]) -> Answer:
     del request, arrays
     try:
         import llama_cpp
-    except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+    except (ImportError, RuntimeError, OSError) as error:  # not installed, or its shared library cannot be loaded
         hint = "install the extra: pip install 'compact-edge[prune]'"
         raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}", hint) from error
     folder = Path(llama_cpp.__file__).parent / "lib"
-    # Some installers turn the links between a library's names into copies; equal contents count once.
+    # Some installers replace the links between a library's names by copies. Count equal contents once.
     digests = {
         hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if _LIBRARY.fullmatch(path.name)
     }

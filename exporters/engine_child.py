@@ -1,7 +1,7 @@
-"""The child of `exporters.engine`: one GGUF held open by llama.cpp. Run as `python -m exporters.engine_child`.
+"""Child process of `exporters.engine`: keeps one GGUF open with llama.cpp (`python -m exporters.engine_child`).
 
-Uses the C interface of llama.h through the ctypes declarations of llama-cpp-python (`llama_batch`,
-`llama_context_params`, `llama_model_params`); nothing of its Python classes.
+It uses the C interface of llama.h through the ctypes declarations of llama-cpp-python (`llama_batch`,
+`llama_context_params`, `llama_model_params`), not that package's Python classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INT32_MIN = -(2**31)
 
 
 class Model:
-    """A llama.cpp model and, unless `vocab_only`, a context for one sequence, or for several that share its cells."""
+    """A llama.cpp model and, unless `vocab_only`, a context. Several sequences share the cells of the context."""
 
     def __init__(self, library: Any, log: NativeLog, request: Mapping[str, Any]) -> None:
         self._lib = library
@@ -32,7 +32,7 @@ class Model:
         self._n_ctx = int(request["n_ctx"])
         self._n_batch = int(request["n_batch"])
         self._n_seq = int(request["n_seq"])
-        self._held: list[int] = []  # what the cache holds of sequence 0, where `generate` may go on from it
+        self._held: list[int] = []  # ids of sequence 0 in the cache; `generate` may reuse them
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = bool(request["vocab_only"])
@@ -48,21 +48,23 @@ class Model:
         params.n_ctx = self._n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
         params.n_seq_max = self._n_seq
-        # Sequences share the cells: a beginning that several have in common is held once.
+        # Sequences share the cells, so a common prefix is stored once.
         params.kv_unified = self._n_seq > 1
         params.n_threads = params.n_threads_batch = n_threads
-        # Float32 keys and values and plain attention: the same arithmetic as Transformers in float32.
+        # Float32 keys and values and plain attention match Transformers in float32.
         params.type_k = params.type_v = _GGML_TYPE_F32
         params.flash_attn_type = _FLASH_ATTN_DISABLED
         params.offload_kqv = params.op_offload = False
         context = self._lib.llama_init_from_model(self._model, params)
         if not context:
             hint = "try a smaller context"
-            raise RefusedError("unavailable", f"llama.cpp made no context: {self._log.reason() or 'no reason'}", hint)
+            raise RefusedError(
+                "unavailable", f"llama.cpp could not create a context: {self._log.reason() or 'no reason given'}", hint
+            )
         return context
 
     def describe(self) -> dict[str, Any]:
-        """Vocabulary size, metadata and BOS rule. Array values are left out by llama.cpp."""
+        """Return vocabulary size, metadata, special ids and BOS rule. llama.cpp leaves out array values."""
         lib, metadata = self._lib, {}
         for index in range(lib.llama_model_meta_count(self._model)):
             key = self._string(lib.llama_model_meta_key_by_index, index)
@@ -86,7 +88,7 @@ class Model:
             size = needed + 1
 
     def tokenize(self, text: bytes, parse_special: bool) -> NDArray[np.int32]:
-        """Token ids of one text without BOS and EOS."""
+        """Return the token ids of one UTF-8 text, int32 [N], without BOS and EOS."""
         room = len(text) + 16
         while True:
             tokens = np.empty(room, dtype=np.int32)
@@ -95,11 +97,11 @@ class Model:
             if count >= 0:
                 return tokens[:count]
             if count == _INT32_MIN:
-                raise RefusedError("data", "the text has more tokens than llama.cpp counts")
+                raise RefusedError("data", "the text has more tokens than llama.cpp can count")
             room = -count
 
     def detokenize(self, ids: NDArray[np.int32], special: bool) -> bytes:
-        """The bytes of the pieces; special tokens are written out or left out."""
+        """Return the concatenated bytes of the tokens. `special`: include special tokens as text."""
         out = bytearray()
         size = 256
         for token in ids.tolist():
@@ -118,18 +120,18 @@ class Model:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def decode(self, ids: NDArray[np.int32], start: int, every_position: bool) -> NDArray[np.float32]:
-        """Feed at most one batch at position `start`.
+        """Run at most one batch that begins at position `start`.
 
         Returns:
-            float32 logits [len(ids), n_vocab], or [1, n_vocab] of the last position; a view that the next call
-            overwrites.
+            Logits, float32 [len(ids), n_vocab], or [1, n_vocab] of the last position. The next call overwrites this
+            view.
         """
         last = len(ids) - 1
         tokens = ((token, start + i, (0,), every_position or i == last) for i, token in enumerate(ids.tolist()))
         return self._decode(list(tokens))
 
     def _decode(self, tokens: Sequence[tuple[int, int, Sequence[int], bool]]) -> NDArray[np.float32]:
-        """Feed at most one batch of (id, position, sequences, whether its logits are wanted); the wanted rows."""
+        """Run at most one batch of (id, position, sequences, whether to return logits); return those rows of logits."""
         lib = self._lib
         batch = lib.llama_batch_init(len(tokens), 0, self._n_seq)
         try:
@@ -145,19 +147,21 @@ class Model:
         finally:
             lib.llama_batch_free(batch)
         if code != 0:
-            raise RefusedError("unavailable", f"llama_decode returned {code}: {self._log.reason() or 'no reason'}")
+            raise RefusedError(
+                "unavailable", f"llama_decode returned {code}: {self._log.reason() or 'no reason given'}"
+            )
         rows = sum(wanted for *_, wanted in tokens)
         if not rows:
             return np.empty((0, self.n_vocab), dtype=np.float32)
-        # llama_get_logits waits for the computation; rows are the requested positions in order.
+        # llama_get_logits waits for the computation. Its rows are the requested positions, in order.
         return np.ctypeslib.as_array(lib.llama_get_logits(self._context), shape=(rows, self.n_vocab))
 
     def batches(self, ids: NDArray[np.int32]) -> Sequence[tuple[int, NDArray[np.int32]]]:
-        """(position, ids) of the batches that `ids` is fed in."""
+        """Split `ids` into batches of (position, ids)."""
         return [(start, ids[start : start + self._n_batch]) for start in range(0, len(ids), self._n_batch)]
 
     def logits(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """float32 [T, n_vocab]."""
+        """Return the logits of every position, float32 [T, n_vocab]."""
         self.clear()
         out = np.empty((len(ids), self.n_vocab), dtype=np.float32)
         for start, part in self.batches(ids):
@@ -165,7 +169,10 @@ class Model:
         return out
 
     def score(self, ids: NDArray[np.int32]) -> NDArray[np.float64]:
-        """float64 [T-1], natural-log probability of ids[i+1] after ids[:i+1]; one batch of logits in memory."""
+        """Return the natural-log probability of ids[i+1] given ids[:i+1], float64 [T-1].
+
+        Only one batch of logits is in memory at a time.
+        """
         self.clear()
         out = np.empty(len(ids) - 1, dtype=np.float64)
         for start, part in self.batches(ids[:-1]):
@@ -178,7 +185,7 @@ class Model:
         return out
 
     def branches(self, groups: Sequence[Group]) -> Sequence[Array]:
-        """Scores of groups, which together fit into the context: a shared token belongs to all of its sequences."""
+        """Score groups that together fit the context. A prefix token belongs to all sequences of its group."""
         self.clear()
         scored = Scored(groups)
         tokens: list[tuple[int, int, Sequence[int], bool]] = []
@@ -202,12 +209,12 @@ class Model:
         return scored.arrays()
 
     def _keep(self, ids: list[int]) -> int:
-        """Cut the cache to the beginning that it shares with `ids`; its length, less than that of `ids`."""
+        """Cut the cache to the prefix that it shares with `ids`. Return its length, at most len(ids) - 1."""
         pairs = enumerate(zip(self._held, ids, strict=False))
         kept = next((index for index, (a, b) in pairs if a != b), min(len(self._held), len(ids)))
         kept = min(kept, len(ids) - 1)
         memory = self._lib.llama_get_memory(self._context)
-        # Some caches cannot forget a part.
+        # Some caches cannot remove part of a sequence.
         if not kept or not self._lib.llama_memory_seq_rm(memory, 0, kept, -1):
             self.clear()
             return 0
@@ -217,9 +224,10 @@ class Model:
     def generate(
         self, ids: NDArray[np.int32], max_tokens: int, stop: frozenset[int], *, reuse: bool
     ) -> tuple[list[int], list[float]]:
-        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second.
+        """Continue greedily. With `reuse`, start from the prefix that the cache already holds.
 
-        With `reuse` it goes on from what an earlier call left in the cache.
+        Returns:
+            The new ids (a stop id, if reached, is last), and for each the gap between the two highest logits.
         """
         if not reuse:
             self.clear()
@@ -241,8 +249,8 @@ class Model:
         return made, gaps
 
     def speed(self, ids: NDArray[np.int32], n_decode: int) -> dict[str, float]:
-        """Seconds for the prompt and for `n_decode` single tokens after it; logits of the last position only."""
-        # The first pass reads the weights from the disk and is not timed.
+        """Time the prompt and `n_decode` single tokens after it, in seconds. Logits: last position only."""
+        # The first pass reads the weights from disk, so it is not timed.
         self.clear()
         self.decode(ids[: self._n_batch], 0, every_position=False)
         self.clear()
@@ -265,12 +273,12 @@ def _load_refusal(reason: str) -> RefusedError:
 
 
 class _Server:
-    """Turns requests into calls on the one model."""
+    """Maps requests to calls on the model."""
 
     def __init__(self) -> None:
         self._log = NativeLog()
         self._model: Model | None = None
-        self._callback: Any = None  # kept alive: llama.cpp holds a bare pointer to it
+        self._callback: Any = None  # llama.cpp keeps a raw pointer, so this reference must stay alive
 
     def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
         if request["op"] == "open":
@@ -306,7 +314,7 @@ class _Server:
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             import llama_cpp
-        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, or its shared library cannot be loaded
             hint = "install the extra: pip install 'compact-edge[prune]'"
             raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}", hint) from error
         self._callback = llama_cpp.llama_log_callback(self._log)

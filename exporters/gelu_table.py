@@ -1,7 +1,8 @@
-"""llama.cpp's GELU on the CPU: a table over float16, so input and output are rounded to float16 (ggml, `vec.h`).
+"""llama.cpp's GELU on the CPU.
 
-Transformers computes it in float32. The gate must know how much of a difference is that rounding, or every model with
-GeGLU (Gemma) would fail a comparison that Llama passes.
+llama.cpp looks GELU up in a float16 table, which rounds input and output to float16 (ggml, `vec.h`). Transformers
+computes it in float32. The gate must know how much of a difference comes from this rounding. Otherwise every model
+with GeGLU (Gemma) would fail a comparison that Llama passes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Beyond these ggml takes 0 and x itself.
+# ggml returns 0 at or below the first and x at or above the second.
 _LOWEST, _HIGHEST = -10.0, 10.0
 
 
 def gelu_by_table(x: torch.Tensor) -> torch.Tensor:
-    """GELU (tanh approximation) as ggml's table gives it; any shape, float32."""
+    """Compute GELU (tanh approximation) as ggml's table does. `x` and the result: float32, any shape."""
     import torch
 
     rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
@@ -27,9 +28,9 @@ def gelu_by_table(x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def table_in(model: Any) -> Iterator[bool]:
-    """Let the layers of a Transformers model compute with the table meanwhile; yields whether their FFNs have GELU.
+    """Let the layers of a Transformers model use the table inside the `with` block. Yield whether their FFNs use GELU.
 
-    Beside the FFN, a layer of Gemma 4 has a GELU on what the per-layer embedding gives it.
+    In addition to the FFN, a layer of Gemma 4 applies GELU to its per-layer embedding.
     """
     import torch
 

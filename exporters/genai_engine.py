@@ -1,6 +1,7 @@
-"""onnxruntime-genai, as a device uses it: tokenizer, chat template and generation of one ONNX folder.
+"""onnxruntime-genai as a device uses it: tokenizer, chat template and generation of one ONNX folder.
 
-It runs in a child process (`exporters.genai_engine_child`), on the CPU whatever provider genai_config.json asks for.
+It runs in a child process (`exporters.genai_engine_child`). It always uses the CPU, whatever provider
+genai_config.json names.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from exporters.onnx_folder import GENAI_CONFIG, read_folder
 
 
 class GenaiEngine(ChildEngine):
-    """One ONNX folder held open by onnxruntime-genai; a context manager. Not for use from several threads.
+    """One ONNX folder that onnxruntime-genai keeps open. A context manager; not thread-safe.
 
     Attributes:
-        n_vocab: number of tokens that genai_config.json names.
-        context_length: most tokens of a sequence: `n_ctx`, or the model's own where that is less.
-        eog: ids at which genai ends a generation.
-        execution_provider: what genai_config.json asks for (`cpu`, `cuda`, `dml`, ...); the CPU is used here.
+        n_vocab: number of tokens in genai_config.json.
+        context_length: maximum tokens in a sequence: the smaller of `n_ctx` and the model's context length.
+        eog: ids that end generation in genai.
+        execution_provider: provider in genai_config.json (`cpu`, `cuda`, `dml`, ...). This class uses the CPU.
     """
 
     n_vocab: int
@@ -41,20 +42,21 @@ class GenaiEngine(ChildEngine):
 
         Args:
             folder: model.onnx, its data, genai_config.json and the tokenizer's files.
-            n_ctx: most tokens of a sequence; genai makes its key-value cache for so many at once.
-            n_threads: threads of onnxruntime; they sleep while they wait.
-            vocab_only: read the tokenizer only, no graph is needed; `tokenize`, `detokenize` and `chat_prompt` work.
+            n_ctx: maximum tokens in a sequence. genai allocates its key-value cache for all of them at once.
+            n_threads: threads of onnxruntime. They sleep while they wait.
+            vocab_only: read only the tokenizer; no graph is needed. Only `tokenize`, `detokenize` and `chat_prompt`
+                then work.
 
         Raises:
-            ModelNotFoundError: no folder, no graph or no genai_config.json.
-            DamagedFileError: genai cannot load the graph or the tokenizer, or genai_config.json is wrong.
-            UnsafePathError: a file names another outside the folder.
-            ToolUnavailableError: onnxruntime-genai is absent, or memory is short.
+            ModelNotFoundError: the folder, the graph or genai_config.json does not exist.
+            DamagedFileError: genai cannot load the graph or the tokenizer, or genai_config.json is invalid.
+            UnsafePathError: a file refers to a file outside the folder.
+            ToolUnavailableError: onnxruntime-genai is not installed, or there is not enough memory.
             OperatorMissingError: the CPU provider lacks an operator of the graph.
             EngineCrashedError: onnxruntime-genai aborted.
         """
         if n_ctx < 1 or n_threads < 1:
-            raise UsageError(f"context of {n_ctx} and {n_threads} threads do not fit together")
+            raise UsageError(f"context {n_ctx} and {n_threads} threads are not a valid combination")
         described = read_folder(folder, vocab_only=vocab_only)
         self._name = folder.name
         self._vocab_only = vocab_only
@@ -77,9 +79,10 @@ class GenaiEngine(ChildEngine):
             raise
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without BOS and EOS.
+        """Tokenize each text without adding BOS or EOS.
 
-        The text of a special token becomes that token: genai has no other mode. Lone surrogates become U+FFFD.
+        The text of a special token always becomes that token, because genai has no other mode. Lone surrogates become
+        U+FFFD.
 
         Raises:
             DataError: genai refuses a text.
@@ -93,12 +96,12 @@ class GenaiEngine(ChildEngine):
         return [flat[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of the tokens as genai writes it, special tokens left out. Raises as `tokenize`, and UsageError."""
+        """Return the text of the tokens without special tokens. Raises UsageError and the errors of `tokenize`."""
         answer, _ = self._child.ask({"op": "detokenize"}, (checked_ids(self._name, ids, 0, 2**31 - 1, self.n_vocab),))
         return str(answer["text"])
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt of a conversation (`role`, `content`) by the folder's chat template, ready for an answer.
+        """Render a conversation (`role`, `content`) with the folder's chat template and the prompt for the answer.
 
         Raises:
             DataError: genai's template engine refuses the template or the conversation.
@@ -108,32 +111,32 @@ class GenaiEngine(ChildEngine):
         return str(answer["text"])
 
     def generate(self, ids: Sequence[int], max_tokens: int, stop: Collection[int] = ()) -> Generation:
-        """Continue greedily by genai's own loop, which also ends at the model's EOS (`eog`).
+        """Continue greedily with genai's own loop, which also stops at the model's EOS (`eog`).
 
         Args:
             ids: the prompt.
-            max_tokens: most new tokens, at least 1; prompt and continuation fit into `context_length`.
-            stop: further ids that end the continuation.
+            max_tokens: maximum new tokens, at least 1. Prompt and continuation must fit into `context_length`.
+            stop: more ids that end the continuation.
 
         Raises:
-            UsageError: a length or an id out of range, or the engine is `vocab_only`.
-            DamagedFileError: genai loads the graph and cannot run it.
+            UsageError: a length or an id is out of range, or the engine is `vocab_only`.
+            DamagedFileError: genai loads the graph but cannot run it.
             EngineCrashedError: genai aborted.
         """
         if max_tokens < 1:
-            raise UsageError(f"{self._name}: {max_tokens} tokens cannot be generated")
+            raise UsageError(f"{self._name}: max_tokens is {max_tokens}, but must be at least 1")
         prompt = self._ids(ids, self.context_length - max_tokens)
         request = {"op": "generate", "max_tokens": max_tokens, "stop": sorted(int(token) for token in stop)}
         answer, _ = self._child.ask({**request, "max_length": self.context_length}, (prompt,))
         return Generation(answer["ids"], answer["gaps"])
 
     def speed(self, prompt_ids: Sequence[int], n_decode: int) -> Speed:
-        """Time a prompt and `n_decode` tokens after it. Raises as `generate`.
+        """Time a prompt and the decoding of `n_decode` tokens. Raises the same errors as `generate`.
 
-        Together they are at most `n_ctx`, and less than the model's own context, which must hold the last choice too.
+        The total is at most `n_ctx`, and less than the model's context length, which must also hold the last new token.
         """
         if n_decode < 0:
-            raise UsageError(f"{self._name}: {n_decode} tokens cannot be decoded")
+            raise UsageError(f"{self._name}: n_decode is {n_decode}, but must not be negative")
         most = min(self.context_length, self._model_length - 1)
         prompt = self._ids(prompt_ids, most - n_decode)
         answer, _ = self._child.ask({"op": "speed", "n_decode": n_decode, "max_length": most + 1}, (prompt,))
@@ -143,12 +146,12 @@ class GenaiEngine(ChildEngine):
 
     def _ids(self, ids: Sequence[int], most: int) -> NDArray[np.int64]:
         if self._vocab_only:
-            raise UsageError(f"{self._name}: the engine was opened for its vocabulary only")
+            raise UsageError(f"{self._name}: the engine was opened with vocab_only, so it cannot run the model")
         return checked_ids(self._name, ids, 1, most, self.n_vocab)
 
 
 def write_vocabulary_folder(checkpoint: Path, artifact: Path, target: Path) -> Path:
-    """A folder for `vocab_only`: a checkpoint's tokenizer under the artifact's genai_config.json. Returns `target`."""
+    """Write a folder for `vocab_only`: a checkpoint's tokenizer, the artifact's genai_config.json. Return `target`."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(artifact / GENAI_CONFIG, target / GENAI_CONFIG)
     copy_tokenizer(checkpoint, target, read_folder(artifact, vocab_only=True).context_length)

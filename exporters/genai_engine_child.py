@@ -1,4 +1,4 @@
-"""The child of `exporters.genai_engine`: a folder held open by onnxruntime-genai (its tokenizer, and its model)."""
+"""Child process of `exporters.genai_engine`: keeps the tokenizer and model of one folder open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Model:
             refuse_other_files(Path(os.fsdecode(bytes.fromhex(request["model"]))))
         try:
             config = runtime.Config(folder)
-            config.clear_providers()  # whatever device the folder is for, it runs on the CPU here
+            config.clear_providers()  # use the CPU, whatever device the folder is for
             config.overlay(json.dumps({"model": {"decoder": {"session_options": _session_options(request)}}}))
             if request["model"] is not None:
                 self._model = runtime.Model(config)
@@ -41,7 +41,7 @@ class Model:
             raise RefusedError("damaged", message, "export the model again") from error
 
     def tokenize(self, text: bytes) -> NDArray[np.int32]:
-        """Token ids of one text."""
+        """Return the token ids of one UTF-8 text, int32 [N]."""
         try:
             ids: NDArray[np.int32] = np.asarray(self._tokenizer.encode(text.decode("utf-8", "replace")), dtype=np.int32)
         except RuntimeError as error:
@@ -49,7 +49,7 @@ class Model:
         return ids
 
     def detokenize(self, ids: NDArray[np.int64]) -> str:
-        """The text of ids [N]."""
+        """Return the text of ids [N]."""
         if not len(ids):
             return ""
         try:
@@ -59,18 +59,20 @@ class Model:
         return text
 
     def chat_prompt(self, messages: list[dict[str, str]]) -> str:
-        """The prompt of a conversation by the folder's own chat template."""
+        """Render a conversation with the folder's chat template."""
         try:
             text: str = self._tokenizer.apply_chat_template(
                 json.dumps(messages, ensure_ascii=False), add_generation_prompt=True
             )
         except (RuntimeError, UnicodeDecodeError) as error:
-            raise RefusedError("data", f"onnxruntime-genai's chat template: {one_line(error)}") from error
+            raise RefusedError(
+                "data", f"onnxruntime-genai cannot apply the chat template: {one_line(error)}"
+            ) from error
         return text
 
     def _generator(self, max_length: int, **options: Any) -> Any:
         params = self._runtime.GeneratorParams(self._model)
-        # Whatever search the configuration recommends: greedy. The key-value cache is made for `max_length` at once.
+        # Replace the configured search by greedy search. genai allocates the key-value cache for `max_length`.
         params.set_search_options(
             max_length=max_length,
             do_sample=False,
@@ -84,7 +86,11 @@ class Model:
     def generate(
         self, ids: NDArray[np.int64], max_length: int, max_tokens: int, stop: frozenset[int]
     ) -> tuple[list[int], list[float]]:
-        """genai's own greedy loop: the ids, a stop id or EOS last if one came, and the gaps between the logits."""
+        """Continue greedily with genai's own loop.
+
+        Returns:
+            The new ids (a stop id or EOS, if reached, is last), and for each the gap between the two highest logits.
+        """
         made: list[int] = []
         gaps: list[float] = []
         generator = self._generator(max_length)
@@ -99,11 +105,11 @@ class Model:
         return made, gaps
 
     def speed(self, ids: NDArray[np.int64], max_length: int, n_decode: int) -> dict[str, float]:
-        """Seconds for the prompt, its first choice included, and for `n_decode` single tokens after it."""
+        """Time the prompt with its first new token, and `n_decode` single tokens after it, in seconds."""
         prompt = ids.astype(np.int32)
-        # The first pass reads the weights from the disk and is not timed.
+        # The first pass reads the weights from disk, so it is not timed.
         self._generator(max_length).append_tokens(prompt)
-        # EOS would end the run early.
+        # A minimum length prevents EOS from ending the run early.
         generator = self._generator(max_length, min_length=len(prompt) + n_decode + 1)
         begin = time.perf_counter()
         generator.append_tokens(prompt)
@@ -115,7 +121,7 @@ class Model:
 
 
 def _session_options(request: Mapping[str, Any]) -> dict[str, Any]:
-    # Threads that spin while they wait slow each other down many times on a busy machine.
+    # Spinning threads slow each other down considerably on a busy machine.
     return {
         "intra_op_num_threads": request["n_threads"],
         "inter_op_num_threads": 1,
@@ -125,7 +131,7 @@ def _session_options(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Server:
-    """Turns requests into calls on the one model."""
+    """Maps requests to calls on the model."""
 
     def __init__(self) -> None:
         self._model: Model | None = None
@@ -166,7 +172,7 @@ class _Server:
         try:
             import onnx  # noqa: F401  (exporters.onnx_graph reads the graph with it)
             import onnxruntime_genai
-        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, or its shared library cannot be loaded
             raise RefusedError("unavailable", f"onnxruntime-genai cannot be used: {error}", INSTALL_HINT) from error
         return Model(onnxruntime_genai, os.fsdecode(bytes.fromhex(request["folder"])), request)
 

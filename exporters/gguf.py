@@ -1,8 +1,8 @@
-"""Checkpoint directory -> GGUF (GGUF spec, version 3), one piece of one tensor in memory at a time.
+"""Writes a checkpoint directory as GGUF (GGUF spec, version 3), with one piece of one tensor in memory at a time.
 
-The keys and the tensor table are written by the `gguf` package; the tensors' bytes stream behind them. The result of
-an unpruned model equals what llama.cpp's own converter writes; a pruned model, which that converter refuses, is
-written by the same rules.
+The `gguf` package writes the keys and the tensor table. The tensors' bytes are streamed after them. For an unpruned
+model the result equals the output of llama.cpp's converter. That converter refuses pruned models; they are written by
+the same rules.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DEFAULT_METADATA = GgufMetadata()
 
 
 def window_note(family: Family, config: Mapping[str, Any]) -> str | None:
-    """What a user should know of a sliding window that llama.cpp's layout does not have; None without one."""
+    """Return a note for the user if llama.cpp ignores the model's sliding window, otherwise None."""
     window = config.get("sliding_window", 4096)
     longest = int(config.get("max_position_embeddings") or 0)
     if not family.drops_window or not isinstance(window, int) or not 0 < window < longest:
@@ -55,13 +55,13 @@ def window_note(family: Family, config: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What was written.
+    """Description of a written GGUF.
 
     Attributes:
         path: the file.
-        size_bytes: its size.
-        n_tensors: tensors in it.
-        n_params: elements of all tensors but `rope_freqs.weight`, as llama.cpp's converter counts them.
+        size_bytes: size of the file.
+        n_tensors: number of tensors in the file.
+        n_params: elements of all tensors except `rope_freqs.weight`, as llama.cpp's converter counts them.
         types: GGML type name -> number of tensors.
         name: `general.name`.
         pre: `tokenizer.ggml.pre`.
@@ -77,14 +77,14 @@ class GgufInfo:
 
 
 def artifact_name(name: str, n_params: int, quant: str) -> str:
-    """File name by llama.cpp's convention, `<name>-<size>-<quant>.gguf` (GGUF spec, "GGUF Naming Convention").
+    """Return the file name `<name>-<size>-<quant>.gguf` (GGUF spec, "GGUF Naming Convention").
 
-    A name that holds the size already (`SmolLM2-135M`) does not get it twice.
+    The size is not repeated if the name already has it (`SmolLM2-135M`).
 
     Args:
-        name: the model's name; characters that do not belong in a file name become `-`.
+        name: the model's name. Characters that are not safe in a file name become `-`.
         n_params: number of parameters, for the size label (`135M`).
-        quant: the type's name.
+        quant: name of the type.
     """
     label = gguf.size_label(n_params, n_params, 0, 0)
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.strip()).strip("-.") or "model"
@@ -94,7 +94,7 @@ def artifact_name(name: str, n_params: int, quant: str) -> str:
 
 
 def check_exportable(checkpoint: Path) -> None:
-    """Raise what `write_gguf` would for a checkpoint's configuration, before anything is measured on it.
+    """Check a checkpoint's configuration before any expensive work.
 
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
@@ -104,7 +104,7 @@ def check_exportable(checkpoint: Path) -> None:
 
 
 def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
-    """The row of the family table, config.json, and its sizes and rotary settings, checked."""
+    """Return the family, config.json, and its checked sizes and rotary settings. Raises the errors of `write_gguf`."""
     config_path = checkpoint / "config.json"
     config = read_json_object(config_path)
     where = str(config_path)
@@ -135,27 +135,29 @@ def write_gguf(
 
     Args:
         checkpoint: directory with config.json, tokenizer.json and safetensors weights.
-        target: the file to make; the caller gives a path in a directory that it publishes when this returns.
-        quant: type of the matrices; norms and biases are F32, rows that are no multiple of a Q8_0 block F16.
-        pre: `tokenizer.ggml.pre`; None takes it from `compact.pretokenizers`.
-        metadata: name, base model and further keys.
-        vocab_only: leave the tensors out; llama.cpp opens such a file for its vocabulary.
-        progress: told the bytes written.
+        target: the file to create. It should be in a directory that the caller publishes after this returns.
+        quant: type of the matrices. Norms and biases are F32. Matrices whose rows do not fill Q8_0 blocks are F16.
+        pre: `tokenizer.ggml.pre`; None: look it up in `compact.pretokenizers`.
+        metadata: name, base model and additional keys.
+        vocab_only: leave out the tensors. llama.cpp can open the file for its vocabulary.
+        progress: receives the number of bytes written.
 
     Returns:
-        What was written.
+        A description of the file.
 
     Raises:
-        UnsupportedArchitectureError, MixtureOfExpertsError: config.json or a tensor fits no row of the family table,
-            or a setting cannot be kept in a GGUF.
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, or llama.cpp has no counterpart.
-        QuantizedCheckpointError, PickleRefusedError, UnsafePathError: weights that are not plain safetensors.
-        DamagedFileError: files that break their format or contradict each other.
-        UsageError: `quant` is not one of the four, or a weight is beyond what it holds.
+        UnsupportedArchitectureError, MixtureOfExpertsError: config.json or a tensor does not match any row of the
+            family table, or a GGUF cannot express a setting.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, or llama.cpp does
+            not support it.
+        QuantizedCheckpointError, PickleRefusedError, UnsafePathError: the weights are not plain safetensors.
+        DamagedFileError: a file is malformed, or two files contradict each other.
+        UsageError: `quant` is not one of the four types, or a weight exceeds its range.
         StorageError: the target cannot be written.
     """
     if quant not in FILE_TYPES:
-        raise UsageError(f"GGUF type {quant!r} is not written here", f"one of: {', '.join(FILE_TYPES)}")
+        raise UsageError(f"GGUF type {quant!r} cannot be written directly", f"use one of: {', '.join(FILE_TYPES)}")
+    # 1. Read and check the configuration, and plan the tensors.
     family, config, shape, rope = read_layout(checkpoint)
     factors = frequency_factors(rope, shape.head_dim)
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
@@ -164,6 +166,7 @@ def write_gguf(
     if vocab_only:
         plan, factors = [], None
 
+    # 2. Collect the key-values and the tensor table.
     writer = gguf.GGUFWriter(path=None, arch=family.gguf_arch)
     meta = general_metadata(checkpoint, metadata, n_params)
     add_general(writer, meta)
@@ -173,8 +176,9 @@ def write_gguf(
     if factors is not None:
         writer.add_tensor_info(ROPE_FREQS, factors.shape, factors.dtype, factors.nbytes)
     for tensor in plan:
-        # An element type that is not uint8 tells the writer that the shape counts elements, not bytes.
+        # With any element type except uint8, the writer takes the shape in elements, not bytes.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), tensor.n_bytes, tensor.qtype)
+    # 3. Write the head, then stream the tensors.
     try:
         _write_head(writer, target)
         _write_data(target, factors, plan, writer.data_alignment, progress)
@@ -188,19 +192,19 @@ def write_gguf(
 
 
 def _write_head(writer: gguf.GGUFWriter, target: Path) -> None:
-    """Header, key-values and tensor table."""
+    """Write the header, the key-values and the tensor table."""
     try:
         writer.write_header_to_file(path=target)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
     except (struct.error, UnicodeError, ValueError, TypeError, OverflowError) as error:
-        raise DamagedFileError(f"a value of the checkpoint cannot be held by a GGUF key: {error}") from error
+        raise DamagedFileError(f"a GGUF key cannot hold a value of the checkpoint: {error}") from error
     finally:
         writer.close()
 
 
 def _write_data(target: Path, factors: Any, plan: list[PlannedTensor], alignment: int, progress: Progress) -> None:
-    """The tensors behind the head, each at a multiple of the alignment (GGUF spec, "File structure")."""
+    """Append the tensors, each at a multiple of the alignment (GGUF spec, "File structure")."""
     total = sum(tensor.n_bytes for tensor in plan)
     with target.open("ab") as file, progress.task(f"writing {target.name}", total, "bytes") as task:
         file.write(bytes(-file.tell() % alignment))

@@ -1,7 +1,7 @@
-"""Bytes of a GGUF from a config.json alone: exact for the tensors, an estimate for the tokenizer.
+"""Size of a GGUF from config.json alone: exact for the tensors, estimated for the tokenizer.
 
-The tensors and their types follow from the configuration (`compact.layout`, `exporters.quant_types`). The tokenizer's
-lists do not: they are counted at so many bytes a token, measured on real tokenizers
+The configuration determines the tensors and their types (`compact.layout`, `exporters.quant_types`). It does not
+determine the tokenizer's lists. Their size is estimated per token, from real tokenizers
 (`benchmarks/device/memory_estimate.py`).
 """
 
@@ -17,9 +17,9 @@ from exporters.gguf_tensors import gguf_shape
 from exporters.quant_rules import ModelShape, TensorShape
 from exporters.quant_types import quant_named
 
-# Bytes of a GGUF's tokenizer lists: a vocabulary entry's text and type, a merge's text, a SentencePiece score.
+# Average bytes in a GGUF's tokenizer lists: text and type of a token, text of a merge, SentencePiece score.
 ENTRY_BYTES, MERGE_BYTES, SCORE_BYTES = 20.7, 18.5, 4.0
-# The other keys, a chat template among them.
+# All other keys, including a chat template.
 _KEYS_BYTES = 4_000
 
 
@@ -32,16 +32,17 @@ def estimated_sizes(
     has_imatrix: bool | None = None,
     merges: int | None = None,
 ) -> GgufSizes:
-    """Prepare to size the GGUFs of a model of which only the configuration is known.
+    """Prepare to compute GGUF sizes of a model from its configuration alone.
 
     Args:
-        config: config.json, its sizes checked.
+        config: config.json with checked sizes.
         family: the row of the family table.
-        quant, embedding_quant: types, as llama.cpp names them.
-        has_imatrix: whether an importance matrix will be used; None: as a build does, wherever the type takes one.
+        quant, embedding_quant: names of llama.cpp types.
+        has_imatrix: whether an importance matrix will be used. None: use one if the type takes one, as a build does.
+        merges: merges of the tokenizer, if known.
 
     Raises:
-        UsageError: an unknown type.
+        UsageError: a type is unknown.
     """
     chosen = quant_named(quant)
     layers = int(config["num_hidden_layers"])
@@ -53,7 +54,7 @@ def estimated_sizes(
         tensors.append(SizedTensor(name, gguf_name, own, stored))
     vocab = int(config["vocab_size"])
     pairs = merges_of(config, family, merges) / vocab
-    # Whole bytes, so that a range can stand for the list of what goes with each number of tokens.
+    # Rounded to whole bytes, so that a range can replace the list of dropped bytes per number of tokens.
     per_token = round(ENTRY_BYTES + pairs * MERGE_BYTES + (SCORE_BYTES if family.sentencepiece else 0.0))
     return GgufSizes(
         tuple(tensors),
@@ -69,9 +70,9 @@ def estimated_sizes(
 
 
 def merges_of(config: Mapping[str, Any], family: Family, known: int | None = None) -> int:
-    """Merges that a GGUF's tokenizer holds: as many as there are vocabulary entries where that is not known.
+    """Return the number of merges in a GGUF's tokenizer. If it is not known, assume one per vocabulary entry.
 
-    A SentencePiece-style tokenizer has scores in their place, that of Gemma 4 both.
+    A SentencePiece-style tokenizer has scores instead of merges. Gemma 4 has both.
     """
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""The head of a GGUF as the quantizer's rules look at it."""
+"""The head of a GGUF, as the quantizer's rules need it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from exporters.quant_rules import ModelShape, TensorShape
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Head of a GGUF.
+    """Metadata and tensor table of a GGUF.
 
     Attributes:
         metadata: key -> value.
-        tensors: in file order, shapes in GGUF order.
+        tensors: tensors in file order; shapes in GGUF order (row length first).
     """
 
     metadata: Mapping[str, Any]
     tensors: tuple[TensorShape, ...]
 
     def model_shape(self, where: str) -> ModelShape:
-        """What `predict_types` needs. Raises DataError where a required key is missing; `where` names the file."""
+        """Return the input of `predict_types`. Raises DataError if a key is missing. `where` names the file."""
         try:
             arch = str(self.metadata["general.architecture"])
             heads = _first(self.metadata[f"{arch}.attention.head_count"])
             heads_kv = _first(self.metadata.get(f"{arch}.attention.head_count_kv", heads))
             return ModelShape(self.tensors, arch, int(self.metadata[f"{arch}.block_count"]), heads, heads_kv)
         except (KeyError, IndexError) as error:
-            raise DataError(f"{where}: the GGUF has no {error}", "it is not a language model") from error
+            raise DataError(f"{where}: the GGUF has no {error}", "use a GGUF of a language model") from error
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -45,5 +45,5 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def _first(value: Any) -> int:
-    """Head counts are one number, or an array with one a layer."""
+    """Return a head count, which is one number or an array with one number per layer."""
     return int(value[0] if isinstance(value, list) else value)

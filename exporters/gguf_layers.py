@@ -1,7 +1,6 @@
-"""The keys of a GGUF for layouts whose layers differ (Gemma 4), and what llama.cpp's graph has built in for them.
+"""GGUF keys of layouts whose layers differ (Gemma 4), and the settings that llama.cpp's graph fixes for them.
 
-From llama.cpp's `src/models/gemma4.cpp` and, for which layer's keys and values another one uses,
-`llama_model::create_memory`.
+Source: llama.cpp's `src/models/gemma4.cpp`, and `llama_model::create_memory` for layers that share keys and values.
 """
 
 from __future__ import annotations
@@ -18,21 +17,23 @@ from compact.layer_shapes import LayerShape, per_layer_size, shared_kv_layers
 
 
 def check_layers(family: Family, config: Mapping[str, Any], blocks: Sequence[LayerShape], where: str) -> int:
-    """Hold the layers against llama.cpp's graph; return the head dimension of layers that attend to everything.
+    """Check the layers against llama.cpp's graph. Return the head dimension of the full-attention layers.
 
     Raises:
-        UnsupportedArchitectureError: layers of one kind differ, or llama.cpp would use the keys and values of another
-            layer than Transformers does.
+        UnsupportedArchitectureError: layers of one kind differ, or llama.cpp and Transformers would share the keys and
+            values of different layers.
     """
     windowed = family.sliding_layers(config) or []
     for window in (True, False):
         heads = {(b.head_dim, b.kv_heads) for b, w in zip(blocks, windowed, strict=True) if w is window}
         if len(heads) > 1:
             raise UnsupportedArchitectureError(
-                f"{where}: layers of one kind of attention have different heads, and a GGUF has one size for each kind"
+                f"{where}: layers with one kind of attention differ in their heads, but a GGUF has one size per kind"
             )
     if any(block.head_dim % 2 for block in blocks):
-        raise UnsupportedArchitectureError(f"{where}: a head of odd width has no rotary halves")
+        raise UnsupportedArchitectureError(
+            f"{where}: the head width is odd, so rotary positions cannot split it in half"
+        )
     first = len(blocks) - shared_kv_layers(family, config)
     if first < len(blocks):
         _check_sources(windowed, first, where)
@@ -40,21 +41,24 @@ def check_layers(family: Family, config: Mapping[str, Any], blocks: Sequence[Lay
 
 
 def _check_sources(windowed: Sequence[bool], first: int, where: str) -> None:
-    """llama.cpp takes shared keys and values from fixed layers, Transformers from the last one of the same kind."""
+    """Check which layers the shared keys and values come from.
+
+    llama.cpp takes them from fixed layers. Transformers takes them from the last layer of the same kind.
+    """
     for window in set(windowed[first:]):
         usual = first - (2 if window else 1)
         last = max((n for n in range(first) if windowed[n] is window), default=-1)
         if first < 2 or last != usual:
             kind = "sliding_attention" if window else "full_attention"
             raise UnsupportedArchitectureError(
-                f"{where}: layers that share keys and values take those of layer {last} ({kind}), "
-                f"and llama.cpp takes those of layer {usual}",
-                "num_kv_shared_layers must begin after a sliding_attention and a full_attention layer",
+                f"{where}: the model shares keys and values of layer {last} ({kind}), "
+                f"but llama.cpp would share those of layer {usual}",
+                "num_kv_shared_layers must leave a sliding_attention and a full_attention layer in front",
             )
 
 
 def add_layers(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any], head_dim: int) -> None:
-    """Write the keys; `head_dim` is that of layers that attend to everything."""
+    """Write the keys. `head_dim` is the head dimension of the full-attention layers."""
     local = family.head_dim_of(config)
     values = {
         SHARED_KV: shared_kv_layers(family, config),

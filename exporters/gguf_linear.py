@@ -1,6 +1,6 @@
-"""The keys of a GGUF with linear attention (Qwen3.5), and what llama.cpp's graph has built in for it.
+"""GGUF keys of models with linear attention (Qwen3.5), and the settings that llama.cpp's graph fixes for them.
 
-From llama.cpp's `src/models/qwen35.cpp` and the rotary kernel for interleaved sections (`GGML_ROPE_TYPE_IMROPE`).
+Source: llama.cpp's `src/models/qwen35.cpp` and the rotary kernel for interleaved sections (`GGML_ROPE_TYPE_IMROPE`).
 """
 
 from __future__ import annotations
@@ -14,45 +14,47 @@ from compact.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.family import Family
 from compact.layer_shapes import LinearShape, linear_shape
 
-# Of the rotary pairs of a head, how many follow each axis of an image; what Transformers takes without the key.
+# Rotary pairs of a head per image axis. Transformers uses these values if the key is missing.
 _SECTIONS = [11, 11, 10]
-# What llama.cpp takes for how often a layer attends, where the GGUF names no layers.
+# llama.cpp assumes full attention in every 4th layer if the GGUF does not list the layers.
 _INTERVAL = 4
-# Transformers normalises queries and keys of linear attention with this; llama.cpp with the norms' own epsilon.
+# Transformers normalises queries and keys of linear attention with this; llama.cpp uses rms_norm_eps.
 _L2_EPSILON = 1e-6
 
 
 def check_linear(family: Family, config: Mapping[str, Any], where: str) -> LinearShape:
-    """Hold the linear attention against llama.cpp's graph; return its sizes.
+    """Check the linear attention against llama.cpp's graph. Return its sizes.
 
     Raises:
-        UnsupportedArchitectureError: sizes that the graph does not have.
+        UnsupportedArchitectureError: the graph does not support a size or setting.
     """
     shape = linear_shape(family, config)
     assert shape is not None
     if shape.key_dim != shape.value_dim:
         raise UnsupportedArchitectureError(
-            f"{where}: linear_key_head_dim {shape.key_dim} and linear_value_head_dim {shape.value_dim} differ, and "
-            "llama.cpp has one size for both"
+            f"{where}: linear_key_head_dim {shape.key_dim} and linear_value_head_dim {shape.value_dim} differ, but "
+            "llama.cpp uses one size for both"
         )
     if shape.value_heads % shape.key_heads:
         raise UnsupportedArchitectureError(
-            f"{where}: {shape.value_heads} value heads of linear attention are no multiple of its {shape.key_heads} "
-            "key heads"
+            f"{where}: linear attention has {shape.value_heads} value heads, which is not a multiple of its "
+            f"{shape.key_heads} key heads"
         )
     if config.get("attn_output_gate") is False:
-        raise UnsupportedArchitectureError(f"{where}: attn_output_gate = false cannot be kept: llama.cpp has the gate")
+        raise UnsupportedArchitectureError(
+            f"{where}: attn_output_gate = false is not supported: llama.cpp always applies the gate"
+        )
     epsilon = config.get("rms_norm_eps", _L2_EPSILON)
     if epsilon != _L2_EPSILON:
         raise UnsupportedArchitectureError(
-            f"{where}: rms_norm_eps {epsilon!r} cannot be kept: llama.cpp normalises queries and keys of linear "
-            f"attention with it, Transformers with {_L2_EPSILON}"
+            f"{where}: rms_norm_eps {epsilon!r} is not supported: llama.cpp uses it to normalise queries and keys of "
+            f"linear attention, but Transformers uses {_L2_EPSILON}"
         )
     return shape
 
 
 def add_linear(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any], rotated: int) -> None:
-    """Write the keys; `rotated` is how much of a head has rotary positions."""
+    """Write the keys. `rotated` is the number of elements of a head that have rotary positions."""
     shape = linear_shape(family, config)
     assert shape is not None
     writer.add_ssm_conv_kernel(shape.kernel)
@@ -68,11 +70,11 @@ def add_linear(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any
 
 
 def _sections(config: Mapping[str, Any], rotated: int) -> list[int]:
-    """How the rotary pairs follow the three axes; a text has one position on all of them.
+    """Return the number of rotary pairs per axis [3]. In text, the position is the same on all three axes.
 
     Raises:
-        DamagedFileError: not three sizes.
-        UnsupportedArchitectureError: a pair would follow llama.cpp's fourth axis, on which texts have no position.
+        DamagedFileError: mrope_section is not a list of three sizes.
+        UnsupportedArchitectureError: a pair would use llama.cpp's fourth axis, which has no positions for text.
     """
     parts = config.get("rope_parameters") or config.get("rope_scaling") or {}
     sections = parts.get("mrope_section", _SECTIONS)
@@ -81,12 +83,12 @@ def _sections(config: Mapping[str, Any], rotated: int) -> list[int]:
         or len(sections) != 3
         or not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 16 for size in sections)
     ):
-        raise DamagedFileError(f"config.json: mrope_section = {str(sections)[:60]} is not three sizes")
+        raise DamagedFileError(f"config.json: mrope_section = {str(sections)[:60]} is not a list of three sizes")
     total = sum(sections)
-    # Pair n follows axis n modulo 3 as long as that axis has sections left (ggml, `ggml_mrope_cache_init`).
+    # Pair n uses axis n modulo 3 while that axis has pairs left (ggml, `ggml_mrope_cache_init`).
     if not total or any(n >= 3 * sections[n % 3] for n in range(min(total, rotated // 2))):
         raise UnsupportedArchitectureError(
-            f"config.json: mrope_section {sections} cannot be kept: llama.cpp gives some of {rotated // 2} rotary "
-            "pairs no position in a text"
+            f"config.json: mrope_section {sections} is not supported: llama.cpp would give some of the "
+            f"{rotated // 2} rotary pairs no position in a text"
         )
     return sections

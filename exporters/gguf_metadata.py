@@ -1,7 +1,8 @@
-"""The key-values of a GGUF: what llama.cpp's converter writes, decided by the checkpoint and not by a vocabulary size.
+"""The key-values of a GGUF, as llama.cpp's converter writes them.
 
-Keys and types follow the GGUF spec ("Standardized key-value pairs") and, where the spec leaves a choice, llama.cpp's
-converter, against which `benchmarks/formats/compare_with_llamacpp.py` compares every key of unpruned models.
+Keys and types follow the GGUF spec ("Standardized key-value pairs"). Where the spec leaves a choice, they follow
+llama.cpp's converter. Unlike there, no value depends on the vocabulary size.
+`benchmarks/formats/compare_with_llamacpp.py` compares every key of unpruned models.
 """
 
 from __future__ import annotations
@@ -34,23 +35,22 @@ FILE_TYPES = {
 }
 _UINT32_MAX = (1 << 32) - 1
 _UINT64_MAX = (1 << 64) - 1
-# The sampler settings that GGUF stores as an integer.
+# Sampler settings that GGUF stores as integers.
 _INTEGER_SAMPLING = frozenset({"top_k"})
 
 
 @dataclass(frozen=True)
 class GgufMetadata:
-    """What the caller knows and the checkpoint's files do not say.
+    """Metadata that the checkpoint's files do not have.
 
     Attributes:
-        name: `general.name`; None takes the model card's, then the directory's name.
-        base_model: Hub id (`org/name`) of the unpruned model; None keeps what the model card says.
+        name: `general.name`; None: use the model card's name, or the directory's name.
+        base_model: Hub id (`org/name`) of the unpruned model; None: keep the model card's value.
         description: `general.description`.
         quantized_by: `general.quantized_by`.
-        card: front matter (licence, languages) of the model that this one was made from; what the checkpoint's own
-            card says counts before it.
-        extra: further key-values, written under the key given (`compact.plan_id`, ...). bool, str, int and float
-            become BOOL, STRING, UINT32/UINT64/INT64 and FLOAT64.
+        card: front matter (licence, languages) of the source model. The checkpoint's own card takes precedence.
+        extra: additional key-values, written as they are (`compact.plan_id`, ...). bool, str, int and float become
+            BOOL, STRING, UINT32/UINT64/INT64 and FLOAT64.
     """
 
     name: str | None = None
@@ -63,9 +63,9 @@ class GgufMetadata:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder, checked: each a positive integer that a GGUF key can hold.
+    """The checked sizes of a decoder. Each is a positive integer that fits a GGUF key.
 
-    `head_dim` is that of layers that attend to everything; `blocks` has the shape of every layer.
+    `head_dim` is the head dimension of the full-attention layers. `blocks` has the shape of every layer.
     """
 
     layers: int
@@ -90,12 +90,12 @@ def _integer(config: Mapping[str, Any], key: str, where: str, default: int | Non
 
 
 def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
-    """The sizes in a config.json, and the settings that llama.cpp's graph of the layout has built in.
+    """Read the sizes in config.json and refuse settings that llama.cpp's graph of the layout does not support.
 
     Raises:
-        DamagedFileError: a size is missing, no positive 32-bit integer, or does not divide as it must.
+        DamagedFileError: a size is missing, is not a positive 32-bit integer, or contradicts another size.
         QuantizedCheckpointError: the checkpoint is quantised.
-        UnsupportedArchitectureError: a setting that the GGUF layout cannot express.
+        UnsupportedArchitectureError: the GGUF layout cannot express a setting.
     """
     if config.get("quantization_config") is not None:
         raise QuantizedCheckpointError(f"{where}: the checkpoint is quantised", "export the unquantised checkpoint")
@@ -103,10 +103,12 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
     hidden = _integer(config, "hidden_size", where)
     kv_heads = _integer(config, "num_key_value_heads", where, family.default_kv_heads or heads)
     if config.get("head_dim") is None and hidden % heads:
-        raise DamagedFileError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+        raise DamagedFileError(f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     head_dim = _integer(config, "head_dim", where, family.default_head_dim or hidden // heads)
     if heads % kv_heads or head_dim % 2:
-        raise DamagedFileError(f"{where}: {heads} heads, {kv_heads} key-value heads and head_dim {head_dim} do not fit")
+        raise DamagedFileError(
+            f"{where}: {heads} heads, {kv_heads} key-value heads and head_dim {head_dim} contradict each other"
+        )
     eps = config.get("rms_norm_eps", 1e-6)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
         raise DamagedFileError(f"{where}: rms_norm_eps = {eps!r} is not a small positive number")
@@ -132,37 +134,39 @@ def read_shape(family: Family, config: Mapping[str, Any], where: str) -> Shape:
 
 
 def _refuse_other_graph(family: Family, config: Mapping[str, Any], where: str) -> None:
-    """Settings for which llama.cpp's graph of the layout has no key and computes something else."""
+    """Refuse settings that have no GGUF key and that llama.cpp's graph computes differently."""
     layers, hidden, heads = (int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     activation = family.activation(config)
     if activation not in family.activations:
         raise UnsupportedArchitectureError(
-            f"{where}: hidden_act {activation!r} cannot be kept: "
-            f"llama.cpp computes {family.activations[0]} in this layout"
+            f"{where}: hidden_act {activation!r} is not supported: "
+            f"llama.cpp always computes {family.activations[0]} in this layout"
         )
     if family.sliding_pattern is None and family.linear_interval is None and not family.drops_window:
         _refuse_window(config, layers, where)
-    # "vision": images alone see what follows them, and they are not taken.
+    # "vision": only image tokens attend to later positions, and images are not supported here.
     if config.get("use_bidirectional_attention") not in (None, False, "vision"):
-        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention: not a causal language model")
+        raise UnsupportedArchitectureError(
+            f"{where}: use_bidirectional_attention is set, so this is not a causal language model"
+        )
     if not family.own_head_dim and family.head_dim_of(config) != hidden // heads:
         raise UnsupportedArchitectureError(
-            f"{where}: head_dim {config['head_dim']!r} cannot be kept: this layout derives it ({hidden // heads})"
+            f"{where}: head_dim {config['head_dim']!r} is not supported: llama.cpp always uses {hidden // heads} here"
         )
     if not family.untied and not family.tied(config):
-        raise UnsupportedArchitectureError(f"{where}: an lm_head of its own cannot be kept in a GGUF of this layout")
+        raise UnsupportedArchitectureError(f"{where}: a GGUF of this layout cannot hold a separate lm_head")
     _refuse_other_query_scale(family, config, where)
     if family.no_rope_interval is not None and _rope_layers(family, config, layers) != default_sliding(
         family.no_rope_interval, layers
     ):
         raise UnsupportedArchitectureError(
-            f"{where}: no_rope_layers cannot be kept: llama.cpp leaves rotary positions out in every "
-            f"{family.no_rope_interval}th layer, and in no other"
+            f"{where}: no_rope_layers is not supported: llama.cpp always leaves out rotary positions in every "
+            f"{family.no_rope_interval}th layer only"
         )
 
 
 def _refuse_window(config: Mapping[str, Any], layers: int, where: str) -> None:
-    """A window in a layout whose graph in llama.cpp attends to everything. `layer_types` counts before the rest."""
+    """Refuse a sliding window in a layout without one in llama.cpp. `layer_types` takes precedence over other keys."""
     types, full_layers = config.get("layer_types"), config.get("max_window_layers")
     if types is not None:
         windowed = not isinstance(types, list) or any(kind != "full_attention" for kind in types)
@@ -172,13 +176,13 @@ def _refuse_window(config: Mapping[str, Any], layers: int, where: str) -> None:
         )
     if windowed and config.get("sliding_window", 4096) is not None:
         raise UnsupportedArchitectureError(
-            f"{where}: a sliding window (layer_types, use_sliding_window) cannot be kept in a GGUF of this layout",
-            "set use_sliding_window to false if the model is meant for contexts shorter than the window",
+            f"{where}: a GGUF of this layout cannot express a sliding window (layer_types, use_sliding_window)",
+            "if contexts will be shorter than the window, set use_sliding_window to false",
         )
 
 
 def _rope_layers(family: Family, config: Mapping[str, Any], layers: int) -> list[bool]:
-    """For every layer, whether it has rotary positions (config.json marks them with 1 in `no_rope_layers`)."""
+    """Return whether each layer has rotary positions. `no_rope_layers` in config.json marks those layers with 1."""
     marks = config.get("no_rope_layers")
     if isinstance(marks, list):
         return [bool(mark) for mark in marks][:layers]
@@ -197,7 +201,7 @@ def _refuse_other_query_scale(family: Family, config: Mapping[str, Any], where: 
     asked = config.get("query_pre_attn_scalar", 256)
     if asked != built_in:
         raise UnsupportedArchitectureError(
-            f"{where}: query_pre_attn_scalar {asked!r} cannot be kept: llama.cpp has {built_in} built in for "
+            f"{where}: query_pre_attn_scalar {asked!r} is not supported: llama.cpp always uses {built_in} for "
             f"{config['num_hidden_layers']} layers of this layout"
         )
 
@@ -214,7 +218,7 @@ def add_hyperparameters(
     writer.add_head_count_kv(_of_layers(block.kv_heads for block in shape.blocks))
     _add_rope(writer, family, rope)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
-    # Where the configuration class has no head_dim of its own, the converter writes it only where the file has one.
+    # If the configuration class does not define head_dim, the converter writes it only if config.json has it.
     if family.head_dim == "always" or (family.head_dim == "configured" and config.get("head_dim") is not None):
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
@@ -235,18 +239,18 @@ def add_hyperparameters(
 
 
 def _of_layers(values: Iterable[int]) -> int | list[int]:
-    """One number where all layers have the same, a list otherwise."""
+    """Return one number if all layers have the same value, otherwise the list."""
     every = list(values)
     return every[0] if len(set(every)) == 1 else every
 
 
 def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, config: Mapping[str, Any]) -> None:
-    """One further setting. Raises DamagedFileError, or UnsupportedArchitectureError where it may not be off."""
+    """Write one more setting. Raises DamagedFileError, or UnsupportedArchitectureError if a required one is off."""
     value = config.get(setting.config, setting.default)
     if value is None:
         if setting.required:
             raise UnsupportedArchitectureError(
-                f"config.json: {setting.config} = {value!r} cannot be kept: llama.cpp has it built in for this layout"
+                f"config.json: {setting.config} = {value!r} is not supported: llama.cpp needs a value for this layout"
             )
         return
     checked = number(value, setting.config, "config.json", positive=True)
@@ -262,7 +266,7 @@ def _add_number(writer: gguf.GGUFWriter, family: Family, setting: ConfigNumber, 
 def _add_rope(writer: gguf.GGUFWriter, family: Family, rope: Rope) -> None:
     scaled = rope.kind != "default"
     if (scaled and not family.writes_theta) or (rope.kind == "llama3" and not family.rope_factors):
-        raise UnsupportedArchitectureError(f"rope scaling {rope.kind!r} cannot be kept in a GGUF of this layout")
+        raise UnsupportedArchitectureError(f"a GGUF of this layout cannot express rope scaling {rope.kind!r}")
     if not family.writes_theta:
         if rope.theta != family.theta:
             writer.add_rope_freq_base(rope.theta)
@@ -289,20 +293,20 @@ def _add_rope(writer: gguf.GGUFWriter, family: Family, rope: Rope) -> None:
 
 
 def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> gguf.Metadata:
-    """The `general.*` values: the model card's front matter and generation_config.json, then what the caller wants.
+    """Collect the `general.*` values from the model card's front matter, generation_config.json and the caller.
 
-    The directory's name is used for nothing but a missing name: a temporary directory's name says nothing about the
-    model, and gguf's own loader would read a version or a fine-tune out of it.
+    The directory's name is used only if there is no other name. gguf's own loader would also derive a version or a
+    fine-tune from it, which is wrong for a temporary directory.
 
     Raises:
-        DamagedFileError: README.md or generation_config.json cannot be understood.
+        DamagedFileError: README.md or generation_config.json cannot be parsed.
     """
     try:
         card = {**wanted.card, **gguf.Metadata.load_model_card(checkpoint)}
         if wanted.base_model is not None:
             card = {**card, "base_model": wanted.base_model}
         meta = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, None, n_params)
-    except Exception as error:  # a YAML or JSON parser's, or whatever odd front matter leads to
+    except Exception as error:  # from a YAML or JSON parser, or from unexpected front matter
         raise DamagedFileError(
             f"{checkpoint / 'README.md'}: front matter cannot be read: {' '.join(str(error).split())[:120]}",
             "repair the front matter, or remove the file",
@@ -321,20 +325,20 @@ def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> g
 
 
 def add_general(writer: gguf.GGUFWriter, meta: gguf.Metadata) -> None:
-    """Write `general.*`. Raises DamagedFileError for a value of the model card that has the wrong kind."""
+    """Write `general.*`. Raises DamagedFileError if a value of the model card has the wrong type."""
     writer.add_type(gguf.GGUFType.MODEL)
     try:
         meta.set_gguf_meta_model(writer)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise DamagedFileError(f"README.md: front matter has a value of the wrong kind: {str(error)[:120]}") from error
+        raise DamagedFileError(f"README.md: a front matter value has the wrong type: {str(error)[:120]}") from error
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def add_extra(writer: gguf.GGUFWriter, extra: Mapping[str, Scalar]) -> None:
-    """Write the caller's own keys. Raises UsageError for a key that is taken or a value that no GGUF type holds."""
+    """Write the caller's keys. Raises UsageError if a key exists already or no GGUF type fits the value."""
     for key, value in extra.items():
         if key in writer.kv_data[0]:
-            raise UsageError(f"metadata key {key!r} is written by the exporter itself")
+            raise UsageError(f"metadata key {key!r} is reserved for the exporter")
         _add_scalar(writer, key, value)
 
 
@@ -352,4 +356,4 @@ def _add_scalar(writer: gguf.GGUFWriter, key: str, value: Scalar) -> None:
     elif isinstance(value, int) and -(1 << 63) <= value < 0:
         writer.add_int64(key, value)
     else:
-        raise UsageError(f"metadata {key!r}: {value!r} cannot be held by a GGUF key")
+        raise UsageError(f"metadata {key!r}: no GGUF type can hold {value!r}")

@@ -1,8 +1,8 @@
-"""The vocabulary of a SentencePiece-style BPE tokenizer as a GGUF holds it: tokens, scores and types, no merges.
+"""The vocabulary of a SentencePiece-style BPE tokenizer in a GGUF: tokens, scores and types, but no merges.
 
-With a tokenizer.model, its pieces and scores are written as llama.cpp's converter writes them, and tokenizer.json's
-added tokens lie on top. Without one, the converter gives every token one score, and llama.cpp then merges at random;
-here the scores come from the merges.
+If tokenizer.model exists, its pieces and scores are written as llama.cpp's converter writes them. The added tokens of
+tokenizer.json then replace entries. Without tokenizer.model, the converter gives every token the same score, so
+llama.cpp merges in an arbitrary order. This module derives the scores from the merges instead.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from compact.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, check_complete, d
 from compact.sentencepiece_model import MODEL_FILE, PieceType, SentencePieceModel, read_model
 from compact.store import read_json_object
 
-# What llama.cpp's converter gives to added tokens and to ids without a token.
+# Scores that llama.cpp's converter gives to added tokens and to ids without a token.
 ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
 
-# Added tokens that llama.cpp's converter makes control tokens although tokenizer.json does not call them special.
+# Added tokens that llama.cpp's converter makes control tokens even if tokenizer.json does not mark them special.
 _LOOKS_SPECIAL = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
 _LOOKS_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 
-# Control tokens that llama.cpp's chat parser must see in the text: its converter makes them user-defined (Gemma 4).
+# llama.cpp's chat parser must see these control tokens, so its converter makes them user-defined (Gemma 4).
 VISIBLE = frozenset(
     {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
 )
 
 
 def is_control(entry: Mapping[str, Any], text: str) -> bool:
-    """Whether an entry of `added_tokens` becomes a control token, by its flag or, as in the converter, by its look."""
+    """Whether an entry of `added_tokens` becomes a control token, by its flag or by its text (as in the converter)."""
     looks_special = text in _LOOKS_SPECIAL or any(
         text.startswith(first) and text.endswith(last) for first, last in _LOOKS_SPECIAL_AFFIXES
     )
@@ -43,7 +43,7 @@ def is_control(entry: Mapping[str, Any], text: str) -> bool:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """`tokenizer.ggml.tokens`, `.scores` and `.token_type` of ids 0 to the embedding's last row."""
+    """`tokenizer.ggml.tokens`, `.scores` and `.token_type`, with one entry per row of the embedding."""
 
     tokens: list[str]
     scores: list[float]
@@ -53,17 +53,18 @@ class ScoredTokens:
 def scored_tokens(
     checkpoint: Path, tokenizer_json: Mapping[str, Any], texts: Mapping[int, str], vocab_size: int
 ) -> ScoredTokens:
-    """The three lists for a checkpoint's SentencePiece-style BPE tokenizer.
+    """Build the three lists for a checkpoint's SentencePiece-style BPE tokenizer.
 
     Args:
-        checkpoint: directory with tokenizer.json and perhaps tokenizer.model, tokenizer_config.json, added_tokens.json.
-        tokenizer_json: the parsed file.
-        texts: id -> token of tokenizer.json, each below `vocab_size`.
-        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
+        checkpoint: directory with tokenizer.json; tokenizer.model, tokenizer_config.json and added_tokens.json are
+            optional.
+        tokenizer_json: the parsed tokenizer.json.
+        texts: id -> token of tokenizer.json. Ids are below `vocab_size`.
+        vocab_size: rows of the embedding. Ids without a token become `[PADn]` with type UNUSED.
 
     Raises:
-        UnsupportedTokenizerError: merges that scores cannot express.
-        DamagedFileError: tokenizer.model contradicts tokenizer.json, or two ids have one text (llama.cpp aborts).
+        UnsupportedTokenizerError: scores cannot express the merges.
+        DamagedFileError: tokenizer.model contradicts tokenizer.json, or two ids have the same text (llama.cpp aborts).
     """
     where = str(checkpoint / "tokenizer.json")
     added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
@@ -92,16 +93,16 @@ def scored_tokens(
 def merged_tokens(
     tokenizer_json: Mapping[str, Any], texts: Mapping[int, str], vocab_size: int, where: str
 ) -> ScoredTokens:
-    """The three lists for llama.cpp's tokenizer `gemma4`, which reads merges; its scores mean nothing.
+    """Build the three lists for llama.cpp's tokenizer `gemma4`, which uses merges and ignores scores.
 
     Args:
-        tokenizer_json: the parsed file.
-        texts: id -> token of it, each below `vocab_size`.
-        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
-        where: the file's path, for messages.
+        tokenizer_json: the parsed tokenizer.json.
+        texts: id -> token of tokenizer.json. Ids are below `vocab_size`.
+        vocab_size: rows of the embedding. Ids without a token become `[PADn]` with type UNUSED.
+        where: path of tokenizer.json, for messages.
 
     Raises:
-        DamagedFileError: two ids have one text (llama.cpp aborts).
+        DamagedFileError: two ids have the same text (llama.cpp aborts).
     """
     kinds = gguf.TokenType
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(vocab_size)]
@@ -120,7 +121,9 @@ def merged_tokens(
 def _refuse_twice(tokens: Sequence[str], where: str) -> None:
     if len(set(tokens)) != len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
-        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
+        raise DamagedFileError(
+            f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a different text for each id"
+        )
 
 
 def _pair(merge: Any) -> tuple[str, str]:
@@ -129,7 +132,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _listed_ids(checkpoint: Path) -> set[int]:
-    """Ids that `added_tokens_decoder` or added_tokens.json list; the converter gives them the score of added tokens."""
+    """Return the ids in `added_tokens_decoder` or added_tokens.json. They get the score of added tokens."""
     listed: set[int] = set()
     config_path, added_path = checkpoint / "tokenizer_config.json", checkpoint / "added_tokens.json"
     if config_path.is_file():
@@ -142,20 +145,20 @@ def _listed_ids(checkpoint: Path) -> set[int]:
 
 
 def _check_order(model: SentencePieceModel, merges: Sequence[tuple[str, str]], where: str) -> None:
-    """Raise DamagedFileError where the scores rank two tokens otherwise than the merges do."""
+    """Raise DamagedFileError if the scores and the merges rank two tokens in different orders."""
     scores = dict(zip(model.pieces, model.scores, strict=True))
     last = float("inf")
     seen: set[str] = set()
     for left, right in merges:
         score = scores.get(left + right)
-        # The first merge that makes a token is its rank; further ones of runs (`▁▁▁`) may stand anywhere.
+        # The first merge that makes a token gives its rank. More merges of runs (`▁▁▁`) may be anywhere.
         if score is None or left + right in seen:
             continue
         seen.add(left + right)
         if score > last:
             raise DamagedFileError(
-                f"{where}: ranks {left + right!r} above what tokenizer.json merges before it",
-                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+                f"{where}: {left + right!r} ranks above a token that tokenizer.json merges earlier",
+                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
             )
         last = score
 
@@ -171,22 +174,22 @@ def _put_model(
         if i >= len(result.tokens):
             raise DamagedFileError(
                 f"{where}: {len(model.pieces)} pieces, but the embedding has {len(result.tokens)} rows",
-                "the tokenizer is not the one of these weights",
+                "use the tokenizer that belongs to these weights",
             )
         if texts.get(i, piece) != piece and i not in added:
             raise DamagedFileError(
-                f"{where}: id {i} is {piece[:40]!r}, and {texts[i][:40]!r} in tokenizer.json",
-                f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+                f"{where}: id {i} is {piece[:40]!r}, but {texts[i][:40]!r} in tokenizer.json",
+                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
             )
-        # The converter takes user-defined pieces for plain ones; what tokenizer.json adds is told apart below.
+        # The converter treats user-defined pieces as normal ones. `_put_added` sets the types of added tokens.
         plain = PieceType.NORMAL if kind == PieceType.USER_DEFINED else kind
         result.tokens[i], result.scores[i], result.types[i] = piece, score, int(plain)
     beyond = {i: text for i, text in texts.items() if i >= len(model.pieces) and i not in added}
     if beyond:
         token_id = min(beyond)
         raise DamagedFileError(
-            f"{where}: has {len(model.pieces)} pieces, and tokenizer.json has {beyond[token_id][:40]!r} at {token_id}",
-            f"the two are not one tokenizer; remove {MODEL_FILE} if tokenizer.json is right",
+            f"{where}: has {len(model.pieces)} pieces, but tokenizer.json has {beyond[token_id][:40]!r} at {token_id}",
+            f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
         )
 
 
@@ -200,7 +203,7 @@ def _put_vocab(result: ScoredTokens, vocab: Mapping[str, int], scores: Mapping[s
 
 
 def _put_added(result: ScoredTokens, token_id: int, entry: Mapping[str, Any], *, listed: bool) -> None:
-    """Lay an added token over what the model has there."""
+    """Replace an entry by an added token."""
     text: str = entry["content"]
     same = result.tokens[token_id] == text
     if listed or not same or result.types[token_id] == PieceType.UNUSED:
@@ -210,7 +213,7 @@ def _put_added(result: ScoredTokens, token_id: int, entry: Mapping[str, Any], *,
     if is_control(entry, text):
         result.types[token_id] = int(gguf.TokenType.CONTROL)
     else:
-        # llama.cpp looks for added tokens in the text as it is, before spaces become marks.
+        # llama.cpp searches for added tokens in the raw text, before spaces become marks.
         text = text.replace(SPACE_MARK, " ")
         result.types[token_id] = int(gguf.TokenType.USER_DEFINED)
     result.tokens[token_id] = text

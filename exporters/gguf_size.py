@@ -1,9 +1,9 @@
-"""Bytes of the GGUF that pruning to given sizes will give, before anything is pruned.
+"""Computes the size of the GGUF that pruning to given sizes will produce, without pruning.
 
-A GGUF is a head (keys and the tensor table) and the tensors, each padded to 32 bytes (GGUF spec, "File structure").
-The types of the tensors are known from their shapes (`exporters.quant_types.predict_types`), and of the head only the
-tokenizer's lists depend on the sizes: the head of the unpruned model is written once, and the strings of the tokens
-and merges that go are taken from it.
+A GGUF has a head (keys and the tensor table), then the tensors, each padded to 32 bytes (GGUF spec, "File structure").
+The shapes determine the types of the tensors (`exporters.quant_types.predict_types`). In the head, only the
+tokenizer's lists depend on the sizes. So the head of the unpruned model is written once, and the bytes of dropped
+tokens and merges are subtracted.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class SizedTensor:
     """A tensor of the unpruned model.
 
     Attributes:
-        hf_name, name: HF and GGUF name.
+        hf_name: Hugging Face name.
+        name: GGUF name.
         shape: row-major, as in the checkpoint.
-        type: name of the GGML type that it has before llama.cpp quantises it.
+        type: name of the GGML type before llama.cpp quantises the tensor.
     """
 
     hf_name: str
@@ -57,9 +58,9 @@ class FileTensor:
     """A tensor of the finished file.
 
     Attributes:
-        tensor: name and shape, and the type that it has before llama.cpp quantises it.
-        type: name of the type that it gets.
-        n_bytes: without padding.
+        tensor: name, shape, and the type before llama.cpp quantises the tensor.
+        type: name of the GGML type in the finished file.
+        n_bytes: size without padding.
     """
 
     tensor: TensorShape
@@ -69,17 +70,18 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class GgufSizes:
-    """Sizes of one model's GGUFs of one type.
+    """Computes GGUF sizes of one model and one type for any pruned sizes.
 
     Attributes:
-        tensors: those of the unpruned model.
-        shape: what the rules of a mixture look at, and the tensors that no size changes and no checkpoint holds.
-        quant, embedding: types, as asked.
+        tensors: tensors of the unpruned model.
+        shape: input of the rules that assign types. Its tensors are fixed and not in the checkpoint.
+        quant: requested type.
+        embedding: requested type of the embedding, or None.
         has_imatrix: whether an importance matrix will be used.
-        values_bytes: keys of the unpruned model.
-        dropped_bytes: of the tokenizer's lists, what goes when only the first n of the ranked ids stay, by n.
-        n_always: ids that always stay.
-        intermediate_size: of the unpruned model.
+        values_bytes: bytes of the keys of the unpruned model.
+        dropped_bytes: by n, bytes that the tokenizer's lists lose if only the first n ranked ids are kept.
+        n_always: number of ids that are always kept.
+        intermediate_size: FFN channels of the unpruned model.
     """
 
     tensors: tuple[SizedTensor, ...]
@@ -93,10 +95,10 @@ class GgufSizes:
     intermediate_size: int
 
     def file_bytes(self, sizes: Sizes) -> int:
-        """The whole file; at most a few hundred bytes too many.
+        """Return the size of the whole file in bytes. It is at most a few hundred bytes too high.
 
-        Numbers in descriptive strings are counted at their longest, and the keys of the unpruned checkpoint's own
-        model card as if the pruned one had it.
+        Numbers in descriptive strings count with their maximum length. The keys of the unpruned checkpoint's model
+        card count even if the pruned checkpoint has none.
         """
         tensors = self.file_tensors(sizes)
         ranked = min(max(sizes.vocab_size - self.n_always, 0), len(self.dropped_bytes) - 1)
@@ -105,9 +107,10 @@ class GgufSizes:
         return _padded(head) + sum(_padded(each.n_bytes) for each in tensors)
 
     def bytes_per_token(self, sizes: Sizes) -> int:
-        """Bytes of weights that decoding one token reads: of an embedding that is not the head, one row; all others.
+        """Return the bytes of weights that decoding one token reads.
 
-        A per-layer embedding is never the head.
+        These are all tensors, but only one row of an embedding that is not also the LM head. A per-layer embedding is
+        never the head.
         """
         n_bytes = {each.tensor.name: each.n_bytes for each in self.file_tensors(sizes)}
         if _PER_LAYER in n_bytes:
@@ -117,7 +120,7 @@ class GgufSizes:
         return sum(n_bytes.values())
 
     def file_tensors(self, sizes: Sizes) -> list[FileTensor]:
-        """Every tensor of the file at these sizes."""
+        """Return every tensor of the file at these sizes."""
         shapes = self._shapes(sizes)
         types = self._types(shapes)
         return [FileTensor(t, types[t.name], GGML_TYPES[types[t.name]].size(t.shape)) for t in shapes]
@@ -128,7 +131,7 @@ class GgufSizes:
             shape = list(tensor.shape)
             if (cut := cut_of(tensor.hf_name)) is not None:
                 dim, layer = cut
-                # A layer twice as wide keeps twice as many channels.
+                # A layer that is twice as wide keeps twice as many channels.
                 width = 1 if layer is None else shape[dim] // self.intermediate_size
                 shape[dim] = sizes.vocab_size if layer is None else sizes.intermediate_size * width
             shapes.append(TensorShape(tensor.name, tuple(reversed(shape)), tensor.type))
@@ -142,7 +145,7 @@ class GgufSizes:
 
 
 def direct_type(tensor: TensorShape, quant: str) -> str:
-    """Type of a tensor in a file that this project writes: vectors are F32, rows that do not fill the blocks F16."""
+    """Return the type of a tensor in a directly written GGUF: F32 for vectors, F16 if rows do not fill blocks."""
     return str(type_of(tensor.name, tuple(reversed(tensor.shape)), quant).name)
 
 
@@ -155,7 +158,7 @@ def _text_bytes(text: str) -> int:
 
 
 def _entry_bytes(tensor: TensorShape) -> int:
-    """Of a tensor in the table: name, number of dimensions, dimensions, type, offset."""
+    """Bytes of an entry of the tensor table: name, number of dimensions, dimensions, type, offset."""
     return _text_bytes(tensor.name) + 4 + 8 * len(tensor.shape) + 4 + 8
 
 
@@ -170,16 +173,17 @@ def gguf_sizes(
     pre: str | None = None,
     metadata: GgufMetadata,
 ) -> GgufSizes:
-    """Prepare to size the GGUFs of a model.
+    """Prepare to compute GGUF sizes of a model.
 
     Args:
         source: the unpruned checkpoint.
-        always, order: ids that stay at every size, and the others from the first to the last to stay.
+        always: ids that are kept at every size.
+        order: the other ids, most important first.
         quant, embedding_quant, pre, metadata: as for `exporters.artifact.Export`.
-        has_imatrix: whether an importance matrix will be used, which decides some types.
+        has_imatrix: whether an importance matrix will be used. This affects some types.
 
     Raises:
-        CompactEdgeError: what `exporters.gguf.write_gguf` refuses in the unpruned checkpoint.
+        CompactEdgeError: `exporters.gguf.write_gguf` refuses the unpruned checkpoint.
     """
     chosen = quant_named(quant)
     base: Quant = lossless_type(source.directory)
@@ -207,17 +211,17 @@ def gguf_sizes(
 
 
 def _dropped_bytes(values: Mapping[str, Any], always: frozenset[int], order: Sequence[int]) -> tuple[int, ...]:
-    """For every n, bytes of the tokenizer's lists that go when only the first n ids of `order` stay.
+    """Return for every n the bytes that the tokenizer's lists lose if only the first n ids of `order` are kept.
 
-    A merge goes with the first of its three tokens that goes.
+    A merge is dropped as soon as one of its three tokens is dropped.
     """
     tokens = values[_TOKENS]
-    fixed = 4 + (4 if _SCORES in values else 0)  # type and, of SentencePiece, score
+    fixed = 4 + (4 if _SCORES in values else 0)  # type, and score for SentencePiece
     ranked = always.union(order)
-    # Rows of the embedding that have no token stay last of all.
+    # Embedding rows without a token have the lowest priority.
     order = [*order, *(row for row in range(len(tokens)) if row not in ranked)]
     place = dict.fromkeys(always, 0) | {token_id: n for n, token_id in enumerate(order, 1)}
-    # Bytes that stay from n on.
+    # Index n: bytes that are kept if at least n ids are kept.
     staying = [0] * (len(order) + 1)
     for token_id, n in place.items():
         staying[n] += _text_bytes(tokens[token_id]) + fixed
@@ -225,7 +229,7 @@ def _dropped_bytes(values: Mapping[str, Any], always: frozenset[int], order: Seq
     for merge in values.get(_MERGES, ()):
         left, _, right = merge.partition(" ")
         parts = [by_text.get(left), by_text.get(right), by_text.get(left + right)]
-        # A merge that a tokenizer cannot use stays nowhere.
+        # A merge whose tokens are not all in the vocabulary is dropped at every size but the largest.
         staying[max(n for n in parts if n is not None) if None not in parts else len(order)] += _text_bytes(merge)
     kept = list(itertools.accumulate(staying))
     return tuple(kept[-1] - n_bytes for n_bytes in kept)

@@ -1,8 +1,8 @@
-"""A GGUF in parts of bounded size, as llama.cpp's `llama-gguf-split --split-max-size` cuts it (tools/gguf-split).
+"""Splits a GGUF into parts of limited size, like llama.cpp's `llama-gguf-split --split-max-size` (tools/gguf-split).
 
-The parts are named `<stem>-00001-of-0000N.gguf`; llama.cpp opens the first and finds the others beside it. The first
-holds every key-value, each has `split.no`, `split.count` and `split.tensors.count`, and the tensors keep their order.
-The bytes are those that llama.cpp's tool writes.
+The parts are named `<stem>-00001-of-0000N.gguf`. llama.cpp opens the first part and finds the others in the same
+directory. The first part holds all key-values. Every part has `split.no`, `split.count` and `split.tensors.count`.
+The tensors keep their order. The bytes equal those of llama.cpp's tool.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
-    """Which tensors go into which part: the next part begins where a tensor would take this one over `max_bytes`.
+    """Distribute the tensors over parts. A new part starts when a tensor would exceed `max_bytes`.
 
-    As in llama.cpp, only tensors are counted, each with its padding: the first part holds the key-values beside them.
+    As in llama.cpp, only tensors with their padding count. The key-values of the first part do not count.
 
     Raises:
-        UsageError: one tensor alone is larger, or more parts are needed than the format can count.
-        DamagedFileError: no tensors, already a part, or an alignment other than the usual one.
+        UsageError: one tensor is larger than `max_bytes`, or there would be more parts than the format allows.
+        DamagedFileError: the file has no tensors, is already a part, or has an unusual alignment.
     """
     if not file.tensors:
-        raise DamagedFileError(f"{file.path}: no tensors to split")
+        raise DamagedFileError(f"{file.path}: the file has no tensors")
     if any(key in file.values for key in _SPLIT_KEYS) or file.values.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
-        raise DamagedFileError(f"{file.path}: already split, or not aligned to {_ALIGNMENT} bytes", "export it again")
+        raise DamagedFileError(
+            f"{file.path}: already split, or not aligned to {_ALIGNMENT} bytes", "export the model again"
+        )
     largest = max(file.tensors.values(), key=lambda tensor: tensor.n_bytes)
     least = largest.n_bytes + _padding(largest.n_bytes)
     if least > max_bytes:
         raise UsageError(
-            f"--split-max-size: {largest.name} alone has {least / 1e6:.1f} MB, more than {max_bytes / 1e6:.0f} MB",
+            f"--split-max-size: {max_bytes / 1e6:.0f} MB is too small: {largest.name} alone has {least / 1e6:.1f} MB",
             f"give at least {-(-least // 10**6)}M",
         )
     parts: list[list[GgufTensor]] = [[]]
@@ -57,31 +59,31 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
         size += padded
     if len(parts) > _MAX_PARTS:
         raise UsageError(
-            f"--split-max-size: {len(parts)} parts, at most {_MAX_PARTS} are possible", "give a larger one"
+            f"--split-max-size: needs {len(parts)} parts, but at most {_MAX_PARTS} are possible", "give a larger size"
         )
     return parts
 
 
 def part_names(stem: str, count: int) -> list[str]:
-    """Names of the parts, by `llama_split_path` of llama.cpp."""
+    """Return the names of the parts, as llama.cpp's `llama_split_path` forms them."""
     return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def split_gguf(source: Path, directory: Path, max_bytes: int) -> list[Path]:
-    """Write the parts of a GGUF and prove them equal to it.
+    """Write the parts of a GGUF and check them against the whole file.
 
     Args:
         source: the whole file.
-        directory: where the parts go; the caller publishes it when this returns.
-        max_bytes: most bytes of tensors in a part.
+        directory: target directory. The caller publishes it after this returns.
+        max_bytes: maximum bytes of tensors in a part.
 
     Returns:
-        The parts in order; none where the whole file fits one part, which is better left whole.
+        Paths of the parts in order. Empty if one part is enough; nothing is written then.
 
     Raises:
-        UsageError, DamagedFileError: as `plan_parts` and `read_gguf`.
-        GateError: what was written is not what the whole file holds.
-        StorageError: the file system refused.
+        UsageError, DamagedFileError: as in `plan_parts` and `read_gguf`.
+        GateError: the parts differ from the whole file.
+        StorageError: a part cannot be written.
     """
     file = read_gguf(source)
     parts = plan_parts(file, max_bytes)
@@ -102,7 +104,7 @@ def check_parts(source: Path, parts: Sequence[Path]) -> None:
     """Read the parts back and compare every key and every byte of every tensor with the whole file.
 
     Raises:
-        GateError: they differ.
+        GateError: a part differs from the whole file.
         DamagedFileError, StorageError: a part cannot be read.
     """
     whole = read_gguf(source)
@@ -112,15 +114,15 @@ def check_parts(source: Path, parts: Sequence[Path]) -> None:
         own = {key: value for key, value in part.values.items() if key not in _SPLIT_KEYS}
         marks = tuple(part.values.get(key) for key in _SPLIT_KEYS)
         if own != (whole.values if number == 0 else {}) or marks != (number, len(parts), len(whole.tensors)):
-            raise GateError(f"{path.name}: its keys are not those of {source.name}")
+            raise GateError(f"{path.name}: the keys differ from those of {source.name}")
         for tensor in part.tensors.values():
             original = whole.tensors.get(tensor.name)
             alike = original is not None and (tensor.shape, tensor.qtype) == (original.shape, original.qtype)
             if original is None or not alike or not _equal_bytes(source, original, path, tensor):
-                raise GateError(f"{path.name}: {tensor.name} is not that of {source.name}", "check the disk")
+                raise GateError(f"{path.name}: {tensor.name} differs from that of {source.name}", "check the disk")
             seen.append(tensor.name)
     if seen != list(whole.tensors):
-        raise GateError(f"the parts of {source.name} do not hold its tensors in their order")
+        raise GateError(f"the parts of {source.name} do not have all its tensors in order")
 
 
 def _padding(size: int) -> int:
@@ -133,7 +135,7 @@ def _write_part(
     read.seek(VALUES_START)
     values = read.read(file.values_end - VALUES_START) if number == 0 else b""
     n_values = (len(file.values) if number == 0 else 0) + len(_SPLIT_KEYS)
-    # In this order in llama.cpp's own files.
+    # llama.cpp writes the keys in this order.
     marks = (
         _value("split.no", _UINT16, struct.pack("<H", number)),
         _value("split.tensors.count", _INT32, struct.pack("<i", len(file.tensors))),
@@ -155,7 +157,7 @@ def _write_part(
         while left:
             block = read.read(min(CHUNK, left))
             if not block:
-                raise DamagedFileError(f"{file.path}: ended while tensor {tensor.name!r} was read")
+                raise DamagedFileError(f"{file.path}: the file ends inside tensor {tensor.name!r}")
             write.write(block)
             left -= len(block)
         write.write(bytes(_padding(tensor.n_bytes)))

@@ -1,4 +1,4 @@
-"""A GGUF that scores tasks, through llama.cpp. What ships is scored."""
+"""Scores tasks with a GGUF in llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from exporters.engine import LlamaEngine
 from exporters.prefix_groups import Group
 from exporters.task_runtime import BATCH_SIZE, Advance, Ended, GroupScores, generate_each, score_in_packs
 
-# Floats of logits that llama.cpp holds at a time (134 MB), and tokens that it is fed at most at a time.
-_LOGITS, _MOST_FED, _LEAST_FED = 2**25, 512, 32
+# Maximum floats of logits in llama.cpp (134 MB), and maximum and minimum tokens per batch.
+_LOGITS, _MAX_BATCH, _MIN_BATCH = 2**25, 512, 32
 
 
 class GgufRuntime:
-    """See `exporters.task_runtime.Runtime`. llama.cpp's own tokenizer, float32 keys and values."""
+    """See `exporters.task_runtime.Runtime`. Uses llama.cpp's tokenizer, and float32 keys and values."""
 
     name = "llama.cpp"
 
     def __init__(self, path: Path, *, threads: int, batch_size: int = BATCH_SIZE) -> None:
-        """Open a GGUF; its context is made when it is known how long the sequences are.
+        """Open a GGUF. The context is created later, when the lengths of the sequences are known.
 
         Raises:
-            DataError: it names neither BOS nor EOS.
-            CompactEdgeError: as `exporters.engine.LlamaEngine`.
+            DataError: the GGUF names neither BOS nor EOS.
+            CompactEdgeError: as in `exporters.engine.LlamaEngine`.
         """
         self._path, self._threads, self._batch_size = path, threads, batch_size
         self._engine: LlamaEngine | None = None
@@ -34,19 +34,19 @@ class GgufRuntime:
         try:
             metadata = self._vocabulary.metadata
             self.max_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
-            # llama.cpp has defaults of its own where a file names none.
+            # Read the keys, because llama.cpp reports defaults if a file names no token.
             named = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "padding")]
             bos, eos, padding = (None if value is None else int(value) for value in named)
             token = prefix_token(bos, eos, padding, adds_bos=self._vocabulary.add_bos)
             if PREFIX_KEY in metadata:
                 token = int(metadata[PREFIX_KEY])
             if token is None:
-                raise DataError(f"{path.name}: the vocabulary names neither BOS nor EOS", "export the model again")
+                raise DataError(f"{path.name}: the vocabulary has neither BOS nor EOS", "export the model again")
             self.prefix_token = token
             self._prefix_text = self._vocabulary.detokenize([token]).decode("utf-8", "replace")
-            # A text of this kind of vocabulary begins with a space that is no part of it.
+            # With this kind of vocabulary, decoded text starts with an extra space.
             kind, prefix = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.add_space_prefix")
-            self._put_in_front = kind == "llama" and prefix != "false"
+            self._adds_space = kind == "llama" and prefix != "false"
         except BaseException:
             self._vocabulary.close()
             raise
@@ -67,24 +67,24 @@ class GgufRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runtime.decode`."""
         text = self._vocabulary.detokenize(ids, special=False).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._put_in_front else text
+        return text.removeprefix(" ") if self._adds_space else text
 
     def _open(self, cells: int) -> LlamaEngine:
-        """The engine with a cache of at least `cells` tokens."""
+        """Return the engine with a cache of at least `cells` tokens."""
         if self._engine is None or cells > self._cells:
             if self._engine is not None:
                 self._engine.close()
             self._cells = -(-cells // 256) * 256
-            fed = max(_LEAST_FED, min(_MOST_FED, _LOGITS // self._vocabulary.n_vocab, self._cells))
+            n_batch = max(_MIN_BATCH, min(_MAX_BATCH, _LOGITS // self._vocabulary.n_vocab, self._cells))
             self._engine = LlamaEngine(
-                self._path, n_ctx=self._cells, n_batch=fed, n_threads=self._threads, n_seq=self._batch_size
+                self._path, n_ctx=self._cells, n_batch=n_batch, n_threads=self._threads, n_seq=self._batch_size
             )
         return self._engine
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
         """See `Runtime.score`."""
-        # More cells would not make it faster: every token is compared with all cells that are in use.
-        cells = max(_MOST_FED, *(group.n_tokens for group in groups))
+        # More cells would not be faster, because every token attends to all used cells.
+        cells = max(_MAX_BATCH, *(group.n_tokens for group in groups))
         engine = self._open(cells)
         return score_in_packs(groups, engine.branches, advance, max_branches=self._batch_size, max_tokens=cells)
 

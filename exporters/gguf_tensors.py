@@ -1,7 +1,7 @@
-"""Tensors of a GGUF: what goes where, in which type, and the bytes, a piece at a time.
+"""The tensors of a GGUF: names, types, and their bytes, one piece at a time.
 
-Types follow llama.cpp's converter: 1-D tensors and biases are F32, matrices have the type asked for, and a matrix
-whose rows are no multiple of the type's block falls back to F16.
+Types follow llama.cpp's converter. 1-D tensors and biases are F32. Matrices have the requested type, or F16 if their
+row length is not a multiple of the type's block size.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from compact.value_order import Order, value_order
 Array = npt.NDArray[Any]
 _Type = gguf.GGMLQuantizationType
 
-# Elements converted at a time: small enough to stay in the cache between the steps, large enough for numpy.
+# Elements converted at a time: few enough to stay in the CPU cache, many enough for numpy to be fast.
 PIECE_ELEMENTS = 1 << 20
 _BLOCK = 32
-# llama.cpp's converter keeps kernels of convolutions as they are.
+# llama.cpp's converter does not quantise kernels of convolutions.
 _KERNEL = ".ssm_conv1d.weight"
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
@@ -38,12 +38,12 @@ class PlannedTensor:
 
     Attributes:
         name: GGUF name.
-        source: where its values are.
-        qtype: GGML type it is written as.
+        source: the stored tensor with the values.
+        qtype: GGML type in the file.
         heads: number of heads whose rows are permuted (Llama's q and k), or None.
-        offset: added to every value (Gemma's norms, which Transformers stores as w and computes as 1 + w).
-        negative_exponent: the file holds -exp(x) of every value x.
-        order: a dimension (0 or 1), and the source's index for every index along it in the file; None: as they are.
+        offset: added to every value. Transformers stores Gemma's norms as w and computes with 1 + w.
+        negative_exponent: whether the file holds -exp(x) for every value x.
+        order: a dimension (0 or 1), and the source's index for each index of the file along it. None: no reordering.
     """
 
     name: str
@@ -56,12 +56,12 @@ class PlannedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Row-major shape in the file: the kernels of a convolution by channel have no dimension of one."""
+        """Row-major shape in the file. Kernels of depthwise convolutions lose their dimension of size one."""
         return gguf_shape(self.source.shape)
 
     @property
     def n_bytes(self) -> int:
-        """Size in the file, without padding."""
+        """Size in the file in bytes, without padding."""
         block, size = gguf.GGML_QUANT_SIZES[self.qtype]
         return self.source.size // int(block) * int(size)
 
@@ -69,24 +69,24 @@ class PlannedTensor:
 def plan_tensors(
     family: Family, config: Mapping[str, Any], stored: Mapping[str, StoredTensor], quant: str, where: str
 ) -> list[PlannedTensor]:
-    """Every tensor to write, checked against the layout.
+    """Plan every tensor to write and check it against the layout.
 
     Args:
         family: the row of the family table.
-        config: config.json, its sizes checked.
+        config: config.json with checked sizes.
         stored: the checkpoint's tensors.
         quant: `F32`, `F16`, `BF16` or `Q8_0`.
         where: the checkpoint's path, for messages.
 
     Raises:
-        UnsupportedArchitectureError: a tensor without a place in the layout, an LM head where llama.cpp has none.
-        DamagedFileError: a tensor is missing or has a shape that config.json does not give.
+        UnsupportedArchitectureError: the layout does not have a tensor, or llama.cpp has no LM head in it.
+        DamagedFileError: a tensor is missing, or its shape contradicts config.json.
     """
     kept = {name: tensor for name, tensor in stored.items() if not is_unused(name, family, config)}
     if not family.untied and OUTPUT in kept:
         if not _same_rows(kept[OUTPUT], kept.get("model.embed_tokens.weight")):
             raise UnsupportedArchitectureError(
-                f"{where}: the stored lm_head differs from the embedding, and a GGUF of this layout has no place for it"
+                f"{where}: lm_head differs from the embedding, but a GGUF of this layout cannot hold a separate lm_head"
             )
         del kept[OUTPUT]
     check_shapes(family, config, {name: tensor.shape for name, tensor in kept.items()}, where)
@@ -117,12 +117,12 @@ def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
 
 
 def gguf_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major shape in a GGUF of a tensor of a checkpoint; [channels, 1, width] becomes [channels, width]."""
+    """Convert a row-major shape to that in a GGUF: [channels, 1, width] becomes [channels, width]."""
     return (shape[0], *shape[2:]) if len(shape) == 3 and shape[1] == 1 else shape
 
 
 def type_of(name: str, shape: tuple[int, ...], quant: str) -> gguf.GGMLQuantizationType:
-    """Type of a tensor by its GGUF name and row-major shape: vectors and kernels are F32, short rows F16."""
+    """Return a tensor's type by GGUF name and row-major shape: F32 for vectors and kernels, F16 if rows do not fit."""
     if len(shape) == 1 or name.endswith(_KERNEL):
         return _Type.F32
     wanted = _Type[quant]
@@ -131,10 +131,10 @@ def type_of(name: str, shape: tuple[int, ...], quant: str) -> gguf.GGMLQuantizat
 
 
 def pieces(tensor: PlannedTensor) -> Iterator[Array]:
-    """The tensor's bytes in the file's order, as arrays of at most about `PIECE_ELEMENTS` elements.
+    """Yield the tensor's bytes in file order, as arrays of at most about `PIECE_ELEMENTS` elements.
 
     Raises:
-        UsageError: a value is beyond what the type holds (float16's 65504).
+        UsageError: a value exceeds the range of the type (65504 for float16).
         StorageError, DamagedFileError: the shard cannot be read.
     """
     source = tensor.source
@@ -154,18 +154,18 @@ def pieces(tensor: PlannedTensor) -> Iterator[Array]:
         if tensor.negative_exponent:
             block, dtype = negative_exponent(to_float32(block, dtype)), "F32"
         try:
-            # llama.cpp's converter would write infinities here, and the model would answer with nothing but NaN.
+            # llama.cpp's converter would write infinities here, and the model would then compute only NaN.
             with np.errstate(over="raise", divide="ignore", invalid="ignore"):
                 piece = convert(block, dtype, tensor.qtype)
         except FloatingPointError as error:
             raise UsageError(
-                f"tensor {source.name!r} holds values that {tensor.qtype.name} cannot", "export as BF16 or F32"
+                f"tensor {source.name!r} has values beyond the range of {tensor.qtype.name}", "export as BF16 or F32"
             ) from error
         yield piece
 
 
 def _parts(tensor: PlannedTensor, step: int) -> Iterator[tuple[int, int]]:
-    """(first row, number of rows) of the source, in the file's order, at most `step` rows at a time."""
+    """Yield (first row, number of rows) of the source in file order, at most `step` rows at a time."""
     rows = tensor.source.shape[0]
     runs = [(0, rows)]
     if tensor.order is not None and tensor.order[0] == 0:
@@ -178,7 +178,7 @@ def _parts(tensor: PlannedTensor, step: int) -> Iterator[tuple[int, int]]:
 
 
 def negative_exponent(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """-exp(x) in torch's float32, whose last bit differs from numpy's; llama.cpp's converter uses torch."""
+    """Compute -exp(x) with torch, as llama.cpp's converter does. numpy's result differs in the last bit."""
     import torch
 
     return (-torch.exp(torch.from_numpy(np.ascontiguousarray(values)))).numpy()
@@ -188,23 +188,26 @@ def permute(rows: Array, heads: int) -> Array:
     """Interleave the two rotary halves of each head's rows, as llama.cpp's Llama graph reads q and k.
 
     Args:
-        rows: [heads * head_dim, ...], whole heads.
+        rows: array [heads * head_dim, ...].
         heads: number of heads in `rows`.
+
+    Returns:
+        Array of the same shape.
     """
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def convert(block: Array, dtype: str, qtype: gguf.GGMLQuantizationType) -> Array:
-    """Values of a checkpoint as a GGML type.
+    """Convert stored values to a GGML type.
 
     Args:
-        block: rows as stored (bfloat16 as uint16 bit patterns), shape [..., row].
-        dtype: `F32`, `F16` or `BF16`.
+        block: stored rows [..., row]; bfloat16 as uint16 bit patterns.
+        dtype: stored type: `F32`, `F16` or `BF16`.
         qtype: F32, F16, BF16 or Q8_0.
 
     Returns:
-        Contiguous array with the bytes of the type, row after row.
+        Contiguous array with the bytes of the type, row by row.
     """
     if (dtype, qtype) in (("F32", _Type.F32), ("F16", _Type.F16)):
         return block
@@ -222,7 +225,7 @@ def convert(block: Array, dtype: str, qtype: gguf.GGMLQuantizationType) -> Array
 
 
 def to_float32(block: Array, dtype: str) -> npt.NDArray[np.float32]:
-    """Exact float32 values of stored rows (`F32`, `F16`, or `BF16` as uint16)."""
+    """Convert stored rows (`F32`, `F16`, or `BF16` as uint16) exactly to float32. The shape is unchanged."""
     if dtype == "BF16":
         wide = block.astype(np.uint32)
         wide <<= 16
@@ -231,22 +234,22 @@ def to_float32(block: Array, dtype: str) -> npt.NDArray[np.float32]:
 
 
 def _has_nan_bf16(block: Array) -> bool:
-    # The reference conversion sets a NaN's quiet bit; everything else keeps its bits.
+    # The reference conversion sets the quiet bit of NaN and keeps all other bits.
     return bool(((block & 0x7FFF) > 0x7F80).any())
 
 
 def quantize_q8_0(values: npt.NDArray[np.float32]) -> Array:
-    """Q8_0 blocks of float32 rows: a float16 scale and 32 signed bytes each, bit for bit as the reference.
+    """Quantise float32 rows to Q8_0: blocks of a float16 scale and 32 signed bytes. Bit-exact with the reference.
 
-    Infinities, NaN and scales below float32's normal range take the reference's own path.
+    Infinities, NaN and scales below float32's normal range are converted by the reference itself.
 
     Args:
-        values: shape [..., row], row a multiple of 32.
+        values: float32 [..., row]; row is a multiple of 32.
 
     Returns:
         uint8, shape [blocks, 34].
     """
-    blocks = values.reshape(-1, _BLOCK)
+    blocks = values.reshape(-1, _BLOCK)  # [blocks, 32]
     scale = np.abs(blocks).max(axis=1) / np.float32(127)
     odd = ~np.isfinite(scale) | ((scale < _SMALLEST_NORMAL) & (scale != 0))
     if odd.any():
@@ -254,7 +257,7 @@ def quantize_q8_0(values: npt.NDArray[np.float32]) -> Array:
         return reference.reshape(-1, 2 + _BLOCK)
     inverse = np.zeros_like(scale)
     np.divide(np.float32(1), scale, out=inverse, where=scale != 0)
-    # Round half away from zero in integers: the scaled value is doubled (exact), cut, and halved with a carry.
+    # Round half away from zero in integers: double the scaled value (exact), truncate, halve with a carry.
     doubled = (blocks * (inverse * np.float32(2))[:, None]).astype(np.int16)
     doubled += (doubled >> 15) + np.int16(1)
     doubled >>= 1

@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF: tokens, types, merges, special ids, and whether BOS and EOS are added.
+"""Writes the tokenizer of a GGUF: tokens, types, merges, special ids, and whether BOS and EOS are added.
 
-The truth is tokenizer.json alone. llama.cpp's converter decides some values by the size of the vocabulary (a Llama of
-49,152 tokens gets no BOS), which a pruned model no longer has; here they come from what the tokenizer really does.
+llama.cpp's converter derives some values from the vocabulary size: a Llama with 49,152 tokens gets no BOS. A pruned
+model has another vocabulary size. This module derives the values from the behaviour of tokenizer.json instead.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def add_tokenizer(
     """Write `tokenizer.*` (GGUF spec, "Tokenizer"); return the pre-tokenizer's name.
 
     Args:
-        writer: takes the keys.
-        checkpoint: directory with tokenizer.json and, where there is one, tokenizer_config.json.
-        vocab_size: rows of the embedding; ids without a token become `[PADn]` of type UNUSED.
-        family: the row of the family table; the Llama layout has `add_space_prefix` where tokenizer_config.json has.
-        pre: `tokenizer.ggml.pre`; None takes it from the table.
+        writer: receives the keys.
+        checkpoint: directory with tokenizer.json and, optionally, tokenizer_config.json.
+        vocab_size: rows of the embedding. Ids without a token become `[PADn]` with type UNUSED.
+        family: the row of the family table. The Llama layout takes `add_space_prefix` from tokenizer_config.json.
+        pre: `tokenizer.ggml.pre`; None: look it up in the table.
 
-    SentencePiece-style BPE becomes the family's tokenizer model (`llama`, or `gemma4`, which has merges too),
-    byte-level BPE `gpt2`.
+    SentencePiece-style BPE becomes the family's tokenizer model: `llama`, or `gemma4`, which also has merges.
+    Byte-level BPE becomes `gpt2`.
 
     Raises:
-        UnsupportedTokenizerError: neither byte-level nor SentencePiece-style BPE, an unknown pre-tokenizer, merges
-            that scores cannot express, or special tokens that llama.cpp cannot add as this tokenizer does.
-        DamagedFileError: ids or texts that contradict each other.
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, its pre-tokenizer is
+            unknown, scores cannot express its merges, or llama.cpp cannot add its special tokens.
+        DamagedFileError: ids or texts contradict each other.
     """
     path = checkpoint / "tokenizer.json"
     tokenizer_json = read_json_object(path)
@@ -59,15 +59,15 @@ def add_tokenizer(
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise DamagedFileError(f"{path}: the tokenizers library refuses it: {str(error)[:160]}") from error
+        raise DamagedFileError(f"{path}: the tokenizers library cannot load it: {str(error)[:160]}") from error
     config_path = checkpoint / "tokenizer_config.json"
     config = read_json_object(config_path) if config_path.is_file() else {}
     if sentencepiece and not prefix:
-        writer.add_add_space_prefix(False)  # without the key, llama.cpp puts one there
+        writer.add_add_space_prefix(False)  # without the key, llama.cpp would add a space
     elif family.writes_vocab_size and isinstance(config.get("add_prefix_space"), bool):
         writer.add_add_space_prefix(prefix if sentencepiece else config["add_prefix_space"])
     if sentencepiece and not prefix and family.tokenizer_model == "gemma4":
-        writer.add_tokenizer_model("gemma4")  # its pre-tokenizer is part of it
+        writer.add_tokenizer_model("gemma4")  # this model includes its pre-tokenizer
         table = merged_tokens(tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size, str(path))
         writer.add_token_list(table.tokens)
         writer.add_token_scores(table.scores)
@@ -94,11 +94,11 @@ def add_tokenizer(
     named = _named_id("bos", _added_ids(tokenizer_json), config)
     first = _prefix_in_transformers(checkpoint) if named is None else named
     guess = prefix_token(ids.get("bos"), ids.get("eos"), ids.get("pad"), adds_bos=adds_bos)
-    # A loader gives a token that is missing an id of its own, which has no row.
+    # For a missing token, a loader assigns a new id, which has no embedding row.
     if first is not None and first != guess and first < vocab_size:
         writer.add_uint32(PREFIX_KEY, first)
     if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
-        # llama.cpp finds the end of a turn by its text; this spelling it does not know.
+        # llama.cpp finds the end of a turn by its text, but does not know this spelling.
         writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
     template = _chat_template(checkpoint, config)
     if template:
@@ -109,17 +109,17 @@ def add_tokenizer(
 def token_table(
     tokenizer_json: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, vocab_size: int, where: str
 ) -> tuple[list[str], list[int]]:
-    """Texts and `gguf.TokenType` of ids 0 to `vocab_size - 1`.
+    """Return the texts and `gguf.TokenType` values of ids 0 to `vocab_size - 1`.
 
     Args:
-        tokenizer_json: the parsed file.
-        tokenizer: the same file, loaded.
+        tokenizer_json: the parsed tokenizer.json.
+        tokenizer: the tokenizer loaded from that file.
         vocab_size: rows of the embedding.
-        where: the file's path, for messages.
+        where: path of the file, for messages.
 
     Raises:
-        DamagedFileError: an id is beyond the embedding or has two tokens, or two ids have one text (llama.cpp aborts
-            on that).
+        DamagedFileError: an id has no row in the embedding or has two tokens, or two ids have the same text (llama.cpp
+            aborts).
     """
     texts = token_texts(tokenizer_json, vocab_size, where)
     added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
@@ -137,15 +137,17 @@ def token_table(
     if len(set(tokens)) != len(tokens):
         seen: set[str] = set()
         twice = next(text for text in tokens if text in seen or seen.add(text))  # type: ignore[func-returns-value]
-        raise DamagedFileError(f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a text for each id")
+        raise DamagedFileError(
+            f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a different text for each id"
+        )
     return tokens, types
 
 
 def token_texts(tokenizer_json: Mapping[str, Any], vocab_size: int, where: str) -> dict[int, str]:
-    """Id -> text, of the model's vocabulary and the added tokens.
+    """Return id -> text for the model's vocabulary and the added tokens.
 
     Raises:
-        DamagedFileError: an id is beyond the embedding's `vocab_size` rows or has two tokens.
+        DamagedFileError: an id is not below `vocab_size`, or has two tokens.
     """
     texts: dict[int, str] = {}
     for text, token_id in tokenizer_json["model"]["vocab"].items():
@@ -158,11 +160,11 @@ def token_texts(tokenizer_json: Mapping[str, Any], vocab_size: int, where: str) 
 
 def _put(texts: dict[int, str], token_id: Any, text: Any, vocab_size: int, where: str) -> None:
     if not isinstance(token_id, int) or isinstance(token_id, bool) or not isinstance(text, str):
-        raise DamagedFileError(f"{where}: token {str(text)[:60]!r} has the id {token_id!r}")
+        raise DamagedFileError(f"{where}: token {str(text)[:60]!r} has the invalid id {token_id!r}")
     if not 0 <= token_id < vocab_size:
         raise DamagedFileError(
             f"{where}: token {text[:60]!r} has id {token_id}, but the embedding has {vocab_size} rows",
-            "the tokenizer is not the one of these weights",
+            "use the tokenizer that belongs to these weights",
         )
     if token_id in texts:
         raise DamagedFileError(f"{where}: id {token_id} has two tokens, {texts[token_id][:60]!r} and {text[:60]!r}")
@@ -172,7 +174,7 @@ def _put(texts: dict[int, str], token_id: Any, text: Any, vocab_size: int, where
 def _added_token(entry: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> tuple[gguf.TokenType, str]:
     text: str = entry["content"]
     if not entry.get("normalized"):
-        # llama.cpp matches added tokens against the text itself: write what the tokenizer reads and writes for it.
+        # llama.cpp matches added tokens against raw text, so write the text as the tokenizer encodes and decodes it.
         text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
     if is_control(entry, text):
         return gguf.TokenType.CONTROL, text
@@ -180,51 +182,53 @@ def _added_token(entry: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> t
 
 
 def _merges(tokenizer_json: Mapping[str, Any], where: str) -> list[str]:
-    """The merges as GGUF holds them, `first second`; either spelling of tokenizer.json."""
+    """Return the merges as `first second`, from either format of tokenizer.json."""
     merges = tokenizer_json["model"].get("merges")
     if not isinstance(merges, list) or not merges:
-        raise UnsupportedTokenizerError(f"{where}: no merges", "llama.cpp needs the merges of a BPE tokenizer")
+        raise UnsupportedTokenizerError(
+            f"{where}: the tokenizer has no merges", "llama.cpp needs the merges of a BPE tokenizer"
+        )
     if isinstance(merges[0], str):
         return merges
-    # A space inside a piece would be taken for the border between the two: it is written as its byte-level letter.
+    # A space inside a piece would look like the separator, so write it as its byte-level letter.
     return [" ".join(piece.replace(" ", _SPACE_LETTER) for piece in pair) for pair in merges]
 
 
 def _special_ids(
     tokenizer_json: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int
 ) -> dict[str, int]:
-    """Role -> id: the tokens that tokenizer_config.json names, then the ids of config.json."""
+    """Return role -> id. Tokens named in tokenizer_config.json take precedence over the ids in config.json."""
     ids: dict[str, int] = {}
     added = _added_ids(tokenizer_json)
     for role in _ROLES:
         for token_id in (_named_id(role, added, tokenizer_config), config.get(f"{role}_token_id")):
-            # An id without a row (some checkpoints say pad_token_id = -1) means: there is no such token.
+            # An id without an embedding row (some checkpoints have pad_token_id = -1) means that there is no token.
             if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size:
                 ids.setdefault(role, token_id)
     ends = config.get("eos_token_id")
     if "eos" not in ids and isinstance(ends, list) and ends and isinstance(ends[0], int) and 0 <= ends[0] < vocab_size:
-        # llama.cpp's converter reads no list, and without the key llama.cpp takes token 11 for EOS.
+        # llama.cpp's converter ignores lists. Without the key, llama.cpp assumes that token 11 is EOS.
         ids["eos"] = ends[0]
     return ids
 
 
 def _added_ids(tokenizer_json: Mapping[str, Any]) -> dict[str, int]:
-    """Text -> id of the added tokens."""
+    """Return text -> id of the added tokens."""
     return {entry["content"]: entry["id"] for entry in reversed(tokenizer_json.get("added_tokens") or [])}
 
 
 def _named_id(role: str, added: Mapping[str, int], tokenizer_config: Mapping[str, Any]) -> int | None:
-    """The added token that tokenizer_config.json names for a role."""
+    """Return the id of the added token that tokenizer_config.json names for a role, or None."""
     named = tokenizer_config.get(f"{role}_token")
     content = named.get("content") if isinstance(named, Mapping) else named
     return added.get(content) if isinstance(content, str) else None
 
 
 def _prefix_in_transformers(checkpoint: Path) -> int | None:
-    """BOS, or EOS without one, as Transformers has them: a tokenizer's class has names of its own."""
+    """Return Transformers' id of BOS, or of EOS if there is no BOS. The tokenizer class may define its own tokens."""
     try:
         tokenizer = load_tokenizer(checkpoint)
-    except DamagedFileError:  # no checkpoint to score alike then; the file itself needs nothing of Transformers
+    except DamagedFileError:  # Transformers cannot load this tokenizer; the GGUF does not need it
         return None
     begin: int | None = tokenizer.bos_token_id
     end: int | None = tokenizer.eos_token_id
@@ -232,7 +236,7 @@ def _prefix_in_transformers(checkpoint: Path) -> int | None:
 
 
 def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    """The chat template, or the list of named ones, from wherever Transformers puts it."""
+    """Return the chat template, or the list of named templates, from any place that Transformers uses."""
     template = tokenizer_config.get("chat_template")
     main, named = checkpoint / "chat_template.jinja", checkpoint / "additional_chat_templates"
     if template is None and main.is_file():
@@ -249,26 +253,26 @@ def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str
     ):
         return template
     raise DamagedFileError(
-        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named texts"
+        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named templates"
     )
 
 
 def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> bool:
-    """Write special ids, and make add_bos and add_eos explicit from what the tokenizer puts around a text.
+    """Write special ids. Set add_bos and add_eos by the tokens that the tokenizer adds around a text.
 
-    Returns whether it puts BOS there.
+    Return whether it adds BOS.
     """
     plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     full = tokenizer.encode(_PROBE).ids
     pair = tokenizer.encode(_PROBE, _PROBE).ids
     start = _find(plain, full)
     if start is None:
-        raise UnsupportedTokenizerError(f"{where}: the post_processor changes the tokens of the text itself")
+        raise UnsupportedTokenizerError(f"{where}: the post_processor changes the tokens of the text")
     around = {"bos": full[:start], "eos": full[start + len(plain) :]}
     for kind, added in around.items():
         if added and (len(added) > 1 or ids.setdefault(kind, added[0]) != added[0]):
             raise UnsupportedTokenizerError(
-                f"{where}: the post_processor adds the ids {added} where llama.cpp can add only "
+                f"{where}: the post_processor adds the ids {added}, but llama.cpp can add only "
                 f"{kind.upper()} (id {ids.get(kind)})",
                 f"make tokenizer_config.json's {kind}_token and the post_processor agree",
             )
@@ -277,7 +281,7 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: 
             getattr(writer, f"add_{role}_token_id")(ids[role])
     writer.add_add_bos_token(bool(around["bos"]))
     writer.add_add_eos_token(bool(around["eos"]))
-    # Between the two texts of a pair: written where there is something, as llama.cpp's converter does.
+    # Tokens between the two texts of a pair. As in llama.cpp's converter, write the key only if there are any.
     inner = pair[len(around["bos"]) + len(plain) : len(pair) - len(around["eos"]) - len(plain)]
     if inner:
         separators = {ids[role] for role in ("sep", "eos") if role in ids}
@@ -293,6 +297,6 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8") from error
+        raise DamagedFileError(f"{path}: the file is not UTF-8") from error
     except OSError as error:
         raise as_storage_error(error, path) from error

@@ -1,7 +1,7 @@
-"""Importance matrices: the mean square of every input of every weight matrix, which the quantizer weighs errors by.
+"""Importance matrices: the mean square of each input of each weight matrix. The quantizer uses it to weight errors.
 
-The same thing as llama.cpp's `llama-imatrix` makes (tools/imatrix/imatrix.cpp): for each matrix the squares of its
-inputs, summed over tokens, and the number of tokens. `collect` measures it with Transformers on the checkpoint itself.
+llama.cpp's `llama-imatrix` produces the same data (tools/imatrix/imatrix.cpp): for each matrix, the squares of its
+inputs summed over tokens, and the number of tokens. `imatrix_torch.collect` measures it with Transformers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class Imatrix:
     """An importance matrix.
 
     Attributes:
-        means: GGUF tensor name -> float32 [n_in], mean of the squared inputs. For stacked experts [n_experts * n_in].
-        counts: GGUF tensor name -> int64 [1] (or [n_experts]), tokens that were averaged.
-        tokens: tokens of the calibration.
-        chunk_size: tokens of a chunk, where sequences had one length; else 0.
-        source_id: sha256 of what it was measured on, empty for a file read.
+        means: GGUF tensor name -> mean of the squared inputs, float32 [n_in], or [n_experts * n_in] for experts.
+        counts: GGUF tensor name -> number of averaged tokens, int64 [1], or [n_experts] for experts.
+        tokens: number of calibration tokens.
+        chunk_size: tokens per chunk if all sequences have one length, otherwise 0.
+        source_id: sha256 id of the data that was measured; may be empty for a matrix read from a file.
+        datasets: names of the calibration data.
     """
 
     means: Mapping[str, NDArray[np.float32]]
@@ -43,7 +44,7 @@ class Imatrix:
 
     @property
     def id(self) -> str:
-        """sha256 over names, counts and values, in the order of the names."""
+        """sha256 over names, counts and values, sorted by name."""
         digest = hashlib.sha256()
         for name in sorted(self.means):
             digest.update(name.encode() + b"\0")
@@ -52,10 +53,10 @@ class Imatrix:
         return digest.hexdigest()
 
     def fitting(self, model: ModelShape) -> dict[str, NDArray[np.float32]]:
-        """Entries for the matrices that `model` has, by name.
+        """Return the entries for the matrices of `model`, by name.
 
         Raises:
-            DamagedFileError: an entry has another length than the rows of its matrix: it is of another model.
+            DamagedFileError: an entry does not have the row length of its matrix, or a value is not finite.
         """
         shapes = {tensor.name: tensor.shape for tensor in model.tensors}
         found: dict[str, NDArray[np.float32]] = {}
@@ -66,10 +67,10 @@ class Imatrix:
             expected = shape[0] * (shape[2] if len(shape) > 2 else 1)
             if values.size != expected:
                 raise DamagedFileError(
-                    f"importance matrix has {values.size} values for {name}, the model has {expected} inputs there",
-                    "it was made for another model; measure it anew",
+                    f"importance matrix: {name} has {values.size} values, but the model has {expected} inputs there",
+                    "it was made for another model; measure it again",
                 )
             if not np.isfinite(values).all():
-                raise DamagedFileError(f"importance matrix has a value that is not finite for {name}")
+                raise DamagedFileError(f"importance matrix: {name} has a value that is not finite")
             found[name] = np.ascontiguousarray(values, dtype=np.float32)
         return found

@@ -1,9 +1,12 @@
-"""Files of importance matrices: reads llama.cpp's GGUF and legacy formats, writes the GGUF one.
+"""Files of importance matrices: reads llama.cpp's GGUF and legacy formats, and writes the GGUF format.
 
-GGUF (`IMatrixCollector::save_imatrix` of llama.cpp's tools/imatrix/imatrix.cpp): `general.type` is `imatrix`; for each
-matrix NAME a tensor `NAME.in_sum2` [n_in, n_mat] with sums of squares and `NAME.counts` [1, n_mat] with tokens, both
-float32. Legacy (`save_imatrix_legacy`): int32 number of entries; for each int32 length and name, int32 calls, int32
-number of values, float32 values (mean times calls); then optionally int32 calls and the data set's name.
+GGUF format (`IMatrixCollector::save_imatrix` in llama.cpp's tools/imatrix/imatrix.cpp): `general.type` is `imatrix`.
+Each matrix NAME has two float32 tensors: `NAME.in_sum2` [n_in, n_mat] with sums of squares, and `NAME.counts`
+[1, n_mat] with numbers of tokens.
+
+Legacy format (`save_imatrix_legacy`): int32 number of entries. Each entry has an int32 length and the name, int32
+calls, int32 number of values, and float32 values (mean times calls). An int32 number of chunks, an int32 length and
+the name of the data set may follow.
 """
 
 from __future__ import annotations
@@ -28,15 +31,15 @@ _INT32 = struct.Struct("<i")
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read an importance matrix of either format.
+    """Read an importance matrix in either format.
 
-    As in llama.cpp, the inputs of an expert that no token reached count as 1.
+    As in llama.cpp, an expert that no token reached gets the value 1 for each input.
 
     Raises:
-        ModelNotFoundError: no such file.
-        DataError: a GGUF that is no importance matrix.
-        DamagedFileError: truncated, or a value is negative or not finite.
-        StorageError: it cannot be read.
+        ModelNotFoundError: the file does not exist.
+        DataError: the file is a GGUF, but not an importance matrix.
+        DamagedFileError: the file is truncated, or a value is negative or not finite.
+        StorageError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -48,18 +51,20 @@ def read_imatrix(path: Path) -> Imatrix:
     matrix = _read_gguf(read_gguf(path)) if magic == b"GGUF" else _read_legacy(path)
     for name, values in matrix.means.items():
         if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise DamagedFileError(f"{path}: importance of {name} is negative or not finite", "measure it anew")
+            raise DamagedFileError(
+                f"{path}: an importance value of {name} is negative or not finite", "measure the matrix again"
+            )
     return matrix
 
 
 def write_imatrix(matrix: Imatrix, path: Path) -> None:
-    """Write the GGUF format, which `llama-quantize --imatrix` reads too. Equal matrices give equal bytes.
+    """Write the GGUF format, which `llama-quantize --imatrix` can also read. Equal matrices give equal bytes.
 
     Raises:
-        StorageError: the file system refused.
+        StorageError: the file cannot be written.
     """
     writer = gguf.GGUFWriter(None, "imatrix")
-    # llama.cpp's own files have no architecture.
+    # Files from llama.cpp do not have this key.
     del writer.kv_data[0]["general.architecture"]
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", list(matrix.datasets) or ["calibration"])
@@ -84,17 +89,17 @@ def write_imatrix(matrix: Imatrix, path: Path) -> None:
 
 def _read_gguf(file: GgufFile) -> Imatrix:
     if file.values.get("general.type") != "imatrix":
-        raise DataError(f"{file.path}: this GGUF is no importance matrix", "its general.type must be imatrix")
+        raise DataError(f"{file.path}: this GGUF is not an importance matrix", "its general.type must be imatrix")
     names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
     if not names or any(name + _COUNTS not in file.tensors for name in names):
-        raise DamagedFileError(f"{file.path}: importance matrix without entries, or with sums that have no counts")
+        raise DamagedFileError(f"{file.path}: the importance matrix has no entries, or sums without counts")
     means: dict[str, NDArray[np.float32]] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for name in names:
         sums, tokens = _floats(file, name + _SUMS), np.rint(_floats(file, name + _COUNTS)).astype(np.int64).reshape(-1)
         if not len(tokens) or sums.size % len(tokens):
-            raise DamagedFileError(f"{file.path}: sums and counts of {name} do not fit together")
-        # The division is in float32, as llama-quantize does it: the quantised bytes must be the same.
+            raise DamagedFileError(f"{file.path}: the sums and counts of {name} have different shapes")
+        # Divide in float32 as llama-quantize does, so that the quantised bytes are equal.
         divisor = np.maximum(tokens, 1).astype(np.float32)[:, None]
         rows = sums.reshape(len(tokens), -1)
         means[name] = np.where(tokens[:, None] > 0, rows / divisor, np.float32(1)).astype(np.float32).reshape(-1)
@@ -134,7 +139,7 @@ def _read_legacy(path: Path) -> Imatrix:
     def take(size: int) -> bytes:
         nonlocal at
         if size < 0 or at + size > len(data):
-            raise DamagedFileError(f"{path}: not an importance matrix, or cut short (at byte {at})")
+            raise DamagedFileError(f"{path}: not an importance matrix, or truncated at byte {at}")
         at += size
         return data[at - size : at]
 
@@ -145,7 +150,7 @@ def _read_legacy(path: Path) -> Imatrix:
     counts: dict[str, NDArray[np.int64]] = {}
     n_entries = integer()
     if n_entries < 1:
-        raise DamagedFileError(f"{path}: importance matrix without entries")
+        raise DamagedFileError(f"{path}: the importance matrix has no entries")
     for _ in range(n_entries):
         name = take(integer()).decode("utf-8", "replace")
         calls, size = integer(), integer()

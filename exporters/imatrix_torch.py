@@ -1,4 +1,4 @@
-"""Measures an importance matrix with Transformers on a checkpoint: the same sums that `llama-imatrix` makes."""
+"""Measures an importance matrix of a checkpoint with Transformers. The sums equal those of `llama-imatrix`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporters.imatrix import Imatrix
 if TYPE_CHECKING:
     import torch
 
-# Positions that are widened to float64 at once: bounds the memory for wide matrices.
+# Positions that are converted to float64 at a time. This limits the memory for wide matrices.
 _ROWS_AT_ONCE = 256
 _HEAD = "lm_head"
 
@@ -31,19 +31,19 @@ class _Sums:
     def __init__(self) -> None:
         self.values: dict[str, NDArray[np.float64]] = {}
         self.tokens: dict[str, int] = {}
-        # q, k and v (and gate and up) are given one and the same tensor: its squares are summed once.
+        # q, k and v (and gate and up) share one input tensor, so its squares are summed once.
         self._last: tuple[torch.Tensor, NDArray[np.float64]] | None = None
 
     def add(self, name: str, inputs: torch.Tensor) -> None:
-        """Add inputs [..., n_in] of matrix `name`."""
+        """Add the inputs [..., n_in] of matrix `name`."""
         if self._last is None or self._last[0] is not inputs:
             self._last = (inputs, _sum_of_squares(inputs))
         squares = self._last[1]
         self.values[name] = self.values[name] + squares if name in self.values else squares
         self.tokens[name] = self.tokens.get(name, 0) + inputs.numel() // inputs.shape[-1]
 
-    def forget_last(self) -> None:
-        """Let go of the last inputs."""
+    def release_last(self) -> None:
+        """Release the last inputs."""
         self._last = None
 
 
@@ -62,27 +62,30 @@ def collect(
 
     Args:
         model_dir: a checkpoint directory.
-        sequences: token ids; each runs from an empty cache. No token is added or replaced: `llama-imatrix` puts BOS in
-            the place of the first token of each chunk where the vocabulary asks for one, and `sequences` should too.
+        sequences: token ids. Each sequence starts with an empty cache. This function adds and replaces no tokens.
+            `llama-imatrix` replaces the first token of each chunk by BOS if the vocabulary uses BOS; the caller
+            should do the same.
         family: gives the GGUF names.
-        device, dtype: as in `compact.importance`; the sums are float64.
-        head: measure the inputs of the LM head too. With tied embeddings the entry is named `token_embd.weight`, the
-            name under which llama.cpp quantises it. `llama-imatrix` leaves it out (and has no way to measure it where
-            the embeddings are tied).
+        device, dtype: as in `compact.importance`. The sums are float64.
+        head: also measure the inputs of the LM head. With tied embeddings the entry is named `token_embd.weight`,
+            as llama.cpp quantises that tensor. `llama-imatrix` leaves it out, and cannot measure it if the embeddings
+            are tied.
         source_id: recorded in the result.
-        progress: told the tokens.
+        progress: receives the number of processed tokens.
 
     Raises:
-        CalibrationError: no tokens.
-        UsageError: the device is not there.
-        UnsupportedArchitectureError: a linear map has no place in the family's layout.
+        CalibrationError: there are no tokens.
+        UsageError: the device is not available.
+        UnsupportedArchitectureError: the family's layout does not have one of the linear maps.
         EngineCrashedError: activations overflow in this dtype.
     """
     import torch
 
     total = sum(len(sequence) for sequence in sequences)
     if not total:
-        raise CalibrationError("no tokens to measure the importance matrix on", "give a longer calibration text")
+        raise CalibrationError(
+            "the calibration text has no tokens for the importance matrix", "give a longer calibration text"
+        )
     place = resolve_device(device)
     model = load_model(model_dir, device=place, dtype=resolve_dtype(dtype, place))
     sums = _Sums()
@@ -107,11 +110,11 @@ def collect(
                 if not len(sequence):
                     continue
                 ids = torch.tensor([list(sequence)], dtype=torch.int64, device=place)
-                # The backbone alone: its output is what the head is given, and logits would take the most memory.
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+                # Run only the backbone. Its output is the input of the head, and logits would need the most memory.
+                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # [1, positions, hidden]
                 if head:
                     sums.add(head_name, hidden)
-                sums.forget_last()
+                sums.release_last()
                 task.advance(len(sequence))
     finally:
         for handle in handles:
@@ -120,15 +123,13 @@ def collect(
     means = {name: (values / sums.tokens[name]).astype(np.float32) for name, values in sums.values.items()}
     config = model.config.to_dict()
     for name in linear:
-        # A GGUF may hold the inputs of a matrix in another order.
+        # The GGUF may store the inputs of a matrix in another order.
         ordered = None if name == _HEAD else value_order(family, config, f"{name}.weight")
         if ordered is not None and ordered[0] == 1:
             gguf_name = family.gguf_name(f"{name}.weight")
             means[gguf_name] = means[gguf_name][ordered[1]]
     if not all(np.isfinite(values).all() for values in means.values()):
-        raise EngineCrashedError(
-            f"{model_dir}: activations overflow in {dtype}", "measure with --dtype float32, or bfloat16"
-        )
+        raise EngineCrashedError(f"{model_dir}: activations overflow in {dtype}", "use --dtype float32 or bfloat16")
     return Imatrix(
         means,
         {name: np.array([count], dtype=np.int64) for name, count in sums.tokens.items()},
@@ -141,7 +142,7 @@ def collect(
 def _sum_of_squares(inputs: torch.Tensor) -> NDArray[np.float64]:
     import torch
 
-    rows = inputs.reshape(-1, inputs.shape[-1])
+    rows = inputs.reshape(-1, inputs.shape[-1])  # [positions, n_in]
     wide = torch.float32 if rows.device.type == "mps" else torch.float64  # MPS has no float64
     total = torch.zeros(rows.shape[1], dtype=wide, device=rows.device)
     for start in range(0, rows.shape[0], _ROWS_AT_ONCE):

@@ -1,18 +1,18 @@
-"""Memory of llama.cpp's server with a GGUF, before there is one: what its process will have resident on a CPU.
+"""Estimates the resident memory of llama.cpp's server on a CPU for a GGUF that does not exist yet.
 
 The parts follow the sources of llama.cpp (the release in llama-cpp-python 0.3.36):
 
-- weights: the file is mapped, and pages that were read stay resident (`llama-model-loader.cpp`, `init_mappings`);
-- repacked: a second copy of the matrices that the CPU's kernels want interleaved (`ggml-cpu/repack.cpp`,
-  `ggml_repack_get_optimal_repack_type`); a tied head is another tensor than the embedding there;
-- KV cache: all of it is cleared when it is made (`llama-kv-cache.cpp`); layers with a sliding window hold the window
-  and one batch (`llama-kv-cache-iswa.cpp`);
-- compute: what one batch of `n_ubatch` tokens needs at the widest place, which is the FFN (`llama-context.cpp`,
-  `sched_reserve`; `ggml-alloc.c`), and the activations as the matrix kernels want them (`ggml-cpu.c`,
-  `ggml_graph_plan`). The server asks for the logits of one position, so a large vocabulary costs no more here;
-- tokenizer and program: measured (`benchmarks/device/memory_estimate.py`), for they follow from no shape.
+- weights: the file is mapped, and pages that were read stay resident (`llama-model-loader.cpp`, `init_mappings`).
+- repacked: a second, interleaved copy of some matrices for the CPU's kernels (`ggml-cpu/repack.cpp`,
+  `ggml_repack_get_optimal_repack_type`). A tied head is a separate tensor from the embedding there.
+- KV cache: all of it is cleared when it is created, so all of it is resident (`llama-kv-cache.cpp`). Layers with a
+  sliding window hold the window and one batch (`llama-kv-cache-iswa.cpp`).
+- compute: the buffers for one batch of `n_ubatch` tokens at the widest point of the graph, which is the FFN
+  (`llama-context.cpp`, `sched_reserve`; `ggml-alloc.c`), and the activations in the format of the matrix kernels
+  (`ggml-cpu.c`, `ggml_graph_plan`). The server computes the logits of one position, so a large vocabulary adds little.
+- tokenizer and program: measured (`benchmarks/device/memory_estimate.py`), because they cannot be derived from shapes.
 
-Docs: docs/size.md has the estimate beside what was measured.
+docs/size.md compares the estimate with measurements.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from exporters.gguf_estimate import estimated_sizes, merges_of
 from exporters.gguf_size import GgufSizes
 from exporters.quant_rules import Choice, TensorShape, category
 
-# llama.cpp's `n_ubatch`, and what it rounds a context and a window's cells up to.
+# llama.cpp's `n_ubatch`; and the number of cells that it rounds contexts and windows up to.
 MICRO_BATCH = 512
 _CELLS = 256
 _F16, _F32 = 2, 4
-# Activations become Q8_0 for the kernels of 4-bit and 8-bit weights: 34 bytes for 32 values.
+# The kernels of 4-bit and 8-bit weights convert activations to Q8_0: 34 bytes for 32 values.
 _QUANTISED_ACTIVATIONS = 34 / 32
-# Resident bytes of a vocabulary entry and of a merge in llama.cpp's tables, and of llama-server itself: least squares
-# over the models with random weights in benchmarks/results/memory-estimate.json.
+# Resident bytes per vocabulary entry and per merge in llama.cpp's tables, and of llama-server itself. Fitted by least
+# squares to the models with random weights in benchmarks/results/memory-estimate.json.
 ENTRY_BYTES, MERGE_BYTES = 173, 108
 PROGRAM_BYTES = 15_100_000
 
-# ISA features -> GGML type -> rows that a matrix must be a multiple of to be repacked.
+# (ISA features, GGML type -> divisor). A matrix is repacked if its number of rows is a multiple of the divisor.
 _NEON = {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4}
 _AVX2 = {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8}
 _REPACKED: tuple[tuple[frozenset[str], Mapping[str, int]], ...] = (
@@ -65,7 +65,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all parts."""
         return self.weights + self.repacked + self.kv_cache + self.compute + self.tokenizer + self.program
 
     def as_dict(self) -> dict[str, int]:
@@ -84,17 +84,17 @@ def estimate_memory(
     kv_bytes: int = _F16,
     merges: int | None = None,
 ) -> MemoryEstimate:
-    """Resident memory of llama-server with one slot, on a CPU, flash attention on, the whole context used.
+    """Estimate the resident memory of llama-server: one slot, on a CPU, flash attention on, whole context used.
 
     Args:
         model: tensors and types (`exporters.gguf_size.gguf_sizes`, `exporters.gguf_estimate.estimated_sizes`).
-        config: config.json of the unpruned model, its sizes checked.
+        config: config.json of the unpruned model with checked sizes.
         family: the row of the family table.
-        sizes: vocabulary and FFN of the pruned model.
+        sizes: vocabulary and FFN sizes of the pruned model.
         context: positions of the key-value cache.
-        isa: the CPU's features, as a device profile names them; None counts every repacking that some CPU does.
-        kv_bytes: of a key or value: 2 for float16, llama.cpp's default.
-        merges: of the unpruned tokenizer in a GGUF, where that is known.
+        isa: the CPU's features as in a device profile. None: count every repacking that any CPU does.
+        kv_bytes: bytes per key or value element; 2 for float16, llama.cpp's default.
+        merges: merges of the unpruned tokenizer in a GGUF, if known.
     """
     tensors = model.file_tensors(sizes)
     rules = _rules(isa)
@@ -121,16 +121,17 @@ def estimate_of_config(
     embedding_quant: str | None = None,
     merges: int | None = None,
 ) -> MemoryEstimate:
-    """`estimate_memory` of a model of which only the configuration is known.
+    """Estimate as `estimate_memory` does, from the configuration alone.
 
     Args:
-        config: config.json of the unpruned model, its sizes checked.
-        sizes: vocabulary and FFN of the pruned model.
-        quant, embedding_quant: types, as llama.cpp names them.
+        config: config.json of the unpruned model with checked sizes.
+        sizes: vocabulary and FFN sizes of the pruned model.
+        quant, embedding_quant: names of llama.cpp types.
         context, isa, merges: as for `estimate_memory`.
 
     Raises:
-        UsageError: an unknown type. UnsupportedArchitectureError: no row of the family table fits.
+        UsageError: a type is unknown.
+        UnsupportedArchitectureError: the model does not match any row of the family table.
     """
     family = family_of(config, "config.json")
     model = estimated_sizes(config, family, quant, embedding_quant=embedding_quant, merges=merges)
@@ -138,20 +139,20 @@ def estimate_of_config(
 
 
 def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_bytes: int = _F16) -> int:
-    """Keys and values of every layer, or its state, as llama-server makes room for them with one slot.
+    """Return the bytes that llama-server with one slot allocates for keys and values, or for recurrent state.
 
     Args:
-        config: config.json, its sizes checked.
+        config: config.json with checked sizes.
         family: the row of the family table.
-        context: positions asked for.
-        kv_bytes: of a key or value.
+        context: requested positions.
+        kv_bytes: bytes per key or value element.
     """
     layers = zip(layer_shapes(family, config), _layer_cells(config, family, context), strict=True)
     linear = linear_shape(family, config)
     total = 0
     for layer, cells in layers:
         if layer.linear and linear is not None:
-            # A state of its own size for each head, and what the convolution looks back at; both float32.
+            # One state per head, and the previous inputs of the convolution. Both are float32.
             state = linear.values * linear.key_dim + (linear.kernel - 1) * linear.channels
             total += _F32 * state
         elif layer.own_kv:
@@ -160,7 +161,7 @@ def kv_cache_bytes(config: Mapping[str, Any], family: Family, context: int, kv_b
 
 
 def _layer_cells(config: Mapping[str, Any], family: Family, context: int) -> list[int]:
-    """Positions that each layer's cache holds."""
+    """Return the number of positions in the cache of each layer."""
     every = _padded(context)
     sliding = family.sliding_layers(config)
     if sliding is None:
@@ -170,9 +171,10 @@ def _layer_cells(config: Mapping[str, Any], family: Family, context: int) -> lis
 
 
 def window_cells(config: Mapping[str, Any], family: Family, context: int) -> int:
-    """Positions that the cache of a sliding-window layer holds: the window and one batch (`size_swa`).
+    """Return the positions in the cache of a sliding-window layer: the window and one batch (`size_swa`).
 
-    Raises DamagedFileError for a window that is no number.
+    Raises:
+        DamagedFileError: the window is not a number.
     """
     default = next(number.default for number in family.numbers if number.config == "sliding_window")
     window = int(number(config.get("sliding_window") or default or 0, "sliding_window", "config.json"))
@@ -181,18 +183,18 @@ def window_cells(config: Mapping[str, Any], family: Family, context: int) -> int
 
 
 def compute_bytes(config: Mapping[str, Any], family: Family, sizes: Sizes, context: int) -> int:
-    """Buffers of the graph for one batch, and of the kernels.
+    """Return the bytes of the buffers of the graph for one batch, and of the kernels.
 
-    Inputs: the tokens' embeddings (room is made for them even where ids are given) and a float16 mask for each kind of
-    cache. At the widest place three hidden states are alive beside gate, up and their product, or beside queries, keys,
-    values and the attention's output.
+    The inputs are the tokens' embeddings (allocated even if ids are given) and a float16 mask per kind of cache. At the
+    widest point, three hidden states are live together with gate, up and their product, or with queries, keys, values
+    and the attention's output.
     """
     layers = layer_shapes(family, config)
     hidden, tokens = int(config["hidden_size"]), min(MICRO_BATCH, context)
     inner = sizes.intermediate_size * max(layer.ffn_width for layer in layers)
     queries = int(config["num_attention_heads"]) * max(layer.head_dim for layer in layers)
     keys = max(layer.kv_heads * layer.head_dim for layer in layers)
-    # What all layers get from a per-layer embedding, looked up and then with the projection added.
+    # Inputs of all layers from a per-layer embedding: once as looked up, once with the projection added.
     per_layer = 2 * len(layers) * per_layer_size(family, config)
     masks = _F16 * _padded(context)
     if family.sliding_layers(config) is not None:
@@ -207,7 +209,7 @@ def _padded(cells: int) -> int:
 
 
 def _rules(isa: Collection[str] | None) -> dict[str, int]:
-    """GGML type -> rows that a matrix must be a multiple of to be repacked on such a CPU."""
+    """Return GGML type -> divisor of the rows for repacking, for a CPU with these features."""
     found: dict[str, int] = {}
     for features, rules in _REPACKED:
         if isa is None or features.issubset(isa):
@@ -216,7 +218,7 @@ def _rules(isa: Collection[str] | None) -> dict[str, int]:
 
 
 def _is_repacked(tensor: TensorShape, kind: str, rules: Mapping[str, int], *, tied: bool) -> bool:
-    """Only what is multiplied is repacked; the embedding is where it is the head too."""
+    """Whether a tensor is repacked. Only multiplied matrices are, so an embedding is only if it is also the head."""
     looked_up = category(tensor.name) is Choice.EMBEDDING and (tensor.name != "token_embd.weight" or not tied)
     if len(tensor.shape) != 2 or looked_up:
         return False

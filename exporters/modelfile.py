@@ -1,10 +1,10 @@
-"""An Ollama Modelfile for an artifact: where the file is, how turns are written, where answers end.
+"""An Ollama Modelfile for an artifact: the file name, the format of turns, and the stop texts.
 
-Without a TEMPLATE, Ollama takes the one of its own templates that is nearest to the GGUF's `tokenizer.chat_template` by
-edit distance, and writes the bare prompt where none is near (`Named` of ollama's template/template.go): a model's own
-turns would be lost silently. So the turns of the chat template are written in Ollama's language, Go's text/template,
-and only where they give exactly what the chat template gives (`chat_turns`). `.System` and `.Messages` are the
-variables that Ollama sets; it takes values in triple quotes as they stand (its parser/parser.go).
+Without a TEMPLATE, Ollama uses its built-in template with the smallest edit distance to the GGUF's
+`tokenizer.chat_template`. If none is near, it sends the bare prompt (`Named` in ollama's template/template.go). Either
+silently loses the model's own turns. So this module writes the turns in Ollama's template language, Go's
+text/template, but only if they match the chat template exactly (`chat_turns`). Ollama sets the variables `.System`
+and `.Messages`. It takes values in triple quotes literally (parser/parser.go).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from compact.tokenizer import load_tokenizer
 from exporters.chat_turns import Messages, Turns, find_turns
 
 NAME = "Modelfile"
-# Keys and values of a long context take more memory than a small model; who needs more raises it.
+# The key-value cache of a long context takes more memory than a small model. Users can raise the limit.
 _MAX_CONTEXT = 4096
-# The date that Llama 3.1's template itself falls back to: the Modelfile must not depend on the day.
+# Llama 3.1's template uses this date by default. A fixed date keeps the Modelfile reproducible.
 _DATE = "26 Jul 2024"
 # generation_config.json -> Ollama's parameter.
 _SAMPLING = {
@@ -35,12 +35,12 @@ _SAMPLING = {
 
 
 def modelfile(artifact: Path, checkpoint: Path, parts: Sequence[str] = ()) -> str:
-    """Text of the Modelfile.
+    """Return the text of the Modelfile.
 
     Args:
         artifact: the whole GGUF.
-        checkpoint: the checkpoint that it was made from: chat template and generation settings.
-        parts: names of the parts where it is published in parts, which Ollama cannot read.
+        checkpoint: checkpoint of the artifact, with the chat template and generation settings.
+        parts: names of the parts, if the GGUF is published in parts. Ollama cannot read parts.
 
     Raises:
         DamagedFileError: the artifact or generation_config.json cannot be read.
@@ -74,7 +74,7 @@ def modelfile(artifact: Path, checkpoint: Path, parts: Sequence[str] = ()) -> st
 
 
 def chat_turns(checkpoint: Path, bos: str = "") -> Turns | None:
-    """The turns of a checkpoint's chat template, without the `bos` that the runtime puts before them itself."""
+    """Find the turns of a checkpoint's chat template, without the `bos` that the runtime adds itself."""
     tokenizer = load_tokenizer(checkpoint)
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -89,27 +89,27 @@ def chat_turns(checkpoint: Path, bos: str = "") -> Turns | None:
 
 
 def go_template(turns: Turns) -> str | None:
-    """The turns in Go's text/template; None where a Modelfile cannot hold their text."""
+    """Return the turns in Go's text/template; None if a Modelfile cannot hold their text."""
     texts = (turns.head, turns.after_user, turns.after_answer, turns.prompt, turns.system_in_last or "")
     every = "".join((*texts, *(turns.system or ())))
-    # Ollama's parser drops what Go does not call printable.
+    # Ollama's parser drops characters that Go does not consider printable.
     if '"""' in every or not all(c.isprintable() or c in "\n\t" for c in every):
         return None
     head, after_user, after_answer, prompt, in_last = map(_literal, texts)
     if turns.system is not None:
-        before, behind = map(_literal, turns.system)
-        head = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{behind}{{{{ else }}}}{head}{{{{ end }}}}"
-    behind_user = prompt
+        before, after = map(_literal, turns.system)
+        head = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ else }}}}{head}{{{{ end }}}}"
+    user_end = prompt
     if prompt != after_user:
-        behind_user = f"{{{{ if $last }}}}{prompt}{{{{ else }}}}{after_user}{{{{ end }}}}"
+        user_end = f"{{{{ if $last }}}}{prompt}{{{{ else }}}}{after_user}{{{{ end }}}}"
     late = ""
     if turns.system_in_last is not None:
         late = f"{{{{ if and $last $.System }}}}{{{{ $.System }}}}{in_last}{{{{ end }}}}"
-    # A `{{-` eats the white space before it, so it never follows the model's own text.
+    # `{{-` removes the white space before it, so it must never follow the model's text.
     return (
         f"{head}{{{{ range $i, $m := .Messages }}}}\n"
         "{{- $last := eq (len (slice $.Messages $i)) 1 }}\n"
-        f'{{{{- if eq .Role "user" }}}}{late}{{{{ .Content }}}}{behind_user}'
+        f'{{{{- if eq .Role "user" }}}}{late}{{{{ .Content }}}}{user_end}'
         '{{ else if eq .Role "assistant" }}{{ .Content }}'
         f"{{{{ if not $last }}}}{after_answer}{{{{ end }}}}\n"
         "{{- end }}\n"
@@ -122,7 +122,7 @@ def _literal(text: str) -> str:
 
 
 def _stops(values: Mapping[str, Any], generation: Mapping[str, Any], turns: Turns | None) -> list[str]:
-    """Text at which an answer ends: the tokens that the model's files name, and what ends an answer's turn."""
+    """Return the stop texts: the end tokens that the model's files name, and the token that ends an answer's turn."""
     tokens = values.get("tokenizer.ggml.tokens", [])
     kinds = values.get("tokenizer.ggml.token_type", [])
     ids = generation.get("eos_token_id")
@@ -130,8 +130,8 @@ def _stops(values: Mapping[str, Any], generation: Mapping[str, Any], turns: Turn
     named += [values.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     stops = [tokens[i] for i in named if isinstance(i, int) and 0 <= i < len(tokens)]
     if turns is not None:
-        behind = turns.after_answer.strip()
-        special = [token for token, kind in zip(tokens, kinds, strict=False) if kind != 1 and behind.startswith(token)]
+        end = turns.after_answer.strip()
+        special = [token for token, kind in zip(tokens, kinds, strict=False) if kind != 1 and end.startswith(token)]
         stops += sorted(special, key=len)[-1:]
     return list(dict.fromkeys(text for text in stops if text and text.isprintable()))
 

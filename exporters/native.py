@@ -1,8 +1,8 @@
-"""A native library in a child process: start, ask, crash, kill (the parent's side).
+"""Runs a native library in a child process (the parent's side).
 
-llama.cpp aborts the process on a broken assertion and holds Python's signals while it works, so it runs in a child.
-The child's stdout carries messages (`exporters.pipe_messages`), its stderr goes to an unlinked temporary file whose end
-is quoted when it dies. A child whose parent is gone sees the end of its stdin and exits at once.
+llama.cpp aborts the process on a failed assertion, and blocks Python's signals while it works. So it runs in a child.
+The child's stdout carries messages (`exporters.pipe_messages`). Its stderr goes to an unlinked temporary file, and the error
+message for a crash quotes the end of that file. If the parent ends, the child reaches the end of its stdin and exits.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from exporters.pipe_messages import Array, TornFrameError, read_frame, write_fra
 
 _TAIL_BYTES = 8192
 _QUOTED_LINES = 3
-_TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
-_CRASH_HINT = "the file may not fit this llama.cpp, or memory ran out; try a smaller context"
+_ERROR_MARKS = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():", "Error:", "fatal error")
+_CRASH_HINT = "the file may not work with this version of llama.cpp, or memory ran out; try a smaller context"
 _BUILD_PATH = re.compile(r"\S*/llama\.cpp/(?=(?:src|ggml)/)")
 _FAILURES: Mapping[str, type[CompactEdgeError]] = {
     "architecture": UnsupportedArchitectureError,
@@ -55,27 +55,27 @@ _FAILURES: Mapping[str, type[CompactEdgeError]] = {
 
 
 class NativeChild:
-    """One child process that answers requests in order. Not for use from several threads."""
+    """One child process that answers requests in order. Not thread-safe."""
 
     def __init__(self, module: str, subject: str, crash_hint: str = _CRASH_HINT, *, library: str = "llama.cpp") -> None:
         """Start the child.
 
         Args:
-            module: its main module, run as `python -m MODULE`.
-            subject: what it works on (a file name), for messages.
-            crash_hint: the next step for a user whose child died.
-            library: what runs in it, for the message when it dies.
+            module: main module of the child, run as `python -m MODULE`.
+            subject: subject of the work (a file name), for messages.
+            crash_hint: next step for the user if the child dies.
+            library: name of the native library, for the message if the child dies.
 
         Raises:
-            ToolUnavailableError: the interpreter cannot be started.
+            ToolUnavailableError: the Python interpreter cannot be started.
         """
         self._subject = subject
         self._crash_hint = crash_hint
         self._library = library
-        # The file has no name on POSIX: nothing is left behind, however this process ends.
+        # On POSIX the file has no name, so it disappears however this process ends.
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            # -P keeps the working directory off the child's path: a file named like a module must not be run.
+            # -P keeps the working directory off the child's module path, so that no file there can be imported.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module],
                 stdin=subprocess.PIPE,
@@ -101,14 +101,17 @@ class NativeChild:
         """Send a request and wait for its answer.
 
         Args:
-            header: the request; `op` names it.
-            arrays: its arrays.
-            on_progress: called with every progress message that precedes the answer.
+            header: the request. `op` is its name.
+            arrays: arrays of the request.
+            on_progress: called with every progress message before the answer.
+
+        Returns:
+            Header and arrays of the answer.
 
         Raises:
-            EngineCrashedError: the child died; the message quotes its last lines.
-            CompactEdgeError: the class that the child named (see `_FAILURES`).
-            RuntimeError: an unexpected exception in the child (a bug of ours).
+            EngineCrashedError: the child died. The message quotes its last lines.
+            CompactEdgeError: the child refused. It names the error class (see `_FAILURES`).
+            RuntimeError: the child raised an unexpected exception, which is a bug in compact-edge.
         """
         if self._stderr.closed:
             raise EngineCrashedError(f"{self._subject}: the native process has ended", "open the model again")
@@ -117,7 +120,7 @@ class NativeChild:
         except (BrokenPipeError, TornFrameError):
             frame = None
         except BaseException:
-            # Interrupted between two frames: what the pipe holds is unknown, so the child cannot be used again.
+            # Interrupted during an exchange. The content of the pipe is unknown, so the child cannot be used again.
             self.kill()
             raise
         if frame is None:
@@ -137,7 +140,7 @@ class NativeChild:
         return frame
 
     def close(self, timeout: float = 2.0) -> None:
-        """End the child: close its stdin, wait `timeout` seconds, then kill. Safe to call twice."""
+        """End the child: close its stdin, wait up to `timeout` seconds, then kill it. Safe to call twice."""
         if self._stderr.closed:
             return
         assert self._process.stdin is not None
@@ -151,7 +154,7 @@ class NativeChild:
             self.kill()
 
     def kill(self) -> None:
-        """End the child at once and reap it. Safe to call twice."""
+        """Kill the child and reap it. Safe to call twice."""
         if self._stderr.closed:
             return
         self._process.kill()
@@ -162,7 +165,7 @@ class NativeChild:
                     stream.close()
 
     def _crash(self, operation: str) -> EngineCrashedError:
-        # The pipe is closed, so the process is about to end; it is killed only if it hangs on its way out.
+        # The pipe is closed, so the process is about to end. Kill it only if it hangs.
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -180,7 +183,7 @@ class NativeChild:
 
 
 class ChildEngine:
-    """A model that a child process holds open; a context manager. The engines derive from it and set `_child`."""
+    """Base class of engines whose model is open in a child process. A context manager. Subclasses set `_child`."""
 
     _child: NativeChild
 
@@ -190,7 +193,7 @@ class ChildEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error or Ctrl-C there is nothing to wait for.
+        # After an error or Ctrl-C, do not wait for the child.
         if error is not None:
             self._child.kill()
         self.close()
@@ -206,23 +209,23 @@ class ChildEngine:
 
 
 def last_lines(stderr: IO[bytes]) -> str:
-    """The telling end of a child's stderr as one line: its assertion if there is one, else its last lines."""
+    """Return the end of a child's stderr as one line: its assertions if there are any, otherwise its last lines."""
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - _TAIL_BYTES))
     lines = [line.strip() for line in stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in _TELLING)]
-    # An assertion names its source file by the path of the machine that built the library.
-    return _BUILD_PATH.sub("", "; ".join((telling or lines)[-_QUOTED_LINES:]))
+    marked = [line for line in lines if any(word in line for word in _ERROR_MARKS)]
+    # An assertion contains the path of its source file on the machine that built the library. Remove it.
+    return _BUILD_PATH.sub("", "; ".join((marked or lines)[-_QUOTED_LINES:]))
 
 
 def child_environment() -> dict[str, str]:
-    """The variables of a child that runs a module of ours: this process's, its module path, and a quiet ggml."""
+    """Return the environment of a child: that of this process, its module path, and settings that keep ggml quiet."""
     environment = dict(os.environ)
-    # The child finds modules exactly where the parent does, and this package even when it is run from a clone.
+    # The child finds modules where the parent does, and finds this package if it runs from a clone.
     root = str(Path(__file__).resolve().parent.parent)
     paths = [path for path in sys.path if path]
     environment["PYTHONPATH"] = os.pathsep.join(paths if root in paths else [*paths, root])
-    # On an assertion ggml would start a debugger for a backtrace, which takes seconds and prints pages.
+    # On a failed assertion, ggml would start a debugger for a backtrace. That is slow and prints pages.
     environment["GGML_NO_BACKTRACE"] = "1"
     return environment
 

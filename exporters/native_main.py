@@ -1,7 +1,7 @@
-"""A native library in a child process: the child's loop.
+"""Runs a native library in a child process (the child's side).
 
-Runs in the child only, never in the parent. It owns the process: stdout becomes the frame channel, a thread watches
-stdin, and llama.cpp's log is filtered, because at its default level it writes thousands of lines a model.
+This module owns its process and must never run in the parent. It turns stdout into the frame channel and watches stdin
+in a thread. It filters llama.cpp's log, which by default has thousands of lines per model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Answer = tuple[Mapping[str, Any], Sequence[Array]]
 Handler = Callable[[dict[str, Any], list[Array]], Answer]
 
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5  # ggml_log_level of ggml.h (the comment in llama_cpp is out of date)
-_LOG_LIMIT = 1 << 20  # bytes of warnings that go to stderr: a warning a decoded token must not fill the disk
+_LOG_LIMIT = 1 << 20  # maximum bytes of warnings on stderr: one warning per decoded token must not fill the disk
 _KEPT_ERRORS = 20
 
 
 class RefusedError(Exception):
-    """An answer that is an error: `kind` picks the parent's error class (`exporters.native`)."""
+    """Raised when the child refuses a request. `kind` selects the error class in the parent (`exporters.native`)."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -36,21 +36,21 @@ class RefusedError(Exception):
 
 
 class Channel:
-    """The child's end of the pipe."""
+    """The child's end of the pipe to the parent."""
 
     def __init__(self) -> None:
-        # Native code may print to stdout: frames get a descriptor of their own and file 1 becomes stderr.
+        # Native code may print to stdout. So frames use a duplicate descriptor, and descriptor 1 becomes stderr.
         self._out: IO[bytes] = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
         self._requests: queue.Queue[tuple[dict[str, Any], list[Array]]] = queue.Queue()
 
     def progress(self, **values: Any) -> None:
-        """Send a progress message that precedes the answer."""
+        """Send a progress message before the answer."""
         write_frame(self._out, {"status": "progress", **values})
 
     def serve(self, handler: Handler) -> None:
-        """Answer requests until the parent closes the pipe; then the process ends, even inside a native call."""
-        # Ctrl-C goes to the whole group; the parent decides, and kills this process.
+        """Answer requests until the parent closes the pipe. Then the process exits, even during a native call."""
+        # Ctrl-C reaches the whole process group. Ignore it here; the parent kills this process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=self._listen, daemon=True).start()
         while True:
@@ -75,15 +75,15 @@ class Channel:
         except TornFrameError:
             pass
         finally:
-            # Only os._exit ends a process whose main thread is inside native code.
+            # Only os._exit ends a process while its main thread is in native code.
             os._exit(0)
 
 
 class NativeLog:
-    """Receives llama.cpp's log (`llama_log_callback`): warnings go to stderr, errors are kept for messages."""
+    """Receives llama.cpp's log (`llama_log_callback`). Warnings go to stderr. Errors are kept for messages."""
 
     def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
-        """`on_line` is called with every complete line, of any level."""
+        """Initialise. `on_line` is called with every complete line of any level."""
         self.errors: list[str] = []
         self._on_line = on_line
         self._line = ""
@@ -99,11 +99,11 @@ class NativeLog:
             self._take(line)
 
     def reason(self) -> str:
-        """The last errors as one line; empty without any. llama.cpp frames some in lines of `=`."""
-        telling = [line for line in self.errors if line.strip("= ")]
-        # This line follows every failed load and says nothing.
-        reasons = [line for line in telling if not line.endswith(": failed to load model")]
-        return "; ".join((reasons or telling)[-2:])
+        """Return the last errors as one line, or an empty text. Lines of `=` around errors are skipped."""
+        messages = [line for line in self.errors if line.strip("= ")]
+        # This line follows every failed load and has no information.
+        reasons = [line for line in messages if not line.endswith(": failed to load model")]
+        return "; ".join((reasons or messages)[-2:])
 
     def _take(self, line: str) -> None:
         if self._on_line is not None:

@@ -1,7 +1,7 @@
-"""Corrections of onnxruntime-genai's model builder 0.18, put in the place of its classes. For the child process only.
+"""Corrections of onnxruntime-genai's model builder 0.18. Use this module only in the child process.
 
-`install` replaces names of the builder's module that `create_model` looks up. Each override says what the builder does
-without it; `tests/exporters/test_onnx.py` holds every family against Transformers.
+`install` replaces the classes in the builder's module that `create_model` looks up. A comment in each override says
+what the builder does without it. `tests/exporters/test_onnx.py` compares every family with Transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxruntime_genai.models import builder
 from exporters.onnx_types import BUILDER_VERSION
 
 _EMBEDDING = "model.embed_tokens.weight"
-# What the builder reads with `getattr` or `hasattr`, for whatever architecture it was meant.
+# Settings that the builder reads with `getattr` or `hasattr`, whatever the architecture.
 _SETTINGS = frozenset(
     {
         "attn_logit_softcapping",
@@ -41,30 +41,30 @@ _ROWS = 4096  # rows of the embedding that are quantised at a time
 
 
 class _Corrected(builder.Model):  # type: ignore[misc]
-    """What is wrong for every family. Mixed in before the builder's class."""
+    """Corrections for all families. A mixin that comes before the builder's class."""
 
-    ignored: frozenset[str] = frozenset()  # settings that Transformers has and does not compute with
+    ignored: frozenset[str] = frozenset()  # settings that Transformers defines but does not use
 
     def make_config_init(self, config: Any) -> None:
-        # The builder looks for settings of every architecture; a key that this one has no use for (Transformers
-        # ignores it) must not change the graph.
+        # The builder reads settings of all architectures. A key that this architecture does not use, and Transformers
+        # ignores, must not change the graph.
         fields = {field.name for field in dataclasses.fields(config)} - self.ignored
         for key in _SETTINGS - fields:
             config.__dict__.pop(key, None)
-        # Transformers 5 keeps Gemma 3's two bases inside `rope_parameters`. The tables come from the loaded model
-        # (see below), so the value counts for nothing; the builder only insists that there is one.
+        # Transformers 5 keeps Gemma 3's two bases in `rope_parameters`. The builder needs this attribute, but its value
+        # has no effect, because the tables come from the loaded model (see below).
         if not hasattr(config, "rope_local_base_freq"):
             config.rope_local_base_freq = 10000.0
         super().make_config_init(config)
 
     def make_rope_init(self, config: Any) -> None:
-        # The builder's own kinds are incomplete: Llama ignores linear and yarn, yarn divides by zero where the betas
-        # are left at their defaults, has no `attention_factor` and no truncation, and Gemma 3's nested settings are a
-        # KeyError. The settings only ever reach the tables, which are made below.
+        # The builder's rotary settings are incomplete. Llama ignores linear and yarn. Yarn divides by zero if the betas
+        # have their defaults, and lacks `attention_factor` and truncation. Gemma 3's nested settings raise KeyError.
+        # The settings are only used for the tables, which are computed below.
         del config
 
     def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every position, each [context, head_dim], by the loaded model's own module."""
+        """Compute cosines and sines, each [context, head_dim], with the loaded model's rotary module."""
         rotary = self.weights.model.rotary_emb
         positions = torch.arange(self.rope_attrs["cache_length"])[None]
         kind = {"layer_type": self.rope_kind} if hasattr(rotary, "layer_types") else {}
@@ -72,29 +72,29 @@ class _Corrected(builder.Model):  # type: ignore[misc]
         return cos[0], sin[0]
 
     def is_gqa_supported(self) -> bool:
-        # fp16 on the CPU would get an Attention op that fails on a chunk with a past; GroupQueryAttention runs there.
+        # For fp16 on the CPU, the builder uses an Attention op that fails with a past. GroupQueryAttention works.
         on_cpu = (self.ep, self.io_dtype) == ("cpu", onnx_ir.DataType.FLOAT16)
         return on_cpu or bool(super().is_gqa_supported())
 
     def make_tied_embeddings_init(self, config: Any) -> None:
         super().make_tied_embeddings_init(config)
-        # The builder only shares a quantised head of 4 bits, and keeps a float32 embedding beside one of 8.
+        # The builder shares only a 4-bit head. With an 8-bit head it would keep a separate float32 embedding.
         if self.extra_options.get("shared_embeddings") and self.is_lm_head_quantized():
             self.tied_quantized_embeddings = True
 
     def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
         bits, weight, scales, zero_points = super().make_tied_quantized_embedding_input_names()
-        # The names of the `rtn` quantiser are returned for 8 bits of `default`, whose initializers have others.
+        # For `default` with 8 bits, the builder returns the names of `rtn`, but the initializers are named as below.
         if self.quantization_algo == "default" and bits == 8:
             return bits, "lm_head.MatMul.weight_Q8", "lm_head.MatMul.weight_scales", ""
         return bits, weight, scales, zero_points
 
     def load_weights(self, input_path: str) -> Any:
         model = super().load_weights(input_path)
-        # Transformers unties a head that is stored and differs from the embedding, whatever config.json says.
+        # Transformers unties a stored head that differs from the embedding, whatever config.json says.
         if model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():
             self.tied_quantized_embeddings = self.tied_unquantized_embeddings = False
-        # Gemma's norms are stored as w and computed as 1 + w, which the builder adds up in the weights' dtype.
+        # Gemma's norms are stored as w and computed as 1 + w. The builder would add 1 in the weights' dtype.
         if self.layernorm_attrs["add_offset"]:
             for parameter in model.parameters():
                 if parameter.dim() == 1:
@@ -104,7 +104,7 @@ class _Corrected(builder.Model):  # type: ignore[misc]
     def make_embedding_lookup(self, embedding: torch.Tensor, basename: str, lm_head: Any) -> Any:
         if self.tied_quantized_embeddings or not self.is_lm_head_quantized():
             return super().make_embedding_lookup(embedding, basename, lm_head)
-        # An untied embedding stays float32 in the builder, whatever the quantiser but `default` with 4 bits.
+        # The builder leaves an untied embedding in float32, except for `default` with 4 bits.
         bits, block = self.quant_attrs["bits"], self.quant_attrs["matmul_block_size"]
         packed, scales = quantized_rows(embedding.detach(), bits, block)
         self.make_initializer(packed, f"{_EMBEDDING}_Q{bits}")
@@ -133,7 +133,7 @@ class _Corrected(builder.Model):  # type: ignore[misc]
         return f"{basename}/Slice/output_0"
 
     def save_processing(self, model_name_or_path: str, extra_kwargs: Any, out_dir: str) -> None:
-        # The checkpoint's own files are taken: saved through Transformers, as here, a tokenizer may change.
+        # The builder saves the tokenizer through Transformers, which may change it. The files are copied instead.
         del model_name_or_path, extra_kwargs, out_dir
 
 
@@ -144,7 +144,7 @@ class _Llama(_Corrected, builder.LlamaModel):  # type: ignore[misc]
 class _Mistral(_Corrected, builder.MistralModel):  # type: ignore[misc]
     def make_config_init(self, config: Any) -> None:
         super().make_config_init(config)
-        # The builder finds layers with a window by `layer_types`, which Mistral has not: its window holds for all.
+        # The builder finds sliding-window layers by `layer_types`. Mistral lacks it; all its layers have a window.
         if config.sliding_window:
             config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 
@@ -163,7 +163,7 @@ class _Qwen3(_Corrected, builder.Qwen3Model):  # type: ignore[misc]
 
 class _SmolLM3(_Corrected, builder.SmolLM3Model):  # type: ignore[misc]
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
-        # Layers without rotary positions get a rotary op of their own in the builder, and KeyError 'position_ids'.
+        # For layers without rotary positions, the builder adds a rotary op and raises KeyError 'position_ids'.
         rope = self.attention_attrs["rope"]
         self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
         super().make_attention(layer_id, attention, root_input, **kwargs)
@@ -172,7 +172,7 @@ class _SmolLM3(_Corrected, builder.SmolLM3Model):  # type: ignore[misc]
 
 class _ExactScale(_Corrected):
     def make_embedding(self, embedding: torch.Tensor) -> None:
-        # Rounded to two decimals in the builder; the model multiplies by the root itself.
+        # The builder rounds the scale to two decimals. The model multiplies by the exact square root.
         self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
         super().make_embedding(embedding)
 
@@ -185,7 +185,7 @@ class _Gemma3(_ExactScale, builder.Gemma3Model):  # type: ignore[misc]
     ignored = frozenset({"attn_logit_softcapping"})
 
     def make_rotary_embedding_multi_cache(self) -> None:
-        # The builder makes both tables here, before the weights are loaded, by one base and one scaling.
+        # The builder computes both tables here, before it loads the weights, with the same base and scaling.
         self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
         self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
         self.made_tables: set[str] = set()
@@ -198,15 +198,15 @@ class _Gemma3(_ExactScale, builder.Gemma3Model):  # type: ignore[misc]
 
 
 def quantized_rows(rows: torch.Tensor, bits: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round each block of a row symmetrically, as onnxruntime does: the value furthest from zero is met exactly.
+    """Quantise each block of a row symmetrically, as onnxruntime does. The value furthest from zero stays exact.
 
     Args:
         rows: weights [n, row].
         bits: 4 or 8.
-        block: weights that share a scale; rows are padded with zeros to whole blocks.
+        block: weights that share a scale. Rows are padded with zeros to whole blocks.
 
     Returns:
-        Packed weights (uint8 [n, padded * bits / 8], around 2^(bits-1)) and scales (float32 [n, padded / block]).
+        Packed weights, uint8 [n, padded * bits / 8] with zero at 2^(bits-1), and scales, float32 [n, padded / block].
     """
     half = 1 << (bits - 1)
     packed, scales = [], []
@@ -223,7 +223,7 @@ def quantized_rows(rows: torch.Tensor, bits: int, block: int) -> tuple[torch.Ten
 
 
 def installed() -> str:
-    """The installed version of onnxruntime-genai."""
+    """Return the installed version of onnxruntime-genai."""
     return str(onnxruntime_genai.__version__)
 
 
@@ -233,7 +233,7 @@ def fits() -> bool:
 
 
 def install() -> None:
-    """Put the corrected classes in the place of the builder's, and keep the surroundings out of the graph."""
+    """Replace the builder's classes by the corrected ones, and keep the environment out of the graph."""
     builder.LlamaModel = _Llama
     builder.MistralModel = _Mistral
     builder.GraniteModel = _Granite
@@ -242,7 +242,7 @@ def install() -> None:
     builder.SmolLM3Model = _SmolLM3
     builder.Gemma2Model = _Gemma2
     builder.Gemma3Model = _Gemma3
-    # The producer's version would name the commit of whatever git repository lies around the installed package.
+    # The producer version would contain the commit of any git repository that surrounds the installed package.
     builder.Model.get_genai_version = classmethod(lambda _cls: installed())
     builder.Model.get_genai_commit = classmethod(lambda _cls: None)
 
@@ -253,12 +253,12 @@ def build(
     """Write model.onnx, model.onnx.data and genai_config.json into `folder`.
 
     Args:
-        checkpoint: directory whose config.json names the dtype that the weights have.
-        folder: where they go.
-        cache: an empty directory that the builder may use.
+        checkpoint: directory whose config.json has the dtype of the stored weights.
+        folder: output directory.
+        cache: an empty directory for the builder.
         precision: `fp32`, `fp16`, `int8` or `int4`.
         provider: the builder's name of the execution provider.
-        extra: its `extra_options`.
+        extra: the builder's `extra_options`.
     """
     options = [f"{key}={value}" for key, value in extra.items()]
     where = ("", str(checkpoint), str(folder), precision, provider, str(cache))

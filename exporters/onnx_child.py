@@ -1,4 +1,4 @@
-"""The child of `exporters.onnx`: one run of onnxruntime-genai's model builder (`python -m exporters.onnx_child`)."""
+"""Child process of `exporters.onnx`: runs onnxruntime-genai's model builder (`python -m exporters.onnx_child`)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from exporters.pipe_messages import Array
 
 # `Reading layer 12`, `Reading embedding layer`, `Saving ONNX model in ...`
 _STEP = re.compile(r"^(Reading (?:embedding layer|layer \d+|final norm|LM head)|Saving ONNX model)")
-# `numpy.ndarray.tofile`, when not every byte could be written
+# `numpy.ndarray.tofile` if it could not write all bytes
 _SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 
 
 class Lines(io.TextIOBase):
-    """Stands in for stdout: a line that names a step of the build becomes a progress message, the rest is dropped."""
+    """Replaces stdout. Lines that name a build step become progress messages; all others are dropped."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._line = ""
 
     def writable(self) -> bool:
-        """It can be printed to."""
+        """Return True, so that print works."""
         return True
 
     def write(self, text: str) -> int:
-        """Take text that may end inside a line."""
+        """Receive text, which may end inside a line."""
         self._line += text
         while "\n" in self._line:
             line, self._line = self._line.split("\n", 1)
@@ -43,7 +43,7 @@ class Lines(io.TextIOBase):
 
 
 class Server:
-    """Answers `build`."""
+    """Answers the request `build`."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -56,7 +56,7 @@ class Server:
         with contextlib.redirect_stdout(Lines(self._channel)):
             try:
                 from exporters import onnx_builder
-            except (ImportError, OSError) as error:  # absent, or a shared library does not load
+            except (ImportError, OSError) as error:  # not installed, or a shared library cannot be loaded
                 raise RefusedError(
                     "unavailable", f"onnxruntime-genai cannot be used: {_line(error)}", INSTALL_HINT
                 ) from error
@@ -76,7 +76,8 @@ def _refusal(error: Exception) -> RefusedError:
     # torch reports a failed allocation as a plain RuntimeError with this text.
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return RefusedError("unavailable", "memory ran out during the build", "use a machine with more memory")
-    # Transformers raises OSError without a number for files that it cannot make sense of, numpy for a full disk.
+    # numpy raises OSError without errno for a full disk. Transformers does the same for invalid files, which is not a
+    # storage error.
     if isinstance(error, OSError) and (error.errno is not None or _SHORT_WRITE.search(str(error))):
         return RefusedError("storage", f"the model cannot be written: {_line(error)}", "check the disk's free space")
     why = f"{type(error).__name__}: {_line(error)}"
@@ -89,9 +90,9 @@ def _line(error: BaseException) -> str:
 
 
 def be_quiet() -> None:
-    """No network, no bars, no log. Before the libraries are imported, which read these variables once."""
+    """Turn off network, progress bars and logs. Call this before the libraries are imported and read the variables."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
-    # The quantiser writes two lines a matrix, and errors about what it leaves alone on purpose.
+    # The quantiser logs two lines per matrix, and errors for tensors that it skips on purpose.
     logging.disable(logging.ERROR)
 
 

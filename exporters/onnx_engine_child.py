@@ -1,4 +1,4 @@
-"""The child of `exporters.onnx_engine`: one graph held open by onnxruntime."""
+"""Child process of `exporters.onnx_engine`: keeps one graph open with onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from exporters.onnx_folder import INSTALL_HINT
 from exporters.pipe_messages import Array
 from exporters.prefix_groups import Group, Scored, unpack
 
-# Rows of logits that are held at a time: 128 x 262,144 (Gemma) floats are 134 MB.
+# Rows of logits in memory at a time. 128 x 262,144 floats (Gemma) take 134 MB.
 _CHUNK = 128
-_LAST_ONLY = "the graph gives the logits of the last position only"
+_LAST_ONLY = "the graph outputs logits only for the last position"
 _PAST, _PRESENT = "past_key_values.", "present."
 _TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -30,7 +30,7 @@ _TYPES: Mapping[str, Any] = {
 
 
 class Model:
-    """A session and its key-value cache. Inputs and outputs go by the session's own names and types."""
+    """A session and its key-value cache. Names and types of inputs and outputs come from the session."""
 
     def __init__(self, runtime: Any, path: str, request: Mapping[str, Any]) -> None:
         self._runtime = runtime
@@ -38,12 +38,12 @@ class Model:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = request["n_threads"], 1
         options.log_severity_level = 3  # errors
-        # Threads that spin while they wait slow each other down many times on a busy machine.
+        # Spinning threads slow each other down considerably on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
             self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has one class a status code, without a common base of its own
+        except Exception as error:  # onnxruntime has one class per status code and no common base class
             raise load_refusal(error) from error
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         outputs = {node.name: node for node in self._session.get_outputs()}
@@ -55,23 +55,27 @@ class Model:
         self.n_vocab = width if isinstance(width, int) else int(request["vocab_size"])
         self._cache: dict[str, Any] = {}
         self._length = 0
-        self._held: list[int] = []  # what the cache holds, where `generate` may go on from it
+        self._held: list[int] = []  # ids in the cache; `generate` may reuse them
 
     def _refuse_other_graph(self, outputs: Mapping[str, Any]) -> None:
         known = {"input_ids", "attention_mask", "position_ids", *self._past}
         odd = sorted(self._inputs.keys() - known) + sorted({"input_ids"} - self._inputs.keys())
         odd += sorted(set(self._outputs) - outputs.keys())
         if odd or not self._past:
-            what = f"input or output {odd[0]}" if odd else "no key-value cache"
-            raise RefusedError("damaged", f"no decoder with a key-value cache as onnxruntime-genai runs it: {what}")
+            what = f"unexpected or missing input or output {odd[0]}" if odd else "it has no key-value cache"
+            raise RefusedError("damaged", f"the graph is not a decoder that onnxruntime-genai can run: {what}")
         for node in (*self._inputs.values(), outputs["logits"]):
             if node.type not in _TYPES:
-                raise RefusedError("unavailable", f"{node.name} is a {node.type}, which is not supported on the CPU")
+                raise RefusedError(
+                    "unavailable", f"{node.name} has type {node.type}, which is not supported on the CPU"
+                )
         for name in self._past:
-            shape = self._inputs[name].shape  # names stand for lengths that the graph leaves open
+            shape = self._inputs[name].shape  # a name marks a length that the graph does not fix
             expected = ("batch", self._heads, "length", self._head_size)
             if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape, expected, strict=True)):
-                raise RefusedError("damaged", f"{name} has shape {shape}, genai_config.json says {list(expected)}")
+                raise RefusedError(
+                    "damaged", f"{name} has shape {shape}, but genai_config.json requires {list(expected)}"
+                )
 
     def clear(self) -> None:
         """Empty the key-value cache."""
@@ -85,7 +89,7 @@ class Model:
         return self._runtime.OrtValue.ortvalue_from_numpy(array)
 
     def feed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Feed ids [N] after what the cache holds; float32 logits [N, n_vocab] or, of some graphs, [1, n_vocab]."""
+        """Run ids [N] after the cached positions. Return float32 logits [N, n_vocab] (some graphs: [1, n_vocab])."""
         total = self._length + len(ids)
         arrays: dict[str, Array] = {"input_ids": ids[None]}
         if "attention_mask" in self._inputs:
@@ -103,7 +107,7 @@ class Model:
         return rows
 
     def chunks(self, ids: NDArray[np.int64], n_decode: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(position, logits) of each chunk from an empty cache; the last `n_decode` ids are chunks of their own."""
+        """Yield (position, logits) of each chunk, from an empty cache. The last `n_decode` ids are single-id chunks."""
         self.clear()
         together = len(ids) - n_decode
         bounds = [*range(0, together, _CHUNK), *range(together, len(ids)), len(ids)]
@@ -114,14 +118,17 @@ class Model:
             yield begin, rows
 
     def logits(self, ids: NDArray[np.int64], n_decode: int) -> NDArray[np.float32]:
-        """float32 [T, n_vocab]."""
+        """Return the logits of every position, float32 [T, n_vocab]."""
         out = np.empty((len(ids), self.n_vocab), dtype=np.float32)
         for begin, rows in self.chunks(ids, n_decode):
             out[begin : begin + len(rows)] = rows
         return out
 
     def score(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64 [T-1], natural-log probability of ids[i+1] after ids[:i+1]; one chunk of logits in memory."""
+        """Return the natural-log probability of ids[i+1] given ids[:i+1], float64 [T-1].
+
+        Only one chunk of logits is in memory at a time.
+        """
         out = np.empty(len(ids) - 1, dtype=np.float64)
         for begin, rows in self.chunks(ids[:-1]):
             for index in range(len(rows)):
@@ -131,7 +138,7 @@ class Model:
         return out
 
     def branches(self, groups: Sequence[Group]) -> Sequence[Array]:
-        """Scores of groups: the cache after a group's beginning is where each of its branches starts."""
+        """Score groups. All branches of a group start from the cache after its prefix."""
         scored = Scored(groups)
         for g, group in enumerate(groups):
             self.clear()
@@ -154,9 +161,10 @@ class Model:
     def generate(
         self, ids: NDArray[np.int64], max_tokens: int, stop: frozenset[int], *, reuse: bool
     ) -> tuple[list[int], list[float]]:
-        """Greedy continuation: the ids, a stop id last if one came, and the logit gap between first and second.
+        """Continue greedily. With `reuse`, keep the cache if `ids` start with all of its ids.
 
-        With `reuse` it goes on from what an earlier call left in the cache, where `ids` begin with all of that.
+        Returns:
+            The new ids (a stop id, if reached, is last), and for each the gap between the two highest logits.
         """
         kept = len(self._held)
         if not (reuse and 0 < kept < len(ids) and self._held == ids[:kept].tolist()):
@@ -178,13 +186,13 @@ class Model:
 
 
 def first_choice(row: NDArray[np.float32]) -> tuple[int, float]:
-    """The greedy choice of logits [V], and how far it lies above the second."""
+    """Return the index of the highest of the logits [V], and its distance to the second highest."""
     top = np.partition(row, -2)[-2:] if len(row) > 1 else np.repeat(row, 2)
     return int(row.argmax()), float(top[1]) - float(top[0])
 
 
 def refuse_other_files(path: Path) -> None:
-    """Refuse a graph whose tensors lie outside its folder, before a runtime opens them."""
+    """Raise RefusedError if the graph has tensors outside its folder. Call this before a runtime opens them."""
     from exporters.onnx_graph import check_locations, load_graph
 
     try:
@@ -195,12 +203,12 @@ def refuse_other_files(path: Path) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What a runtime's exception says, for a message."""
+    """Return the message of a runtime's exception as one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError:
-    """The refusal for an exception that a runtime raised while it loaded a graph."""
+    """Convert an exception that a runtime raised while loading a graph."""
     said = one_line(error)
     if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
         return RefusedError("operator", f"{library}'s CPU provider cannot run this model: {said}")
@@ -210,7 +218,7 @@ def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError
 
 
 class _Server:
-    """Turns requests into calls on the one model."""
+    """Maps requests to calls on the model."""
 
     def __init__(self) -> None:
         self._model: Model | None = None
@@ -248,7 +256,7 @@ class _Server:
         try:
             import onnx  # noqa: F401  (exporters.onnx_graph reads the graph with it)
             import onnxruntime
-        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, or its shared library cannot be loaded
             raise RefusedError("unavailable", f"onnxruntime cannot be used: {error}", INSTALL_HINT) from error
         path = os.fsdecode(bytes.fromhex(request["path"]))
         refuse_other_files(Path(path))

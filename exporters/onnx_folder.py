@@ -1,6 +1,6 @@
-"""A folder for onnxruntime-genai: what its genai_config.json says, with no path in it trusted.
+"""Reads genai_config.json of a folder for onnxruntime-genai, and refuses unsafe paths in it.
 
-Read in the parent before a child is started, so that a hostile folder never reaches native code.
+The parent reads it before it starts a child, so that a hostile folder never reaches native code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from compact.store import read_json_object, safe_child
 
 GENAI_CONFIG = "genai_config.json"
 MODEL_FILE = "model.onnx"
-# What the model builder writes, and what names no file. Others would profile into a file or load a library.
+# Options that the model builder writes or that cannot name a file. Others could write a profile or load a library.
 _SESSION_OPTIONS = frozenset(
     {
         "log_id",
@@ -33,18 +33,18 @@ INSTALL_HINT = "install the extra: pip install 'compact-edge[onnx]'"
 
 @dataclass(frozen=True)
 class OnnxFolder:
-    """What the engines need to know.
+    """Properties of a folder that the engines need.
 
     Attributes:
         path: the folder.
-        model: the graph's file in it.
+        model: path of the graph in the folder.
         vocab_size: number of tokens of the model.
-        context_length: most tokens of a sequence.
-        cache_heads: key-value heads.
+        context_length: maximum tokens in a sequence.
+        cache_heads: number of key-value heads.
         head_size: width of a head.
-        bos: the id of BOS, -1 without one.
-        eog: ids at which generation ends.
-        execution_provider: `cpu`, or the first provider that the configuration asks for, in lower case.
+        bos: the id of BOS, or -1 if there is none.
+        eog: ids that end generation.
+        execution_provider: first provider in the configuration, in lower case; `cpu` if it names none.
     """
 
     path: Path
@@ -59,12 +59,12 @@ class OnnxFolder:
 
 
 def read_folder(folder: Path, *, vocab_only: bool = False) -> OnnxFolder:
-    """Read genai_config.json; with `vocab_only` there need be no graph.
+    """Read genai_config.json. With `vocab_only`, the graph may be missing.
 
     Raises:
-        ModelNotFoundError: no folder, no genai_config.json or no graph.
-        DamagedFileError: the configuration lacks a value, or one is of another kind.
-        UnsafePathError: the graph's file is not a bare name.
+        ModelNotFoundError: the folder, genai_config.json or the graph does not exist.
+        DamagedFileError: a value of the configuration is missing or has the wrong type.
+        UnsafePathError: the graph's file is not a plain file name, or the configuration refers to other files.
     """
     if not folder.is_dir():
         raise ModelNotFoundError(f"no folder at {folder}")
@@ -91,30 +91,30 @@ def read_folder(folder: Path, *, vocab_only: bool = False) -> OnnxFolder:
 
 
 def _refuse_other_files(model: Mapping[str, Any], decoder: Mapping[str, Any], config_file: Path) -> None:
-    """Refuse what makes genai read or write other files, or load libraries."""
+    """Refuse settings that make genai read or write other files, or load libraries."""
     options = decoder.get("session_options", {})
     if not isinstance(options, dict):
         raise DamagedFileError(f"{config_file}: session_options must be an object")
     for key in sorted(options.keys() - _SESSION_OPTIONS):
-        raise UnsafePathError(f"{config_file}: session option {key[:80]!r} is not known here, it may name a file")
-    # Every further part has graphs or settings in files, whose names have defaults.
+        raise UnsafePathError(f"{config_file}: session option {key[:80]!r} is unknown and could refer to a file")
+    # Every other part has its graphs or settings in files with default names.
     others = [key for key, part in model.items() if key != "decoder" and isinstance(part, dict)]
     others += [f"decoder.{key}" for key in ("pipeline", "adapter_filename", "config_filename") if decoder.get(key)]
     if others:
-        raise UnsafePathError(f"{config_file}: {others[0][:80]} names further files, which are not loaded")
+        raise UnsafePathError(f"{config_file}: {others[0][:80]} refers to other files, which are not loaded")
 
 
 def _part(value: Mapping[str, Any], key: str, config_file: Path) -> Mapping[str, Any]:
     part = value.get(key)
     if not isinstance(part, dict):
-        raise DamagedFileError(f"{config_file}: no object {key!r}")
+        raise DamagedFileError(f"{config_file}: the object {key!r} is missing")
     return part
 
 
 def _count(model: Mapping[str, Any], key: str, config_file: Path) -> int:
     value = model.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise DamagedFileError(f"{config_file}: {key} must be a whole number above 0")
+        raise DamagedFileError(f"{config_file}: {key} must be a positive integer")
     return value
 
 
@@ -122,7 +122,7 @@ def _ids(value: object, config_file: Path) -> Sequence[int]:
     values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     for item in values:
         if isinstance(item, bool) or not isinstance(item, int) or not -(2**31) <= item < 2**31:
-            raise DamagedFileError(f"{config_file}: a token id is no whole number")
+            raise DamagedFileError(f"{config_file}: a token id is not an integer")
     return values
 
 
@@ -137,19 +137,21 @@ def _provider(decoder: Mapping[str, Any], config_file: Path) -> str:
 
 
 def named_folder(model: str) -> Path | None:
-    """The ONNX folder that MODEL names, itself or by its model.onnx; None for every other kind of model.
+    """Return the ONNX folder if MODEL is one or is its model.onnx; None for every other kind of model.
 
     Raises:
-        ModelNotFoundError: no such file.
-        UsageError: a graph that is not the one which the folder's genai_config.json names.
+        ModelNotFoundError: the file does not exist.
+        UsageError: the graph is not the one in the folder's genai_config.json.
     """
     path = Path(model)
     if path.suffix.lower() == ".onnx" and not path.is_dir():
         if not path.is_file():
-            raise ModelNotFoundError(f"no ONNX file at {path}", "name the folder, or the model.onnx in it")
+            raise ModelNotFoundError(f"no ONNX file at {path}", "give the folder, or the model.onnx in it")
         graph = read_folder(path.parent).model
         if graph.name != path.name:
-            raise UsageError(f"{path}: genai_config.json beside it is for {graph.name}", f"name {graph} or its folder")
+            raise UsageError(
+                f"{path}: genai_config.json in its folder names {graph.name}", f"give {graph} or its folder"
+            )
         return path.parent
-    # A Hub id is no directory here, and a checkpoint has no such file.
+    # A Hub id is not a directory here, and a checkpoint does not have this file.
     return path if (path / GENAI_CONFIG).is_file() else None

@@ -1,7 +1,7 @@
-"""The graph of an ONNX folder: where its tensors lie, and whether it is well formed.
+"""Checks the graph of an ONNX folder and the locations of its tensors.
 
-`check_graph` is for the gate; the other functions run in a child (`exporters.onnx_engine_child`), as `onnx` is native
-code too.
+`check_graph` is for the gate. The other functions run in a child (`exporters.onnx_engine_child`), because `onnx` is
+native code too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BITS |= dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E
 
 
 def check_graph(folder: Path) -> Check:
-    """Whether the graph is well formed: onnx's full check, known operator sets, and a data file that fits it.
+    """Check that the graph passes onnx's full check, uses known operator sets, and matches its data file.
 
-    The full check covers types and shapes of every standard operator; those of onnxruntime's own (`com.microsoft`) are
-    unknown to onnx and are taken as the graph declares them.
+    The full check covers types and shapes of all standard operators. onnx does not know onnxruntime's operators
+    (`com.microsoft`), so their types and shapes are taken from the graph.
 
     Raises:
         ModelNotFoundError, DamagedFileError, UnsafePathError: see `read_folder`.
-        ToolUnavailableError: onnx is absent.
+        ToolUnavailableError: onnx is not installed.
         EngineCrashedError: onnx aborted.
     """
     described = read_folder(folder)
@@ -55,7 +55,7 @@ def check_graph(folder: Path) -> Check:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    """`findings` (one line each, empty for a good graph) and figures of a graph's file. Raises DamagedFileError."""
+    """Return `findings` (one line each; empty for a valid graph) and figures of a graph. Raises DamagedFileError."""
     model = load_graph(path)
     external = external_tensors(model)
     findings = [*_operator_findings(model), *_data_findings(model, external, path)]
@@ -71,10 +71,10 @@ def inspect_graph(path: Path) -> dict[str, Any]:
 
 def _operator_findings(model: Any) -> Iterator[str]:
     if model.functions:
-        yield "the graph defines functions of its own"
+        yield "the graph defines its own functions"
     for node in _nodes_of(model.graph):
         if node.domain not in {*_STANDARD, _CONTRIB}:
-            yield f"operator {node.op_type[:80]} of domain {node.domain[:80]!r}: only {_CONTRIB}'s are known"
+            yield f"operator {node.op_type[:80]} has the unknown domain {node.domain[:80]!r}; known is {_CONTRIB}"
 
 
 def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path: Path) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path:
         yield error.message
         return
     if others:
-        yield f"data in {sorted(others)[0]}, expected in {data.name} only"
+        yield f"some data is in {sorted(others)[0]}, but all must be in {data.name}"
         return
     size = data.stat().st_size if data.is_file() else None
     if external and size is None:
@@ -93,7 +93,7 @@ def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path:
         return
     if not external:
         if size is not None:
-            yield f"{data.name} is there, and no tensor is in it"
+            yield f"{data.name} exists, but no tensor uses it"
         return
     assert size is not None
     spans = set()
@@ -104,7 +104,7 @@ def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path:
             yield f"tensor {tensor.name[:80]} has no offset and length"
             continue
         if offset < 0 or length != _n_bytes(tensor):
-            yield f"tensor {tensor.name[:80]} has {length} bytes of data, its type and shape take {_n_bytes(tensor)}"
+            yield f"tensor {tensor.name[:80]} has {length} bytes of data, but needs {_n_bytes(tensor)} for its shape"
         elif offset + length > size:
             yield f"{data.name} has {size} bytes and ends inside tensor {tensor.name[:80]}"
         else:
@@ -115,7 +115,7 @@ def _data_findings(model: Any, external: list[tuple[Any, dict[str, str]]], path:
             yield f"{data.name}: {'gap' if begin > end else 'overlap'} at byte {min(begin, end)}"
         end = max(end, stop)
     if end != size:
-        yield f"{data.name} has {size} bytes, of which the tensors use the first {end}"
+        yield f"{data.name} has {size} bytes, but the tensors use only the first {end}"
 
 
 def _n_bytes(tensor: Any) -> int | None:
@@ -129,10 +129,11 @@ def _n_bytes(tensor: Any) -> int | None:
 
 
 def _full_check(model: Any) -> list[str]:
-    """onnx.checker on a changed copy of the graph; the data itself is not read.
+    """Run onnx.checker on a modified copy of the graph, without reading the data.
 
-    As built the graph fails: `SimplifiedLayerNormalization` stands in the standard domain though it is onnxruntime's
-    (RMSNormalization of opset 23 is the same), and constants of one dimension are declared as scalars.
+    The builder's graph fails the check for two reasons. `SimplifiedLayerNormalization` is in the standard domain but
+    belongs to onnxruntime; RMSNormalization of opset 23 is equivalent. Constants of one dimension are declared as
+    scalars.
     """
     import onnx
 
@@ -149,7 +150,7 @@ def _full_check(model: Any) -> list[str]:
                 opset.version = max(opset.version, _RMS_OPSET)
     constants = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
     _keep(graph.value_info, lambda info: info.name not in constants)
-    # A tensor in another file is checked by `_data_findings`; here it is an input of its type and shape.
+    # `_data_findings` checks tensors in another file. Here they become inputs of the same type and shape.
     inputs = {value.name for value in graph.input}
     for tensor in graph.initializer:
         if tensor.external_data and tensor.name not in inputs:
@@ -158,13 +159,13 @@ def _full_check(model: Any) -> list[str]:
     _keep(graph.initializer, lambda tensor: not tensor.external_data)
     try:
         onnx.checker.check_model(copy, full_check=True)
-    except Exception as error:  # ValidationError, InferenceError, and what protobuf raises for odd values
+    except Exception as error:  # ValidationError, InferenceError, or protobuf's errors for unexpected values
         return [f"onnx's check: {error}"]
     return []
 
 
 def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the entries of a repeated field that are not wanted."""
+    """Remove all entries of a repeated field for which `wanted` is false."""
     for index in reversed(range(len(values))):
         if not wanted(values[index]):
             del values[index]
@@ -179,18 +180,18 @@ def _nodes_of(graph: Any) -> Iterator[Any]:
 
 
 def load_graph(path: Path) -> Any:
-    """The `onnx.ModelProto` of a file, without its external data. Raises DamagedFileError."""
+    """Load the `onnx.ModelProto` of a file without its external data. Raises DamagedFileError."""
     import onnx
 
     try:
         return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError and onnx's own
+    except Exception as error:  # protobuf's DecodeError and onnx's errors
         said = " ".join(str(error).split())[:200]
-        raise DamagedFileError(f"{path.name} is no ONNX graph: {said}", "export the model again") from error
+        raise DamagedFileError(f"{path.name} is not an ONNX graph: {said}", "export the model again") from error
 
 
 def tensors_of(graph: Any) -> Iterator[Any]:
-    """Every `TensorProto` of a `GraphProto`: initializers, attributes of nodes, and those of graphs inside it."""
+    """Yield every `TensorProto` of a `GraphProto`: initializers, attributes of nodes, and those of nested graphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -211,7 +212,7 @@ def _attribute_tensors(node: Any) -> Iterator[Any]:
 
 
 def external_tensors(model: Any) -> list[tuple[Any, dict[str, str]]]:
-    """(tensor, its entries) of every tensor of a `ModelProto` that lies in another file."""
+    """Return (tensor, its entries) for every tensor of a `ModelProto` that is stored in another file."""
     every = list(tensors_of(model.graph))
     for function in model.functions:
         for node in function.node:
@@ -223,10 +224,10 @@ def external_tensors(model: Any) -> list[tuple[Any, dict[str, str]]]:
 
 
 def check_locations(model: Any, path: Path) -> set[str]:
-    """Names of the files that hold a graph's external data: files of the folder itself.
+    """Return the names of the files with a graph's external data. They must be in the graph's folder.
 
     Raises:
-        UnsafePathError: a location that is no bare name.
+        UnsafePathError: a location is not a plain file name.
     """
     return {
         safe_child(path.parent, entries.get("location", ""), f"{path.name}: data of {tensor.name[:80]!r}").name

@@ -1,4 +1,4 @@
-"""An ONNX folder that scores tasks, through onnxruntime. What ships is scored."""
+"""Scores tasks with an ONNX folder in onnxruntime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporters.task_runtime import Advance, CheckpointTokenizer, Ended, GroupSco
 
 
 class OnnxRuntime(CheckpointTokenizer):
-    """See `exporters.task_runtime.Runtime`. The folder's tokenizer.json."""
+    """See `exporters.task_runtime.Runtime`. Uses the folder's tokenizer.json."""
 
     name = "onnxruntime"
 
@@ -20,8 +20,8 @@ class OnnxRuntime(CheckpointTokenizer):
         """Open an ONNX folder.
 
         Raises:
-            DataError: its tokenizer has neither BOS nor EOS.
-            CompactEdgeError: as `exporters.onnx_engine.OnnxEngine`.
+            DataError: the tokenizer has neither BOS nor EOS.
+            CompactEdgeError: as in `exporters.onnx_engine.OnnxEngine`.
         """
         self.max_length = read_folder(folder).context_length
         super().__init__(folder)
@@ -33,7 +33,7 @@ class OnnxRuntime(CheckpointTokenizer):
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
         """See `Runtime.score`."""
-        # The graph takes one sequence at a time; a request to the child is one group.
+        # The graph takes one sequence at a time, so send one group per request.
         return score_in_packs(groups, self._engine.branches, advance, max_branches=1, max_tokens=1)
 
     def generate(

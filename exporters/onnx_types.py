@@ -1,7 +1,7 @@
-"""What an ONNX model can be made of: types, quantisers, providers, and which of them go together.
+"""Types, quantisers and execution providers of ONNX models, and which of them can be combined.
 
-The names are those of onnxruntime-genai's model builder. What it cannot write, or writes wrongly, is refused here,
-before anything is built.
+The names are those of onnxruntime-genai's model builder. Options that it cannot write, or writes incorrectly, are
+refused before the build.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from compact.errors import DamagedFileError, QuantizedCheckpointError, Unsupport
 from compact.families import family_of
 from compact.family import Family
 
-# The version of onnxruntime-genai whose model builder `exporters.onnx_builder` corrects.
+# `exporters.onnx_builder` corrects the model builder of this version of onnxruntime-genai.
 BUILDER_VERSION = "0.18"
 # The packages that decide a folder's bytes.
 ENGINES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
 EXECUTION_PROVIDERS = ("cpu", "cuda", "dml", "webgpu")
-_NO_FP32 = ("cuda", "dml")  # onnxruntime refuses the graph: its outputs `present.*` come from no node
+_NO_FP32 = ("cuda", "dml")  # onnxruntime refuses the graph, because no node produces its outputs `present.*`
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 DEFAULT_BLOCK_SIZE = 32
@@ -32,8 +32,8 @@ class OnnxType:
     """One row of the list of types.
 
     Attributes:
-        bits: bits of a weight of a matrix, without scales.
-        purpose: what it is for, one line.
+        bits: bits per weight of a matrix, without scales.
+        purpose: one line for users.
     """
 
     bits: int
@@ -52,12 +52,12 @@ ONNX_TYPES: Mapping[str, OnnxType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A quantiser and which matrices it keeps at 8 bits.
+    """A quantiser and the matrices that it keeps at 8 bits.
 
     Attributes:
         method: the builder's `algo_config`.
         placement: the builder's `matmul_mixed_precision`.
-        purpose: what it is for, one line.
+        purpose: one line for users.
     """
 
     method: str
@@ -80,28 +80,28 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
         "k_quant_mixed": Algorithm("k_quant", _MIXED, "and the layers that lose most at 8 bits too"),
     }
 )
-# int4: on SmolLM2-135M `default_last` loses least for its size.
+# For int4 on SmolLM2-135M, `default_last` loses least for its size.
 _DEFAULT_ALGORITHM = {"int4": "default_last", "int8": "default"}
-# The builder's own choice (onnxruntime-genai 0.18, models/quantization/quant_config.py); 0 is the provider's.
+# Defaults of the builder (onnxruntime-genai 0.18, models/quantization/quant_config.py). 0: provider's default.
 _ACCURACY_LEVEL: Mapping[str, int] = MappingProxyType({"cpu": 4, "webgpu": 4})
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-_HEAD_STEP = 16  # GroupQueryAttention with rotary positions inside; for dml they are an operator of their own
+_HEAD_STEP = 16  # required by GroupQueryAttention with fused rotary positions; dml uses a separate rotary operator
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
-# The angles of the others depend on the length of the text, and the graph holds one table of angles.
+# The angles of all other kinds depend on the text length, but the graph has one fixed table of angles.
 _ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """How an ONNX model is made. `onnx_options` makes one with every default filled in.
+    """Options of an ONNX export. `onnx_options` fills in the defaults.
 
     Attributes:
         quant: type of the weights, a name of `ONNX_TYPES`.
-        execution_provider: what the graph is laid out for, one of `EXECUTION_PROVIDERS`.
+        execution_provider: provider that the graph is built for, one of `EXECUTION_PROVIDERS`.
         algo_config: quantiser, a name of `ALGORITHMS`; None for fp32 and fp16.
-        block_size: weights that share a scale, one of `BLOCK_SIZES`.
-        accuracy_level: what MatMulNBits may compute in, 0 to 4; None for fp32 and fp16.
-        max_length: tokens that onnxruntime-genai reserves its key-value cache for; None for the model's context.
+        block_size: number of weights that share a scale, one of `BLOCK_SIZES`.
+        accuracy_level: compute precision of MatMulNBits, 0 to 4; None for fp32 and fp16.
+        max_length: tokens for which onnxruntime-genai allocates its key-value cache; None: the model's context.
     """
 
     quant: str
@@ -118,7 +118,7 @@ class OnnxOptions:
 
     @property
     def algorithm(self) -> Algorithm:
-        """The row of `ALGORITHMS`; only for quantised types."""
+        """The row of `ALGORITHMS`. Only for quantised types."""
         assert self.algo_config is not None
         return ALGORITHMS[self.algo_config]
 
@@ -132,18 +132,18 @@ def onnx_options(
     accuracy_level: int | None = None,
     max_length: int | None = None,
 ) -> OnnxOptions:
-    """Options with their defaults filled in, checked as far as they do not depend on a model.
+    """Fill in defaults and check the options as far as possible without a model.
 
     Raises:
-        UsageError: an unknown name, a value out of range, or two that exclude each other.
+        UsageError: a name is unknown, a value is out of range, or two values exclude each other.
     """
     _known(quant, ONNX_TYPES, "ONNX type")
     _known(execution_provider, EXECUTION_PROVIDERS, "execution provider")
     if max_length is not None and not 1 <= max_length < MAX_LENGTH_LIMIT:
-        raise UsageError(f"max_length = {max_length} is not a number of tokens", "give 1 or more, or leave it out")
+        raise UsageError(f"max_length = {max_length} is not a number of tokens", "give 1 or more, or omit it")
     if quant == "fp32" and execution_provider in _NO_FP32:
-        message = f"fp32 for {execution_provider}: the builder's graph has attention without a key-value cache"
-        raise UsageError(message, "choose fp16, or the execution provider cpu")
+        message = f"fp32 is not possible for {execution_provider}: the builder's graph would have no key-value cache"
+        raise UsageError(message, "use fp16, or the execution provider cpu")
     if quant not in _DEFAULT_ALGORITHM:
         for name, value in (
             ("algo_config", algo_config),
@@ -151,27 +151,27 @@ def onnx_options(
             ("accuracy_level", accuracy_level),
         ):
             if value is not None:
-                raise UsageError(f"{name} = {value} says nothing for {quant}", "leave it out, or choose int4 or int8")
+                raise UsageError(f"{name} = {value} has no effect for {quant}", "omit it, or use int4 or int8")
         return OnnxOptions(quant, execution_provider, max_length=max_length)
     algo = algo_config if algo_config is not None else _DEFAULT_ALGORITHM[quant]
     _known(algo, ALGORITHMS, "quantiser")
     if quant == "int8" and ALGORITHMS[algo].placement:
         raise UsageError(
-            f"algo_config {algo} keeps matrices at 8 bits, where int8 has them all",
-            f"choose {ALGORITHMS[algo].method}",
+            f"algo_config {algo} keeps some matrices at 8 bits, but int8 has all at 8 bits",
+            f"use {ALGORITHMS[algo].method}",
         )
     size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
     if size not in BLOCK_SIZES:
-        raise UsageError(f"block_size = {size} is not supported", f"one of: {', '.join(map(str, BLOCK_SIZES))}")
+        raise UsageError(f"block_size = {size} is not supported", f"use one of: {', '.join(map(str, BLOCK_SIZES))}")
     if accuracy_level is not None and accuracy_level not in ACCURACY_LEVELS:
-        raise UsageError(f"accuracy_level = {accuracy_level} is not supported", "0 to 4")
+        raise UsageError(f"accuracy_level = {accuracy_level} is not supported", "use 0 to 4")
     level = _ACCURACY_LEVEL.get(execution_provider, 0) if accuracy_level is None else accuracy_level
     return OnnxOptions(quant, execution_provider, algo, size, level, max_length)
 
 
 def other_version(found: str) -> str:
-    """What to say where onnxruntime-genai is not of `BUILDER_VERSION`."""
-    return f"onnxruntime-genai {found} is installed; its builder is known here in {BUILDER_VERSION}"
+    """Return the message if onnxruntime-genai does not have `BUILDER_VERSION`."""
+    return f"onnxruntime-genai {found} is installed, but compact-edge needs {BUILDER_VERSION}"
 
 
 def _known(name: str, known: Iterable[str], what: str) -> None:
@@ -185,9 +185,9 @@ def _known(name: str, known: Iterable[str], what: str) -> None:
 
 
 def grid(options: OnnxOptions) -> int:
-    """What `intermediate_size` should be a multiple of, so that the rows of down_proj are whole blocks.
+    """Return the number that `intermediate_size` should be a multiple of, so that rows of down_proj are whole blocks.
 
-    `k_quant` needs an even number of them (see `check_onnx`).
+    `k_quant` needs an even number of blocks (see `check_onnx`).
     """
     if not options.quantized:
         return 1
@@ -195,18 +195,18 @@ def grid(options: OnnxOptions) -> int:
 
 
 def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> Family:
-    """Refuse what cannot be written, before the build; return the model's row of the family table.
+    """Check before the build that the model can be written. Return its row of the family table.
 
     Args:
-        options: what is to be made.
+        options: export options.
         config: the parsed config.json.
-        where: its path, for messages.
+        where: path of config.json, for messages.
 
     Raises:
-        UsageError: options that do not fit this model.
-        UnsupportedArchitectureError, MixtureOfExpertsError: a model that the graph cannot hold.
+        UsageError: the options do not fit this model.
+        UnsupportedArchitectureError, MixtureOfExpertsError: an ONNX graph cannot express the model.
         QuantizedCheckpointError: the checkpoint is quantised.
-        DamagedFileError: a setting is not what it should be.
+        DamagedFileError: a setting is invalid.
     """
     family = family_of(config, where)
     if family.onnx_refusal is not None:
@@ -220,9 +220,11 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
             _size(config, key, where)
     head_dim = family.head_dim_of(config)
     if heads % family.kv_heads(config):
-        raise DamagedFileError(f"{where}: {heads} heads are no multiple of {family.kv_heads(config)} key-value heads")
+        raise DamagedFileError(
+            f"{where}: {heads} heads are not a multiple of {family.kv_heads(config)} key-value heads"
+        )
     if head_dim % _HEAD_STEP and options.execution_provider != "dml":
-        message = f"{where}: head_dim = {head_dim} is no multiple of {_HEAD_STEP}, which GroupQueryAttention needs"
+        message = f"{where}: head_dim = {head_dim} is not a multiple of {_HEAD_STEP}, as GroupQueryAttention requires"
         raise UnsupportedArchitectureError(message, "export this model to GGUF")
     _check_settings(family, config, where)
     _check_rope(config, where)
@@ -233,15 +235,15 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
             fitting = [str(size) for size in BLOCK_SIZES if not any(_odd_blocks(row, size) for row in rows)]
             sizes = f"block_size {' or '.join(fitting)}, or " if fitting else ""
             raise UsageError(
-                f"{where}: {options.algo_config} cannot pack rows of {odd[0]} weights in blocks of "
-                f"{options.block_size}: their number is odd",
-                f"choose {sizes}algo_config {_DEFAULT_ALGORITHM['int4']}",
+                f"{where}: {options.algo_config} needs an even number of blocks, but rows of {odd[0]} weights have an "
+                f"odd number of blocks of {options.block_size}",
+                f"use {sizes}algo_config {_DEFAULT_ALGORITHM['int4']}",
             )
     return family
 
 
 def _needs_even_blocks(options: OnnxOptions) -> bool:
-    """onnxruntime packs two 4-bit zero points of `k_quant` into a byte across rows, and fails on an odd number."""
+    """Whether rows need an even number of blocks. onnxruntime packs two 4-bit zero points of `k_quant` per byte."""
     return options.quant == "int4" and options.algorithm.method == "k_quant"
 
 
@@ -257,17 +259,17 @@ def _size(config: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def _check_settings(family: Family, config: Mapping[str, Any], where: str) -> None:
-    """Refuse settings that the builder drops in silence, or has no operator for."""
+    """Refuse settings that the builder silently ignores or has no operator for."""
     activation = family.activation(config)
     if activation not in _ACTIVATIONS:
-        message = f"{where}: activation {activation[:40]!r} cannot be kept in an ONNX graph"
+        message = f"{where}: activation {activation[:40]!r} is not supported in ONNX"
         raise UnsupportedArchitectureError(message, f"supported: {', '.join(_ACTIVATIONS)}")
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention cannot be kept in an ONNX graph")
+        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention is not supported in ONNX")
 
 
 def _check_rope(config: Mapping[str, Any], where: str) -> None:
-    """Refuse rotary settings whose angles are no fixed table of whole heads."""
+    """Refuse rotary settings that a fixed table of angles for whole heads cannot express."""
     parts: list[Mapping[str, Any]] = [{"partial_rotary_factor": config.get("partial_rotary_factor")}]
     for key in ("rope_scaling", "rope_parameters"):
         settings = config.get(key) or {}
@@ -278,10 +280,10 @@ def _check_rope(config: Mapping[str, Any], where: str) -> None:
         kind = part.get("rope_type", part.get("type")) or "default"
         if kind not in _ROPE_KINDS:
             raise UnsupportedArchitectureError(
-                f"{where}: rope scaling {str(kind)[:40]!r} cannot be kept in an ONNX graph",
+                f"{where}: rope scaling {str(kind)[:40]!r} is not supported in ONNX",
                 f"supported: {', '.join(_ROPE_KINDS)}",
             )
         if part.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise UnsupportedArchitectureError(
-                f"{where}: partial_rotary_factor = {part['partial_rotary_factor']!r} cannot be kept in an ONNX graph"
+                f"{where}: partial_rotary_factor = {part['partial_rotary_factor']!r} is not supported in ONNX"
             )

@@ -1,7 +1,7 @@
 """Messages between a parent and its native child: a JSON header and raw arrays, both with explicit lengths.
 
-Layout of a frame (little-endian): u32 length of the header, the header (UTF-8 JSON), then the bytes of every array of
-`header["arrays"]` (`dtype` and `shape`) in C order, one after another. No pickle: a frame holds numbers and text only.
+Layout of a frame (little-endian): u32 length of the header, the header (UTF-8 JSON), then the bytes of each array in C
+order. `header["arrays"]` has the `dtype` and `shape` of each array. Frames hold only numbers and text, never pickle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALLOWED = frozenset({"|u1", "<i4", "<i8", "<f4", "<f8"})
 
 
 class TornFrameError(Exception):
-    """The stream ended inside a frame: the other side is gone."""
+    """Raised when the stream ends inside a frame because the other process has ended."""
 
 
 def write_frame(stream: IO[bytes], header: Mapping[str, Any], arrays: Sequence[Array] = ()) -> None:
@@ -29,11 +29,11 @@ def write_frame(stream: IO[bytes], header: Mapping[str, Any], arrays: Sequence[A
 
     Args:
         stream: binary stream.
-        header: values that JSON can hold; the key `arrays` is added here.
-        arrays: arrays of type uint8, int32, int64, float32 or float64.
+        header: JSON values. This function adds the key `arrays`.
+        arrays: arrays of any shape, of type uint8, int32, int64, float32 or float64.
 
     Raises:
-        ValueError: an array of another type.
+        ValueError: an array has another type.
         OSError: the other side closed the pipe.
     """
     packed = [np.ascontiguousarray(array) for array in arrays]
@@ -51,14 +51,14 @@ def write_frame(stream: IO[bytes], header: Mapping[str, Any], arrays: Sequence[A
 
 
 def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Array]] | None:
-    """Read one frame; None at a clean end of the stream.
+    """Read one frame. Return None if the stream ends between frames.
 
     Returns:
         The header without `arrays`, and the arrays (read-only).
 
     Raises:
         TornFrameError: the stream ended inside the frame.
-        ValueError: the header is no JSON object or names an unknown array type.
+        ValueError: the header is not a JSON object, or names an unknown array type.
     """
     prefix = stream.read(_LENGTH.size)
     if not prefix:

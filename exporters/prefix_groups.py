@@ -1,8 +1,8 @@
-"""Sequences that begin alike, scored together: what they share is computed once.
+"""Scores sequences with a common prefix together, so that the prefix is computed only once.
 
-The answers to one question follow the same context, and few-shot examples stand before many questions. A `Group` is a
-shared beginning and its continuations; runtimes differ in how they share it (llama.cpp: one token in several sequences
-of the key-value cache; onnxruntime and Transformers: the cache after the beginning, used again).
+The answers to one question follow the same context, and the same few-shot examples precede many questions. A `Group`
+is a shared prefix and its continuations. llama.cpp shares it by assigning one token to several sequences of the
+key-value cache. onnxruntime and Transformers reuse a copy of the cache after the prefix.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A beginning shorter than this is not worth a pass of its own.
-_LEAST_SHARED = 8
+# A shorter prefix is not worth a separate pass.
+_MIN_SHARED = 8
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One sequence after what its group shares.
+    """The part of one sequence after the shared prefix of its group.
 
     Attributes:
-        ids: token ids that are fed, at least one.
-        targets: each a row of at most `len(ids)` ids whose probability is wanted: the last one is predicted by the
-            last of `ids`, the one before by the one before, and so on.
+        ids: input token ids, at least one.
+        targets: rows of ids to score, each at most `len(ids)` long. The last id of a row is predicted at the last
+            position of `ids`, the id before it at the position before, and so on.
     """
 
     ids: tuple[int, ...]
@@ -40,20 +40,20 @@ class Branch:
 
 @dataclass(frozen=True)
 class Group:
-    """A shared beginning, possibly empty, and at least one branch."""
+    """A shared prefix, which may be empty, and at least one branch."""
 
     prefix: tuple[int, ...]
     branches: tuple[Branch, ...]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens to feed."""
+        """Number of input tokens."""
         return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model gives one row of targets: natural-log probability, and whether greedy decoding would write it."""
+    """Score of one row of targets: its natural-log probability, and whether greedy decoding would produce it."""
 
     log_probability: float
     greedy: bool
@@ -62,12 +62,12 @@ class Score:
 def grouped(
     sequences: Sequence[Branch], *, max_branches: int, max_tokens: int
 ) -> Iterator[tuple[Group, tuple[int, ...]]]:
-    """Groups of whole sequences, with the index of each branch's sequence.
+    """Group sequences by common prefixes. Yield each group with the indices of its sequences.
 
     Args:
-        sequences: branches without a prefix.
-        max_branches: most branches of a group.
-        max_tokens: most tokens of a group, unless a single sequence is longer.
+        sequences: whole sequences, as branches without a prefix.
+        max_branches: maximum branches in a group.
+        max_tokens: maximum tokens in a group, unless a single sequence is longer.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index].ids)
     members: list[int] = []
@@ -78,8 +78,8 @@ def grouped(
             common = min(shared, sequence.first, _common(sequences[members[-1]].ids, sequence.ids))
             count = len(members)
             total = tokens + len(sequence.ids) + (count - 1) * shared - count * common
-            # One more member must not cost the others more of the beginning than it saves.
-            saves = common >= _LEAST_SHARED and count * common >= (count - 1) * shared
+            # Add a member only if it saves at least as much as the shorter prefix costs the other members.
+            saves = common >= _MIN_SHARED and count * common >= (count - 1) * shared
             if saves and count < max_branches and total <= max_tokens:
                 members.append(index)
                 shared, tokens = common, total
@@ -95,14 +95,14 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _group(sequences: Sequence[Branch], members: Sequence[int], shared: int) -> Group:
-    # A beginning that nobody shares is fed with the rest.
+    # A single member has no shared prefix.
     length = shared if len(members) > 1 else 0
     branches = (Branch(sequences[index].ids[length:], sequences[index].targets) for index in members)
     return Group(sequences[members[0]].ids[:length], tuple(branches))
 
 
 def pack(groups: Sequence[Group]) -> tuple[list[Any], NDArray[np.int64]]:
-    """Groups as a message: lengths (for its JSON header), and all ids one after another."""
+    """Convert groups to a message: lengths for its JSON header, and all ids concatenated, int64 [N]."""
     lengths: list[Any] = []
     ids: list[int] = []
     for group in groups:
@@ -117,7 +117,7 @@ def pack(groups: Sequence[Group]) -> tuple[list[Any], NDArray[np.int64]]:
 
 
 def unpack(lengths: Sequence[Any], ids: NDArray[np.int64]) -> list[Group]:
-    """The groups of a message."""
+    """Convert a message from `pack` back to groups."""
     values = iter(ids.tolist())
 
     def take(count: int) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ def unpack(lengths: Sequence[Any], ids: NDArray[np.int64]) -> list[Group]:
 
 
 class Scored:
-    """Collects the scores of groups, a row of logits at a time, in the order that `pack` gives targets."""
+    """Collects scores of groups from single rows of logits, in the order of the targets in `pack`."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._log_probabilities: dict[tuple[int, int, int], float] = {}
@@ -144,7 +144,7 @@ class Scored:
                     self._log_probabilities[g, b, t], self._greedy[g, b, t] = 0.0, True
 
     def add(self, g: int, b: int, position: int, row: NDArray[np.float32]) -> None:
-        """Take the logits [V] after `ids[position]` of branch `b` of group `g`."""
+        """Add the logits [V] after `ids[position]` of branch `b` in group `g`."""
         branch = self._groups[g].branches[b]
         values = row.astype(np.float64)
         best = int(values.argmax())
@@ -157,13 +157,13 @@ class Scored:
                 self._greedy[g, b, t] &= target[index] == best
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        """The scores as a message's arrays."""
+        """Return the scores as arrays for a message: log probabilities float64 [N], greedy uint8 [N]."""
         greedy = np.array(list(self._greedy.values()), dtype=np.uint8)
         return np.array(list(self._log_probabilities.values()), dtype=np.float64), greedy
 
 
 def unpack_scores(groups: Sequence[Group], arrays: Sequence[NDArray[Any]]) -> list[list[list[Score]]]:
-    """Scores by group, branch and row of targets."""
+    """Convert arrays from `Scored.arrays` to scores by group, branch and row of targets."""
     pairs = zip(arrays[0].tolist(), arrays[1].tolist(), strict=True)
     return [
         [[Score(value, bool(greedy)) for value, greedy in itertools.islice(pairs, len(branch.targets))]
@@ -173,6 +173,6 @@ def unpack_scores(groups: Sequence[Group], arrays: Sequence[NDArray[Any]]) -> li
 
 
 def ids_fit(groups: Sequence[Group], n_vocab: int) -> bool:
-    """Whether every id has a row in a vocabulary of `n_vocab`."""
+    """Whether every id is in a vocabulary of `n_vocab` tokens."""
     _, ids = pack(groups)
     return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < n_vocab)

@@ -1,4 +1,4 @@
-"""The list of quantizations for people who choose one: what it is for, what it needs, and what it comes to."""
+"""The list of quantizations for users: purpose, requirements and size of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from exporters.quant_rules import ModelShape, TensorShape
 from exporters.quant_types import QUANTS, REFUSED, Quant, summarize
 
-# Rows of 2048 and 8192 weights fit every block, so that these are the types' own sizes.
+# Rows of 2048 and 8192 weights fit every block size, so no tensor falls back to another type.
 REFERENCE = "Llama-3.2-1B"
 _LAYERS, _HIDDEN, _FFN, _HEADS, _KV_HEADS, _VOCAB = 16, 2048, 8192, 32, 8, 128256
 
@@ -74,7 +74,7 @@ _PURPOSE: Mapping[str, str] = {
 
 
 def reference_shape() -> ModelShape:
-    """Shapes of Llama-3.2-1B's GGUF in float16: what the list's bits per weight are computed on."""
+    """Return the shapes of Llama-3.2-1B's float16 GGUF. The list computes bits per weight for them."""
     kv = _HIDDEN // _HEADS * _KV_HEADS
     matrices = {
         "attn_q": (_HIDDEN, _HIDDEN),
@@ -96,11 +96,15 @@ def reference_shape() -> ModelShape:
 
 
 def quant_rows() -> list[dict[str, Any]]:
-    """A row for every quantization, the largest first, as `--quant list --json` writes it.
+    """Return a row for every quantization, largest first, as in `--quant list --json`.
 
-    Keys: `name`; `nominal_bits` (bits a weight of the type that most tensors have); `bits_per_weight` (of `REFERENCE`
-    as a whole, by the predictor); `block` (what rows must be a multiple of); `imatrix` (`required`, `used` or
-    `none`); `for`.
+    Keys:
+        name: name of the quantization.
+        nominal_bits: bits per weight of the type of most tensors.
+        bits_per_weight: predicted average for the whole of `REFERENCE`.
+        block: row lengths must be a multiple of this.
+        imatrix: `required`, `used` or `none`.
+        for: purpose.
     """
     model = reference_shape()
     rows = [
@@ -118,7 +122,7 @@ def quant_rows() -> list[dict[str, Any]]:
 
 
 def refused_rows() -> list[dict[str, str]]:
-    """Names that llama.cpp knows and that are refused here: `name`, `reason`, `instead`."""
+    """Return the names that llama.cpp knows but compact-edge refuses. Keys: `name`, `reason`, `instead`."""
     return [{"name": name, "reason": reason, "instead": instead} for name, (reason, instead) in REFUSED.items()]
 
 

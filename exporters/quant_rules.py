@@ -1,6 +1,7 @@
-"""The mixture rules of llama.cpp's quantizer (`llama_tensor_get_type_impl` of src/llama-quant.cpp), dense models.
+"""The rules by which llama.cpp's quantizer mixes types in dense models.
 
-Mixtures of experts and Falcon have rules of their own there; neither has a row in the family table.
+Source: `llama_tensor_get_type_impl` in src/llama-quant.cpp. Its special rules for mixtures of experts and Falcon are
+left out, because the family table has neither.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class TensorShape:
 
     Attributes:
         name: GGUF name.
-        shape: GGUF order: length of a row (inputs of a matrix) first.
-        type: name of its type in the source.
+        shape: in GGUF order: row length (inputs of a matrix) first.
+        type: name of the type in the source.
     """
 
     name: str
@@ -40,14 +41,14 @@ class TensorShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the rules look at.
+    """Input of the rules.
 
     Attributes:
         tensors: all tensors, in any order.
         arch: `general.architecture`.
         n_layer: `ARCH.block_count`.
-        n_head: `ARCH.attention.head_count` (of the first layer).
-        n_head_kv: `ARCH.attention.head_count_kv` (of the first layer).
+        n_head: `ARCH.attention.head_count` of the first layer.
+        n_head_kv: `ARCH.attention.head_count_kv` of the first layer.
     """
 
     tensors: tuple[TensorShape, ...]
@@ -63,7 +64,7 @@ class ModelShape:
 
     @property
     def is_70b(self) -> bool:
-        """llama.cpp calls a model of 80 layers 70B (`LLM_TYPE_70B`) and gives its value projection more bits."""
+        """Whether llama.cpp treats the model as 70B (`LLM_TYPE_70B`, 80 layers). This gives its values more bits."""
         if self.n_layer != 80:
             return False
         return self.arch == "qwen2" or (self.arch == "llama" and self.n_head != self.n_head_kv)
@@ -84,7 +85,7 @@ class Choice(enum.Enum):
     OTHER = enum.auto()
 
 
-# In llama.cpp's order: the first part found in the name decides.
+# In llama.cpp's order. The first part that occurs in the name decides.
 _PARTS = (
     ("attn_qkv.weight", Choice.VALUE),
     ("attn_kv_b.weight", Choice.VALUE),
@@ -101,7 +102,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 def category(name: str) -> Choice:
-    """Category of a tensor by its name."""
+    """Return the category of a tensor by its name."""
     if name == "output.weight":
         return Choice.OUTPUT
     if name in ("token_embd.weight", "per_layer_token_embd.weight"):
@@ -110,14 +111,14 @@ def category(name: str) -> Choice:
 
 
 def quantizable(tensor: TensorShape) -> bool:
-    """Whether llama.cpp changes the type of this tensor at all (`tensor_allows_quantization`)."""
-    # ggml counts dimensions without trailing ones: a matrix of one row is a vector to it.
+    """Whether llama.cpp may change the type of this tensor (`tensor_allows_quantization`)."""
+    # ggml ignores trailing dimensions of size one, so it treats a matrix with one row as a vector.
     has_rows = any(length != 1 for length in tensor.shape[1:])
     return has_rows and tensor.name.endswith("weight") and not any(part in tensor.name for part in _NEVER)
 
 
 def tensor_order(tensor: TensorShape) -> tuple[int, bytes]:
-    """Sort key: llama.cpp goes through the tensors by layer, then by name (`weight_name_comparer`)."""
+    """Return the sort key of llama.cpp: by layer, then by name (`weight_name_comparer`)."""
     match = _BLOCK.match(tensor.name)
     return (int(match[1]) if match else -1, tensor.name.encode())
 
@@ -128,7 +129,10 @@ _TERNARY = frozenset({"TQ1_0", "TQ2_0", "Q2_0"})
 
 
 class Mixture:
-    """The rules for one quantization and one model. `choose` counts layers: ask once a tensor, in `tensor_order`."""
+    """The rules for one quantization and one model.
+
+    `choose` counts layers, so call it exactly once per tensor, in `tensor_order`.
+    """
 
     def __init__(
         self, quant: str, base: str, model: ModelShape, *, tied: bool, output: str | None, has_imatrix: bool
@@ -143,7 +147,7 @@ class Mixture:
         self._seen = dict.fromkeys(Choice, 0)
 
     def choose(self, tensor: TensorShape, kind: Choice, block: int) -> str:
-        """Type that the rules want for a tensor, before its rows are looked at; `block` is that of the base type."""
+        """Return the type that the rules select, before any fallback. `block` is the block size of the base type."""
         if kind is Choice.OUTPUT or (kind is Choice.EMBEDDING and self._tied):
             return self._head(tensor.row, block)
         index = self._seen[kind]
@@ -252,5 +256,5 @@ class Mixture:
 
 
 def _more_bits(index: int, count: int) -> bool:
-    """`use_more_bits`: the first and last eighth of the layers and every third between."""
+    """`use_more_bits`: true for the first and last eighth of the layers, and for every third layer between."""
     return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2

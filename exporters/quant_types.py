@@ -1,9 +1,9 @@
-"""Quantization names as llama.cpp knows them, and the type that every tensor really gets.
+"""Quantization names of llama.cpp, and the type that each tensor actually gets.
 
-A name such as Q4_K_M is a mixture (`llama_ftype` of llama.h): the first layers, the value projection, the output and
+A name such as Q4_K_M is a mixture (`llama_ftype` in llama.h). The first layers, the value projection, the output, and
 tensors whose rows do not fit a block get other types than the nominal one. `predict_types` follows
-`llama_tensor_get_type` and `tensor_type_fallback` of llama.cpp's src/llama-quant.cpp (the release in llama-cpp-python
-0.3.36) for dense models. Types are named as in the `gguf` package: Q4_K, IQ4_NL, F16.
+`llama_tensor_get_type` and `tensor_type_fallback` in llama.cpp's src/llama-quant.cpp (the release in llama-cpp-python
+0.3.36) for dense models. Types have the names of the `gguf` package: Q4_K, IQ4_NL, F16.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class GgmlType:
     """A storage type (`ggml_type` of ggml.h).
 
     Attributes:
-        name: as in `gguf.GGMLQuantizationType`.
-        value: number in the file.
-        block: weights in a block; the length of a row must be a multiple.
-        bytes: size of a block.
-        weighted: quantising to it uses an importance matrix where one is given.
+        name: name in `gguf.GGMLQuantizationType`.
+        value: number of the type in a file.
+        block: weights per block. The row length must be a multiple of it.
+        bytes: bytes per block.
+        weighted: whether quantising to this type uses an importance matrix if there is one.
     """
 
     name: str
@@ -57,11 +57,11 @@ class GgmlType:
 
     @property
     def bits(self) -> float:
-        """Bits a weight."""
+        """Bits per weight."""
         return 8 * self.bytes / self.block
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of this type; `shape` has the row length first (GGUF order)."""
+        """Return the bytes of a tensor of this type. `shape` is in GGUF order (row length first)."""
         count = 1
         for length in shape:
             count *= length
@@ -104,14 +104,14 @@ GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantization that a user can ask for (`llama_ftype` of llama.h).
+    """A quantization that a user can request (`llama_ftype` in llama.h).
 
     Attributes:
-        name: as `llama-quantize` spells it.
+        name: name in `llama-quantize`.
         ftype: value of `general.file_type`.
         base: name of the type of most tensors.
-        writer: `direct` where this project writes the bytes itself (the same on every machine), `llama` otherwise.
-        needs_imatrix: llama.cpp refuses to make it without an importance matrix (where the rows fit its blocks).
+        writer: `direct` if compact-edge writes the bytes (equal on every machine), `llama` if llama.cpp does.
+        needs_imatrix: whether llama.cpp requires an importance matrix (if the rows fit its blocks).
     """
 
     name: str
@@ -122,17 +122,17 @@ class Quant:
 
     @property
     def uses_imatrix(self) -> bool:
-        """Whether an importance matrix changes a tensor: where the base type takes none, the head's K type does."""
+        """Whether an importance matrix changes any tensor. If not the base type, then the head's K type uses one."""
         return self.writer == "llama"
 
     @property
     def block(self) -> int:
-        """Weights in a block of the base type."""
+        """Weights per block of the base type."""
         return GGML_TYPES[self.base].block
 
     @property
     def nominal_bits(self) -> float:
-        """Bits a weight of the base type; `summarize` gives the real ones."""
+        """Bits per weight of the base type. `summarize` computes the actual average."""
         return GGML_TYPES[self.base].bits
 
 
@@ -180,9 +180,9 @@ QUANTS: Mapping[str, Quant] = MappingProxyType(
         for name, ftype, base in _FTYPES
     }
 )
-# Types that round to the nearest level without a search: for models trained with binary or ternary weights.
+# Types that only round to the nearest level. They are for models trained with binary or ternary weights.
 TRAINED_ONLY = frozenset({"Q1_0", "Q2_0", "TQ1_0", "TQ2_0"})
-# Names that llama.cpp knows and that are refused here, and why.
+# Names that llama.cpp knows but compact-edge refuses: name -> (reason, next step).
 REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "MXFP4_MOE": ("only experts become MXFP4, and a dense model would be Q8_0 throughout", "use Q8_0, or IQ4_NL"),
@@ -192,19 +192,19 @@ REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# Types that llama.cpp refuses to make without an importance matrix (`tensor_requires_imatrix`).
-_BLIND = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
-# It does not ask so of the embedding and the output; there these abort (`ggml_quantize_requires_imatrix`).
-_BLIND_HEADS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
-# Nearest quantization of 32-weight blocks, by base type, for models whose rows are no multiple of 256.
+# Types for which llama.cpp requires an importance matrix (`tensor_requires_imatrix`).
+_REQUIRES_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+# For the embedding and the output it does not check. There, these types abort (`ggml_quantize_requires_imatrix`).
+_HEAD_REQUIRES_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+# Base type -> nearest quantization with blocks of 32, for models whose row lengths are not multiples of 256.
 _NEAR = {"Q4_K": "IQ4_NL", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
-_NEAR_ELSE = "IQ4_NL"
-# A share of the bytes in larger types than asked for that the user should hear of.
+_NEAR_DEFAULT = "IQ4_NL"
+# Tell the user if more than this share of the bytes is in fallback types.
 FALLBACK_SHARE = 0.05
 
 
 def quant_named(name: str) -> Quant:
-    """The quantization of that name (any case; Q4_K means Q4_K_M). Raises UsageError for an unknown one."""
+    """Return the quantization with this name, in any case. Q4_K means Q4_K_M. Raises UsageError for an unknown name."""
     upper = name.upper()
     found = QUANTS.get(_ALIASES.get(upper, upper))
     if upper in REFUSED:
@@ -224,7 +224,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The storage type of that name (any case); the name of a quantization gives its base type. Raises UsageError."""
+    """Return the storage type with this name, in any case, or the base type of a quantization. Raises UsageError."""
     upper = name.upper()
     found = GGML_TYPES.get(upper)
     if found is None and upper in QUANTS:
@@ -235,12 +235,12 @@ def ggml_type(name: str) -> GgmlType:
 
 
 def grid(quant: str) -> int:
-    """What the rows of a matrix (`intermediate_size` for down_proj) must be a multiple of, to keep the base type."""
+    """Return the divisor of row lengths that keeps the base type. (down_proj has rows of intermediate_size.)"""
     return quant_named(quant).block
 
 
 def check_rows(quant: str, rows: Iterable[int]) -> None:
-    """Raise BudgetError where `predict_types` would for a matrix with one of these row lengths, before there is one."""
+    """Raise BudgetError if `predict_types` would for a matrix with one of these row lengths."""
     chosen = quant_named(quant)
     for row in rows:
         _fitting(chosen.base, TensorShape("the model", (row,), "F32"))
@@ -254,21 +254,21 @@ def predict_types(
     output_quant: str | None = None,
     has_imatrix: bool = False,
 ) -> dict[str, str]:
-    """The type that `llama_model_quantize` gives every tensor.
+    """Predict the type that `llama_model_quantize` gives each tensor.
 
     Args:
         model: shapes and head counts of the source.
         quant: name of a quantization.
         embedding_quant: type of token_embd (`token_embedding_type`).
-        output_quant: type of the output (`output_tensor_type`); with tied embeddings that is token_embd.
-        has_imatrix: an importance matrix will be given, for whichever tensors.
+        output_quant: type of the output (`output_tensor_type`). With tied embeddings, the output is token_embd.
+        has_imatrix: whether there will be an importance matrix, for any tensors.
 
     Returns:
-        Tensor name -> type name, in the order of llama.cpp (by layer, then by name).
+        Tensor name -> type name, in llama.cpp's order (by layer, then by name).
 
     Raises:
-        UsageError: an unknown name.
-        BudgetError: the rows of the embedding do not fit the type asked for (llama.cpp would write a broken tensor),
+        UsageError: a name is unknown.
+        BudgetError: the rows of the embedding do not fit the requested type (llama.cpp would write an invalid tensor),
             or the rows of a matrix do not fit and llama.cpp has no fallback for the type.
     """
     wanted = quant_named(quant)
@@ -295,22 +295,22 @@ def predict_types(
 
 
 def needing_imatrix(types: Mapping[str, str], quant: str) -> list[str]:
-    """Tensors among the predicted `types` for which llama.cpp refuses to work without an importance matrix."""
-    blind = _BLIND | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _BLIND
+    """Return the tensors in the predicted `types` for which llama.cpp requires an importance matrix."""
+    required = _REQUIRES_IMATRIX | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _REQUIRES_IMATRIX
     heads = ("token_embd.weight", "output.weight")
-    return [name for name, kind in types.items() if kind in (_BLIND_HEADS if name in heads else blind)]
+    return [name for name, kind in types.items() if kind in (_HEAD_REQUIRES_IMATRIX if name in heads else required)]
 
 
 @dataclass(frozen=True)
 class QuantSummary:
-    """What a quantization comes to on one model.
+    """The actual size of a quantization for one model.
 
     Attributes:
-        bits_per_weight: over all tensors, norms included.
+        bits_per_weight: average over all tensors, including norms.
         total_bytes: sum of the tensors' sizes.
-        fallbacks: tensor name -> (type wanted, type got) where the rows did not fit.
+        fallbacks: tensor name -> (wanted type, actual type), for tensors whose rows do not fit.
         fallback_share: share of `total_bytes` in those tensors.
-        suggestion: name of the nearest quantization whose blocks fit, where the share is worth saying.
+        suggestion: name of the nearest quantization whose blocks fit, if the share is above `FALLBACK_SHARE`.
     """
 
     bits_per_weight: float
@@ -328,7 +328,7 @@ def summarize(
     output_quant: str | None = None,
     has_imatrix: bool = False,
 ) -> QuantSummary:
-    """Real size of a quantization and what fell back. Arguments and errors as `predict_types`."""
+    """Compute the actual size of a quantization and its fallbacks. Arguments and errors as in `predict_types`."""
 
     def types(shape: ModelShape) -> dict[str, str]:
         return predict_types(
@@ -336,9 +336,9 @@ def summarize(
         )
 
     got = types(model)
-    # What the same rules give where every row fits every block.
-    roomy = [replace(t, shape=(-(-t.row // 256) * 256, *t.shape[1:])) for t in model.tensors]
-    wanted = types(replace(model, tensors=tuple(roomy)))
+    # Apply the same rules to a model whose rows fit every block size.
+    aligned = [replace(t, shape=(-(-t.row // 256) * 256, *t.shape[1:])) for t in model.tensors]
+    wanted = types(replace(model, tensors=tuple(aligned)))
     sizes = {tensor.name: GGML_TYPES[got[tensor.name]].size(tensor.shape) for tensor in model.tensors}
     total = sum(sizes.values())
     fallbacks = {name: (wanted[name], got[name]) for name in got if wanted[name] != got[name]}
@@ -346,12 +346,12 @@ def summarize(
     chosen = quant_named(quant)
     suggestion = None
     if share > FALLBACK_SHARE and chosen.block > 32:
-        suggestion = _NEAR.get(chosen.base, _NEAR_ELSE)
+        suggestion = _NEAR.get(chosen.base, _NEAR_DEFAULT)
     weights = sum(tensor.count for tensor in model.tensors)
     return QuantSummary(8 * total / weights if weights else 0.0, total, fallbacks, share, suggestion)
 
 
-# `tensor_type_fallback`: types of large blocks -> the type of 32-weight blocks that takes their place.
+# `tensor_type_fallback`: type with large blocks -> replacement with blocks of 32.
 _FALLBACK = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
@@ -367,9 +367,9 @@ def _fitting(name: str, tensor: TensorShape) -> str:
     smaller = _FALLBACK.get(name, name)
     if GGML_TYPES[smaller].block > 32:
         raise BudgetError(
-            f"{tensor.name}: rows of {tensor.row} weights are no multiple of {GGML_TYPES[name].block} ({name}), and "
-            "llama.cpp has no other type for them",
-            "choose a type of 32-weight blocks, such as IQ4_NL, or IQ2_XXS, which falls back to one",
+            f"{tensor.name}: rows of {tensor.row} weights are not a multiple of {GGML_TYPES[name].block} ({name}), and "
+            "llama.cpp has no fallback type for them",
+            "choose a type with blocks of 32 weights, such as IQ4_NL, or IQ2_XXS, which falls back to one",
         )
     return smaller if tensor.row % GGML_TYPES[smaller].block == 0 else "F16"
 
@@ -377,6 +377,6 @@ def _fitting(name: str, tensor: TensorShape) -> str:
 def _check_rows(tensor: TensorShape, explicit: GgmlType) -> None:
     if tensor.row % explicit.block:
         raise BudgetError(
-            f"{tensor.name}: rows of {tensor.row} weights are no multiple of {explicit.block} ({explicit.name})",
-            "choose a type of 32-weight blocks: Q8_0, Q5_1, Q5_0, IQ4_NL or Q4_0",
+            f"{tensor.name}: rows of {tensor.row} weights are not a multiple of {explicit.block} ({explicit.name})",
+            "choose a type with blocks of 32 weights: Q8_0, Q5_1, Q5_0, IQ4_NL or Q4_0",
         )

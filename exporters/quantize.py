@@ -1,4 +1,4 @@
-"""Quantises a GGUF through `llama_model_quantize` of llama.cpp, in a child process."""
+"""Quantises a GGUF with llama.cpp's `llama_model_quantize`, in a child process."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ def quantize_gguf(
     n_threads: int = 1,
     progress: Progress = SILENT,
 ) -> None:
-    """Write `target`, the quantised `source`.
+    """Quantise `source` and write the result to `target`.
 
-    What every tensor becomes is what `quant_types.predict_types` says. The child dies with this process and with
-    any exception here (Ctrl-C included), and `target` is removed unless it is complete.
+    Each tensor gets the type that `quant_types.predict_types` returns. If this process ends, or raises an exception
+    here (including Ctrl-C), the child ends too. An incomplete `target` is removed.
 
     Args:
-        source: a GGUF of float types.
-        target: a path at which nothing is yet; its directory is there.
+        source: a GGUF with float types.
+        target: a path that does not exist. Its directory must exist.
         quant: a name of `quant_types.QUANTS`.
-        imatrix: importance matrix; entries for tensors that the source lacks are ignored.
-        embedding_quant: type of token_embd, where not the mixture's.
-        output_quant: type of the output, where not the mixture's; with tied embeddings that is token_embd.
+        imatrix: importance matrix. Entries for tensors that are not in the source are ignored.
+        embedding_quant: type of token_embd, if different from the mixture's.
+        output_quant: type of the output, if different from the mixture's. With tied embeddings, this is token_embd.
         n_threads: threads for quantising.
-        progress: gets one unit a tensor.
+        progress: receives one unit per tensor.
 
     Raises:
-        UsageError: an unknown name, or an importance matrix is needed and not given.
-        BudgetError: `embedding_quant` or `output_quant` does not fit the rows, or llama.cpp has no fallback for them.
-        OutputExistsError: something is at `target`.
-        ModelNotFoundError, DamagedFileError, QuantizedCheckpointError: the source.
+        UsageError: a name is unknown, or a required importance matrix is missing.
+        BudgetError: the rows do not fit `embedding_quant` or `output_quant`, or llama.cpp has no fallback for them.
+        OutputExistsError: `target` exists.
+        ModelNotFoundError, DamagedFileError, QuantizedCheckpointError: the source is missing or unusable.
         GateError: the quantised values are not finite.
-        StorageError: the file system refused.
+        StorageError: the target cannot be written.
         EngineCrashedError: llama.cpp aborted.
     """
     chosen = quant_named(quant)
     if n_threads < 1:
-        raise UsageError(f"{n_threads} threads are too few")
+        raise UsageError(f"n_threads is {n_threads}, but must be at least 1")
     if os.path.lexists(target):
-        raise OutputExistsError(f"{target} is there already")
+        raise OutputExistsError(f"{target} already exists")
     model = read_header(source).model_shape(str(source))
     types = predict_types(
         model, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=imatrix is not None
     )
     covered = imatrix.means.keys() if imatrix is not None else frozenset[str]()
-    blind = [name for name in needing_imatrix(types, quant) if name not in covered]
-    if blind:
+    uncovered = [name for name in needing_imatrix(types, quant) if name not in covered]
+    if uncovered:
         raise UsageError(
-            f"{chosen.name} needs an importance matrix for {blind[0]} and {len(blind) - 1} other tensors",
-            "calibrate with an importance matrix, or choose a larger quantization",
+            f"{chosen.name} needs an importance matrix for {uncovered[0]} and {len(uncovered) - 1} other tensors",
+            "provide an importance matrix, or choose a larger quantization",
         )
     entries = imatrix.fitting(model) if imatrix is not None else {}
     request: dict[str, Any] = {
@@ -78,13 +78,13 @@ def quantize_gguf(
         "output_type": ggml_type(output_quant).value if output_quant else None,
         "names": list(entries),
     }
-    # The subject stands in every message: a crash must say which type it came from.
+    # The subject is part of every message, so a crash message also names the type.
     child = NativeChild("exporters.quantize_child", f"{source.name} to {chosen.name}", _CRASH_HINT)
     try:
         with progress.task(f"Quantising to {chosen.name}", len(model.tensors), "tensors") as task:
             child.ask(request, list(entries.values()), lambda _message: task.advance())
     except BaseException:
-        # The child writes the file: it must be gone before the file is removed.
+        # The child writes the file, so it must end before the file is removed.
         child.kill()
         target.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""The child of `exporters.quantize`: one call of `llama_model_quantize` (`python -m exporters.quantize_child`)."""
+"""Child process of `exporters.quantize`: calls `llama_model_quantize` (`python -m exporters.quantize_child`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 class _Server:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._callback: Any = None  # kept alive: llama.cpp holds a bare pointer to it
+        self._callback: Any = None  # llama.cpp keeps a raw pointer, so this reference must stay alive
 
     def __call__(self, request: dict[str, Any], arrays: list[Array]) -> Answer:
         try:
             import llama_cpp
-        except (ImportError, RuntimeError, OSError) as error:  # absent, or its shared library does not load
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, or its shared library cannot be loaded
             hint = "install the extra: pip install 'compact-edge[prune]'"
             raise RefusedError("unavailable", f"llama-cpp-python cannot be used: {error}", hint) from error
         log = NativeLog(self._on_line)
@@ -43,7 +43,7 @@ class _Server:
             params.imatrix = entries
         source, target = bytes.fromhex(request["source"]), bytes.fromhex(request["target"])
         if llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)) != 0:
-            # The error may follow a progress line without a line break, padded for a terminal.
+            # The error may follow a padded progress line without a line break, so collapse white space.
             raise _refusal(" ".join(log.reason().split()) or "no reason given")
         return {}, ()
 
@@ -53,29 +53,31 @@ class _Server:
 
 
 def _entries(llama_cpp: Any, names: Sequence[str], arrays: Sequence[Array]) -> Any:
-    """The array of `llama_model_imatrix_data` that `imatrix` of `llama_model_quantize_params` points to."""
+    """Build the array of `llama_model_imatrix_data` for `llama_model_quantize_params.imatrix`."""
     if not names:
         return None
     entries = (llama_cpp.llama_model_imatrix_data * (len(names) + 1))()
     for entry, name, values in zip(entries, names, arrays, strict=False):
         entry.name = name.encode("utf-8")
-        # llama.cpp copies the values before it does anything else, and `arrays` outlives the call.
+        # llama.cpp copies the values first, and `arrays` stays alive during the call.
         entry.data = np.ascontiguousarray(values, dtype=np.float32).ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = values.size
-    return entries  # the last entry stays zero: it closes the list
+    return entries  # the last entry stays zero and ends the list
 
 
 def _refusal(reason: str) -> RefusedError:
     if "imatrix" in reason or "importance matrix" in reason:
-        hint = "give an importance matrix, or choose a larger quantization"
-        return RefusedError("usage", f"llama.cpp refuses: {reason}", hint)
+        hint = "provide an importance matrix, or choose a larger quantization"
+        return RefusedError("usage", f"llama.cpp needs an importance matrix: {reason}", hint)
     if "requantizing from type" in reason:
-        return RefusedError("quantized", f"the source is quantised already: {reason}", "start from f16 or f32")
+        return RefusedError("quantized", f"the source is already quantised: {reason}", "start from f16 or f32")
     if "no tensor type fallback" in reason or "invalid output file type" in reason:
-        return RefusedError("usage", f"llama.cpp cannot make this type here: {reason}", "choose another type")
+        return RefusedError("usage", f"llama.cpp cannot use this type here: {reason}", "choose another type")
     if "validation failed" in reason:
         return RefusedError(
-            "gate", f"quantised values are not finite: {reason}", "check the source and the importance matrix for NaN"
+            "gate",
+            f"the quantised values are not finite: {reason}",
+            "check the source and the importance matrix for NaN",
         )
     if "iostream error" in reason or "write" in reason:
         return RefusedError("storage", f"cannot write the file: {reason}", "check the free space of the disk")

@@ -1,4 +1,4 @@
-"""What scores a task: the interface of a runtime, and the tokenizer that Transformers and onnxruntime share."""
+"""The interface of a runtime that scores tasks, and the tokenizer for Transformers and onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from compact.tokenizer import encode, load_tokenizer
 from exporters.engine import Generation
 from exporters.prefix_groups import Group, Score
 
-# ids so far -> whether a stop string has come
+# new ids so far -> whether they contain a stop string
 Ended = Callable[[list[int]], bool]
-# units of finished work
+# number of newly finished units
 Advance = Callable[[int], None]
-# By branch and row of targets.
+# Scores by branch and row of targets.
 GroupScores = list[list[Score]]
-# Sequences that are scored at a time.
+# Maximum sequences that are scored at a time.
 BATCH_SIZE = 16
 # Tokens generated between two looks for a stop string.
 _CHUNK = 16
 
 
 class Runtime(Protocol):
-    """A model held open by what runs it.
+    """An open model in some runtime.
 
     Attributes:
-        name: of the runtime, for people.
-        max_length: most positions of a sequence.
-        prefix_token: the id that stands before a text without a context: BOS, or EOS where there is no BOS.
+        name: name of the runtime, for display.
+        max_length: maximum positions in a sequence.
+        prefix_token: the id before a text without context: BOS, or EOS if there is no BOS.
     """
 
     name: str
@@ -37,38 +37,41 @@ class Runtime(Protocol):
     prefix_token: int
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
-        """Token ids; `special` says whether with the tokens that the tokenizer adds.
+        """Return the token ids of a text.
 
-        None: with them, unless the text begins with the text of `prefix_token` already.
+        Args:
+            text: the text.
+            special: whether to include the tokens that the tokenizer adds. None: include them unless the text
+                starts with the text of `prefix_token`.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """Return the text of ids, without special tokens."""
 
     def score(self, groups: Sequence[Group], advance: Advance) -> list[GroupScores]:
-        """Scores of groups, each of at most `BATCH_SIZE` branches or what the runtime was opened with.
+        """Score groups. Each has at most as many branches as the runtime's batch size (default `BATCH_SIZE`).
 
-        `advance` is told of every token fed.
+        `advance` receives the number of processed tokens.
         """
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, ended: Ended, advance: Advance
     ) -> list[list[int]]:
-        """Greedy continuations of prompts, each until `ended`, an end of the model's own (left out) or the limit."""
+        """Continue prompts greedily until `ended`, an end token of the model (not returned), or `max_tokens`."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release the model."""
 
 
 class CheckpointTokenizer:
-    """tokenizer.json of a folder, through Transformers."""
+    """The tokenizer of a folder, loaded with Transformers."""
 
     def __init__(self, folder: Path) -> None:
-        """Load it.
+        """Load the tokenizer.
 
         Raises:
-            DamagedFileError: it cannot be loaded.
-            DataError: it has neither BOS nor EOS.
+            DamagedFileError: the tokenizer cannot be loaded.
+            DataError: the tokenizer has neither BOS nor EOS.
         """
         self._tokenizer = load_tokenizer(folder)
         ends: int | None = self._tokenizer.eos_token_id
@@ -95,9 +98,9 @@ class CheckpointTokenizer:
 
 
 def packs(groups: Sequence[Group], *, max_branches: int, max_tokens: int) -> Iterator[list[int]]:
-    """Indices of groups of like lengths, so many at a time as stay within the limits; at least one.
+    """Yield packs of indices of groups with similar lengths, within the limits, with at least one group each.
 
-    Those with and without a shared beginning are not mixed.
+    Groups with and without a shared prefix are not mixed.
     """
 
     def length(index: int) -> tuple[int, int]:
@@ -105,7 +108,7 @@ def packs(groups: Sequence[Group], *, max_branches: int, max_tokens: int) -> Ite
 
     pack: list[int] = []
     branches = tokens = 0
-    # The longest first: what does not fit into memory fails at once, and the time left is overestimated.
+    # Longest first: running out of memory then happens at the start, and the time left is rather overestimated.
     for index in sorted(range(len(groups)), key=length, reverse=True):
         group = groups[index]
         count, size = len(group.branches), group.n_tokens
@@ -127,12 +130,12 @@ def score_in_packs(
     max_branches: int,
     max_tokens: int,
 ) -> list[GroupScores]:
-    """Score groups through `score`, which takes so many at a time as stay within the limits."""
+    """Score groups with `score`, in packs within the limits. Return the scores in the order of `groups`."""
     results: list[GroupScores] = [[] for _ in groups]
     for pack in packs(groups, max_branches=max_branches, max_tokens=max_tokens):
         for index, scores in zip(pack, score([groups[index] for index in pack]), strict=True):
             results[index] = scores
-        # Once a pass: told of each group, a bar would show the rate of telling.
+        # Report once per pass. Reports per group would distort the displayed rate.
         advance(sum(groups[index].n_tokens for index in pack))
     return results
 

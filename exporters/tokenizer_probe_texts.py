@@ -1,4 +1,4 @@
-"""Text that tokenizers disagree on: what the parity gate compares llama.cpp's ids with the HF tokenizer's on."""
+"""Probe texts on which tokenizers often differ. The parity gate compares llama.cpp's ids with Hugging Face's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TEXTS: tuple[str, ...] = (
 
 
 def probe_texts(special_tokens: Sequence[str]) -> list[str]:
-    """The built-in texts, the sentences of every language, and every special token alone and inside text."""
+    """Return the built-in texts, one sentence per language, and up to 64 special tokens, alone and inside text."""
     named = [token for token in special_tokens if token][:64]
     inside = [f"before {token}after {token} {token}\n{token}" for token in named]
     broken = [f"{token[:-1]} {token[1:]} {token} " for token in named[:8] if len(token) > 2]

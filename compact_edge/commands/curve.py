@@ -1,4 +1,4 @@
-"""`compact-edge curve`: what each size of a model costs, as a table and a plot."""
+"""`compact-edge curve`: show what each size of a model costs, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from compact_edge.commands.shared import (
 
 @click.command(cls=QuantCommand)
 @click.argument("model")
-@click.option("--quant", help="GGUF type of the files, or `list` (default: that of the target gguf).")
+@click.option("--quant", help="GGUF type of the files, or `list` (default: the type of the target gguf).")
 @click.option(
     "--points",
     type=click.IntRange(1, 50),
     default=6,
     show_default=True,
-    help="How many ratios, evenly from 0.05 to 0.5; each judges 6 sizes.",
+    help="Number of ratios, evenly spaced from 0.05 to 0.5. Each evaluates 6 sizes.",
 )
 @ranking_options
 @calibration_options
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
-@click.option("--no-cache", is_flag=True, help="Measure every size anew and keep nothing.")
+@click.option("--no-cache", is_flag=True, help="Measure every size again; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def curve(
     model: str,
@@ -47,11 +47,11 @@ def curve(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """What each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
+    """Show what each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
 
-    For every ratio of parameters removed the best split between vocabulary and FFN is searched, by bits per byte on
-    text of each calibration source that the calibration does not hold. Nothing is pruned, repaired or exported:
-    --method repair and --repair-tokens change no figure.
+    For each ratio of removed parameters, the best split between vocabulary and FFN is searched. It is measured in bits
+    per byte on text of each calibration source that is not used for calibration. Nothing is pruned, repaired or
+    exported, so --method repair and --repair-tokens have no effect.
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
@@ -97,13 +97,13 @@ def curve(
         print_json({"out": str(out), **found.as_dict()})
         return
     print_curve(found)
-    click.echo(f"wrote {out}\nnext, for one of these sizes or one between:")
+    click.echo(f"wrote {out}\nnext, for any size in this range:")
     words = ["build", model, "--target", GgufFormat.profile, "--quant", gguf.quant, *_given(values)]
     click.echo(f"  compact-edge {shlex.join(words)} --fit SIZE")
 
 
 def _given(values: Mapping[str, Any]) -> list[str]:
-    """Those of the options named in `values` that are on the line: a build of the same model takes them too."""
+    """Return the options in `values` that the user gave. A build of the same model accepts them too."""
     context = click.get_current_context()
     words: list[str] = []
     for parameter in context.command.params:

@@ -1,4 +1,4 @@
-"""`compact-edge gather`: cells that were made apart, joined into one release."""
+"""`compact-edge gather`: join cells that were built separately into one release."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from compact_edge.commands.shared import DIRECTORY
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def gather(folder: tuple[Path, ...], out: Path, force: bool, as_json: bool) -> None:
-    """Join the cells of one release.toml, each FOLDER made by `compact-edge release --cell`, into a release.
+    """Join cells of one release.toml into a release. `compact-edge release --cell` builds each FOLDER.
 
-    A FOLDER may also be a plan's, a report of `compact-edge bench` on one of the files, or a directory that holds such
-    folders. Every file is hashed again. Cells of another release.toml or of another plan are refused; a cell that is
-    missing is named, the others are published, and the exit code is 3.
+    A FOLDER may also be the folder of a plan, a report of `compact-edge bench` on one of the files, or a directory of
+    such folders. All files are hashed again. Cells of another release.toml or another plan are refused. If cells are
+    missing, the command names them, publishes the others, and ends with exit code 3.
     """
     from compact_edge.release import command
 

@@ -1,4 +1,4 @@
-"""`compact-edge inspect`: where a model's parameters are, and which models fit a device."""
+"""`compact-edge inspect`: show a model's parameters by part, and which models fit a device."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ _LIST = "list"
 @click.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
-    "--ratio", type=float, help="Show what stays where this share of all parameters goes, as a build splits it."
+    "--ratio", type=float, help="Show what remains after removing this share of all parameters, split as in a build."
 )
-@click.option("--vocab-size", type=click.IntRange(1), help="Show what stays at this vocab_size.")
-@click.option("--intermediate-size", type=click.IntRange(1), help="Show what stays at this intermediate_size.")
+@click.option("--vocab-size", type=click.IntRange(1), help="Show what remains at this vocab_size.")
+@click.option("--intermediate-size", type=click.IntRange(1), help="Show what remains at this intermediate_size.")
 @click.option(
     "--languages",
     multiple=True,
     metavar="CODES",
     callback=split_codes,
-    help="Show what each vocab_size keeps of text in these languages, such as en,de,code.",
+    help="Show how much text in these languages each vocab_size covers, such as en,de,code.",
 )
-@click.option("--target", "target_name", help="Say whether the models fit this device: a profile's name or TOML file.")
-@click.option("--quant", help="With --target: this GGUF type instead of the profile's.")
-@click.option("--context", type=click.IntRange(1), help="With --target: this context length instead of the profile's.")
+@click.option("--target", "target_name", help="Show whether the models fit this device (profile name or TOML file).")
+@click.option("--quant", help="With --target: use this GGUF type instead of the profile's.")
+@click.option(
+    "--context", type=click.IntRange(1), help="With --target: use this context length instead of the profile's."
+)
 @click.option("--list", "listed", is_flag=True, help="List the built-in table of published models.")
-@click.option("--all", "every", is_flag=True, help="Shares of every model of the built-in table.")
+@click.option("--all", "every", is_flag=True, help="Show the shares of every model in the built-in table.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="With --all: draw the shares into this .svg or .png file.",
+    help="With --all: plot the shares to this .svg or .png file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def inspect(
@@ -54,14 +56,14 @@ def inspect(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Parameters of MODEL by part: vocabulary, attention, FFN, norms; and its sizes.
+    """Show the sizes of MODEL and its parameters by part: vocabulary, attention, FFN, norms.
 
-    MODEL is a checkpoint directory, a config.json or a directory that holds only that, a .gguf file, a model on the
-    Hugging Face Hub (org/name or org/name@revision; only config.json is fetched), a built-in model (tiny,
-    smollm2-135m), or a name of the built-in table of published models (inspect --list).
+    MODEL is a checkpoint directory, a config.json or a directory with only that file, a .gguf file, a model on the
+    Hugging Face Hub (org/name or org/name@revision; only config.json is downloaded), a built-in model (tiny,
+    smollm2-135m), or a name in the built-in table of published models (inspect --list).
 
-    With --target: which of the models fit that device, and the smallest cut that makes the others fit; of the whole
-    table where no MODEL is named.
+    With --target, show which of the models fit that device, and the smallest cut that makes the others fit. Without a
+    MODEL, show this for the whole table.
     """
     from compact.errors import UsageError
     from compact.language_use import parse_languages
@@ -71,13 +73,13 @@ def inspect(
     request = Request(ratio, vocab_size, intermediate_size)
     request.check()
     if target_name is None and (quant is not None or context is not None):
-        raise UsageError(f"{'--quant' if quant is not None else '--context'}: of no target", "add --target NAME")
+        raise UsageError(f"{'--quant' if quant is not None else '--context'} needs --target", "add --target NAME")
     if languages and (listed or every or target_name is not None or len(models) != 1):
-        raise UsageError("--languages: shows the vocabulary of one MODEL", "name one, and leave the others out")
+        raise UsageError("--languages: exactly one MODEL is needed", "give one MODEL, and no --list, --all or --target")
     if languages:
         parse_languages(languages)
     if plot is not None and not every:
-        raise UsageError("--plot: it draws the built-in table", "add --all")
+        raise UsageError("--plot: only the built-in table can be plotted", "add --all")
     if listed or models == (_LIST,):
         _alone("--list", models if listed else (), request, target_name, every)
         _print_list(as_json)
@@ -86,22 +88,22 @@ def inspect(
         _print_all(plot, as_json)
     elif target_name is not None:
         if request.asked:
-            raise UsageError("--target finds the sizes itself", "leave out --ratio and the sizes")
+            raise UsageError("--target chooses the sizes itself", "omit --ratio and the sizes")
         quiet_libraries(*models)
         _print_fits(models, target_name, quant, context, as_json)
     elif len(models) == 1:
         quiet_libraries(*models)
         _print_one(models[0], request, languages, as_json)
     else:
-        what = f"{len(models)} models without --target" if models else "no MODEL"
-        raise UsageError(f"inspect: {what}", "name one, or add --target NAME, --all or --list")
+        what = f"{len(models)} models without --target" if models else "MODEL is missing"
+        raise UsageError(f"inspect: {what}", "give one MODEL, or add --target NAME, --all or --list")
 
 
 def _alone(option: str, models: tuple[str, ...], request: Request, target: str | None, other: bool) -> None:
     from compact.errors import UsageError
 
     if models or request.asked or target is not None or other:
-        raise UsageError(f"{option} goes with no model, size or target", "leave the others out")
+        raise UsageError(f"{option} cannot be combined with a model, size or target", "omit the others")
 
 
 def _opened(models: tuple[str, ...], languages: tuple[str, ...] = ()) -> list[Inspected]:

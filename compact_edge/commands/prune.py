@@ -1,4 +1,4 @@
-"""`compact-edge prune`: a model to a smaller Hugging Face checkpoint."""
+"""`compact-edge prune`: prune a model to a smaller Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from compact_edge.commands.shared import (
 @click.argument("model")
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @budget_options
-@click.option("--quant", help="Keep intermediate_size on the grid of this GGUF type.")
+@click.option("--quant", help="Make intermediate_size a multiple of the block size of this GGUF type.")
 @calibration_options
 @recovery_options
 @compute_options
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
-@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:
     """Prune MODEL with COMPACT and write a standard Hugging Face checkpoint with its plan.json.
@@ -36,7 +36,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
 
-    Several devices share the calibration when torchrun starts one process for each: torchrun --nproc-per-node 2
+    To use several devices for the calibration, start one process per device with torchrun: torchrun --nproc-per-node 2
     -m compact_edge prune MODEL --out DIR.
     """
     from compact.distributed import joined
@@ -80,7 +80,7 @@ def _prune(
     check_output(out, force=force, inputs=inputs)
     options = prune_options(values, channel_grid=grid(quant) if quant else 1)
     if options.fit_bytes is not None and quant is None:
-        raise UsageError("--fit: the size of a file of which type?", "name the GGUF type with --quant")
+        raise UsageError("--fit: the type of the file is missing", "give the GGUF type with --quant")
     check_calibration(model, options)
     console = Console() if is_main() else SILENT
     with open_cache(enabled=use_cache) as cache:
@@ -89,7 +89,7 @@ def _prune(
         if licence is not None:
             console.note(licence_note(licence, source.directory, card=False))
             if derived_name(out.name, licence) != out.name:
-                console.note(f"{out.name}: call it {derived_name(out.name, licence)} before you publish it")
+                console.note(f"{out.name}: rename it to {derived_name(out.name, licence)} before you publish it")
         context = Context(source, options, cache, console)
         size_of = None
         if quant is not None and options.fit_bytes is not None:

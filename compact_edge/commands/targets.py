@@ -1,4 +1,4 @@
-"""`compact-edge targets`: the device profiles."""
+"""`compact-edge targets`: list or show the device profiles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def targets(name: str | None, as_json: bool) -> None:
-    """List the device profiles, or show the profile NAME and where each of its numbers comes from.
+    """List the device profiles, or show the profile NAME with the source of each number.
 
-    NAME is one of the list, or the path of a TOML file of your own.
+    NAME is a name in the list, or the path of your own TOML file.
     """
     from compact_edge.console import print_json
     from targets.profile import list_profiles, load_profile
@@ -37,7 +37,7 @@ def targets(name: str | None, as_json: bool) -> None:
 
 
 def overview(profiles: tuple[Profile, ...]) -> str:
-    """Return the table of `profiles`, one a line."""
+    """Return a table of `profiles`, one per line."""
     from compact_edge.console import format_table
 
     header = ("NAME", "TYPE", "OTHER ROWS", "MEMORY", "STORAGE", "DESCRIPTION")
@@ -56,7 +56,7 @@ def overview(profiles: tuple[Profile, ...]) -> str:
 
 
 def describe(profile: Profile) -> str:
-    """Return everything that `profile` says, each figure with its source."""
+    """Return all values of `profile` as text. Each number has its source."""
     facts = [
         ("name", profile.name),
         ("description", profile.description),
@@ -64,7 +64,7 @@ def describe(profile: Profile) -> str:
         ("quantization", profile.quantization),
     ]
     if profile.quantization_block32 != profile.quantization:
-        facts.append((f"rows that are no multiple of {profile.quantization_block}", profile.quantization_block32))
+        facts.append((f"rows that are not a multiple of {profile.quantization_block}", profile.quantization_block32))
     facts += [("embedding", profile.embedding_quant), ("why", profile.why)]
     if profile.execution_provider is not None:
         facts.append(("execution provider", profile.execution_provider))

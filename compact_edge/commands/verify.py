@@ -1,4 +1,4 @@
-"""`compact-edge verify`: re-hash what was published, or make a release's files again and compare."""
+"""`compact-edge verify`: check the hashes of published files, or rebuild a release's files and compare."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from compact_edge.commands.shared import DIRECTORY
 @click.command()
 @click.argument("directory", type=DIRECTORY)
 @click.option(
-    "--rebuild", is_flag=True, help="Make the files of a release again from plan.json and the source, and compare."
+    "--rebuild", is_flag=True, help="Rebuild the files of a release from plan.json and the source, and compare."
 )
-@click.option("--model", help="With --rebuild: the source, where it is no built-in model.")
+@click.option("--model", help="With --rebuild: the source, if it is not a built-in model.")
 @click.option(
-    "--plan", type=DIRECTORY, help="With --rebuild: the plan's folder, where the plan names an updates.safetensors."
+    "--plan", type=DIRECTORY, help="With --rebuild: the plan's folder, if the plan uses an updates.safetensors."
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def verify(directory: Path, rebuild: bool, model: str | None, plan: Path | None, as_json: bool) -> None:
-    """Re-hash every file of a published DIRECTORY against its SHA256SUMS.
+    """Check every file of a published DIRECTORY against its SHA256SUMS.
 
-    In a release, the manifests are read too: every file that they name must be there with its hash. With --rebuild the
-    files are made again. F32, F16, BF16 and Q8_0 must be the same bytes everywhere; a quantised file is compared only
-    where the engine's build and the instruction set are those that made it, else it is not comparable (exit code 69).
+    In a release, also check that every file in the manifests exists and has the right hash. With --rebuild, build the
+    files again and compare. F32, F16, BF16 and Q8_0 files must have equal bytes on every machine. Other quantised
+    files can be compared only with the same build of the engine and the same instruction set. Otherwise they are not
+    comparable (exit code 69).
     """
     from compact.errors import UsageError
     from compact_edge.console import print_json
@@ -32,7 +33,7 @@ def verify(directory: Path, rebuild: bool, model: str | None, plan: Path | None,
 
     for option, given in (("--model", model is not None), ("--plan", plan is not None)):
         if given and not rebuild:
-            raise UsageError(f"{option} is for --rebuild", "add --rebuild, or leave it out")
+            raise UsageError(f"{option} is only for --rebuild", "add --rebuild, or omit it")
     checked = checked_files(directory)
     if rebuild:
         from compact_edge.quiet import quiet_libraries

@@ -127,14 +127,14 @@ def test_what_is_refused(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
     assert_error(capsys, [*plain, "--quant", "MXFP4_MOE"], 2, "a dense model would be Q8_0 throughout", "use Q8_0")
     huge = Workshop(tmp_path / "huge", hidden_size=768, intermediate_size=512, num_attention_heads=12)
     too_large = ["export", str(huge.model), "--quant", "F32", "--split-max-size", "1M", "--out", str(out)]
-    assert_error(capsys, too_large, 2, "alone has 2.4 MB, more than 1 MB", "give at least 3M")
+    assert_error(capsys, too_large, 2, "1 MB is too small: token_embd.weight alone has 2.4 MB", "give at least 3M")
     odd = Workshop(tmp_path / "odd", hidden_size=192)
     assert_error(
         capsys,
         [*odd.build(out, quant="Q1_0"), "--no-cache"],
         2,
-        "rows of 192 weights are no multiple of 128 (Q1_0)",
-        "choose a type of 32-weight blocks",
+        "rows of 192 weights are not a multiple of 128 (Q1_0)",
+        "choose a type with blocks of 32 weights",
     )
     assert not out.exists() and leftovers(tmp_path) == []
 
@@ -143,11 +143,11 @@ def test_parts_that_are_not_the_whole_are_not_published(
     shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(*_arguments: Any) -> None:
-        raise GateError("x-00002-of-00003.gguf: blk.0.attn_q.weight is not that of x.gguf")
+        raise GateError("x-00002-of-00003.gguf: blk.0.attn_q.weight differs from that of x.gguf")
 
     monkeypatch.setattr(exporters.gguf_split, "check_parts", damaged)
     out = tmp_path / "out"
-    assert_error(capsys, export(shop, out, "--quant", "F32", *ALL), 3, "blk.0.attn_q.weight is not that of")
+    assert_error(capsys, export(shop, out, "--quant", "F32", *ALL), 3, "blk.0.attn_q.weight differs from that of")
     assert not out.exists() and leftovers(tmp_path) == []
 
 

@@ -131,9 +131,15 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
     line = arguments(shop, out, "--quant", "Q8_0")
     refused(capsys, line, 2, "'Q8_0'", "fp32")
     line = arguments(shop, out, "--quant", "fp32", "--algo-config", "rtn")
-    refused(capsys, line, 2, "algo_config", "leave it out")
+    refused(capsys, line, 2, "algo_config", "omit it")
     odd = ("--algo-config", "k_quant", "--block-size", "16", "--vocab-size", "400", "--intermediate-size", "80")
-    refused(capsys, arguments(shop, out, *odd), 2, "--intermediate-size 80: k_quant cannot pack rows of 80", "")
+    refused(
+        capsys,
+        arguments(shop, out, *odd),
+        2,
+        "--intermediate-size 80: k_quant needs an even number of blocks, but rows of 80",
+        "",
+    )
     line = arguments(shop, out, "--modelfile")
     refused(capsys, line, 2, "--modelfile: is for GGUF", "--target gguf")
     line = arguments(shop, out, "--block-size", "64", targets=("gguf",))
@@ -204,7 +210,7 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
     refused(capsys, ["eval", str(out / "gone.onnx"), *text], 65, "no ONNX file at", "model.onnx in it")
     other = out / "other.onnx"
     other.write_bytes(b"a graph that genai_config.json does not name")
-    refused(capsys, ["eval", str(other), *text], 2, "genai_config.json beside it is for model.onnx", "or its folder")
+    refused(capsys, ["eval", str(other), *text], 2, "genai_config.json in its folder names model.onnx", "or its folder")
     for content in ({}, {"model": []}, {"model": {"context_length": "many"}}):
         (out / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
         capsys.readouterr()
@@ -258,4 +264,4 @@ def test_a_missing_tokenizer_file_is_told_before_any_work(
     model = copy_checkpoint(shop.model, tmp_path / "m")
     (model / "tokenizer_config.json").unlink()
     line = [str(model) if word == str(shop.model) else word for word in arguments(shop, tmp_path / "out")]
-    refused(capsys, line, 65, "tokenizer_config.json is missing", "belong to the checkpoint")
+    refused(capsys, line, 65, "tokenizer_config.json is missing", "copy the tokenizer's files into the checkpoint")

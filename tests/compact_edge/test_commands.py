@@ -98,7 +98,7 @@ def test_prune_says_what_to_do_next(shop: Workshop, tmp_path: Path, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert "19.9% removed" in lines[0]
     # tests/compact_edge/test_languages.py has what these lines say.
-    starts = ("vocabulary kept for: ", "these cost more tokens: ", "to keep ")
+    starts = ("vocabulary kept for: ", "these need more tokens: ", "to keep ")
     assert [line.startswith(start) for line, start in zip(lines[1:4], starts, strict=True)] == [True] * 3
     assert lines[4] == "to lose less at this size:"
     assert [line.split()[0] for line in lines[5:7]] == ["--method", "--recover"]

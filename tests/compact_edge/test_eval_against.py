@@ -166,7 +166,7 @@ def test_the_tables(place: Place, capsys: pytest.CaptureFixture[str], monkeypatc
         *("WHERE THE EXCESS IS", "words that are split", "within 8 tokens after a split", "everything else", "all", ""),
         *(lines[11], "WORD", *(line.split("  ")[0] for line in lines[13:16]), lines[16]),
     ]
-    assert lines[11].startswith("the 3 words that cost most, of ")
+    assert lines[11].startswith("the 3 most expensive of ")
     for line in lines[13:16]:
         word, written = line.split("  ")[0], line.split("  ")[-1].strip()
         assert word == written.replace(" + ", "") and " + " in written
@@ -206,7 +206,7 @@ def test_tokens_that_no_line_can_hold_are_left_out(tmp_path: Path) -> None:
     out = tmp_path / "keep.txt"
     save_tokens(out, Comparison(side, side, 1, (), len(words), tuple(words)), Console(stderr, interactive=False))
     assert out.read_text(encoding="utf-8").splitlines() == ["▁stare", "▁"]
-    assert stderr.getvalue().startswith("3 tokens with a line break are left out")
+    assert stderr.getvalue().startswith(f"{out}: left out 3 tokens that contain a line break")
 
 
 def test_words_are_shown_without_control_characters() -> None:

@@ -271,9 +271,11 @@ def test_what_is_refused(
     refused(capsys, place, [*text, "--limit", "3"], 2, "--limit is for --tasks")
     refused(capsys, place, ["--tasks", "small_choice", *include, "--window", "32"], 2, "--window is for --text")
     refused(capsys, place, ["--tasks", ","], 2, "--tasks names no task")
-    refused(capsys, place, ["--tasks", "x", "--include-path", str(tmp_path / "no")], 2, "no such folder")
-    refused(capsys, place, ["--tasks", "small_sampled", *include], 2, "wants samples")
-    refused(capsys, place, ["--tasks", "small_endless", *include], 65, "256 new tokens; the model has 256 positions")
+    refused(capsys, place, ["--tasks", "x", "--include-path", str(tmp_path / "no")], 2, "folder does not exist")
+    refused(capsys, place, ["--tasks", "small_sampled", *include], 2, "requires sampling")
+    refused(
+        capsys, place, ["--tasks", "small_endless", *include], 65, "256 new tokens, but the model has 256 positions"
+    )
     refused(
         capsys,
         place,
@@ -328,7 +330,7 @@ def test_tiny_and_its_float32_gguf_agree_on_real_items(
 def test_an_unknown_task_is_told_with_near_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     # Slow: lm_eval reads all of its own task files to know their names.
     line = ["--tasks", "small_choice,arc_eazy", "--include-path", str(place.tasks)]
-    refused(capsys, place, line, 2, "no task 'arc_eazy'", "arc_easy")
+    refused(capsys, place, line, 2, "the task 'arc_eazy' does not exist", "arc_easy")
 
 
 def test_the_network_is_for_tasks_of_the_hub(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_a_build_fits_and_shows_how_its_sizes_were_found(
     arguments = shop.build(out, "--fit", f"{limit}B", "--no-check", "--no-baseline", *second)
     assert cli.run(arguments) == 0
     shown = capsys.readouterr().out
-    assert "Sizes judged for --fit 0.13 MB" in shown
+    assert "Sizes evaluated for --fit 0.13 MB" in shown
     assert "calibration.txt" in shown and "evaluation.txt" in shown and "chosen" in shown
     (file,) = (out / "gguf").glob("*.gguf")
     assert 0.9 * limit < file.stat().st_size <= limit
@@ -204,7 +204,7 @@ def test_an_artifact_above_the_size_fails_the_build() -> None:
 
     check_fit(None, 10**12)
     check_fit(100, 100)
-    with pytest.raises(GateError, match=r"--fit 60.00 MB: the artifact came out at 60.10 MB"):
+    with pytest.raises(GateError, match=r"--fit 60.00 MB: the artifact is larger, 60.10 MB"):
         check_fit(60_000_000, 60_100_000)
 
 
@@ -240,7 +240,7 @@ def test_prune_asks_for_the_type_and_onnx_says_that_it_cannot(
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert cli.run(["prune", str(shop.model), *out, "--fit", "1MB"]) == 2
-    assert "name the GGUF type with --quant" in capsys.readouterr().err
+    assert "give the GGUF type with --quant" in capsys.readouterr().err
     assert cli.run(shop.build(tmp_path / "out", "--fit", "1MB", target="onnx", quant="int4")) == 2
     assert "the size of an artifact of the format onnx is not known before it is made" in capsys.readouterr().err
 

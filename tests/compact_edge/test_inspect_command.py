@@ -117,15 +117,15 @@ def test_the_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_goes_with_what(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no MODEL" in fails(capsys, 2)
+    assert "MODEL is missing" in fails(capsys, 2)
     assert "2 models without --target" in fails(capsys, 2, "tiny", "smollm2-360m")
     assert "add --target" in fails(capsys, 2, "smollm2-360m", "--quant", "Q8_0")
     assert "add --target" in fails(capsys, 2, "smollm2-360m", "--context", "4096")
-    assert "--list goes with" in fails(capsys, 2, "--list", "tiny")
-    assert "--all goes with" in fails(capsys, 2, "--all", "--ratio", "0.2")
+    assert "--list cannot be combined with" in fails(capsys, 2, "--list", "tiny")
+    assert "--all cannot be combined with" in fails(capsys, 2, "--all", "--ratio", "0.2")
     assert "add --all" in fails(capsys, 2, "tiny", "--plot", "a.svg")
-    assert "finds the sizes itself" in fails(capsys, 2, "tiny", "--target", "phone-arm64", "--ratio", "0.2")
-    assert "GGUF targets only" in fails(capsys, 2, "smollm2-360m", "--target", "phone-arm64-onnx")
+    assert "chooses the sizes itself" in fails(capsys, 2, "tiny", "--target", "phone-arm64", "--ratio", "0.2")
+    assert "only for llama.cpp" in fails(capsys, 2, "smollm2-360m", "--target", "phone-arm64-onnx")
     assert "not known" in fails(capsys, 2, "smollm2-360m", "--target", "phone-arm64", "--quant", "Q9")
     assert "smollm2-360m" in fails(capsys, 65, "smollm2-361m")
 
@@ -159,7 +159,7 @@ def test_type_and_context_of_the_users_own(capsys: pytest.CaptureFixture[str]) -
     assert wide["unpruned"]["file_bytes"] > 1.5 * usual["unpruned"]["file_bytes"]
     assert wide["unpruned"]["memory"]["kv_cache"] > usual["unpruned"]["memory"]["kv_cache"]
     assert cli.run([*line, "--context", "16384"]) == 0
-    assert "fewer positions: gemma-2-2b (8,192)" in capsys.readouterr().out
+    assert "a shorter context: gemma-2-2b (8,192)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_with_its_tokenizer_is_sized_as_it_is_built(

@@ -64,7 +64,7 @@ def test_the_summary_says_for_whom_the_vocabulary_was_kept(
     assert cli.run([*common, "--out", str(tmp_path / "assumed")]) == 0
     assumed = capsys.readouterr().out
     assert "vocabulary kept for: " in assumed and "(by scripts of the calibration text, then merge order)" in assumed
-    costly = next(line for line in assumed.splitlines() if line.startswith("these cost more tokens: "))
+    costly = next(line for line in assumed.splitlines() if line.startswith("these need more tokens: "))
     assert "Russian" in costly
     assert cli.run([*common, "--languages", "en", "--languages", "de", "--out", str(tmp_path / "named")]) == 0
     named = capsys.readouterr().out

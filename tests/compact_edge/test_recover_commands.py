@@ -112,11 +112,11 @@ def test_steps_that_gave_nothing_are_not_passed_over(shop: Workshop, tmp_path: P
     assert ["plain cut is kept" in line for line in outcome(useless, recover=False)] == [True]
     repair, recovery = outcome(useless)
     assert repair.startswith("repair: worse than the plain cut")
-    assert recovery.startswith("recovery: no better model was found")
+    assert recovery.startswith("recovery: training found no better model")
     half = outcome(replace(plan, repair={"share": 0.5, "bits_per_byte": judged}), recover=False)
-    assert half == ["repair: text 1.2500 -> 1.1250 bits per byte on text kept out, 50% of the change kept"]
+    assert half == ["repair: text 1.2500 -> 1.1250 bits per byte on held-out text, 50% of the change kept"]
     assert outcome(replace(plan, repair={"share": 1.0, "bits_per_byte": {}}), recover=False) == [
-        "repair: not judged beside the plain cut, for want of memory"
+        "repair: not compared with the plain cut, because memory was short"
     ]
     assert gain_lines(plan, PruneOptions()) == []
 

@@ -103,7 +103,7 @@ def test_vocabulary_only(small_gguf_file: Path) -> None:
         # Bytes that are no text come through as they are, or as U+FFFD: never an error.
         broken, lone = engine.tokenize(["a\udcffb", "\ud800"], parse_special=False)
         assert broken and lone
-        with pytest.raises(UsageError, match="vocabulary only"):
+        with pytest.raises(UsageError, match="opened with vocab_only"):
             engine.logits([1])
 
 

@@ -66,7 +66,7 @@ def test_the_gate_sees_a_wrong_row_of_the_second_embedding(tmp_path: Path) -> No
     ("changes", "named"),
     [
         # Transformers takes the last sliding layer of its kind, llama.cpp the layer at a fixed place.
-        ({"layer_types": [SWA, FULL, FULL, SWA, SWA, FULL]}, "take those of layer 0"),
+        ({"layer_types": [SWA, FULL, FULL, SWA, SWA, FULL]}, "keys and values of layer 0"),
         ({"layer_types": [FULL, SWA, SWA, SWA, SWA, FULL]}, "layer 0"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
         ({"hidden_activation": "gelu"}, "gelu"),
@@ -75,7 +75,7 @@ def test_the_gate_sees_a_wrong_row_of_the_second_embedding(tmp_path: Path) -> No
         ({"rope_parameters": {**ROPE, SWA: {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}}, "'linear'"),
         ({"rope_parameters": {**ROPE, FULL: {**ROPE[FULL], "partial_rotary_factor": 2}}}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope settings"),
-        ({"per_layer_config": {"2": {"head_dim": 32}, "5": {"head_dim": 64}}}, "different heads"),
+        ({"per_layer_config": {"2": {"head_dim": 32}, "5": {"head_dim": 64}}}, "differ in their heads"),
         ({"num_kv_shared_layers": 6}, "num_kv_shared_layers"),
         ({"sliding_window": None}, "sliding_window"),
     ],

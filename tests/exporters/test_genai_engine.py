@@ -139,7 +139,7 @@ def test_vocabulary_only(onnx_checkpoint: Path, onnx_fp32: Path, tmp_path: Path)
         assert engine.tokenize(TEXTS) == [encode(onnx_checkpoint, text) for text in TEXTS]
         assert engine.chat_prompt([{"role": "user", "content": "a"}])
         for call in (lambda: engine.generate([1], 1), lambda: engine.speed([1], 1)):
-            with pytest.raises(UsageError, match="vocabulary only"):
+            with pytest.raises(UsageError, match="opened with vocab_only"):
                 call()
     with pytest.raises(ModelNotFoundError):
         GenaiEngine(folder)

@@ -125,15 +125,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "backwards": (on_graph(backwards), "topologically sorted"),
     "another shape": (on_graph(another_shape), "onnx's check"),
     "another type": (on_graph(another_type), "onnx's check"),
-    "too many bytes": (on_graph(too_many_bytes), "bytes of data, its type and shape take"),
+    "too many bytes": (on_graph(too_many_bytes), "bytes of data, but needs"),
     "length missing": (on_graph(length_missing), "-1 bytes of data"),
     "offset is no number": (on_graph(offset_is_no_number), "no offset and length"),
     "one on the other": (on_graph(one_on_the_other), "overlap"),
-    "functions": (on_graph(functions), "functions of its own"),
-    "leftover bytes": (leftover_bytes, "use the first"),
+    "functions": (on_graph(functions), "defines its own functions"),
+    "leftover bytes": (leftover_bytes, "use only the first"),
     "torn data": (torn_data, "ends inside tensor"),
     "no data": (no_data, "missing"),
-    "second data file": (second_data_file, "data in more.data"),
+    "second data file": (second_data_file, "data is in more.data"),
     "data outside": (on_graph(move_data("../model.onnx.data")), "outside its directory"),
 }
 
@@ -152,5 +152,5 @@ def test_a_wrong_graph_fails(onnx_fp32: Path, tmp_path: Path, name: str) -> None
 def test_no_graph_is_damaged(onnx_fp32: Path, tmp_path: Path) -> None:
     folder = copy_of(onnx_fp32, tmp_path / "folder")
     (folder / "model.onnx").write_bytes(b"\xff" * 400)
-    with pytest.raises(DamagedFileError, match="no ONNX graph"):
+    with pytest.raises(DamagedFileError, match="not an ONNX graph"):
         check_graph(folder)

@@ -141,10 +141,10 @@ def test_a_type_without_fallback_is_refused_where_rows_do_not_fit(
     sizes: dict[str, Any] = {"n_layer": 2, "hidden": 192, "n_ff": 128, "n_head": 4, "n_head_kv": 2, "vocab": 64}
     source = random_gguf(tmp_path / "in.gguf", tied=True, **sizes)
     target = tmp_path / "out.gguf"
-    with pytest.raises(BudgetError, match=re.escape("rows of 192 weights are no multiple of 128 (Q1_0)")):
+    with pytest.raises(BudgetError, match=re.escape("rows of 192 weights are not a multiple of 128 (Q1_0)")):
         quantize_gguf(source, target, "Q1_0")
     monkeypatch.setattr(exporters.quantize, "predict_types", lambda *_args, **_options: {})
-    with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot make this type here: .*no tensor type fallback"):
+    with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot use this type here: .*no tensor type fallback"):
         quantize_gguf(source, target, "Q1_0")
     assert not target.exists()
 
@@ -235,6 +235,6 @@ def test_names_and_grids() -> None:
 def test_an_embedding_type_that_does_not_fit_is_refused() -> None:
     """llama.cpp itself checks nothing here and writes a broken tensor."""
     model = shape_of(**SMOL)
-    with pytest.raises(BudgetError, match=re.escape("rows of 576 weights are no multiple of 256 (Q4_K)")):
+    with pytest.raises(BudgetError, match=re.escape("rows of 576 weights are not a multiple of 256 (Q4_K)")):
         predict_types(model, "Q4_0", embedding_quant="Q4_K")
     assert predict_types(model, "Q4_0", embedding_quant="IQ4_NL")["token_embd.weight"] == "IQ4_NL"

@@ -119,7 +119,7 @@ def test_what_needs_an_importance_matrix_is_refused_without(
         quantize_gguf(source, target, "IQ2_XXS")
     # llama.cpp's own refusal arrives as the same class, should its rules ever change.
     monkeypatch.setattr(exporters.quantize, "needing_imatrix", lambda _types, _quant: [])
-    with pytest.raises(UsageError, match="cpp refuses") as caught:
+    with pytest.raises(UsageError, match="cpp needs an importance matrix") as caught:
         quantize_gguf(source, target, "IQ2_XXS")
     assert "===" not in caught.value.message and not target.exists()
 

@@ -35,7 +35,7 @@ ROPE = VARIANTS["Qwen3_5ForCausalLM"]["tied"]["rope_parameters"]
         ({"linear_value_head_dim": 8}, "linear_value_head_dim"),
         (
             {"linear_num_key_heads": 3, "linear_num_value_heads": 4},
-            "4 value heads of linear attention are no multiple of its 3",
+            "linear attention has 4 value heads, which is not a multiple of its 3",
         ),
         ({"attn_output_gate": False}, "attn_output_gate"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
