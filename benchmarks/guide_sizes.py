@@ -82,7 +82,7 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     from targets.profile import load_profile
 
     source = open_source(str(directory), cache())
-    gguf = GgufFormat.settle(load_profile(guide.target), source)
+    gguf = GgufFormat.resolve(load_profile(guide.target), source)
     parts = count_parts(source.tensors, source.config)
     # Neither the order of the tokens nor what the tokenizer takes in the file depends on a ratio.
     ranking = rank_vocabulary(source, PruneOptions())

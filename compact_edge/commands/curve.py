@@ -81,7 +81,7 @@ def curve(
         source = open_source(model, cache, console)
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
-        gguf = GgufFormat.settle(profile, source, quant=quant)
+        gguf = GgufFormat.resolve(profile, source, quant=quant)
         options = prune_options(values, channel_grid=gguf.channel_grid)
         ranking = rank_vocabulary(source, options, cache, console)
         sizes = gguf.sizes(SizeRequest(source, ranking, f"{source.name}-compact", ""))
