@@ -27,7 +27,7 @@ from compact.progress import Progress
 from compact.ranking import rank_vocabulary
 from compact.source import TINY, ModelSource, open_source
 from compact.store import check_free_space
-from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, parse_quants, settle_format
+from compact_edge.build_options import BuildOptions, by_format, check_options, inputs_of, parse_quants, resolve_format
 from compact_edge.build_result import BuildResult, Compute, FormatResult, VariantResult
 from compact_edge.fit import check_fit, largest_of
 from compact_edge.method_report import how_words, plan_words
@@ -83,7 +83,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
         # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
-        formats = [settle_format(options, profile, quants, source) for profile in profiles.values()]
+        formats = [resolve_format(options, profile, quants, source) for profile in profiles.values()]
         result = _run(options, formats, source, licence, out, cache, progress)
         return replace(result, formats=publish_build(options, result))
 

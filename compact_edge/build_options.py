@@ -91,10 +91,10 @@ def foreign_flags(owner: type[Format], made: Collection[str], choices: Choices, 
             yield flag.name
 
 
-def settle_format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
+def resolve_format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
     """The format of a profile for this model. What it cannot hold is refused now, not after hours of calibration."""
     chosen = format_of_runtime(profile.runtime)
-    return chosen.settle(
+    return chosen.resolve(
         profile,
         source,
         quant=quants.of(chosen.name),

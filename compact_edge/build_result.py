@@ -45,7 +45,7 @@ class FormatResult:
     """One format of a build.
 
     Attributes:
-        format: the format, its type settled.
+        format: the format, its type resolved.
         before: the unpruned model, None with `--no-baseline`.
         after: the pruned one.
         notes: what the user should hear of this format.

@@ -44,7 +44,9 @@ class Export:
         pre: `tokenizer.ggml.pre`, None to take it from the tokenizer.
         embedding_quant: type of `token_embd` (and of the tied head), None for llama.cpp's choice.
         imatrix_file: a ready importance matrix instead of one measured here.
-        texts, sequence_id: calibration texts for the importance matrix, and what names them.
+        texts, texts_id: calibration texts for the importance matrix, and what names them.
+        texts_name: what the matrix says that it was measured on.
+        with_imatrix: measure the matrix also where the type uses none.
         metadata: `general.*` keys.
     """
 

@@ -48,7 +48,7 @@ def size_not_known(name: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """One artifact format of one build, its type settled for the model at hand.
+    """One artifact format of one build, its type resolved for the model at hand.
 
     Attributes:
         target: the device profile.
@@ -128,7 +128,7 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def settle(
+    def resolve(
         cls,
         target: Target,
         source: ModelSource,
@@ -312,7 +312,7 @@ class Format(ABC):
 
         Raises CompactEdgeError where it cannot hold the model.
         """
-        return cls.settle(target, source, quant=recipe["quant"])
+        return cls.resolve(target, source, quant=recipe["quant"])
 
     @classmethod
     def from_manifest(
@@ -320,7 +320,7 @@ class Format(ABC):
     ) -> Self:
         """The format that made a release's file, by `manifest_recipe`. Raises KeyError, TypeError, CompactEdgeError."""
         del imatrix
-        return cls.settle(target, source, quant=recipe["quant"])
+        return cls.resolve(target, source, quant=recipe["quant"])
 
     def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
         """What makes the file again, beside source, plan and importance matrix."""

@@ -129,7 +129,7 @@ class GgufFormat(Format):
             raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
 
     @classmethod
-    def settle(
+    def resolve(
         cls,
         target: Target,
         source: ModelSource,
@@ -138,7 +138,7 @@ class GgufFormat(Format):
         choices: Choices | None = None,
         intermediate_size: int | None = None,
     ) -> GgufFormat:
-        """See `Format.settle`. What a GGUF cannot hold is refused here, not after hours of calibration."""
+        """See `Format.resolve`. What a GGUF cannot hold is refused here, not after hours of calibration."""
         from exporters.gguf import check_exportable, window_note
         from exporters.gguf_choice import chosen_types
         from exporters.gguf_placing import FileOptions
@@ -338,7 +338,7 @@ class GgufFormat(Format):
             "embedding_quant": recipe["embedding_quant"],
             "imatrix": imatrix if recipe["imatrix"] else None,
         }
-        return cls.settle(target, source, quant=recipe["quant"], choices=choices)
+        return cls.resolve(target, source, quant=recipe["quant"], choices=choices)
 
     def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
         return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix}

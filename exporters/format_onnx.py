@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from compact.errors import OperatorMissingError
 from exporters.base import Format
 from exporters.format_values import Choices, Flag, Measurements, Request, Target, Variant
-from exporters.onnx_choices import FLAGS, PROVIDERS, settle_options
+from exporters.onnx_choices import FLAGS, PROVIDERS, resolve_options
 from exporters.onnx_types import ALGORITHMS, ENGINES, ONNX_TYPES, OnnxOptions, check_onnx, grid
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ class OnnxFormat(Format):
 
     @classmethod
     def check_choices(cls, target: Target, quant: str | None, choices: Choices) -> None:
-        settle_options(target, quant, choices)
+        resolve_options(target, quant, choices)
 
     @classmethod
-    def settle(
+    def resolve(
         cls,
         target: Target,
         source: ModelSource,
@@ -97,18 +97,18 @@ class OnnxFormat(Format):
         choices: Choices | None = None,
         intermediate_size: int | None = None,
     ) -> OnnxFormat:
-        """See `Format.settle`.
+        """See `Format.resolve`.
 
         Raises:
             ToolUnavailableError: a package is missing, or of another version.
-            CompactEdgeError: what `settle_options` and `exporters.onnx_types.check_onnx` raise, and a tokenizer's
+            CompactEdgeError: what `resolve_options` and `exporters.onnx_types.check_onnx` raise, and a tokenizer's
                 file that is missing.
         """
         from compact.checkpoint_names import CONFIG
         from exporters.onnx import check_tokenizer_files
         from exporters.onnx_artifact import engine_versions
 
-        options = settle_options(target, quant, choices or {})
+        options = resolve_options(target, quant, choices or {})
         engine_versions()
         check_tokenizer_files(source.directory)
         check_onnx(options, source.config, str(source.directory / CONFIG))
@@ -322,7 +322,7 @@ class OnnxFormat(Format):
 
     @classmethod
     def release_recipe(cls, target: Target, quant: str | None) -> dict[str, Any]:
-        options = settle_options(target, quant, {})
+        options = resolve_options(target, quant, {})
         return {f"{_RECIPE_KEY}{key}": value for key, value in asdict(options).items()}
 
     @classmethod

@@ -9,8 +9,9 @@ from exporters.format_values import Flag
 
 def _part_size(text: str) -> int:
     from compact.budget_options import parse_size
+    from exporters.gguf_split import LEAST_PART
 
-    return parse_size(text)
+    return parse_size(text, "--split-max-size", least=LEAST_PART)
 
 
 FLAGS = (

@@ -26,7 +26,7 @@ FLAGS = (
 )
 
 
-def settle_options(target: Target, quant: str | None, choices: Choices) -> OnnxOptions:
+def resolve_options(target: Target, quant: str | None, choices: Choices) -> OnnxOptions:
     """The options for a target: what the user named, else the target's.
 
     Raises:

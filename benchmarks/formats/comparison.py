@@ -150,8 +150,8 @@ def main() -> None:
     )
     smaller = replace(original, label="pruned", checkpoint=pruned, checkpoint_id=plan.id, plan_id=plan.id)
     gguf, onnx = load_profile("gguf"), load_profile("onnx")
-    formats: list[Format] = [GgufFormat.settle(gguf, source, quant=name) for name in GGUF_TYPES]
-    formats += [OnnxFormat.settle(onnx, source, quant=name) for name in ONNX_TYPES]
+    formats: list[Format] = [GgufFormat.resolve(gguf, source, quant=name) for name in GGUF_TYPES]
+    formats += [OnnxFormat.resolve(onnx, source, quant=name) for name in ONNX_TYPES]
     text = default_evaluation_text()
     rows: list[dict[str, Any]] = []
     for side, request in (("original", original), ("pruned", smaller)):

@@ -80,7 +80,7 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     from targets.profile import load_profile
 
     source = open_source(str(directory), cache())
-    gguf = GgufFormat.settle(load_profile(guide.target), source)
+    gguf = GgufFormat.resolve(load_profile(guide.target), source)
     parts = count_parts(source.tensors, source.config)
     # The order of the tokens and the tokenizer's bytes per token do not depend on the ratio.
     ranking = rank_vocabulary(Context(source, PruneOptions(), cache()))

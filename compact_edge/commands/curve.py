@@ -83,7 +83,7 @@ def curve(
         source = open_source(model, cache, console)
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
-        gguf = GgufFormat.settle(profile, source, quant=quant)
+        gguf = GgufFormat.resolve(profile, source, quant=quant)
         options = prune_options(values, channel_grid=gguf.channel_grid)
         context = Context(source, options, cache, console)
         sizes = gguf.sizes(SizeRequest(source, context.once(rank_vocabulary), f"{source.name}-compact", ""))

@@ -96,7 +96,7 @@ def export(
         if licence is not None:
             console.note(licence_note(licence, source.directory, card=False))
         plan = read_plan(source.directory / PLAN) if (source.directory / PLAN).is_file() else None
-        settled = chosen.settle(target, source, quant=type_name, choices=choices)
+        resolved = chosen.resolve(target, source, quant=type_name, choices=choices)
         request = Request(
             label="exported",
             checkpoint=source.directory,
@@ -109,15 +109,15 @@ def export(
             measures=bool(texts),
             pre=plan.pre if plan is not None else None,
         )
-        artifact = settled.make(request, cache, console)
+        artifact = resolved.make(request, cache, console)
         variant = Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)
-        for note in settled.notes(artifact):
+        for note in resolved.notes(artifact):
             console.note(note)
-        report = None if no_check else settled.check(variant, request, None, console)
+        report = None if no_check else resolved.check(variant, request, None, console)
         if report is not None:
             report.require()
         with publish(out, force=force, needed_bytes=artifact.size_bytes) as work:
-            names = settled.place(work, variant, check=not no_check)
+            names = resolved.place(work, variant, check=not no_check)
             _finish(source, licence, work)
     if as_json:
         figures = {
@@ -126,7 +126,7 @@ def export(
             "quant": artifact.quant,
             "size_bytes": artifact.size_bytes,
             "bits_per_weight": artifact.bits_per_weight,
-            **settled.export_figures(artifact),
+            **resolved.export_figures(artifact),
         }
         print_json({**figures, "parity": None if report is None else report.as_dict()})
         return

@@ -81,7 +81,7 @@ class CopyFormat(Format):
         return ("stored",)
 
     @classmethod
-    def settle(
+    def resolve(
         cls,
         target: Target,
         source: ModelSource,
