@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from compact.errors import EXIT_DATA, CompactEdgeError
 from exporters.gguf import write_gguf
-from tests.attacks.test_hostile_checkpoints import change, junk, run
+from tests.attacks.hostile import change, junk, run
 from tests.checkpoints import train_tokenizer, write_checkpoint
 
 # Beside `junk`: numbers that Python, float32 or a division cannot take, and rope objects of every shape.

@@ -29,9 +29,9 @@ from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
 from compact.store import publish
 from tests.checkpoints import TEXTS, random_model
-from tests.compact.test_distributed import finish, pair
 from tests.engine_standins import Recorder
 from tests.family_models import CASE_NAMES, CASES
+from tests.processes import finish, pair
 
 SIZES = {"vocab_size": 380, "intermediate_size": 64}
 

@@ -13,6 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compact.families import family_of
+from exporters.imatrix import Imatrix
+from exporters.quant_types import (
+    ModelShape,
+)
 
 VOCAB = 380
 TEXT = (
@@ -176,3 +180,10 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def random_imatrix(model: ModelShape) -> Imatrix:
+    rng = np.random.default_rng(1)
+    names = [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    means = {t.name: rng.random(t.row, dtype=np.float32) + np.float32(0.01) for t in names}
+    return Imatrix(means, {name: np.array([1], dtype=np.int64) for name in means}, tokens=1)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,8 @@ from compact.errors import (
 )
 from exporters.engine import LlamaEngine, kl_divergence, resident_bytes
 from tests.exporters.small_gguf import TEXT, VOCAB, encode, random_gguf, reference_logits
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether a process has ended within `seconds` (a zombie that nobody reaps has ended)."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
+from tests.processes import gone
+from tests.small_builds import ROOT
 
 
 def test_logits_and_scores_equal_transformers(small_checkpoint: Path, small_gguf_file: Path) -> None:

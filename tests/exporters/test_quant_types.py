@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
 import exporters.quantize
 from compact.errors import BudgetError, UsageError
 from exporters.gguf_header import read_header
-from exporters.imatrix import Imatrix
 from exporters.quant_types import (
     GGML_TYPES,
     QUANTS,
@@ -27,7 +25,7 @@ from exporters.quant_types import (
     summarize,
 )
 from exporters.quantize import quantize_gguf
-from tests.exporters.small_gguf import random_gguf, shapes
+from tests.exporters.small_gguf import random_gguf, random_imatrix, shapes
 
 SMOL: dict[str, Any] = {
     "n_layer": 30,
@@ -48,13 +46,6 @@ def shape_of(arch: str = "llama", **sizes: Any) -> ModelShape:
         for name, shape in shapes(**sizes)
     )
     return ModelShape(tensors, arch, sizes["n_layer"], sizes["n_head"], sizes["n_head_kv"])
-
-
-def random_imatrix(model: ModelShape) -> Imatrix:
-    rng = np.random.default_rng(1)
-    names = [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
-    means = {t.name: rng.random(t.row, dtype=np.float32) + np.float32(0.01) for t in names}
-    return Imatrix(means, {name: np.array([1], dtype=np.int64) for name in means}, tokens=1)
 
 
 def check(source: Path, target: Path, quant: str, *, with_imatrix: bool, **types: Any) -> None:
