@@ -98,6 +98,7 @@ def test_sums_means_and_shares_of_two() -> None:
     assert results[0]["told"] == {"by": 0, "text": "h\u00e9"}
 
 
+@pytest.mark.slow
 def test_two_processes_plan_what_one_does(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And write it once: one cache entry, one report, equal bytes."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "one"))
@@ -116,6 +117,7 @@ def test_two_processes_plan_what_one_does(shop: Workshop, tmp_path: Path, monkey
     assert list((shop.root / "scratch").glob("compact-edge-*")) == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(shop: Workshop, tmp_path: Path) -> None:
     """Every step learns from both processes' texts, and one of them writes and tells."""
     learning = ("--recover", "distill", "--recover-tokens", "6000", "--learning-rate", "0.003")
@@ -150,6 +152,7 @@ except BaseException as error:
 """
 
 
+@pytest.mark.slow
 def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> None:
     """All of them stop, and one says why."""
     run, arguments = tmp_path / "recovering" / "key", [sys.executable, "-c", _HELD]
@@ -163,6 +166,7 @@ def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> No
     assert list(run.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:
     options = prune(shop, tmp_path / "out", "--no-cache", tokens=40)
     for code, _, errors in finish(pair(command(*options), shop.environment())):
@@ -171,6 +175,7 @@ def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:
     assert list((shop.root / "scratch").glob("compact-edge-*")) == []  # where --no-cache keeps its stages meanwhile
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_with_one_line(shop: Workshop, tmp_path: Path) -> None:
     """The second one is killed while both calibrate; the first says so and leaves nothing behind."""
     environment = {**shop.environment(), "COMPACT_EDGE_CACHE": str(tmp_path / "cache")}
@@ -209,6 +214,7 @@ def test_a_mistake_is_said_once(arguments: list[str], tmp_path: Path) -> None:
     assert "".join(errors for _, _, errors in results).count("error:") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_process_that_waits_for_the_other(shop: Workshop, tmp_path: Path) -> None:
     """torchrun sends SIGTERM to the rest of a failed job, and the other may hang, alive."""
     environment = {**shop.environment(), "COMPACT_EDGE_CACHE": str(tmp_path / "cache")}

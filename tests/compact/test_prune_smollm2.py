@@ -17,7 +17,8 @@ from compact.store import publish
 pytestmark = pytest.mark.slow
 
 INNER = 1024  # a fifth of all parameters, from the FFN alone
-HELD_OUT_CHARACTERS = 12_000
+HELD_OUT_CHARACTERS = 4_000
+CALIBRATION_TOKENS = 2048
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,12 @@ def text(wikitext: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(smollm2: ModelSource, text: Path, cache: Path, **options: object) -> PrunePlan:
-    asked = {"intermediate_size": INNER, "calibration": (str(text),), "calibration_tokens": 8192, "device": "cpu"}
+    asked = {
+        "intermediate_size": INNER,
+        "calibration": (str(text),),
+        "calibration_tokens": CALIBRATION_TOKENS,
+        "device": "cpu",
+    }
     return make_plan(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], []))  # type: ignore[arg-type]
 
 

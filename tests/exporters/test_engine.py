@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,21 @@ def test_greedy_generation_is_the_argmax_of_transformers(small_checkpoint: Path,
     assert stopped.ids == expected[: first + 1] and len(stopped.gaps) == first + 1
 
 
+@pytest.fixture(scope="module")
+def tokenizer_engine(small_gguf_file: Path) -> Iterator[LlamaEngine]:
+    with LlamaEngine(small_gguf_file, vocab_only=True) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize(
     "text",
     ["", " ", "a\0b", "\x01\x02\x7f", "naïve 漢字 🏝️", "<|user|>", TEXT, "\ufeffBOM", "tab\tand\r\nline", "x" * 5000],
 )
-def test_tokenize_equals_hugging_face(small_checkpoint: Path, small_gguf_file: Path, text: str) -> None:
-    with LlamaEngine(small_gguf_file, vocab_only=True) as engine:
-        (ids,) = engine.tokenize([text], parse_special=True)
-        assert ids == encode(small_checkpoint, text)
-        assert engine.detokenize(ids) == text.encode()
-        assert engine.detokenize(ids, special=False) == text.replace("<|user|>", "").encode()
+def test_tokenize_equals_hugging_face(small_checkpoint: Path, tokenizer_engine: LlamaEngine, text: str) -> None:
+    (ids,) = tokenizer_engine.tokenize([text], parse_special=True)
+    assert ids == encode(small_checkpoint, text)
+    assert tokenizer_engine.detokenize(ids) == text.encode()
+    assert tokenizer_engine.detokenize(ids, special=False) == text.replace("<|user|>", "").encode()
 
 
 def test_vocabulary_only(small_gguf_file: Path) -> None:

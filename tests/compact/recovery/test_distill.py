@@ -29,14 +29,16 @@ from compact.recovery.options import RecoverOptions
 from compact.recovery.sources import PIECE_CHARACTERS
 from compact.recovery.text import TrainingText, file_documents
 from compact.source import ModelSource, open_directory, open_source
-from compact.stdlib_text import documents
+from compact.stdlib_text import documents, take
 from tests.checkpoints import random_model
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "train.txt"
-    path.write_text("\n\n".join(documents("stdlib"))[:120_000], encoding="utf-8")
+    path.write_text("\n\n".join(take(documents("stdlib"), 120_000))[:120_000], encoding="utf-8")
     return path
 
 
@@ -75,7 +77,7 @@ def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
 def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
     source: ModelSource, text: Path, plain: Decision, recovered: Decision, cache: Cache
 ) -> None:
-    other = "\n\n".join(documents("stdlib", "held_out"))[:4000]
+    other = "\n\n".join(take(documents("stdlib", "held_out"), 4000))[:4000]
     before, after = (
         evaluate_checkpoint(pruned_checkpoint(source, decision, cache)[0], other, device="cpu").bits_per_byte
         for decision in (plain, recovered)
@@ -205,7 +207,7 @@ def test_what_is_judged_is_what_is_written(
 
 def test_texts_of_one_name_are_judged_each(source: ModelSource, text: Path, cache: Cache, tmp_path: Path) -> None:
     other = tmp_path / text.name
-    other.write_text("\n\n".join(documents("stdlib-prose"))[:60_000], encoding="utf-8")
+    other.write_text("\n\n".join(take(documents("stdlib-prose"), 60_000))[:60_000], encoding="utf-8")
     decision = decide(source, _options(text, tokens=1, text=(str(text), str(other))), cache)
     assert decision.plan.recovery is not None
     assert set(decision.plan.recovery["after"]) == {text.name, f"{text.name} (2)"}
@@ -244,7 +246,7 @@ def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: 
 
 def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path) -> None:
     short, own = tmp_path / "short.txt", Cache(tmp_path / "own", [], [])
-    short.write_text("\n\n".join(documents("stdlib-prose"))[:9000], encoding="utf-8")
+    short.write_text("\n\n".join(take(documents("stdlib-prose"), 9000))[:9000], encoding="utf-8")
     notes = []
     for _ in range(2):  # the second time from the cache
         watcher = _Cutter(10_000)
