@@ -14,8 +14,10 @@ import pytest
 
 from compact.store import sha256_file
 from compact_edge import cli
+from exporters.native import NativeChild
 from targets.profile import __file__ as profile_module
 from tests.checkpoints import copy_checkpoint
+from tests.exporters.onnx_graphs import without_child
 from tests.small_builds import Workshop, leftovers, tree
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -29,7 +31,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(autouse=True)
 def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of this module; the model builder runs in this process, but for the build `both`."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    without_child(monkeypatch)
 
 
 def arguments(shop: Workshop, out: Path, *options: str, targets: tuple[str, ...] = ("onnx",)) -> list[str]:
@@ -61,6 +65,7 @@ def both(shop: Workshop) -> Path:
     types = ("--quant", "gguf=Q8_0", "--quant", "onnx=int4")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+        patch.setattr("exporters.onnx.NativeChild", NativeChild)
         line = arguments(shop, out, *types, "--with-baseline", targets=("gguf", "onnx"))
         assert cli.run(line) == 0
     return out

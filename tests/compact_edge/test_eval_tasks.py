@@ -23,6 +23,7 @@ from compact_edge.task_models import TaskModel
 from compact_edge.task_runtime import Runtime
 from tests.checkpoints import TEXTS
 from tests.compact_edge.small_tasks import QUESTIONS, write_tasks
+from tests.exporters.onnx_graphs import without_child
 from tests.exporters.small_onnx import lively_checkpoint
 from tests.small_builds import command, run_child
 
@@ -49,6 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_tasks(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(root / "cache"))
+        without_child(patch)
         export = ["export", str(checkpoint), "--no-check", "--out"]
         assert cli.run([*export, str(root / "gguf"), "--quant", "F32"]) == 0
         assert cli.run([*export, str(root / "onnx"), "--format", "onnx", "--quant", "fp32"]) == 0
