@@ -48,12 +48,16 @@ def shapes(
         yield "output.weight", (vocab, hidden)
 
 
-def random_gguf(path: Path, *, arch: str = "llama", seed: int = 0, **sizes: Any) -> Path:
-    """A GGUF of random float16 matrices without a vocabulary: enough to be quantised, not to be run."""
+def random_gguf(path: Path, *, arch: str = "llama", seed: int = 0, most_rows: int | None = None, **sizes: Any) -> Path:
+    """A GGUF of random float16 matrices without a vocabulary: enough to be quantised, not to be run.
+
+    `most_rows` leaves out rows of the matrices: no rule of the types depends on their number, and the work does.
+    """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     _hyperparameters(writer, sizes, context=256)
-    for name, shape in shapes(**sizes):
+    for name, full in shapes(**sizes):
+        shape = full if len(full) == 1 else (full[0] if most_rows is None else min(full[0], most_rows), full[1])
         kind = np.float32 if len(shape) == 1 else np.float16
         writer.add_tensor(name, (rng.standard_normal(shape, dtype=np.float32) * 0.05).astype(kind))
     _finish(writer)

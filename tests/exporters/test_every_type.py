@@ -18,9 +18,15 @@ from exporters.imatrix import Imatrix
 from exporters.imatrix_torch import collect
 from exporters.quant_types import QUANTS, predict_types
 from exporters.quantize import quantize_gguf
+from tests.exporters.kept_quantizer import KeptQuantizer
 from tests.exporters.small_gguf import TEXT, encode, reference_logits, save_checkpoint, write_gguf
 
 LLAMA = next(family for family in FAMILIES if family.architecture == "LlamaForCausalLM")
+
+
+@pytest.fixture(autouse=True)
+def one_child(kept_quantizer: KeptQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.quantize.NativeChild", kept_quantizer)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -72,6 +73,14 @@ def plain(source: ModelSource, text: Path, cache: Cache) -> Decision:
 @pytest.fixture(scope="module")
 def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
     return decide(source, _options(text), cache)
+
+
+@pytest.fixture
+def seeded(recovered: Decision, cache: Cache, tmp_path: Path) -> Path:
+    """The folder of a cache that has the scores, the plain cut and the teacher's answers, and nothing learned."""
+    for kind in ("scores", "pruned", "teacher"):
+        shutil.copytree(cache.root / kind, tmp_path / "own" / kind)
+    return tmp_path / "own"
 
 
 def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
@@ -177,9 +186,9 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
 
 
 def test_a_step_that_overflows_is_left_out(
-    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, real, calls = Cache(tmp_path / "own", [], []), train.lesson_loss, []
+    own, real, calls = Cache(seeded, [], []), train.lesson_loss, []
 
     def overflows(*args: Any, **named: Any) -> tuple[torch.Tensor, float]:
         loss, weight = real(*args, **named)
@@ -227,15 +236,15 @@ def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
 
 
 def test_processes_that_do_not_share_a_disk_stop(
-    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distill, "broadcast_json", lambda step: step + 1)
     with pytest.raises(StorageError, match="another step"):
-        decide(source, _options(text), Cache(tmp_path / "own", [], []))
+        decide(source, _options(text), Cache(seeded, [], []))
 
 
-def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, tmp_path: Path) -> None:
-    own = Cache(tmp_path / "own", [], [])
+def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, seeded: Path) -> None:
+    own = Cache(seeded, [], [])
     old, fresh = (own.path("recovering", name) for name in ("old", "fresh"))
     for path in (old, fresh):
         path.mkdir(parents=True)
@@ -257,7 +266,7 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
 
 
 def test_a_cache_that_goes_with_the_command_keeps_no_state(
-    source: ModelSource, text: Path, recovered: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, recovered: Decision, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distill, "_SAVE_EVERY", 0.0)
 
@@ -266,7 +275,7 @@ def test_a_cache_that_goes_with_the_command_keeps_no_state(
 
     monkeypatch.setattr(distill.checkpoint, "save", refuse)
     watcher = _Cutter(10_000)
-    decision = decide(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), progress=watcher)
+    decision = decide(source, _options(text), Cache(seeded, [], [], keeps=False), progress=watcher)
     assert not any("after a cut" in note for note in watcher.notes)
     assert recovered.updates is not None
     assert decision.updates is not None
@@ -275,11 +284,9 @@ def test_a_cache_that_goes_with_the_command_keeps_no_state(
         torch.testing.assert_close(other[name].float(), tensor.float(), rtol=0.02, atol=2e-4)
 
 
-def test_a_second_process_waits_and_finds_what_the_first_learned(
-    source: ModelSource, text: Path, tmp_path: Path
-) -> None:
+def test_a_second_process_waits_and_finds_what_the_first_learned(source: ModelSource, text: Path, seeded: Path) -> None:
     """Two caches over one folder, as two processes have."""
-    first, second = (Cache(tmp_path / "own", [], []) for _ in range(2))
+    first, second = (Cache(seeded, [], []) for _ in range(2))
     asked = _options(text, tokens=2000)
     decide(source, replace(asked, recover=None), first)
     watcher, found = _Cutter(10_000), []
@@ -300,7 +307,7 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(
     assert found[1] == decision
     assert any("waiting" in note for note in watcher.notes)
     assert not any("every five minutes" in note for note in watcher.notes)
-    assert list((tmp_path / "own" / "recovering").iterdir()) == []
+    assert list((seeded / "recovering").iterdir()) == []
 
 
 def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
