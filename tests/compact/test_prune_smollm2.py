@@ -51,6 +51,6 @@ def test_common_act2_beats_magnitude_and_chance(
         bits[method] = evaluate_checkpoint(tmp_path / method, held_out, device="cpu").bits_per_byte
     print(json.dumps(bits))
     assert bits["unpruned"] < bits["compact"]
-    # Measured: unpruned 0.987, compact 1.093, random 1.798, magnitude 4.502 bits per byte.
+    # Measured: unpruned 0.996, compact 1.221, random 2.411, magnitude 5.032 bits per byte.
     assert bits["compact"] < 0.75 * bits["magnitude"]
     assert bits["compact"] < 0.75 * bits["random"]

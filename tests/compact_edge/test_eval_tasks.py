@@ -305,6 +305,7 @@ def test_an_error_of_the_runtime_is_not_blamed_on_the_task(
     refused(capsys, place, ["--tasks", "small_choice", "--include-path", str(place.tasks)], 69, "not enough memory")
 
 
+@pytest.mark.slow
 def test_tiny_and_its_float32_gguf_agree_on_real_items(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
