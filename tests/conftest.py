@@ -32,7 +32,7 @@ pytest.register_assert_rewrite(
     *(f"tests.{path.stem}" for path in _HERE.iterdir() if path.stem not in ("__init__", "__pycache__", "conftest"))
 )
 
-# No deadlines: a busy machine must not fail a test. Hypothesis's own number of examples is 100; a test may ask for more.
+# No deadlines: a busy machine must not fail a test. Hypothesis's own number of examples is 100.
 settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 

@@ -66,7 +66,7 @@ def real_and_predicted(
         ),
         cache,
     )
-    ranking = rank_vocabulary(source, options)
+    ranking = rank_vocabulary(source, options, cache)
     model = gguf_sizes(
         source,
         ranking.always,
