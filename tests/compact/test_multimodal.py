@@ -106,6 +106,7 @@ with open_cache() as cache:
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub(model: Path, tmp_path: Path) -> None:
     """The files' hashes are checked against the Hub's before the language model is taken of them."""
     with running_hub() as hub:

@@ -304,6 +304,7 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
         decide(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], []))
 
 
+@pytest.mark.slow
 def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (

@@ -253,6 +253,7 @@ def test_a_group_has_a_row_of_its_own(place: Place, capsys: pytest.CaptureFixtur
     assert len(rows) == 1 and rows[0].startswith("small_group  acc") and "±" in rows[0]
 
 
+@pytest.mark.slow
 def test_only_results_reach_stdout_and_only_our_lines_stderr(place: Place) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TQDM", "DISABLE_"))}
     line = command("eval", str(place.gguf), "--tasks", "small_words,small_choice", "--include-path", str(place.tasks))

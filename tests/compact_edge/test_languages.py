@@ -33,6 +33,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(autouse=True)
 def own_cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    # Counting all words of a language takes seconds.
+    monkeypatch.setattr("compact.language_use._MOST_WORDS", 10_000)
     without_child(monkeypatch)
 
 
