@@ -84,6 +84,7 @@ def test_one_process_needs_none_of_it() -> None:
         distributed.barrier()
 
 
+@pytest.mark.slow
 def test_sums_means_and_shares_of_two() -> None:
     results = []
     for code, out, errors in finish(pair([sys.executable, "-c", _REDUCE])):
@@ -196,6 +197,7 @@ def test_a_killed_process_ends_the_other_with_one_line(shop: Workshop, tmp_path:
     assert list((tmp_path / "cache").rglob("scores.npz")) == []
 
 
+@pytest.mark.slow
 def test_the_first_to_fail_says_why_and_the_other_is_silent() -> None:
     (waiting, _, quiet), (failed, _, errors) = finish(pair([sys.executable, "-c", _FAIL]))
     assert failed == 2
@@ -207,6 +209,7 @@ def test_the_first_to_fail_says_why_and_the_other_is_silent() -> None:
 @pytest.mark.parametrize(
     "arguments", [["inspect", "tiny"], ["prune", "tiny"], ["prune", "nowhere", "--out", "o"]], ids=lambda a: "-".join(a)
 )
+@pytest.mark.slow
 def test_a_mistake_is_said_once(arguments: list[str], tmp_path: Path) -> None:
     """What cannot run in several processes, words that do not parse, and a model that is not there."""
     results = finish(pair(command(*arguments), cwd=tmp_path))
