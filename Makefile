@@ -10,11 +10,13 @@ CODE = compact exporters targets runtime_bench compact_edge tests benchmarks exa
 # mkdocs-material else writes about a plan of mkdocs' maintainers, in red, into every log.
 MKDOCS = NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs
 
-.PHONY: env demo test test-devices lint format quality docs clean help
+.PHONY: env demo test test-quick test-devices lint format quality docs clean help
 
 help:
 	@echo "make demo    build and check smollm2-135m for the generic target"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, on two cores (WORKERS=2)"
+	@echo "make test-quick"
+	@echo "             run the tests but the slow ones: before every commit"
 	@echo "make test-devices"
 	@echo "             compile llama.cpp for aarch64 and run the tests that use it in qemu (10 minutes)"
 	@echo "make quality"
@@ -41,8 +43,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/compact-edge build smollm2-135m --target gguf --quant Q8_0 --force
 
+# The tests of a module run in one process. `make test WORKERS=4` uses four cores.
+WORKERS = 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# -m here goes before the one of pyproject.toml, which only leaves out the tests of devices.
+test-quick: $(STAMP)
+	$(PYTEST) -m "not slow and not devices"
 
 # -m here goes before the one of pyproject.toml, which leaves these tests out.
 test-devices: $(STAMP)

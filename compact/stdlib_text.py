@@ -254,9 +254,13 @@ def _topics() -> dict[str, str]:
     return {}
 
 
-def _module_docstrings(module: Module) -> Iterator[Docstring]:
-    """Yield the docstrings of a module and of everything that it defines, in source order."""
-    yield from _docstrings(ast.parse(module.read()), module.name)
+@cache
+def _module_docstrings(module: Module) -> tuple[Docstring, ...]:
+    """Return the docstrings of a module and of all it defines, in source order.
+
+    Parsing the whole library takes seconds and its docstrings are a few MB, so they are kept for the next caller.
+    """
+    return tuple(_docstrings(ast.parse(module.read()), module.name))
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[Docstring]:

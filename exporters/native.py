@@ -1,8 +1,9 @@
 """Runs a native library in a child process (the parent's side).
 
 llama.cpp aborts the process on a failed assertion, and blocks Python's signals while it works. So it runs in a child.
-The child's stdout carries messages (`exporters.pipe_messages`). Its stderr goes to an unlinked temporary file, and the
-error message for a crash quotes the end of that file. If the parent ends, the child reaches the end of its stdin and exits.
+The child's stdout carries messages (`exporters.pipe_messages`). Its stderr goes to an unlinked temporary file; if the
+child crashes, the error message quotes the end of that file. If the parent ends, the child reaches the end of its stdin
+and exits.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,17 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['conte
 
 def train_tokenizer(pre: str = "gpt-2", *, vocab_size: int = 420, bos: bool = False) -> dict[str, Any]:
     """A tokenizer.json of byte-level BPE with this pre-tokenizer, three special tokens and one plain added token."""
+    document: dict[str, Any] = json.loads(_trained(vocab_size))
     parts = tokenizer_parts(pre)
+    document.update({key: parts[key] for key in ("normalizer", "pre_tokenizer", "decoder")})
+    document["model"]["ignore_merges"] = parts["ignore_merges"]
+    document["post_processor"] = bos_processor() if bos else None
+    return document
+
+
+@cache
+def _trained(vocab_size: int) -> str:
+    """The tokenizer.json before its parts are set; most checkpoints have the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -48,11 +59,7 @@ def train_tokenizer(pre: str = "gpt-2", *, vocab_size: int = 420, bos: bool = Fa
     )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     tokenizer.add_tokens([AddedToken(USER_DEFINED, special=False, normalized=False)])
-    document: dict[str, Any] = json.loads(tokenizer.to_str())
-    document.update({key: parts[key] for key in ("normalizer", "pre_tokenizer", "decoder")})
-    document["model"]["ignore_merges"] = parts["ignore_merges"]
-    document["post_processor"] = bos_processor() if bos else None
-    return document
+    return str(tokenizer.to_str())
 
 
 def bos_processor() -> dict[str, Any]:

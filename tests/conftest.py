@@ -1,4 +1,4 @@
-"""What every test runs under: no network, two threads, and the data folder where there is one."""
+"""What every test runs under: no network, few threads, and the data folder where there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from hypothesis import settings
 # Before any test imports torch or transformers: both read these once. Child processes inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of several test processes has one core. The first process has set the variable for all of them.
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Threads of torch that wait for each other asleep: spinning, they slow each other down many times on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -22,8 +26,14 @@ for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signa
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 
-# No deadlines: a busy machine must not fail a test.
-settings.register_profile("project", deadline=None)
+# Failed assertions of the helpers show their values, as those of the tests do.
+_HERE = Path(__file__).parent
+pytest.register_assert_rewrite(
+    *(f"tests.{path.stem}" for path in _HERE.iterdir() if path.stem not in ("__init__", "__pycache__", "conftest"))
+)
+
+# No deadlines: a busy machine must not fail a test. Hypothesis's own number of examples is 100.
+settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 
 DATA_VARIABLE = "COMPACT_EDGE_DATA"
@@ -39,3 +49,18 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"{DATA_VARIABLE}={named} is not a folder")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come last in their module, and modules that have no others after all others."""
+    place = {module: number for number, module in enumerate(dict.fromkeys(map(_module, items)))}
+    quick = {_module(item) for item in items if not _is_slow(item)}
+    items.sort(key=lambda item: (_module(item) not in quick, place[_module(item)], _is_slow(item)))
+
+
+def _module(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None

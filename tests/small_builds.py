@@ -38,9 +38,11 @@ class Workshop:
     def build_both(self) -> Path:
         """The output of one build of both formats, with baselines."""
         from compact_edge import cli
+        from tests.exporters.onnx_graphs import without_child
 
         out = self.root / "both"
         with pytest.MonkeyPatch.context() as patch:
+            without_child(patch)
             patch.setenv("COMPACT_EDGE_CACHE", str(self.cache))
             options = ("--target", "onnx", "--quant", "onnx=int4", "--with-baseline")
             assert cli.run(self.build(out, *options, quant="gguf=Q8_0")) == 0
@@ -48,9 +50,18 @@ class Workshop:
 
     def environment(self, **changes: str) -> dict[str, str]:
         """Of a child process: this cache, and a folder of its own for temporary files."""
+        return {**os.environ, "COMPACT_EDGE_CACHE": str(self.cache), "TMPDIR": str(self._scratch()), **changes}
+
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        """Give this process the environment of a child."""
+        patch.setenv("COMPACT_EDGE_CACHE", str(self.cache))
+        patch.setenv("TMPDIR", str(self._scratch()))
+        patch.setattr("tempfile.tempdir", str(self._scratch()))
+
+    def _scratch(self) -> Path:
         scratch = self.root / "scratch"
         scratch.mkdir(exist_ok=True)
-        return {**os.environ, "COMPACT_EDGE_CACHE": str(self.cache), "TMPDIR": str(scratch), **changes}
+        return scratch
 
 
 def command(*arguments: str) -> list[str]:

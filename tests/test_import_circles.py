@@ -17,15 +17,6 @@ PACKAGES = ("compact", "targets", "exporters", "runtime_bench", "compact_edge", 
 # Module -> imported module -> line of the import.
 Imports = dict[str, dict[str, int]]
 
-# Circles that are still there. Delete a line when its circle is cut; no line may be added.
-NOT_CUT_YET = [
-    {"exporters.parity", "exporters.partial"},
-    {"runtime_bench.transports.program", "runtime_bench.transports.shell"},
-    {"compact_edge.formats", "compact_edge.side"},
-    {"compact_edge.build", "compact_edge.publication"},
-    {"benchmarks.prune_scale", "benchmarks.prune_scale_cuda"},
-]
-
 
 def modules(root: Path) -> dict[str, Path]:
     """Every first-party module by its dotted name; a package is named as its folder."""
@@ -53,11 +44,9 @@ def import_graph(sources: Mapping[str, Path]) -> Imports:
     for name, path in sources.items():
         graph[name] = {}
         for imported, line in imported_names(ast.parse(path.read_text("utf-8"))):
-            # A script in benchmarks/ finds its neighbours by their bare names.
-            for full in (imported, f"benchmarks.{imported}") if name.startswith("benchmarks.") else (imported,):
-                module = full if full in sources else full.rpartition(".")[0]
-                if module in sources:
-                    graph[name].setdefault(module, line)
+            module = imported if imported in sources else imported.rpartition(".")[0]
+            if module in sources:
+                graph[name].setdefault(module, line)
     return graph
 
 
@@ -103,7 +92,7 @@ def described(circle: set[str], graph: Imports) -> str:
 def test_no_modules_import_each_other() -> None:
     graph = import_graph(modules(ROOT))
     assert len(graph) > 200
-    wrong = [described(circle, graph) for circle in circles(graph) if circle not in NOT_CUT_YET]
+    wrong = [described(circle, graph) for circle in circles(graph)]
     assert not wrong, "\n".join([*wrong, "move what both need into a module that imports neither"])
 
 
@@ -127,10 +116,3 @@ def test_a_circle_is_found_and_named_with_its_lines(held_open_by: str, tmp_path:
     message = described(circles(graph)[0], graph)
     assert "compact/first.py:2 imports compact.second" in message
     assert f"compact/third.py:{held_open_by.count(chr(10)) + 1} imports compact.first" in message
-
-
-def test_scripts_of_the_benchmarks_find_each_other_by_bare_names(tmp_path: Path) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "one.py").write_text("from two import TWO", "utf-8")
-    (tmp_path / "benchmarks" / "two.py").write_text("from benchmarks.one import ONE", "utf-8")
-    assert circles(import_graph(modules(tmp_path))) == [{"benchmarks.one", "benchmarks.two"}]

@@ -91,3 +91,14 @@ def test_every_package_is_covered() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages <= set(MAY_IMPORT)
     assert len(MODULES) > len(MAY_IMPORT)
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several of them use is in a module without `test_`."""
+    wrong = [
+        f"{label(path)}, line {line}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name, line in imported(ast.parse(path.read_text("utf-8")))
+        if name.startswith("tests.") and name.rpartition(".")[2].startswith("test_")
+    ]
+    assert wrong == []

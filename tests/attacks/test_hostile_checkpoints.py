@@ -16,10 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact.apply import prune
-from compact.cache import Cache
 from compact.calibration import make_calibration
-from compact.context import Context
 from compact.errors import (
     EXIT_DATA,
     CompactEdgeError,
@@ -34,22 +31,10 @@ from compact.errors import (
 )
 from compact.evaluate import evaluate_checkpoint
 from compact.load import load_model
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact.store import publish
+from tests.attacks.hostile import change, junk, run
 from tests.checkpoints import write_checkpoint
 
 INDEX = "model.safetensors.index.json"
-
-
-def run(model: Path, scratch: Path) -> None:
-    """What a user would do: open, plan, prune."""
-    cache = Cache(scratch / "cache", [], [])
-    source = open_source(str(model), cache)
-    plan = make_plan(Context(source, PruneOptions(vocab_size=320, intermediate_size=32, method="magnitude"), cache))
-    with publish(scratch / "out") as work:
-        prune(source, plan, work)
 
 
 def refused(model: Path, scratch: Path, expected: type[DataError]) -> DataError:
@@ -59,11 +44,6 @@ def refused(model: Path, scratch: Path, expected: type[DataError]) -> DataError:
     assert "\n" not in caught.value.message
     assert not (scratch / "out").exists()
     return caught.value
-
-
-def change(path: Path, **values: Any) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, **values}), encoding="utf-8")
 
 
 class Bomb:
@@ -300,19 +280,6 @@ def test_a_configuration_that_names_an_id_without_a_row(model: Path, tmp_path: P
     change(model / file, eos_token_id=[2, 10**6])
     error = refused(model, tmp_path, DamagedFileError)
     assert str(10**6) in error.message
-
-
-junk = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["ids", "id", "type", "content", "a"]), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

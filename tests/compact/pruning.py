@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from compact.apply import prune
 from compact.cache import Cache
@@ -96,3 +97,12 @@ def reachable(tokenizer_json: dict[str, Any]) -> set[str]:
     tokens = [token for token in vocab if token]
     encodings = tokenizer.encode_batch_fast(tokens, add_special_tokens=False)
     return {token for token, encoding in zip(tokens, encodings, strict=True) if encoding.ids == [vocab[token]]}
+
+
+def load(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+
+
+def pruned_in_memory(directory: Path, plan: PrunePlan) -> Any:
+    """The original through Transformers, with its parameters cut."""
+    return cut_in_memory(load(directory), plan)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from compact.apply import apply_plan
 from compact.checkpoint import TensorRef, TensorSpec, read_index, write_checkpoint
@@ -27,18 +27,9 @@ from compact.source import ModelSource, open_directory
 from compact.store import publish
 from tests import checkpoints
 from tests.checkpoints import TEXTS
-from tests.compact.pruning import cut_in_memory, document, plan_for, prune_to
+from tests.compact.pruning import document, load, plan_for, prune_to, pruned_in_memory
 
 SIZES = {"vocab_size": 320, "intermediate_size": 32, "method": "random"}
-
-
-def load(directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-
-
-def pruned_in_memory(directory: Path, plan: PrunePlan) -> Any:
-    """The original through Transformers, with its parameters cut."""
-    return cut_in_memory(load(directory), plan)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -8,43 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.budget import Limits, Parts, Sizes, count_parts, explicit_sizes, part_of, sizes_for_ratio
+from compact.budget import Limits, Sizes, count_parts, explicit_sizes, part_of, sizes_for_ratio
 from compact.errors import BudgetError
 from compact.importance import vocabulary_grid
 from compact.source import open_directory
 from tests.checkpoints import write_checkpoint
-
-
-def parts_of(vocab: int, inner: int, hidden: int, layers: int, *, tied: bool = True, kv: int = 1) -> Parts:
-    """Parts of a Llama layout, counted by hand: kv is the share of key and value heads."""
-    per_row = hidden if tied else 2 * hidden
-    attention = layers * (2 * hidden * hidden + 2 * hidden * hidden // kv)
-    return Parts(
-        vocabulary=vocab * per_row,
-        attention=attention,
-        ffn=3 * hidden * inner * layers,
-        norms=(2 * layers + 1) * hidden,
-        other=0,
-        per_row=per_row,
-        per_channel=3 * hidden * layers,
-    )
-
-
-# name -> (V, I, H, layers, tied, kv)
-SHAPES = {
-    "smollm2-135m": (49152, 1536, 576, 30, True, 3),
-    "qwen2.5-0.5b": (151936, 4864, 896, 24, True, 7),
-    "gemma-like-1b": (262144, 6912, 1152, 26, True, 4),
-    "llama-8b": (128256, 14336, 4096, 32, False, 4),
-    "llama-70b": (128256, 28672, 8192, 80, False, 8),
-}
-
-
-def removed(sizes: Sizes, parts: Parts, limits: Limits) -> float:
-    """Share of all parameters that is gone, counted from the sizes kept."""
-    kept = sizes.vocab_size * parts.per_row + sizes.intermediate_size * parts.per_channel
-    whole = limits.vocab_size * parts.per_row + limits.intermediate_size * parts.per_channel
-    return (whole - kept) / (parts.vocabulary + parts.attention + parts.ffn + parts.norms)
+from tests.compact.budgets import SHAPES, parts_of, removed
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from compact import distributed
 from compact.distill.lock import exclusive_run
 from compact.progress import SILENT
 from compact_edge import cli
+from tests.processes import finish, pair
 from tests.small_builds import ROOT, Workshop, command
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -63,38 +61,6 @@ except BaseException as error:
 """
 
 
-def environment(rank: int, port: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What torchrun sets for process `rank` of two."""
-    job = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    own = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return {**(os.environ if base is None else base), **own, **{name: str(value) for name, value in job.items()}}
-
-
-def pair(
-    arguments: list[str], base: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> list[subprocess.Popen[str]]:
-    """Start two processes that find each other as those of torchrun do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            arguments, env=environment(rank, port, base), cwd=cwd,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each."""
-    found = []
-    for process in processes:
-        out, errors = process.communicate(timeout=240)
-        found.append((process.returncode, out, errors))
-    return found
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("distributed"), dtype=torch.float32, intermediate_size=256)
@@ -118,6 +84,7 @@ def test_one_process_needs_none_of_it() -> None:
         distributed.barrier()
 
 
+@pytest.mark.slow
 def test_sums_means_and_shares_of_two() -> None:
     results = []
     for code, out, errors in finish(pair([sys.executable, "-c", _REDUCE])):
@@ -132,6 +99,7 @@ def test_sums_means_and_shares_of_two() -> None:
     assert results[0]["told"] == {"by": 0, "text": "h\u00e9"}
 
 
+@pytest.mark.slow
 def test_two_processes_plan_what_one_does(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And write it once: one cache entry, one report, equal bytes."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "one"))
@@ -150,6 +118,7 @@ def test_two_processes_plan_what_one_does(shop: Workshop, tmp_path: Path, monkey
     assert list((shop.root / "scratch").glob("compact-edge-*")) == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(shop: Workshop, tmp_path: Path) -> None:
     """Every step learns from both processes' texts, and one of them writes and tells."""
     learning = ("--recover", "distill", "--recover-tokens", "6000", "--learning-rate", "0.003")
@@ -184,6 +153,7 @@ except BaseException as error:
 """
 
 
+@pytest.mark.slow
 def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> None:
     """All of them stop, and one says why."""
     run, arguments = tmp_path / "recovering" / "key", [sys.executable, "-c", _HELD]
@@ -197,6 +167,7 @@ def test_joined_processes_do_not_wait_for_another_training(tmp_path: Path) -> No
     assert list(run.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:
     options = prune(shop, tmp_path / "out", "--no-cache", tokens=40)
     for code, _, errors in finish(pair(command(*options), shop.environment())):
@@ -205,6 +176,7 @@ def test_more_processes_than_sequences(shop: Workshop, tmp_path: Path) -> None:
     assert list((shop.root / "scratch").glob("compact-edge-*")) == []  # where --no-cache keeps its stages meanwhile
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_with_one_line(shop: Workshop, tmp_path: Path) -> None:
     """The second one is killed while both calibrate; the first says so and leaves nothing behind."""
     environment = {**shop.environment(), "COMPACT_EDGE_CACHE": str(tmp_path / "cache")}
@@ -225,6 +197,7 @@ def test_a_killed_process_ends_the_other_with_one_line(shop: Workshop, tmp_path:
     assert list((tmp_path / "cache").rglob("scores.npz")) == []
 
 
+@pytest.mark.slow
 def test_the_first_to_fail_says_why_and_the_other_is_silent() -> None:
     (waiting, _, quiet), (failed, _, errors) = finish(pair([sys.executable, "-c", _FAIL]))
     assert failed == 2
@@ -236,6 +209,7 @@ def test_the_first_to_fail_says_why_and_the_other_is_silent() -> None:
 @pytest.mark.parametrize(
     "arguments", [["inspect", "tiny"], ["prune", "tiny"], ["prune", "nowhere", "--out", "o"]], ids=lambda a: "-".join(a)
 )
+@pytest.mark.slow
 def test_a_mistake_is_said_once(arguments: list[str], tmp_path: Path) -> None:
     """What cannot run in several processes, words that do not parse, and a model that is not there."""
     results = finish(pair(command(*arguments), cwd=tmp_path))
@@ -243,6 +217,7 @@ def test_a_mistake_is_said_once(arguments: list[str], tmp_path: Path) -> None:
     assert "".join(errors for _, _, errors in results).count("error:") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_process_that_waits_for_the_other(shop: Workshop, tmp_path: Path) -> None:
     """torchrun sends SIGTERM to the rest of a failed job, and the other may hang, alive."""
     environment = {**shop.environment(), "COMPACT_EDGE_CACHE": str(tmp_path / "cache")}

@@ -16,7 +16,7 @@ from compact.gguf_source import read_gguf_checkpoint
 from exporters.engine import LlamaEngine
 from exporters.gguf import write_gguf
 from tests.checkpoints import write_checkpoint
-from tests.compact.test_gguf_source import rewritten
+from tests.compact.gguf_edits import rewritten
 from tests.family_models import VARIANTS
 
 IDS = [n * 7 % 300 for n in range(100)]

@@ -266,6 +266,7 @@ def test_the_store_that_repositories_of_the_cache_share(tmp_path: Path) -> None:
         refuse_outside_link(snapshot, snapshot / "LICENSE")
 
 
+@pytest.mark.slow
 def test_pruning_a_hub_model_gives_what_its_files_give(hub: Hub, tmp_path: Path) -> None:
     """The real command on the files of `tiny`: the same plan as from the folder, and no request but the downloads."""
     folder = tmp_path / "tiny-from-hub"

@@ -241,6 +241,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     """Keeping the activations would take 100 MB more: 24 samples, 2 layers, 128 positions of 4096 floats."""
     model = write_checkpoint(tmp_path / "m", dtype=torch.float32, intermediate_size=4096)

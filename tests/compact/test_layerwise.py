@@ -20,7 +20,7 @@ from compact.importance import collect_scores
 from compact.layerwise import LayerStream
 from compact.source import open_source
 from tests.checkpoints import copy_checkpoint, random_model, write_checkpoint
-from tests.compact.test_multimodal import write_multimodal
+from tests.compact.multimodal_models import write_multimodal
 from tests.family_models import CASE_NAMES, CASES, VARIANTS
 
 Activations = dict[tuple[int, int], torch.Tensor]

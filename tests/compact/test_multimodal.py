@@ -11,44 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 from compact.cache import Cache
 from compact.errors import CompactEdgeError, RemoteCodeRefusedError, UnsupportedArchitectureError
 from compact.source import open_source
-from tests.checkpoints import train_tokenizer
+from tests.compact.multimodal_models import TEXT, write_multimodal
 from tests.hub_standin import running_hub
 from tests.small_builds import ROOT, command
-
-TEXT = {
-    "vocab_size": 421, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24,
-    "max_position_embeddings": 256, "rope_parameters": {
-        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
-}  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-          "image_size": 28, "patch_size": 14}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As Transformers saves it, its tokenizer beside it."""
     return write_multimodal(tmp_path_factory.mktemp("multimodal") / "gemma-3-tiny")
-
-
-def write_multimodal(out: Path) -> Path:
-    """A small random Gemma 3 with a vision tower, as Transformers saves it, and a tokenizer beside it."""
-    torch.manual_seed(0)
-    config = Gemma3Config(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=4, image_token_index=420)
-    whole = Gemma3ForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in whole.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.08)
-    whole.save_pretrained(out)
-    (out / "tokenizer.json").write_text(json.dumps(train_tokenizer()), encoding="utf-8")
-    (out / "LICENSE").write_text("terms", encoding="utf-8")
-    return out
 
 
 def renamed(model: Path, out: Path) -> Path:
@@ -130,6 +106,7 @@ with open_cache() as cache:
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub(model: Path, tmp_path: Path) -> None:
     """The files' hashes are checked against the Hub's before the language model is taken of them."""
     with running_hub() as hub:

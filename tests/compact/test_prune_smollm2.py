@@ -21,7 +21,8 @@ from compact.store import publish
 pytestmark = pytest.mark.slow
 
 INNER = 1024  # a fifth of all parameters, from the FFN alone
-HELD_OUT_CHARACTERS = 12_000
+HELD_OUT_CHARACTERS = 4_000
+CALIBRATION_TOKENS = 2048
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def text(wikitext: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(smollm2: ModelSource, text: Path, cache: Path, **options: object) -> PrunePlan:
-    asked = {"intermediate_size": INNER, "calibration": (str(text),), "calibration_tokens": 8192, "device": "cpu"}
+    asked = {
+        "intermediate_size": INNER,
+        "calibration": (str(text),),
+        "calibration_tokens": CALIBRATION_TOKENS,
+        "device": "cpu",
+    }
     return make_plan(Context(smollm2, PruneOptions(**{**asked, **options}), Cache(cache, [], [])))  # type: ignore[arg-type]
 
 
@@ -49,6 +55,6 @@ def test_common_act2_beats_magnitude_and_chance(
         bits[method] = evaluate_checkpoint(tmp_path / method, held_out, device="cpu").bits_per_byte
     print(json.dumps(bits))
     assert bits["unpruned"] < bits["compact"]
-    # Measured: unpruned 0.987, compact 1.093, random 1.798, magnitude 4.502 bits per byte.
+    # Measured: unpruned 0.996, compact 1.221, random 2.411, magnitude 5.032 bits per byte.
     assert bits["compact"] < 0.75 * bits["magnitude"]
     assert bits["compact"] < 0.75 * bits["random"]

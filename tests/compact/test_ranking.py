@@ -52,6 +52,13 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("cache"), [], [])
 
 
+@pytest.fixture(autouse=True)
+def few_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting all words of a language takes seconds: only the tests of real tokenizers do it."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr("compact.language_use._MOST_WORDS", 10_000)
+
+
 def tokens_of(ranking: Ranking, vocab_size: int) -> set[str]:
     """The tokens that this size keeps."""
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, vocab_size)

@@ -67,6 +67,7 @@ def pair(request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pytes
         yield Pair(before, after, before_engine, after_engine)
 
 
+@pytest.mark.slow
 def test_pruning_keeps_what_the_tokenizer_could(pair: Pair) -> None:
     texts = [*TEXTS, *probe_texts(sorted(pair.after.vocabulary.specials)[:20])]
     assert dense(pair.after)
@@ -85,6 +86,7 @@ _PIECES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(texts=st.lists(_PIECES.map("".join), min_size=4, max_size=12))
 def test_any_text_has_the_same_ids_in_llama_cpp(pair: Pair, texts: list[str]) -> None:

@@ -32,9 +32,9 @@ from compact.repair_fit import RIDGES, choose
 from compact.source import ModelSource, open_directory, open_source
 from compact.store import publish
 from tests.checkpoints import TEXTS, random_model
-from tests.compact.test_distributed import finish, pair
 from tests.engine_standins import Recorder
 from tests.family_models import CASE_NAMES, CASES
+from tests.processes import finish, pair
 
 SIZES = {"vocab_size": 380, "intermediate_size": 64}
 
@@ -311,6 +311,7 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
         decide(Context(source, asked(short, calibration_tokens=16), Cache(tmp_path / "cache", [], [])))
 
 
+@pytest.mark.slow
 def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (

@@ -27,8 +27,7 @@ from compact.size_evaluator import SizeEvaluator
 from compact.source import ModelSource, open_directory
 from compact.store import publish
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.test_budget import removed
-from tests.compact.test_search_curve import real_curve
+from tests.compact.budgets import real_curve, removed
 
 PROSE = "The quick brown fox doesn't jump over the lazy dog; she'd rather read a book of 300 pages.\n"
 CODE = "def area(r: float) -> float:\n    return 3.14159 * r ** 2\n"

@@ -6,18 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.budget import Limits, Parts, Sizes
-from compact.importance import vocabulary_grid
-from compact.search import Curve, Point, best_along, rank_key, settle, sizes_at_ratio, sizes_within
+from compact.budget import Sizes
+from compact.search import Point, best_along, rank_key, settle, sizes_at_ratio, sizes_within
 from compact.size_evaluator import TextScore
-from tests.compact.test_budget import SHAPES, parts_of, removed
-
-
-def real_curve(name: str, grid: int = 32, multiple: int = 1) -> tuple[Curve, Parts, Limits]:
-    vocab, inner, hidden, layers, tied, kv = SHAPES[name]
-    parts = parts_of(vocab, inner, hidden, layers, tied=tied, kv=kv)
-    limits = Limits(vocab, inner, 300, grid, multiple)
-    return Curve(parts, limits, vocabulary_grid(vocab, 300, multiple=multiple)), parts, limits
+from tests.compact.budgets import SHAPES, real_curve, removed
 
 
 @pytest.mark.parametrize("name", SHAPES)

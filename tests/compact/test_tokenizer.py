@@ -46,9 +46,10 @@ def llama3(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scope="module",
     params=[
         ("small", 330),
-        ("qwen2", 40_000),
-        ("llama3", 30_000),
-        pytest.param(("smollm2", 20_000), marks=pytest.mark.slow),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (("qwen2", 40_000), ("llama3", 30_000), ("smollm2", 20_000))
+        ),
     ],
     ids=lambda value: value[0],
 )

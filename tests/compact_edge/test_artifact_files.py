@@ -21,7 +21,7 @@ from exporters.gguf_header import read_header
 from exporters.imatrix_files import read_imatrix
 from exporters.quant_list import reference_shape
 from exporters.quant_types import QUANTS, REFUSED, predict_types
-from tests.compact_edge.test_commands import assert_error, run_json
+from tests.compact_edge.running import assert_error, run_json
 from tests.small_builds import ROOT, Workshop, leftovers, tree
 
 ALL = ("--save-imatrix", "--modelfile", "--split-max-size", "1M")

@@ -113,6 +113,7 @@ def test_second_build_reuses_every_stage_and_equal_bytes_come_without_a_cache(
     assert tree(fresh / "gguf") == tree(again / "gguf") == tree(built / "gguf")
 
 
+@pytest.mark.slow
 def test_a_changed_option_redoes_only_what_depends_on_it(
     shop: Workshop, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from compact_edge import cli
 from exporters.gguf import write_gguf
 from exporters.gguf_scoring import evaluate_gguf
 from tests.checkpoints import TEXTS, write_checkpoint
+from tests.exporters.onnx_graphs import without_child
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
 from tests.small_builds import Workshop
 
@@ -51,6 +52,7 @@ def test_only_a_gguf_speaks_of_the_window_that_it_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = Workshop(tmp_path / "shop", family="mistral", sliding_window=100)
+    without_child(monkeypatch)
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
     line = shop.build(tmp_path / "onnx", "--no-check", "--no-baseline", quant="int8", target="onnx")
     assert cli.run(line) == 0, capsys.readouterr().err

@@ -14,8 +14,10 @@ import pytest
 
 from compact.store import sha256_file
 from compact_edge import cli
+from exporters.native import NativeChild
 from targets.profile import __file__ as profile_module
 from tests.checkpoints import copy_checkpoint
+from tests.exporters.onnx_graphs import without_child
 from tests.small_builds import Workshop, leftovers, tree
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -29,7 +31,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(autouse=True)
 def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of this module; the model builder runs in this process, but for the build `both`."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    without_child(monkeypatch)
 
 
 def arguments(shop: Workshop, out: Path, *options: str, targets: tuple[str, ...] = ("onnx",)) -> list[str]:
@@ -61,11 +65,13 @@ def both(shop: Workshop) -> Path:
     types = ("--quant", "gguf=Q8_0", "--quant", "onnx=int4")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+        patch.setattr("exporters.onnx.NativeChild", NativeChild)
         line = arguments(shop, out, *types, "--with-baseline", targets=("gguf", "onnx"))
         assert cli.run(line) == 0
     return out
 
 
+@pytest.mark.slow
 def test_one_prune_and_two_formats(shop: Workshop, both: Path) -> None:
     assert {path.name for path in both.iterdir()} == {"gguf", "onnx", "baseline-gguf", "baseline-onnx"}
     assert {path.name for path in (both / "onnx").iterdir()} >= FILES | OURS
@@ -90,6 +96,7 @@ def test_one_prune_and_two_formats(shop: Workshop, both: Path) -> None:
     assert cli.run(["verify", str(both)]) == 0
 
 
+@pytest.mark.slow
 def test_the_configuration_has_the_new_vocabulary_and_a_bounded_cache(both: Path) -> None:
     plan = json.loads((both / "onnx" / "manifest.json").read_text(encoding="utf-8"))["plan"]
     genai = json.loads((both / "onnx" / "genai_config.json").read_text(encoding="utf-8"))
@@ -103,6 +110,7 @@ def test_the_configuration_has_the_new_vocabulary_and_a_bounded_cache(both: Path
     assert logits.shape[-1] == plan["vocab_size"]
 
 
+@pytest.mark.slow
 def test_the_code_in_the_card_runs(both: Path) -> None:
     card = (both / "onnx" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "- onnxruntime-genai\n" in card.split("---")[1]
@@ -147,6 +155,7 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
     assert not out.exists() and leftovers(shop.root) == []
 
 
+@pytest.mark.slow
 def test_float32_passes_the_strict_checks_and_equal_builds_are_equal_bytes(
     shop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +172,7 @@ def test_float32_passes_the_strict_checks_and_equal_builds_are_equal_bytes(
     assert tree(fresh) == tree(out)
 
 
+@pytest.mark.slow
 def test_a_provider_that_is_not_here(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     out = shop.root / "dml"
     line = arguments(shop, out, targets=("laptop-windows-dml",))
@@ -178,6 +188,7 @@ def test_a_provider_that_is_not_here(shop: Workshop, capsys: pytest.CaptureFixtu
     assert "in part (" in (out / "onnx" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_memory_budget_is_held_where_it_was_measured(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     profile = shop.root / "pocket.toml"
     text = (Path(profile_module).parent / "profiles" / "onnx.toml").read_text(encoding="utf-8")
@@ -190,6 +201,7 @@ def test_a_memory_budget_is_held_where_it_was_measured(shop: Workshop, capsys: p
     assert "memory budget is not judged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = shop.root / "exported"
     result = run_json(capsys, ["export", str(shop.model), "--format", "onnx", "--out", str(out)])
@@ -227,6 +239,7 @@ def gguf_in(both: Path) -> str:
     return next((both / "baseline-gguf").glob("*.gguf")).name
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_not_published(shop: Workshop, both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = sha256_file(both / "onnx" / "model.onnx.data")
     data = next(path for path in shop.cache.rglob("model.onnx.data") if sha256_file(path) == wanted)

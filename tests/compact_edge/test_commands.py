@@ -15,6 +15,7 @@ import pytest
 from compact_edge import cli
 from tests.checkpoints import llama_vocabularies
 from tests.compact_edge.bad_models import BAD_MODELS
+from tests.compact_edge.running import assert_error, run_json
 from tests.small_builds import Workshop, tree
 
 Usage = namedtuple("Usage", "total used free")
@@ -45,13 +46,6 @@ def prune(shop: Workshop, out: Path, *options: str, model: Path | None = None) -
 
 def artifact(shop: Workshop) -> Path:
     return next((shop.root / "gguf").glob("*.gguf"))
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert cli.run([*arguments, "--json"]) == 0, capsys.readouterr().err
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
 
 
 def test_two_calibrations_give_half_each(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,25 +177,6 @@ def test_verify_names_the_file_that_is_wrong(
         shutil.copytree(good, copy)
         damage(copy / "gguf")
         assert_error(capsys, ["verify", str(copy)], 65, message)
-
-
-def assert_error(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str, hint: str = ""
-) -> None:
-    """Run a command that must fail: `error: ...` is one line, `hint: ...` another, stdout is empty."""
-    capsys.readouterr()
-    assert cli.run(arguments) == code, capsys.readouterr().err
-    out, err = capsys.readouterr()
-    lines = err.splitlines()
-    errors = [n for n, line in enumerate(lines) if line.startswith("error: ")]
-    assert len(errors) == 1, err
-    assert message in lines[errors[0]]
-    assert len(lines) - errors[0] <= 2, err
-    if hint or len(lines) - errors[0] == 2:
-        assert lines[-1].startswith("hint: "), err
-        assert hint in lines[-1]
-    assert "Traceback" not in err
-    assert out == ""
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)

@@ -24,6 +24,7 @@ from exporters.onnx_tasks import OnnxRuntime
 from exporters.task_runtime import Runtime
 from tests.checkpoints import TEXTS
 from tests.compact_edge.small_tasks import QUESTIONS, write_tasks
+from tests.exporters.onnx_graphs import without_child
 from tests.exporters.small_onnx import lively_checkpoint
 from tests.small_builds import command, run_child
 
@@ -50,6 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_tasks(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(root / "cache"))
+        without_child(patch)
         export = ["export", str(checkpoint), "--no-check", "--out"]
         assert cli.run([*export, str(root / "gguf"), "--quant", "F32"]) == 0
         assert cli.run([*export, str(root / "onnx"), "--format", "onnx", "--quant", "fp32"]) == 0
@@ -252,6 +254,7 @@ def test_a_group_has_a_row_of_its_own(place: Place, capsys: pytest.CaptureFixtur
     assert len(rows) == 1 and rows[0].startswith("small_group  acc") and "±" in rows[0]
 
 
+@pytest.mark.slow
 def test_only_results_reach_stdout_and_only_our_lines_stderr(place: Place) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TQDM", "DISABLE_"))}
     line = command("eval", str(place.gguf), "--tasks", "small_words,small_choice", "--include-path", str(place.tasks))
@@ -306,6 +309,7 @@ def test_an_error_of_the_runtime_is_not_blamed_on_the_task(
     refused(capsys, place, ["--tasks", "small_choice", "--include-path", str(place.tasks)], 69, "not enough memory")
 
 
+@pytest.mark.slow
 def test_tiny_and_its_float32_gguf_agree_on_real_items(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

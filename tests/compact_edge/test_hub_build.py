@@ -20,6 +20,7 @@ pytest.importorskip("datasets", reason="datasets is not installed (the extra `da
 CARD = "---\nlicense: llama3.2\nlanguage: [en]\nbase_model: meta-llama/Llama-3.2-1B\n---\n# A fine-tune\n"
 
 
+@pytest.mark.slow
 def test_a_hub_model_from_its_name_to_the_published_directory(tmp_path: Path) -> None:
     shop = Workshop(tmp_path / "shop")
     (shop.model / "README.md").write_text(CARD)

@@ -10,6 +10,7 @@ import pytest
 
 from compact_edge import cli
 from tests.checkpoints import TEXTS
+from tests.exporters.onnx_graphs import without_child
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
 from tests.small_builds import Workshop
 
@@ -32,6 +33,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(autouse=True)
 def own_cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
+    # Counting all words of a language takes seconds.
+    monkeypatch.setattr("compact.language_use._MOST_WORDS", 10_000)
+    without_child(monkeypatch)
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

@@ -15,6 +15,7 @@ from tests.small_builds import ROOT, Workshop, command, run_child
 _OURS = ("calibrating: ", "pruning: ")
 
 
+@pytest.mark.slow
 def test_a_command_writes_only_its_own_lines(tmp_path: Path) -> None:
     shop = Workshop(tmp_path)
     prune = ["prune", str(shop.model), "--calibration", str(shop.calibration), "--calibration-tokens", "512"]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from compact_edge import cli
+from tests.exporters.onnx_graphs import without_child
 from tests.small_builds import Workshop, tree
 
 REPAIR = ("--method", "repair", "--calibration-tokens", "900", "--sequence-length", "64")
@@ -25,6 +26,7 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
     # Random weights predict nothing: as for a model too large to be judged by its bits per byte.
     monkeypatch.setattr("compact.repair.fits_in_memory", lambda *_: False)
+    without_child(monkeypatch)
 
 
 def prune(shop: Workshop, out: Path, *options: str) -> list[str]:

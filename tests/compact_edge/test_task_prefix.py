@@ -133,6 +133,7 @@ def test_a_checkpoint_made_of_a_gguf_has_its_first_token(tmp_path: Path, kind: s
     assert first[0] == first[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma4", "llama3", "qwen2", "qwen2 as in Instruct"])
 def test_real_tokenizers(data_dir: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("llama_cpp")

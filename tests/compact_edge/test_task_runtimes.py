@@ -19,7 +19,7 @@ from exporters.gguf import write_gguf
 from exporters.gguf_tasks import GgufRuntime
 from exporters.prefix_groups import Branch, Group, grouped, pack, unpack
 from exporters.task_runtime import Runtime, packs
-from tests.exporters.test_families import checkpoint, every_case
+from tests.exporters.family_checkpoints import checkpoint, every_case
 
 BRANCHES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=12).map(
     lambda rows: [Branch(tuple(row), (tuple(row[-1:]), tuple(row[-len(row) // 2 :]))) for row in rows]

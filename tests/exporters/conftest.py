@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import random_model
+from tests.exporters.kept_quantizer import KeptQuantizer
 from tests.exporters.small_gguf import random_gguf, save_checkpoint, write_gguf
 from tests.exporters.small_onnx import export, lively_checkpoint
 
@@ -28,6 +30,14 @@ def wide_gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random matrices whose rows fit blocks of 256, four query heads a key-value head, its own output matrix."""
     path = tmp_path_factory.mktemp("wide") / "wide.gguf"
     return random_gguf(path, n_layer=9, hidden=256, n_ff=256, n_head=8, n_head_kv=2, vocab=256, tied=False)
+
+
+@pytest.fixture(scope="session")
+def kept_quantizer() -> Iterator[KeptQuantizer]:
+    """A child that quantizes all files of the tests that ask for it."""
+    quantizer = KeptQuantizer()
+    yield quantizer
+    quantizer.end()
 
 
 @pytest.fixture(scope="session")

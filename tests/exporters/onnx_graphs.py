@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import pytest
 
 import exporters.onnx
 from exporters.gate import Reference, reference_for
@@ -47,14 +48,16 @@ class InProcess:
         pass
 
 
+def without_child(patch: pytest.MonkeyPatch) -> None:
+    """From now on the model builder runs in this process, also for the commands."""
+    patch.setattr(exporters.onnx, "NativeChild", InProcess)
+
+
 def write_here(checkpoint: Path, folder: Path, options: OnnxOptions, **more: Any) -> Path:
     """`write_onnx` without a child process."""
-    real = exporters.onnx.NativeChild
-    exporters.onnx.NativeChild = InProcess  # type: ignore[assignment,misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        without_child(patch)
         write_onnx(checkpoint, folder, options, **more)
-    finally:
-        exporters.onnx.NativeChild = real  # type: ignore[misc]
     return folder
 
 

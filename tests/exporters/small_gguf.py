@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compact.families import family_of
+from exporters.imatrix import Imatrix
+from exporters.quant_rules import ModelShape
 
 VOCAB = 380
 TEXT = (
@@ -44,12 +46,16 @@ def shapes(
         yield "output.weight", (vocab, hidden)
 
 
-def random_gguf(path: Path, *, arch: str = "llama", seed: int = 0, **sizes: Any) -> Path:
-    """A GGUF of random float16 matrices without a vocabulary: enough to be quantised, not to be run."""
+def random_gguf(path: Path, *, arch: str = "llama", seed: int = 0, most_rows: int | None = None, **sizes: Any) -> Path:
+    """A GGUF of random float16 matrices without a vocabulary: enough to be quantised, not to be run.
+
+    `most_rows` leaves out rows of the matrices: no rule of the types depends on their number, and the work does.
+    """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     _hyperparameters(writer, sizes, context=256)
-    for name, shape in shapes(**sizes):
+    for name, full in shapes(**sizes):
+        shape = full if len(full) == 1 else (full[0] if most_rows is None else min(full[0], most_rows), full[1])
         kind = np.float32 if len(shape) == 1 else np.float16
         writer.add_tensor(name, (rng.standard_normal(shape, dtype=np.float32) * 0.05).astype(kind))
     _finish(writer)
@@ -176,3 +182,10 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def random_imatrix(model: ModelShape) -> Imatrix:
+    rng = np.random.default_rng(1)
+    names = [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    means = {t.name: rng.random(t.row, dtype=np.float32) + np.float32(0.01) for t in names}
+    return Imatrix(means, {name: np.array([1], dtype=np.int64) for name in means}, tokens=1)

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 import torch
 
-from exporters.onnx import write_onnx
 from exporters.onnx_types import onnx_options
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint
+from tests.exporters.onnx_graphs import write_here
 
 CONTEXT = 256
 
@@ -29,8 +29,7 @@ def lively_checkpoint(out: Path, *, pre: str = "gpt-2", seed: int = 0, family: s
 
 
 def export(checkpoint: Path, folder: Path, quant: str, **options: Any) -> Path:
-    write_onnx(checkpoint, folder, onnx_options(quant, **options))
-    return folder
+    return write_here(checkpoint, folder, onnx_options(quant, **options))
 
 
 def copy_of(folder: Path, out: Path) -> Path:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,8 @@ from compact.errors import (
 )
 from exporters.engine import LlamaEngine, kl_divergence, resident_bytes
 from tests.exporters.small_gguf import TEXT, VOCAB, encode, random_gguf, reference_logits
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether a process has ended within `seconds` (a zombie that nobody reaps has ended)."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
+from tests.processes import gone
+from tests.small_builds import ROOT
 
 
 def test_logits_and_scores_equal_transformers(small_checkpoint: Path, small_gguf_file: Path) -> None:
@@ -81,16 +68,21 @@ def test_greedy_generation_is_the_argmax_of_transformers(small_checkpoint: Path,
     assert stopped.ids == expected[: first + 1] and len(stopped.gaps) == first + 1
 
 
+@pytest.fixture(scope="module")
+def tokenizer_engine(small_gguf_file: Path) -> Iterator[LlamaEngine]:
+    with LlamaEngine(small_gguf_file, vocab_only=True) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize(
     "text",
     ["", " ", "a\0b", "\x01\x02\x7f", "naïve 漢字 🏝️", "<|user|>", TEXT, "\ufeffBOM", "tab\tand\r\nline", "x" * 5000],
 )
-def test_tokenize_equals_hugging_face(small_checkpoint: Path, small_gguf_file: Path, text: str) -> None:
-    with LlamaEngine(small_gguf_file, vocab_only=True) as engine:
-        (ids,) = engine.tokenize([text], parse_special=True)
-        assert ids == encode(small_checkpoint, text)
-        assert engine.detokenize(ids) == text.encode()
-        assert engine.detokenize(ids, special=False) == text.replace("<|user|>", "").encode()
+def test_tokenize_equals_hugging_face(small_checkpoint: Path, tokenizer_engine: LlamaEngine, text: str) -> None:
+    (ids,) = tokenizer_engine.tokenize([text], parse_special=True)
+    assert ids == encode(small_checkpoint, text)
+    assert tokenizer_engine.detokenize(ids) == text.encode()
+    assert tokenizer_engine.detokenize(ids, special=False) == text.replace("<|user|>", "").encode()
 
 
 def test_vocabulary_only(small_gguf_file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,9 +18,15 @@ from exporters.imatrix import Imatrix
 from exporters.imatrix_torch import collect
 from exporters.quant_types import QUANTS, predict_types
 from exporters.quantize import quantize_gguf
+from tests.exporters.kept_quantizer import KeptQuantizer
 from tests.exporters.small_gguf import TEXT, encode, reference_logits, save_checkpoint, write_gguf
 
 LLAMA = next(family for family in FAMILIES if family.architecture == "LlamaForCausalLM")
+
+
+@pytest.fixture(autouse=True)
+def one_child(kept_quantizer: KeptQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.quantize.NativeChild", kept_quantizer)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +45,36 @@ def matrix(checkpoint: Path) -> Imatrix:
 
 
 @pytest.fixture(scope="module")
+def ids(checkpoint: Path) -> list[int]:
+    return encode(checkpoint, TEXT)[:48]
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path, ids: list[int]) -> Any:
+    """The logits of Transformers."""
+    return reference_logits(checkpoint, ids)
+
+
+@pytest.fixture(scope="module")
 def divergences() -> dict[str, float]:
     return {}
 
 
-@pytest.mark.parametrize("quant", QUANTS)
+# Their tables of grid points take llama.cpp seconds to fill.
+GRIDS = ("IQ1", "IQ2", "IQ3")
+
+
+@pytest.mark.parametrize(
+    "quant", [pytest.param(name, marks=pytest.mark.slow) if name.startswith(GRIDS) else name for name in QUANTS]
+)
 def test_a_file_of_the_type_runs(
-    checkpoint: Path, source: Path, matrix: Imatrix, divergences: dict[str, float], tmp_path: Path, quant: str
+    ids: list[int],
+    reference: Any,
+    source: Path,
+    matrix: Imatrix,
+    divergences: dict[str, float],
+    tmp_path: Path,
+    quant: str,
 ) -> None:
     target = tmp_path / f"{quant}.gguf"
     quantize_gguf(source, target, quant, imatrix=matrix)
@@ -52,12 +82,11 @@ def test_a_file_of_the_type_runs(
     written = {tensor.name: tensor.type for tensor in read_header(target).tensors}
     assert written == predict_types(model, quant, has_imatrix=True)
     assert QUANTS[quant].base in written.values()
-    ids = encode(checkpoint, TEXT)[:48]
     with LlamaEngine(target, n_ctx=64) as engine:
         assert engine.tokenize([TEXT], parse_special=True)[0][:48] == ids
         logits = engine.logits(ids)
     assert np.isfinite(logits).all()
-    kl = float(kl_divergence(reference_logits(checkpoint, ids), logits).mean())
+    kl = float(kl_divergence(reference, logits).mean())
     # More bits are never far worse: held against every type that was made before this one.
     for other, value in divergences.items():
         if QUANTS[other].nominal_bits >= 2 * QUANTS[quant].nominal_bits:

@@ -21,16 +21,9 @@ from exporters.gguf import write_gguf
 from exporters.imatrix_torch import collect
 from exporters.low_memory_checks import check_tensors, write_few_layers
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import prune_to
-from tests.compact.test_apply import load, pruned_in_memory
-from tests.family_models import CASE_NAMES, CASES, LLAMA3_ROPE, SOURCE_CASES, SOURCE_NAMES, VARIANTS, YARN_ROPE
-
-every_case = pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
-
-
-def checkpoint(out: Path, architecture: str, variant: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> Path:
-    family = family_of({"architectures": [architecture]}, "here")
-    return write_checkpoint(out, family.model_type, dtype=dtype, **VARIANTS[architecture][variant], **more)
+from tests.compact.pruning import load, prune_to, pruned_in_memory
+from tests.exporters.family_checkpoints import checkpoint, every_case
+from tests.family_models import LLAMA3_ROPE, SOURCE_CASES, SOURCE_NAMES, VARIANTS, YARN_ROPE
 
 
 def in_llama_cpp(model: Path, gguf_file: Path) -> list[Check]:

@@ -30,6 +30,7 @@ ROPE = DOUBLE_WIDE["rope_parameters"]
 SWA, FULL = "sliding_attention", "full_attention"
 
 
+@pytest.mark.slow
 def test_the_real_tokenizer_pruned(data_dir: Path, tmp_path: Path) -> None:
     """262,144 tokens to 20,500: the whole gate, llama.cpp with the tokenizer's own merges."""
     small = {"num_kv_shared_layers": 3, "hidden_size_per_layer_input": 8, "head_dim": 8, "global_head_dim": 16}

@@ -25,7 +25,7 @@ from exporters.onnx_engine import OnnxEngine
 from tests.checkpoints import SPECIALS, TEXTS
 from tests.exporters.small_gguf import encode
 from tests.exporters.small_onnx import CONTEXT, copy_of, edit_graph, edit_json, move_data
-from tests.exporters.test_engine import gone
+from tests.processes import gone
 
 PROMPT = "The quick brown fox doesn't"
 

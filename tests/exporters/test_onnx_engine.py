@@ -26,7 +26,7 @@ from exporters.onnx_engine import OnnxEngine
 from tests.checkpoints import TEXTS
 from tests.exporters.small_gguf import encode, reference_logits
 from tests.exporters.small_onnx import CONTEXT, copy_of, edit_graph, edit_json, move_data
-from tests.exporters.test_engine import gone
+from tests.processes import gone
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
 import exporters.quantize
 from compact.errors import BudgetError, UsageError
 from exporters.gguf_header import read_header
-from exporters.imatrix import Imatrix
 from exporters.quant_rules import ModelShape, TensorShape
 from exporters.quant_types import (
     GGML_TYPES,
@@ -26,7 +24,8 @@ from exporters.quant_types import (
     summarize,
 )
 from exporters.quantize import quantize_gguf
-from tests.exporters.small_gguf import random_gguf, shapes
+from tests.exporters.kept_quantizer import KeptQuantizer
+from tests.exporters.small_gguf import random_gguf, random_imatrix, shapes
 
 SMOL: dict[str, Any] = {
     "n_layer": 30,
@@ -41,19 +40,17 @@ FAST = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q3_K_M", "Q3_K_L"
 LOW = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
 
 
+@pytest.fixture(autouse=True)
+def one_child(kept_quantizer: KeptQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporters.quantize.NativeChild", kept_quantizer)
+
+
 def shape_of(arch: str = "llama", **sizes: Any) -> ModelShape:
     tensors = tuple(
         TensorShape(name, tuple(reversed(shape)), "F32" if len(shape) == 1 else "F16")
         for name, shape in shapes(**sizes)
     )
     return ModelShape(tensors, arch, sizes["n_layer"], sizes["n_head"], sizes["n_head_kv"])
-
-
-def random_imatrix(model: ModelShape) -> Imatrix:
-    rng = np.random.default_rng(1)
-    names = [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
-    means = {t.name: rng.random(t.row, dtype=np.float32) + np.float32(0.01) for t in names}
-    return Imatrix(means, {name: np.array([1], dtype=np.int64) for name in means}, tokens=1)
 
 
 def check(source: Path, target: Path, quant: str, *, with_imatrix: bool, **types: Any) -> None:
@@ -115,7 +112,8 @@ def test_types_where_rows_do_not_fit(tmp_path: Path, hidden: int, quant: str) ->
         "vocab": 64,
         "tied": True,
     }
-    check(random_gguf(tmp_path / "in.gguf", **sizes), tmp_path / "out.gguf", quant, with_imatrix=False)
+    source = random_gguf(tmp_path / "in.gguf", most_rows=16, **sizes)
+    check(source, tmp_path / "out.gguf", quant, with_imatrix=False)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "head"])
@@ -123,14 +121,14 @@ def test_types_where_rows_do_not_fit(tmp_path: Path, hidden: int, quant: str) ->
     "quant",
     [
         *("Q2_0", "TQ2_0", "IQ3_XXS", "Q3_K_L", "Q5_K_M"),
-        # llama.cpp makes their tables anew in every process, which takes seconds.
+        # Their tables take llama.cpp seconds.
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("IQ1_S", "IQ2_M")),
     ],
 )
 def test_types_where_some_rows_fit(tmp_path: Path, quant: str, tied: bool) -> None:
     """As in SmolLM2: the FFN's way back fits blocks of 256, the rest blocks of 64."""
     sizes: dict[str, Any] = {"n_layer": 8, "hidden": 64, "n_ff": 256, "n_head": 4, "n_head_kv": 2, "vocab": 64}
-    source = random_gguf(tmp_path / "in.gguf", tied=tied, **sizes)
+    source = random_gguf(tmp_path / "in.gguf", tied=tied, most_rows=16, **sizes)
     check(source, tmp_path / "out.gguf", quant, with_imatrix=True)
 
 
@@ -179,7 +177,7 @@ _OF_80_LAYERS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
     ],
 )
 def test_every_type_on_every_layout(tmp_path: Path, layout: dict[str, Any], quant: str, with_imatrix: bool) -> None:
-    source = random_gguf(tmp_path / "in.gguf", hidden=256, n_ff=256, vocab=64, **layout)
+    source = random_gguf(tmp_path / "in.gguf", hidden=256, n_ff=256, vocab=64, most_rows=4, **layout)
     model = read_header(source).model_shape("in.gguf")
     if not with_imatrix and needing_imatrix(predict_types(model, quant), quant):
         with pytest.raises(UsageError, match="importance matrix"):

@@ -34,9 +34,9 @@ from exporters.imatrix import Imatrix
 from exporters.native import NativeChild
 from exporters.quant_types import QUANTS
 from exporters.quantize import quantize_gguf
-from tests.exporters.small_gguf import random_gguf
-from tests.exporters.test_engine import ROOT, gone
-from tests.exporters.test_quant_types import random_imatrix
+from tests.exporters.small_gguf import random_gguf, random_imatrix
+from tests.processes import gone
+from tests.small_builds import ROOT
 
 SIZES: dict[str, Any] = {
     "n_layer": 2,

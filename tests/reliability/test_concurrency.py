@@ -7,7 +7,10 @@ import subprocess
 
 import pytest
 
+from compact_edge import cli
 from tests.small_builds import ROOT, Workshop, command, leftovers, tree
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_builds_at_once_give_equal_artifacts(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -51,7 +54,6 @@ def test_two_builds_of_one_output_do_not_mix(tmp_path_factory: pytest.TempPathFa
     assert sorted(codes) == [0, 2], errors
     (refused,) = (error for error, code in zip(errors, codes, strict=True) if code == 2)
     assert "--force" in refused
-    verified = subprocess.run(command("verify", str(out)), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert verified.returncode == 0, verified.stderr
+    assert cli.run(["verify", str(out)]) == 0
     assert len(list((out / "gguf").glob("*.gguf"))) == 1
     assert leftovers(shop.root) == []

@@ -5,25 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compact_edge import cli
-from tests.small_builds import ROOT, Workshop, leftovers, tree
-
-# A limit on the size of every file stands for the full disk: the write that crosses it fails with EFBIG.
-_LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from compact_edge.cli import main
-sys.argv = ["compact-edge", *sys.argv[2:]]
-main()
-"""
+from tests.small_builds import Workshop, leftovers, tree
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +21,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("disk-full"))
 
 
-def limited(shop: Workshop, limit: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", _LIMITED, str(limit), *arguments],
-        cwd=ROOT,
-        env=shop.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@contextmanager
+def largest_file(limit: int) -> Iterator[None]:
+    """A limit on the size of every file stands for the full disk: the write that crosses it fails with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def error_lines(stderr: str) -> list[str]:
@@ -50,21 +40,24 @@ def error_lines(stderr: str) -> list[str]:
 # Sizes between those of the files: scores 5 KB, pruned weights 142 KB, float32 GGUF 300 KB.
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
 @pytest.mark.parametrize("limit", [2_000, 60_000, 200_000])
-def test_a_write_that_fails_ends_the_build(shop: Workshop, limit: int) -> None:
+def test_a_write_that_fails_ends_the_build(
+    shop: Workshop, limit: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.enter(monkeypatch)
     out = shop.root / f"out-{limit}"
-    done = limited(shop, limit, *shop.build(out, "--no-baseline", quant="F32"))
-    assert done.returncode == 74, done.stderr
-    lines = error_lines(done.stderr)
+    with largest_file(limit):
+        assert cli.run(shop.build(out, "--no-baseline", quant="F32")) == 74
+    lines = error_lines(capsys.readouterr().err)
     assert len(lines) in (1, 2)
     assert lines[0].startswith("error: ")
     assert not out.exists()
     assert leftovers(shop.root) == []
 
 
-def test_after_the_disk_has_room_again_the_build_succeeds(shop: Workshop) -> None:
+def test_after_the_disk_has_room_again_the_build_succeeds(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.enter(monkeypatch)
     out = shop.root / "roomy"
-    done = limited(shop, 10**9, *shop.build(out, "--no-baseline", quant="F32"))
-    assert done.returncode == 0, done.stderr
+    assert cli.run(shop.build(out, "--no-baseline", quant="F32")) == 0
     names = {path.name for path in (out / "gguf").iterdir()}
     assert len(names) == 5
 

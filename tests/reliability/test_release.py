@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compact_edge import cli
-from tests.compact_edge.test_release import CELLS, FOLDER, Factory
+from tests.compact_edge.small_release import CELLS, FOLDER, Factory
 from tests.small_builds import ROOT, command, leftovers, run_child, tree
 
 _PATIENCE = 300.0  # seconds; no measure of speed, only so that a hanging run fails the test

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench import adb_standin
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.sshd import Server, running_sshd
+
+if TYPE_CHECKING:
+    from tests.small_builds import Workshop
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +88,20 @@ def device(request: pytest.FixtureRequest) -> Device:
 def remote(request: pytest.FixtureRequest) -> Device:
     """Every way to a device that is not this machine."""
     return _device(request.param, request)
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A small model."""
+    from tests.small_builds import Workshop  # imports torch, which few tests of this folder need
+
+    return Workshop(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def both(shop: Workshop) -> Path:
+    """Its build in both formats with baselines, once for all modules. Tests read it and change copies."""
+    return shop.build_both()
 
 
 @pytest.fixture(scope="session")

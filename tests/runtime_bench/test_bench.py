@@ -26,16 +26,6 @@ FILES = {"report.json", "report.md", "report.html", "samples.jsonl", "facts.json
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.fixture(scope="module")
-def both(shop: Workshop) -> Path:
-    return shop.build_both()
-
-
-@pytest.fixture(scope="module")
 def prompts(shop: Workshop) -> Path:
     """Prompts that fit a small model's context."""
     path = shop.root / "prompts.jsonl"
@@ -69,10 +59,10 @@ def metrics(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {metric["key"]: metric for metric in document["metrics"]}
 
 
-ENGINES = [("gguf", "llama-cpp-python"), ("onnx", "onnxruntime-genai"), ("onnx", "onnxruntime")]
+ONNX = [pytest.param("onnx", engine, marks=pytest.mark.slow) for engine in ("onnxruntime-genai", "onnxruntime")]
 
 
-@pytest.mark.parametrize(("kind", "engine"), ENGINES)
+@pytest.mark.parametrize(("kind", "engine"), [("gguf", "llama-cpp-python"), *ONNX])
 def test_a_pair_on_this_machine(both: Path, prompts: Path, tmp_path: Path, kind: str, engine: str) -> None:
     line = bench(both / kind, prompts, "--engine", engine, "--context", "128", "--out", "run")
     assert cli.run(line) == 0
@@ -111,6 +101,7 @@ def test_an_accelerator_that_onnxruntime_lacks_is_not_the_processor(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_both_sides_get_the_same_text_and_need_their_own_tokens(both: Path, prompts: Path, tmp_path: Path) -> None:
     assert cli.run(bench(both / "gguf", prompts, "--engine", "llama-cpp-python", "--context", "128", "--out", "r")) == 0
     samples = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()]
@@ -139,6 +130,7 @@ def test_llama_server_on_this_machine(both: Path, prompts: Path, tmp_path: Path,
     assert document["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_the_whole_bench_over_ssh(
     both: Path, prompts: Path, tmp_path: Path, server_folder: Path, sshd: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +147,7 @@ def test_the_whole_bench_over_ssh(
     assert not (sshd.home / ".cache/compact-edge/files").exists()
 
 
+@pytest.mark.slow
 def test_onnx_over_ssh_by_the_agent(both: Path, prompts: Path, tmp_path: Path, sshd: Server) -> None:
     line = bench(both / "onnx", prompts, "--device", sshd.spec, "--device-python", sys.executable, "--context", "128")
     assert cli.run([*line, "--out", "run"]) == 0
@@ -182,6 +175,7 @@ def test_a_gguf_for_a_device_without_an_engine_names_the_command_that_makes_one(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_link_leaves_a_partial_report(
     both: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +200,7 @@ def test_a_lost_link_leaves_a_partial_report(
     assert "the run is partial" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_number", [1, 3, 15, 30])
 def test_a_link_that_is_really_cut_leaves_no_engine_and_a_report_that_says_so(
     both: Path,
@@ -245,6 +240,7 @@ def _is_server(process: psutil.Process, home: str) -> bool:
     return any("llama-server" in word and word.startswith(home) for word in words[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -278,6 +274,7 @@ def test_an_unlike_pair_is_refused_or_says_so_in_its_title(
     assert said in document["unlike"]
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_exceeded_fails_where_it_was_asked_for(
     both: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +291,7 @@ def test_a_budget_that_is_exceeded_fails_where_it_was_asked_for(
     assert "over budget of target strict: memory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bits_per_byte_of_a_text_and_of_the_build(shop: Workshop, both: Path, prompts: Path, tmp_path: Path) -> None:
     line = bench(both / "gguf", prompts, "--engine", "llama-cpp-python", "--context", "128")
     assert cli.run([*line, "--out", "build"]) == 0
@@ -350,6 +348,7 @@ def test_options_for_gguf_do_not_go_with_onnx(
     assert "--gpu-layers is for llama-server, llama-cpp-python" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_users_variables_for_llama_server_change_nothing(
     both: Path, prompts: Path, tmp_path: Path, server_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +368,7 @@ def test_an_artifact_without_a_baseline_says_how_to_get_one(
     assert "--with-baseline" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_build_can_be_named_from_inside(both: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(both / "onnx")
     out = both.parent / "from-inside"
@@ -376,6 +376,7 @@ def test_a_build_can_be_named_from_inside(both: Path, prompts: Path, monkeypatch
     assert report(out)["subjects"]["baseline"]["name"] == "model"
 
 
+@pytest.mark.slow
 def test_an_output_that_is_there_is_not_replaced_unasked(both: Path, prompts: Path, tmp_path: Path) -> None:
     line = bench(both / "gguf", prompts, "--engine", "llama-cpp-python", "--context", "128", "--out", "run")
     assert cli.run(line) == 0

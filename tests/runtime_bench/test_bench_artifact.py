@@ -17,16 +17,6 @@ from tests.small_builds import Workshop
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("bench-artifact"))
-
-
-@pytest.fixture(scope="module")
-def both(shop: Workshop) -> Path:
-    return shop.build_both()
-
-
-@pytest.fixture(scope="module")
 def one(shop: Workshop) -> Path:
     """One build of GGUF alone, with its baseline."""
     out = shop.root / "one"

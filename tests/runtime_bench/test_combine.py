@@ -7,21 +7,10 @@ from typing import Any
 
 import pytest
 
-from runtime_bench.records import RunFacts
 from runtime_bench.report.combine import combine
 from runtime_bench.report.document import make_document
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.test_html import outline
-from tests.runtime_bench.test_markdown import HOSTILE, PARSER, cells, hostile_facts
-
-
-def named(name: str, **changes: Any) -> RunFacts:
-    return synthetic_run.facts(device={"model": name}, **changes)
-
-
-def run(name: str, pruned: float = 80.0, pairs: int = 6, **changes: Any) -> dict[str, Any]:
-    samples = synthetic_run.samples(pairs, speed={"pruned": pruned, "baseline": 70.0})
-    return make_document(named(name, **changes), samples)
+from tests.runtime_bench.report_pages import HOSTILE, PARSER, cells, facts_of, hostile_facts, outline, run
 
 
 def test_ranked_by_the_pruned_models_characters_a_second() -> None:
@@ -104,7 +93,7 @@ def test_the_table_shows_threads_and_context() -> None:
 
 def test_a_run_without_speed_has_no_rank() -> None:
     samples = synthetic_run.samples(6, change=lambda sample: replace(sample, generations=()))
-    silent = make_document(named("silent"), samples)
+    silent = make_document(facts_of("silent"), samples)
     entries = combine([silent, run("loud"), run("louder", 90)])["json"]["groups"][0]["runs"]
     assert [(entry["device"], entry["rank"]) for entry in entries] == [("louder", 1), ("loud", 2), ("silent", None)]
 

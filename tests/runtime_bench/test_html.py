@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -15,46 +14,9 @@ from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
 from runtime_bench.report.svg import tick_labels, ticks
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.test_markdown import HOSTILE, hostile_facts
+from tests.runtime_bench.report_pages import HOSTILE, VOID, hostile_facts, outline
 
-VOID = {"meta", "br", "img", "link", "input", "hr"}
 ALLOWED_VOID = {"meta", "br"}
-
-
-class Outline(HTMLParser):
-    """Tags with attributes in order, and whether every one is closed where it was opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, tuple[str, ...]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, tuple(name for name, _ in attrs)))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, tuple(name for name, _ in attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, tag
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def outline(page: str) -> Outline:
-    parser = Outline()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    assert len(parser.ids) == len(set(parser.ids))
-    return parser
 
 
 RUNS: dict[str, Any] = {

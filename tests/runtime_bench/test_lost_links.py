@@ -55,6 +55,7 @@ with open_transport({spec!r}) as transport:
 
 @pytest.mark.parametrize("pause", [0.0, 0.1, 0.25, 0.4, 0.6, 0.9])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_parent_that_ends_at_any_moment_leaves_nothing(
     remote: Device, tmp_path: Path, naps: tuple[str, str], number: signal.Signals, pause: float
 ) -> None:

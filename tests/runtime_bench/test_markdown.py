@@ -9,25 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from runtime_bench.records import Sample
 from runtime_bench.report.document import make_document
 from runtime_bench.report.markdown import markdown, text
 from runtime_bench.report.rows import budget_rows, metric_rows
 from tests.runtime_bench import synthetic_run
-
-PARSER = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
-HOSTILE = "a|b <script>alert(1)</script>\n# x\r\n| y | `z` *w* [l](http://e) @someone #12 &lt; \u202e \x1b[31m ~~s~~ \\"
+from tests.runtime_bench.report_pages import HOSTILE, PARSER, cells, hostile_facts
 
 
 def rendered(document: dict[str, Any]) -> str:
     return PARSER.render(markdown(document))
-
-
-def cells(page: str) -> list[list[str]]:
-    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
-    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
 
 
 def test_the_table_shows_the_figures_of_the_document() -> None:
@@ -64,27 +56,6 @@ def test_a_failed_budget_stands_out() -> None:
     page = rendered(make_document(synthetic_run.facts(budgets=budgets), synthetic_run.samples()))
     assert "2 of 4 budgets" in page or "3 of 4 budgets" in page
     assert "<strong>FAIL</strong>" in page
-
-
-def hostile_facts(name: str) -> Any:
-    facts = synthetic_run.facts()
-    return synthetic_run.facts(
-        device={name: name, "model": name},
-        device_spec=name,
-        engine={"name": name, "version": name},
-        settings={name: [name, {name: name}]},
-        subjects={side: replace(subject, name=name, quant=name) for side, subject in facts.subjects.items()},
-        prompts=(replace(facts.prompts[0], name=name), replace(facts.prompts[1], name=f"{name}2", skipped=name)),
-        bits_per_byte_text=name,
-        target=name,
-        notes=(name,),
-        unlike=(name,),
-        status="partial",
-        reason=name,
-        command=name,
-        created=name,
-        tool_version=name,
-    )
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "|", "``` ````", "<img src=x onerror=y>", "\n\n# h\n\n", "--- | ---"])

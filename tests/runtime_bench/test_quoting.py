@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
@@ -11,10 +10,8 @@ from hypothesis import strategies as st
 
 from compact.errors import UsageError
 from runtime_bench.quoting import script_line, shell_line
+from tests.runtime_bench.shells import SHELLS
 
-SHELLS = [[path] for name in ("dash", "bash", "mksh", "zsh") if (path := shutil.which(name))] + (
-    [["busybox", "sh"]] if shutil.which("busybox") else []
-)
 ECHO = """for word in "$@"; do printf '%s\\0' "$word"; done"""
 
 WORDS = st.lists(

@@ -11,7 +11,7 @@ import pytest
 
 from runtime_bench.transports.scripts import KEEP, WATCH
 from tests.runtime_bench.devices import eventually, gone
-from tests.runtime_bench.test_quoting import SHELLS
+from tests.runtime_bench.shells import SHELLS
 
 SECONDS = 25
 

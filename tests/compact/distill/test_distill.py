@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -31,14 +32,16 @@ from compact.plan import UPDATES, read_plan
 from compact.progress import Task
 from compact.prune_options import PruneOptions
 from compact.source import ModelSource, open_directory, open_source
-from compact.stdlib_text import documents
+from compact.stdlib_text import documents, take
 from tests.checkpoints import random_model
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "train.txt"
-    path.write_text("\n\n".join(documents("stdlib"))[:120_000], encoding="utf-8")
+    path.write_text("\n\n".join(take(documents("stdlib"), 120_000))[:120_000], encoding="utf-8")
     return path
 
 
@@ -74,10 +77,18 @@ def recovered(source: ModelSource, text: Path, cache: Cache) -> Decision:
     return decide(Context(source, _options(text), cache))
 
 
+@pytest.fixture
+def seeded(recovered: Decision, cache: Cache, tmp_path: Path) -> Path:
+    """The folder of a cache that has the scores, the plain cut and the teacher's answers, and nothing learned."""
+    for kind in ("scores", "pruned", "teacher"):
+        shutil.copytree(cache.root / kind, tmp_path / "own" / kind)
+    return tmp_path / "own"
+
+
 def test_it_makes_the_model_better_on_text_that_it_did_not_learn_from(
     source: ModelSource, text: Path, plain: Decision, recovered: Decision, cache: Cache
 ) -> None:
-    other = "\n\n".join(documents("stdlib", "held_out"))[:4000]
+    other = "\n\n".join(take(documents("stdlib", "held_out"), 4000))[:4000]
     before, after = (
         evaluate_checkpoint(pruned_checkpoint(source, decision, cache)[0], other, device="cpu").bits_per_byte
         for decision in (plain, recovered)
@@ -177,9 +188,9 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
 
 
 def test_a_step_that_overflows_is_left_out(
-    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, real, calls = Cache(tmp_path / "own", [], []), train.example_loss, []
+    own, real, calls = Cache(seeded, [], []), train.example_loss, []
 
     def overflows(*args: Any, **named: Any) -> tuple[torch.Tensor, float]:
         loss, weight = real(*args, **named)
@@ -207,7 +218,7 @@ def test_what_is_judged_is_what_is_written(
 
 def test_texts_of_one_name_are_judged_each(source: ModelSource, text: Path, cache: Cache, tmp_path: Path) -> None:
     other = tmp_path / text.name
-    other.write_text("\n\n".join(documents("stdlib-prose"))[:60_000], encoding="utf-8")
+    other.write_text("\n\n".join(take(documents("stdlib-prose"), 60_000))[:60_000], encoding="utf-8")
     decision = decide(Context(source, _options(text, tokens=1, text=(str(text), str(other))), cache))
     assert decision.plan.recovery is not None
     assert set(decision.plan.recovery["after"]) == {text.name, f"{text.name} (2)"}
@@ -227,15 +238,15 @@ def test_dropout_has_no_part_in_it(text: Path, tmp_path: Path) -> None:
 
 
 def test_processes_that_do_not_share_a_disk_stop(
-    source: ModelSource, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
     with pytest.raises(StorageError, match="another step"):
-        decide(Context(source, _options(text), Cache(tmp_path / "own", [], [])))
+        decide(Context(source, _options(text), Cache(seeded, [], [])))
 
 
-def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, tmp_path: Path) -> None:
-    own = Cache(tmp_path / "own", [], [])
+def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: Path, seeded: Path) -> None:
+    own = Cache(seeded, [], [])
     old, fresh = (own.path("recovering", name) for name in ("old", "fresh"))
     for path in (old, fresh):
         path.mkdir(parents=True)
@@ -246,7 +257,7 @@ def test_runs_that_nobody_went_on_with_are_forgotten(source: ModelSource, text: 
 
 def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path) -> None:
     short, own = tmp_path / "short.txt", Cache(tmp_path / "own", [], [])
-    short.write_text("\n\n".join(documents("stdlib-prose"))[:9000], encoding="utf-8")
+    short.write_text("\n\n".join(take(documents("stdlib-prose"), 9000))[:9000], encoding="utf-8")
     notes = []
     for _ in range(2):  # the second time from the cache
         watcher = _Cutter(10_000)
@@ -257,7 +268,7 @@ def test_a_short_text_is_said_to_come_again(source: ModelSource, tmp_path: Path)
 
 
 def test_a_cache_that_goes_with_the_command_keeps_no_state(
-    source: ModelSource, text: Path, recovered: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, text: Path, recovered: Decision, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
 
@@ -266,7 +277,7 @@ def test_a_cache_that_goes_with_the_command_keeps_no_state(
 
     monkeypatch.setattr(run.checkpoint, "save", refuse)
     watcher = _Cutter(10_000)
-    decision = decide(Context(source, _options(text), Cache(tmp_path / "own", [], [], keeps=False), watcher))
+    decision = decide(Context(source, _options(text), Cache(seeded, [], [], keeps=False), watcher))
     assert not any("after a cut" in note for note in watcher.notes)
     assert recovered.updates is not None
     assert decision.updates is not None
@@ -275,11 +286,9 @@ def test_a_cache_that_goes_with_the_command_keeps_no_state(
         torch.testing.assert_close(other[name].float(), tensor.float(), rtol=0.02, atol=2e-4)
 
 
-def test_a_second_process_waits_and_finds_what_the_first_learned(
-    source: ModelSource, text: Path, tmp_path: Path
-) -> None:
+def test_a_second_process_waits_and_finds_what_the_first_learned(source: ModelSource, text: Path, seeded: Path) -> None:
     """Two caches over one folder, as two processes have."""
-    first, second = (Cache(tmp_path / "own", [], []) for _ in range(2))
+    first, second = (Cache(seeded, [], []) for _ in range(2))
     asked = _options(text, tokens=2000)
     decide(Context(source, replace(asked, recover=None), first))
     watcher, found = _Cutter(10_000), []
@@ -300,7 +309,7 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(
     assert found[1] == decision
     assert any("waiting" in note for note in watcher.notes)
     assert not any("every five minutes" in note for note in watcher.notes)
-    assert list((tmp_path / "own" / "recovering").iterdir()) == []
+    assert list((seeded / "recovering").iterdir()) == []
 
 
 def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
