@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from exporters.pipe_messages import Array
-
 from exporters.native import NativeChild
+from exporters.pipe_messages import Array
 
 
 class KeptQuantizer:
