@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.cache import Cache, default_root
-from compact.context import Context
+from compact.base.cache import Cache, default_root
+from compact.calibration.evaluation_text import default_evaluation_text
 from compact.decide import decide
 from compact.decide import pruned_checkpoint as decided_checkpoint
-from compact.evaluate import evaluate_checkpoint, read_text
-from compact.evaluation_text import default_evaluation_text
-from compact.plan import PrunePlan
-from compact.prune_options import PruneOptions
-from compact.source import ModelSource
-from compact_edge.console import Console
+from compact.forward.evaluate import evaluate_checkpoint, read_text
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PrunePlan
+from compact.sources.model_source import ModelSource
+from compact_edge.terminal.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

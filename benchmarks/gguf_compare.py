@@ -120,9 +120,9 @@ def _text(raw: bytes) -> str:
 
 
 def _alike(ours: bytes | None, theirs: bytes | None) -> bool:
-    """Whether two names of a pre-tokenizer mean the same to llama.cpp (`compact.pretokenizers`)."""
-    from compact.errors import UnsupportedTokenizerError
-    from compact.pretokenizers import find
+    """Whether two names of a pre-tokenizer mean the same to llama.cpp (`compact.vocabulary.pretokenizers`)."""
+    from compact.base.errors import UnsupportedTokenizerError
+    from compact.vocabulary.pretokenizers import find
 
     if ours is None or theirs is None:
         return False

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import ROOT, cache
-from compact_edge.console import Console
-from runtime_bench.engine_folder import installed_version
-from runtime_bench.engine_sources import require_version, source_archive
+from compact_edge.terminal.console import Console
+from runtime_bench.toolchain.engine_folder import installed_version
+from runtime_bench.toolchain.engine_sources import require_version, source_archive
 
 # The release of llama-cpp-python whose sources are fetched where the package is not installed.
 PINNED = "0.3.36"
@@ -35,7 +35,7 @@ _WANTED_PARTS = re.compile(
 _OURS = """
 import sys
 from pathlib import Path
-from exporters.gguf import write_gguf
+from exporters.gguf_writer.write import write_gguf
 write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
 _OFF = (

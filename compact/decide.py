@@ -1,7 +1,7 @@
 """From a model and a user's options to a decision: the plan, and the tensors that it replaces, if any.
 
-`compact.planning.make_plan` chooses what stays. The search of the sizes comes before it; repair and training come after
-it. This module calls them in order, so that every command decides alike.
+`compact.pruning.planning.make_plan` chooses what stays. The search of the sizes comes before it; repair and training
+come after it. This module calls them in order, so that every command decides alike.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compact.apply import prune
-from compact.budget import Sizes
-from compact.budget_options import check_budget, is_searched
-from compact.cache import Cache
-from compact.calibration_choice import calibration_for
-from compact.calibration_scripts import default_calibration
-from compact.context import Context
-from compact.errors import PlanMismatchError
-from compact.methods import method_named
-from compact.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
-from compact.planning import make_plan
-from compact.progress import SILENT, Progress
-from compact.prune_texts import check_texts_to_learn, texts_to_learn
-from compact.ranking import rank_vocabulary
-from compact.search import SizeOf, find_sizes
-from compact.sizes import sizes_of
-from compact.source import ModelSource
+from compact.base.cache import Cache
+from compact.base.errors import PlanMismatchError
+from compact.base.progress import SILENT, Progress
+from compact.calibration.default_text import default_calibration
+from compact.pruning.apply import prune
+from compact.pruning.budget import Sizes
+from compact.pruning.budget_options import check_budget, is_searched
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.methods import method_named
+from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan, read_plan
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.pruning.sizes import sizes_of
+from compact.requested_texts import check_texts_to_learn, texts_to_learn
+from compact.search.find import SizeOf, find_sizes
+from compact.sources.model_source import ModelSource
 
 # Raised when a pruned checkpoint's files change for an equal plan.
 PRUNE_VERSION = 2
@@ -33,7 +33,7 @@ PRUNE_VERSION = 2
 
 @dataclass(frozen=True)
 class Decision:
-    """What `compact.apply.prune` applies.
+    """What `compact.pruning.apply.prune` applies.
 
     Attributes:
         plan: what stays.
@@ -58,7 +58,7 @@ def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
     source, options = context.source, context.options
     check_budget(options)
     check_texts_to_learn(options, default_calibration(source))
-    adapt = method_named(options.method).adapt
+    adapt = method_named(options.method).adapter
     search = None
     if options.fit_bytes is not None or is_searched(options):
         found = find_sizes(context, size_of=size_of)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compact.errors import OutputExistsError, StorageError, UsageError
-from compact.store import SUMS
+from compact.base.errors import OutputExistsError, StorageError, UsageError
+from compact.base.files import SUMS
 from exporters.registry import names
 
 _BASELINE = "baseline"

@@ -71,7 +71,7 @@ class _Tokens:
     def __init__(self) -> None:
         from tokenizers import Tokenizer
 
-        from compact.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
+        from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
 
         path = ROOT / "compact" / "models" / "tiny" / "tokenizer.json"
         document = json.loads(path.read_text(encoding="utf-8"))

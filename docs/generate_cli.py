@@ -19,7 +19,7 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compact_edge.cli import COMMANDS, PROGRAM, cli  # noqa: E402
+from compact_edge.cli.main import COMMANDS, PROGRAM, cli  # noqa: E402
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""\

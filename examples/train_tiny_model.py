@@ -4,8 +4,8 @@
     python examples/train_tiny_model.py --evaluate compact/models/tiny
 
 The first command trains a byte-level BPE tokenizer and a Qwen2 model of 7.1 million parameters on the training split of
-`compact.stdlib_text` and writes a model folder. The second measures a saved folder. Both print JSON with the bits per
-byte of held-out text, next to those of ``xz -9`` on the same text.
+`compact.texts.stdlib_text` and writes a model folder. The second measures a saved folder. Both print JSON with the bits
+per byte of held-out text, next to those of ``xz -9`` on the same text.
 
 Progress goes to stderr. The run stops after a given wall time, so its result depends on the speed of the machine. The
 split, the tokenizer and the order of the data do not.
@@ -37,7 +37,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from compact import stdlib_text
+from compact.texts import stdlib_text
 
 VOCABULARY_SIZE = 16384
 CONTEXT = 1024

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from compact.errors import UsageError
+from compact.base.errors import UsageError
 from exporters.format_values import (
     Artifact,
     ArtifactSizes,
@@ -27,14 +27,14 @@ from exporters.format_values import (
 )
 
 if TYPE_CHECKING:
-    from compact.cache import Cache
-    from compact.calibration import Calibration
-    from compact.evaluate import Evaluation, TextScorer
-    from compact.progress import Progress
-    from compact.source import ModelSource
-    from compact.token_pieces import TokenPieces
+    from compact.base.cache import Cache
+    from compact.base.progress import Progress
+    from compact.calibration.calibration_set import Calibration
+    from compact.forward.evaluate import Evaluation, TextScorer
+    from compact.sources.model_source import ModelSource
+    from compact.vocabulary.token_pieces import TokenPieces
     from exporters.gate import ParityReport
-    from exporters.quant_list import QuantTable
+    from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
 
@@ -107,7 +107,7 @@ class Format(ABC):
     @classmethod
     def quant_tables(cls) -> Sequence[QuantTable]:
         """The same as tables for people."""
-        from exporters.quant_list import Column, QuantTable
+        from exporters.llamacpp.quant_list import Column, QuantTable
 
         column = Column(f"{cls.label} type")
         return [QuantTable((column,), [(name,) for name in cls.quants()])]

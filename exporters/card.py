@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.checkpoint_names import TOKENIZER_CONFIG
-from compact.licences import NamingLicence, naming_licence
-from compact.source import ModelSource
-from compact.store import read_json_object
+from compact.base.files import read_json_object
+from compact.base.licences import NamingLicence, naming_licence
+from compact.checkpoints.names import TOKENIZER_CONFIG
+from compact.sources.model_source import ModelSource
 
 # Front matter keys that are copied from the source's card, if present.
 _CARRIED = ("license", "license_name", "license_link", "language", "base_model", "tags")

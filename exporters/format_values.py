@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from compact.budget import Sizes
-    from compact.calibration import Calibration
-    from compact.ranking import Ranking
-    from compact.source import ModelSource
-    from exporters.engine import Speed
+    from compact.calibration.calibration_set import Calibration
+    from compact.pruning.budget import Sizes
+    from compact.pruning.ranking import Ranking
+    from compact.sources.model_source import ModelSource
+    from exporters.llamacpp.engine import Speed
 
 ORIGINAL, PRUNED = "original", "pruned"
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compact.checkpoint import read_index
-from compact.errors import GateError
-from compact.load import load_model
-from compact.tokenizer import encode, load_tokenizer
-from exporters.engine import Generation, kl_divergence
-from exporters.gelu_table import table_in
+from compact.base.errors import GateError
+from compact.checkpoints.shards import read_index
+from compact.forward.load import load_model
+from compact.vocabulary.tokenizer import encode, load_tokenizer
+from exporters.llamacpp.engine import Generation, kl_divergence
+from exporters.llamacpp.gelu_table import table_in
 
 if TYPE_CHECKING:
-    from exporters.engine import LlamaEngine
+    from exporters.llamacpp.engine import LlamaEngine
 
 POSITIONS = 512
 GREEDY_TOKENS = 32

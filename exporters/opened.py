@@ -11,9 +11,9 @@ from exporters.base import Format
 from exporters.registry import formats
 
 if TYPE_CHECKING:
-    from compact.evaluate import Evaluation, TextScorer
-    from compact.progress import Progress
-    from compact.token_pieces import TokenPieces
+    from compact.base.progress import Progress
+    from compact.forward.evaluate import Evaluation, TextScorer
+    from compact.vocabulary.token_pieces import TokenPieces
     from exporters.task_runtime import Runtime
 
 

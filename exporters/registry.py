@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from compact.errors import ToolUnavailableError, UsageError
+from compact.base.errors import ToolUnavailableError, UsageError
 from exporters.base import Format
 
 GROUP = "compact_edge.formats"
 _OURS = {
-    "gguf": "exporters.format_gguf:GgufFormat",
-    "onnx": "exporters.format_onnx:OnnxFormat",
+    "gguf": "exporters.gguf.format:GgufFormat",
+    "onnx": "exporters.onnx.format:OnnxFormat",
 }
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.checkpoint_names import CONFIG
-from compact.store import read_json_object
-from compact.tokenizer import bos_id, encode, load_tokenizer
-from exporters.engine import Speed
+from compact.base.files import read_json_object
+from compact.checkpoints.names import CONFIG
+from compact.vocabulary.tokenizer import bos_id, encode, load_tokenizer
+from exporters.llamacpp.engine import Speed
 
 SPEED_PROMPT_TOKENS = 256
 SPEED_DECODE_TOKENS = 64

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from compact.errors import DataError
-from compact.tokenizer import encode, load_tokenizer
-from exporters.engine import Generation
-from exporters.prefix_groups import Group, Score
+from compact.base.errors import DataError
+from compact.vocabulary.tokenizer import encode, load_tokenizer
+from exporters.llamacpp.engine import Generation
+from exporters.native.prefix_groups import Group, Score
 
 # new ids so far -> whether they contain a stop string
 Ended = Callable[[list[int]], bool]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compact.languages import SENTENCES
+from compact.vocabulary.language_costs import SENTENCES
 
 _TEXTS: tuple[str, ...] = (
     "",

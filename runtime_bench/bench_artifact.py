@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
-from compact.gguf_file import read_gguf
-from compact.store import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
-from exporters.onnx_folder import GENAI_CONFIG, read_folder
-from exporters.quant_types import QUANTS
+from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
+from compact.base.files import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
+from compact.checkpoints.gguf_file import read_gguf
+from exporters.llamacpp.quant_types import QUANTS
+from exporters.onnx.folder import GENAI_CONFIG, read_folder
 from runtime_bench.records import GGUF, ONNX
 
 MANIFEST = "manifest.json"
@@ -214,7 +214,7 @@ def _read_gguf(path: Path) -> BenchArtifact:
 
 
 def _read_onnx(path: Path) -> BenchArtifact:
-    from exporters.onnx_graph import check_locations, load_graph
+    from exporters.onnx.graph import check_locations, load_graph
 
     described = read_folder(path)
     graph = load_graph(described.model)

@@ -1,7 +1,7 @@
 """Raw records of a run: one per engine process, kept as lines of samples.jsonl.
 
 All times are seconds of the device's own clock. Everything that a report shows is derived from these records
-(`runtime_bench.metrics`).
+(`runtime_bench.measuring.metrics`).
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class RunFacts:
         status: `complete`, `partial` (the run was cut short; never ranked) or `not measured`.
         reason: why it is not complete, one line; empty for a complete run.
         unlike: what differs between the two sides apart from the pruning, one line each; the report's title says so.
-        device: what `runtime_bench.device_facts` found, plain values.
+        device: what `runtime_bench.device.facts` found, plain values.
         device_spec: `local`, `ssh:user@host:22`, `adb:SERIAL`.
         emulated: the device is an emulator, so speeds are not meaningful.
         engine: name, version, build flags, ISA; plain values.

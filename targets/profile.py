@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import UsageError
+from compact.base.errors import UsageError
 from exporters.base import Format
 from exporters.registry import format_of_runtime, formats
 from targets.schema import (

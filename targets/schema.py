@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from compact.errors import DataError
+from compact.base.errors import DataError
 
 Number = TypeVar("Number", int, float)
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from compact.families import FAMILIES
-from compact.layout import expected_shapes
-from compact.pretokenizers import tokenizer_parts
+from compact.architectures.layout import expected_shapes
+from compact.architectures.table import FAMILIES
+from compact.vocabulary.pretokenizers import tokenizer_parts
 from tests.family_models import VARIANTS
 
 TEXTS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compact.families import FAMILIES
+from compact.architectures.table import FAMILIES
 
 # Settings on top of `tests.checkpoints.model_config`, by architecture. The first variant is the usual model.
 _GEMMA = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 16}

@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 from transformers import AutoTokenizer
 
-from compact.languages import SENTENCES
+from compact.vocabulary.language_costs import SENTENCES
 from tests.checkpoints import TEXTS
 
 MARK = "\u2581"

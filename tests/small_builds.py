@@ -37,7 +37,7 @@ class Workshop:
 
     def build_both(self) -> Path:
         """The output of one build of both formats, with baselines."""
-        from compact_edge import cli
+        from compact_edge.cli import main as cli
         from tests.exporters.onnx_graphs import without_child
 
         out = self.root / "both"

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.common import DOCS, RESULTS, ROOT, recorded, with_table
 from benchmarks.formats import families, tokenizer_parity
-from compact.families import FAMILIES
+from compact.architectures.table import FAMILIES
 
 
 def test_the_table_of_families() -> None:
@@ -127,8 +127,8 @@ def test_the_picture_of_parameters() -> None:
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if f"matplotlib=={matplotlib.__version__}" not in pinned:
         pytest.skip("another version of matplotlib draws other bytes")
-    from compact_edge.parameter_plot import draw
-    from compact_edge.parameter_table import counted_models
+    from compact_edge.inspect.parameter_plot import draw
+    from compact_edge.inspect.parameter_table import counted_models
 
     assert (DOCS / "parameters.svg").read_bytes() == draw(counted_models(), "svg")
 

@@ -19,6 +19,40 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compact_edge": {"compact", "exporters", "targets", "runtime_bench"},
     "benchmarks": {"compact", "exporters", "targets", "runtime_bench", "compact_edge"},
 }
+# The rooms of each package, from the ground up. A room imports from lower floors of its package, never from its own floor
+# or a higher one. "." is the modules beside the rooms. `compact.decide` and `compact_edge.flags` are examples.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "compact": (
+        ("base",),
+        ("checkpoints", "texts", "architectures"),
+        ("vocabulary",),
+        ("sources", "forward"),
+        ("calibration",),
+        ("pruning",),
+        ("search", "repair", "distill"),
+        (".",),
+    ),
+    "exporters": (("native",), ("llamacpp", "gguf_writer"), (".",), ("gguf", "onnx")),
+    "targets": ((".",),),
+    "runtime_bench": (
+        ("transports", "toolchain"),
+        (".",),
+        ("device",),
+        ("engines",),
+        ("measuring",),
+        ("report",),
+    ),
+    "compact_edge": (
+        ("terminal",),
+        (".",),
+        ("build",),
+        ("inspect", "tasks", "bench"),
+        ("release",),
+        ("cli",),
+    ),
+}
+# What a user starts lies beside the rooms, and imports from all of them.
+DOORS = {"compact_edge/__main__.py"}
 LIBRARIES = ("compact", "exporters", "targets", "runtime_bench")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}
 
@@ -65,6 +99,40 @@ def test_a_module_imports_only_what_its_package_may(path: Path) -> None:
         if name.partition(".")[0] in MAY_IMPORT and name.partition(".")[0] not in allowed
     ]
     assert not wrong, f"{label(path)} imports against the direction: {wrong}"
+
+
+def floor_of(parts: tuple[str, ...]) -> tuple[str, int] | None:
+    """(room, floor) of a module by the parts of its path; None outside the packages with rooms."""
+    package, *inner = parts
+    if package not in FLOORS:
+        return None
+    rooms = {room: number for number, floor in enumerate(FLOORS[package]) for room in floor}
+    room = inner[0] if inner and inner[0] in rooms else "."
+    return room, rooms[room]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] in FLOORS], ids=label)
+def test_a_module_imports_from_lower_floors(path: Path) -> None:
+    if label(path) in DOORS:
+        return
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    here = floor_of(parts)
+    assert here is not None
+    wrong = []
+    for name, line in imported(ast.parse(path.read_text("utf-8"))):
+        if name.partition(".")[0] != parts[0]:
+            continue
+        there = floor_of(tuple(name.split(".")))
+        assert there is not None
+        if there[0] != here[0] and there[1] >= here[1]:
+            wrong.append(f"line {line}: {name}")
+    assert not wrong, f"{label(path)} is in the room {here[0]!r} and imports from the same or a higher floor: {wrong}"
+
+
+def test_every_folder_is_a_room() -> None:
+    for package, floors in FLOORS.items():
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} - {"models"}
+        assert folders == {room for floor in floors for room in floor} - {"."}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] in LIBRARIES], ids=label)

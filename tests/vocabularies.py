@@ -12,11 +12,11 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer
 
-from compact.families import FAMILIES
-from compact.tokenizer import named_tokens, referenced_ids, write_pruned_tokenizer
-from compact.vocabulary import Vocabulary, always_kept, kept_ids, rank_by_merges, read_vocabulary
-from exporters.engine import LlamaEngine
-from exporters.gguf_tokenizer import add_tokenizer
+from compact.architectures.table import FAMILIES
+from compact.vocabulary.tokenizer import named_tokens, referenced_ids, write_pruned_tokenizer
+from compact.vocabulary.vocabulary import Vocabulary, always_kept, kept_ids, rank_by_merges, read_vocabulary
+from exporters.gguf_writer.tokenizer import add_tokenizer
+from exporters.llamacpp.engine import LlamaEngine
 from tests.compact.pruning import reachable
 
 SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.common import record, summary
 from benchmarks.device.bench_agreement import write_checks
-from compact_edge.bench import bench
-from compact_edge.bench_plan import BenchOptions
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact_edge.bench.pipeline import bench
+from compact_edge.bench.plan import BenchOptions
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 
 LEAST_SHARE = 0.9
 LARGEST_LOG_RATIO = 0.01

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import cache, record, recorded, summary, table, write_table
-from compact.store import sha256_file
+from compact.base.files import sha256_file
 from runtime_bench.bench_artifact import read_artifact
-from runtime_bench.device_facts import read_facts
-from runtime_bench.engine_folder import find_engine, read_engine_dir
+from runtime_bench.device.facts import read_facts
 from runtime_bench.engines.base import PlacedArtifact, Settings
 from runtime_bench.engines.llama_server import LlamaServer
-from runtime_bench.measure import text_of_tokens
-from runtime_bench.prompts import read_prompts, reference_text
+from runtime_bench.measuring.measure import text_of_tokens
+from runtime_bench.measuring.prompts import read_prompts, reference_text
 from runtime_bench.report.published import published
+from runtime_bench.toolchain.engine_folder import find_engine, read_engine_dir
 from runtime_bench.transports.registry import open_transport
 
 SCRIPT = "device.bench_agreement"

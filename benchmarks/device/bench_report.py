@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, record, recorded, summary, table, write_table
-from compact_edge import cli
+from compact_edge.cli import main as cli
 
 NAME = "bench-smollm2-135m"
 SCRIPT = "device.bench_report"

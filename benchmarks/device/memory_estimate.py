@@ -5,7 +5,7 @@
 
 BUILD is the output of `compact-edge build smollm2-135m --ratio 0.2 --target gguf --with-baseline`. The other models
 have random weights and real tokenizers. They set the constants for a vocabulary entry and for the program, at the top
-of exporters/memory_estimate.py and exporters/gguf_estimate.py; smollm2-135m checks them. Needs the engine of
+of exporters/gguf/memory.py and exporters/gguf/estimate.py; smollm2-135m checks them. Needs the engine of
 `compact-edge engine build`. Writes the table of docs/size.md.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import cache, data_folder, record, recorded, summary, table, write_table
 
 if TYPE_CHECKING:
-    from exporters.memory_estimate import MemoryEstimate
+    from exporters.gguf.memory import MemoryEstimate
 
 SCRIPT, NAME = "device.memory_estimate", "memory-estimate"
 DOCUMENT = "size.md"
@@ -68,8 +68,8 @@ def artifacts(work: Path, build: Path) -> Iterator[tuple[str, Path, dict[str, An
     """Yield (name, file, config.json of the unpruned model, type, merges of its tokenizer) of every model."""
     from benchmarks.formats.families import family_checkpoint
     from benchmarks.formats.family_configs import RealModel
-    from compact.published import published_model
-    from exporters.gguf import write_gguf
+    from compact.architectures.published import published_model
+    from exporters.gguf_writer.write import write_gguf
 
     for name, (model_type, tokenizer, vocab_size, merges) in _SMALL.items():
         config = small_config(model_type, vocab_size)
@@ -88,7 +88,7 @@ def artifacts(work: Path, build: Path) -> Iterator[tuple[str, Path, dict[str, An
 def measure(engine: Any, transport: Any, file: Path, context: int, text: str) -> dict[str, Any]:
     """Memory of the server's process, in bytes, after a prompt that is longer than a batch."""
     from runtime_bench.bench_artifact import read_artifact
-    from runtime_bench.device_readings import read_memory
+    from runtime_bench.device.readings import read_memory
     from runtime_bench.engines.base import PlacedArtifact, Settings
 
     model = PlacedArtifact(str(file.parent), read_artifact(file))
@@ -113,8 +113,8 @@ def measure(engine: Any, transport: Any, file: Path, context: int, text: str) ->
 
 def estimate(row: Mapping[str, Any]) -> MemoryEstimate:
     """The estimate for a recorded row."""
-    from compact.budget import Sizes
-    from exporters.memory_estimate import estimate_of_config
+    from compact.pruning.budget import Sizes
+    from exporters.gguf.memory import estimate_of_config
 
     return estimate_of_config(
         row["config"],
@@ -129,11 +129,11 @@ def estimate(row: Mapping[str, Any]) -> MemoryEstimate:
 
 def run(work: Path, build: Path) -> list[dict[str, Any]]:
     """Measure every model at every context length."""
-    from compact.evaluate import read_text
-    from compact.gguf_file import read_gguf
-    from runtime_bench.device_facts import read_facts
-    from runtime_bench.engine_folder import find_engine
+    from compact.checkpoints.gguf_file import read_gguf
+    from compact.forward.evaluate import read_text
+    from runtime_bench.device.facts import read_facts
     from runtime_bench.engines.llama_server import LlamaServer
+    from runtime_bench.toolchain.engine_folder import find_engine
     from runtime_bench.transports.registry import open_transport
 
     text = read_text(data_folder() / "text" / "wikitext2-valid.txt", split="held-out")

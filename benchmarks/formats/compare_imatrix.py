@@ -21,16 +21,16 @@ import numpy as np
 
 from benchmarks.common import summary
 from benchmarks.llamacpp import build_tools, run_program
-from compact.checkpoint_names import CONFIG
-from compact.families import family_of
-from compact.gguf_file import read_gguf
-from compact.store import read_json_object
-from exporters.engine import LlamaEngine
-from exporters.gguf import write_gguf
-from exporters.imatrix import Imatrix
-from exporters.imatrix_files import read_imatrix
-from exporters.imatrix_torch import collect
-from exporters.quantize import quantize_gguf
+from compact.architectures.table import family_of
+from compact.base.files import read_json_object
+from compact.checkpoints.gguf_file import read_gguf
+from compact.checkpoints.names import CONFIG
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.imatrix_files import read_imatrix
+from exporters.llamacpp.imatrix_torch import collect
+from exporters.llamacpp.quantize import quantize_gguf
 
 CHUNK = 512
 LIMIT = 1e-3

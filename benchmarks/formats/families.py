@@ -32,9 +32,9 @@ from benchmarks.common import RESULTS, ROOT, cache, data_folder, record, table, 
 from benchmarks.formats.family_configs import MODELS, RealModel
 from benchmarks.gguf_compare import compare
 from benchmarks.llamacpp import convert_with_both, fetch_converter
-from compact.context import Context
-from compact.family import Family
-from exporters.gguf_sentencepiece import VISIBLE
+from compact.architectures.family import Family
+from compact.pruning.context import Context
+from exporters.gguf_writer.sentencepiece import VISIBLE
 
 DOCS = ROOT / "docs" / "families.md"
 CONVERTER_TYPES = ("bf16", "q8_0")
@@ -46,9 +46,9 @@ HEADER = ("model", "architecture", "tokenizer", "layers", "pruned = Transformers
 
 def tokenizer_files(name: str, out: Path, archive: Path, family: Family) -> None:
     """Write a real tokenizer's files into a checkpoint directory of a family."""
-    from compact.gguf_file import read_gguf
-    from compact.gguf_tokenizer import read_tokenizer
-    from compact.source import open_source
+    from compact.checkpoints.gguf_file import read_gguf
+    from compact.sources.from_gguf_tokenizer import read_tokenizer
+    from compact.sources.model_source import open_source
 
     vocabularies = {"llama-spm": "llama-spm", "refact": "refact"}
     if name in vocabularies:
@@ -93,9 +93,9 @@ def _name_special_tokens(out: Path, document: dict[str, Any]) -> None:
 
 def _sentencepiece_model(out: Path, document: dict[str, Any]) -> None:
     """Write a tokenizer.model with the pieces of tokenizer.json, as published Gemmas have. The converter needs it."""
-    from compact.sentencepiece_model import built_model
-    from exporters.gguf_sentencepiece import scored_tokens
-    from exporters.gguf_tokenizer import token_texts
+    from compact.vocabulary.sentencepiece_model import built_model
+    from exporters.gguf_writer.sentencepiece import scored_tokens
+    from exporters.gguf_writer.tokenizer import token_texts
 
     texts = token_texts(document, len(document["model"]["vocab"]), "tokenizer.json")
     scored = scored_tokens(out, document, texts, len(texts))
@@ -114,9 +114,9 @@ def family_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0)
         archive: the folder of llama.cpp's converter, for its vocabularies.
         seed: of the weights.
     """
-    from compact.families import family_of
-    from compact.layout import expected_shapes
-    from compact.safetensors_io import SafetensorsWriter
+    from compact.architectures.layout import expected_shapes
+    from compact.architectures.table import family_of
+    from compact.checkpoints.rows import SafetensorsWriter
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -139,11 +139,11 @@ def family_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0)
 
 
 def prune_checkpoint(source: Path, out: Path) -> Path:
-    from compact.apply import prune
-    from compact.cache import Cache
-    from compact.planning import make_plan
-    from compact.prune_options import PruneOptions
-    from compact.source import open_directory
+    from compact.base.cache import Cache
+    from compact.pruning.apply import prune
+    from compact.pruning.options import PruneOptions
+    from compact.pruning.planning import make_plan
+    from compact.sources.model_source import open_directory
 
     opened = open_directory(source, name="m", origin="m")
     options = PruneOptions(
@@ -161,8 +161,8 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
 
 
 def check_pruned(before: Path, after: Path) -> tuple[bool, str]:
-    from compact.load import load_model
-    from compact.plan import PLAN, read_plan
+    from compact.forward.load import load_model
+    from compact.pruning.plan import PLAN, read_plan
     from tests.compact.pruning import cut_in_memory
 
     plan = read_plan(after / PLAN)
@@ -193,10 +193,10 @@ def check_converter(
 
 def check_file(after: Path, before: Path, work: Path) -> dict[str, Any]:
     """The checks of ids and logits on the pruned F32 file."""
-    from exporters import parity
-    from exporters.engine import LlamaEngine
     from exporters.gate import check_float32, reference_for
-    from exporters.gguf import write_gguf
+    from exporters.gguf import parity
+    from exporters.gguf_writer.write import write_gguf
+    from exporters.llamacpp.engine import LlamaEngine
 
     path = work / "pruned.gguf"
     write_gguf(after, path, "F32")
@@ -212,8 +212,8 @@ def check_file(after: Path, before: Path, work: Path) -> dict[str, Any]:
 def check_round_trip(checkpoint: Path, work: Path) -> tuple[bool, str]:
     from safetensors import safe_open
 
-    from compact.gguf_source import read_gguf_checkpoint
-    from exporters.gguf import write_gguf
+    from compact.sources.from_gguf import read_gguf_checkpoint
+    from exporters.gguf_writer.write import write_gguf
 
     path, back = work / "unpruned.gguf", work / "back"
     write_gguf(checkpoint, path, "BF16")
@@ -239,7 +239,7 @@ def check_round_trip(checkpoint: Path, work: Path) -> tuple[bool, str]:
 
 def run(model: RealModel, converter: Path, work: Path) -> dict[str, Any]:
     """Run all checks of one model. Each file is removed as soon as it is not needed."""
-    from compact.families import family_of
+    from compact.architectures.table import family_of
 
     folder = work / "family"
     shutil.rmtree(folder, ignore_errors=True)

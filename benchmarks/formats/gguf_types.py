@@ -19,18 +19,18 @@ from typing import Any
 import click
 
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table
-from compact.calibration import Calibration
-from compact.calibration_choice import calibration_for
-from compact.context import Context
-from compact.errors import BudgetError
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact_edge.console import Console
-from exporters.artifact import Export, GgufArtifact, make_artifact
-from exporters.engine import LlamaEngine
+from compact.base.errors import BudgetError
+from compact.calibration.calibration_set import Calibration
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import open_source
+from compact_edge.terminal.console import Console
 from exporters.gate import POSITIONS, Reference, mean_kl, reference_for
-from exporters.gguf_scoring import evaluate_gguf
-from exporters.quant_types import QUANTS
+from exporters.gguf.artifact import Export, GgufArtifact, make_artifact
+from exporters.gguf.scoring import evaluate_gguf
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.llamacpp.quant_types import QUANTS
 
 
 def measure(artifact: GgufArtifact, reference: Reference, texts: dict[str, str]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ HEADER = ("model", "tokenizer", "layers", "graph", "ids in genai", "fp32: logits
 
 def run(model: RealModel, archive: Path, work: Path) -> dict[str, Any]:
     """Run all checks of one model. Each file is removed as soon as it is not needed."""
-    from compact.checkpoint import read_index
-    from exporters import onnx_parity
+    from compact.checkpoints.shards import read_index
     from exporters.gate import reference_for
-    from exporters.onnx import DATA, MODEL, write_onnx
-    from exporters.onnx_engine import OnnxEngine
-    from exporters.onnx_types import onnx_options
+    from exporters.onnx import parity as onnx_parity
+    from exporters.onnx.ort_engine import OnnxEngine
+    from exporters.onnx.types import onnx_options
+    from exporters.onnx.write import DATA, MODEL, write_onnx
 
     print(model.name, flush=True)
     folder = work / "onnx-family"
@@ -89,7 +89,7 @@ def show(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Check every model and write results and docs."""
-    from compact.families import family_of
+    from compact.architectures.table import family_of
 
     models = [model for model in MODELS if family_of(model.config, model.name).onnx_refusal is None]
     results = check_models("onnx-families", run, "docs/onnx.md", models)

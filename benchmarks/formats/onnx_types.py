@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, write_table
-from compact.calibration_choice import calibration_for
-from compact.checkpoint import read_index
-from compact.context import Context
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact.checkpoints.shards import read_index
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 from exporters.gate import POSITIONS, reference_for
-from exporters.onnx_artifact import make_onnx_artifact
-from exporters.onnx_engine import OnnxEngine
-from exporters.onnx_parity import onnx_mean_kl
-from exporters.onnx_scoring import evaluate_onnx
-from exporters.onnx_types import ALGORITHMS, OnnxOptions, onnx_options
+from exporters.onnx.artifact import make_onnx_artifact
+from exporters.onnx.ort_engine import OnnxEngine
+from exporters.onnx.parity import onnx_mean_kl
+from exporters.onnx.scoring import evaluate_onnx
+from exporters.onnx.types import ALGORITHMS, OnnxOptions, onnx_options
 
 MODEL = "smollm2-135m"
 CONFIGS = ("fp32", "fp16", "int8", *(f"int4:{name}" for name in ALGORITHMS), "int4:default_last/64", "int4:default/64")

@@ -38,10 +38,10 @@ from benchmarks.common import ROOT, record, summary, table, with_table
 from benchmarks.formats.compare_with_llamacpp import random_checkpoint
 from benchmarks.gguf_compare import compare
 from benchmarks.llamacpp import convert_with_both, fetch_converter
-from compact.errors import DataError
-from compact.gguf_file import read_gguf
-from compact.gguf_tokenizer import read_tokenizer
-from compact.sentencepiece_bpe import SPACE_MARK, space_prefix
+from compact.base.errors import DataError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf_tokenizer import read_tokenizer
+from compact.vocabulary.sentencepiece_bpe import SPACE_MARK, space_prefix
 from exporters.tokenizer_probe_texts import probe_texts
 from tests import vocabularies as checks
 

@@ -5,7 +5,7 @@
 
 The shapes come from a model's published configuration at its full depth, and from its own tokenizer. A checkpoint of
 these shapes without contents replaces the weights, because no size depends on their values. The types are those that
-`build` chooses for the guide's target. File bytes come from `exporters.gguf_size` and are at most a few hundred too
+`build` chooses for the guide's target. File bytes come from `exporters.gguf.size` and are at most a few hundred too
 large.
 """
 
@@ -46,8 +46,8 @@ GUIDES = (
 
 def write_hollow(out: Path, guide: Guide) -> None:
     """Write a checkpoint of the model's shapes whose tensors are a hole in a sparse file: zeros without disk space."""
-    from compact.families import FAMILIES
-    from compact.layout import expected_shapes
+    from compact.architectures.layout import expected_shapes
+    from compact.architectures.table import FAMILIES
 
     model = next(model for model in MODELS if model.name == guide.model)
     config = {**model.config, "num_hidden_layers": guide.layers}
@@ -69,14 +69,14 @@ def write_hollow(out: Path, guide: Guide) -> None:
 
 def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     """Parameters and sizes of a guide's model at every ratio."""
-    from compact.budget import Sizes, count_parts, pruned_parts
-    from compact.context import Context
-    from compact.prune_options import PruneOptions
-    from compact.ranking import rank_vocabulary
-    from compact.sizes import sizes_of
-    from compact.source import open_source
-    from exporters.format_gguf import GgufFormat
+    from compact.pruning.budget import Sizes, count_parts, pruned_parts
+    from compact.pruning.context import Context
+    from compact.pruning.options import PruneOptions
+    from compact.pruning.ranking import rank_vocabulary
+    from compact.pruning.sizes import sizes_of
+    from compact.sources.model_source import open_source
     from exporters.format_values import SizeRequest
+    from exporters.gguf.format import GgufFormat
     from targets.profile import load_profile
 
     source = open_source(str(directory), cache())

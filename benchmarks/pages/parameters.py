@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.common import DOCS, summary, table, write_table
-from compact_edge.parameter_plot import write_plot
-from compact_edge.parameter_table import HEADER, counted_models
+from compact_edge.inspect.parameter_plot import write_plot
+from compact_edge.inspect.parameter_table import HEADER, counted_models
 
 SCRIPT = "pages.parameters"
 DOCUMENT = "size.md"

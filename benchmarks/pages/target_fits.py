@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.common import summary, table, write_table
-from compact_edge.fitting import MEASURED_RATIO, fit_model
-from compact_edge.parameter_table import inspected_table
+from compact_edge.inspect.device_fit import MEASURED_RATIO, fit_model
+from compact_edge.inspect.parameter_table import inspected_table
 from targets.profile import load_profile
 
 SCRIPT = "pages.target_fits"

@@ -1,4 +1,4 @@
-"""The tables of docs/types.md, from `exporters.quant_list` and the recorded results of `gguf_types.py`.
+"""The tables of docs/types.md, from `exporters.llamacpp.quant_list` and the recorded results of `gguf_types.py`.
 
 python -m benchmarks.pages.types_doc            # write the section
 python -m benchmarks.pages.types_doc --check    # exit code 1 if the document differs from the results
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from benchmarks.common import DOCS, RESULTS, recorded, summary, table, with_table
-from exporters.quant_list import REFERENCE, quant_rows, refused_rows
+from exporters.llamacpp.quant_list import REFERENCE, quant_rows, refused_rows
 
 DOCUMENT, SCRIPT = DOCS / "types.md", "pages.types_doc"
 MODELS = {"tiny": "rows of 256 and 1024", "SmolLM2-135M-Instruct": "rows of 576 and 1536"}

@@ -31,15 +31,15 @@ from benchmarks.common import (
     texts_to_learn_from,
     write_table,
 )
-from compact.apply import prune
-from compact.cache import Cache
-from compact.calibration import SELF, STDLIB, STDLIB_PROSE
-from compact.context import Context
+from compact.base.cache import Cache
+from compact.calibration.calibration_set import SELF, STDLIB, STDLIB_PROSE
 from compact.decide import decide
-from compact.prune_options import PruneOptions
-from compact.source import ModelSource, open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import ModelSource, open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 
 NAME = "calibration-mixes"
 WIKITEXT, PEPS = "wikitext", "peps"

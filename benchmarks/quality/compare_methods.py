@@ -38,10 +38,10 @@ from benchmarks.common import (
     write_table,
 )
 from benchmarks.quality.methods import CALIBRATION_TOKENS, METHODS, RECOVERY_TOKENS, SEEDLESS
-from compact.source import open_source
-from compact.tokenizer import encode, load_tokenizer
-from compact_edge.plot import Panel, Series, document
-from compact_edge.quiet import quiet_libraries
+from compact.sources.model_source import open_source
+from compact.vocabulary.tokenizer import encode, load_tokenizer
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report.svg import Point
 
 SCRIPT, RESULT, PLOT = "quality.compare_methods", "compare-methods", "methods.svg"

@@ -34,17 +34,17 @@ from benchmarks.common import (
     texts_to_learn_from,
 )
 from benchmarks.quality.languages_tables import write_page
-from compact import stdlib_text
-from compact.apply import prune
-from compact.cache import Cache, default_root
-from compact.context import Context
+from compact.base.cache import Cache, default_root
 from compact.decide import decide
-from compact.evaluate import read_text
-from compact.prune_options import PruneOptions
-from compact.source import ModelSource, open_source
-from compact.tokenizer import encode, load_tokenizer
-from compact_edge import cli
-from compact_edge.console import Console
+from compact.forward.evaluate import read_text
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import ModelSource, open_source
+from compact.texts import stdlib_text
+from compact.vocabulary.tokenizer import encode, load_tokenizer
+from compact_edge.cli import main as cli
+from compact_edge.terminal.console import Console
 
 NAME = "languages"
 ENGLISH = ("wikitext", "technical", "fiction", "code")
@@ -182,7 +182,7 @@ def _pair(whole_dir: Path, whole: Path, pruned_dir: Path, pruned: Path, text: st
 
 def _decode(path: Path, prompt: Sequence[int]) -> float:
     """Tokens/s of decode after a prompt of 128 tokens, with one thread, in a new process."""
-    from exporters.engine import LlamaEngine
+    from exporters.llamacpp.engine import LlamaEngine
 
     with LlamaEngine(path, n_ctx=512, n_threads=1) as engine:
         run = engine.speed(prompt, DECODED)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.common import DOCS, RESULTS, ROOT, recorded, table, write_table
-from compact_edge.plot import Panel, Series, document
+from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report import svg
 
 MODELS = ("gemma-3-270m", "qwen2.5-coder-0.5b", "smollm2-135m")

@@ -21,25 +21,25 @@ import click
 import numpy as np
 
 from benchmarks.common import cache, summary, texts_to_learn_from
-from compact.apply import prune
-from compact.budget import Sizes, count_parts, removed_parameters
-from compact.cache import Cache, open_cache
-from compact.calibration import Calibration
-from compact.calibration_choice import calibration_for
-from compact.context import Context
+from compact.base.cache import Cache, open_cache
+from compact.base.errors import BudgetError
+from compact.calibration.calibration_set import Calibration
 from compact.decide import decide
-from compact.distill.options import RecoverOptions
-from compact.errors import BudgetError
-from compact.importance import collect_scores, top_channels
-from compact.layerwise import LayerStream
-from compact.plan import PLAN, PrunePlan, read_plan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.ranking import rank_vocabulary
-from compact.sizes import sizes_of
-from compact.source import ModelSource, open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact.forward.layerwise import LayerStream
+from compact.pruning.apply import prune
+from compact.pruning.budget import Sizes, count_parts, removed_parameters
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.importance import collect_scores, top_channels
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PLAN, PrunePlan, read_plan
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.pruning.recover_options import RecoverOptions
+from compact.pruning.sizes import sizes_of
+from compact.sources.model_source import ModelSource, open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def _unweighted_act2(setting: Setting) -> Array:
 
 
 class _Moments:
-    """First and second moments of every channel (a `compact.layerwise.Visitor`)."""
+    """First and second moments of every channel (a `compact.forward.layerwise.Visitor`)."""
 
     def __init__(self, stream: LayerStream) -> None:
         shape = (stream.n_layers, stream.intermediate_size)
@@ -154,7 +154,7 @@ def _fluctuation(setting: Setting) -> Array:
 
     FLAP's bias for the means of removed channels is left out, because a standard checkpoint cannot hold it.
     """
-    from compact.checkpoint import open_tensors
+    from compact.checkpoints.shards import open_tensors
 
     stream = LayerStream(setting.source.directory, setting.calibration().sequences, device="cpu")
     moments = _Moments(stream)
@@ -178,8 +178,8 @@ def _depth(setting: Setting, out: Path) -> None:
     """
     import torch
 
-    from compact.load import load_model
-    from compact.tokenizer import load_tokenizer
+    from compact.forward.load import load_model
+    from compact.vocabulary.tokenizer import load_tokenizer
 
     source = setting.source
     model = load_model(source.directory)

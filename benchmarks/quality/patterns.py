@@ -29,10 +29,10 @@ from benchmarks.common import (
     texts_to_learn_from,
     write_table,
 )
-from compact.distill.options import RecoverOptions
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact_edge.console import Console
+from compact.pruning.options import PruneOptions
+from compact.pruning.recover_options import RecoverOptions
+from compact.sources.model_source import open_source
+from compact_edge.terminal.console import Console
 
 NAME = "patterns"
 KINDS = ("wikitext", "technical", "fiction")

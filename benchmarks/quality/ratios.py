@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, wikitext_train
-from compact.evaluate import evaluate_checkpoint
-from compact.prune_options import PruneOptions
-from compact.source import TINY, open_source
-from compact_edge.console import Console
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import TINY, open_source
+from compact_edge.terminal.console import Console
 
 
 @click.command(help=summary(__doc__))

@@ -28,13 +28,13 @@ from benchmarks.common import (
     texts_to_learn_from,
     write_table,
 )
-from compact.context import Context
 from compact.decide import decide, pruned_checkpoint
-from compact.distill.options import LEARNING_RATE, RecoverOptions
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
+from compact.sources.model_source import open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 
 NAME = "recovery"
 RATIO = 0.2

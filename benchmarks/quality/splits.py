@@ -10,7 +10,8 @@ enhancement proposals in equal shares. The search evaluates on text of both that
 table of `docs/quality.md`.
 
 A weight is the share that the vocabulary loses over the share that the FFN loses. `--weights` measures several, with
-the default calibration: `compact.budget.VOCABULARY_WEIGHT` was set by these figures. `docs/quality.md` has the table.
+the default calibration: `compact.pruning.budget.VOCABULARY_WEIGHT` was set by these figures. `docs/quality.md` has the
+table.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from benchmarks.common import (
     texts_to_learn_from,
     write_table,
 )
-from compact.budget import count_parts
-from compact.evaluate import evaluate_checkpoint
-from compact.importance import vocabulary_grid
-from compact.prune_options import PruneOptions
-from compact.sizes import parts_at
-from compact.source import ModelSource, open_source
-from compact_edge import cli
-from compact_edge.console import Console
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.pruning.budget import count_parts
+from compact.pruning.importance import vocabulary_grid
+from compact.pruning.options import PruneOptions
+from compact.pruning.sizes import parts_at
+from compact.sources.model_source import ModelSource, open_source
+from compact_edge.cli import main as cli
+from compact_edge.terminal.console import Console
 
 NAME = "splits"
 KINDS = ("wikitext", "technical", "fiction")

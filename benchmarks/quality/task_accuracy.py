@@ -33,14 +33,14 @@ from benchmarks.common import (
     write_table,
 )
 from benchmarks.quality.methods import DISTILLED, OPTIONS, RECOVERY_TOKENS, Setting
-from compact.plan import PLAN, read_plan
-from compact.source import open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
-from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.tasks import evaluate_tasks
-from exporters.artifact import Export, checkpoint_id, make_artifact
-from exporters.gguf_tasks import GgufRuntime
+from compact.pruning.plan import PLAN, read_plan
+from compact.sources.model_source import open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.tasks.checkpoint import CheckpointRuntime
+from compact_edge.tasks.evaluate import evaluate_tasks
+from compact_edge.terminal.console import Console
+from exporters.gguf.artifact import Export, checkpoint_id, make_artifact
+from exporters.gguf.tasks import GgufRuntime
 from exporters.task_runtime import Runtime
 
 NAME, SCRIPT = "task-accuracy", "quality.task_accuracy"

@@ -18,7 +18,7 @@ import sys
 import time
 
 from benchmarks.common import ROOT, summary
-from compact_edge.cli import COMMANDS
+from compact_edge.cli.main import COMMANDS
 
 EMPTY = "(python -c pass)"
 

@@ -46,15 +46,15 @@ SHARD_BYTES = 1_000_000_000
 _OURS_F16 = """
 import sys
 from pathlib import Path
-from exporters.gguf import write_gguf
+from exporters.gguf_writer.write import write_gguf
 write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), "F16")
 """
 _OURS_Q4_K_M = """
 import sys
 from pathlib import Path
-from exporters.artifact import lossless_type
-from exporters.gguf import write_gguf
-from exporters.quantize import quantize_gguf
+from exporters.gguf.artifact import lossless_type
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.quantize import quantize_gguf
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 float_file = target.with_suffix(".float.gguf")
 target.unlink(missing_ok=True)
@@ -84,9 +84,9 @@ def sharded_checkpoint(out: Path, layers: int, **changes: Any) -> Path:
     """
     import torch
 
-    from compact.checkpoint import TensorSpec, write_checkpoint
-    from compact.families import family_of
-    from compact.layout import expected_shapes
+    from compact.architectures.layout import expected_shapes
+    from compact.architectures.table import family_of
+    from compact.checkpoints.shards import TensorSpec, write_checkpoint
 
     if (out / "config.json").is_file():
         return out
@@ -160,7 +160,7 @@ def in_turn(repeat: int, *runs: Callable[[], Run]) -> list[Run]:
 
 def of_size(gigabytes: int, work: Path, repeat: int, threads: int) -> dict[str, Any]:
     """All measurements on one checkpoint."""
-    from compact.checkpoint import read_index
+    from compact.checkpoints.shards import read_index
 
     model = sharded_checkpoint(work / f"random-{gigabytes}gb", LAYERS[gigabytes])
     tensors = read_index(model)

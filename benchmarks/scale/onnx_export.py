@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale.onnx_export [--quants fp32,int8,int4] [--runs 3] [--optimum PYTHON]
 
-Ours is `exporters.onnx.write_onnx` in its own process. The others are onnxruntime-genai's model builder alone (by its
-own command, with the same settings if it has them) and, with `--optimum`, the exporter of optimum-onnx. That exporter
-needs an older Transformers than ours and cannot be installed beside this package, so that PYTHON is the Python of
-another environment. Runs are interleaved; the median is reported. Exit code 1 if ours takes more than 1.5 times as long
-as the builder. Writes a table of docs/onnx.md.
+Ours is `exporters.onnx.write.write_onnx` in its own process. The others are onnxruntime-genai's model builder alone (by
+its own command, with the same settings if it has them) and, with `--optimum`, the exporter of optimum-onnx. That
+exporter needs an older Transformers than ours and cannot be installed beside this package, so that PYTHON is the Python
+of another environment. Runs are interleaved; the median is reported. Exit code 1 if ours takes more than 1.5 times as
+long as the builder. Writes a table of docs/onnx.md.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, cache, record, summary, table, write_table
-from compact.source import open_source
-from compact_edge.console import Console
-from compact_edge.quiet import quiet_libraries
+from compact.sources.model_source import open_source
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.terminal.console import Console
 
 MODEL = "smollm2-135m"
 LIMIT = 1.5
@@ -36,8 +36,8 @@ OURS = """
 import sys
 from functools import partial
 from pathlib import Path
-from exporters.onnx import write_onnx
-from exporters.onnx_types import onnx_options
+from exporters.onnx.write import write_onnx
+from exporters.onnx.types import onnx_options
 write_onnx(Path(sys.argv[1]), Path(sys.argv[2]), onnx_options(sys.argv[3]))
 """
 OPTIMUM = """

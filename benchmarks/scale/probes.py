@@ -39,7 +39,7 @@ def timed(run: Callable[[], Any], device: str) -> float:
 
 def add_squares(sums: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
     """Add the squares of activations [positions, channels] to sums [EDGES + 1, channels], as the product does."""
-    from compact.importance import _add_squares
+    from compact.pruning.importance import _add_squares
 
     _add_squares(sums, activations, buckets)
 

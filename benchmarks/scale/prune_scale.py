@@ -56,7 +56,7 @@ class Both:
     def begin(self, layer: int) -> None:
         import torch
 
-        from compact.gram import Gram
+        from compact.repair.gram import Gram
 
         del layer
         self.gram = Gram(self.size, self.device)
@@ -99,9 +99,9 @@ def child(mode: str, model_dir: Path, tokens: int, length: int, threads: int) ->
     import torch
     from transformers import LlamaForCausalLM
 
-    from compact.importance import collect_scores
-    from compact.layerwise import LayerStream
-    from compact.load import load_model
+    from compact.forward.layerwise import LayerStream
+    from compact.forward.load import load_model
+    from compact.pruning.importance import collect_scores
 
     torch.set_num_threads(threads)
     del LlamaForCausalLM  # imported only so that its module is loaded in every mode
@@ -206,7 +206,7 @@ def show(result: dict[str, Any]) -> str:
 
 def on_the_cpu(work: Path, tokens: int, length: int, repeat: int, threads: int) -> bool:
     """Measure, print, record and write the table. Returns whether all limits hold."""
-    from compact.checkpoint import read_index
+    from compact.checkpoints.shards import read_index
 
     model = sharded_checkpoint(work / "random-24-layers", LAYERS, **SHAPE)
     tensors = read_index(model)

@@ -77,7 +77,7 @@ def large(shape: str, work: Path, tokens: int, *, whole: bool) -> dict[str, Any]
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from compact.layerwise import LayerStream
+    from compact.forward.layerwise import LayerStream
 
     directory = work / f"shape-{shape}"
     directory.mkdir(exist_ok=True)
@@ -108,14 +108,14 @@ def large(shape: str, work: Path, tokens: int, *, whole: bool) -> dict[str, Any]
 
 def plans() -> dict[str, Any]:
     """Compare the plans of smollm2-135m by CPU float32, CUDA float32 and CUDA bfloat16."""
-    from compact.calibration_choice import calibration_for
-    from compact.channel_scores import act2_scores
-    from compact.context import Context
-    from compact.planning import make_plan
-    from compact.prune_options import PruneOptions
-    from compact.ranking import rank_vocabulary
-    from compact.sizes import sizes_of
-    from compact.source import open_source
+    from compact.pruning.calibration_choice import calibration_for
+    from compact.pruning.channel_scores import act2_scores
+    from compact.pruning.context import Context
+    from compact.pruning.options import PruneOptions
+    from compact.pruning.planning import make_plan
+    from compact.pruning.ranking import rank_vocabulary
+    from compact.pruning.sizes import sizes_of
+    from compact.sources.model_source import open_source
 
     store = cache()
     source = open_source("smollm2-135m", store)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compact.sentencepiece_bpe import is_byte_token
-from compact.vocabulary import Vocabulary
+from compact.vocabulary.sentencepiece_bpe import is_byte_token
+from compact.vocabulary.vocabulary import Vocabulary
 
 _NO_RANK = 1 << 62  # above every rank
 

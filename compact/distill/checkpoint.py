@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compact.base.errors import DamagedFileError
+from compact.base.files import publish, read_json_object, write_json
 from compact.distill.state import State
-from compact.errors import DamagedFileError
-from compact.store import publish, read_json_object, write_json
 
 if TYPE_CHECKING:
     from compact.distill.train import Trainer

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compact.distributed import broadcast_json, is_main, world_size
-from compact.errors import StorageError
-from compact.progress import Progress
-from compact.store import as_storage_error
+from compact.base.distributed import broadcast_json, is_main, world_size
+from compact.base.errors import StorageError
+from compact.base.files import as_storage_error
+from compact.base.progress import Progress
 
 _POLL_SECONDS = 1.0
 

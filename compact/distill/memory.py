@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compact.budget import Sizes
-from compact.devices import free_memory
-from compact.distill.options import PIECE_TOKENS
+from compact.base.devices import free_memory
+from compact.base.distributed import local_world_size
+from compact.base.errors import ToolUnavailableError
 from compact.distill.padding import padded_length
-from compact.distributed import local_world_size
-from compact.errors import ToolUnavailableError
-from compact.sizes import parts_at
-from compact.source import ModelSource
+from compact.pruning.budget import Sizes
+from compact.pruning.recover_options import PIECE_TOKENS
+from compact.pruning.sizes import parts_at
+from compact.sources.model_source import ModelSource
 
 if TYPE_CHECKING:
     import torch

@@ -18,33 +18,33 @@ from typing import Any
 
 import torch
 
-from compact import calibration as calibrating
-from compact.budget import Sizes
-from compact.cache import ENVIRONMENT
-from compact.checkpoint_names import TOKENIZER
-from compact.context import Context
-from compact.devices import cpu_multiplies_bfloat16, resolve_device
+from compact.base.cache import ENVIRONMENT
+from compact.base.devices import cpu_multiplies_bfloat16, resolve_device
+from compact.base.distributed import barrier, broadcast_json, is_main, rank, share, world_size
+from compact.base.errors import StorageError
+from compact.base.files import read_json_object, sha256_json, write_json
+from compact.calibration import calibration_set as calibrating
+from compact.calibration.held_out import TokenizedTexts, named_texts
+from compact.checkpoints.names import TOKENIZER
 from compact.distill import checkpoint
 from compact.distill.align import Alignment, align
 from compact.distill.checkpoint import TORCH_DTYPES
 from compact.distill.example import Example, make_example
 from compact.distill.lock import exclusive_run
 from compact.distill.memory import needed_and_free, require_memory, trained_and_all
-from compact.distill.options import PIECE_TOKENS, RecoverOptions
 from compact.distill.sources import training_text
 from compact.distill.state import State
 from compact.distill.teacher import KIND, Teacher
 from compact.distill.text import TrainingText
 from compact.distill.train import Schedule, Trainer, make_optimizer, trained_parameters
-from compact.distributed import barrier, broadcast_json, is_main, rank, share, world_size
-from compact.errors import StorageError
-from compact.held_out import TokenizedTexts, named_texts
-from compact.load import load_model
-from compact.plan import UPDATES, PrunePlan
-from compact.source import ModelSource
-from compact.store import read_json_object, sha256_json, write_json
-from compact.tokenizer import encode, load_tokenizer
-from compact.vocabulary import read_vocabulary
+from compact.forward.load import load_model
+from compact.pruning.budget import Sizes
+from compact.pruning.context import Context
+from compact.pruning.plan import UPDATES, PrunePlan
+from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
+from compact.sources.model_source import ModelSource
+from compact.vocabulary.tokenizer import encode, load_tokenizer
+from compact.vocabulary.vocabulary import read_vocabulary
 
 # A piece in a script that the vocabulary cuts finely is cut here.
 _LONGEST = 2 * PIECE_TOKENS

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compact import calibration as calibrating
-from compact import stdlib_text
-from compact.cache import Cache
-from compact.distill.options import PIECE_TOKENS, RecoverOptions
+from compact.base.cache import Cache
+from compact.base.progress import SILENT, Progress
+from compact.calibration import calibration_set as calibrating
+from compact.calibration.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
+from compact.calibration.sampling import SAMPLE_LENGTH, sample_texts
 from compact.distill.text import Documents, TrainingText, check_texts, file_documents, held_out_characters, in_memory
-from compact.hub_dataset import draw_documents, names_hub_dataset, parse_dataset
-from compact.progress import SILENT, Progress
-from compact.sampling import SAMPLE_LENGTH, sample_texts
-from compact.source import ModelSource
+from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
+from compact.sources.model_source import ModelSource
+from compact.texts import stdlib_text
 
 # Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
 PIECE_CHARACTERS = 4 * PIECE_TOKENS
@@ -44,7 +44,7 @@ def training_text(
         progress: told of what is drawn.
 
     Raises:
-        CompactEdgeError: what `check_texts` and `compact.hub_dataset.draw_documents` raise.
+        CompactEdgeError: what `check_texts` and `compact.calibration.hub_dataset.draw_documents` raise.
     """
     check_texts(options.text)
     sources: dict[str, Documents] = {}

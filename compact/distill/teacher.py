@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compact.cache import Cache
+from compact.base.cache import Cache
+from compact.base.distributed import world_size
+from compact.base.errors import StorageError
+from compact.base.files import sha256_json
 from compact.distill.align import IntArray
 from compact.distill.padding import padded_batch, padded_length
-from compact.distributed import world_size
-from compact.errors import StorageError
-from compact.store import sha256_json
-from compact.tokenizer import encode, load_tokenizer
+from compact.vocabulary.tokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ class Teacher:
     def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
         import torch
 
-        from compact.load import load_model
+        from compact.forward.load import load_model
 
         if self._model is None:
             self._model = load_model(self._directory, device=self._device, dtype=self._dtype)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compact.calibration import BUILT_IN, SELF, STDLIB, STDLIB_PROSE, HeldOut, plain_name
-from compact.documents import cut, read_jsonl, read_parquet, reading
-from compact.errors import CalibrationError, UsageError
-from compact.hub_dataset import names_hub_dataset, require_datasets
-from compact.store import sha256_file, sha256_json
+from compact.base.errors import CalibrationError, UsageError
+from compact.base.files import sha256_file, sha256_json
+from compact.calibration.calibration_set import BUILT_IN, SELF, STDLIB, STDLIB_PROSE, HeldOut, plain_name
+from compact.calibration.hub_dataset import names_hub_dataset, require_datasets
+from compact.texts.documents import cut, read_jsonl, read_parquet, reading
 
 _BLOCK = 1 << 20
 _BUFFER = 4096
@@ -228,8 +228,8 @@ def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
 def file_documents(path: Path) -> Documents:
     """The documents of a text, jsonl or parquet file, read anew at every pass and no more than needed at once.
 
-    The iterator raises StorageError, DamagedFileError and ToolUnavailableError as `compact.documents.read_documents`
-    does; a file without text has no documents.
+    The iterator raises StorageError, DamagedFileError and ToolUnavailableError as
+    `compact.texts.documents.read_documents` does; a file without text has no documents.
 
     Raises:
         StorageError: it cannot be read.

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from compact.base.distributed import all_reduce_mean_, broadcast_json, world_size
+from compact.base.errors import EngineCrashedError
+from compact.calibration.held_out import TokenizedTexts
 from compact.distill.example import Example
 from compact.distill.loss import Targets, head_loss, head_settings
 from compact.distill.padding import padded_batch, padded_length
 from compact.distill.state import State
-from compact.distributed import all_reduce_mean_, broadcast_json, world_size
-from compact.errors import EngineCrashedError
-from compact.held_out import TokenizedTexts
 
 _WARMUP_STEPS = 10
 _CLIP = 1.0

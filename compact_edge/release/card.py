@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compact.licences import LICENCES, NamingLicence
+from compact.base.licences import LICENCES, NamingLicence
 
 # The figures of a report that the card shows: (key, heading, divisor, digits, unit).
 _FIGURES = (

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from compact.errors import UsageError
-from compact.store import frozen, sha256_file, sha256_json
+from compact.base.errors import UsageError
+from compact.base.files import frozen, sha256_file, sha256_json
 from compact_edge.release.manifest import ModelEntry, Release
 from exporters.registry import format_named, format_of_runtime
 from targets.profile import Profile

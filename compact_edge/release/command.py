@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from compact.errors import GateError, UsageError
-from compact.plan import PLAN
-from compact_edge.console import Console, format_table, is_interactive, one_line, print_json
+from compact.base.errors import GateError, UsageError
+from compact.pruning.plan import PLAN
 from compact_edge.output import check_output
 from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.gather import Gathered
 from compact_edge.release.rows import Row
+from compact_edge.terminal.console import Console, format_table, is_interactive, one_line, print_json
 
 
 def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapping[str, Any]) -> None:

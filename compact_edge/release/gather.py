@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError, DataError, PlanMismatchError
-from compact.store import (
+from compact.base.errors import DamagedFileError, DataError, PlanMismatchError
+from compact.base.files import (
     SUMS,
     copy_hashed,
     publish,

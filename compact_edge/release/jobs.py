@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from compact.devices import free_memory
-from compact_edge.console import format_duration
-from exporters.native import child_environment
+from compact.base.devices import free_memory
+from compact_edge.terminal.console import format_duration
+from exporters.native.child import child_environment
 
-_MODULE = "compact_edge.release.child"
+_MODULE = "compact_edge.cli.release_child"
 _POLL_SECONDS = 0.1
 # A child that was asked to end removes what it had half written; after this long it is killed.
 _GRACE_SECONDS = 20.0

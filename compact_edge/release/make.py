@@ -9,31 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.cache import open_cache
-from compact.calibration_choice import calibration_for
-from compact.context import Context
+from compact.base.cache import open_cache
+from compact.base.errors import GateError, PlanMismatchError, UsageError
+from compact.base.files import publish, sha256_file, sha256_json, write_json, write_sums, write_text
+from compact.base.licences import derived_name
+from compact.base.progress import Progress
 from compact.decide import decide, pruned_checkpoint
-from compact.errors import GateError, PlanMismatchError, UsageError
-from compact.licences import derived_name
-from compact.plan import PLAN, UPDATES
-from compact.progress import Progress
-from compact.source import ModelSource, open_source
-from compact.store import publish, sha256_file, sha256_json, write_json, write_sums, write_text
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.plan import PLAN, UPDATES
+from compact.sources.model_source import ModelSource, open_source
 from compact_edge import __version__
-from compact_edge.build import build_for, check_memory, check_storage
-from compact_edge.build_options import BuildOptions
-from compact_edge.method_report import method_line
+from compact_edge.build.method_report import method_line
+from compact_edge.build.options import BuildOptions
+from compact_edge.build.pipeline import build_for, check_memory, check_storage
+from compact_edge.build.search_report import SPLIT_SVG, split_svg
 from compact_edge.output import check_output
 from compact_edge.packages import installed_versions
 from compact_edge.release import record
 from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.resolved import ResolvedModel, resolve_model
-from compact_edge.search_report import SPLIT_SVG, split_svg
 from exporters.card import front_matter, licence_of
 from exporters.registry import format_named, formats
 
 if TYPE_CHECKING:
-    from compact_edge.build_result import BuildResult, VariantResult
+    from compact_edge.build.result import BuildResult, VariantResult
     from targets.profile import Profile
 
 # What a build's folder holds beside the model's files and what its licence asks for.
@@ -83,8 +83,8 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
             if decision.plan.search is not None:
                 write_text(work / SPLIT_SVG, split_svg(decision.plan.search, source.name))
             if resolved.uses_imatrix:
-                from exporters.artifact import Export, importance_of
-                from exporters.imatrix_files import write_imatrix
+                from exporters.gguf.artifact import Export, importance_of
+                from exporters.llamacpp.imatrix_files import write_imatrix
 
                 pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
                 export = Export(

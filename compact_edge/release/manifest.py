@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact import calibration
-from compact.errors import CompactEdgeError, DataError, UsageError
-from compact.source import BUILT_IN
+from compact.base.errors import CompactEdgeError, DataError, UsageError
+from compact.calibration import calibration_set as calibration
+from compact.sources.model_source import BUILT_IN
 from targets.schema import Reader, kind_of, read_toml, shown, suggestion
 
 if TYPE_CHECKING:
-    from compact.prune_options import PruneOptions
+    from compact.pruning.options import PruneOptions
     from targets.profile import Profile
 
 SCHEMA_VERSION = 1
@@ -78,7 +78,7 @@ class ModelEntry:
 
     def pruning(self, ratio: float, channel_grid: int = 1) -> PruneOptions:
         """The options of a plan. Raises UsageError for options that exclude each other."""
-        from compact_edge.commands.shared import prune_options, pruning_defaults
+        from compact_edge.flags import prune_options, pruning_defaults
 
         return prune_options({**pruning_defaults(), **self.values, "ratio": ratio}, channel_grid=channel_grid)
 
@@ -263,7 +263,7 @@ def _bench(reader: _Reader) -> BenchSettings | None:
 
 
 def _model(reader: _Reader, folder: Path) -> ModelEntry:
-    from compact_edge.commands.shared import pruning_choices
+    from compact_edge.flags import pruning_choices
 
     reader.only(_MODEL_KEYS)
     model, name = reader.text("model"), reader.optional("name")

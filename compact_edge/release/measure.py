@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.errors import CompactEdgeError
-from compact.progress import SILENT, Progress
+from compact.base.errors import CompactEdgeError
+from compact.base.progress import SILENT, Progress
 from compact_edge.release.manifest import BenchSettings, Release
 from compact_edge.release.record import REPORT
 
 if TYPE_CHECKING:
     from compact_edge.release.cells import Cell
-    from runtime_bench.device_facts import DeviceFacts
+    from runtime_bench.device.facts import DeviceFacts
     from targets.profile import Profile
 
 _CPU = (None, "CPUExecutionProvider")
@@ -22,7 +22,7 @@ _CPU = (None, "CPUExecutionProvider")
 
 @cache
 def _facts() -> DeviceFacts:
-    from runtime_bench.device_facts import read_facts
+    from runtime_bench.device.facts import read_facts
     from runtime_bench.transports.registry import open_transport
 
     with open_transport("local", progress=SILENT) as transport:
@@ -66,9 +66,9 @@ def bench_folder(
     folder: Path, out: Path, target: str, settings: BenchSettings, progress: Progress, *, threads: int | None = None
 ) -> dict[str, Any]:
     """Run the bench on a build's folder; what keeps it from measuring is a finding, not an error."""
-    from compact_edge.bench import BenchIncompleteError, bench
-    from compact_edge.bench_plan import BenchOptions
-    from compact_edge.commands.bench import DEPTHS, N_TOKENS, REPETITIONS
+    from compact_edge.bench.defaults import DEPTHS, N_TOKENS, REPETITIONS
+    from compact_edge.bench.pipeline import BenchIncompleteError, bench
+    from compact_edge.bench.plan import BenchOptions
 
     options = BenchOptions(
         artifact=folder,

@@ -15,10 +15,8 @@ from typing import Any
 
 import click
 
-from compact.cache import Cache, open_cache
-from compact.calibration import Calibration
-from compact.decide import Decision, pruned_checkpoint, read_decision
-from compact.errors import (
+from compact.base.cache import Cache, open_cache
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     GateError,
@@ -26,15 +24,17 @@ from compact.errors import (
     ToolUnavailableError,
     UsageError,
 )
-from compact.plan import PLAN, UPDATES
-from compact.progress import Progress
-from compact.source import BUILT_IN, ModelSource, open_source
-from compact.store import sha256_file
-from compact_edge.build import pruned_request
-from compact_edge.console import format_table, print_json
+from compact.base.files import sha256_file
+from compact.base.progress import Progress
+from compact.calibration.calibration_set import Calibration
+from compact.decide import Decision, pruned_checkpoint, read_decision
+from compact.pruning.plan import PLAN, UPDATES
+from compact.sources.model_source import BUILT_IN, ModelSource, open_source
+from compact_edge.build.pipeline import pruned_request
 from compact_edge.release.make import DIRECT, made_with
 from compact_edge.release.record import IMATRIX
 from compact_edge.release.verify import MANIFEST, repositories
+from compact_edge.terminal.console import format_table, print_json
 from exporters.base import Format
 from exporters.format_values import Request, Variant
 from exporters.registry import format_named, names

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.errors import CompactEdgeError, DamagedFileError
-from compact.store import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_json
+from compact.base.errors import CompactEdgeError, DamagedFileError
+from compact.base.files import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_json
 
 CELL = "cell.json"
 SCHEMA = "compact-edge/release-cell/1"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compact.errors import CompactEdgeError
-from compact.source import ModelSource
+from compact.base.errors import CompactEdgeError
+from compact.sources.model_source import ModelSource
 from compact_edge.release.cells import Cells
 from exporters.base import Format
 from exporters.registry import format_named

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compact.cache import Cache, open_cache
-from compact.devices import default_threads
-from compact.errors import CompactEdgeError, OutputExistsError
-from compact.progress import Progress, Task
-from compact.source import ModelSource, open_source
-from compact.store import SUMS, read_json_object, sha256_file, sha256_json
+from compact.base.cache import Cache, open_cache
+from compact.base.devices import default_threads
+from compact.base.errors import CompactEdgeError, OutputExistsError
+from compact.base.files import SUMS, read_json_object, sha256_file, sha256_json
+from compact.base.progress import Progress, Task
+from compact.sources.model_source import ModelSource, open_source
 from compact_edge import __version__
 from compact_edge.output import check_output, existing
 from compact_edge.packages import installed_versions

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError, ModelNotFoundError
-from compact.store import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_file
+from compact.base.errors import DamagedFileError, ModelNotFoundError
+from compact.base.files import SUMS, check_sums, read_json_object, read_sums, safe_child, sha256_file
 from compact_edge.release.cells import SCHEMA
 
 MANIFEST = "manifest.json"

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from compact.errors import EngineCrashedError, ToolUnavailableError
-from compact.store import sha256_file
+from compact.base.errors import EngineCrashedError, ToolUnavailableError
+from compact.base.files import sha256_file
 from runtime_bench.engines.base import (
     LOAD_SECONDS,
     WARM_UP,

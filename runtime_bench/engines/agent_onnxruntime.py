@@ -31,12 +31,12 @@ class _FolderTokenizer:
     """tokenizer.json of an ONNX folder."""
 
     def __init__(self, folder: Path) -> None:
-        from compact.tokenizer import load_tokenizer
+        from compact.vocabulary.tokenizer import load_tokenizer
 
         self._tokenizer = load_tokenizer(folder)
 
     def encode(self, text: str) -> list[int]:
-        from compact.tokenizer import encode
+        from compact.vocabulary.tokenizer import encode
 
         return encode(self._tokenizer, [text], add_special_tokens=False)[0]
 

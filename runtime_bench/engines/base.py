@@ -14,15 +14,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compact.errors import ToolUnavailableError
+from compact.base.errors import ToolUnavailableError
 from runtime_bench.records import Generation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from compact.cache import Cache
+    from compact.base.cache import Cache
     from runtime_bench.bench_artifact import BenchArtifact
-    from runtime_bench.device_facts import DeviceFacts
+    from runtime_bench.device.facts import DeviceFacts
     from runtime_bench.transports.base import Transport
 
 ALL_LAYERS = -1

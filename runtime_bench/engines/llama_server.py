@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from compact.errors import EngineCrashedError, ToolUnavailableError, UsageError
-from compact.store import sha256_file
-from runtime_bench.engine_flags import architecture_named, variant_for
-from runtime_bench.engine_folder import EngineFolder, find_engine, read_engine_dir
+from compact.base.errors import EngineCrashedError, ToolUnavailableError, UsageError
+from compact.base.files import sha256_file
 from runtime_bench.engines.base import (
     ALL_LAYERS,
     LOAD_SECONDS,
@@ -32,6 +30,8 @@ from runtime_bench.engines.base import (
 from runtime_bench.engines.server_log import figures_of, last_lines, loaded_after, port_of
 from runtime_bench.engines.stream import OLD_HINT, NoAnswerError, Saved, completion_of, json_of, post, unexpected
 from runtime_bench.records import GGUF, Generation
+from runtime_bench.toolchain.engine_flags import architecture_named, variant_for
+from runtime_bench.toolchain.engine_folder import EngineFolder, find_engine, read_engine_dir
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError, Program, Transport
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from compact.errors import ToolUnavailableError, UsageError
+from compact.base.errors import ToolUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from runtime_bench.bench_artifact import BenchArtifact

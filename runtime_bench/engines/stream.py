@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any, cast
 
-from compact.errors import EngineCrashedError
+from compact.base.errors import EngineCrashedError
 
 _PAUSE = 0.02  # seconds between two reads of the socket; its buffer has room for thousands of tokens
 _CONNECT_SECONDS = 10.0

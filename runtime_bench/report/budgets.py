@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime_bench.engines.registry import ENGINES, engine_kind
-from runtime_bench.metrics import judged_prompt
+from runtime_bench.measuring.metrics import judged_prompt
 from runtime_bench.records import Budget, RunFacts
 
 # name: (unit, whether the limit is a maximum, what is measured)
@@ -26,7 +26,7 @@ def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private 
     Args:
         facts: of the run; for an incomplete run only storage is judged.
         pruned: metric key -> median of the pruned side.
-        private: name of `private_bytes` on the device (`runtime_bench.metrics.private_label`).
+        private: name of `private_bytes` on the device (`runtime_bench.measuring.metrics.private_label`).
 
     Returns:
         `passed` is None where the budget could not be judged, and `reason` says why.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from runtime_bench.metrics import (
+from runtime_bench.measuring.metrics import (
     Metric,
     before_loading,
     characters_per_token,
@@ -21,12 +21,7 @@ from runtime_bench.metrics import (
     private_label,
     subject_metrics,
 )
-from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
-from runtime_bench.report.budgets import judge
-from runtime_bench.report.headline import summary, title
-from runtime_bench.report.published import published
-from runtime_bench.report.throttling import throttling
-from runtime_bench.statistics import (
+from runtime_bench.measuring.statistics import (
     CONFIDENCE,
     LEAST_PAIRS,
     Ratio,
@@ -37,6 +32,11 @@ from runtime_bench.statistics import (
     quantile,
     verdict,
 )
+from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
+from runtime_bench.report.budgets import judge
+from runtime_bench.report.headline import summary, title
+from runtime_bench.report.published import published
+from runtime_bench.report.throttling import throttling
 
 SCHEMA = "compact-edge/bench/1"
 NOT_JUDGED = "not judged"

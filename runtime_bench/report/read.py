@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError
-from compact.store import read_json_object
+from compact.base.errors import DamagedFileError
+from compact.base.files import read_json_object
 from runtime_bench.report.document import SCHEMA
 
 REPORT = "report.json"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from runtime_bench.measuring.statistics import median
 from runtime_bench.records import Sample, Side, Thermal
-from runtime_bench.statistics import median
 
 # The steps of a governor are coarser than 5% on all known cores. 10% less is a lower step, not jitter.
 _LEAST_SHARE = 0.9

@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from compact.errors import DamagedFileError, StorageError
-from compact.store import as_storage_error, read_json_object, write_json, write_text
+from compact.base.errors import DamagedFileError, StorageError
+from compact.base.files import as_storage_error, read_json_object, write_json, write_text
 from runtime_bench.records import SIDES, Budget, Prompt, RunFacts, Sample, Subject
 from runtime_bench.report.document import make_document, plain
 from runtime_bench.report.html import html

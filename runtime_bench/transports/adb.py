@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from compact.errors import UsageError
-from compact.progress import SILENT, Progress, Task
+from compact.base.errors import UsageError
+from compact.base.progress import SILENT, Progress, Task
 from runtime_bench.transports.base import TIMEOUT, Completed, DeviceUnavailableError
 from runtime_bench.transports.child import Child
 from runtime_bench.transports.remote import RemoteTransport, last_line

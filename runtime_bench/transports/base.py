@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from compact.errors import ToolUnavailableError
+from compact.base.errors import ToolUnavailableError
 
 TIMEOUT = 30.0  # seconds for a command that only reads
 NO_ENVIRONMENT: Mapping[str, str] = {}

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compact.cache import default_root
-from compact.errors import StorageError
-from compact.progress import SILENT, Progress
-from compact.store import as_storage_error
+from compact.base.cache import default_root
+from compact.base.errors import StorageError
+from compact.base.files import as_storage_error
+from compact.base.progress import SILENT, Progress
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.shell import ShellTransport, check_name
 

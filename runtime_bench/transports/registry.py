@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from compact.errors import UsageError
-from compact.progress import SILENT, Progress
+from compact.base.errors import UsageError
+from compact.base.progress import SILENT, Progress
 from runtime_bench.transports.base import Transport
 
 GRAMMAR = "write local, ssh:user@host, ssh:user@host:port, or adb:SERIAL"

@@ -9,12 +9,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from compact.errors import StorageError
-from compact.progress import Task
-from compact.store import as_storage_error, sha256_file
-from runtime_bench.quoting import shell_line
+from compact.base.errors import StorageError
+from compact.base.files import as_storage_error, sha256_file
+from compact.base.progress import Task
 from runtime_bench.transports import scripts
 from runtime_bench.transports.base import Completed, DeviceUnavailableError, LinkLostError
+from runtime_bench.transports.quoting import shell_line
 from runtime_bench.transports.shell import ShellTransport, check_name
 
 # Bytes that must stay free on the device after a copy.

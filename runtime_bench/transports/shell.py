@@ -17,9 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from compact.errors import UsageError
-from compact.progress import SILENT, Progress
-from runtime_bench.quoting import script_line
+from compact.base.errors import UsageError
+from compact.base.progress import SILENT, Progress
 from runtime_bench.transports import scripts
 from runtime_bench.transports.base import (
     NO_ENVIRONMENT,
@@ -31,6 +30,7 @@ from runtime_bench.transports.base import (
 from runtime_bench.transports.child import Child, end_conversation, spawn
 from runtime_bench.transports.marks import line_after, new_mark
 from runtime_bench.transports.program import WatchedProgram
+from runtime_bench.transports.quoting import script_line
 
 Result = TypeVar("Result")
 
@@ -285,7 +285,7 @@ def environment_words(environment: Mapping[str, str]) -> list[str]:
 
 def check_name(name: str) -> str:
     """Return a plain file name. Raises UnsafePathError for a name that leads out of its directory."""
-    from compact.store import safe_child
+    from compact.base.files import safe_child
 
     safe_child(Path(), name, "device")
     return name

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compact.errors import UsageError
-from compact.progress import SILENT, Progress, Task
-from compact.store import CHUNK, as_storage_error
-from runtime_bench.quoting import script_line
+from compact.base.errors import UsageError
+from compact.base.files import CHUNK, as_storage_error
+from compact.base.progress import SILENT, Progress, Task
 from runtime_bench.transports import scripts
 from runtime_bench.transports.base import TIMEOUT, DeviceUnavailableError
 from runtime_bench.transports.child import Child, close_stdin, spawn
 from runtime_bench.transports.marks import line_after, new_mark
+from runtime_bench.transports.quoting import script_line
 from runtime_bench.transports.remote import RemoteTransport, last_line
 
 CONFIG = "COMPACT_EDGE_SSH_CONFIG"

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from compact.cache import default_root
-from compact.progress import SILENT, Progress
-from compact.store import as_storage_error
+from compact.base.cache import default_root
+from compact.base.files import as_storage_error
+from compact.base.progress import SILENT, Progress
 from runtime_bench.transports.base import NO_ENVIRONMENT, TIMEOUT, Completed, DeviceUnavailableError
 from runtime_bench.transports.local import FOLDER, FilesHere
 from runtime_bench.transports.shell import check_name, program_of

@@ -8,13 +8,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from compact.apply import prune
-from compact.cache import Cache
-from compact.context import Context
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact.store import publish
+from compact.base.cache import Cache
+from compact.base.files import publish
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.planning import make_plan
+from compact.sources.model_source import open_source
 
 
 def run(model: Path, scratch: Path) -> None:

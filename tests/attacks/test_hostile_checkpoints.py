@@ -16,8 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact.calibration import make_calibration
-from compact.errors import (
+from compact.base.errors import (
     EXIT_DATA,
     CompactEdgeError,
     DamagedFileError,
@@ -29,8 +28,9 @@ from compact.errors import (
     UnsafePathError,
     UnsupportedArchitectureError,
 )
-from compact.evaluate import evaluate_checkpoint
-from compact.load import load_model
+from compact.calibration.calibration_set import make_calibration
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.forward.load import load_model
 from tests.attacks.hostile import change, junk, run
 from tests.checkpoints import write_checkpoint
 

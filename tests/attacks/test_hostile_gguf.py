@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact.errors import CompactEdgeError, DamagedFileError, DataError, UnsafePathError
-from compact.gguf_file import read_gguf
-from compact.gguf_source import read_gguf_checkpoint
-from exporters.gguf import write_gguf
+from compact.base.errors import CompactEdgeError, DamagedFileError, DataError, UnsafePathError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf import read_gguf_checkpoint
+from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import write_checkpoint
 
 HUGE = 1 << 62
@@ -210,7 +210,7 @@ def test_a_name_that_does_not_fit_is_refused(small: bytes, tmp_path: Path, case:
 
 
 def test_front_matter_cannot_be_injected(tmp_path: Path) -> None:
-    from exporters.gguf_metadata import GgufMetadata
+    from exporters.gguf_writer.metadata import GgufMetadata
 
     evil = 'mit"\nbase_model: evil/model\n---\n# x'
     source = write_checkpoint(tmp_path / "hf", num_hidden_layers=1)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from compact.apply import prune
-from compact.cache import Cache
-from compact.context import Context
-from compact.errors import EXIT_DATA, DamagedFileError, DataError, UnsafePathError
-from compact.plan import read_plan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import open_source
-from compact.store import publish, read_sums
+from compact.base.cache import Cache
+from compact.base.errors import EXIT_DATA, DamagedFileError, DataError, UnsafePathError
+from compact.base.files import publish, read_sums
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import read_plan
+from compact.pruning.planning import make_plan
+from compact.sources.model_source import open_source
 
 
 def planned(model: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact.errors import EXIT_DATA, CompactEdgeError
-from exporters.gguf import write_gguf
+from compact.base.errors import EXIT_DATA, CompactEdgeError
+from exporters.gguf_writer.write import write_gguf
 from tests.attacks.hostile import change, junk, run
 from tests.checkpoints import write_checkpoint
 

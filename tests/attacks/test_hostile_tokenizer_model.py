@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from compact.errors import CompactEdgeError, DamagedFileError, StorageError, UnsupportedTokenizerError
-from compact.sentencepiece_model import pruned_model, read_model
+from compact.base.errors import CompactEdgeError, DamagedFileError, StorageError, UnsupportedTokenizerError
+from compact.vocabulary.sentencepiece_model import pruned_model, read_model
 from tests.sentencepiece_models import trained_model
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compact.budget import Limits, Parts, Sizes
-from compact.importance import vocabulary_grid
-from compact.search import Curve
+from compact.pruning.budget import Limits, Parts, Sizes
+from compact.pruning.importance import vocabulary_grid
+from compact.search.find import Curve
 
 
 def parts_of(vocab: int, inner: int, hidden: int, layers: int, *, tied: bool = True, kv: int = 1) -> Parts:

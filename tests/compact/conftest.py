@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compact.cache import Cache
-from compact.source import SMOLLM2, ModelSource, open_source
+from compact.base.cache import Cache
+from compact.sources.model_source import SMOLLM2, ModelSource, open_source
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from compact.apply import prune
-from compact.cache import Cache
-from compact.context import Context
-from compact.plan import PrunePlan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import open_directory
-from compact.store import publish
+from compact.base.cache import Cache
+from compact.base.files import publish
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PrunePlan
+from compact.pruning.planning import make_plan
+from compact.sources.model_source import open_directory
 from tests.checkpoints import write_checkpoint
 
 

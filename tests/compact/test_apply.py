@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from compact.apply import apply_plan
-from compact.checkpoint import TensorRef, TensorSpec, read_index, write_checkpoint
-from compact.errors import DamagedFileError, PlanMismatchError
-from compact.families import FAMILIES
-from compact.layout import expected_shapes
-from compact.plan import PrunePlan, read_plan
-from compact.source import ModelSource, open_directory
-from compact.store import publish
+from compact.architectures.layout import expected_shapes
+from compact.architectures.table import FAMILIES
+from compact.base.errors import DamagedFileError, PlanMismatchError
+from compact.base.files import publish
+from compact.checkpoints.shards import TensorRef, TensorSpec, read_index, write_checkpoint
+from compact.pruning.apply import apply_plan
+from compact.pruning.plan import PrunePlan, read_plan
+from compact.sources.model_source import ModelSource, open_directory
 from tests import checkpoints
 from tests.checkpoints import TEXTS
 from tests.compact.pruning import document, load, plan_for, prune_to, pruned_in_memory
@@ -200,10 +200,10 @@ _APPLY = """
 import sys, threading
 from pathlib import Path
 import torch  # its own memory is not that of the work
-from compact.apply import apply_plan
-from compact.plan import read_plan
-from compact.source import open_directory
-from compact.store import publish
+from compact.pruning.apply import apply_plan
+from compact.pruning.plan import read_plan
+from compact.sources.model_source import open_directory
+from compact.base.files import publish
 
 def anonymous():
     with open("/proc/self/status") as file:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.budget import Limits, Sizes, count_parts, explicit_sizes, part_of, sizes_for_ratio
-from compact.errors import BudgetError
-from compact.importance import vocabulary_grid
-from compact.source import open_directory
+from compact.base.errors import BudgetError
+from compact.pruning.budget import Limits, Sizes, count_parts, explicit_sizes, part_of, sizes_for_ratio
+from compact.pruning.importance import vocabulary_grid
+from compact.sources.model_source import open_directory
 from tests.checkpoints import write_checkpoint
 from tests.compact.budgets import SHAPES, parts_of, removed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compact.cache import ENVIRONMENT, Cache, default_root, open_cache
+from compact.base.cache import ENVIRONMENT, Cache, default_root, open_cache
 
 
 def fill(work: Path) -> None:

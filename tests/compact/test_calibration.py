@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from compact.calibration import BUILT_IN, make_calibration, retokenise, split_stream
-from compact.documents import cut, read_documents
-from compact.errors import CalibrationError, CompactEdgeError, DamagedFileError, StorageError, UsageError
-from compact.mixing import equal_shares, interleave
+from compact.base.errors import CalibrationError, CompactEdgeError, DamagedFileError, StorageError, UsageError
+from compact.calibration.calibration_set import BUILT_IN, make_calibration, retokenise, split_stream
+from compact.calibration.mixing import equal_shares, interleave
+from compact.texts.documents import cut, read_documents
 from tests.checkpoints import TEXTS, write_checkpoint
 
 DOCUMENTS = [f"{n}: {text}\n" for n, text in enumerate(TEXTS * 4)]

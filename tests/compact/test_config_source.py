@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from compact.config_source import open_config
-from compact.errors import (
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     ModelNotFoundError,
     QuantizedCheckpointError,
     RemoteCodeRefusedError,
 )
+from compact.sources.config_source import open_config
 from tests.checkpoints import model_config
 from tests.hub_standin import running_hub
 from tests.small_builds import ROOT, command

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from compact.cache import Cache
-from compact.context import Context
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.ranking import rank_vocabulary
-from compact.source import open_directory
+from compact.base.cache import Cache
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.sources.model_source import open_directory
 from tests.checkpoints import write_checkpoint
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from compact.budget import Limits, Sizes, count_config, count_parts, explicit_sizes, pruned_parts
-from compact.cache import Cache
-from compact.errors import MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import FAMILIES
-from compact.source import open_directory, open_source
+from compact.architectures.table import FAMILIES
+from compact.base.cache import Cache
+from compact.base.errors import MixtureOfExpertsError, UnsupportedArchitectureError
+from compact.pruning.budget import Limits, Sizes, count_config, count_parts, explicit_sizes, pruned_parts
+from compact.sources.model_source import open_directory, open_source
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint
 from tests.family_models import CASE_NAMES, CASES, VARIANTS
 

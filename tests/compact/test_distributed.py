@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from compact import distributed
+from compact.base import distributed
+from compact.base.progress import SILENT
 from compact.distill.lock import exclusive_run
-from compact.progress import SILENT
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.processes import finish, pair
 from tests.small_builds import ROOT, Workshop, command
 
@@ -25,8 +25,8 @@ _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--n
 _REDUCE = """
 import json, sys
 import numpy as np, torch
-from compact import distributed as d
-from compact.gram import Gram
+from compact.base import distributed as d
+from compact.repair.gram import Gram
 with d.joined():
     r = d.rank()
     array = d.all_reduce_sum(np.arange(5, dtype=np.float64) * 1e-3 + r)
@@ -44,10 +44,10 @@ assert d.world_size() == 1
 
 _FAIL = """
 import sys, time
-from compact.distributed import barrier, joined, rank
-from compact.errors import UsageError
-from compact_edge.console import print_error
-from compact_edge.errors import describe
+from compact.base.distributed import barrier, joined, rank
+from compact.base.errors import UsageError
+from compact_edge.terminal.console import print_error
+from compact_edge.cli.failure import describe
 try:
     with joined():
         if rank() == 1:
@@ -137,11 +137,11 @@ def test_two_processes_train_one_model(shop: Workshop, tmp_path: Path) -> None:
 _HELD = """
 import sys
 from pathlib import Path
-from compact.distributed import joined
-from compact.progress import SILENT
+from compact.base.distributed import joined
+from compact.base.progress import SILENT
 from compact.distill.lock import exclusive_run
-from compact_edge.console import print_error
-from compact_edge.errors import describe
+from compact_edge.terminal.console import print_error
+from compact_edge.cli.failure import describe
 try:
     with joined(), exclusive_run(Path(sys.argv[1]), SILENT):
         print("trains")

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from compact.errors import CalibrationError, UsageError
-from compact.evaluate import evaluate, evaluate_checkpoint, read_text, token_bytes, windows
-from compact.evaluation_text import default_evaluation_text
-from compact.languages import SENTENCES, language_costs
+from compact.base.errors import CalibrationError, UsageError
+from compact.calibration.evaluation_text import default_evaluation_text
+from compact.forward.evaluate import evaluate, evaluate_checkpoint, read_text, token_bytes, windows
+from compact.vocabulary.language_costs import SENTENCES, language_costs
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 from tests.sentencepiece_models import tokenizer_json
 

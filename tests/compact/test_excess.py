@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.errors import CalibrationError
-from compact.excess import AFTER, CLASSES, ScoredTokens, align, split_words, totals
+from compact.base.errors import CalibrationError
+from compact.forward.excess import AFTER, CLASSES, ScoredTokens, align, split_words, totals
 
 
 def tokens(*pieces: str, bits: Sequence[float], first: int = 0) -> ScoredTokens:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compact.checkpoint import read_index
-from compact.errors import MixtureOfExpertsError, UnsupportedArchitectureError
-from compact.families import FAMILIES, family_of, family_of_gguf
-from compact.family import Family
-from compact.tokenizer import load_tokenizer
+from compact.architectures.family import Family
+from compact.architectures.table import FAMILIES, family_of, family_of_gguf
+from compact.base.errors import MixtureOfExpertsError, UnsupportedArchitectureError
+from compact.checkpoints.shards import read_index
+from compact.vocabulary.tokenizer import load_tokenizer
 from tests.checkpoints import write_checkpoint
 from tests.compact.pruning import prune_to
 from tests.family_models import CASE_NAMES, CASES, VARIANTS

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma4Config, Gemma4ForConditionalGeneration
 
-from compact.cache import Cache
-from compact.errors import MixtureOfExpertsError, PlanMismatchError, UnsupportedArchitectureError
-from compact.plan import check_plan, read_plan
-from compact.source import open_directory, open_source
+from compact.base.cache import Cache
+from compact.base.errors import MixtureOfExpertsError, PlanMismatchError, UnsupportedArchitectureError
+from compact.pruning.plan import check_plan, read_plan
+from compact.sources.model_source import open_directory, open_source
 from tests.checkpoints import train_tokenizer, write_checkpoint
 from tests.compact.pruning import plan_for, prune_to
 from tests.family_models import VARIANTS

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compact.errors import DataError
-from compact.families import family_of
-from compact.gguf_source import read_gguf_checkpoint
-from exporters.engine import LlamaEngine
-from exporters.gguf import write_gguf
+from compact.architectures.table import family_of
+from compact.base.errors import DataError
+from compact.sources.from_gguf import read_gguf_checkpoint
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import LlamaEngine
 from tests.checkpoints import write_checkpoint
 from tests.compact.gguf_edits import rewritten
 from tests.family_models import VARIANTS

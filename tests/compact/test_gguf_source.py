@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from compact.errors import (
+from compact.architectures.rope import Rope, llama3_factors, read_rope, recognise_llama3
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     MixtureOfExpertsError,
@@ -22,13 +23,12 @@ from compact.errors import (
     UnsupportedArchitectureError,
     UnsupportedTokenizerError,
 )
-from compact.gguf_file import read_gguf
-from compact.gguf_source import read_gguf_checkpoint, unpermute
-from compact.rope import Rope, llama3_factors, read_rope, recognise_llama3
-from compact.source import open_directory
-from exporters.gguf import write_gguf
-from exporters.gguf_metadata import GgufMetadata
-from exporters.gguf_tensors import permute
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf import read_gguf_checkpoint, unpermute
+from compact.sources.model_source import open_directory
+from exporters.gguf_writer.metadata import GgufMetadata
+from exporters.gguf_writer.tensors import permute
+from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import TEXTS, USER_DEFINED, model_config, random_weights, write_checkpoint
 from tests.compact.gguf_edits import rewritten
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from compact.checkpoint import refuse_outside_link
-from compact.errors import HubNameError, UnsafePathError
-from compact.hub import HubName, names_hub_model, parse_model
-from compact.source import TINY
+from compact.base.errors import HubNameError, UnsafePathError
+from compact.checkpoints.shards import refuse_outside_link
+from compact.sources.hub import HubName, names_hub_model, parse_model
+from compact.sources.model_source import TINY
 from tests.checkpoints import write_checkpoint
 from tests.hub_standin import TOKEN, Hub, running_hub
 from tests.small_builds import ROOT, command, run_child, tree
@@ -42,10 +42,10 @@ UNWANTED = {
 
 _DRIVER = """
 import collections, json, shutil, sys
-from compact import hub
-from compact.store import sha256_file
-from compact_edge.errors import describe
-from compact_edge.quiet import quiet_libraries
+from compact.sources import hub
+from compact.base.files import sha256_file
+from compact_edge.cli.failure import describe
+from compact_edge.cli.library_env import quiet_libraries
 quiet_libraries(*sys.argv[2:])
 if sys.argv[1] != "-":
     usage = collections.namedtuple("usage", "total used free")

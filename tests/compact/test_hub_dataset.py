@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from compact import hub_dataset
-from compact.calibration import plain_name
-from compact.distill.options import RecoverOptions
-from compact.errors import HubNameError, ToolUnavailableError
-from compact.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
-from compact.prune_options import PruneOptions
-from compact.prune_texts import check_calibration
+from compact.base.errors import HubNameError, ToolUnavailableError
+from compact.calibration import hub_dataset
+from compact.calibration.calibration_set import plain_name
+from compact.calibration.hub_dataset import DatasetName, names_hub_dataset, parse_dataset
+from compact.pruning.options import PruneOptions
+from compact.pruning.recover_options import RecoverOptions
+from compact.requested_texts import check_calibration
 from tests.hub_standin import TOKEN, Hub, running_hub
 from tests.small_builds import run_child
 
@@ -34,10 +34,10 @@ configs:
 _DRIVER = """
 import json, sys
 from pathlib import Path
-from compact.cache import Cache
-from compact.hub_dataset import draw_documents, parse_dataset
-from compact_edge.errors import describe
-from compact_edge.quiet import quiet_libraries
+from compact.base.cache import Cache
+from compact.calibration.hub_dataset import draw_documents, parse_dataset
+from compact_edge.cli.failure import describe
+from compact_edge.cli.library_env import quiet_libraries
 cache = None if sys.argv[1] == "-" else Cache(Path(sys.argv[1]), [], [])
 calls = json.loads(sys.argv[2])
 quiet_libraries(*[call[0] for call in calls])

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import compact.importance
-from compact.errors import DamagedFileError, EngineCrashedError, UsageError
-from compact.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
-from compact.load import load_model
-from compact.tokenizer import load_tokenizer
-from compact.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
+import compact.pruning.importance
+from compact.base.errors import DamagedFileError, EngineCrashedError, UsageError
+from compact.forward.load import load_model
+from compact.pruning.importance import Scores, bucket_of_ids, collect_scores, top_channels, vocabulary_grid
+from compact.vocabulary.tokenizer import load_tokenizer
+from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import document
 
@@ -204,7 +204,7 @@ def test_the_model_s_own_activations_are_not_touched() -> None:
     """Where activations are wide already, squaring them in place would change what the model computes next."""
     activations = torch.full((3, 4), 3.0, dtype=torch.float64)
     sums = torch.zeros((2, 4), dtype=torch.float64)
-    compact.importance._add_squares(sums, activations, torch.tensor([0, 1, 1]))
+    compact.pruning.importance._add_squares(sums, activations, torch.tensor([0, 1, 1]))
     assert (activations == 3.0).all()
     assert sums.tolist() == [[9.0] * 4, [18.0] * 4]
 
@@ -215,7 +215,7 @@ def test_sums_of_an_accelerator(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     activations, buckets = torch.randn(1300, 40).to(dtype), torch.arange(1300) ** 2 % 7
     expected = torch.stack([activations[buckets == n].double().square().sum(0) for n in range(9)])
-    for add in (compact.importance._add_squares, compact.importance._add_by_products):
+    for add in (compact.pruning.importance._add_squares, compact.pruning.importance._add_by_products):
         total = torch.zeros((9, 40), dtype=torch.float64)
         add(total, activations, buckets)
         assert (total - expected).abs().max() <= 1e-6 * expected.max()
@@ -230,7 +230,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 import torch
-from compact.importance import collect_scores
+from compact.pruning.importance import collect_scores
 torch.set_num_threads(1)
 model, n = Path(sys.argv[1]), int(sys.argv[2])
 sequences = [[(7 * s + 3 * p) % 300 for p in range(128)] for s in range(n)]
@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     """Keeping the activations would take 100 MB more: 24 samples, 2 layers, 128 positions of 4096 floats."""
     model = write_checkpoint(tmp_path / "m", dtype=torch.float32, intermediate_size=4096)
     assert document(model, "config.json")["vocab_size"] <= 424
-    root = Path(compact.importance.__file__).parents[1]
+    root = Path(compact.pruning.importance.__file__).parents[1]
     peaks = [
         int(
             subprocess.run(

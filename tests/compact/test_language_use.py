@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from compact.checkpoint_names import TOKENIZER
-from compact.errors import UsageError
-from compact.language_use import discounted, merge_order_use, mixed, parse_languages, without_words, word_use
-from compact.store import read_json_object
-from compact.token_use import encoder
-from compact.vocabulary import Vocabulary, rank_by_merges, read_vocabulary
+from compact.base.errors import UsageError
+from compact.base.files import read_json_object
+from compact.checkpoints.names import TOKENIZER
+from compact.pruning.token_use import encoder
+from compact.vocabulary.language_use import discounted, merge_order_use, mixed, parse_languages, without_words, word_use
+from compact.vocabulary.vocabulary import Vocabulary, rank_by_merges, read_vocabulary
 
 pytest.importorskip("wordfreq", reason="wordfreq is not installed (the extra `languages`)")
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compact.cache import Cache
-from compact.errors import DamagedFileError, DiskFullError
-from compact.gram import Gram
-from compact.importance import collect_scores
-from compact.layerwise import LayerStream
-from compact.source import open_source
+from compact.base.cache import Cache
+from compact.base.errors import DamagedFileError, DiskFullError
+from compact.forward.layerwise import LayerStream
+from compact.pruning.importance import collect_scores
+from compact.repair.gram import Gram
+from compact.sources.model_source import open_source
 from tests.checkpoints import copy_checkpoint, random_model, write_checkpoint
 from tests.compact.multimodal_models import write_multimodal
 from tests.family_models import CASE_NAMES, CASES, VARIANTS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compact.licences import LICENCES, derived_name, licence_note, naming_licence, write_notice
+from compact.base.licences import LICENCES, derived_name, licence_note, naming_licence, write_notice
 
 # The first lines of the licences' own texts.
 LLAMA_3_2 = "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\nLlama 3.2 Version Release Date: September 25, 2024\n"

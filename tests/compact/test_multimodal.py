@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
-from compact.cache import Cache
-from compact.errors import CompactEdgeError, RemoteCodeRefusedError, UnsupportedArchitectureError
-from compact.source import open_source
+from compact.base.cache import Cache
+from compact.base.errors import CompactEdgeError, RemoteCodeRefusedError, UnsupportedArchitectureError
+from compact.sources.model_source import open_source
 from tests.compact.multimodal_models import TEXT, write_multimodal
 from tests.hub_standin import running_hub
 from tests.small_builds import ROOT, command
@@ -98,9 +98,9 @@ def test_a_hostile_configuration_is_a_typed_error(
 
 _OPEN = """
 import sys
-from compact.cache import open_cache
-from compact.source import open_source
-from compact_edge.console import Console
+from compact.base.cache import open_cache
+from compact.sources.model_source import open_source
+from compact_edge.terminal.console import Console
 with open_cache() as cache:
     print(open_source(sys.argv[1], cache, Console()).family.architecture)
 """

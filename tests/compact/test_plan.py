@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from compact.cache import Cache
-from compact.context import Context
-from compact.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
-from compact.plan import PrunePlan, check_plan, read_plan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.ranking import rank_vocabulary
-from compact.source import ModelSource, open_directory
+from compact.base.cache import Cache
+from compact.base.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PrunePlan, check_plan, read_plan
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.sources.model_source import ModelSource, open_directory
 from tests.checkpoints import TEXTS, write_checkpoint
 
 
@@ -147,7 +147,7 @@ def test_a_floor_without_a_corpus_is_refused(source: ModelSource, options: Prune
 
 
 def test_scores_of_one_pass_serve_other_sizes(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
-    from compact.importance import vocabulary_grid
+    from compact.pruning.importance import vocabulary_grid
 
     sizes = [size for size in vocabulary_grid(source.vocab_size, 300) if size >= 300][:3]
     for size in sizes:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from compact.errors import UnsupportedTokenizerError
-from compact.pretokenizers import PRE_TOKENIZERS, find, loses_nfc, pre_name, tokenizer_parts
-from exporters.gguf import write_gguf
+from compact.base.errors import UnsupportedTokenizerError
+from compact.vocabulary.pretokenizers import PRE_TOKENIZERS, find, loses_nfc, pre_name, tokenizer_parts
+from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 
 NAMES = [row.name for row in PRE_TOKENIZERS]

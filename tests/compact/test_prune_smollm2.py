@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from compact.apply import prune
-from compact.cache import Cache
-from compact.context import Context
-from compact.evaluate import evaluate_checkpoint, read_text
-from compact.methods import METHODS
-from compact.plan import PrunePlan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.source import ModelSource
-from compact.store import publish
+from compact.base.cache import Cache
+from compact.base.files import publish
+from compact.forward.evaluate import evaluate_checkpoint, read_text
+from compact.pruning.apply import prune
+from compact.pruning.context import Context
+from compact.pruning.methods import METHODS
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PrunePlan
+from compact.pruning.planning import make_plan
+from compact.sources.model_source import ModelSource
 
 pytestmark = pytest.mark.slow
 

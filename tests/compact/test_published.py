@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from compact.budget import count_config
-from compact.families import FAMILIES
-from compact.published import PublishedModel, close_names, published_model, published_models
+from compact.architectures.published import PublishedModel, close_names, published_model, published_models
+from compact.architectures.table import FAMILIES
+from compact.pruning.budget import count_config
 
 NAMES = [model.name for model in published_models()]
 

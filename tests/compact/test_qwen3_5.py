@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from compact.budget import count_parts
-from compact.cache import Cache
-from compact.errors import DamagedFileError
-from compact.source import open_directory, open_source
+from compact.base.cache import Cache
+from compact.base.errors import DamagedFileError
+from compact.pruning.budget import count_parts
+from compact.sources.model_source import open_directory, open_source
 from tests.checkpoints import train_tokenizer, write_checkpoint
 
 TEXT = {

@@ -13,14 +13,14 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from compact.cache import Cache
-from compact.context import Context
-from compact.errors import BudgetError, UsageError
-from compact.prune_options import PruneOptions
-from compact.ranking import Ranking, check_ranking, rank_vocabulary
-from compact.sizes import sizes_of
-from compact.source import ModelSource, open_directory
-from compact.vocabulary import kept_ids
+from compact.base.cache import Cache
+from compact.base.errors import BudgetError, UsageError
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.ranking import Ranking, check_ranking, rank_vocabulary
+from compact.pruning.sizes import sizes_of
+from compact.sources.model_source import ModelSource, open_directory
+from compact.vocabulary.vocabulary import kept_ids
 from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import MARK, tokenizer_files, tokenizer_json
@@ -56,7 +56,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def few_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting all words of a language takes seconds: only the tests of real tokenizers do it."""
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr("compact.language_use._MOST_WORDS", 10_000)
+        monkeypatch.setattr("compact.vocabulary.language_use._MOST_WORDS", 10_000)
 
 
 def tokens_of(ranking: Ranking, vocab_size: int) -> set[str]:
@@ -96,7 +96,7 @@ def test_the_scripts_are_those_of_the_calibration(source: ModelSource, counted: 
 
 def test_an_english_vocabulary_is_ranked_by_merges(tmp_path: Path) -> None:
     """Nothing is to be gained there, and the plan is the paper's."""
-    from compact.source import open_source
+    from compact.sources.model_source import open_source
 
     tiny = open_source("tiny", Cache(tmp_path / "cache", [], []))
     assert rank_vocabulary(Context(tiny, PruneOptions(), Cache(tmp_path / "cache", [], []))) == rank_vocabulary(
@@ -126,7 +126,7 @@ def test_every_size_spells_every_text(
 
 def prune_as(source: Source, out: Path, ranking: Ranking, vocab_size: int) -> Source:
     """The tokenizer's files at a size of a ranking."""
-    from compact.tokenizer import write_pruned_tokenizer
+    from compact.vocabulary.tokenizer import write_pruned_tokenizer
 
     kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, vocab_size)
     out.mkdir(parents=True)
@@ -195,13 +195,13 @@ def test_a_longer_text_is_foreseen(source: ModelSource, counted: Cache) -> None:
     whole = Tokenizer.from_file(str(source.directory / "tokenizer.json"))
     ids = whole.encode(text, add_special_tokens=False).ids
     ranking = rank_vocabulary(Context(source, PruneOptions(), counted))
-    from compact.coverage import reach_of
+    from compact.vocabulary.coverage import reach_of
 
     use = {i: ids.count(i) / len(ids) for i in set(ids)}
     reach = reach_of(ranking.vocabulary, ranking.always, ranking.order, use)
     for size in (len(ranking.always), len(ranking.always) + 150, source.vocab_size):
         new = {old: n for n, old in enumerate(kept_ids(ranking.vocabulary, ranking.always, ranking.order, size))}
-        from compact.tokenizer import prune_tokenizer_json
+        from compact.vocabulary.tokenizer import prune_tokenizer_json
 
         document = json.loads((source.directory / "tokenizer.json").read_text(encoding="utf-8"))
         pruned = Tokenizer.from_str(json.dumps(prune_tokenizer_json(document, new)))

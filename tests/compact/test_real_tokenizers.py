@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact.gguf_file import read_gguf
-from compact.gguf_tokenizer import read_tokenizer
-from exporters.engine import LlamaEngine
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf_tokenizer import read_tokenizer
+from exporters.llamacpp.engine import LlamaEngine
 from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS
 from tests.vocabularies import SEPARATOR, Source, closed, dense, differing, lost_round_trips, write_tokenizer

@@ -15,22 +15,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compact import repair as repairing
-from compact.apply import prune
-from compact.cache import Cache
-from compact.calibration import HeldOut
-from compact.calibration_choice import calibration_for
-from compact.context import Context
+from compact.base.cache import Cache
+from compact.base.errors import CalibrationError
+from compact.base.files import publish
+from compact.calibration.calibration_set import HeldOut
 from compact.decide import Decision, decide
-from compact.errors import CalibrationError
-from compact.evaluate import Evaluation
-from compact.least_squares import NormalEquations, output_error
-from compact.plan import UPDATES, read_plan
-from compact.prune_options import PruneOptions
-from compact.repair import repair_texts
-from compact.repair_fit import RIDGES, choose
-from compact.source import ModelSource, open_directory, open_source
-from compact.store import publish
+from compact.forward.evaluate import Evaluation
+from compact.pruning.apply import prune
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import UPDATES, read_plan
+from compact.repair import run as repairing
+from compact.repair.fit import RIDGES, choose
+from compact.repair.least_squares import NormalEquations, output_error
+from compact.repair.run import repair_texts
+from compact.sources.model_source import ModelSource, open_directory, open_source
 from tests.checkpoints import TEXTS, random_model
 from tests.engine_standins import Recorder
 from tests.family_models import CASE_NAMES, CASES
@@ -126,7 +126,7 @@ def test_what_memory_does_not_hold_is_written_unjudged_and_said(
     copied = [name for name in cut if "mlp." in name or "embed_tokens" in name or "lm_head" in name]
     needed = 4 * (sum(t.numel() for t in whole.values()) + sum(cut[name].numel() for name in copied))
     for free, judged in ((int(needed / 0.8) + 8, True), (int(needed / 0.8) - 8, False)):
-        monkeypatch.setattr("compact.repair_check.free_memory", lambda _, free=free: free)
+        monkeypatch.setattr("compact.repair.check.free_memory", lambda _, free=free: free)
         watcher = Recorder()
         decision = decide(Context(source, asked(text), Cache(tmp_path / str(free), [], []), watcher))
         assert decision.plan.repair is not None
@@ -279,7 +279,7 @@ def test_what_is_worse_on_a_held_out_text_is_not_kept(
         bits = [{"a": 3.0, "b": 2.0}, worse["after all"], worse["after half"]][len(calls) - 1]
         return {name: Evaluation(value, 1, 1, 1, 2, "") for name, value in bits.items()}
 
-    monkeypatch.setattr("compact.held_out.TokenizedTexts.evaluate", found)
+    monkeypatch.setattr("compact.calibration.held_out.TokenizedTexts.evaluate", found)
     halved = decide(Context(source, asked(text), Cache(tmp_path / "half", [], [])))
     assert halved.plan.repair is not None
     assert halved.plan.repair["share"] == 0.5
@@ -316,9 +316,9 @@ def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: 
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (
         "import json, sys; from pathlib import Path; from compact import repair\n"
-        "from compact.cache import Cache; from compact.context import Context\n"
-        "from compact.decide import decide; from compact.distributed import joined\n"
-        "from compact.prune_options import PruneOptions; from compact.source import open_directory\n"
+        "from compact.base.cache import Cache; from compact.pruning.context import Context\n"
+        "from compact.decide import decide; from compact.base.distributed import joined\n"
+        "from compact.pruning.options import PruneOptions; from compact.sources.model_source import open_directory\n"
         "repair.fits_in_memory = lambda *_: False\n"
         "with joined():\n"
         "    source = open_directory(Path(sys.argv[1]), name='m', origin='m')\n"

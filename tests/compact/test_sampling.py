@@ -11,14 +11,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compact.cache import Cache
-from compact.calibration import make_calibration
-from compact.calibration_choice import calibration_for
-from compact.context import Context
-from compact.errors import CalibrationError
-from compact.prune_options import PruneOptions
-from compact.sampling import sample_texts
-from compact.source import TINY, open_source
+from compact.base.cache import Cache
+from compact.base.errors import CalibrationError
+from compact.calibration.calibration_set import make_calibration
+from compact.calibration.sampling import sample_texts
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import TINY, open_source
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint
 
 SMALL: dict[str, Any] = {"sequence_length": 64, "batch_size": 8, "device": "cpu", "dtype": "float32"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compact.scripts import expand, punctuation_of, scripts_of, shared_characters, written_in
+from compact.vocabulary.scripts import expand, punctuation_of, scripts_of, shared_characters, written_in
 
 PROSE = {
     "de": {"Latn"},

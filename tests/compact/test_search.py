@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from compact.apply import prune
-from compact.budget import Shares, Sizes, sizes_for_ratio
-from compact.budget_options import AUTO, parse_size, parse_split
-from compact.cache import Cache
-from compact.calibration import Calibration, HeldOut
-from compact.calibration_choice import calibration_for
-from compact.context import Context
+from compact.base.cache import Cache
+from compact.base.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
+from compact.base.files import publish
+from compact.calibration.calibration_set import Calibration, HeldOut
+from compact.calibration.held_out import named_texts
 from compact.decide import decide
-from compact.errors import BudgetError, CalibrationError, CompactEdgeError, UsageError
-from compact.evaluate import evaluate_checkpoint
-from compact.held_out import named_texts
-from compact.importance import vocabulary_grid
-from compact.plan import read_plan
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.ranking import rank_vocabulary
-from compact.size_evaluator import SizeEvaluator
-from compact.source import ModelSource, open_directory
-from compact.store import publish
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.pruning.apply import prune
+from compact.pruning.budget import Shares, Sizes, sizes_for_ratio
+from compact.pruning.budget_options import AUTO, parse_size, parse_split
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.importance import vocabulary_grid
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import read_plan
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.search.size_evaluator import SizeEvaluator
+from compact.sources.model_source import ModelSource, open_directory
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.budgets import real_curve, removed
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.budget import Sizes
-from compact.search import Point, best_along, rank_key, settle, sizes_at_ratio, sizes_within
-from compact.size_evaluator import TextScore
+from compact.pruning.budget import Sizes
+from compact.search.find import Point, best_along, rank_key, settle, sizes_at_ratio, sizes_within
+from compact.search.size_evaluator import TextScore
 from tests.compact.budgets import SHAPES, real_curve, removed
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from compact.errors import DamagedFileError, UnsupportedTokenizerError
-from compact.pretokenizers import pre_name
-from compact.sentencepiece_bpe import check_complete, derived_scores, merges_from_scores, space_prefix
-from compact.source import open_directory
-from compact.vocabulary import always_kept, rank_by_merges, rank_by_use, read_vocabulary
+from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.sources.model_source import open_directory
+from compact.vocabulary.pretokenizers import pre_name
+from compact.vocabulary.sentencepiece_bpe import check_complete, derived_scores, merges_from_scores, space_prefix
+from compact.vocabulary.vocabulary import always_kept, rank_by_merges, rank_by_use, read_vocabulary
 from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import document, prune_to
@@ -133,8 +133,8 @@ VOCABULARY = read_vocabulary(SOURCE, len(SOURCE["model"]["vocab"]) + 1, "test")
 def test_any_text_comes_back_from_any_vocabulary(
     text: str, named: set[str], counts: dict[int, int] | None, extra: int
 ) -> None:
-    from compact.tokenizer import prune_tokenizer_json
-    from compact.vocabulary import kept_ids
+    from compact.vocabulary.tokenizer import prune_tokenizer_json
+    from compact.vocabulary.vocabulary import kept_ids
     from tests.compact.pruning import reachable
 
     always = always_kept(VOCABULARY, named, ())

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compact import source as sources
-from compact.cache import Cache
-from compact.errors import (
+from compact.base.cache import Cache
+from compact.base.errors import (
     DamagedFileError,
     DataError,
     HubOfflineError,
@@ -20,7 +19,8 @@ from compact.errors import (
     ToolUnavailableError,
     UnsafePathError,
 )
-from compact.source import ModelSource, open_source
+from compact.sources import model_source as sources
+from compact.sources.model_source import ModelSource, open_source
 from tests.checkpoints import write_checkpoint
 
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact import store
-from compact.errors import DamagedFileError, DiskFullError, OutputExistsError, StorageError, UnsafePathError
+from compact.base import files as store
+from compact.base.errors import DamagedFileError, DiskFullError, OutputExistsError, StorageError, UnsafePathError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
@@ -128,7 +128,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_publication(tmp_path:
     program = f"""
         import os, signal
         from pathlib import Path
-        from compact.store import publish
+        from compact.base.files import publish
         with publish(Path({str(target)!r})) as work:
             (work / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)

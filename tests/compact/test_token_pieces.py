@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from compact.errors import DamagedFileError, DataError, UnsupportedTokenizerError
-from compact.gguf_file import read_gguf
-from compact.gguf_tokenizer import read_gguf_pieces
-from compact.languages import SENTENCES
-from compact.token_pieces import TokenPieces, read_pieces
-from exporters.engine import LlamaEngine
+from compact.base.errors import DamagedFileError, DataError, UnsupportedTokenizerError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf_tokenizer import read_gguf_pieces
+from compact.vocabulary.language_costs import SENTENCES
+from compact.vocabulary.token_pieces import TokenPieces, read_pieces
+from exporters.llamacpp.engine import LlamaEngine
 from tests.checkpoints import TEXTS, train_tokenizer
 from tests.sentencepiece_models import EXACT, STYLES, tokenizer_files, tokenizer_json
 from tests.vocabularies import write_tokenizer, write_vocabulary

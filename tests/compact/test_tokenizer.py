@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from compact.source import ModelSource
-from compact.tokenizer import prune_tokenizer_json
-from compact.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
+from compact.sources.model_source import ModelSource
+from compact.vocabulary.tokenizer import prune_tokenizer_json
+from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
 from tests.checkpoints import CHAT_TEMPLATE, SPECIALS, TEXTS, train_tokenizer, write_checkpoint
 from tests.compact.pruning import around_tokenizer, document, prune_to, raw, reachable
 

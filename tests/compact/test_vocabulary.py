@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from compact.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
-from compact.tokenizer import prune_tokenizer_json
-from compact.vocabulary import (
+from compact.base.errors import BudgetError, DamagedFileError, DataError, UnsupportedTokenizerError
+from compact.vocabulary.tokenizer import prune_tokenizer_json
+from compact.vocabulary.vocabulary import (
     always_kept,
     byte_alphabet,
     count_tokens,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.compact_edge.pocket_profile import POCKET
 from tests.small_builds import Workshop
 

@@ -13,14 +13,14 @@ import gguf
 import numpy as np
 import pytest
 
-import exporters.gguf_split
-from compact.errors import GateError
-from compact_edge import cli
-from exporters.engine import LlamaEngine
-from exporters.gguf_header import read_header
-from exporters.imatrix_files import read_imatrix
-from exporters.quant_list import reference_shape
-from exporters.quant_types import QUANTS, REFUSED, predict_types
+import exporters.gguf.split
+from compact.base.errors import GateError
+from compact_edge.cli import main as cli
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix_files import read_imatrix
+from exporters.llamacpp.quant_list import reference_shape
+from exporters.llamacpp.quant_types import QUANTS, REFUSED, predict_types
 from tests.compact_edge.running import assert_error, run_json
 from tests.small_builds import ROOT, Workshop, leftovers, tree
 
@@ -145,7 +145,7 @@ def test_parts_that_are_not_the_whole_are_not_published(
     def damaged(*_arguments: Any) -> None:
         raise GateError("x-00002-of-00003.gguf: blk.0.attn_q.weight differs from that of x.gguf")
 
-    monkeypatch.setattr(exporters.gguf_split, "check_parts", damaged)
+    monkeypatch.setattr(exporters.gguf.split, "check_parts", damaged)
     out = tmp_path / "out"
     assert_error(capsys, export(shop, out, "--quant", "F32", *ALL), 3, "blk.0.attn_q.weight differs from that of")
     assert not out.exists() and leftovers(tmp_path) == []

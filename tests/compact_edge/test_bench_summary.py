@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compact_edge.bench import BenchResult
-from compact_edge.bench_summary import print_bench, print_document
+from compact_edge.bench.pipeline import BenchResult
+from compact_edge.bench.summary import print_bench, print_document
 from runtime_bench.report.document import make_document
 from tests.runtime_bench import synthetic_run
 

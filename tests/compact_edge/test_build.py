@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.checkpoints import llama_vocabularies
 from tests.compact_edge.pocket_profile import POCKET
 from tests.small_builds import Workshop, leftovers, tree

@@ -10,12 +10,12 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from compact.evaluate import evaluate_checkpoint
-from compact.gguf_file import read_gguf
-from compact.progress import SILENT
-from compact_edge import cli
-from exporters.gguf import write_gguf
-from exporters.gguf_scoring import evaluate_gguf
+from compact.base.progress import SILENT
+from compact.checkpoints.gguf_file import read_gguf
+from compact.forward.evaluate import evaluate_checkpoint
+from compact_edge.cli import main as cli
+from exporters.gguf.scoring import evaluate_gguf
+from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.exporters.onnx_graphs import without_child
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json

@@ -12,9 +12,9 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from compact.store import sha256_file
-from compact_edge import cli
-from exporters.native import NativeChild
+from compact.base.files import sha256_file
+from compact_edge.cli import main as cli
+from exporters.native.child import NativeChild
 from targets.profile import __file__ as profile_module
 from tests.checkpoints import copy_checkpoint
 from tests.exporters.onnx_graphs import without_child
@@ -65,7 +65,7 @@ def both(shop: Workshop) -> Path:
     types = ("--quant", "gguf=Q8_0", "--quant", "onnx=int4")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
-        patch.setattr("exporters.onnx.NativeChild", NativeChild)
+        patch.setattr("exporters.onnx.write.NativeChild", NativeChild)
         line = arguments(shop, out, *types, "--with-baseline", targets=("gguf", "onnx"))
         assert cli.run(line) == 0
     return out
@@ -256,7 +256,7 @@ def test_a_damaged_cache_is_not_published(shop: Workshop, both: Path, capsys: py
 def test_a_missing_package_is_told_before_any_work(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("exporters.onnx_artifact.ENGINES", ("onnx", "onnxruntime-of-another-planet"))
+    monkeypatch.setattr("exporters.onnx.artifact.ENGINES", ("onnx", "onnxruntime-of-another-planet"))
     line = arguments(shop, shop.root / "missing")
     refused(capsys, line, 69, "onnxruntime-of-another-planet is not installed", "compact-edge[onnx]")
 
@@ -264,8 +264,8 @@ def test_a_missing_package_is_told_before_any_work(
 def test_another_version_is_told_before_any_work(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("exporters.onnx_artifact.version", lambda _package: "0.19.2")
-    monkeypatch.setattr("compact_edge.build.calibration_for", None)
+    monkeypatch.setattr("exporters.onnx.artifact.version", lambda _package: "0.19.2")
+    monkeypatch.setattr("compact_edge.build.pipeline.calibration_for", None)
     line = arguments(shop, shop.root / "missing")
     refused(capsys, line, 69, "onnxruntime-genai 0.19.2 is installed", "compact-edge[onnx]")
 
@@ -273,7 +273,7 @@ def test_another_version_is_told_before_any_work(
 def test_a_missing_tokenizer_file_is_told_before_any_work(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compact_edge.build.calibration_for", None)
+    monkeypatch.setattr("compact_edge.build.pipeline.calibration_for", None)
     model = copy_checkpoint(shop.model, tmp_path / "m")
     (model / "tokenizer_config.json").unlink()
     line = [str(model) if word == str(shop.model) else word for word in arguments(shop, tmp_path / "out")]

@@ -16,9 +16,10 @@ from pathlib import Path
 import click
 import pytest
 
-from compact import errors
-from compact_edge import __version__, cli
-from compact_edge.errors import Terminated, describe
+from compact.base import errors
+from compact_edge import __version__
+from compact_edge.cli import main as cli
+from compact_edge.cli.failure import Terminated, describe
 from compact_edge.packages import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,7 +207,7 @@ def test_group_help_lists_every_command_and_imports_none(capsys: pytest.CaptureF
 @pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS)], ids=lambda words: " ".join(words))
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     program = (
-        "import sys; from compact_edge.cli import run\n"
+        "import sys; from compact_edge.cli.main import run\n"
         f"code = run({[*words, '--help']!r})\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'llama_cpp', 'gguf', 'rich', 'pyarrow', 'psutil'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)), code)"
@@ -217,8 +218,8 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 
 def test_group_help_loads_no_command() -> None:
     program = (
-        "import sys; from compact_edge.cli import run; run(['--help'])\n"
-        "print('LOADED', [name for name in sys.modules if name.startswith('compact_edge.commands')])"
+        "import sys; from compact_edge.cli.main import run; run(['--help'])\n"
+        "print('LOADED', [name for name in sys.modules if name.startswith('compact_edge.cli.commands')])"
     )
     assert python("-c", program).stdout.splitlines()[-1] == "LOADED []"
 
@@ -284,7 +285,7 @@ def test_a_signal_cleans_up_and_has_its_exit_code(tmp_path: Path, number: signal
 def test_a_shadowed_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "compact").mkdir()
     (tmp_path / "compact" / "__init__.py").write_text("", "utf-8")
-    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import compact_edge.cli"
+    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import compact_edge.cli.main"
     result = python("-c", program)
     assert result.returncode == 69
     assert "the import name 'compact' belongs to another package" in result.stderr
@@ -308,7 +309,7 @@ def test_packages_repeat_pyproject() -> None:
 def test_a_table_entry_that_is_no_command_is_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "bad", cli.Entry("compact_edge.errors", "describe", ""))
+    monkeypatch.setitem(cli.COMMANDS, "bad", cli.Entry("compact_edge.cli.failure", "describe", ""))
     assert cli.run(["bad"]) == 1
     assert "internal error: TypeError" in capsys.readouterr().err
     assert describe(TypeError()).message == "internal error: TypeError"

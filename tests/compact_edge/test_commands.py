@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.checkpoints import llama_vocabularies
 from tests.compact_edge.bad_models import BAD_MODELS
 from tests.compact_edge.running import assert_error, run_json
@@ -282,7 +282,7 @@ def test_build_refuses_bad_options_before_any_work(
     message: str,
     hint: str,
 ) -> None:
-    monkeypatch.setattr("compact_edge.build.decide", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("compact_edge.build.pipeline.decide", lambda *_, **__: pytest.fail("work was done"))
     out = tmp_path / "out"
     assert_error(capsys, ["build", str(shop.model), *options, "--out", str(out)], code, message, hint)
     assert not out.exists()

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from compact.progress import Progress
-from compact_edge.console import (
+from compact.base.progress import Progress
+from compact_edge.terminal.console import (
     Console,
     cut_middle,
     format_amount,

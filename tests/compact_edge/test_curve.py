@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from compact.budget import Sizes
-from compact.search import Point
-from compact_edge import cli
-from compact_edge.curve import pareto, ratios_of
-from compact_edge.plot import Panel, Series, document
+from compact.pruning.budget import Sizes
+from compact.search.find import Point
+from compact_edge.cli import main as cli
+from compact_edge.inspect.curve import pareto, ratios_of
+from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report import svg
 from tests.small_builds import Workshop, leftovers
 

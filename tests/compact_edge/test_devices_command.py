@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge.cli import run
+from compact_edge.cli.main import run
 from tests.runtime_bench import adb_standin
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.sshd import running_sshd

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from compact_edge.cli import COMMANDS, cli
-from exporters.quant_types import QUANTS
+from compact_edge.cli.main import COMMANDS, cli
+from exporters.llamacpp.quant_types import QUANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,13 +45,14 @@ def test_every_command_is_in_the_readme(name: str) -> None:
 
 
 def test_every_module_of_commands_is_in_the_table() -> None:
-    modules = {path.stem for path in (ROOT / "compact_edge" / "commands").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "compact_edge" / "cli" / "commands").glob("*.py")} - {"__init__"}
     in_table = {entry.module.rpartition(".")[2] for entry in COMMANDS.values()}
     commands = {
         stem
         for stem in modules
         if any(
-            isinstance(value, click.Command) for value in vars(import_module(f"compact_edge.commands.{stem}")).values()
+            isinstance(value, click.Command)
+            for value in vars(import_module(f"compact_edge.cli.commands.{stem}")).values()
         )
     }
     assert commands <= in_table

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge.cli import run
-from compact_edge.commands import doctor
-from compact_edge.commands.doctor import Check, foreign_owners, report, version_at_least
-from runtime_bench import engine_folder
-from runtime_bench.engine_flags import ARCHITECTURES, this_architecture
-from runtime_bench.engine_folder import EngineFolder
+from compact_edge.cli.commands import doctor
+from compact_edge.cli.commands.doctor import Check, foreign_owners, report, version_at_least
+from compact_edge.cli.main import run
+from runtime_bench.toolchain import engine_folder
+from runtime_bench.toolchain.engine_flags import ARCHITECTURES, this_architecture
+from runtime_bench.toolchain.engine_folder import EngineFolder
 
 
 @pytest.fixture(autouse=True)

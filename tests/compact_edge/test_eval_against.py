@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compact.excess import ScoredTokens
-from compact.source import TINY
-from compact.token_pieces import TokenPieces
-from compact_edge import cli
-from compact_edge.against import Comparison, CostlyWord, Reading, save_tokens, visible
-from compact_edge.console import Console
+from compact.forward.excess import ScoredTokens
+from compact.sources.model_source import TINY
+from compact.vocabulary.token_pieces import TokenPieces
+from compact_edge.cli import main as cli
+from compact_edge.tasks.against import Comparison, CostlyWord, Reading, save_tokens, visible
+from compact_edge.terminal.console import Console
 from tests.checkpoints import TEXTS, train_tokenizer
 from tests.small_builds import ROOT, Workshop
 

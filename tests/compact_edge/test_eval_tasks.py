@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from compact_edge import cli, tasks
-from compact_edge.quiet import quiet_libraries
-from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_files import need_hub
-from compact_edge.task_models import TaskModel
-from exporters.gguf_tasks import GgufRuntime
-from exporters.onnx_tasks import OnnxRuntime
+from compact_edge.cli import main as cli
+from compact_edge.cli.library_env import quiet_libraries
+from compact_edge.tasks import evaluate as tasks
+from compact_edge.tasks.checkpoint import CheckpointRuntime
+from compact_edge.tasks.files import need_hub
+from compact_edge.tasks.lm_eval_model import TaskModel
+from exporters.gguf.tasks import GgufRuntime
+from exporters.onnx.tasks import OnnxRuntime
 from exporters.task_runtime import Runtime
 from tests.checkpoints import TEXTS
 from tests.compact_edge.small_tasks import QUESTIONS, write_tasks

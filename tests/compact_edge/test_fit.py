@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from compact.apply import prune
-from compact.budget import Sizes
-from compact.cache import Cache
-from compact.context import Context
-from compact.planning import make_plan
-from compact.prune_options import PruneOptions
-from compact.ranking import rank_vocabulary
-from compact.source import ModelSource, open_directory, open_source
-from compact_edge import cli
-from compact_edge.fit import check_fit
-from exporters.artifact import Export, make_artifact
-from exporters.gguf_metadata import GgufMetadata
-from exporters.gguf_size import gguf_sizes
-from exporters.quant_types import quant_named
+from compact.base.cache import Cache
+from compact.pruning.apply import prune
+from compact.pruning.budget import Sizes
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.planning import make_plan
+from compact.pruning.ranking import rank_vocabulary
+from compact.sources.model_source import ModelSource, open_directory, open_source
+from compact_edge.build.fit import check_fit
+from compact_edge.cli import main as cli
+from exporters.gguf.artifact import Export, make_artifact
+from exporters.gguf.size import gguf_sizes
+from exporters.gguf_writer.metadata import GgufMetadata
+from exporters.llamacpp.quant_types import quant_named
 from tests.checkpoints import write_checkpoint
 from tests.sentencepiece_models import tokenizer_json
 from tests.small_builds import Workshop
@@ -204,7 +204,7 @@ def test_a_pruned_checkpoint_exports_to_what_was_asked_for(
 
 
 def test_an_artifact_above_the_size_fails_the_build() -> None:
-    from compact.errors import GateError
+    from compact.base.errors import GateError
 
     check_fit(None, 10**12)
     check_fit(100, 100)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from compact.gguf_file import read_gguf
+from compact.checkpoints.gguf_file import read_gguf
 from tests.checkpoints import TEXTS
 from tests.hub_standin import running_hub
 from tests.small_builds import ROOT, Workshop, command, leftovers

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from compact.budget import count_parts
-from compact.published import published_models
-from compact.source import open_directory
-from compact_edge import cli
+from compact.architectures.published import published_models
+from compact.pruning.budget import count_parts
+from compact.sources.model_source import open_directory
+from compact_edge.cli import main as cli
 from tests.checkpoints import model_config
 from tests.small_builds import Workshop
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.checkpoints import TEXTS
 from tests.exporters.onnx_graphs import without_child
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
@@ -34,7 +34,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def own_cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
     # Counting all words of a language takes seconds.
-    monkeypatch.setattr("compact.language_use._MOST_WORDS", 10_000)
+    monkeypatch.setattr("compact.vocabulary.language_use._MOST_WORDS", 10_000)
     without_child(monkeypatch)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compact.methods import COMPACT, register
+from compact.pruning.methods import COMPACT, register
 from tests.small_builds import Workshop, run_child
 
 # Keeps the last channels of every layer, and says in `repair` that it changed no weights.
@@ -19,8 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from compact.channel_scores import FixedScores
-from compact.methods import Method, register
+from compact.pruning.channel_scores import FixedScores
+from compact.pruning.methods import Method, register
 
 
 def score(context, calibration, vocab_size):
@@ -37,7 +37,7 @@ def adapt(context, plan, calibration):
 register(Method("last", score, help="keeps the last channels"))
 register(Method("toy", score, adapt=adapt, needs_held_out=True, channels_of="last", adapted_in_card="left as it was"))
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 
 sys.exit(cli.run(sys.argv[1:]))
 """

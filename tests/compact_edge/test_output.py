@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compact.errors import OutputExistsError, UsageError
+from compact.base.errors import OutputExistsError, UsageError
 from compact_edge.output import check_output
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge.quiet import quiet_libraries
+from compact_edge.cli.library_env import quiet_libraries
 from tests.small_builds import ROOT, Workshop, command, run_child
 
 _OURS = ("calibrating: ", "pruning: ")
@@ -38,7 +38,10 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_silencing_imports_nothing_heavy() -> None:
-    code = "import sys; from compact_edge.quiet import quiet_libraries as q; q(); print('transformers' in sys.modules)"
+    code = (
+        "import sys; from compact_edge.cli.library_env import quiet_libraries as q; q(); "
+        "print('transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from compact.distill.options import LEARNING_RATE, RecoverOptions
-from compact.errors import ToolUnavailableError
-from compact.plan import PrunePlan, read_plan
-from compact.prune_options import PruneOptions
-from compact_edge import cli
-from compact_edge.method_report import gain_lines
+from compact.base.errors import ToolUnavailableError
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import PrunePlan, read_plan
+from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
+from compact_edge.build.method_report import gain_lines
+from compact_edge.cli import main as cli
 from tests.small_builds import Workshop
 
 DISTILL = ("--recover", "distill", "--recover-tokens", "400")

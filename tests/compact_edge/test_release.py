@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub import metadata_load
 
-from compact.store import write_sums
-from compact_edge import cli
+from compact.base.files import write_sums
+from compact_edge.cli import main as cli
 from runtime_bench.report.write import write_report
 from tests.checkpoints import llama_vocabularies
 from tests.compact_edge.small_release import CELLS, FOLDER, Factory

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compact.errors import CompactEdgeError, DataError, UsageError
-from compact_edge import cli
+from compact.base.errors import CompactEdgeError, DataError, UsageError
+from compact_edge.cli import main as cli
 from compact_edge.release.cells import Cell, Cells, matrix
 from compact_edge.release.manifest import read_release
 from targets.profile import profile_names

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from compact.errors import CompactEdgeError, DamagedFileError, UnsafePathError
-from compact.store import sha256_file, write_json, write_sums
+from compact.base.errors import CompactEdgeError, DamagedFileError, UnsafePathError
+from compact.base.files import sha256_file, write_json, write_sums
 from compact_edge.release.cells import Cell, Cells
 from compact_edge.release.gather import Gathered, gather, one_release, read_cells
 from compact_edge.release.manifest import read_release

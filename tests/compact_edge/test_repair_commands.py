@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.exporters.onnx_graphs import without_child
 from tests.small_builds import Workshop, tree
 
@@ -25,7 +25,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
     # Random weights predict nothing: as for a model too large to be judged by its bits per byte.
-    monkeypatch.setattr("compact.repair.fits_in_memory", lambda *_: False)
+    monkeypatch.setattr("compact.repair.run.fits_in_memory", lambda *_: False)
     without_child(monkeypatch)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compact.store import read_sums
-from compact_edge.cli import run
+from compact.base.files import read_sums
+from compact_edge.cli.main import run
 from runtime_bench.report.write import write_report
 from tests.runtime_bench import synthetic_run
 

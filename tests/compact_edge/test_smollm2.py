@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from compact.cache import Cache
-from compact.evaluate import evaluate_checkpoint
-from compact.progress import SILENT
-from compact.store import sha256_file
-from compact_edge.cli import run
+from compact.base.cache import Cache
+from compact.base.files import sha256_file
+from compact.base.progress import SILENT
+from compact.forward.evaluate import evaluate_checkpoint
+from compact_edge.cli.main import run
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
 
@@ -38,7 +38,7 @@ def demo(place: Path) -> dict[str, Any]:
         patch.setenv("COMPACT_EDGE_CACHE", str(place / "cache"))
         patch.chdir(place)
         written: list[str] = []
-        patch.setattr("compact_edge.console.click.echo", lambda text: written.append(text))
+        patch.setattr("compact_edge.terminal.console.click.echo", lambda text: written.append(text))
         code = run(
             ["build", "smollm2-135m", "--target", "gguf", "--quant", "Q8_0", "--force", "--threads", "1", "--json"]
         )
@@ -73,8 +73,8 @@ def test_bits_per_byte_rise_no_more_than_recorded(demo: dict[str, Any]) -> None:
 
 
 def test_the_same_text_costs_the_same_bits_in_transformers_and_llama_cpp(demo: dict[str, Any], place: Path) -> None:
-    from exporters.gguf import write_gguf
-    from exporters.gguf_scoring import evaluate_gguf
+    from exporters.gguf.scoring import evaluate_gguf
+    from exporters.gguf_writer.write import write_gguf
 
     cache = Cache(place / "cache", [], [])
     pruned = next((cache.root / "pruned").iterdir())

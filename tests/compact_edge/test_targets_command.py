@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge.cli import run
+from compact_edge.cli.main import run
 from targets.profile import list_profiles, profile_names
 
 

@@ -15,14 +15,14 @@ from typing import Any
 import gguf
 import pytest
 
-from compact.gguf_source import read_gguf_checkpoint
-from compact.load import load_model
-from compact.tokenizer import load_tokenizer
-from compact_edge.task_checkpoint import CheckpointRuntime
-from compact_edge.task_models import TaskModel
-from exporters.gguf import write_gguf
-from exporters.gguf_tasks import GgufRuntime
-from exporters.onnx_tasks import OnnxRuntime
+from compact.forward.load import load_model
+from compact.sources.from_gguf import read_gguf_checkpoint
+from compact.vocabulary.tokenizer import load_tokenizer
+from compact_edge.tasks.checkpoint import CheckpointRuntime
+from compact_edge.tasks.lm_eval_model import TaskModel
+from exporters.gguf.tasks import GgufRuntime
+from exporters.gguf_writer.write import write_gguf
+from exporters.onnx.tasks import OnnxRuntime
 from exporters.task_runtime import Runtime
 from tests.checkpoints import SPECIALS, TEXTS, write_checkpoint
 from tests.exporters.small_onnx import export

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compact.load import load_model
-from compact_edge import task_checkpoint
-from compact_edge.task_checkpoint import CheckpointRuntime
-from exporters.gguf import write_gguf
-from exporters.gguf_tasks import GgufRuntime
-from exporters.prefix_groups import Branch, Group, grouped, pack, unpack
+from compact.forward.load import load_model
+from compact_edge.tasks import checkpoint as task_checkpoint
+from compact_edge.tasks.checkpoint import CheckpointRuntime
+from exporters.gguf.tasks import GgufRuntime
+from exporters.gguf_writer.write import write_gguf
+from exporters.native.prefix_groups import Branch, Group, grouped, pack, unpack
 from exporters.task_runtime import Runtime, packs
 from tests.exporters.family_checkpoints import checkpoint, every_case
 
@@ -135,8 +135,8 @@ def test_the_logits_of_a_long_text_are_never_there_at_once(tmp_path: Path, monke
 
 
 def test_a_group_that_fits_no_engine_is_refused(tmp_path: Path) -> None:
-    from compact.errors import UsageError
-    from exporters.engine import LlamaEngine
+    from compact.base.errors import UsageError
+    from exporters.llamacpp.engine import LlamaEngine
 
     source = checkpoint(tmp_path / "m", "LlamaForCausalLM", "tied", torch.float32)
     write_gguf(source, tmp_path / "m.gguf", "F32")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from compact.cache import Cache, default_root
-from runtime_bench.engine_build import build_engine
-from runtime_bench.engine_flags import AARCH64, this_architecture
-from runtime_bench.engine_folder import EngineFolder
+from compact.base.cache import Cache, default_root
+from runtime_bench.toolchain.engine_build import build_engine
+from runtime_bench.toolchain.engine_flags import AARCH64, this_architecture
+from runtime_bench.toolchain.engine_folder import EngineFolder
 from tests.small_builds import command, run_child
 
 VARIANT = "armv8.2-a+dotprod+fp16"

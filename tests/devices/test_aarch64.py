@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exporters.engine import LlamaEngine
-from runtime_bench.binary_header import read_header
-from runtime_bench.engine_folder import EngineFolder
+from exporters.llamacpp.engine import LlamaEngine
+from runtime_bench.toolchain.binary_header import read_header
+from runtime_bench.toolchain.engine_folder import EngineFolder
 
 TEXT = "The children went to the sea, and the"
 TOKENS = 48

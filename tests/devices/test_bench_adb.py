@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge import cli
-from runtime_bench.engine_folder import EngineFolder
+from compact_edge.cli import main as cli
+from runtime_bench.toolchain.engine_folder import EngineFolder
 from tests.runtime_bench import adb_standin
 from tests.runtime_bench.adb_standin import Standin
 from tests.small_builds import command, run_child

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from compact_edge.cli import COMMANDS, PROGRAM, Session, cli
+from compact_edge.cli.main import COMMANDS, PROGRAM, Session, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from compact_edge.cli import COMMANDS
+from compact_edge.cli.main import COMMANDS
 from tests.docs.documents import (
     DOCUMENTS,
     NOT_OURS,

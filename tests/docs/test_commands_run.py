@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.docs.documents import DOCUMENTS, ROOT, Command, blocks, commands, resolve
 
@@ -64,7 +64,7 @@ def runs(command: Command) -> bool:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for all documents: one cache, and the model that plays smollm2-135m."""
-    from exporters.gguf import write_gguf
+    from exporters.gguf_writer.write import write_gguf
 
     root = tmp_path_factory.mktemp("documents")
     model = write_checkpoint(root / "small", max_position_embeddings=4096)
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A clean current folder with the texts that documents name."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(place / "cache"))
-    monkeypatch.setattr("compact.source._smollm2_file", lambda: place / "SmolLM2-135M-Instruct.gguf")
+    monkeypatch.setattr("compact.sources.model_source._smollm2_file", lambda: place / "SmolLM2-135M-Instruct.gguf")
     monkeypatch.chdir(tmp_path)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 8)
     for name in ("my_app_texts.jsonl", "my_app.jsonl"):

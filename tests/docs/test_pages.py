@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge.cli import COMMANDS
+from compact_edge.cli.main import COMMANDS
 from docs import draw, generate_cli, generate_targets
 from docs.site_hooks import with_plain_bars, with_site_links
 from runtime_bench.report.write import write_report

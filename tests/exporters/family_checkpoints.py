@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from compact.families import family_of
+from compact.architectures.table import family_of
 from tests.checkpoints import write_checkpoint
 from tests.family_models import CASE_NAMES, CASES, VARIANTS
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from exporters.native import NativeChild
-from exporters.pipe_messages import Array
+from exporters.native.child import NativeChild
+from exporters.native.pipe_messages import Array
 
 
 class KeptQuantizer:
-    """Stands in for `NativeChild` in `exporters.quantize`: `close` leaves the child for the next file."""
+    """Stands in for `NativeChild` in `exporters.llamacpp.quantize`: `close` leaves the child for the next file."""
 
     def __init__(self) -> None:
         self._child: NativeChild | None = None

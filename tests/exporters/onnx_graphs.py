@@ -12,13 +12,13 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-import exporters.onnx
+import exporters.onnx.write
 from exporters.gate import Reference, reference_for
-from exporters.native import _failure
-from exporters.native_main import RefusedError
-from exporters.onnx import write_onnx
-from exporters.onnx_child import Server
-from exporters.onnx_types import OnnxOptions
+from exporters.native.child import _failure
+from exporters.native.child_main import RefusedError
+from exporters.onnx.builder_child import Server
+from exporters.onnx.types import OnnxOptions
+from exporters.onnx.write import write_onnx
 from tests.checkpoints import TEXTS
 
 Floats = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ class InProcess:
     """Stands in for `NativeChild`: the child's server runs here, which saves five seconds of imports a model."""
 
     def __init__(self, module: str, subject: str, crash_hint: str = "", *, library: str = "") -> None:
-        assert module == "exporters.onnx_child"
+        assert module == "exporters.onnx.builder_child"
         self._subject = subject
 
     def ask(self, header: Any, arrays: Any, on_progress: Callable[[Any], None]) -> Any:
@@ -50,7 +50,7 @@ class InProcess:
 
 def without_child(patch: pytest.MonkeyPatch) -> None:
     """From now on the model builder runs in this process, also for the commands."""
-    patch.setattr(exporters.onnx, "NativeChild", InProcess)
+    patch.setattr(exporters.onnx.write, "NativeChild", InProcess)
 
 
 def write_here(checkpoint: Path, folder: Path, options: OnnxOptions, **more: Any) -> Path:

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compact.families import family_of
-from exporters.imatrix import Imatrix
-from exporters.quant_rules import ModelShape
+from compact.architectures.table import family_of
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.quant_rules import ModelShape
 
 VOCAB = 380
 TEXT = (

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import torch
 
-from exporters.onnx_types import onnx_options
+from exporters.onnx.types import onnx_options
 from tests.checkpoints import model_config, random_weights, train_tokenizer, write_checkpoint
 from tests.exporters.onnx_graphs import write_here
 

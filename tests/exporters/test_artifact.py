@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from compact.cache import Cache
-from compact.errors import UsageError
-from compact.store import sha256_file
-from exporters.artifact import (
+from compact.base.cache import Cache
+from compact.base.errors import UsageError
+from compact.base.files import sha256_file
+from exporters.gguf.artifact import (
     Export,
     GgufArtifact,
     checkpoint_id,
@@ -22,9 +22,9 @@ from exporters.artifact import (
     lossless_type,
     make_artifact,
 )
-from exporters.gguf import write_gguf
-from exporters.gguf_metadata import GgufMetadata
-from exporters.quant_types import QuantSummary
+from exporters.gguf_writer.metadata import GgufMetadata
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.quant_types import QuantSummary
 from tests.checkpoints import TEXTS, write_checkpoint
 
 
@@ -120,7 +120,7 @@ def test_a_failed_export_leaves_no_entry(tmp_path: Path, checkpoint: Path, monke
         target.write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exporters.artifact.write_gguf", fails)
+    monkeypatch.setattr("exporters.gguf.artifact.write_gguf", fails)
     cache = Cache(tmp_path / "cache", [], [])
     with pytest.raises(KeyboardInterrupt):
         make_artifact(request(checkpoint), cache)

@@ -124,7 +124,7 @@ def test_text_of_the_card(tmp_path: Path) -> None:
 
 
 def test_a_licence_that_binds_is_shown(tmp_path: Path) -> None:
-    from compact.licences import LICENCES
+    from compact.base.licences import LICENCES
 
     licence = next(row for row in LICENCES if row.key == "llama3.2")
     matter = front_matter(tmp_path, pruned=True, hub_id="maker/Base", licence=licence)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from compact.errors import (
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     EngineCrashedError,
@@ -24,7 +24,7 @@ from compact.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
-from exporters.engine import LlamaEngine, kl_divergence, resident_bytes
+from exporters.llamacpp.engine import LlamaEngine, kl_divergence, resident_bytes
 from tests.exporters.small_gguf import TEXT, VOCAB, encode, random_gguf, reference_logits
 from tests.processes import gone
 from tests.small_builds import ROOT
@@ -150,7 +150,7 @@ def test_an_assertion_of_llama_cpp_is_a_typed_error_that_quotes_it(tmp_path: Pat
 
 def test_child_ends_when_its_parent_is_killed(small_gguf_file: Path) -> None:
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom exporters.engine import LlamaEngine\n"
+        "import sys, time\nfrom pathlib import Path\nfrom exporters.llamacpp.engine import LlamaEngine\n"
         "engine = LlamaEngine(Path(sys.argv[1]), n_ctx=16)\nprint(engine.pid, flush=True)\ntime.sleep(60)\n"
     )
     command = [sys.executable, "-c", program, str(small_gguf_file)]

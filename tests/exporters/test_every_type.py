@@ -9,15 +9,15 @@ import gguf
 import numpy as np
 import pytest
 
-from compact.families import FAMILIES
-from compact.gguf_file import read_gguf
-from compact.gguf_types import dequantize
-from exporters.engine import LlamaEngine, kl_divergence
-from exporters.gguf_header import read_header
-from exporters.imatrix import Imatrix
-from exporters.imatrix_torch import collect
-from exporters.quant_types import QUANTS, predict_types
-from exporters.quantize import quantize_gguf
+from compact.architectures.table import FAMILIES
+from compact.checkpoints.gguf_file import read_gguf
+from compact.checkpoints.gguf_types import dequantize
+from exporters.llamacpp.engine import LlamaEngine, kl_divergence
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.imatrix_torch import collect
+from exporters.llamacpp.quant_types import QUANTS, predict_types
+from exporters.llamacpp.quantize import quantize_gguf
 from tests.exporters.kept_quantizer import KeptQuantizer
 from tests.exporters.small_gguf import TEXT, encode, reference_logits, save_checkpoint, write_gguf
 
@@ -26,7 +26,7 @@ LLAMA = next(family for family in FAMILIES if family.architecture == "LlamaForCa
 
 @pytest.fixture(autouse=True)
 def one_child(kept_quantizer: KeptQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporters.quantize.NativeChild", kept_quantizer)
+    monkeypatch.setattr("exporters.llamacpp.quantize.NativeChild", kept_quantizer)
 
 
 @pytest.fixture(scope="module")

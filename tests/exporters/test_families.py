@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.families import family_of
-from compact.gguf_source import read_gguf_checkpoint
-from compact.plan import read_plan
-from exporters.engine import LlamaEngine
+from compact.architectures.table import family_of
+from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.pruning.plan import read_plan
+from compact.sources.from_gguf import read_gguf_checkpoint
 from exporters.gate import Check, check_float32, reference_for
-from exporters.gguf import write_gguf
-from exporters.imatrix_torch import collect
-from exporters.low_memory_checks import check_tensors, write_few_layers
+from exporters.gguf.low_memory_checks import check_tensors, write_few_layers
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.llamacpp.imatrix_torch import collect
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import load, prune_to, pruned_in_memory
 from tests.exporters.family_checkpoints import checkpoint, every_case

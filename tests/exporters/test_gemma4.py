@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.gguf_file import read_gguf
-from compact.gguf_source import read_gguf_checkpoint
-from compact_edge import cli
-from exporters.gguf import write_gguf
-from exporters.gguf_header import read_header
-from exporters.low_memory_checks import check_tensors
-from exporters.onnx_types import check_onnx, onnx_options
-from exporters.parity import check_artifact
-from exporters.quant_types import predict_types
-from exporters.quantize import quantize_gguf
+from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf import read_gguf_checkpoint
+from compact_edge.cli import main as cli
+from exporters.gguf.low_memory_checks import check_tensors
+from exporters.gguf.parity import check_artifact
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.quant_types import predict_types
+from exporters.llamacpp.quantize import quantize_gguf
+from exporters.onnx.types import check_onnx, onnx_options
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.compact.pruning import around_tokenizer, prune_to
 from tests.family_models import VARIANTS

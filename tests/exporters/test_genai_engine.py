@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from compact.errors import (
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     DataError,
@@ -19,9 +19,9 @@ from compact.errors import (
     UnsafePathError,
     UsageError,
 )
-from exporters.engine import resident_bytes
-from exporters.genai_engine import GenaiEngine, write_vocabulary_folder
-from exporters.onnx_engine import OnnxEngine
+from exporters.llamacpp.engine import resident_bytes
+from exporters.onnx.genai_engine import GenaiEngine, write_vocabulary_folder
+from exporters.onnx.ort_engine import OnnxEngine
 from tests.checkpoints import SPECIALS, TEXTS
 from tests.exporters.small_gguf import encode
 from tests.exporters.small_onnx import CONTEXT, copy_of, edit_graph, edit_json, move_data

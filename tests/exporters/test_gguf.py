@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from compact.errors import (
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     MixtureOfExpertsError,
@@ -28,9 +28,9 @@ from compact.errors import (
     UnsupportedTokenizerError,
     UsageError,
 )
-from exporters.gguf import artifact_name, write_gguf
-from exporters.gguf_metadata import GgufMetadata
-from exporters.gguf_tensors import quantize_q8_0
+from exporters.gguf_writer.metadata import GgufMetadata
+from exporters.gguf_writer.tensors import quantize_q8_0
+from exporters.gguf_writer.write import artifact_name, write_gguf
 from tests.checkpoints import TEXTS, copy_checkpoint, train_tokenizer, write_checkpoint
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from compact.budget import Sizes
-from compact.checkpoint_names import CONFIG
-from compact.families import FAMILIES
-from compact.gguf_file import VALUES_START, read_gguf
-from compact.store import read_json_object
-from exporters.gguf import write_gguf
-from exporters.gguf_estimate import estimated_sizes
-from exporters.quant_types import predict_types
+from compact.architectures.table import FAMILIES
+from compact.base.files import read_json_object
+from compact.checkpoints.gguf_file import VALUES_START, read_gguf
+from compact.checkpoints.names import CONFIG
+from compact.pruning.budget import Sizes
+from exporters.gguf.estimate import estimated_sizes
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.quant_types import predict_types
 from tests.checkpoints import train_tokenizer, write_checkpoint
 from tests.family_models import VARIANTS
 

@@ -12,12 +12,12 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from compact.errors import CompactEdgeError, DamagedFileError, UnsupportedTokenizerError
-from compact.gguf_file import read_gguf
-from compact.gguf_tokenizer import read_tokenizer
-from exporters.engine import LlamaEngine
-from exporters.gguf import write_gguf
-from exporters.parity import check_tokenizer
+from compact.base.errors import CompactEdgeError, DamagedFileError, UnsupportedTokenizerError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.sources.from_gguf_tokenizer import read_tokenizer
+from exporters.gguf.parity import check_tokenizer
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import LlamaEngine
 from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
 from tests.sentencepiece_models import (

@@ -11,11 +11,11 @@ import gguf
 import numpy as np
 import pytest
 
-from compact.budget_options import parse_size
-from compact.errors import DamagedFileError, GateError, UsageError
-from compact.gguf_file import read_gguf
-from exporters.engine import LlamaEngine
-from exporters.gguf_split import check_parts, part_names, split_gguf
+from compact.base.errors import DamagedFileError, GateError, UsageError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.pruning.budget_options import parse_size
+from exporters.gguf.split import check_parts, part_names, split_gguf
+from exporters.llamacpp.engine import LlamaEngine
 from tests.exporters.small_gguf import TEXT, encode, random_gguf, reference_logits
 
 LIMIT = 100_000

@@ -14,14 +14,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from compact.errors import CalibrationError, DamagedFileError, DataError, ModelNotFoundError
-from compact.families import FAMILIES
-from compact.gguf_file import read_gguf
-from exporters.gguf_header import read_header
-from exporters.imatrix import Imatrix
-from exporters.imatrix_files import read_imatrix, write_imatrix
-from exporters.imatrix_torch import collect
-from exporters.quantize import quantize_gguf
+from compact.architectures.table import FAMILIES
+from compact.base.errors import CalibrationError, DamagedFileError, DataError, ModelNotFoundError
+from compact.checkpoints.gguf_file import read_gguf
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.imatrix_files import read_imatrix, write_imatrix
+from exporters.llamacpp.imatrix_torch import collect
+from exporters.llamacpp.quantize import quantize_gguf
 from tests.exporters.small_gguf import TEXT, encode, save_checkpoint, write_gguf
 
 LLAMA = next(family for family in FAMILIES if family.architecture == "LlamaForCausalLM")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.common import recorded
-from compact.budget import Sizes
-from compact.config_source import config_of_row
-from compact.errors import DamagedFileError
-from compact.published import published_model
-from exporters.gguf_estimate import estimated_sizes
-from exporters.memory_estimate import (
+from compact.architectures.published import published_model
+from compact.base.errors import DamagedFileError
+from compact.pruning.budget import Sizes
+from compact.sources.config_source import config_of_row
+from exporters.gguf.estimate import estimated_sizes
+from exporters.gguf.memory import (
     MemoryEstimate,
     compute_bytes,
     estimate_memory,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from exporters.chat_turns import find_turns
-from exporters.gguf import write_gguf
-from exporters.modelfile import chat_turns, go_template, modelfile
+from exporters.gguf.chat_turns import find_turns
+from exporters.gguf.modelfile import chat_turns, go_template, modelfile
+from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import write_checkpoint
 from tests.exporters import go_template as go
 

@@ -15,14 +15,14 @@ pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not install
 
 import onnx
 
-import exporters.onnx
-from compact.errors import (
+import exporters.onnx.write
+from compact.architectures.table import family_of
+from compact.base.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
-from compact.families import family_of
-from exporters import onnx_builder
-from exporters.onnx_types import ALGORITHMS, EXECUTION_PROVIDERS, onnx_options
+from exporters.onnx import builder as onnx_builder
+from exporters.onnx.types import ALGORITHMS, EXECUTION_PROVIDERS, onnx_options
 from tests.checkpoints import copy_checkpoint, random_model
 from tests.compact.pruning import prune_to
 from tests.exporters.family_checkpoints import checkpoint
@@ -198,7 +198,7 @@ def test_the_refusal_of_k_quant_is_exact(
     except UsageError:
         refused = True
     config = json.loads((tied_model / "config.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(exporters.onnx, "check_onnx", lambda *_: family_of(config, "here"))
+    monkeypatch.setattr(exporters.onnx.write, "check_onnx", lambda *_: family_of(config, "here"))
     if not refused:
         assert mean_kl(tmp_path / "out", reference(tied_model)) < 1.0
         return

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from compact.errors import (
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     EngineCrashedError,
@@ -21,8 +21,8 @@ from compact.errors import (
     UnsafePathError,
     UsageError,
 )
-from exporters.engine import kl_divergence
-from exporters.onnx_engine import OnnxEngine
+from exporters.llamacpp.engine import kl_divergence
+from exporters.onnx.ort_engine import OnnxEngine
 from tests.checkpoints import TEXTS
 from tests.exporters.small_gguf import encode, reference_logits
 from tests.exporters.small_onnx import CONTEXT, copy_of, edit_graph, edit_json, move_data

@@ -19,8 +19,9 @@ pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not install
 
 import onnx
 
-import exporters.onnx
-from compact.errors import (
+import exporters.onnx.write
+from compact.architectures.table import family_of
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     EngineCrashedError,
@@ -31,11 +32,10 @@ from compact.errors import (
     ToolUnavailableError,
     UnsupportedArchitectureError,
 )
-from compact.families import family_of
-from exporters import onnx_builder
-from exporters.native import NativeChild
-from exporters.onnx import check_genai_ids, write_onnx
-from exporters.onnx_types import onnx_options
+from exporters.native.child import NativeChild
+from exporters.onnx import builder as onnx_builder
+from exporters.onnx.types import onnx_options
+from exporters.onnx.write import check_genai_ids, write_onnx
 from tests.checkpoints import copy_checkpoint, write_checkpoint
 from tests.exporters.onnx_graphs import graph_logits, mean_kl, reference, write_here
 
@@ -202,7 +202,7 @@ def test_a_child_that_dies_leaves_nothing(tmp_path: Path, tied_model: Path, monk
     def aborting(_module: str, *words: str, **more: str) -> NativeChild:
         return NativeChild("tests.exporters.aborting_child", *words, **more)
 
-    monkeypatch.setattr(exporters.onnx, "NativeChild", aborting)
+    monkeypatch.setattr(exporters.onnx.write, "NativeChild", aborting)
     with pytest.raises(EngineCrashedError, match=r"model builder died during build \(SIGABRT") as caught:
         write_onnx(tied_model, tmp_path / "out", FP32)
     assert "memory" in str(caught.value.hint)
@@ -239,7 +239,7 @@ def test_damaged_checkpoints_and_full_folders(tmp_path: Path, tied_model: Path) 
 
 def test_the_child_is_offline_and_quiet() -> None:
     program = (
-        "from exporters.onnx_child import be_quiet; be_quiet(); import huggingface_hub.constants as c, logging;"
+        "from exporters.onnx.builder_child import be_quiet; be_quiet(); import huggingface_hub.constants as c, logging;"
         "print(c.HF_HUB_OFFLINE, logging.getLogger('x').isEnabledFor(logging.ERROR))"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

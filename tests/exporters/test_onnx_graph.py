@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from compact.errors import DamagedFileError
-from exporters.onnx_graph import check_graph
+from compact.base.errors import DamagedFileError
+from exporters.onnx.graph import check_graph
 from tests.exporters.small_onnx import copy_of, edit_graph, move_data
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from compact.errors import GateError, OperatorMissingError, ToolUnavailableError
-from compact.tokenizer import write_pruned_tokenizer
-from exporters import onnx_parity
-from exporters.engine import Generation
+from compact.base.errors import GateError, OperatorMissingError, ToolUnavailableError
+from compact.vocabulary.tokenizer import write_pruned_tokenizer
 from exporters.gate import Check, ParityReport, reference_for
-from exporters.genai_engine import GenaiEngine
-from exporters.onnx_engine import OnnxEngine
-from exporters.onnx_parity import check_onnx_artifact, check_onnx_tokenizer, onnx_mean_kl, render_chat
+from exporters.llamacpp.engine import Generation
+from exporters.onnx import parity as onnx_parity
+from exporters.onnx.genai_engine import GenaiEngine
+from exporters.onnx.ort_engine import OnnxEngine
+from exporters.onnx.parity import check_onnx_artifact, check_onnx_tokenizer, onnx_mean_kl, render_chat
 from tests.checkpoints import CHAT_TEMPLATE, TEXTS, copy_checkpoint, train_tokenizer, write_checkpoint
 from tests.exporters.small_onnx import copy_of, edit_json
 
@@ -250,7 +250,7 @@ def test_genai_runs_a_model_without_a_template_too(
 def test_a_model_that_does_not_fit_is_checked_in_part(
     onnx_checkpoint: Path, onnx_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporters.onnx_parity.fits_in_memory", lambda *_: False)
+    monkeypatch.setattr("exporters.onnx.parity.fits_in_memory", lambda *_: False)
     report = gate(onnx_checkpoint, onnx_fp32, "fp32")
     assert report.partial and report.passed and report.why_partial
     assert [check.name for check in report.checks] == ["graph", "tokenizer", "chat"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from compact.errors import (
+from compact.architectures.table import family_of
+from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
     MixtureOfExpertsError,
@@ -14,8 +15,7 @@ from compact.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
-from compact.families import family_of
-from exporters.onnx_types import ALGORITHMS, BLOCK_SIZES, ONNX_TYPES, OnnxOptions, check_onnx, grid, onnx_options
+from exporters.onnx.types import ALGORITHMS, BLOCK_SIZES, ONNX_TYPES, OnnxOptions, check_onnx, grid, onnx_options
 from tests.checkpoints import model_config
 from tests.family_models import LLAMA3_ROPE, ONNX_CASES, ONNX_NAMES, VARIANTS, YARN_ROPE
 

@@ -12,14 +12,14 @@ import gguf
 import numpy as np
 import pytest
 
-from compact.errors import DamagedFileError, GateError
-from compact_edge import cli
-from exporters import parity
-from exporters.engine import Generation
+from compact.base.errors import DamagedFileError, GateError
+from compact_edge.cli import main as cli
 from exporters.gate import Check, ParityReport, Reference, check_float32, check_kl
-from exporters.gguf import write_gguf
-from exporters.low_memory_checks import check_tensors
-from exporters.parity import check_artifact
+from exporters.gguf import parity
+from exporters.gguf.low_memory_checks import check_tensors
+from exporters.gguf.parity import check_artifact
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import Generation
 from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 
 CALIBRATION = ["\n".join(TEXTS), "".join(reversed(TEXTS))]
@@ -164,7 +164,7 @@ def test_the_command_publishes_no_wrong_file(
         write_gguf(checkpoint, target, quant, **options)
         DAMAGES[name][0](target, checkpoint)
 
-    monkeypatch.setattr("exporters.artifact.write_gguf", broken_writer)
+    monkeypatch.setattr("exporters.gguf.artifact.write_gguf", broken_writer)
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     assert cli.run(["export", str(llama), "--quant", "F32", "--out", str(out)]) == 3
@@ -226,7 +226,7 @@ def test_a_model_that_does_not_fit_is_checked_in_part(
 ) -> None:
     deep = write_checkpoint(tmp_path / "deep", num_hidden_layers=4)
     write_gguf(deep, tmp_path / "m.gguf", quant)
-    monkeypatch.setattr("exporters.parity.fits_in_memory", lambda *_: False)
+    monkeypatch.setattr("exporters.gguf.parity.fits_in_memory", lambda *_: False)
     report = gate(deep, tmp_path / "m.gguf", quant)
     assert report.partial
     assert report.passed

@@ -9,11 +9,11 @@ from typing import Any
 import gguf
 import pytest
 
-import exporters.quantize
-from compact.errors import BudgetError, UsageError
-from exporters.gguf_header import read_header
-from exporters.quant_rules import ModelShape, TensorShape
-from exporters.quant_types import (
+import exporters.llamacpp.quantize
+from compact.base.errors import BudgetError, UsageError
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.quant_rules import ModelShape, TensorShape
+from exporters.llamacpp.quant_types import (
     GGML_TYPES,
     QUANTS,
     ggml_type,
@@ -23,7 +23,7 @@ from exporters.quant_types import (
     quant_named,
     summarize,
 )
-from exporters.quantize import quantize_gguf
+from exporters.llamacpp.quantize import quantize_gguf
 from tests.exporters.kept_quantizer import KeptQuantizer
 from tests.exporters.small_gguf import random_gguf, random_imatrix, shapes
 
@@ -42,7 +42,7 @@ LOW = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
 
 @pytest.fixture(autouse=True)
 def one_child(kept_quantizer: KeptQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporters.quantize.NativeChild", kept_quantizer)
+    monkeypatch.setattr("exporters.llamacpp.quantize.NativeChild", kept_quantizer)
 
 
 def shape_of(arch: str = "llama", **sizes: Any) -> ModelShape:
@@ -141,7 +141,7 @@ def test_a_type_without_fallback_is_refused_where_rows_do_not_fit(
     target = tmp_path / "out.gguf"
     with pytest.raises(BudgetError, match=re.escape("rows of 192 weights are not a multiple of 128 (Q1_0)")):
         quantize_gguf(source, target, "Q1_0")
-    monkeypatch.setattr(exporters.quantize, "predict_types", lambda *_args, **_options: {})
+    monkeypatch.setattr(exporters.llamacpp.quantize, "predict_types", lambda *_args, **_options: {})
     with pytest.raises(UsageError, match=r"to Q1_0: llama\.cpp cannot use this type here: .*no tensor type fallback"):
         quantize_gguf(source, target, "Q1_0")
     assert not target.exists()

@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-import exporters.quantize
-from compact.errors import (
+import exporters.llamacpp.quantize
+from compact.base.errors import (
     BudgetError,
     DamagedFileError,
     EngineCrashedError,
@@ -27,13 +27,13 @@ from compact.errors import (
     QuantizedCheckpointError,
     UsageError,
 )
-from compact.gguf_file import read_gguf
-from compact.progress import Task
-from exporters.gguf_header import read_header
-from exporters.imatrix import Imatrix
-from exporters.native import NativeChild
-from exporters.quant_types import QUANTS
-from exporters.quantize import quantize_gguf
+from compact.base.progress import Task
+from compact.checkpoints.gguf_file import read_gguf
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.quant_types import QUANTS
+from exporters.llamacpp.quantize import quantize_gguf
+from exporters.native.child import NativeChild
 from tests.exporters.small_gguf import random_gguf, random_imatrix
 from tests.processes import gone
 from tests.small_builds import ROOT
@@ -118,7 +118,7 @@ def test_what_needs_an_importance_matrix_is_refused_without(
     with pytest.raises(UsageError, match="IQ2_XXS needs an importance matrix"):
         quantize_gguf(source, target, "IQ2_XXS")
     # llama.cpp's own refusal arrives as the same class, should its rules ever change.
-    monkeypatch.setattr(exporters.quantize, "needing_imatrix", lambda _types, _quant: [])
+    monkeypatch.setattr(exporters.llamacpp.quantize, "needing_imatrix", lambda _types, _quant: [])
     with pytest.raises(UsageError, match="cpp needs an importance matrix") as caught:
         quantize_gguf(source, target, "IQ2_XXS")
     assert "===" not in caught.value.message and not target.exists()
@@ -132,7 +132,7 @@ def test_an_embedding_that_needs_an_importance_matrix(
     target = tmp_path / "out.gguf"
     with pytest.raises(UsageError, match=r"importance matrix for token_embd\.weight"):
         quantize_gguf(source, target, "Q4_0", embedding_quant=embedding)
-    monkeypatch.setattr(exporters.quantize, "needing_imatrix", lambda _types, _quant: [])
+    monkeypatch.setattr(exporters.llamacpp.quantize, "needing_imatrix", lambda _types, _quant: [])
     with pytest.raises(EngineCrashedError, match=r"to Q4_0: llama\.cpp died .*GGML_ASSERT\(imatrix != NULL\)"):
         quantize_gguf(source, target, "Q4_0", embedding_quant=embedding)
     assert not target.exists()
@@ -158,7 +158,7 @@ def test_an_abort_in_any_type_is_an_error_that_names_it(
         def __init__(self, _module: str, subject: str, crash_hint: str) -> None:
             super().__init__("tests.exporters.aborting_child", subject, crash_hint)
 
-    monkeypatch.setattr(exporters.quantize, "NativeChild", Aborting)
+    monkeypatch.setattr(exporters.llamacpp.quantize, "NativeChild", Aborting)
     matrix = random_imatrix(read_header(source).model_shape("in.gguf"))
     with pytest.raises(EngineCrashedError, match=rf"to {quant}: .*\(SIGABRT\): GGML_ASSERT\(false\) failed"):
         quantize_gguf(source, tmp_path / "out.gguf", quant, imatrix=matrix)
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_child_at_once(tmp_path: Path, number: signal.Signals)
     )
     target = tmp_path / "out.gguf"
     program = (
-        "import sys\nfrom pathlib import Path\nfrom exporters.quantize import quantize_gguf\n"
+        "import sys\nfrom pathlib import Path\nfrom exporters.llamacpp.quantize import quantize_gguf\n"
         "quantize_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 'IQ4_XS')\n"
     )
     command = [sys.executable, "-c", program, str(big), str(target)]

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from compact.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.families import family_of
-from compact.gguf_file import read_gguf
-from compact.gguf_source import read_gguf_checkpoint
-from compact.load import load_model
-from compact_edge import cli
-from exporters.gguf import write_gguf
-from exporters.gguf_header import read_header
-from exporters.imatrix_torch import collect
-from exporters.onnx_types import check_onnx, onnx_options
-from exporters.quant_types import predict_types
-from exporters.quantize import quantize_gguf
+from compact.architectures.table import family_of
+from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
+from compact.checkpoints.gguf_file import read_gguf
+from compact.forward.load import load_model
+from compact.sources.from_gguf import read_gguf_checkpoint
+from compact_edge.cli import main as cli
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix_torch import collect
+from exporters.llamacpp.quant_types import predict_types
+from exporters.llamacpp.quantize import quantize_gguf
+from exporters.onnx.types import check_onnx, onnx_options
 from tests.checkpoints import write_checkpoint
 from tests.family_models import VARIANTS
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compact.cache import Cache
-from compact.checkpoint import read_index
-from compact.checkpoint_names import TOKENIZER
-from compact.evaluate import Evaluation, TextScorer, evaluate_checkpoint, open_checkpoint
-from compact.progress import Progress
-from compact.source import ModelSource
-from compact.store import copy_hashed, sha256_file, sha256_json, write_json
-from compact.token_pieces import TokenPieces, read_pieces
+from compact.base.cache import Cache
+from compact.base.files import copy_hashed, sha256_file, sha256_json, write_json
+from compact.base.progress import Progress
+from compact.checkpoints.names import TOKENIZER
+from compact.checkpoints.shards import read_index
+from compact.forward.evaluate import Evaluation, TextScorer, evaluate_checkpoint, open_checkpoint
+from compact.sources.model_source import ModelSource
+from compact.vocabulary.token_pieces import TokenPieces, read_pieces
 from exporters.base import Format
 from exporters.format_values import Choices, Flag, Request, Target, Variant
 from exporters.gate import Check, ParityReport

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.small_builds import ROOT, Workshop, command, leftovers, tree
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.small_builds import Workshop, leftovers, tree
 
 
@@ -68,12 +68,12 @@ def full(*_: Any, **__: Any) -> Any:
 
 # The place where the writing of each stage meets the full disk.
 PLACES: dict[str, str] = {
-    "the checkpoint": "compact.apply.write_checkpoint",
-    "the artifact": "exporters.gguf._write_data",
-    "the copy to the output": "exporters.gguf_placing.copy_hashed",
-    "the manifest": "compact_edge.publication.write_json",
-    "the checksums": "compact_edge.publication.write_sums",
-    "a value in the cache": "compact_edge.variant.write_json",
+    "the checkpoint": "compact.pruning.apply.write_checkpoint",
+    "the artifact": "exporters.gguf_writer.write._write_data",
+    "the copy to the output": "exporters.gguf.placing.copy_hashed",
+    "the manifest": "compact_edge.build.publication.write_json",
+    "the checksums": "compact_edge.build.publication.write_sums",
+    "a value in the cache": "compact_edge.build.variant.write_json",
 }
 
 
@@ -99,7 +99,7 @@ def test_an_earlier_output_survives_a_full_disk(
     out = shop.root / "earlier"
     assert cli.run(shop.build(out, "--no-baseline")) == 0
     before = tree(out)
-    monkeypatch.setattr("compact_edge.publication.write_sums", full)
+    monkeypatch.setattr("compact_edge.build.publication.write_sums", full)
     assert cli.run(shop.build(out, "--no-baseline", "--force")) == 74
     assert tree(out) == before
     assert leftovers(shop.root) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.small_builds import ROOT, Workshop, command, leftovers
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def test_a_signal_before_the_work_begins(shop: Workshop, build: Build) -> None:
 # C code of a library that runs Python can make an error of its own out of what a signal raised.
 SWALLOWING = """
 import click, os, signal, sys
-from compact_edge import cli
+from compact_edge.cli import main as cli
 
 @click.command()
 def doctor():

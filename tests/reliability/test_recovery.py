@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.small_builds import ROOT, Workshop, command
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_edge import cli
+from compact_edge.cli import main as cli
 from tests.compact_edge.small_release import CELLS, FOLDER, Factory
 from tests.small_builds import ROOT, command, leftovers, run_child, tree
 

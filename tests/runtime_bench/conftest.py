@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compact.cache import Cache, default_root
-from runtime_bench.device_facts import read_facts
-from runtime_bench.engine_folder import find_engine
+from compact.base.cache import Cache, default_root
+from runtime_bench.device.facts import read_facts
+from runtime_bench.toolchain.engine_folder import find_engine
 from runtime_bench.transports.base import Transport
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench import adb_standin

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from exporters.gguf import write_gguf
+from exporters.gguf_writer.write import write_gguf
 from runtime_bench.engines.agent import AGENT
 from tests.checkpoints import write_checkpoint
 

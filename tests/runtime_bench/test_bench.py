@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from compact.store import read_sums, sha256_file
-from compact_edge import cli
+from compact.base.files import read_sums, sha256_file
+from compact_edge.cli import main as cli
 from runtime_bench.transports.base import LinkLostError
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.sshd import Server

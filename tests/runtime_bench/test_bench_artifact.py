@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
-from compact.store import sha256_file
-from compact_edge import cli
-from exporters.gguf_split import split_gguf
+from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
+from compact.base.files import sha256_file
+from compact_edge.cli import main as cli
+from exporters.gguf.split import split_gguf
 from runtime_bench.bench_artifact import BenchArtifact, find_artifact, find_baseline, read_artifact
 from tests.small_builds import Workshop
 

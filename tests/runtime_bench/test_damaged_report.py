@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from compact.errors import DamagedFileError
-from compact.store import write_json
+from compact.base.errors import DamagedFileError
+from compact.base.files import write_json
 from runtime_bench import report
 from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_bench.device_facts import parse_facts, read_facts
-from runtime_bench.device_readings import drop_file_cache, read_memory, read_thermal
+from runtime_bench.device.facts import parse_facts, read_facts
+from runtime_bench.device.readings import drop_file_cache, read_memory, read_thermal
 from runtime_bench.records import Memory, Thermal
 from runtime_bench.transports.base import Completed
 from tests.runtime_bench.conftest import Device

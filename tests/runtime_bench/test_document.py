@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import runtime_bench.report
-from compact.store import write_json
+from compact.base.files import write_json
 from runtime_bench.records import SIDES, Budget, Memory, Prompt, Sample, Thermal
 from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from compact.cache import Cache
-from compact.errors import DamagedFileError, DiskFullError, ToolUnavailableError, UsageError
-from compact_edge import cli
-from runtime_bench.compile_process import CompileFailedError
-from runtime_bench.engine_build import build_engine
-from runtime_bench.engine_folder import find_engine, list_engines
-from runtime_bench.engine_sources import unpack
+from compact.base.cache import Cache
+from compact.base.errors import DamagedFileError, DiskFullError, ToolUnavailableError, UsageError
+from compact_edge.cli import main as cli
+from runtime_bench.toolchain.compile_process import CompileFailedError
+from runtime_bench.toolchain.engine_build import build_engine
+from runtime_bench.toolchain.engine_folder import find_engine, list_engines
+from runtime_bench.toolchain.engine_sources import unpack
 from tests.engine_standins import Recorder, StandIns, elf, source_archive
 from tests.small_builds import ROOT, command, leftovers, tree
 
@@ -33,7 +33,7 @@ def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     # Neither of the two architectures is this machine's, so both are cross compiled wherever the test runs.
-    monkeypatch.setattr("runtime_bench.engine_flags.platform.machine", lambda: "riscv64")
+    monkeypatch.setattr("runtime_bench.toolchain.engine_flags.platform.machine", lambda: "riscv64")
     return made
 
 

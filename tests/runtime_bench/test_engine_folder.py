@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compact.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
-from runtime_bench.binary_header import read_header
-from runtime_bench.engine_flags import architecture_of, variant_for
-from runtime_bench.engine_folder import read_engine_dir, this_system
+from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UnsafePathError, UsageError
+from runtime_bench.toolchain.binary_header import read_header
+from runtime_bench.toolchain.engine_flags import architecture_of, variant_for
+from runtime_bench.toolchain.engine_folder import read_engine_dir, this_system
 from targets.profile import list_profiles
 from tests.engine_standins import elf, script
 
@@ -105,7 +105,7 @@ def test_the_version_is_asked_of_a_program_for_this_machine(tmp_path: Path, monk
     folder.mkdir()
     script(folder / "llama-server", "import sys\nprint('version: 4567 (abcdef)\\nbuilt with x', file=sys.stderr)")
     header = read_header(Path(shutil.which("true") or "/bin/true").resolve())
-    monkeypatch.setattr("runtime_bench.engine_folder.read_header", lambda _: header)
+    monkeypatch.setattr("runtime_bench.toolchain.engine_folder.read_header", lambda _: header)
     engine = read_engine_dir(folder, architecture=header.architectures[0], system=this_system())
     assert engine.version == "4567 (abcdef)"
     assert engine.bench is None

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from compact.errors import ToolUnavailableError, UsageError
-from compact_edge.bench import bench
-from compact_edge.bench_plan import BenchOptions
-from compact_edge.console import Console
-from exporters.gguf import write_gguf
+from compact.base.errors import ToolUnavailableError, UsageError
+from compact_edge.bench.pipeline import bench
+from compact_edge.bench.plan import BenchOptions
+from compact_edge.terminal.console import Console
+from exporters.gguf_writer.write import write_gguf
 from runtime_bench.engines import registry
 from runtime_bench.records import GGUF
 from tests.checkpoints import write_checkpoint

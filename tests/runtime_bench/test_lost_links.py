@@ -42,7 +42,7 @@ def test_what_still_runs_ends_with_the_transport(device: Device) -> None:
 COPYING = """
 import sys
 from pathlib import Path
-from compact_edge.cli import _end_cleanly_on_signals
+from compact_edge.cli.main import _end_cleanly_on_signals
 from runtime_bench.transports.registry import open_transport
 _end_cleanly_on_signals()
 print("up", flush=True)
@@ -80,7 +80,7 @@ def test_a_parent_that_ends_at_any_moment_leaves_nothing(
 
 PARENT = """
 import sys
-from compact_edge.cli import _end_cleanly_on_signals
+from compact_edge.cli.main import _end_cleanly_on_signals
 from runtime_bench.transports.registry import open_transport
 _end_cleanly_on_signals()
 with open_transport({spec!r}) as transport:

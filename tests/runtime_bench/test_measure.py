@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from compact.errors import EngineCrashedError, UsageError
-from runtime_bench import measure as loop
+from compact.base.errors import EngineCrashedError, UsageError
 from runtime_bench.bench_artifact import BenchArtifact
 from runtime_bench.engines.base import Figures, PlacedArtifact, Settings
-from runtime_bench.measure import BoundSide, Workload, measure, prepare
+from runtime_bench.measuring import measure as loop
+from runtime_bench.measuring.measure import BoundSide, Workload, measure, prepare
 from runtime_bench.records import SIDES, Generation, Memory, Sample, Side, Thermal
 from runtime_bench.transports.base import DeviceUnavailableError, LinkLostError
 

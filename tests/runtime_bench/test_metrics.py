@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_bench.metrics import decode_rate, definitions, inter_token_ms, metrics_of
+from runtime_bench.measuring.metrics import decode_rate, definitions, inter_token_ms, metrics_of
 from runtime_bench.records import Generation, Memory, Prompt, Sample
 from tests.runtime_bench import synthetic_run
 

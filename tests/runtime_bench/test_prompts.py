@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from compact.errors import DataError, ModelNotFoundError
-from exporters.gguf import write_gguf
-from runtime_bench import prompts
+from compact.base.errors import DataError, ModelNotFoundError
+from exporters.gguf_writer.write import write_gguf
 from runtime_bench.bench_artifact import read_artifact
-from runtime_bench.prompts import Conversation, read_prompts, reference_text, render
+from runtime_bench.measuring import prompts
+from runtime_bench.measuring.prompts import Conversation, read_prompts, reference_text, render
 from tests.checkpoints import write_checkpoint
 
 TEMPLATE = (

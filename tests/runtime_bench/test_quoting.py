@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.errors import UsageError
-from runtime_bench.quoting import script_line, shell_line
+from compact.base.errors import UsageError
+from runtime_bench.transports.quoting import script_line, shell_line
 from tests.runtime_bench.shells import SHELLS
 
 ECHO = """for word in "$@"; do printf '%s\\0' "$word"; done"""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_bench.statistics import (
+from runtime_bench.measuring.statistics import (
     Better,
     Ratio,
     exact_ratio,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compact.errors import EngineCrashedError
+from compact.base.errors import EngineCrashedError
 from runtime_bench.engines.stream import NoAnswerError, Saved, completion_of, json_of, post
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compact.errors import StorageError, UnsafePathError, UsageError
+from compact.base.errors import StorageError, UnsafePathError, UsageError
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench.conftest import Device

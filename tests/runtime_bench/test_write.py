@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from compact.errors import DamagedFileError, StorageError
-from compact.store import read_json, read_sums, sha256_file, write_sums
-from compact_edge import cli
+from compact.base.errors import DamagedFileError, StorageError
+from compact.base.files import read_json, read_sums, sha256_file, write_sums
+from compact_edge.cli import main as cli
 from runtime_bench.records import Sample
 from runtime_bench.report.write import load_run, read_facts, read_samples, write_report
 from tests.runtime_bench import synthetic_run

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.errors import CompactEdgeError, DataError, UsageError
-from exporters.format_gguf import GgufFormat
-from exporters.quant_types import GGML_TYPES, QUANTS
+from compact.base.errors import CompactEdgeError, DataError, UsageError
+from exporters.gguf.format import GgufFormat
+from exporters.llamacpp.quant_types import GGML_TYPES, QUANTS
 from targets.profile import Profile, list_profiles, load_profile, profile_names
 from targets.schema import Figure
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models
 from compact.distill.align import Alignment, align
 from compact.distill.example import make_example
 from compact.distill.teacher import Answers
-from compact.tokenizer import prune_tokenizer_json
-from compact.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
+from compact.vocabulary.tokenizer import prune_tokenizer_json
+from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
 from tests.checkpoints import TEXTS, train_tokenizer
 
 TEXT = " ".join(TEXTS)

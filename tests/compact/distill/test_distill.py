@@ -17,22 +17,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compact.apply import prune
-from compact.budget import Sizes
-from compact.cache import Cache
-from compact.context import Context
+from compact.base.cache import Cache
+from compact.base.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
+from compact.base.progress import Task
 from compact.decide import Decision, decide, pruned_checkpoint
 from compact.distill import memory, run, train
-from compact.distill.options import RecoverOptions
 from compact.distill.sources import PIECE_CHARACTERS
 from compact.distill.text import TrainingText, file_documents
-from compact.errors import CalibrationError, DiskFullError, StorageError, ToolUnavailableError, UsageError
-from compact.evaluate import evaluate_checkpoint
-from compact.plan import UPDATES, read_plan
-from compact.progress import Task
-from compact.prune_options import PruneOptions
-from compact.source import ModelSource, open_directory, open_source
-from compact.stdlib_text import documents, take
+from compact.forward.evaluate import evaluate_checkpoint
+from compact.pruning.apply import prune
+from compact.pruning.budget import Sizes
+from compact.pruning.context import Context
+from compact.pruning.options import PruneOptions
+from compact.pruning.plan import UPDATES, read_plan
+from compact.pruning.recover_options import RecoverOptions
+from compact.sources.model_source import ModelSource, open_directory, open_source
+from compact.texts.stdlib_text import documents, take
 from tests.checkpoints import random_model
 
 pytestmark = pytest.mark.slow

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from compact.cache import Cache
+from compact.base.cache import Cache
 from compact.distill import sources
-from compact.distill.options import PIECE_TOKENS, RecoverOptions
 from compact.distill.sources import training_text
 from compact.distill.text import TrainingText
-from compact.source import open_source
+from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
+from compact.sources.model_source import open_source
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 NAME = "org/texts:en"

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from compact.cache import Cache
+from compact.base.cache import Cache
 from compact.distill import teacher as teaching
 from compact.distill.checkpoint import delete_unused
 from compact.distill.teacher import Answers, Teacher
-from compact.load import load_model
-from compact.source import open_directory
-from compact.tokenizer import encode, load_tokenizer
+from compact.forward.load import load_model
+from compact.sources.model_source import open_directory
+from compact.vocabulary.tokenizer import encode, load_tokenizer
 from tests.checkpoints import TEXTS, random_model
 from tests.family_models import CASE_NAMES, CASES
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compact import stdlib_text
+from compact.base.errors import CalibrationError, DamagedFileError, UsageError
 from compact.distill.text import Documents, TrainingText, check_texts, file_documents, in_memory, joined_records
-from compact.errors import CalibrationError, DamagedFileError, UsageError
+from compact.texts import stdlib_text
 
 
 def _lines(word: str, count: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from compact.distill.example import Example
 from compact.distill.loss import Targets
 from compact.distill.train import Schedule, example_loss
-from compact.load import load_model
+from compact.forward.load import load_model
 from tests.checkpoints import random_model
 
 # One that is a whole number of kernel shapes, and two that are not.

@@ -1,0 +1,1 @@
+"""What everything else builds on: errors, files, the cache, devices, processes and licences."""

@@ -1,0 +1,1 @@
+"""The calibration set, and the text that is held out of it."""

@@ -1,0 +1,36 @@
+"""Loading a whole checkpoint through Transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.base.errors import DamagedFileError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """The checkpoint through Transformers, in evaluation mode, with no code of its own and without the network.
+
+    Raises:
+        DamagedFileError: Transformers does not accept the configuration or the weights.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(model_dir),
+            dtype=dtype or torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=True,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DamagedFileError(f"{model_dir}: Transformers cannot load the checkpoint ({why})") from error
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""From options to a pruned checkpoint: ranking, sizes, scores, plan, apply."""

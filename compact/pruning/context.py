@@ -1,0 +1,51 @@
+"""What every stage of a plan works with: the model, the options, the cache and the progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from compact.base.cache import Cache
+from compact.base.progress import SILENT, Progress
+from compact.pruning.options import PruneOptions
+from compact.sources.model_source import ModelSource
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One model under one set of options.
+
+    Example::
+
+        context = Context(source, PruneOptions(ratio=0.2), cache)
+        calibration = context.once(calibration_for)
+        decision = decide(context)  # uses the same calibration
+
+    Attributes:
+        source: the checked checkpoint.
+        options: what the user asked for.
+        cache: keeps the result of every stage.
+        progress: hears of every stage.
+    """
+
+    source: ModelSource
+    options: PruneOptions
+    cache: Cache
+    progress: Progress = SILENT
+    _values: dict[Callable[[Context], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[Context], Value]) -> Value:
+        """What `make` gives for this context. It runs at the first call; later calls return the same value."""
+        if make not in self._values:
+            self._values[make] = make(self)
+        value: Value = self._values[make]
+        return value
+
+    def with_value(self, make: Callable[[Context], Value], value: Value) -> Context:
+        """This context, where `once(make)` returns `value`: for a caller that has it, or has changed it."""
+        changed = replace(self)
+        changed._values.update({**self._values, make: value})
+        return changed

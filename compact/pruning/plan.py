@@ -1,0 +1,153 @@
+"""PrunePlan: the lockfile between deciding and doing. Every kept token id and channel, and what it was decided from."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.base.errors import DamagedFileError, PlanMismatchError
+from compact.base.files import canonical_json, read_json_object, sha256_json, write_text
+from compact.sources.model_source import ModelSource
+
+if TYPE_CHECKING:
+    from compact.pruning.budget import Sizes
+
+PLAN = "plan.json"
+UPDATES = "updates.safetensors"
+SCHEMA = "compact-edge/plan/2"
+
+# Types of a plan's fields; the two lists of ids are looked at more closely.
+_KINDS: dict[str, type | types.UnionType] = {
+    "source_name": str,
+    "source_id": str,
+    "source_hashes": dict,
+    "options": dict,
+    "method": str,
+    "ranking": str,
+    "ranking_sha256": str | None,
+    "calibration": dict | None,
+    "pre": str,
+    "updates_sha256": str | None,
+    "search": dict | None,
+    "repair": dict | None,
+    "recovery": dict | None,
+}
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """What `apply` does, and nothing else.
+
+    Attributes:
+        schema: version of this format.
+        source_name, source_id, source_hashes: the checkpoint the plan is for (`ModelSource`).
+        options: what was asked for (ratio, sizes, grid, dtype), for people; `apply` does not read it.
+        method: how channels were scored: `compact`, `magnitude` or `random`; `repair` is `compact` with new weights.
+        ranking: how tokens were ranked: `merges`, `scripts`, `languages` or `corpus`.
+        ranking_sha256: of the corpus, or None.
+        calibration: name, sha256, id, sources and options of the calibration set, or None.
+        pre: `tokenizer.ggml.pre` of the tokenizer (pruning keeps normalizer and pre-tokenizer).
+        kept_token_ids: rows of the source's embedding, ascending; new id i is row `kept_token_ids[i]`.
+        kept_channels: per layer, FFN channels of the source, ascending.
+        updates_sha256: of an `updates.safetensors` beside the plan whose tensors replace the selected ones, or None.
+        search: how the sizes were found, where they were searched; for people, like `options`.
+        repair: how weights were repaired (ridge, held-out errors), or None; for people.
+        recovery: how the model was trained after the cut (text and its sha256, tokens, losses), or None; for people.
+    """
+
+    schema: str
+    source_name: str
+    source_id: str
+    source_hashes: dict[str, str]
+    options: dict[str, Any]
+    method: str
+    ranking: str
+    ranking_sha256: str | None
+    calibration: dict[str, Any] | None
+    pre: str
+    kept_token_ids: list[int]
+    kept_channels: list[list[int]]
+    updates_sha256: str | None = None
+    search: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.kept_token_ids)
+
+    @property
+    def intermediate_size(self) -> int:
+        return len(self.kept_channels[0])
+
+    @property
+    def sizes(self) -> Sizes:
+        from compact.pruning.budget import Sizes  # brings numpy, which reading a plan does not need
+
+        return Sizes(self.vocab_size, self.intermediate_size)
+
+    @property
+    def id(self) -> str:
+        return sha256_json(asdict(self))
+
+    def write(self, path: Path) -> None:
+        """Canonical JSON with a newline: equal plans are equal bytes."""
+        write_text(path, canonical_json(asdict(self)).decode() + "\n")
+
+
+def read_plan(path: Path) -> PrunePlan:
+    """Raises DamagedFileError where a key is missing, unknown or of another type."""
+    value = read_json_object(path)
+    if value.get("schema") != SCHEMA:
+        raise DamagedFileError(f"{path}: schema {value.get('schema')!r}, {SCHEMA!r} was expected")
+    names = {field.name for field in fields(PrunePlan)}
+    if value.keys() != names:
+        odd = sorted(value.keys() ^ names)
+        raise DamagedFileError(f"{path}: key {odd[0]!r} is missing or unknown")
+    for name, kind in _KINDS.items():
+        if not isinstance(value[name], kind):
+            raise DamagedFileError(f"{path}: {name} has the wrong type ({type(value[name]).__name__})")
+    channels = value["kept_channels"]
+    if not _ascending(value["kept_token_ids"]):
+        raise DamagedFileError(f"{path}: kept_token_ids must be ascending ids")
+    if not isinstance(channels, list) or not channels or not all(_ascending(row) for row in channels):
+        raise DamagedFileError(f"{path}: kept_channels must be ascending channels of every layer")
+    # A layer twice as wide keeps twice as many; `check_plan` knows the widths.
+    if any(len(row) not in (len(channels[0]), 2 * len(channels[0])) for row in channels):
+        raise DamagedFileError(f"{path}: kept_channels has layers of different sizes")
+    return PrunePlan(**value)
+
+
+def _ascending(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+        and all(a < b for a, b in itertools.pairwise(values))
+    )
+
+
+def check_plan(plan: PrunePlan, source: ModelSource) -> None:
+    """Raises PlanMismatchError where the plan was made for other weights, or names what the source does not have."""
+    if plan.source_id != source.id:
+        changed = next((n for n, h in source.hashes.items() if plan.source_hashes.get(n) != h), "a file")
+        raise PlanMismatchError(
+            f"the plan was made for {plan.source_name} and {changed} differs", "make a new plan for this checkpoint"
+        )
+    if len(plan.kept_channels) != source.num_hidden_layers:
+        raise PlanMismatchError(f"the plan has {len(plan.kept_channels)} layers, the model {source.num_hidden_layers}")
+    _check_range(plan.kept_token_ids, source.vocab_size, "token id")
+    for layer, (row, width) in enumerate(zip(plan.kept_channels, source.ffn_widths, strict=True)):
+        if len(row) != plan.intermediate_size * width:
+            wanted = plan.intermediate_size * width
+            raise PlanMismatchError(f"the plan keeps {len(row)} channels in layer {layer}, {wanted} were expected")
+        _check_range(row, source.intermediate_size * width, "channel")
+
+
+def _check_range(values: Sequence[int], size: int, what: str) -> None:
+    if values[-1] >= size:
+        raise PlanMismatchError(f"the plan keeps {what} {values[-1]}, the model has {size}")

@@ -1,0 +1,92 @@
+"""From a model and a budget to a plan: which tokens and which FFN channels stay."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from compact.base.errors import UsageError
+from compact.base.files import read_json_object
+from compact.calibration.calibration_set import Calibration
+from compact.checkpoints.names import TOKENIZER
+from compact.pruning.budget import Sizes
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.importance import top_channels
+from compact.pruning.methods import method_named
+from compact.pruning.options import REPAIR_TOKENS
+from compact.pruning.plan import SCHEMA, PrunePlan
+from compact.pruning.ranking import rank_vocabulary
+from compact.pruning.sizes import sizes_of
+from compact.vocabulary.pretokenizers import pre_name
+from compact.vocabulary.vocabulary import kept_ids
+
+
+def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
+    """Decide which tokens and which FFN channels stay.
+
+    Args:
+        context: the model and the options. The cache keeps the scores of a calibration pass, which serve every
+            vocabulary size on the grid.
+        sizes: the final sizes, where they were searched; None takes them from the options.
+
+    Raises:
+        UsageError: an unknown method, or options that exclude each other.
+        CompactEdgeError: what ranking the vocabulary and drawing the calibration raise.
+    """
+    source, options = context.source, context.options
+    method = method_named(options.method)
+    if options.repair_tokens not in REPAIR_TOKENS:
+        raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
+    pre = pre_name(read_json_object(source.directory / TOKENIZER))
+    ranking = context.once(rank_vocabulary)
+    sizes = sizes or sizes_of(source, ranking, options)
+    floor = ranking.floor_at(sizes.vocab_size)
+    kept = kept_ids(ranking.vocabulary, ranking.always, ranking.order, sizes.vocab_size)
+    used: Calibration | None = None
+    if sizes.intermediate_size == source.intermediate_size:
+        channels = [list(range(source.intermediate_size * width)) for width in source.ffn_widths]
+    else:
+        if method.needs_calibration:
+            used = context.once(calibration_for)
+        scores = method.score(context, used, sizes.vocab_size)
+        channels = top_channels(scores.at(sizes.vocab_size), sizes.intermediate_size, source.ffn_widths)
+    asked = {
+        "ratio": options.ratio,
+        "vocab_size": options.vocab_size,
+        "intermediate_size": options.intermediate_size,
+        "fit_bytes": options.fit_bytes,
+        "split": options.split,
+        "channel_grid": options.channel_grid,
+        "pad_vocab_to_multiple_of": options.pad_vocab_to_multiple_of,
+        "vocab_floor": floor,
+        "languages": list(ranking.languages),
+        "scripts": list(ranking.scripts),
+        "dtype": options.dtype,
+        "seed": options.seed,
+    }
+    return PrunePlan(
+        schema=SCHEMA,
+        source_name=source.name,
+        source_id=source.id,
+        source_hashes=dict(source.hashes),
+        options=asked,
+        method=options.method,
+        ranking=ranking.name,
+        ranking_sha256=ranking.corpus_sha256,
+        calibration=None if used is None else _describe(used),
+        pre=pre,
+        kept_token_ids=kept,
+        kept_channels=channels,
+    )
+
+
+def _describe(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "name": calibration.label,
+        "sha256": calibration.sha256,
+        "id": calibration.id,
+        "n_tokens": calibration.n_tokens,
+        "sources": [asdict(source) for source in calibration.sources],
+        **calibration.options,
+    }

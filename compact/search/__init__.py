@@ -1,0 +1,1 @@
+"""The search of sizes: `--fit` and `--split auto`."""

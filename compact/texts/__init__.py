@@ -1,0 +1,1 @@
+"""Texts from files, and the text that every machine with CPython has."""

@@ -1,0 +1,1 @@
+"""`compact-edge bench`: the plan, the pipeline and the summary."""

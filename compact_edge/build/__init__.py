@@ -1,0 +1,1 @@
+"""`compact-edge build`: the pipeline, what it publishes, and the reports of its parts."""

@@ -1,0 +1,156 @@
+"""What `build` can be asked for, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compact.base.errors import UsageError
+from compact.pruning.budget_options import check_budget
+from compact.pruning.options import PruneOptions
+from compact.requested_texts import check_calibration
+from compact.sources.model_source import ModelSource
+from compact_edge.output import check_output, existing
+from exporters.base import Format, size_not_known
+from exporters.format_values import Choices, is_given
+from exporters.registry import format_named, format_of_runtime, formats
+
+if TYPE_CHECKING:
+    from targets.profile import Profile
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `build` was asked for. Paths are as given; None means the default.
+
+    `targets` name one profile for each format; `quants` are types, each for one format where there are several;
+    `choices` are values of the formats' own flags (`exporters.base.Format.flags`). `plan` is a folder with a plan.json
+    that was made before (and its updates.safetensors), which is applied as it is; `name` is what the pruned model is
+    called.
+    """
+
+    model: str
+    targets: tuple[str, ...]
+    prune: PruneOptions
+    quants: tuple[str, ...] = ()
+    choices: Choices = field(default_factory=dict)
+    out: Path | None = None
+    force: bool = False
+    baseline: bool = True
+    with_baseline: bool = False
+    check: bool = True
+    eval_text: Path | None = None
+    prompt: str | None = None
+    threads: int | None = None
+    use_cache: bool = True
+    plan: Path | None = None
+    name: str | None = None
+
+
+def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
+    """The profiles by format, in their order. Raises UsageError where two are of one format."""
+    found: dict[str, Profile] = {}
+    for profile in profiles:
+        name = format_of_runtime(profile.runtime).name
+        if name in found:
+            raise UsageError(
+                f"--target {profile.name}: {found[name].name} is built as {name} already",
+                "build them one after another: what was pruned once is kept",
+            )
+        found[name] = profile
+    return found
+
+
+def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
+    """What can be refused before the model is opened."""
+    check_budget(options.prune)
+    for name in profiles if options.prune.fit_bytes is not None else ():
+        if not format_named(name).predicts_size:
+            raise size_not_known(name)
+    if options.with_baseline and not options.baseline:
+        raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
+    for each in formats():
+        if each.name in profiles:
+            each.check_choices(profiles[each.name], quants.of(each.name), options.choices)
+        for flag in foreign_flags(each, profiles, options.choices, "build"):
+            raise UsageError(
+                f"{flag}: is for {each.label}, which is not built here", f"leave it out, or add --target {each.profile}"
+            )
+    if options.out is not None:
+        check_output(options.out, force=options.force, inputs=inputs_of(options))
+    check_calibration(options.model, options.prune)
+
+
+def foreign_flags(owner: type[Format], made: Collection[str], choices: Choices, command: str) -> Iterator[str]:
+    """The flags of `owner` that were given, where neither it nor another format that has them is made."""
+    known = {flag.name for name in made for flag in format_named(name).flags}
+    for flag in owner.flags:
+        if command in flag.commands and flag.name not in known and is_given(choices.get(flag.key)):
+            yield flag.name
+
+
+def resolve_format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
+    """The format of a profile for this model. What it cannot hold is refused now, not after hours of calibration."""
+    chosen = format_of_runtime(profile.runtime)
+    return chosen.resolve(
+        profile,
+        source,
+        quant=quants.of(chosen.name),
+        choices=options.choices,
+        intermediate_size=options.prune.intermediate_size,
+    )
+
+
+def inputs_of(options: BuildOptions) -> list[Path]:
+    """The files and directories that the build reads."""
+    asked = options.prune
+    texts = (*asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
+    learned = asked.recover.text if asked.recover is not None else ()
+    chosen = (value for value in options.choices.values() if isinstance(value, Path))
+    return existing(options.model, *texts, *learned, *chosen)
+
+
+@dataclass(frozen=True)
+class Quants:
+    """`--quant TYPE` or `--quant FORMAT=TYPE`, as given.
+
+    Attributes:
+        plain: the type of the only format.
+        named: types by format.
+    """
+
+    plain: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, name: str) -> str | None:
+        """The type asked for a format, None for the target's."""
+        return self.named.get(name, self.plain)
+
+
+def parse_quants(values: Sequence[str], formats: Sequence[str]) -> Quants:
+    """Read `--quant` for a build of `formats`.
+
+    Raises:
+        UsageError: a type without its format where there are several, a format twice, or one that is not built.
+    """
+    plain: str | None = None
+    named: dict[str, str] = {}
+    for value in values:
+        name, separator, quant = value.partition("=")
+        if not separator:
+            if plain is not None:
+                raise UsageError(f"--quant {value}: a type was given already", "give one a format: --quant gguf=Q8_0")
+            plain = value
+        elif name not in formats or not quant:
+            known = ", ".join(f"--quant {each}=TYPE" for each in formats)
+            raise UsageError(f"--quant {value}: no format of this build", f"write {known}")
+        elif name in named:
+            raise UsageError(f"--quant {value}: {name} has the type {named[name]} already", "give it once")
+        else:
+            named[name] = quant
+    if plain is not None and (len(formats) > 1 or named):
+        known = " ".join(f"--quant {name}=TYPE" for name in formats)
+        raise UsageError(f"--quant {plain}: of which format?", f"write {known}")
+    return Quants(plain, named)

@@ -1,0 +1,298 @@
+"""The pipeline behind `compact-edge build`: plan, prune, export, check, compare, publish.
+
+Each stage is a function of frozen values and keeps its result in the cache; this module only strings them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compact.base.cache import Cache, open_cache
+from compact.base.errors import GateError
+from compact.base.files import check_free_space
+from compact.base.licences import NamingLicence, derived_name, licence_note
+from compact.base.progress import Progress
+from compact.calibration.calibration_set import Calibration
+from compact.calibration.evaluation_text import NAME, default_evaluation_text
+from compact.decide import decide, pruned_checkpoint, read_decision
+from compact.pruning.budget import Sizes
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.plan import PrunePlan
+from compact.pruning.ranking import rank_vocabulary
+from compact.sources.model_source import TINY, ModelSource, open_source
+from compact.texts.documents import read_documents
+from compact.vocabulary.language_costs import language_costs
+from compact_edge.build.fit import check_fit, largest_of
+from compact_edge.build.method_report import how_words, plan_words
+from compact_edge.build.options import BuildOptions, by_format, check_options, inputs_of, parse_quants, resolve_format
+from compact_edge.build.publication import publish_build
+from compact_edge.build.result import BuildResult, Compute, FormatResult, VariantResult
+from compact_edge.build.variant import cached_value, evaluate_variant, sizes_by_part
+from compact_edge.output import check_output
+from exporters.base import Format
+from exporters.card import licence_of
+from exporters.format_values import ORIGINAL, PRUNED, Measurements, Request, Target, Variant
+from exporters.gate import MEMORY_SHARE, ParityReport, fits_in_memory
+
+if TYPE_CHECKING:
+    from targets.profile import Profile
+
+# What both models are asked when the user names no prompt.
+PROMPT = "Why is the sky blue?"
+TINY_PROMPT = "What does `os.path.join` do?"
+# Raised when the gate's meaning changes for an equal artifact.
+_GATE_VERSION = 4
+
+
+def resolve_compute(options: BuildOptions) -> Compute:
+    """The options' `auto` made definite."""
+    from compact.base.devices import default_threads, resolve_device, resolve_dtype
+
+    device = resolve_device(options.prune.device)
+    dtype = str(resolve_dtype(options.prune.dtype, device)).removeprefix("torch.")
+    return Compute(device, dtype, options.threads or default_threads())
+
+
+def build(options: BuildOptions, progress: Progress) -> BuildResult:
+    """Run the whole road and publish the result.
+
+    Raises:
+        OutputExistsError, UsageError, BudgetError: before any work is done.
+        GateError: the parity gate failed, or the artifact is over the target's budget; nothing is published.
+        CompactEdgeError: what the stages raise.
+    """
+    from targets.profile import load_profile
+
+    return build_for(options, by_format([load_profile(name) for name in options.targets]), progress)
+
+
+def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: Progress) -> BuildResult:
+    """`build` for profiles that are loaded already, one a format; `options.targets` is not looked at."""
+    quants = parse_quants(options.quants, tuple(profiles))
+    check_options(options, profiles, quants)
+    with open_cache(enabled=options.use_cache) as cache:
+        source = open_source(options.model, cache, progress)
+        licence = licence_of(source)
+        out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
+        check_output(out, force=options.force, inputs=inputs_of(options))
+        # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
+        check_free_space(cache.root, 6 * source.n_params)
+        check_free_space(out.parent, 2 * source.n_params)
+        formats = [resolve_format(options, profile, quants, source) for profile in profiles.values()]
+        result = _run(options, formats, source, licence, out, cache, progress)
+        return replace(result, formats=publish_build(options, result))
+
+
+def _run(
+    options: BuildOptions,
+    formats: Sequence[Format],
+    source: ModelSource,
+    licence: NamingLicence | None,
+    out: Path,
+    cache: Cache,
+    progress: Progress,
+) -> BuildResult:
+    notes = [source.note] if source.note else []
+    if licence is not None:
+        notes.append(licence_note(licence, source.directory, card=True))
+        progress.note(notes[-1])
+    model_name = derived_name(source.name, licence)
+    compute = resolve_compute(options)
+    eval_name, text = _evaluation_text(options)
+    pruning = replace(options.prune, channel_grid=math.lcm(*(each.channel_grid for each in formats)))
+    context = Context(source, pruning, cache, progress)
+    calibration = context.once(calibration_for)
+    pruned_name = options.name or f"{model_name}-compact"
+    size_of = None
+    if pruning.fit_bytes is not None:
+        whole = Sizes(source.vocab_size, source.intermediate_size)
+        longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
+        size_of = largest_of(formats, source, context.once(rank_vocabulary), pruned_name, longest)
+    decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
+    plan = decision.plan
+    pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
+    prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
+    original = Request(
+        label=ORIGINAL,
+        checkpoint=source.directory,
+        checkpoint_id=source.id,
+        name=model_name,
+        description=f"{source.name}, unpruned",
+        published=options.with_baseline,
+        source=source,
+        calibration=calibration,
+        pre=plan.pre,
+        unpruned=source.directory,
+    )
+    smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
+
+    def outcome(artifact_format: Format) -> FormatResult:
+        before = None
+        baseline_kl = None
+        if options.baseline:
+            variant = _variant(original, artifact_format, cache, progress)
+            baseline_kl = _baseline_kl(artifact_format, variant, calibration, cache) if options.check else None
+            before = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=None)
+        variant = _variant(smaller, artifact_format, cache, progress)
+        own_notes = artifact_format.notes(variant.artifact)
+        for note in own_notes:
+            progress.note(note)
+        check_storage(artifact_format.target, variant.artifact.size_bytes)
+        check_fit(pruning.fit_bytes, variant.artifact.size_bytes)
+        parity = None
+        if options.check:
+            parity = _gate(artifact_format, variant, smaller, baseline_kl, cache, progress)
+            parity.require()
+        after = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=parity)
+        check_memory(artifact_format.target, artifact_format, after.measured)
+        return FormatResult(artifact_format, before, after, own_notes)
+
+    return BuildResult(
+        source=source,
+        plan=plan,
+        pruning=pruning,
+        calibration=calibration,
+        formats=tuple(outcome(each) for each in formats),
+        languages=language_costs(source.directory, pruned),
+        eval_name=eval_name,
+        prompt=prompt,
+        compute=compute,
+        out=out,
+        notes=notes,
+        licence=licence,
+        reused=list(cache.reused),
+    )
+
+
+def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpoint_id: str, name: str) -> Request:
+    """The request for the pruned checkpoint's artifact, from that of the unpruned one."""
+    source = original.source
+    removed = 1 - sizes_by_part(checkpoint)["total"] / source.n_params
+    return replace(
+        original,
+        label=PRUNED,
+        checkpoint=checkpoint,
+        checkpoint_id=checkpoint_id,
+        name=name,
+        description=_description(source, removed, plan.sizes, plan_words(plan)),
+        published=True,
+        plan_id=plan.id,
+    )
+
+
+def _description(source: ModelSource, removed: float, sizes: Sizes, how: tuple[str, str]) -> str:
+    """One line for the pruned artifact's metadata."""
+    cut, behind = how
+    return (
+        f"{source.name} with {removed:.1%} of its parameters removed by {cut}: "
+        f"vocabulary {source.vocab_size} -> {sizes.vocab_size}, "
+        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}{behind}"
+    )
+
+
+def _variant(request: Request, artifact_format: Format, cache: Cache, progress: Progress) -> Variant:
+    artifact = artifact_format.make(request, cache, progress)
+    return Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)
+
+
+def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
+    if options.eval_text is None:
+        return NAME, default_evaluation_text()
+    return options.eval_text.name, "\n\n".join(read_documents(options.eval_text))
+
+
+def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibration, cache: Cache) -> float | None:
+    """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
+    # Do not cache this when memory was short; a later run may have enough.
+    if not _is_whole(variant):
+        return None
+    key = {
+        "version": _GATE_VERSION,
+        "artifact": variant.artifact.sha256,
+        "texts": calibration.id,
+        **artifact_format.versions(),
+    }
+    value = cached_value(
+        cache, "baseline-kl", key, lambda: {"mean_kl": artifact_format.baseline_kl(variant, calibration)}
+    )["mean_kl"]
+    return None if value is None else float(value)
+
+
+def _is_whole(variant: Variant) -> bool:
+    """Whether memory suffices to hold the whole model beside its artifact."""
+    return fits_in_memory(variant.checkpoint, variant.artifact.size_bytes, MEMORY_SHARE)
+
+
+def _gate(
+    artifact_format: Format,
+    variant: Variant,
+    request: Request,
+    baseline_kl: float | None,
+    cache: Cache,
+    progress: Progress,
+) -> ParityReport:
+    def check() -> dict[str, Any]:
+        return artifact_format.check(variant, request, baseline_kl, progress).as_dict()
+
+    key = {
+        "version": _GATE_VERSION,
+        "artifact": variant.artifact.sha256,
+        "checkpoint": variant.checkpoint_id,
+        "texts": request.calibration.id,
+        "baseline_kl": baseline_kl,
+        # A report that short memory made partial is no answer on a day with more.
+        "whole": _is_whole(variant),
+        **artifact_format.versions(),
+    }
+    return ParityReport.from_dict(cached_value(cache, "parity", key, check))
+
+
+def _compare(
+    artifact_format: Format,
+    variant: Variant,
+    text: str,
+    prompt: str,
+    compute: Compute,
+    cache: Cache,
+    progress: Progress,
+    *,
+    parity: ParityReport | None,
+) -> VariantResult:
+    threads = compute.threads
+    evaluation, artifact_evaluation = evaluate_variant(
+        artifact_format,
+        variant,
+        text,
+        cache,
+        device=compute.device,
+        dtype=compute.dtype,
+        threads=threads,
+        progress=progress,
+    )
+    measured = artifact_format.measure(variant, text, prompt, threads)
+    return VariantResult(variant, sizes_by_part(variant.checkpoint), evaluation, artifact_evaluation, parity, measured)
+
+
+def check_storage(target: Target, n_bytes: int) -> None:
+    """Raise GateError where an artifact's files are over the target's storage budget."""
+    _check_budget(target, "storage", target.storage_budget_bytes, n_bytes)
+
+
+def check_memory(target: Target, artifact_format: Format, measured: Measurements | None) -> None:
+    """Raise GateError where the memory measured here, if it says anything of the target, is over its budget."""
+    if measured is not None and artifact_format.measured_as_on_target:
+        _check_budget(target, "memory", target.memory_budget_bytes, measured.speed.resident_bytes)
+
+
+def _check_budget(target: Target, what: str, budget: int | None, used: int) -> None:
+    """Storage and memory; speed budgets need the device itself."""
+    if budget is not None and used > budget:
+        raise GateError(
+            f"{what} budget of target {target.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
+            "remove more (--ratio), or choose a smaller --quant",
+        )

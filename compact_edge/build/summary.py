@@ -1,0 +1,206 @@
+"""The closing summary of a build: one small table, before -> after at the same type, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compact_edge.build import method_report, vocabulary_report
+from compact_edge.build.search_report import print_search
+from compact_edge.terminal.console import one_line
+
+if TYPE_CHECKING:
+    from compact_edge.build.result import BuildResult, FormatResult, VariantResult
+    from exporters.format_values import Measurements
+
+_REPLY_WIDTH = 600
+
+
+def as_json(result: BuildResult) -> dict[str, Any]:
+    """The result for `--json`: everything the summary says, with timings marked as this machine's."""
+    return {
+        "out": str(result.out),
+        "model": result.source.name,
+        "hub": result.source.hub_reference,
+        "plan_id": result.plan.id,
+        **method_report.as_json(result.plan),
+        **vocabulary_report.as_json(result.plan),
+        "search": result.plan.search,
+        "formats": {outcome.format.name: _outcome(outcome) for outcome in result.formats},
+        "evaluation_text": result.eval_name,
+        "languages": [
+            {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
+        ],
+        "prompt": result.prompt,
+        "threads": result.compute.threads,
+        "dtype": result.compute.dtype,
+        "notes": result.notes,
+        "stages_reused": result.reused,
+    }
+
+
+def _outcome(outcome: FormatResult) -> dict[str, Any]:
+    after = outcome.after
+    return {
+        "target": outcome.format.target.name,
+        "artifact": outcome.files[0],
+        "artifact_files": list(outcome.files),
+        "before": None if outcome.before is None else _variant(outcome.before),
+        "after": _variant(after),
+        "parity": None if after.parity is None else after.parity.as_dict(),
+        "notes": outcome.notes,
+    }
+
+
+def _variant(compared: VariantResult) -> dict[str, Any]:
+    artifact, scored = compared.variant.artifact, compared.artifact_evaluation
+    return {
+        "parameters": compared.parts,
+        "quant": artifact.quant,
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "bits_per_byte": {
+            "checkpoint": compared.evaluation.bits_per_byte,
+            "artifact": None if scored is None else scored.bits_per_byte,
+        },
+        "this_machine": None if compared.measured is None else compared.measured.as_dict(),
+    }
+
+
+def rows(outcome: FormatResult, dtype: str) -> list[tuple[str, str, str, str]]:
+    """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`.
+
+    What was not measured on this machine reads `-`.
+    """
+    before, after = outcome.before, outcome.after
+
+    def row(name: str, value: Callable[[VariantResult], float | None], shown_as: str) -> tuple[str, str, str, str]:
+        new = value(after)
+        shown = "-" if new is None else shown_as.format(new)
+        if before is None:
+            return name, "", shown, ""
+        old = value(before)
+        change = f"{new / old - 1:+.1%}" if old and new is not None else ""
+        return name, "-" if old is None else shown_as.format(old), shown, change
+
+    def short_run(name: str, value: Callable[[Measurements], float], shown_as: str) -> tuple[str, str, str, str]:
+        return row(f"{name} *", lambda c: None if c.measured is None else value(c.measured), shown_as)
+
+    return [
+        row("parameters", lambda c: c.parts["total"] / 1e6, "{:.2f}M"),
+        row("file size", lambda c: c.variant.artifact.size_bytes / 1e6, "{:.2f} MB"),
+        row("bits per weight", lambda c: c.variant.artifact.bits_per_weight, "{:.2f}"),
+        short_run("resident memory", lambda m: m.speed.resident_bytes / 1e6, "{:.0f} MB"),
+        short_run("prefill, tokens/s", lambda m: m.prefill, "{:,.1f}"),
+        short_run("decode, tokens/s", lambda m: m.decode, "{:,.1f}"),
+        short_run("decode, characters/s", lambda m: m.decode * m.characters_per_token, "{:,.0f}"),
+        row(f"bits per byte, {dtype}", lambda c: c.evaluation.bits_per_byte, "{:.3f}"),
+        row(
+            f"bits per byte, {after.variant.artifact.quant}",
+            lambda c: None if c.artifact_evaluation is None else c.artifact_evaluation.bits_per_byte,
+            "{:.3f}",
+        ),
+    ]
+
+
+def losses(outcome: FormatResult, dtype: str) -> list[str]:
+    """Pruning loss and quantisation loss apart, in bits per byte."""
+    after = outcome.after
+    lines = []
+    if outcome.before is not None:
+        pruning = after.evaluation.bits_per_byte - outcome.before.evaluation.bits_per_byte
+        lines.append(f"pruning loss {pruning:+.3f} bits per byte ({dtype}, after - before)")
+    if after.artifact_evaluation is not None:
+        quant = after.artifact_evaluation.bits_per_byte - after.evaluation.bits_per_byte
+        types = f"{after.variant.artifact.quant} - {dtype}"
+        lines.append(f"quantisation loss {quant:+.3f} bits per byte ({types}, after pruning)")
+    return lines
+
+
+def print_summary(result: BuildResult) -> None:
+    """Write the summary to stdout, as a table on every kind of terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    # Prose is wrapped at words on a terminal. A pipe or a log has no width; rich would guess 80 and wrap there too.
+    soft = not console.is_terminal
+    threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
+    dtype = result.compute.dtype
+    if result.plan.search is not None:
+        print_search(result.plan.search)
+    for outcome in result.formats:
+        after = outcome.after
+        name = f"{result.source.name}, {after.variant.artifact.quant}"
+        if len(result.formats) > 1:
+            name += f" ({outcome.format.name})"
+        table = Table(title=Text(one_line(name)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        table.add_column("")
+        for column in ("before", "after", "change"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows(outcome, dtype):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        fine = (
+            f"* a short run on this machine with {outcome.format.engine}, {threads}; "
+            f"bits per byte on {result.eval_name} ({after.evaluation.n_bytes:,} bytes, lower is better)"
+        )
+        for line in (fine, *losses(outcome, dtype), *_parity(after)):
+            console.print(Text(one_line(line)), soft_wrap=soft)
+    for line in method_report.gain_lines(result.plan, result.pruning):
+        console.print(Text(one_line(line)), soft_wrap=soft)
+    for line in vocabulary_report.lines(result.plan, result.languages):
+        console.print(Text(one_line(line)), soft_wrap=soft)
+    console.print()
+    _print_replies(result, None if soft else console.width)
+    for line in (*method_report.less_loss(result.source, result.plan, result.pruning), *next_commands(result)):
+        click.echo(line)
+
+
+def _parity(after: VariantResult) -> list[str]:
+    report = after.parity
+    if report is None:
+        return ["parity gate: skipped (--no-check)"]
+    word = f"passed in part, {report.why_partial}" if report.partial else "passed"
+    return [f"parity gate: {word}", *(f"- {check.name}: {check.detail}" for check in report.checks)]
+
+
+def _print_replies(result: BuildResult, width: int | None) -> None:
+    """The prompt and what each model answers, wrapped at `width` columns where there is a terminal."""
+    click.echo(f"prompt: {one_line(result.prompt)}")
+    for outcome in result.formats:
+        of = f", {outcome.format.name}" if len(result.formats) > 1 else ""
+        for name, variant in (("before", outcome.before), ("after", outcome.after)):
+            if variant is None or variant.measured is None or variant.measured.reply is None:
+                continue
+            reply = variant.measured.reply
+            short = reply if len(reply) <= _REPLY_WIDTH else reply[:_REPLY_WIDTH] + " ..."
+            lines = [one_line(line) for line in short.splitlines() if line.strip()] or ["(no text)"]
+            if width is not None:
+                lines = [part for line in lines for part in wrap(line, max(20, width - 4))]
+            click.echo("\n    ".join((f"{name}{of}:", *lines)))
+    click.echo()
+
+
+def next_commands(result: BuildResult) -> list[str]:
+    """What to run next, ready to paste."""
+    here = Path.cwd()
+    path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
+    lines = [f"wrote {result.out}", "next:", f"  compact-edge verify {shlex.quote(str(path))}"]
+    for outcome in result.formats:
+        variant = outcome.after.variant
+        folder = path / outcome.format.name
+        opened = shlex.quote(str(outcome.format.published(folder, outcome.files)))
+        lines.append(f"  compact-edge eval {opened} --text YOUR_TEXT")
+        lines += [f"  {line}" for line in outcome.format.commands(folder, outcome.files, variant.checkpoint)]
+        if any((result.out / name).is_dir() for name in ("baseline", f"baseline-{outcome.format.name}")):
+            lines.append(f"  compact-edge bench {shlex.quote(str(folder))}")
+    return lines

@@ -1,0 +1,1 @@
+"""The command line: the table of commands, exit codes, and the commands."""

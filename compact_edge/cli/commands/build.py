@@ -1,0 +1,91 @@
+"""`compact-edge build`: the whole road in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compact_edge.flags import (
+    DIRECTORY,
+    FILE,
+    QuantCommand,
+    budget_options,
+    calibration_options,
+    compute_options,
+    format_choices,
+    format_options,
+    prune_options,
+    recovery_options,
+)
+
+
+@click.command(cls=QuantCommand)
+@click.argument("model", default="tiny")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    help="Device profile: a name of `compact-edge targets`, or a TOML file. Give it once a format.",
+)
+@budget_options
+@click.option(
+    "--quant",
+    "quants",
+    multiple=True,
+    help="Type, as llama.cpp or onnxruntime-genai names it, or `list` (default: the target's); FORMAT=TYPE for each of "
+    "several formats.",
+)
+@format_options("build")
+@calibration_options
+@recovery_options
+@compute_options
+@click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
+@click.option("--no-baseline", is_flag=True, help="Do not make or measure the unpruned model.")
+@click.option("--no-check", is_flag=True, help="Skip the parity gate.")
+@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
+@click.option("--prompt", help="What both models are asked at the end.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores less one).")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
+def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json: bool, **values: Any) -> None:
+    """Prune MODEL, export it for a target, check it against the original and compare both.
+
+    With a target of each format (--target gguf --target onnx) the model is pruned once and exported to both.
+
+    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
+    """
+    from compact_edge.build import summary
+    from compact_edge.build.options import BuildOptions
+    from compact_edge.build.pipeline import build
+    from compact_edge.cli.library_env import quiet_libraries
+    from compact_edge.terminal.console import Console, print_json
+
+    quiet_libraries(model, *values["calibration"], *values["recover_text"])
+    out: Path | None = values["out"]
+    options = BuildOptions(
+        model=model,
+        targets=targets,
+        prune=prune_options(values),
+        quants=quants,
+        choices=format_choices(values, "build"),
+        out=out,
+        force=values["force"],
+        baseline=not values["no_baseline"],
+        with_baseline=values["with_baseline"],
+        check=not values["no_check"],
+        eval_text=values["eval_text"],
+        prompt=values["prompt"],
+        threads=values["threads"],
+        use_cache=not values["no_cache"],
+    )
+    result = build(options, Console())
+    if as_json:
+        print_json(summary.as_json(result))
+    else:
+        summary.print_summary(result)

@@ -1,1 +1,0 @@
-"""One module a command; heavy imports stay inside the functions."""

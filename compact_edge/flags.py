@@ -1,0 +1,373 @@
+"""Options that several commands share: the budget and the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compact.pruning.methods import DEFAULT_METHOD, METHODS, method_named, methods_help
+from compact.pruning.recover_options import RECOVERIES, TRAINED
+
+if TYPE_CHECKING:
+    from compact.pruning.options import PruneOptions
+    from compact.pruning.recover_options import RecoverOptions
+    from exporters.format_values import Flag
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+class SectionOption(click.Option):
+    """An option that brings its heading of the help."""
+
+    def __init__(self, *args: Any, section: str | None = None, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.section = section
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows the shared options under a heading for each subject, after its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of no subject first."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in _SUBJECTS}}
+        titles = {name: title for title, group in _SUBJECTS.items() for name in _names(group)}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                own = parameter.section if isinstance(parameter, SectionOption) else None
+                title = own or titles.get(parameter.name or "", "Options")
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class QuantCommand(GroupedCommand):
+    """A command whose `--quant list` prints the list of types and ends, whatever else is or is not on the line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Print the list where it is asked for; else parse as usual."""
+        asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
+        if asked:
+            from compact_edge.terminal.quant_table import print_quants
+
+            print_quants(as_json="--json" in args)
+            ctx.exit(0)
+        return super().parse_args(ctx, args)
+
+
+def split_codes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`en,de` and `--languages en --languages de` are the same."""
+    return tuple(code.strip() for value in values for code in value.split(",") if code.strip())
+
+
+def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    from compact.pruning.budget_options import parse_coverage
+
+    return None if value is None else parse_coverage(value)
+
+
+_BUDGET = (
+    click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
+    click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
+    click.option(
+        "--vocab-coverage",
+        metavar="SHARE",
+        callback=_coverage,
+        help="Instead of --vocab-size: the smallest vocabulary that keeps this share of the languages' tokens whole, "
+        "such as 99.9%.",
+    ),
+    click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
+    click.option(
+        "--fit",
+        metavar="SIZE",
+        help="GGUF: most bytes of the file, such as 400MB or 60MiB; sizes are searched (--split auto).",
+    ),
+    click.option(
+        "--split",
+        metavar="auto|V:FFN",
+        help="How --ratio or --fit is shared between vocabulary and FFN: auto searches by bits per byte; 70:30 gives "
+        "the shares (default: auto of --fit; of --ratio a fixed rule).",
+    ),
+)
+_RANKING = (
+    click.option(
+        "--pad-vocab-to-multiple-of",
+        type=click.IntRange(1, 4096),
+        default=1,
+        show_default=True,
+        help="Make the final vocab_size a multiple of this.",
+    ),
+    click.option(
+        "--languages",
+        multiple=True,
+        metavar="CODES",
+        callback=split_codes,
+        help="Keep the vocabulary of these languages: BCP 47 codes, and code, such as en,de,code (default: the scripts "
+        "of the calibration text). Needs the extra `languages`.",
+    ),
+    click.option(
+        "--vocab-rank",
+        type=click.Choice(["auto", "merges"]),
+        default="auto",
+        show_default=True,
+        help="auto: rank tokens by --languages, or by the scripts of the calibration text. merges: by merge order "
+        "alone, as in the paper.",
+    ),
+    click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text too."),
+    click.option(
+        "--vocab-floor",
+        type=click.IntRange(0),
+        help="With --vocab-corpus: keep this many droppable tokens as they are ranked without it (default: half of "
+        "them; 0: none).",
+    ),
+    click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
+    click.option(
+        "--method",
+        type=click.Choice(list(METHODS)),
+        default=DEFAULT_METHOD,
+        show_default=True,
+        help=methods_help(),
+    ),
+    click.option(
+        "--repair-tokens",
+        type=click.Choice(["final", "common"]),
+        help="With --method repair, what it is fitted to. final: the text as the pruned tokenizer cuts it. common: as "
+        "the original one does, without the tokens that are dropped (default: final).",
+    ),
+)
+_CALIBRATION = (
+    click.option(
+        "--calibration",
+        multiple=True,
+        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
+        "stdlib-prose, self (text that the model writes). Given several times, each gives an equal share. "
+        "A model from the Hub takes allenai/c4 unless you say otherwise.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=int,
+        help="Tokens of the calibration set (default: 32768; of a Hub data set 524288; for tiny 8192).",
+    ),
+    click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Draws the calibration set, and the order of the text to learn from.",
+    ),
+)
+_COMPUTE = (
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        help="Where the model runs: calibration, repair, training. auto: cuda where there is one, else cpu.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Type that it computes in there; what is trained stays float32. auto: float32 on a CPU, else bfloat16.",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a calibration pass."
+    ),
+)
+
+
+_RECOVERY = (
+    click.option(
+        "--recover",
+        type=click.Choice(RECOVERIES),
+        help="Train what stays after the cut: the unpruned model teaches it on plain text. Not part of COMPACT.",
+    ),
+    click.option(
+        "--recover-text",
+        multiple=True,
+        help="Text to learn from, named as for --calibration (default: the calibration's). Several take equal shares.",
+    ),
+    click.option("--recover-tokens", type=click.IntRange(1), help="Budget of the training, in tokens."),
+    click.option(
+        "--recover-minutes",
+        type=float,
+        help="Budget of the training, in minutes (default: 30 where --recover-tokens is not given); with both, "
+        "whichever ends first.",
+    ),
+    click.option("--learning-rate", type=float, help="Of the training, at its highest (default: 0.0003)."),
+    click.option(
+        "--train",
+        type=click.Choice(TRAINED),
+        help="Weights that are trained: all, or the embedding and the LM head (default: all).",
+    ),
+)
+
+
+_SUBJECTS = {
+    "Sizes": _BUDGET,
+    "Vocabulary and channels": _RANKING,
+    "Calibration": _CALIBRATION,
+    "Recovery": _RECOVERY,
+    "Computation": _COMPUTE,
+}
+
+
+def pruning_choices() -> dict[str, tuple[str, ...]]:
+    """Of the shared options that take one of several words: the option's name -> the words."""
+    parameters = _pruning_command().params
+    return {p.name or "": tuple(p.type.choices) for p in parameters if isinstance(p.type, click.Choice)}
+
+
+def pruning_defaults() -> dict[str, Any]:
+    """What `prune_options` is given where no shared option is on the line."""
+    return _pruning_command().make_context("", []).params
+
+
+def _pruning_command() -> click.Command:
+    command = click.Command("", params=[])
+    for option in (*_BUDGET, *_RANKING, *_CALIBRATION, *_RECOVERY, *_COMPUTE):
+        option(command)
+    return command
+
+
+def _names(options: tuple[Callable[[Any], Any], ...]) -> list[str]:
+    """The parameters' names."""
+    command = click.Command("", params=[])
+    for option in options:
+        option(command)
+    return [parameter.name or "" for parameter in command.params]
+
+
+def _apply(options: tuple[Callable[[Function], Function], ...], function: Function) -> Function:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def budget_options(function: Function) -> Function:
+    """`--ratio` and everything else that says what to remove."""
+    return _apply((*_BUDGET, *_RANKING), function)
+
+
+def ranking_options(function: Function) -> Function:
+    """How tokens and channels are ranked, whatever the budget."""
+    return _apply(_RANKING, function)
+
+
+def calibration_options(function: Function) -> Function:
+    """`--calibration` and how much of it."""
+    return _apply(_CALIBRATION, function)
+
+
+def compute_options(function: Function) -> Function:
+    """Where and in what type the original model runs."""
+    return _apply(_COMPUTE, function)
+
+
+def recovery_options(function: Function) -> Function:
+    """Whether and how the pruned model is trained."""
+    return _apply(_RECOVERY, function)
+
+
+def format_options(command: str) -> Callable[[Function], Function]:
+    """The flags that belong to export formats, as `command` (`build` or `export`) has them."""
+
+    def decorate(function: Function) -> Function:
+        return _apply(tuple(_option(flag, command) for flag in _flags(command)), function)
+
+    return decorate
+
+
+def _flags(command: str) -> list[Flag]:
+    """Each once: formats may share one."""
+    from exporters.registry import formats
+
+    flags = {flag.name: flag for each in reversed(formats()) for flag in reversed(each.flags)}
+    return [flag for flag in reversed(flags.values()) if command in flag.commands]
+
+
+def _option(flag: Flag, command: str) -> Callable[[Any], Any]:
+    kind = {"is_flag": True} if flag.kind is bool else {"type": FILE if flag.kind is Path else flag.kind}
+    return click.option(
+        flag.name,
+        cls=SectionOption,
+        section=flag.section,
+        multiple=flag.multiple,
+        help=flag.export_help if command == "export" and flag.export_help is not None else flag.help,
+        **kind,
+    )
+
+
+def format_choices(values: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """The values of `format_options`, parsed. Raises UsageError for one that says nothing, such as a size."""
+    return {
+        flag.key: flag.parse(values[flag.key]) if flag.parse and values[flag.key] is not None else values[flag.key]
+        for flag in _flags(command)
+    }
+
+
+def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:
+    """`PruneOptions` from the values of the shared options; other keys are left alone.
+
+    Raises:
+        UsageError: options that exclude each other, one of a step that is not asked for, or words that are no size
+            or split.
+    """
+    from dataclasses import fields
+
+    from compact.base.errors import UsageError
+    from compact.pruning.budget_options import check_budget, parse_size
+    from compact.pruning.options import PruneOptions
+    from compact.pruning.ranking import check_ranking
+
+    names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
+    fit = values.get("fit")
+    fitted_to = values.get("repair_tokens")
+    if fitted_to is None:
+        names -= {"repair_tokens"}
+    elif "repair_tokens" not in method_named(values["method"]).options:
+        raise UsageError(f"--repair-tokens {fitted_to}: nothing is repaired", "add --method repair")
+    options = PruneOptions(
+        **{name: values[name] for name in names},
+        fit_bytes=None if fit is None else parse_size(fit),
+        channel_grid=channel_grid,
+        recover=_recover_options(values) if "recover" in values else None,
+    )
+    check_budget(options)
+    check_ranking(options)
+    return options
+
+
+def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
+    from compact.base.errors import UsageError
+    from compact.pruning.recover_options import RecoverOptions
+
+    # A value that is not given is the default of `RecoverOptions`.
+    options = {
+        "text": ("--recover-text", values["recover_text"] or None),
+        "tokens": ("--recover-tokens", values["recover_tokens"]),
+        "minutes": ("--recover-minutes", values["recover_minutes"]),
+        "learning_rate": ("--learning-rate", values["learning_rate"]),
+        "train": ("--train", values["train"]),
+    }
+    given = {name: (option, value) for name, (option, value) in options.items() if value is not None}
+    if values["recover"] is None:
+        for option, _ in given.values():
+            raise UsageError(f"{option}: nothing is trained", "add --recover distill")
+        return None
+    chosen = RecoverOptions(method=values["recover"], **{name: value for name, (_, value) in given.items()})
+    for name in chosen.text:
+        if chosen.text.count(name) > 1:
+            raise UsageError(f"--recover-text {name}: named twice", "name it once; every text gives an equal share")
+    return chosen

@@ -1,0 +1,1 @@
+"""`compact-edge inspect` and `curve`: where the parameters are, and what sizes cost."""

@@ -1,0 +1,1 @@
+"""`compact-edge eval`: accuracy on tasks, and one model against another."""

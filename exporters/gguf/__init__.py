@@ -1,0 +1,1 @@
+"""The format GGUF: its class, artifact, parity gate, sizes and memory."""

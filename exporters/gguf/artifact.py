@@ -1,0 +1,259 @@
+"""From a checkpoint directory to a finished GGUF in the cache: float file, importance matrix, quantization.
+
+Every step is keyed by what it depends on, so a build that changes the quantization alone keeps the importance matrix,
+and an identical build makes nothing anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from compact.architectures.table import family_of
+from compact.base.cache import Cache
+from compact.base.devices import default_threads
+from compact.base.errors import UsageError
+from compact.base.files import read_json_object, sha256_file, sha256_json
+from compact.base.progress import SILENT, Progress
+from compact.calibration.calibration_set import retokenise
+from compact.checkpoints.names import CONFIG
+from compact.checkpoints.shards import read_index
+from exporters.gguf_writer.metadata import GgufMetadata
+from exporters.gguf_writer.write import Quant, artifact_name, write_gguf
+from exporters.llamacpp.header import read_header
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
+
+IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
+# Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
+_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to make of a checkpoint.
+
+    Attributes:
+        checkpoint: a standard checkpoint directory.
+        checkpoint_id: sha256 that names its content.
+        quant: type, as llama.cpp names it.
+        name: model name for file name and metadata, without size and type.
+        pre: `tokenizer.ggml.pre`, None to take it from the tokenizer.
+        embedding_quant: type of `token_embd` (and of the tied head), None for llama.cpp's choice.
+        imatrix_file: a ready importance matrix instead of one measured here.
+        texts, texts_id: calibration texts for the importance matrix, and what names them.
+        texts_name: what the matrix says that it was measured on.
+        with_imatrix: measure the matrix also where the type uses none.
+        metadata: `general.*` keys.
+    """
+
+    checkpoint: Path
+    checkpoint_id: str
+    quant: str
+    name: str
+    pre: str | None = None
+    embedding_quant: str | None = None
+    imatrix_file: Path | None = None
+    texts: tuple[str, ...] = ()
+    texts_id: str = ""
+    texts_name: str = ""
+    with_imatrix: bool = False
+    metadata: GgufMetadata = field(default_factory=GgufMetadata)
+
+
+@dataclass(frozen=True)
+class GgufArtifact:
+    """A finished GGUF in the cache.
+
+    Attributes:
+        path: the file.
+        quant: its type.
+        sha256, size_bytes: of the file.
+        n_params: parameters of the checkpoint.
+        summary: real bits per weight, and what fell back to a larger type.
+        imatrix_id: sha256 of the importance matrix used, or None.
+        embedding_type: the type that `token_embd` really has.
+        imatrix: the importance matrix used, or (`Export.with_imatrix`) measured beside it.
+    """
+
+    path: Path
+    quant: str
+    sha256: str
+    size_bytes: int
+    n_params: int
+    summary: QuantSummary
+    imatrix_id: str | None
+    embedding_type: str
+    imatrix: Imatrix | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def opened(self) -> Path:
+        """What our engine is given."""
+        return self.path
+
+    @property
+    def title(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Real bits per weight over all tensors."""
+        return self.summary.bits_per_weight
+
+
+def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
+    """`quant` where every row length in `config_sizes` is a multiple of its block, else `block32`."""
+    return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
+
+
+def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> GgufArtifact:
+    """Make the GGUF, or take it from the cache.
+
+    Raises:
+        UsageError: the type needs an importance matrix and there is nothing to measure one on.
+        CompactEdgeError: what the writer, the quantizer and the checkpoint's checks raise.
+    """
+    chosen = quant_named(export.quant)
+    measured: Imatrix | None = None
+    embedding = export.embedding_quant
+    if chosen.writer == "direct" and embedding is not None and embedding != chosen.name:
+        raise UsageError(
+            f"--embedding-quant {embedding}: {chosen.name} files have one type", "leave it out, or choose a 4-bit type"
+        )
+    if chosen.uses_imatrix or export.with_imatrix:
+        measured = importance_of(export, cache, progress)
+    matrix = measured if chosen.uses_imatrix else None
+    n_params = sum(ref.n_elements for ref in read_index(export.checkpoint).values())
+    name = artifact_name(export.name, n_params, chosen.name)
+    key = sha256_json(
+        {
+            "version": _VERSION,
+            "checkpoint": export.checkpoint_id,
+            "quant": chosen.name,
+            "embedding": embedding,
+            "imatrix": matrix.id if matrix is not None else None,
+            "metadata": _describe(export.metadata),
+            "name": name,
+            "pre": export.pre,
+            "engines": {package: version(package) for package in ("gguf", "llama-cpp-python")},
+        }
+    )
+    size = 4 * n_params
+
+    def make(work: Path) -> None:
+        if chosen.writer == "direct":
+            direct: Quant = chosen.name  # type: ignore[assignment]  # the table says which names are written directly
+            write_gguf(
+                export.checkpoint, work / name, direct, pre=export.pre, metadata=export.metadata, progress=progress
+            )
+            return
+        from exporters.llamacpp.quantize import quantize_gguf
+
+        source = work / "float.gguf"
+        lossless = lossless_type(export.checkpoint)
+        write_gguf(export.checkpoint, source, lossless, pre=export.pre, metadata=export.metadata, progress=progress)
+        quantize_gguf(
+            source,
+            work / name,
+            chosen.name,
+            imatrix=matrix,
+            embedding_quant=embedding,
+            n_threads=default_threads(),
+            progress=progress,
+        )
+        source.unlink()
+
+    path = cache.get_or_make("gguf", key, make, needed_bytes=size) / name
+    header = read_header(path)
+    return GgufArtifact(
+        path=path,
+        quant=chosen.name,
+        sha256=cache.recorded_sha256("gguf", key, name),
+        size_bytes=path.stat().st_size,
+        n_params=n_params,
+        summary=summarize(
+            header.model_shape(str(path)), chosen.name, embedding_quant=embedding, has_imatrix=matrix is not None
+        ),
+        imatrix_id=matrix.id if matrix is not None else None,
+        embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
+        imatrix=measured,
+    )
+
+
+def lossless_type(checkpoint: Path) -> Quant:
+    """The float type that holds every tensor of a checkpoint exactly: its own where they share one, else F32."""
+    types = {ref.dtype for ref in read_index(checkpoint).values()}
+    if types == {"F16"}:
+        return "F16"
+    return "BF16" if types == {"BF16"} else "F32"
+
+
+def importance_of(export: Export, cache: Cache, progress: Progress = SILENT) -> Imatrix | None:
+    """The importance matrix of an export: the ready one, else one measured on its texts; None without both.
+
+    Raises UsageError where the type needs one, or it is asked for, and there is none.
+    """
+    from exporters.llamacpp.imatrix_files import read_imatrix, write_imatrix
+    from exporters.llamacpp.imatrix_torch import collect
+
+    if export.imatrix_file is not None:
+        return read_imatrix(export.imatrix_file)
+    if not export.texts:
+        if export.with_imatrix or quant_named(export.quant).needs_imatrix:
+            asking = "--save-imatrix" if export.with_imatrix else f"--quant {export.quant}"
+            raise UsageError(f"{asking}: needs an importance matrix", "give --calibration TEXT or --imatrix FILE")
+        return None
+    key = sha256_json({"version": _VERSION, "checkpoint": export.checkpoint_id, "texts": export.texts_id})
+
+    def make(work: Path) -> None:
+        config = read_json_object(export.checkpoint / CONFIG)
+        sequences = retokenise(export.texts, export.checkpoint, sequence_length=IMATRIX_CHUNK)
+        matrix = collect(
+            export.checkpoint, sequences, family=family_of(config, str(export.checkpoint / CONFIG)), progress=progress
+        )
+        write_imatrix(matrix, work / "imatrix.gguf")
+
+    matrix = read_imatrix(cache.get_or_make("imatrix", key, make) / "imatrix.gguf")
+    return replace(matrix, datasets=(export.texts_name,)) if export.texts_name else matrix
+
+
+def _describe(metadata: GgufMetadata) -> dict[str, Any]:
+    return {
+        "name": metadata.name,
+        "base_model": metadata.base_model,
+        "description": metadata.description,
+        "quantized_by": metadata.quantized_by,
+        "card": dict(metadata.card),
+        "extra": dict(metadata.extra),
+    }
+
+
+def fallback_note(artifact: GgufArtifact) -> str | None:
+    """One line for the user where more than 5% of the bytes are in a larger type than asked for, else None."""
+    summary = artifact.summary
+    if summary.fallback_share <= FALLBACK_SHARE:
+        return None
+    kinds = sorted({f"{wanted} -> {got}" for wanted, got in summary.fallbacks.values()})
+    hint = f"; --quant {summary.suggestion} fits these rows" if summary.suggestion else ""
+    return (
+        f"{artifact.quant}: {summary.fallback_share:.0%} of the bytes fell back to a larger type ({', '.join(kinds)}), "
+        f"{summary.bits_per_weight:.2f} bits per weight{hint}"
+    )
+
+
+def artifact_notes(artifact: GgufArtifact) -> list[str]:
+    """What the user should hear of the type: a fallback that costs size, a type that suits few models."""
+    notes = [note] if (note := fallback_note(artifact)) is not None else []
+    if artifact.quant in TRAINED_ONLY:
+        notes.append(f"{artifact.quant} is for models trained with binary or ternary weights; others become noise")
+    return notes
+
+
+def checkpoint_id(directory: Path) -> str:
+    """sha256 that names a checkpoint directory's content."""
+    names = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
+    return sha256_json({path.name: sha256_file(path) for path in names})

@@ -1,0 +1,379 @@
+"""GGUF: made by `exporters.gguf_writer.write` and llama.cpp's quantizer, opened by llama.cpp.
+
+What needs more than the standard library is imported inside functions: the command line reads this class for `--help`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compact.base.errors import DataError, UsageError
+from exporters.base import Format
+from exporters.format_values import (
+    ORIGINAL,
+    Choices,
+    Flag,
+    Measurements,
+    Request,
+    SizeRequest,
+    Target,
+    Variant,
+    is_given,
+)
+from exporters.gguf.flags import FLAGS
+from exporters.llamacpp.quant_types import QUANTS, ggml_type, grid, quant_named
+
+if TYPE_CHECKING:
+    from compact.base.cache import Cache
+    from compact.base.progress import Progress
+    from compact.calibration.calibration_set import Calibration
+    from compact.forward.evaluate import Evaluation, TextScorer
+    from compact.sources.model_source import ModelSource
+    from compact.vocabulary.token_pieces import TokenPieces
+    from exporters.gate import ParityReport
+    from exporters.gguf.artifact import GgufArtifact
+    from exporters.gguf.placing import FileOptions
+    from exporters.gguf.size import GgufSizes
+    from exporters.gguf_writer.metadata import GgufMetadata
+    from exporters.llamacpp.quant_list import QuantTable
+    from exporters.task_runtime import Runtime
+
+# Most positions that the card's command asks for: llama.cpp makes room for all of a model's own.
+_CARD_CONTEXT = 4096
+_ENDING = ".gguf"
+# Values that a row must be a multiple of. File types such as Q4_K_M mix tensor types of one block size.
+# Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
+_BLOCK_1 = ("F32", "F16", "BF16")
+_BLOCK_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
+_BLOCK_256_FILE = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_XS")
+_BLOCK_256_TENSOR = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+_SMALL_BLOCKS = {**dict.fromkeys(_BLOCK_1, 1), **dict.fromkeys(_BLOCK_32, 32)}
+
+
+@dataclass(frozen=True)
+class GgufFormat(Format):
+    """A GGUF of one type.
+
+    Attributes:
+        type_name: the type, as llama.cpp names it.
+        embedding: type of `token_embd`, None for llama.cpp's choice.
+        asked_embedding: what the user asked for.
+        imatrix: a ready importance matrix of the pruned model.
+        files: what else the folder holds.
+        window: what a user should know of the model's sliding window, None where the GGUF has it.
+    """
+
+    type_name: str
+    embedding: str | None
+    asked_embedding: str | None
+    imatrix: Path | None
+    files: FileOptions
+    window: str | None
+    name: ClassVar[str] = "gguf"
+    label: ClassVar[str] = "GGUF"
+    runtime: ClassVar[str] = "llama.cpp"
+    engine: ClassVar[str] = "llama.cpp"
+    engine_package: ClassVar[str | None] = "llama-cpp-python"
+    packages: ClassVar[tuple[str, ...]] = ("gguf", "llama-cpp-python", "torch", "transformers")
+    profile: ClassVar[str] = "gguf"
+    # What a checkpoint is, for others to quantise.
+    export_quant: ClassVar[str] = "F16"
+    suffix: ClassVar[str] = _ENDING
+    predicts_size: ClassVar[bool] = True
+    file_types: ClassVar[Mapping[str, int]] = {**_SMALL_BLOCKS, **dict.fromkeys(_BLOCK_256_FILE, 256)}
+    tensor_types: ClassVar[Mapping[str, int]] = {**_SMALL_BLOCKS, **dict.fromkeys(_BLOCK_256_TENSOR, 256)}
+    flags: ClassVar[tuple[Flag, ...]] = FLAGS
+
+    @classmethod
+    def quants(cls) -> tuple[str, ...]:
+        return tuple(QUANTS)
+
+    @classmethod
+    def quant_report(cls) -> dict[str, Any]:
+        from exporters.llamacpp.quant_list import REFERENCE, quant_rows, refused_rows
+
+        return {"reference": REFERENCE, "types": quant_rows(), "refused": refused_rows()}
+
+    @classmethod
+    def quant_tables(cls) -> Sequence[QuantTable]:
+        from exporters.llamacpp.quant_list import gguf_table
+
+        return [gguf_table()]
+
+    @classmethod
+    def check_choices(cls, target: Target, quant: str | None, choices: Choices) -> None:
+        del target
+        imatrix: Path | None = choices.get("imatrix")
+        if choices.get("embedding_quant") is not None:
+            ggml_type(choices["embedding_quant"])
+        if quant is not None:
+            chosen = quant_named(quant)
+            if imatrix is not None and not chosen.uses_imatrix:
+                raise UsageError(f"--imatrix: {chosen.name} files use none", "leave it out, or choose a 4-bit type")
+        if imatrix is not None and not imatrix.is_file():
+            raise DataError(f"--imatrix {imatrix}: no such file", "leave it out to have one measured")
+
+    @classmethod
+    def check_export(cls, target: Target, quant: str, choices: Choices) -> None:
+        del target
+        has_imatrix, measures = is_given(choices.get("imatrix")), bool(choices.get("calibration"))
+        if has_imatrix and measures:
+            raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
+        quant_named(quant)
+        if choices.get("save_imatrix") and not has_imatrix and not measures:
+            raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
+
+    @classmethod
+    def resolve(
+        cls,
+        target: Target,
+        source: ModelSource,
+        *,
+        quant: str | None = None,
+        choices: Choices | None = None,
+        intermediate_size: int | None = None,
+    ) -> GgufFormat:
+        """See `Format.resolve`. What a GGUF cannot hold is refused here, not after hours of calibration."""
+        from exporters.gguf.placing import FileOptions
+        from exporters.gguf.type_choice import chosen_types
+        from exporters.gguf_writer.write import check_exportable, window_note
+
+        del intermediate_size
+        given: Choices = choices or {}
+        embedding_quant = given.get("embedding_quant")
+        check_exportable(source.directory)
+        type_name, embedding = chosen_types(target, source.config, quant, embedding_quant)
+        files = FileOptions(
+            save_imatrix=bool(given.get("save_imatrix")),
+            modelfile=bool(given.get("modelfile")),
+            split_max_bytes=given.get("split_max_size"),
+        )
+        window = window_note(source.family, source.config)
+        return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window)
+
+    @property
+    def quant(self) -> str:
+        return self.type_name
+
+    @property
+    def channel_grid(self) -> int:
+        return grid(self.type_name)
+
+    def make(self, request: Request, cache: Cache, progress: Progress) -> GgufArtifact:
+        from exporters.gguf.artifact import Export, make_artifact
+        from exporters.gguf.placing import check_files
+
+        calibration = request.calibration
+        export = Export(
+            checkpoint=request.checkpoint,
+            checkpoint_id=request.checkpoint_id,
+            quant=self.type_name,
+            name=request.name,
+            pre=request.pre,
+            embedding_quant=self.embedding,
+            # A ready importance matrix is of one model; the unpruned one has another.
+            imatrix_file=None if request.label == ORIGINAL else self.imatrix,
+            texts=calibration.texts if request.measures else (),
+            texts_id=calibration.id,
+            texts_name=calibration.label,
+            with_imatrix=self.files.save_imatrix,
+            metadata=_metadata(request.source, request.name, request.description, request.plan_id),
+        )
+        artifact = make_artifact(export, cache, progress)
+        if request.published:
+            check_files(artifact, self.files)
+        return artifact
+
+    def sizes(self, request: SizeRequest) -> GgufSizes:
+        from exporters.gguf.size import gguf_sizes
+
+        # A plan's id is as long as any sha256.
+        longest = _metadata(request.source, request.name, request.description, request.source.id)
+        return gguf_sizes(
+            request.source,
+            request.ranking.always,
+            request.ranking.order,
+            self.type_name,
+            embedding_quant=self.embedding,
+            # A build always has one: a file, or one measured on the calibration's text.
+            has_imatrix=quant_named(self.type_name).uses_imatrix,
+            metadata=longest,
+        )
+
+    def notes(self, artifact: GgufArtifact) -> list[str]:
+        from exporters.gguf.artifact import artifact_notes
+
+        return [*([] if self.window is None else [self.window]), *artifact_notes(artifact)]
+
+    @classmethod
+    def recognises(cls, model: str) -> Path | None:
+        return Path(model) if model.lower().endswith(_ENDING) else None
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, threads: int, window: int | None = None) -> Iterator[TextScorer]:
+        from exporters.gguf.scoring import open_gguf
+
+        with open_gguf(path, threads=threads, window=window) as (scorer, _):
+            yield scorer
+
+    @classmethod
+    def pieces(cls, path: Path) -> TokenPieces:
+        from compact.checkpoints.gguf_file import read_gguf
+        from compact.sources.from_gguf_tokenizer import read_gguf_pieces
+
+        return read_gguf_pieces(read_gguf(path).values, str(path))
+
+    @classmethod
+    def score(
+        cls,
+        path: Path,
+        text: str,
+        *,
+        threads: int,
+        progress: Progress,
+        window: int | None = None,
+        label: str = "evaluating",
+    ) -> Evaluation:
+        from exporters.gguf.scoring import evaluate_gguf
+
+        return evaluate_gguf(path, text, threads=threads, progress=progress, window=window, label=label)
+
+    @classmethod
+    def open_for_tasks(cls, path: Path, *, threads: int, batch_size: int) -> Runtime:
+        from exporters.gguf.tasks import GgufRuntime
+
+        return GgufRuntime(path, threads=threads, batch_size=batch_size)
+
+    def measure(self, variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
+        """See `Format.measure`: speed, memory and the reply of llama.cpp."""
+        from exporters.gguf.scoring import measure_gguf
+
+        return measure_gguf(variant, text, prompt, threads)
+
+    def baseline_kl(self, variant: Variant, calibration: Calibration) -> float | None:
+        from exporters.gate import POSITIONS, mean_kl, reference_for
+        from exporters.llamacpp.engine import LlamaEngine
+
+        if variant.artifact.quant == "F32":
+            return None
+        reference = reference_for(variant.checkpoint, calibration.texts, greedy=False)
+        with LlamaEngine(variant.artifact.path, n_ctx=POSITIONS) as engine:
+            return mean_kl(reference, engine)
+
+    def check(self, variant: Variant, request: Request, baseline_kl: float | None, progress: Progress) -> ParityReport:
+        from exporters.gguf.parity import check_artifact
+
+        return check_artifact(
+            variant.checkpoint,
+            variant.artifact.path,
+            variant.artifact.quant,
+            request.calibration.texts,
+            unpruned=request.unpruned,
+            baseline_kl=baseline_kl,
+            pre=request.pre,
+            progress=progress,
+        )
+
+    def place(self, folder: Path, variant: Variant, *, check: bool) -> tuple[str, ...]:
+        from exporters.gguf.artifact import GgufArtifact
+        from exporters.gguf.placing import place_artifact
+
+        assert isinstance(variant.artifact, GgufArtifact)
+        return place_artifact(folder, variant.artifact, variant.checkpoint, self.files, check=check)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "quant": self.type_name,
+            "embedding_quant": self.asked_embedding,
+            "save_imatrix": self.files.save_imatrix,
+            "modelfile": self.files.modelfile,
+            "split_max_bytes": self.files.split_max_bytes,
+        }
+
+    def describe(self, artifact: GgufArtifact, names: Sequence[str]) -> dict[str, Any]:
+        return {"parts": list(names) if len(names) > 1 else None, "imatrix_id": artifact.imatrix_id}
+
+    def export_figures(self, artifact: GgufArtifact) -> dict[str, Any]:
+        return {"sha256": artifact.sha256, "imatrix_id": artifact.imatrix_id}
+
+    def usage(self, names: Sequence[str], checkpoint: Path, title: str) -> tuple[str, list[str]]:
+        from compact.base.files import read_json_object
+        from compact.checkpoints.names import CONFIG
+
+        positions = int(read_json_object(checkpoint / CONFIG).get("max_position_embeddings") or _CARD_CONTEXT)
+        lines = [f"llama-cli -m {names[0]} -c {min(positions, _CARD_CONTEXT)} {_mode(checkpoint)}"]
+        if self.files.modelfile:
+            if len(names) > 1:
+                lines.append(f"llama-gguf-split --merge {names[0]} {title}.gguf")
+            lines.append("ollama create NAME -f Modelfile")
+        return "console", lines
+
+    def commands(self, folder: Path, names: Sequence[str], checkpoint: Path) -> list[str]:
+        return [f"llama-cli -m {shlex.quote(str(folder / names[0]))} {_mode(checkpoint)}"]
+
+    def card_notes(self, names: Sequence[str]) -> list[str]:
+        if len(names) < 2:
+            return []
+        listed = ", ".join(f"`{name}`" for name in names)
+        return [f"In {len(names)} parts; llama.cpp opens the first and finds the others beside it: {listed}."]
+
+    @classmethod
+    def release_recipe(cls, target: Target, quant: str | None) -> dict[str, Any]:
+        if quant is not None:
+            return {}
+        keys = ("quantization", "quantization_block32", "embedding_quant")
+        return {key: getattr(target, key) for key in keys}
+
+    @classmethod
+    def from_manifest(
+        cls, recipe: Mapping[str, Any], target: Target, source: ModelSource, imatrix: Path | None = None
+    ) -> GgufFormat:
+        choices = {
+            "embedding_quant": recipe["embedding_quant"],
+            "imatrix": imatrix if recipe["imatrix"] else None,
+        }
+        return cls.resolve(target, source, quant=recipe["quant"], choices=choices)
+
+    def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
+        return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix}
+
+    @property
+    def long_name(self) -> str:
+        return self.type_name if self.embedding is None else f"{self.type_name}-embd-{self.embedding}"
+
+    @property
+    def uses_imatrix(self) -> bool:
+        return quant_named(self.type_name).uses_imatrix
+
+    @classmethod
+    def made_with(cls, quant: str) -> dict[str, Any] | None:
+        if quant_named(quant).writer == "direct":
+            return None
+        from exporters.llamacpp.engine_build import engine_build
+
+        return dict(engine_build().as_dict())
+
+
+def _metadata(source: ModelSource, name: str, description: str | None, plan_id: str | None) -> GgufMetadata:
+    from exporters.card import base_model_of, carried_to_gguf
+    from exporters.gguf_writer.metadata import GgufMetadata
+
+    return GgufMetadata(
+        name=name,
+        base_model=source.hub_id or base_model_of(source.directory),
+        description=description,
+        card={} if description is None else carried_to_gguf(source.directory),
+        extra={} if plan_id is None else {"compact_edge.plan_id": plan_id},
+    )
+
+
+def _mode(checkpoint: Path) -> str:
+    from exporters.card import has_chat_template
+
+    return "-cnv" if has_chat_template(checkpoint) else "-no-cnv -p 'Once upon a time'"

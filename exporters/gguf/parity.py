@@ -1,0 +1,157 @@
+"""The parity gate: is the artifact the model that it claims to be?
+
+llama.cpp reads the finished file in a child process and is compared with Transformers on the checkpoint: token ids,
+logits or mean KL, greedy text. Every check says what it compared and by what measure; a failed one fails the build.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from compact.base.progress import SILENT, Progress
+from compact.vocabulary.pretokenizers import loses_nfc
+from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix, tokenizer_parts
+from compact.vocabulary.tokenizer import load_tokenizer
+from exporters.gate import (
+    MEMORY_SHARE,
+    POSITIONS,
+    Check,
+    ParityReport,
+    check_float32,
+    check_kl,
+    fits_in_memory,
+    hf_ids,
+    mean_kl,
+    reference_for,
+    tokenizer_check,
+)
+from exporters.gguf.low_memory_checks import check_first_layers, check_tensors
+from exporters.gguf_writer.write import write_gguf
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.tokenizer_probe_texts import probe_texts
+
+
+def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> list[tuple[int, bool]]:
+    """(index, parse_special) of every text on which llama.cpp's ids differ from the HF tokenizer's."""
+    tokenizer = load_tokenizer(directory)
+    different: list[tuple[int, bool]] = []
+    for parse_special in (True, False):
+        ours = hf_ids(tokenizer, texts, parse_special=parse_special)
+        theirs = engine.tokenize(texts, parse_special=parse_special)
+        different += [(n, parse_special) for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    return different
+
+
+def check_tokenizer(
+    checkpoint: Path, artifact: Path, texts: Iterable[str], *, unpruned: Path | None, pre: str | None = None
+) -> Check:
+    """llama.cpp's token ids == the HF tokenizer's, on the stress text and on `texts`.
+
+    A difference is the runtime's own where it is gone once both handle the text alike (llama.cpp has no NFC, and its
+    own rule for the space in front of a text), or where the *unpruned* pair has it too: counted and named, not failed.
+
+    Args:
+        checkpoint: the (pruned) checkpoint directory.
+        artifact: its GGUF.
+        texts: further texts; those of the calibration.
+        unpruned: the source's checkpoint directory; None where there is none, and only the handling of text excuses.
+        pre: `tokenizer.ggml.pre` for the unpruned pair.
+    """
+    specials = list(load_tokenizer(checkpoint).get_added_vocab())
+    every = [*probe_texts(specials), *texts]
+    with LlamaEngine(artifact, vocab_only=True) as engine:
+        different = compare_ids(checkpoint, engine, every)
+        own = _text_handling(checkpoint, engine, every, different)
+    unexplained = [entry for entry in different if entry not in own]
+    if unexplained and unpruned is not None:
+        own |= _runtime_differences(unpruned, every, unexplained, pre)
+    failed = sorted({n for entry in unexplained if entry not in own for n in entry[:1]})
+    excused = sorted({n for n, _ in own} - set(failed))
+    return tokenizer_check(every, failed, excused, "with and without special tokens", "llama.cpp")
+
+
+def _text_handling(
+    checkpoint: Path, engine: LlamaEngine, texts: Sequence[str], candidates: Sequence[tuple[int, bool]]
+) -> set[tuple[int, bool]]:
+    """Those of `candidates` on which the ids agree once both handle the text alike.
+
+    llama.cpp has no NFC, and with a SentencePiece vocabulary it puts a space in front of whatever follows a special
+    token, where Metaspace may do so at the start of the text only, or not before a text that begins with a space.
+    """
+    if not candidates:
+        return set()
+    backend = load_tokenizer(checkpoint).backend_tokenizer
+    document = json.loads(backend.to_str())
+    nfc = loses_nfc(document)
+    if is_sentencepiece_bpe(document) and space_prefix(document):
+        parts = tokenizer_parts(prefix=True)
+        document |= {key: parts[key] for key in ("normalizer", "pre_tokenizer")}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(document))
+    elif not nfc:
+        return set()
+    explained: set[tuple[int, bool]] = set()
+    for n, parse_special in candidates:
+        backend.encode_special_tokens = not parse_special
+        ours = list(backend.encode(texts[n], add_special_tokens=False).ids)
+        text = backend.normalizer.normalize_str(texts[n]) if nfc else texts[n]
+        if engine.tokenize([text], parse_special=parse_special) == [ours]:
+            explained.add((n, parse_special))
+    return explained
+
+
+def _runtime_differences(
+    unpruned: Path, texts: Sequence[str], candidates: Sequence[tuple[int, bool]], pre: str | None
+) -> set[tuple[int, bool]]:
+    """Those of `candidates` on which the unpruned checkpoint and its GGUF differ as well."""
+    wanted = sorted({n for n, _ in candidates})
+    with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
+        vocabulary = Path(scratch) / "vocabulary.gguf"
+        write_gguf(unpruned, vocabulary, "F32", pre=pre, vocab_only=True)
+        with LlamaEngine(vocabulary, vocab_only=True) as engine:
+            found = compare_ids(unpruned, engine, [texts[n] for n in wanted])
+    return {(wanted[n], special) for n, special in found} & set(candidates)
+
+
+def check_artifact(
+    checkpoint: Path,
+    artifact: Path,
+    quant: str,
+    texts: Sequence[str],
+    *,
+    unpruned: Path | None,
+    baseline_kl: float | None,
+    pre: str | None = None,
+    progress: Progress = SILENT,
+) -> ParityReport:
+    """Run the whole gate on a finished GGUF.
+
+    Args:
+        checkpoint: the checkpoint that the artifact was exported from.
+        artifact: the GGUF.
+        quant: its type.
+        texts: calibration texts.
+        unpruned: the source's checkpoint, None where `checkpoint` is unpruned.
+        baseline_kl: mean KL of the unpruned artifact at the same type, None where it was not measured.
+        pre: `tokenizer.ggml.pre`.
+        progress: told of each check.
+    """
+    with progress.task("parity gate", 3, "checks") as task:
+        tokenizer = check_tokenizer(checkpoint, artifact, texts, unpruned=unpruned, pre=pre)
+        task.advance()
+        tensors = check_tensors(checkpoint, artifact)
+        task.advance()
+        if not fits_in_memory(checkpoint, artifact.stat().st_size, MEMORY_SHARE):
+            return ParityReport((tokenizer, tensors, *check_first_layers(checkpoint, texts, pre)), partial=True)
+        reference = reference_for(checkpoint, texts, greedy=quant == "F32")
+        with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
+            if quant == "F32":
+                checks = check_float32(reference, engine)
+            else:
+                checks = [check_kl(mean_kl(reference, engine), quant, baseline_kl)]
+        task.advance()
+    return ParityReport((tokenizer, tensors, *checks))

@@ -1,0 +1,63 @@
+"""Bits per byte of a GGUF through llama.cpp, and a short run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compact.base.progress import Progress
+from compact.forward.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate
+from exporters.format_values import Measurements, Variant
+from exporters.llamacpp.engine import LlamaEngine
+from exporters.short_run import short_run
+
+
+@contextmanager
+def open_gguf(path: Path, *, threads: int, window: int | None = None) -> Iterator[tuple[TextScorer, LlamaEngine]]:
+    """Open a GGUF in llama.cpp with a context of one window; the scorer, and the engine that it uses.
+
+    Raises what `LlamaEngine` raises.
+    """
+    with LlamaEngine(path, vocab_only=True) as vocabulary:
+        architecture = vocabulary.metadata["general.architecture"]
+        positions = int(vocabulary.metadata[f"{architecture}.context_length"])
+    size = min(window or DEFAULT_WINDOW, positions)
+    with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
+        bos = engine.bos if engine.add_bos else None
+        yield TextScorer(lambda text: engine.tokenize([text], parse_special=True)[0], engine.score, bos, size), engine
+
+
+def evaluate_gguf(
+    path: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
+) -> Evaluation:
+    """Bits per byte of a GGUF through llama.cpp: its own tokenizer, the same windows as for a checkpoint."""
+    with open_gguf(path, threads=threads, window=window) as (model, engine):
+        # llama.cpp puts a space in front of a text for this kind of vocabulary; it is no byte of the text.
+        kind, prefix = (engine.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
+        put_in_front = kind == "llama" and prefix != "false"
+        ids = model.encode(text)
+        first = engine.detokenize(ids[:1])
+        return evaluate(
+            ids,
+            text,
+            model.score,
+            bos=model.bos,
+            first_token_bytes=len(first) - (put_in_front and first.startswith(b" ")),
+            window=model.window,
+            progress=progress,
+            label=label,
+        )
+
+
+def measure_gguf(variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
+    """A short run of llama.cpp: speed and memory on the evaluation text, and the reply to a prompt."""
+    run = short_run(variant.checkpoint, text)
+    with LlamaEngine(variant.artifact.path, n_ctx=run.context, n_threads=threads) as engine:
+        speed = run.speed(engine.speed)
+        reply = None
+        if prompt is not None:
+            answer = engine.generate(run.prompt(prompt), run.reply_tokens, stop=engine.eog)
+            kept = [i for i in answer.ids if i not in engine.eog]
+            reply = engine.detokenize(kept).decode("utf-8", "replace").strip()
+    return Measurements(speed, run.characters_per_token, reply)

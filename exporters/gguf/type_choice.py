@@ -1,0 +1,37 @@
+"""Which GGUF types a target's model takes: what the user named, else the target's that fit the model's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compact.architectures.table import family_of
+from compact.checkpoints.names import CONFIG
+from exporters.format_values import Target
+from exporters.gguf.artifact import fitting_quant
+from exporters.llamacpp.quant_types import check_rows, ggml_type, quant_named
+
+
+def row_lengths(config: Mapping[str, Any]) -> Sequence[int]:
+    """Row lengths of a model's matrices that pruning keeps: hidden size, and the heads' width."""
+    head_dim = family_of(config, CONFIG).head_dim_of(config)
+    return int(config["hidden_size"]), int(config["num_attention_heads"]) * head_dim
+
+
+def chosen_types(
+    target: Target, config: Mapping[str, Any], quant: str | None, embedding_quant: str | None = None
+) -> tuple[str, str | None]:
+    """The type of the file, and that of the token embedding (None: llama.cpp's choice).
+
+    Raises:
+        UsageError: an unknown type. BudgetError: rows that the type cannot hold.
+    """
+    lengths = row_lengths(config)
+    if quant is not None:
+        check_rows(quant, lengths)
+        return quant_named(quant).name, embedding_quant
+    name = fitting_quant(target.quantization, target.quantization_block32, lengths)
+    fits = int(config["hidden_size"]) % ggml_type(target.embedding_quant).block == 0
+    if embedding_quant is None and quant_named(name).writer == "llama" and fits:
+        return name, target.embedding_quant
+    return name, embedding_quant

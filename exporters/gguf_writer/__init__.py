@@ -1,0 +1,1 @@
+"""Writes a checkpoint as GGUF: key-values, tokenizer and tensors."""

@@ -1,0 +1,302 @@
+"""Writes the tokenizer of a GGUF: tokens, types, merges, special ids, and whether BOS and EOS are added.
+
+llama.cpp's converter derives some values from the vocabulary size: a Llama with 49,152 tokens gets no BOS. A pruned
+model has another vocabulary size. This module derives the values from the behaviour of tokenizer.json instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import tokenizers
+
+from compact.architectures.family import Family
+from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
+from compact.base.files import as_storage_error, read_json_object
+from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
+from compact.vocabulary.pretokenizers import byte_level_bpe, pre_name
+from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
+from compact.vocabulary.sentencepiece_bpe import space_prefix as has_space_prefix
+from compact.vocabulary.tokenizer import load_tokenizer
+from exporters.gguf_writer.sentencepiece import is_control, merged_tokens, scored_tokens
+
+_CODELLAMA_EOT = "\u2581<EOT>"
+_PROBE = "a"
+_SPACE_LETTER = "\u0120"
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def add_tokenizer(
+    writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, family: Family, *, pre: str | None
+) -> str:
+    """Write `tokenizer.*` (GGUF spec, "Tokenizer"); return the pre-tokenizer's name.
+
+    Args:
+        writer: receives the keys.
+        checkpoint: directory with tokenizer.json and, optionally, tokenizer_config.json.
+        vocab_size: rows of the embedding. Ids without a token become `[PADn]` with type UNUSED.
+        family: the row of the family table. The Llama layout takes `add_space_prefix` from tokenizer_config.json.
+        pre: `tokenizer.ggml.pre`; None: look it up in the table.
+
+    SentencePiece-style BPE becomes the family's tokenizer model: `llama`, or `gemma4`, which also has merges.
+    Byte-level BPE becomes `gpt2`.
+
+    Raises:
+        UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, its pre-tokenizer is
+            unknown, scores cannot express its merges, or llama.cpp cannot add its special tokens.
+        DamagedFileError: ids or texts contradict each other.
+    """
+    path = checkpoint / "tokenizer.json"
+    tokenizer_json = read_json_object(path)
+    sentencepiece = is_sentencepiece_bpe(tokenizer_json)
+    prefix = sentencepiece and has_space_prefix(tokenizer_json)
+    if not sentencepiece:
+        byte_level_bpe(tokenizer_json)
+    name = pre if pre is not None else pre_name(tokenizer_json)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DamagedFileError(f"{path}: the tokenizers library cannot load it: {str(error)[:160]}") from error
+    config_path = checkpoint / "tokenizer_config.json"
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    if sentencepiece and not prefix:
+        writer.add_add_space_prefix(False)  # without the key, llama.cpp would add a space
+    elif family.writes_vocab_size and isinstance(config.get("add_prefix_space"), bool):
+        writer.add_add_space_prefix(prefix if sentencepiece else config["add_prefix_space"])
+    if sentencepiece and not prefix and family.tokenizer_model == "gemma4":
+        writer.add_tokenizer_model("gemma4")  # this model includes its pre-tokenizer
+        table = merged_tokens(tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size, str(path))
+        writer.add_token_list(table.tokens)
+        writer.add_token_scores(table.scores)
+        writer.add_token_types(table.types)
+        writer.add_token_merges(_merges(tokenizer_json, str(path)))
+    elif sentencepiece:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre(name)
+        table = scored_tokens(
+            checkpoint, tokenizer_json, token_texts(tokenizer_json, vocab_size, str(path)), vocab_size
+        )
+        writer.add_token_list(table.tokens)
+        writer.add_token_scores(table.scores)
+        writer.add_token_types(table.types)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name)
+        tokens, types = token_table(tokenizer_json, tokenizer, vocab_size, str(path))
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        writer.add_token_merges(_merges(tokenizer_json, str(path)))
+    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    adds_bos = _add_special(writer, tokenizer, ids, str(path))
+    named = _named_id("bos", _added_ids(tokenizer_json), config)
+    first = _prefix_in_transformers(checkpoint) if named is None else named
+    guess = prefix_token(ids.get("bos"), ids.get("eos"), ids.get("pad"), adds_bos=adds_bos)
+    # For a missing token, a loader assigns a new id, which has no embedding row.
+    if first is not None and first != guess and first < vocab_size:
+        writer.add_uint32(PREFIX_KEY, first)
+    if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
+        # llama.cpp finds the end of a turn by its text, but does not know this spelling.
+        writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
+    template = _chat_template(checkpoint, config)
+    if template:
+        writer.add_chat_template(template)
+    return name
+
+
+def token_table(
+    tokenizer_json: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, vocab_size: int, where: str
+) -> tuple[list[str], list[int]]:
+    """Return the texts and `gguf.TokenType` values of ids 0 to `vocab_size - 1`.
+
+    Args:
+        tokenizer_json: the parsed tokenizer.json.
+        tokenizer: the tokenizer loaded from that file.
+        vocab_size: rows of the embedding.
+        where: path of the file, for messages.
+
+    Raises:
+        DamagedFileError: an id has no row in the embedding or has two tokens, or two ids have the same text (llama.cpp
+            aborts).
+    """
+    texts = token_texts(tokenizer_json, vocab_size, where)
+    added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
+    tokens, types = [], []
+    for token_id in range(vocab_size):
+        text = texts.get(token_id)
+        if text is None:
+            kind, text = gguf.TokenType.UNUSED, f"[PAD{token_id}]"
+        elif token_id in added:
+            kind, text = _added_token(added[token_id], tokenizer)
+        else:
+            kind = gguf.TokenType.NORMAL
+        tokens.append(text)
+        types.append(int(kind))
+    if len(set(tokens)) != len(tokens):
+        seen: set[str] = set()
+        twice = next(text for text in tokens if text in seen or seen.add(text))  # type: ignore[func-returns-value]
+        raise DamagedFileError(
+            f"{where}: token {twice[:60]!r} has two ids", "llama.cpp needs a different text for each id"
+        )
+    return tokens, types
+
+
+def token_texts(tokenizer_json: Mapping[str, Any], vocab_size: int, where: str) -> dict[int, str]:
+    """Return id -> text for the model's vocabulary and the added tokens.
+
+    Raises:
+        DamagedFileError: an id is not below `vocab_size`, or has two tokens.
+    """
+    texts: dict[int, str] = {}
+    for text, token_id in tokenizer_json["model"]["vocab"].items():
+        _put(texts, token_id, text, vocab_size, where)
+    for entry in tokenizer_json.get("added_tokens") or ():
+        if texts.get(entry["id"]) != entry["content"]:
+            _put(texts, entry["id"], entry["content"], vocab_size, where)
+    return texts
+
+
+def _put(texts: dict[int, str], token_id: Any, text: Any, vocab_size: int, where: str) -> None:
+    if not isinstance(token_id, int) or isinstance(token_id, bool) or not isinstance(text, str):
+        raise DamagedFileError(f"{where}: token {str(text)[:60]!r} has the invalid id {token_id!r}")
+    if not 0 <= token_id < vocab_size:
+        raise DamagedFileError(
+            f"{where}: token {text[:60]!r} has id {token_id}, but the embedding has {vocab_size} rows",
+            "use the tokenizer that belongs to these weights",
+        )
+    if token_id in texts:
+        raise DamagedFileError(f"{where}: id {token_id} has two tokens, {texts[token_id][:60]!r} and {text[:60]!r}")
+    texts[token_id] = text
+
+
+def _added_token(entry: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> tuple[gguf.TokenType, str]:
+    text: str = entry["content"]
+    if not entry.get("normalized"):
+        # llama.cpp matches added tokens against raw text, so write the text as the tokenizer encodes and decodes it.
+        text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+    if is_control(entry, text):
+        return gguf.TokenType.CONTROL, text
+    return gguf.TokenType.USER_DEFINED, text.replace("\u2581", " ")
+
+
+def _merges(tokenizer_json: Mapping[str, Any], where: str) -> list[str]:
+    """Return the merges as `first second`, from either format of tokenizer.json."""
+    merges = tokenizer_json["model"].get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise UnsupportedTokenizerError(
+            f"{where}: the tokenizer has no merges", "llama.cpp needs the merges of a BPE tokenizer"
+        )
+    if isinstance(merges[0], str):
+        return merges
+    # A space inside a piece would look like the separator, so write it as its byte-level letter.
+    return [" ".join(piece.replace(" ", _SPACE_LETTER) for piece in pair) for pair in merges]
+
+
+def _special_ids(
+    tokenizer_json: Mapping[str, Any], tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int
+) -> dict[str, int]:
+    """Return role -> id. Tokens named in tokenizer_config.json take precedence over the ids in config.json."""
+    ids: dict[str, int] = {}
+    added = _added_ids(tokenizer_json)
+    for role in _ROLES:
+        for token_id in (_named_id(role, added, tokenizer_config), config.get(f"{role}_token_id")):
+            # An id without an embedding row (some checkpoints have pad_token_id = -1) means that there is no token.
+            if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size:
+                ids.setdefault(role, token_id)
+    ends = config.get("eos_token_id")
+    if "eos" not in ids and isinstance(ends, list) and ends and isinstance(ends[0], int) and 0 <= ends[0] < vocab_size:
+        # llama.cpp's converter ignores lists. Without the key, llama.cpp assumes that token 11 is EOS.
+        ids["eos"] = ends[0]
+    return ids
+
+
+def _added_ids(tokenizer_json: Mapping[str, Any]) -> dict[str, int]:
+    """Return text -> id of the added tokens."""
+    return {entry["content"]: entry["id"] for entry in reversed(tokenizer_json.get("added_tokens") or [])}
+
+
+def _named_id(role: str, added: Mapping[str, int], tokenizer_config: Mapping[str, Any]) -> int | None:
+    """Return the id of the added token that tokenizer_config.json names for a role, or None."""
+    named = tokenizer_config.get(f"{role}_token")
+    content = named.get("content") if isinstance(named, Mapping) else named
+    return added.get(content) if isinstance(content, str) else None
+
+
+def _prefix_in_transformers(checkpoint: Path) -> int | None:
+    """Return Transformers' id of BOS, or of EOS if there is no BOS. The tokenizer class may define its own tokens."""
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+    except DamagedFileError:  # Transformers cannot load this tokenizer; the GGUF does not need it
+        return None
+    begin: int | None = tokenizer.bos_token_id
+    end: int | None = tokenizer.eos_token_id
+    return end if begin is None else begin
+
+
+def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """Return the chat template, or the list of named templates, from any place that Transformers uses."""
+    template = tokenizer_config.get("chat_template")
+    main, named = checkpoint / "chat_template.jinja", checkpoint / "additional_chat_templates"
+    if template is None and main.is_file():
+        template = _read_text(main)
+        others = sorted(named.glob("*.jinja")) if named.is_dir() else []
+        if others:
+            template = [{"name": "default", "template": template}]
+            template += [{"name": other.stem, "template": _read_text(other)} for other in others]
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        for entry in template
+    ):
+        return template
+    raise DamagedFileError(
+        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named templates"
+    )
+
+
+def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> bool:
+    """Write special ids. Set add_bos and add_eos by the tokens that the tokenizer adds around a text.
+
+    Return whether it adds BOS.
+    """
+    plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    full = tokenizer.encode(_PROBE).ids
+    pair = tokenizer.encode(_PROBE, _PROBE).ids
+    start = _find(plain, full)
+    if start is None:
+        raise UnsupportedTokenizerError(f"{where}: the post_processor changes the tokens of the text")
+    around = {"bos": full[:start], "eos": full[start + len(plain) :]}
+    for kind, added in around.items():
+        if added and (len(added) > 1 or ids.setdefault(kind, added[0]) != added[0]):
+            raise UnsupportedTokenizerError(
+                f"{where}: the post_processor adds the ids {added}, but llama.cpp can add only "
+                f"{kind.upper()} (id {ids.get(kind)})",
+                f"make tokenizer_config.json's {kind}_token and the post_processor agree",
+            )
+    for role in _ROLES:
+        if role in ids:
+            getattr(writer, f"add_{role}_token_id")(ids[role])
+    writer.add_add_bos_token(bool(around["bos"]))
+    writer.add_add_eos_token(bool(around["eos"]))
+    # Tokens between the two texts of a pair. As in llama.cpp's converter, write the key only if there are any.
+    inner = pair[len(around["bos"]) + len(plain) : len(pair) - len(around["eos"]) - len(plain)]
+    if inner:
+        separators = {ids[role] for role in ("sep", "eos") if role in ids}
+        writer.add_add_sep_token(set(inner) <= separators and not around["eos"])
+    return bool(around["bos"])
+
+
+def _find(part: list[int], whole: list[int]) -> int | None:
+    return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: the file is not UTF-8") from error
+    except OSError as error:
+        raise as_storage_error(error, path) from error

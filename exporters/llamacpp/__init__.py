@@ -1,0 +1,1 @@
+"""llama.cpp: its engine, its quantizer and types, and importance matrices."""

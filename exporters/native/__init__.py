@@ -1,0 +1,1 @@
+"""Native libraries in child processes, and the messages between parent and child."""

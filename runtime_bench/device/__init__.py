@@ -1,0 +1,1 @@
+"""A device: facts about it, and readings while a program runs there."""

@@ -1,0 +1,1 @@
+"""The measuring loop: prompts, metrics and statistics."""

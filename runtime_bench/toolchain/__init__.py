@@ -1,0 +1,1 @@
+"""llama.cpp's programs for a device: sources, flags, compilation and folders."""
