@@ -165,7 +165,7 @@ def test_legacy_format(tmp_path: Path, tail: bytes) -> None:
 def test_damaged_files_are_typed_errors(matrix: Imatrix, small_gguf_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         read_imatrix(tmp_path / "none")
-    with pytest.raises(DataError, match="no importance matrix"):
+    with pytest.raises(DataError, match="not an importance matrix"):
         read_imatrix(small_gguf_file)
     path = tmp_path / "broken"
     write_imatrix(matrix, path)

@@ -150,7 +150,7 @@ def test_a_failed_compile_says_what_the_compiler_said(
         build_engine("aarch64", V82, cache=cache)
     assert "static" in str(caught.value.hint)
     monkeypatch.setenv("STANDIN", standins.told(programs=["llama-server"]))
-    with pytest.raises(CompileFailedError, match="no llama-bench"):
+    with pytest.raises(CompileFailedError, match="did not make llama-bench"):
         build_engine("aarch64", V82, cache=cache)
     # A toolchain that compiles for something else than it was asked for.
     monkeypatch.setenv("STANDIN", standins.told(program=elf("x86_64")))
