@@ -252,7 +252,7 @@ def best_along(
     evaluations: int = EVALUATIONS,
     first_round: int = FIRST_ROUND,
 ) -> list[Point]:
-    """Judge some of the candidates: evenly spread ones, then those half way to the best one's neighbours.
+    """Score some of the candidates: evenly spread ones, then those halfway to the neighbours of the best one.
 
     Args:
         candidates: neighbours in the list are neighbours on the curve.

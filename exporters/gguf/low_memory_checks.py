@@ -50,7 +50,11 @@ def _limit(type_name: str) -> float:
 
 
 def _gguf_row_order(rows: int, heads: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Source row of every GGUF row: with `heads`, the rotary halves of each head are interleaved (Llama layout)."""
+    """Source row of every GGUF row: with `heads`, the rotary halves of each head are interleaved (Llama layout).
+
+    The writer has a function for the same order. This one is written separately on purpose, so that the check does not
+    share a mistake with what it checks.
+    """
     order = np.arange(rows)
     if heads is None:
         return order

@@ -163,7 +163,7 @@ def lines(identity: str, title: str, series: Sequence[Series], x_label: str, y_l
     for one in series:
         for point in one.points:
             frame.whisker(point)
-    return figure(frame.parts, frame.height, identity, title, _told(series, x_label, y_label))
+    return figure(frame.parts, frame.height, identity, title, _summary(series, x_label, y_label))
 
 
 def curves(identity: str, title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
@@ -200,10 +200,10 @@ def scatter(identity: str, title: str, series: Sequence[Series], x_label: str, y
             after = x < (frame.left + frame.right) / 2
             frame.parts.append(marker(x, y, one.kind, f"{one.name}: {point.x:.4g}, {point.y:.4g}"))
             frame.parts.append(text(x + (10 if after else -10), y + 4, one.name, "start" if after else "end", "name"))
-    return figure(frame.parts, frame.height, identity, title, _told(series, x_label, y_label))
+    return figure(frame.parts, frame.height, identity, title, _summary(series, x_label, y_label))
 
 
-def _told(series: Sequence[Series], x_label: str, y_label: str) -> str:
+def _summary(series: Sequence[Series], x_label: str, y_label: str) -> str:
     """The values of a plot in words."""
     sides = "; ".join(
         f"{one.name}: " + ", ".join(f"{point.y:.4g} at {point.x:.4g}" for point in one.points) for one in series

@@ -28,7 +28,7 @@ class _Tally:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._told = 0
+        self._reported = 0
         self._at = 0
 
     def restart(self) -> None:
@@ -36,9 +36,9 @@ class _Tally:
 
     def advance(self, amount: int = 1) -> None:
         self._at += amount
-        if self._at > self._told:
-            self._task.advance(self._at - self._told)
-            self._told = self._at
+        if self._at > self._reported:
+            self._task.advance(self._at - self._reported)
+            self._reported = self._at
 
 
 class RemoteTransport(ShellTransport):
