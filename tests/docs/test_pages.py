@@ -18,7 +18,7 @@ from docs import draw, generate_cli, generate_targets
 from docs.site_hooks import with_plain_bars, with_site_links
 from runtime_bench.report.write import write_report
 from targets.profile import list_profiles
-from tests.docs.documents import ROOT, blocks, every_option, prose_code
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, every_option, prose_code
 from tests.runtime_bench import synthetic_run
 
 DOCS = ROOT / "docs"
@@ -147,13 +147,19 @@ _FOLDERS = {*_PACKAGES, "docs", "examples", ".ci", ".github"}
 _ROOM = re.compile(r"^\| \d+ \| `([\w/]+)/` \| .+ \| `(\w+\.py)` \|$", re.MULTILINE)
 
 
+def _missing_paths(code: str) -> list[str]:
+    """The paths below the folders of this repository that a piece of code names and that do not exist."""
+    return [
+        word
+        for word in code.split()
+        if word.partition("/")[0] in _FOLDERS and not re.search(r"\*|NAME", word) and not (ROOT / word).exists()
+    ]
+
+
 def _missing(code: str) -> list[str]:
-    """The paths and dotted modules of this repository that a piece of code names and that do not exist."""
-    missing = []
+    """The same, and the dotted modules that do not exist."""
+    missing = _missing_paths(code)
     for word in code.split():
-        first, _, rest = word.partition("/")
-        if rest and first in _FOLDERS and "*" not in word and not (ROOT / word).exists():
-            missing.append(word)
         module = word.replace(".", "/")
         is_dotted = re.fullmatch(rf"({'|'.join(_PACKAGES)})(\.\w+)+", word)
         if is_dotted and not ((ROOT / module).is_dir() or (ROOT / f"{module}.py").is_file()):
@@ -170,6 +176,11 @@ def test_files_and_modules_of_contributing_exist() -> None:
     # A file is named by its whole path, except in the tables of rooms.
     bare = {code for code in codes if re.fullmatch(r"\w+\.(py|csv|css)", code)} - {module for _, module in rooms}
     assert bare == set()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "benchmarks/README.md"])
+def test_files_that_a_document_names_exist(document: str) -> None:
+    assert [path for code in prose_code(document) for path in _missing_paths(code)] == []
 
 
 def test_a_missing_file_or_module_is_found() -> None:
