@@ -91,6 +91,14 @@ def test_links_are_right_where_the_repository_is_read() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    "file", ["docs/index.md", "mkdocs.yml", "pyproject.toml", "action.yml", "compact_edge/cli/main.py"]
+)
+def test_the_first_sentence_is_the_same_everywhere(file: str) -> None:
+    sentence = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")[1]
+    assert sentence.endswith(".") and sentence in (ROOT / file).read_text(encoding="utf-8")
+
+
 class _Assets(HTMLParser):
     """What a browser fetches by itself for a page."""
 
