@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 # pip's own configuration decides where packages come from; nothing here sets an index.
 PIP = $(BIN)/python -m pip install -c constraints.txt
 CODE = compact exporters targets runtime_bench compact_edge tests benchmarks examples docs .ci
-# mkdocs-material else writes about a plan of mkdocs' maintainers, in red, into every log.
+# Without these variables, mkdocs-material writes a warning about the future of MkDocs into every log.
 MKDOCS = NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs
 
 .PHONY: env demo test test-quick test-devices lint format quality docs clean help

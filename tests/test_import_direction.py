@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compact_edge": {"compact", "exporters", "targets", "runtime_bench"},
     "benchmarks": {"compact", "exporters", "targets", "runtime_bench", "compact_edge"},
 }
-# The rooms of each package, from the ground up. A room imports from lower floors of its package, never from its own floor
-# or a higher one. "." is the modules beside the rooms. `compact.decide` and `compact_edge.flags` are examples.
+# The rooms of each package, from the ground up. A room imports only from lower floors of its package. "." means the
+# modules beside the rooms, such as `compact.decide` and `compact_edge.flags`.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "compact": (
         ("base",),
@@ -51,7 +52,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
 }
-# What a user starts lies beside the rooms, and imports from all of them.
+# What a user starts is beside the rooms, and imports from all of them.
 DOORS = {"compact_edge/__main__.py"}
 LIBRARIES = ("compact", "exporters", "targets", "runtime_bench")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}
@@ -133,6 +134,17 @@ def test_every_folder_is_a_room() -> None:
     for package, floors in FLOORS.items():
         folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} - {"models"}
         assert folders == {room for floor in floors for room in floor} - {"."}
+
+
+def test_contributing_lists_the_rooms_by_floor() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = [(int(floor), room) for floor, room in re.findall(r"^\| (\d+) \| `([\w/]+)/` \|", text, re.MULTILINE)]
+    assert listed == [
+        (number, package if room == "." else f"{package}/{room}")
+        for package, floors in FLOORS.items()
+        for number, floor in enumerate(floors, start=1)
+        for room in floor
+    ]
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] in LIBRARIES], ids=label)

@@ -10,7 +10,7 @@ tokenizer, pruned to three quarters of vocabulary and FFN. The checks of each:
     python -m benchmarks.formats.onnx_families --work-dir DIR --only "Qwen3 0.6B"
     python -m benchmarks.formats.onnx_families --docs             # write the table from the recorded results
 
-Exit code 1 if a check fails. Vocabularies come from llama.cpp's sources, as for `families.py`.
+Exit code 1 if a check fails. Vocabularies come from llama.cpp's sources, as for `benchmarks.formats.families`.
 """
 
 from __future__ import annotations

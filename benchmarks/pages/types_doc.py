@@ -1,4 +1,4 @@
-"""The tables of docs/types.md, from `exporters.llamacpp.quant_list` and the recorded results of `gguf_types.py`.
+"""The tables of docs/types.md, from `exporters.llamacpp.quant_list` and the results of `benchmarks.formats.gguf_types`.
 
 python -m benchmarks.pages.types_doc            # write the section
 python -m benchmarks.pages.types_doc --check    # exit code 1 if the document differs from the results

@@ -1,7 +1,7 @@
 """A content-addressed cache. An entry holds the files of a finished stage, under the hash of all inputs of the stage.
 
-Entries are published atomically (`store.publish`). The `entry.json` of an entry lists every file with its size and
-sha256. If a file no longer has the listed size, the entry is made again.
+Entries are published atomically (`compact.base.files.publish`). The `entry.json` of an entry lists every file with its
+size and sha256. If a file no longer has the listed size, the entry is made again.
 """
 
 from __future__ import annotations

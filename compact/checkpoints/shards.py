@@ -202,7 +202,7 @@ def write_checkpoint(
     """Write `model.safetensors`, or shards and their index, one tensor in memory at a time.
 
     Args:
-        directory: where the files go (a directory that `store.publish` yielded).
+        directory: where the files go (a directory that `compact.base.files.publish` yielded).
         specs: every tensor, in the order to write.
         produce: gives the tensor of a spec; called once each, in order.
         max_shard_bytes: a shard's limit; a tensor above it has a shard of its own.

@@ -68,7 +68,7 @@ def apply_plan(
     updates: Path | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Write the pruned checkpoint into `target`, a directory that `store.publish` yielded.
+    """Write the pruned checkpoint into `target`, a directory that `compact.base.files.publish` yielded.
 
     Args:
         source: the checkpoint that the plan was made for.
@@ -157,7 +157,7 @@ def prune(
     updates: Path | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Apply a plan into `target` (a directory that `store.publish` yielded) and check what was written.
+    """Apply a plan into `target` (a directory that `compact.base.files.publish` yielded) and check what was written.
 
     Args:
         source: the checkpoint that the plan was made for.

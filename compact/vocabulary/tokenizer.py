@@ -229,7 +229,7 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
 
     Args:
         source: the checkpoint directory.
-        target: a directory that `store.publish` yielded.
+        target: a directory that `compact.base.files.publish` yielded.
         kept: source rows in ascending order. New id i is row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}

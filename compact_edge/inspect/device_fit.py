@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # Ratios are multiples of 1/100.
 _STEPS = 100
 # The largest ratio whose quality docs/quality.md shows.
-# The largest ratio with a quality measurement in docs/results.md.
 MEASURED_RATIO = 0.35
 _MIB = 1024 * 1024
 

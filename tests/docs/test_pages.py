@@ -18,7 +18,7 @@ from docs import draw, generate_cli, generate_targets
 from docs.site_hooks import with_plain_bars, with_site_links
 from runtime_bench.report.write import write_report
 from targets.profile import list_profiles
-from tests.docs.documents import ROOT, blocks, every_option
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, every_option, prose_code
 from tests.runtime_bench import synthetic_run
 
 DOCS = ROOT / "docs"
@@ -91,6 +91,14 @@ def test_links_are_right_where_the_repository_is_read() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    "file", ["docs/index.md", "mkdocs.yml", "pyproject.toml", "action.yml", "compact_edge/cli/main.py"]
+)
+def test_the_first_sentence_is_the_same_everywhere(file: str) -> None:
+    sentence = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")[1]
+    assert sentence.endswith(".") and sentence in (ROOT / file).read_text(encoding="utf-8")
+
+
 class _Assets(HTMLParser):
     """What a browser fetches by itself for a page."""
 
@@ -139,6 +147,54 @@ def test_the_examples_in_python_run(tmp_path: Path) -> None:
     assert "vocab_size 16384 -> " in done.stdout and " bits per weight" in done.stdout
     assert "size_bytes: 0.79" in done.stdout or "size_bytes: 0.80" in done.stdout
     assert (tmp_path / "tiny-pruned" / "plan.json").is_file()
+
+
+_PACKAGES = ("compact", "exporters", "targets", "runtime_bench", "compact_edge", "tests", "benchmarks")
+_FOLDERS = {*_PACKAGES, "docs", "examples", ".ci", ".github"}
+# A row of a table of rooms: floor, room, what is there, and the module to open first.
+_ROOM = re.compile(r"^\| \d+ \| `([\w/]+)/` \| .+ \| `(\w+\.py)` \|$", re.MULTILINE)
+
+
+def _missing_paths(code: str) -> list[str]:
+    """The paths below the folders of this repository that a piece of code names and that do not exist."""
+    return [
+        word
+        for word in code.split()
+        if word.partition("/")[0] in _FOLDERS and not re.search(r"\*|NAME", word) and not (ROOT / word).exists()
+    ]
+
+
+def _missing(code: str) -> list[str]:
+    """The same, and the dotted modules that do not exist."""
+    missing = _missing_paths(code)
+    for word in code.split():
+        module = word.replace(".", "/")
+        is_dotted = re.fullmatch(rf"({'|'.join(_PACKAGES)})(\.\w+)+", word)
+        if is_dotted and not ((ROOT / module).is_dir() or (ROOT / f"{module}.py").is_file()):
+            missing.append(word)
+    return missing
+
+
+def test_files_and_modules_of_contributing_exist() -> None:
+    codes = prose_code("CONTRIBUTING.md")
+    missing = [name for code in codes for name in _missing(code)]
+    rooms = _ROOM.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    missing += [f"{room}/{module}" for room, module in rooms if not (ROOT / room / module).is_file()]
+    assert missing == []
+    # A file is named by its whole path, except in the tables of rooms.
+    bare = {code for code in codes if re.fullmatch(r"\w+\.(py|csv|css)", code)} - {module for _, module in rooms}
+    assert bare == set()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "benchmarks/README.md"])
+def test_files_that_a_document_names_exist(document: str) -> None:
+    assert [path for code in prose_code(document) for path in _missing_paths(code)] == []
+
+
+def test_a_missing_file_or_module_is_found() -> None:
+    assert _missing("compact/nowhere.py") == ["compact/nowhere.py"]
+    assert _missing("python -m benchmarks.quality.nothing") == ["benchmarks.quality.nothing"]
+    assert _missing("benchmarks/results/*.json") == _missing("compact.base.errors") == _missing(".ci/run lint") == []
 
 
 def test_names_of_the_python_page_are_there() -> None:
