@@ -225,7 +225,7 @@ def test_without_a_split_a_ratio_means_what_it_did(source: ModelSource, options:
         ({"fit_bytes": 10**6}, UsageError, "the artifact's type is not known"),
         ({"ratio": 1.5, "split": AUTO}, BudgetError, "--ratio 1.5: out of range"),
         ({"ratio": 0.95, "split": AUTO}, BudgetError, "--ratio 0.95: not reachable"),
-        ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can give"),
+        ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can lose"),
         ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "contains no multiple of 4001"),
     ],
 )

@@ -75,7 +75,7 @@ def test_build_takes_a_method_that_changes_weights_and_names_it(shop: Workshop, 
     out = tmp_path / "out"
     options = ("--vocab-size", "320", "--intermediate-size", "32", "--method", "toy", "--no-baseline", "--no-check")
     done = run(shop, *shop.build(out, *options))
-    assert "toy: not judged beside the plain cut" in done.stdout
+    assert "toy: not compared with the plain cut" in done.stdout
     plan = json.loads(next(out.rglob("plan.json")).read_text("utf-8"))
     assert (plan["method"], plan["repair"]["share"]) == ("toy", 1.0)
     cards = "\n".join(path.read_text("utf-8") for path in out.rglob("README.md"))
