@@ -121,6 +121,7 @@ class Calibration:
 
     @property
     def n_tokens(self) -> int:
+        """The number of tokens in all sequences."""
         return sum(len(sequence) for sequence in self.sequences)
 
 

@@ -6,8 +6,8 @@
    sliding windows and layers without rotary positions.
 3. For each layer: read its weights, run all batches through it, and release the weights.
 
-Three kinds of values stay between layers: hidden states, inputs from a per-layer embedding, and keys and values that
-later layers use again. They are on the device, in memory or in a mapped file, depending on their size.
+Hidden states, inputs from a per-layer embedding, and keys and values that later layers use again are stored between
+layers. They are on the device, in memory or in a mapped file, depending on their size.
 """
 
 from __future__ import annotations
@@ -248,10 +248,7 @@ class LayerStream:
 
     @contextmanager
     def _loader(self, layers: Any) -> Iterator[Callable[[int], dict[str, torch.Tensor]]]:
-        """Yield a function that returns a layer's weights on the device. It must be called for the layers in order.
-
-        For an accelerator, a thread reads the next layer in advance.
-        """
+        """Yield a function that loads a layer's weights, for layers in order. A thread reads ahead for accelerators."""
         import torch
 
         def read(number: int) -> dict[str, torch.Tensor]:
@@ -359,9 +356,7 @@ def _first(output: Any) -> torch.Tensor:
 
 
 def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
-    """Build the backbone with Transformers. Matrices are on the meta device, so they take no memory.
-
-    Tables and scales that the model's code computes are real tensors.
+    """Build the backbone with Transformers. Matrices take no memory. Computed tables and scales are real tensors.
 
     Raises:
         DamagedFileError: Transformers does not accept the configuration.
@@ -390,10 +385,7 @@ def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
 
 
 def _weights_of(model_dir: Path) -> Weights:
-    """Return a function that reads a checkpoint's tensors.
-
-    It opens the file again for each tensor, so that no mapping stays in memory after its layer.
-    """
+    """Return a function that reads a checkpoint's tensors. It opens the file for each one, to keep no mapping."""
     tensors = read_index(model_dir)
 
     def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -61,6 +61,7 @@ class Parts:
 
     @property
     def total(self) -> int:
+        """The number of parameters of the whole model."""
         return self.vocabulary + self.attention + self.ffn + self.norms + self.other
 
     @property
@@ -70,6 +71,7 @@ class Parts:
         return {"embedding": self.embedding, **per_layer, "lm_head": self.lm_head}
 
     def as_dict(self) -> dict[str, int]:
+        """Return the parts and their total as a JSON object."""
         return {
             "vocabulary": self.vocabulary,
             "attention": self.attention,
@@ -81,7 +83,7 @@ class Parts:
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor of an HF name belongs to."""
+    """Return the part that a tensor belongs to, given its name in the Hugging Face checkpoint."""
     if name in EMBEDDINGS:
         return "vocabulary"
     if "norm" in name.rsplit(".", 2)[-2]:
@@ -94,21 +96,22 @@ def part_of(name: str) -> str:
 
 
 def count_parts(tensors: Mapping[str, TensorRef], config: Mapping[str, Any]) -> Parts:
-    """Count every tensor of a checkpoint once (a tied `lm_head` is no tensor of its own)."""
+    """Count the parameters of a checkpoint by part. A tied LM head has no tensor, so it is not counted twice."""
     return _count({name: ref.n_elements for name, ref in tensors.items()}, config)
 
 
 def count_config(config: Mapping[str, Any], where: str) -> Parts:
-    """What `count_parts` would count in a checkpoint with this config.json, without its tensors.
+    """Count the parameters from a config.json. The result is that of `count_parts` for a checkpoint with this file.
 
     Args:
-        config: config.json, its sizes checked (positive integers, a sensible number of layers).
-        where: its path, for messages.
+        config: content of config.json. The caller must check its sizes: positive integers, and a plausible number of
+            layers.
+        where: path of the file, for messages.
 
     Raises:
-        UnsupportedArchitectureError, MixtureOfExpertsError: no row of the family table fits.
+        UnsupportedArchitectureError, MixtureOfExpertsError: the family table has no row for this model.
     """
-    # The bound on layers is the number of tensors; here there are none, and the caller has checked the layers.
+    # Usually, the number of tensors limits the number of layers. There are no tensors here, so the caller checks it.
     shapes = expected_shapes(family_of(config, where), config, int(config["num_hidden_layers"]), where)
     return _count({name: math.prod(shape) for name, shape in shapes.items()}, config)
 

@@ -66,6 +66,7 @@ class Scores:
         return total
 
     def save(self, path: Path) -> None:
+        """Write the scores as a NumPy `.npz` file."""
         np.savez(path, edges=np.array(self.edges, dtype=np.int64), sums=self.sums)
 
     @staticmethod

@@ -84,20 +84,24 @@ class PrunePlan:
 
     @property
     def vocab_size(self) -> int:
+        """V', the number of kept tokens."""
         return len(self.kept_token_ids)
 
     @property
     def intermediate_size(self) -> int:
+        """I', the number of kept FFN channels of a layer of width 1."""
         return len(self.kept_channels[0])
 
     @property
     def sizes(self) -> Sizes:
+        """V' and I'."""
         from compact.pruning.budget import Sizes  # imports numpy, which reading a plan does not need
 
         return Sizes(self.vocab_size, self.intermediate_size)
 
     @property
     def id(self) -> str:
+        """The sha256 of the plan's canonical JSON."""
         return sha256_json(asdict(self))
 
     def write(self, path: Path) -> None:
