@@ -1,7 +1,11 @@
-"""From a model and a user's options to a decision: the plan, and the tensors that it replaces, if any.
+"""Turn a model and a user's options into a decision: the plan, and the tensors that replace the plan's, if any.
 
-`compact.pruning.planning.make_plan` chooses what stays. The search of the sizes comes before it; repair and training
-come after it. This module calls them in order, so that every command decides alike.
+`decide` calls the stages in a fixed order, so that every command makes the same decision:
+
+1. Search for the sizes, if `--fit` or `--split auto` asks for it. Otherwise compute them from the options.
+2. Choose what stays (`compact.pruning.planning.make_plan`).
+3. Adapt the weights, if the method does (`repair`).
+4. Train the pruned model, if `--recover` asks for it.
 """
 
 from __future__ import annotations
@@ -27,17 +31,17 @@ from compact.requested_texts import check_texts_to_learn, texts_to_learn
 from compact.search.find import SizeOf, find_sizes
 from compact.sources.model_source import ModelSource
 
-# Raised when a pruned checkpoint's files change for an equal plan.
+# Increment when the same plan produces different checkpoint files.
 PRUNE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What `compact.pruning.apply.prune` applies.
+    """The input of `compact.pruning.apply.prune`.
 
     Attributes:
-        plan: what stays.
-        updates: the `updates.safetensors` that the plan names, in the cache; None where it names none.
+        plan: which tokens and channels stay.
+        updates: path of the `updates.safetensors` that the plan names, or None if it names none.
     """
 
     plan: PrunePlan
@@ -45,15 +49,16 @@ class Decision:
 
 
 def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
-    """Decide what stays and what it becomes.
+    """Decide which tokens and channels stay, and which weights change.
 
     Args:
-        context: the model, what the user asked for, and the cache that keeps every stage.
-        size_of: bytes of the artifact at given sizes, for `options.fit_bytes`.
+        context: the model, the user's options, and the cache that stores the result of every stage.
+        size_of: computes the size of the artifact in bytes from V' and I'. Required for `options.fit_bytes`.
 
     Raises:
-        UsageError, BudgetError: options that exclude each other, or a budget that is not reachable.
-        CompactEdgeError: what the stages raise.
+        UsageError: two options exclude each other.
+        BudgetError: the budget cannot be reached.
+        CompactEdgeError: a stage failed.
     """
     source, options = context.source, context.options
     check_budget(options)
@@ -73,11 +78,11 @@ def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
 
 
 def read_decision(folder: Path, source: ModelSource) -> Decision:
-    """A decision that was made before: `plan.json` in a folder, and its `updates.safetensors` where it names one.
+    """Read an earlier decision from a folder: `plan.json`, and `updates.safetensors` if the plan names it.
 
     Raises:
-        DamagedFileError: a broken plan.
-        PlanMismatchError: it was made for other weights, or its updates are not there.
+        DamagedFileError: the plan is damaged.
+        PlanMismatchError: the plan was made for other weights, or its updates are missing.
     """
     plan = read_plan(folder / PLAN)
     check_plan(plan, source)
@@ -85,14 +90,14 @@ def read_decision(folder: Path, source: ModelSource) -> Decision:
         return Decision(plan)
     updates = folder / UPDATES
     if not updates.is_file():
-        raise PlanMismatchError(f"{folder / PLAN}: names an {UPDATES}, and it is not there", f"put it beside {PLAN}")
+        raise PlanMismatchError(f"{folder / PLAN}: the plan needs {UPDATES}, which is missing", f"put it beside {PLAN}")
     return Decision(plan, updates)
 
 
 def pruned_checkpoint(
     source: ModelSource, decision: Decision, cache: Cache, *, progress: Progress = SILENT
 ) -> tuple[Path, str]:
-    """The checkpoint that a decision makes, in the cache, and the id that it is known by there."""
+    """Return the path of the pruned checkpoint in the cache, and its cache key. Make the checkpoint if needed."""
 
     def make(work: Path) -> None:
         prune(source, decision.plan, work, updates=decision.updates, progress=progress)
@@ -102,21 +107,26 @@ def pruned_checkpoint(
 
 
 def _warn_of_memory(context: Context, sizes: Sizes) -> None:
-    """Say as soon as the sizes are known what is refused much later; what is free then, or trained already, is not."""
+    """Warn early if distillation will probably need more memory than is free.
+
+    This does not stop the build: more memory may be free when training starts, or the trained model may be in the
+    cache. Training itself checks the memory again.
+    """
     options = context.options
     if options.recover is None:
         return
-    from compact.distill.run import memory_of  # torch is loaded where something is trained
+    from compact.distill.run import memory_of  # imports torch, so only when it is needed
 
     needed, free = memory_of(context.source, sizes, options.recover, options.device, options.dtype)
     if needed > free:
         context.progress.note(
-            f"warning: --recover distill will need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+            f"warning: --recover distill will need about {needed / 1e9:.1f} GB of memory, "
+            f"but only {free / 1e9:.1f} GB are free"
         )
 
 
 def _distill(context: Context, decision: Decision) -> Decision:
-    from compact.distill.run import distill  # torch is loaded where something is trained
+    from compact.distill.run import distill  # imports torch, so only when it is needed
 
     options = context.options
     assert options.recover is not None

@@ -1,4 +1,4 @@
-"""The texts that the options name: checked before a model is fetched, and those that distillation learns from."""
+"""Check the texts that the options name before a model is downloaded, and choose the texts for distillation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from compact.sources.hub import names_hub_model
 
 
 def check_calibration(model: str, options: PruneOptions) -> None:
-    """Refuse texts that cannot be read here, before a model is fetched.
+    """Check that all requested texts can be read, before a model is downloaded.
 
     Raises:
-        ToolUnavailableError: a Hub data set without the package that reads it.
-        CalibrationError: a text to learn from that is not there.
-        UsageError: one of two texts to learn from is a part of the other, or the method is unknown.
+        ToolUnavailableError: a Hub data set is requested, but the package that reads it is not installed.
+        CalibrationError: a text for distillation does not exist.
+        UsageError: one text for distillation is part of another one, or the method is unknown.
     """
     default = (C4,) if names_hub_model(model) else ()
     for name in options.calibration or default:
@@ -26,11 +26,11 @@ def check_calibration(model: str, options: PruneOptions) -> None:
 
 
 def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> None:
-    """Refuse texts of a recovery that cannot be read here. Raises what `compact.distill.text.check_texts` does.
+    """Check that all texts for distillation can be read. Raises the errors of `compact.distill.text.check_texts`.
 
     Args:
-        options: what the user asked for.
-        default: the calibration where the user names none.
+        options: the user's options.
+        default: the calibration texts to use if the user names none.
     """
     if options.recover is not None:
         is_calibration = not options.recover.text and bool(options.calibration)
@@ -39,6 +39,6 @@ def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> Non
 
 
 def texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> tuple[str, ...]:
-    """What a recovery learns from: its own texts, else the calibration's, which are `default` where none are named."""
+    """Return the texts for distillation: those of `--recover-text`, else of `--calibration`, else `default`."""
     own = () if options.recover is None else options.recover.text
     return own or options.calibration or default

@@ -1,4 +1,4 @@
-"""The device and the number type that a computation runs with, and the memory that is free there."""
+"""Choose the device and the number type of a computation, and get the free memory of a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` -> cuda where there is one, else cpu. Raises UsageError for a device that is not there."""
+    """Return the device for a `--device`. `auto` means cuda if it is available, otherwise cpu.
+
+    Raises:
+        UsageError: the device is not available.
+    """
     import torch
 
     if device == "auto":
@@ -24,7 +28,10 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` -> float32 on the CPU (exact and fast there), bfloat16 on an accelerator."""
+    """Return the torch type for a `--dtype`.
+
+    `auto` means float32 on a CPU, where it is exact and fast, and bfloat16 on an accelerator.
+    """
     import torch
 
     name = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
@@ -33,16 +40,16 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def computed_on(device: str, dtype: str) -> dict[str, str]:
-    """The device and type that options come to here: what a stage's key has of them.
+    """Return the resolved device and type for the cache key of a stage.
 
-    `auto` is float32 on one machine and bfloat16 on another, and both may share a cache.
+    The key needs resolved values, because machines that resolve `auto` differently may share a cache.
     """
     place = resolve_device(device)
     return {"device": place, "dtype": str(resolve_dtype(dtype, place))}
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products; without, they are several times slower."""
+    """Return whether this CPU has instructions for bfloat16 products. Without them, these are several times slower."""
     import torch
 
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -50,11 +57,11 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free where a resolved device's tensors lie."""
+    """Return the free memory of a resolved device, in bytes."""
     if device == "cuda":
         import torch
 
-        # What earlier stages gave back torch keeps for what comes next; for the driver it is in use.
+        # Torch caches memory that earlier stages freed. It can be used again, but the driver does not count it as free.
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept
     import psutil
@@ -63,7 +70,10 @@ def free_memory(device: str) -> int:
 
 
 def default_threads() -> int:
-    """Physical cores less one: llama.cpp's threads spin while they wait, and one core is for the rest."""
+    """Return the number of physical cores minus one, but at least 1.
+
+    Waiting threads of llama.cpp keep their cores busy, so one core is left for everything else.
+    """
     import psutil
 
     return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)

@@ -1,11 +1,15 @@
-"""The calibration set: text -> token sequences of the original tokenizer.
+"""Draw the calibration set: sequences of token ids from text, by the original tokenizer.
 
-A file is cut into pieces, the pieces are put in an order drawn from the seed, and pieces are taken until the tokens
-asked for are there: a small budget samples all of a large file. Built-in texts come from the Python standard library
-(`compact.texts.stdlib_text`), so that every machine has them. A data set on the Hub is read as a stream
-(`compact.calibration.hub_dataset`), and `self` is text that the model itself writes (`compact.calibration.sampling`).
-Several sources give equal shares of the tokens, and their sequences alternate. Text from the back of every source's
-order that no sequence holds is there to judge choices on.
+For each source:
+
+1. Cut the text into pieces.
+2. Shuffle the pieces with the seed. A small budget then samples all parts of a large file.
+3. Encode pieces until there are enough tokens, and split the tokens into sequences.
+4. Hold out some pieces from the end of the order, for evaluation. They are not part of any sequence.
+
+Several sources give equal shares of the tokens, and their sequences alternate. Sources are files, built-in texts from
+the Python standard library (`compact.texts.stdlib_text`), data sets on the Hub, which are streamed
+(`compact.calibration.hub_dataset`), and `self`, which is text that the model writes (`compact.calibration.sampling`).
 """
 
 from __future__ import annotations
@@ -30,34 +34,41 @@ from compact.vocabulary.tokenizer import encode, load_tokenizer
 STDLIB = "stdlib"
 STDLIB_PROSE = "stdlib-prose"
 BUILT_IN = (STDLIB, STDLIB_PROSE)
-# What the model writes itself.
+# Text that the model writes.
 SELF = "self"
 
 DEFAULT_TOKENS = 32_768
-# The embedded model has 3 layers of 1,024 channels: a quarter of the text ranks them, and its build stays short.
+# The model `tiny` has 3 layers of 1,024 channels. A quarter of the text is enough to rank them, and keeps builds short.
 TINY_TOKENS = 8_192
 DEFAULT_SEQUENCE_LENGTH = 2048
-# What a model from the Hub is calibrated on where the user names nothing: the paper's 256 samples of 2048 tokens of C4.
+# Default calibration of a model from the Hub. As in the paper, it uses 256 samples of 2048 tokens of C4.
 C4 = "allenai/c4"
 HUB_TOKENS = 256 * DEFAULT_SEQUENCE_LENGTH
 
-# A piece is about this many characters a token of the sequence: long enough to fill a sequence in most texts.
+# A piece has this many characters per token of a sequence. In most texts, this is enough to fill a sequence.
 _CHARS_PER_TOKEN = 4
-# One piece in eight of `stdlib-prose` goes through the chat template, so that its specials are seen in their places.
+# One piece in eight of `stdlib-prose` is formatted with the chat template, so that the calibration set contains its
+# special tokens in typical positions.
 _CHAT_SHARE = 8
-# What is held out of a source: enough to tell two models apart, and little of a short text.
+# Hold out one part in `_HELD_OUT_SHARE` of a source, and at most this many characters. This is enough to compare two
+# models, and costs little of a short text.
 _HELD_OUT_CHARACTERS = 16_000
 _HELD_OUT_SHARE = 10
-# A text of one piece and at least so many characters is cut, for its end to be held out.
+# If a text is a single piece with at least this many characters, cut it in two to hold out the end.
 _SHORTEST_CUT = 400
 
-# Given a number of tokens, texts by the model that hold at least as many.
+# Returns texts that the model writes, with at least the given number of tokens.
 Sampler = Callable[[int], list[str]]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text of one calibration source that the calibration set does not hold: what choices are judged on."""
+    """Text of one source that is not in the calibration set. Alternatives are compared on it.
+
+    Attributes:
+        name: name of the source, without a path.
+        text: the held-out text.
+    """
 
     name: str
     text: str
@@ -65,12 +76,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class CalibrationSource:
-    """One of the texts that a calibration set is drawn from.
+    """One of the sources of a calibration set.
 
     Attributes:
-        name: the file or built-in, without a path; of a Hub data set, `org/name@commit:config:split`.
-        sha256: of the file (or, for a built-in, a data set or the model's own text, of the documents drawn).
-        tokens: how many of the set's tokens are from it.
+        name: name of the file (without a path) or built-in text. For a Hub data set, `org/name@commit:config:split`.
+        sha256: sha256 of the file. For all other sources, sha256 of the documents drawn.
+        tokens: number of tokens of the calibration set that come from this source.
     """
 
     name: str
@@ -83,14 +94,15 @@ class Calibration:
     """Token sequences to run the original model over.
 
     Attributes:
-        name: the file or built-in; of a Hub data set, `org/name@commit:config:split`; several joined by " + ".
-        sha256: as in `CalibrationSource`; of several, the sha256 of the canonical JSON of theirs.
-        texts: the pieces taken, in order.
-        sequences: ids, each at most `sequence_length` long; those of several sources alternate.
-        options: what it was made with (tokens, sequence_length, seed).
-        id: sha256 of the canonical JSON of name-independent inputs.
-        held_out: of every source, text that is in none of the sequences; none of a source that has none to spare.
-        sources: what it is drawn from, in the order given.
+        name: name of the file or built-in text. For a Hub data set, `org/name@commit:config:split`. The names of
+            several sources are joined with " + ".
+        sha256: as in `CalibrationSource`. For several sources, sha256 of the canonical JSON of the list of theirs.
+        texts: the pieces in the set, in order.
+        sequences: token ids, at most `sequence_length` per sequence. Sequences of several sources alternate.
+        options: the options it was made with (tokens, sequence_length, seed).
+        id: sha256 of the canonical JSON of all inputs except names.
+        held_out: text of every source that is not in any sequence. A source that is too short has no entry.
+        sources: the sources, in the order given.
     """
 
     name: str
@@ -104,16 +116,17 @@ class Calibration:
 
     @property
     def label(self) -> str:
-        """The name without a path, so that equal builds in two places say the same."""
+        """The name without a path, so that the same build gives the same label in every directory."""
         return " + ".join(source.name for source in self.sources) or plain_name(self.name)
 
     @property
     def n_tokens(self) -> int:
+        """The number of tokens in all sequences."""
         return sum(len(sequence) for sequence in self.sequences)
 
 
 def plain_name(name: str) -> str:
-    """A calibration's name as the user gave it: a file's without its folder, any other whole."""
+    """Return the name of a source without the directory of a file. Other names stay unchanged."""
     return name if names_hub_dataset(name) else Path(name).name
 
 
@@ -122,12 +135,12 @@ def _digest(documents: Iterable[str]) -> str:
 
 
 def _pieces(name: str, tokens: int, size: int, seed: int) -> tuple[list[str], str]:
-    """Pieces of a file or built-in in the order drawn from the seed, and the sha256 of the text they come from."""
+    """Return the shuffled pieces of a file or built-in text, and the sha256 of the text."""
     if name in BUILT_IN:
         source: stdlib_text.Source = "stdlib" if name == STDLIB else "stdlib-prose"
-        # The documents come in a scattered order; twice what the budget needs leaves the seed something to choose from.
+        # The documents are in a fixed scattered order. Take twice the budget, so that the seed makes a difference.
         documents = list(stdlib_text.take(stdlib_text.documents(source), 2 * _CHARS_PER_TOKEN * tokens))
-        # Docstrings are short: joined they fill a piece, so that long-range context is there too.
+        # Docstrings are short, so join them to fill the pieces. The sequences then have long contexts too.
         pieces, digest = cut("\n\n".join(documents), size), _digest(documents)
     else:
         path = Path(name)
@@ -151,7 +164,7 @@ def _as_chat(piece: str, tokenizer: Any) -> str:
 
 @dataclass
 class _Drawn:
-    """One source: its pieces in their order, of which the first `taken` are tokenised."""
+    """One source with its shuffled pieces. The first `taken` pieces are encoded. The last `keep` stay held out."""
 
     name: str
     sha256: str
@@ -164,7 +177,10 @@ class _Drawn:
     texts: list[str] = field(default_factory=list)
 
     def grow(self, tokens: int) -> int:
-        """Tokenise pieces until `tokens` ids are there; how many of them there are. The last `keep` are left alone."""
+        """Encode pieces until there are `tokens` ids, and return the number of ids, at most `tokens`.
+
+        The last `keep` pieces are not used, so there may be fewer ids.
+        """
         while len(self.ids) < tokens and self.taken < len(self.pieces) - self.keep:
             piece = self.pieces[self.taken]
             if self.chats and self.taken % _CHAT_SHARE == _CHAT_SHARE - 1:
@@ -175,7 +191,7 @@ class _Drawn:
         return min(tokens, len(self.ids))
 
     def held_out(self) -> list[HeldOut]:
-        """The pieces from the back that no sequence holds, whole or in another place of the text."""
+        """Return text from pieces at the end of the order. Pieces that equal an encoded one are left out."""
         count = held_out_pieces(self.pieces)
         used = set(self.pieces[: self.taken])
         untouched = [piece for piece in self.pieces[max(self.taken, len(self.pieces) - count) :] if piece not in used]
@@ -184,7 +200,10 @@ class _Drawn:
 
 
 def held_out_pieces(pieces: Sequence[str]) -> int:
-    """How many pieces from the back are held out: a tenth and at most 16,000 characters, but one of two or more."""
+    """Return how many pieces at the end of the order to hold out.
+
+    This is a tenth of the pieces with at most 16,000 characters, but at least one if there are two or more pieces.
+    """
     most = len(pieces) // _HELD_OUT_SHARE
     count, characters = 0, 0
     for piece in reversed(pieces):
@@ -210,20 +229,21 @@ def make_calibration(
     """Draw the calibration set.
 
     Args:
-        names: a file, a built-in text, a data set on the Hub or `self`; or several of them, which give equal shares.
-        model_dir: the checkpoint whose tokenizer makes the ids.
-        tokens: how many to draw (fewer where the text ends before).
-        sequence_length: positions of a sequence; at most the model's.
-        seed: of the order in which pieces are drawn.
-        keep_out: hold text of every source out, though it makes the sequences fewer; else only what they leave.
-        sampler: writes the text of `self`.
-        cache: keeps what was drawn from the Hub.
-        progress: told of the text that comes from the Hub.
+        names: a file, a built-in text, a data set on the Hub or `self`. Several sources give equal shares.
+        model_dir: the checkpoint whose tokenizer encodes the text.
+        tokens: number of tokens to draw. There are fewer if the text is too short.
+        sequence_length: tokens per sequence, at most the model's number of positions.
+        seed: random seed of the order of the pieces.
+        keep_out: hold out text of every source, even if there are fewer sequences then. If False, only text that the
+            sequences do not need is held out.
+        sampler: writes the text of `self`, or None.
+        cache: stores what is drawn from the Hub.
+        progress: receives the progress of drawing text from the Hub.
 
     Raises:
-        CalibrationError: no text, or too little for one sequence of 16 tokens.
-        UsageError: a source is named twice, or `self` without a sampler.
-        CompactEdgeError: what `compact.calibration.hub_dataset.draw_documents` raises.
+        CalibrationError: there is no text, or a source has fewer than 16 tokens.
+        UsageError: a source is given twice, or `self` is given without a sampler.
+        CompactEdgeError: an error of `compact.calibration.hub_dataset.draw_documents`.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -271,15 +291,15 @@ def _draw(
     cache: Cache | None,
     progress: Progress,
 ) -> tuple[Sequence[str], str, str]:
-    """A source's pieces in their order, its full name, and the sha256 of the text."""
+    """Return the shuffled pieces of a source, its full name, and the sha256 of the text."""
     if name == SELF:
         if sampler is None:
-            raise UsageError(f"--calibration {SELF}: is written by a model, and there is none here")
-        # Its share, and what is held out. No more, as the others can be longer for nothing and this one cannot.
+            raise UsageError(f"--calibration {SELF}: this command has no model that can write text")
+        # Write only the tokens of its share and of the held-out text, because writing text is slow.
         pieces = sampler(share + min(share // _HELD_OUT_SHARE + 16, _HELD_OUT_CHARACTERS // _CHARS_PER_TOKEN))
         return pieces, name, _digest(pieces)
     if names_hub_dataset(name) and (dataset := parse_dataset(name)) is not None:
-        # Twice the characters that the tokens need in most languages: the draw must not depend on the tokenizer.
+        # The draw must not depend on the tokenizer, so take twice the characters that most languages need.
         characters = 2 * _CHARS_PER_TOKEN * tokens
         pieces, name = draw_documents(dataset, characters, size, seed, cache=cache, progress=progress)
         return pieces, name, _digest(pieces)
@@ -288,12 +308,15 @@ def _draw(
 
 
 def split_stream(stream: Sequence[int], length: int) -> list[tuple[int, ...]]:
-    """Consecutive sequences of `length` ids; the last may be shorter."""
+    """Split ids into consecutive sequences of `length` ids. The last sequence may be shorter."""
     return [tuple(stream[at : at + length]) for at in range(0, len(stream), length)]
 
 
 def retokenise(texts: Iterable[str], model_dir: Path, *, sequence_length: int) -> list[tuple[int, ...]]:
-    """The same texts as sequences of another (pruned) tokenizer: what an importance matrix is collected on."""
+    """Encode texts with the tokenizer of another (pruned) checkpoint, and split the ids into sequences.
+
+    An importance matrix is collected on these sequences.
+    """
     tokenizer = load_tokenizer(model_dir)
     stream = [i for ids in encode(tokenizer, texts, add_special_tokens=True) for i in ids]
     return split_stream(stream, sequence_length)

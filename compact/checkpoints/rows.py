@@ -1,9 +1,10 @@
-"""safetensors read and written in pieces, so that memory does not grow with the model.
+"""Read and write safetensors files in pieces, so that memory use does not grow with the model.
 
-Reading: the header is validated (`compact.checkpoints.safetensors_header`), then plain file reads give rows on demand.
-Memory maps are avoided: mapped pages count as the process's memory and would grow with the model.
-Writing: a header of fixed size is reserved, tensors stream behind it, and the header is filled in at the end, so that a
-tensor's dtype may still change while it is being written.
+Reading: the header is validated first (`compact.checkpoints.safetensors_header`). Rows are then read on demand with
+normal file reads. Memory maps are not used, because mapped pages count as memory of the process.
+
+Writing: space for the header is reserved at the start of the file, and the tensors are written after it. The header is
+filled in at the end, so the dtype of a tensor can still change while it is being written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from compact.base.files import as_storage_error
 from compact.checkpoints.safetensors_header import header_json, read_header
 from compact.checkpoints.shards import weight_files
 
-# numpy has no bfloat16: its bit pattern is carried as uint16.
+# numpy has no bfloat16, so its bit patterns are stored as uint16.
 NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -34,14 +35,14 @@ NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """Location of a tensor in a checkpoint, with its position in the file.
 
     Attributes:
-        name: the tensor's name.
-        dtype: safetensors dtype (`F32`, `F16`, `BF16`, or another that only callers with a use for it accept).
+        name: name of the tensor.
+        dtype: safetensors dtype. `read_rows` only accepts `F32`, `F16` and `BF16`.
         shape: row-major shape.
         file: the shard.
-        offset: first byte inside the shard.
+        offset: position of the first byte in the shard.
     """
 
     name: str
@@ -52,21 +53,25 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def read_rows(self, first: int, count: int) -> npt.NDArray[Any]:
-        """Rows `first` to `first + count` (elements of a 1-D tensor) as stored, bfloat16 as uint16 bit patterns.
+        """Read rows `first` to `first + count - 1` as they are stored. For a 1-D tensor, a row is one element.
+
+        Returns:
+            An array [count, *shape[1:]]. bfloat16 is returned as uint16 bit patterns.
 
         Raises:
-            QuantizedCheckpointError: the dtype is none of F32, F16, BF16.
+            QuantizedCheckpointError: the dtype is not F32, F16 or BF16.
+            DamagedFileError: the file is too short.
             StorageError: the file cannot be read.
         """
         dtype = NUMPY_TYPES.get(self.dtype)
         if dtype is None:
             raise QuantizedCheckpointError(
                 f"{self.file.name}: tensor {self.name!r} has dtype {self.dtype}",
-                "float32, float16 or bfloat16 is needed",
+                "use a checkpoint in float32, float16 or bfloat16",
             )
         row = math.prod(self.shape[1:])
         out = np.empty((count, *self.shape[1:]), dtype=dtype)
@@ -78,23 +83,24 @@ class StoredTensor:
                 while done < len(view):
                     got = handle.readinto(view[done:])
                     if not got:
-                        raise DamagedFileError(f"{self.file.name}: ended while tensor {self.name!r} was read")
+                        raise DamagedFileError(f"{self.file.name}: the file ends in the middle of tensor {self.name!r}")
                     done += got
         except OSError as error:
             raise as_storage_error(error, self.file) from error
         return out
 
     def read(self) -> npt.NDArray[Any]:
-        """The whole tensor as stored. Raises as `read_rows`."""
+        """Read the whole tensor as it is stored. Raises the errors of `read_rows`."""
         return self.read_rows(0, self.shape[0]) if self.shape else self.read_rows(0, 1).reshape(())
 
 
 def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint directory, by name, in the order of the files. No weights are read.
+    """Return every tensor of a checkpoint directory by name, in the order of the files. This does not read weights.
 
     Raises:
-        DamagedFileError: a shard breaks the format or is missing, or two shards hold one tensor.
-        PickleRefusedError, UnsafePathError, StorageError: as `compact.checkpoints.shards.weight_files`.
+        DamagedFileError: a shard is damaged or missing, or two shards contain the same tensor.
+        PickleRefusedError, UnsafePathError: an error of `compact.checkpoints.shards.weight_files`.
+        StorageError: a shard cannot be read.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(checkpoint):
@@ -106,18 +112,18 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 class SafetensorsWriter:
-    """Writes one safetensors file tensor by tensor, a piece at a time.
+    """Writes one safetensors file, tensor by tensor and piece by piece. Use it as a context manager.
 
-    Use as a context manager: for each tensor `begin`, `write` as often as needed, `end`; a tensor can be started again
-    with another dtype by `restart`. The header is written when the block ends without an exception.
+    For each tensor, call `begin`, then `write` once per piece, then `end`. `restart` discards the current tensor and
+    starts it again with another dtype. The header is written when the block ends without an exception.
 
     Args:
-        path: the file to make (must not exist).
-        names: every tensor that will come, with its shape, in the order of writing.
+        path: the file to write. It must not exist yet.
+        names: name and shape of every tensor that will be written, in this order.
     """
 
     def __init__(self, path: Path, names: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        # The longest header that can come: every dtype is at most 4 letters, every offset at most 20 digits.
+        # Reserve space for the longest possible header. A dtype has at most 4 letters, and an offset at most 20 digits.
         worst = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [10**19, 10**19]} for name, shape in names}
         self._reserved = -(-len(header_json(worst)) // 8) * 8
         self._expected = dict(names)
@@ -134,13 +140,13 @@ class SafetensorsWriter:
         return self
 
     def begin(self, name: str, dtype: str) -> None:
-        """Start a tensor of this dtype (`F32`, `F16`, `BF16`)."""
+        """Start a tensor with a dtype (`F32`, `F16` or `BF16`)."""
         assert self._open is None
         self._open = (name, dtype)
         self._start = self._end
 
     def restart(self, dtype: str) -> None:
-        """Forget what was written of the current tensor and start it again as another dtype."""
+        """Discard the written part of the current tensor, and start it again with another dtype."""
         assert self._open is not None and self._file is not None
         self._open = (self._open[0], dtype)
         self._end = self._start
@@ -148,14 +154,14 @@ class SafetensorsWriter:
         self._file.truncate()
 
     def write(self, piece: npt.NDArray[Any]) -> None:
-        """Append a piece (its bytes, row-major, little-endian)."""
+        """Append the bytes of a piece of the current tensor, in row-major order and little-endian."""
         assert self._file is not None
         data = np.ascontiguousarray(piece)
         self._file.write(data.reshape(-1).view(np.uint8).data)
         self._end += data.nbytes
 
     def end(self) -> None:
-        """Finish the current tensor; its size must fit its shape."""
+        """Finish the current tensor. The number of bytes written must match its shape."""
         assert self._open is not None
         name, dtype = self._open
         shape = self._expected[name]

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read and written: which tensors the file holds, and where.
+"""Read and write the header of a safetensors file. It lists the tensors in the file and their positions.
 
-Format (the safetensors README, "Format"): 8 bytes of header length, little-endian; a JSON header; the tensors' bytes
-back to back.
+A file has three parts (see "Format" in the safetensors README): the length of the header as 8 little-endian bytes, the
+JSON header, and the bytes of all tensors without gaps.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class HeaderEntry:
 
 
 def read_header(path: Path) -> list[HeaderEntry]:
-    """The tensors of a safetensors file, in the order of their bytes. No weights are read.
+    """Return the tensors of a safetensors file, in the order of their bytes. This does not read weights.
 
     Raises:
-        DamagedFileError: sizes, offsets or types that do not fit the file, or a header that is not JSON.
+        DamagedFileError: sizes, offsets or types do not match the file, or the header is not valid JSON.
         StorageError: the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        # Validates the whole header against the file's size; the numbers read below can then be trusted.
+        # `safe_open` validates the whole header against the size of the file, so the numbers below can be trusted.
         with safe_open(str(path), framework="numpy"):
             pass
         with path.open("rb") as handle:
@@ -56,9 +56,12 @@ def read_header(path: Path) -> list[HeaderEntry]:
 
 
 def header_json(entries: Mapping[str, Any]) -> bytes:
-    """The JSON of a header, from `dtype`, `shape` and `data_offsets` by name, without length and padding.
+    """Return the JSON of a header, without the length before it and the padding after it.
 
-    It has one metadata key only. With more, the reference writer's order is random, and equal files would have
-    different bytes; `format` is what Transformers asks for.
+    The only metadata key is `format`, which Transformers requires. With more keys, the reference implementation writes
+    them in random order, so equal files would have different bytes.
+
+    Args:
+        entries: `dtype`, `shape` and `data_offsets` of each tensor, by its name.
     """
     return json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""Reading and writing safetensors checkpoints, one tensor in memory at a time.
+"""Read and write safetensors checkpoints, with one tensor in memory at a time.
 
-`safetensors.torch.save_file` wants every tensor of a shard in memory; the writer here takes the header first and the
-tensors one by one, so that pruning a 70B model needs the memory of its largest tensor.
+`safetensors.torch.save_file` needs all tensors of a shard in memory. The writer here writes the header first and then
+one tensor after another. Pruning a 70B model therefore only needs memory for its largest tensor.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
-# safetensors dtype name -> bytes of an element; the floating types a language model's weights come in.
+# safetensors dtype name -> bytes per element, for the floating-point types of language models.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """Where a tensor lies: `file` (its shard), `dtype` (safetensors name) and `shape`."""
+    """Location of a tensor in a checkpoint.
+
+    Attributes:
+        file: the shard.
+        dtype: safetensors dtype name.
+        shape: row-major shape.
+    """
 
     file: Path
     dtype: str
@@ -50,14 +56,14 @@ class TensorRef:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors shards of a checkpoint directory, sorted by name.
+    """Return the safetensors shards of a checkpoint directory, sorted by name.
 
-    Where both are there, `model.safetensors` wins over the index, as it does in Transformers.
+    If there is a `model.safetensors` and an index, `model.safetensors` is used, as in Transformers.
 
     Raises:
         PickleRefusedError: there are only pickled weights.
-        UnsafePathError: the index names a shard outside the directory.
-        DamagedFileError: no weights at all, a shard that the index names is missing.
+        UnsafePathError: the index names a shard outside the directory, or a shard is a link to such a file.
+        DamagedFileError: there are no weights, or a shard that the index names is missing.
     """
     index_path = directory / INDEX
     if (directory / SINGLE).is_file():
@@ -65,7 +71,7 @@ def weight_files(directory: Path) -> list[Path]:
     elif index_path.is_file():
         weight_map = read_json_object(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise DamagedFileError(f"{index_path}: no weight_map")
+            raise DamagedFileError(f"{index_path}: weight_map is missing")
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise DamagedFileError(f"{index_path}: weight_map must map names to file names")
         files = [safe_child(directory, name, str(index_path)) for name in sorted(set(weight_map.values()))]
@@ -74,10 +80,10 @@ def weight_files(directory: Path) -> list[Path]:
         if pickled:
             raise PickleRefusedError(
                 f"{directory}: only pickled weights ({pickled[0]}), and loading a pickle can run code",
-                "convert them to safetensors with a tool you trust, then try again",
+                "convert them to safetensors with a tool that you trust, then try again",
             )
         raise DamagedFileError(
-            f"{directory}: no {SINGLE} and no {INDEX}", "the directory must hold safetensors weights"
+            f"{directory}: no {SINGLE} and no {INDEX}", "the directory must contain safetensors weights"
         )
     for file in files:
         if not file.is_file():
@@ -87,19 +93,20 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def refuse_outside_link(directory: Path, file: Path) -> None:
-    """Raise UnsafePathError for a file of a checkpoint that links out of its directory.
+    """Raise UnsafePathError if a checkpoint file is a link to a file outside its directory.
 
-    The Hub cache's own layout is allowed: `snapshots/REV/NAME` links to `../../blobs/HASH`, which may itself link into
-    the store that the cache's repositories share, `../../blobs/HH/HASH` (huggingface_hub, `utils/_shared_blobs.py`).
+    The layout of the Hub cache is allowed. There, `snapshots/REV/NAME` links to `../../blobs/HASH`. This file may also
+    be a link, to `../../blobs/HH/HASH` in a store that all repositories of the cache share (huggingface_hub,
+    `utils/_shared_blobs.py`).
     """
     home, real = directory.resolve(), file.resolve()
     if real.is_relative_to(home) or (home.parent.name == "snapshots" and _is_blob(home.parents[1], real)):
         return
-    raise UnsafePathError(f"{file}: a link that leaves its directory", "put the file itself there")
+    raise UnsafePathError(f"{file}: the link leaves its directory", "replace the link with the file")
 
 
 def _is_blob(repository: Path, real: Path) -> bool:
-    """Whether a file is one that the Hub's cache keeps for a repository, `models--ORG--NAME`."""
+    """Return whether a file is a blob of a repository in the Hub cache (`models--ORG--NAME`)."""
     if real.parent == repository / "blobs":
         return True
     shared = repository.parent / "blobs" / real.name[:2]
@@ -107,21 +114,29 @@ def _is_blob(repository: Path, real: Path) -> bool:
 
 
 def read_index(directory: Path) -> dict[str, TensorRef]:
-    """Every tensor of a checkpoint, by name. Raises what `weight_files` and `read_shards` raise."""
+    """Return the location of every tensor of a checkpoint, by name.
+
+    Raises the errors of `weight_files` and `read_shards`.
+    """
     return read_shards(weight_files(directory))
 
 
 def read_shards(files: Iterable[Path]) -> dict[str, TensorRef]:
-    """Every tensor of some safetensors files. Raises DamagedFileError (damaged header, or a type that is no float)."""
+    """Return the location of every tensor in safetensors files, by name.
+
+    Raises:
+        DamagedFileError: a header is damaged, a tensor is not of a float type, or two shards contain the same tensor.
+        StorageError: a file cannot be read.
+    """
     tensors: dict[str, TensorRef] = {}
     for file in files:
         for entry in sorted(read_header(file), key=lambda entry: entry.name):
             if entry.name in tensors:
-                raise DamagedFileError(f"{file}: tensor {entry.name!r} stands in two shards")
+                raise DamagedFileError(f"{file}: tensor {entry.name!r} is in two shards")
             if entry.dtype not in DTYPE_BYTES:
                 raise DamagedFileError(
                     f"{file}: tensor {entry.name!r} has type {entry.dtype}, not a float type",
-                    "give the original checkpoint, not a quantised one",
+                    "use the original checkpoint, not a quantized one",
                 )
             tensors[entry.name] = TensorRef(file, entry.dtype, entry.shape)
     return tensors
@@ -129,7 +144,7 @@ def read_shards(files: Iterable[Path]) -> dict[str, TensorRef]:
 
 @contextmanager
 def open_tensors(tensors: Mapping[str, TensorRef]) -> Iterator[Callable[[str], torch.Tensor]]:
-    """Yield a function that reads one tensor by name; the shards' files stay open (mapped, not loaded) meanwhile."""
+    """Yield a function that reads one tensor by name. Within the block, the shards stay open (mapped, not loaded)."""
     from contextlib import ExitStack
 
     from safetensors import safe_open
@@ -149,7 +164,7 @@ def open_tensors(tensors: Mapping[str, TensorRef]) -> Iterator[Callable[[str], t
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What will be written: name, safetensors dtype and shape."""
+    """A tensor that will be written: its name, safetensors dtype and shape."""
 
     name: str
     dtype: str
@@ -161,7 +176,7 @@ class TensorSpec:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The little-endian bytes of a contiguous tensor, without a copy."""
+    """Return the little-endian bytes of a tensor. A contiguous tensor on the CPU is not copied."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -188,7 +203,7 @@ def _write_header(file: IO[bytes], specs: Sequence[TensorSpec]) -> None:
         entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     text = header_json(entries)
-    text += b" " * (-len(text) % 8)  # the format wants the data to begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data must start at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
 
 
@@ -199,19 +214,19 @@ def write_checkpoint(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
-    """Write `model.safetensors`, or shards and their index, one tensor in memory at a time.
+    """Write `model.safetensors`, or shards and their index, with one tensor in memory at a time.
 
     Args:
-        directory: where the files go (a directory that `compact.base.files.publish` yielded).
-        specs: every tensor, in the order to write.
-        produce: gives the tensor of a spec; called once each, in order.
-        max_shard_bytes: a shard's limit; a tensor above it has a shard of its own.
+        directory: an empty directory, for example from `compact.base.files.publish`.
+        specs: all tensors, in the order to write them.
+        produce: returns the tensor of a spec. It is called once per spec, in order.
+        max_shard_bytes: largest size of a shard. A tensor that is larger gets a separate shard.
 
     Returns:
-        The bytes of all tensors.
+        The total number of bytes of all tensors.
 
     Raises:
-        DamagedFileError: a tensor does not have the shape or type that its spec promised.
+        DamagedFileError: a tensor has another number of bytes than its spec.
     """
     shards = _shards(list(specs), max_shard_bytes)
     weight_map: dict[str, str] = {}
@@ -223,7 +238,7 @@ def write_checkpoint(
             for spec in shard:
                 data = tensor_bytes(produce(spec))
                 if data.nbytes != spec.n_bytes:
-                    raise DamagedFileError(f"{spec.name}: {data.nbytes} bytes instead of {spec.n_bytes}")
+                    raise DamagedFileError(f"{spec.name}: has {data.nbytes} bytes, expected {spec.n_bytes}")
                 file.write(data)
                 total += data.nbytes
                 weight_map[spec.name] = name

@@ -1,1 +1,1 @@
-"""Recovering what a cut broke: the unpruned model teaches the pruned one on plain text (`--recover distill`)."""
+"""Recover quality after pruning: train the pruned model with the unpruned one as teacher (`--recover distill`)."""

@@ -1,9 +1,10 @@
-"""Two tokenizers over one text: where their boundaries agree, and what the teacher's next token means to the student.
+"""Align the teacher's and the student's tokens of the same text, and map the teacher's next tokens to the student's.
 
-The student's vocabulary is a part of the teacher's, so every token of the teacher is a sequence of tokens of the
-student. Where both segmentations end at the same place, the teacher's distribution over its next token t becomes one
-over the student's next token s by *first kept piece*: `q(s) = sum of p(t) over all t whose segmentation by the student
-begins with s`.
+The student's vocabulary is a subset of the teacher's, so every token of the teacher corresponds to a sequence of the
+student's tokens. At a position where both tokenizers have a boundary, the teacher's distribution p over its next token
+t becomes a distribution q over the student's next token s by the *first kept piece*:
+
+    q(s) = sum of p(t) over all t whose segmentation by the student begins with s
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Alignment:
-    """What relates the teacher's ids to the student's.
+    """The mapping from the teacher's ids to the student's.
 
     Attributes:
-        first_piece: [teacher's rows] student's id of the first piece of every teacher's token; -1 for rows that are no
-            token, and for dropped fillers, which no text spells.
-        teacher_lengths, student_lengths: [rows] how much of the text a token stands for, in bytes of its spelling.
+        first_piece: int64 [teacher's rows], the student's id of the first piece of each teacher token. It is -1 for
+            rows without a token, and for dropped tokens that no text contains.
+        teacher_lengths: int64 [teacher's rows], length of the text that each token covers, in bytes of its spelling.
+        student_lengths: int64 [student's rows], the same for the student.
     """
 
     first_piece: IntArray
@@ -37,25 +39,29 @@ class Alignment:
     student_lengths: IntArray
 
     def boundaries(self, teacher_ids: Sequence[int], student_ids: Sequence[int]) -> tuple[IntArray, IntArray]:
-        """Positions (of the student, of the teacher) after which both have read the same part of the text, ascending.
+        """Return the positions where both tokenizers have a boundary after the token.
 
         Args:
-            teacher_ids, student_ids: one text by both tokenizers, both with or both without BOS.
+            teacher_ids, student_ids: the same text, encoded by both tokenizers, both with or both without BOS.
+
+        Returns:
+            Positions of the student and positions of the teacher, int64 [N] each, ascending. At these positions, both
+            have read the same part of the text.
         """
         teacher_ends = np.cumsum(self.teacher_lengths[np.asarray(teacher_ids, dtype=np.int64)])
         student_ends = np.cumsum(self.student_lengths[np.asarray(student_ids, dtype=np.int64)])
-        # A token of no length (a row that is no token) would make an end occur twice; the last one has read the most.
+        # An end can occur several times, because rows without a token have length 0. Take the last occurrence.
         teacher_at = np.searchsorted(teacher_ends, student_ends, side="right") - 1
         agree = (teacher_at >= 0) & (teacher_ends[np.maximum(teacher_at, 0)] == student_ends)
         return np.nonzero(agree)[0], teacher_at[agree]
 
 
 def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
-    """Relate a vocabulary to the part of it that a plan keeps.
+    """Map a vocabulary to the part of it that a plan keeps.
 
     Args:
-        vocabulary: the source's.
-        kept: `kept_token_ids` of the plan; new id i is the source's row `kept[i]`.
+        vocabulary: the source's vocabulary.
+        kept: `kept_token_ids` of the plan. New id i is the source's row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}
     stays = {token for token, i in vocabulary.tokens.items() if i in new_id}
@@ -67,7 +73,7 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
     first_piece = np.full(vocabulary.n_rows, -1, dtype=np.int64)
     lengths = np.zeros(vocabulary.n_rows, dtype=np.int64)
     for row, token in vocabulary.by_id.items():
-        # An added token is found in the text as it stands; any other one is spelled in the model's alphabet.
+        # The tokenizer matches added tokens literally in the text. Other tokens are spelled in the model's alphabet.
         is_model_token = vocabulary.tokens.get(token) == row and token not in vocabulary.added
         lengths[row] = _length(token, vocabulary) if is_model_token else len(token.encode())
         if row in new_id:
@@ -78,7 +84,7 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
 
 
 def _length(token: str, vocabulary: Vocabulary) -> int:
-    # A token of byte-level BPE has a character a byte.
+    # In byte-level BPE, each character of a token stands for one byte.
     if not vocabulary.sentencepiece:
         return len(token)
     return 1 if is_byte_token(token) else len(token.encode())
@@ -97,7 +103,7 @@ def _first_piece(
 
 
 def segment(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """BPE on one token's spelling: the neighbours of the lowest rank are merged until none has a rank."""
+    """Split a token's spelling by BPE: merge the neighbours with the lowest rank until no pair has a rank."""
     parts = list(token)
     none = _NO_RANK
     while len(parts) > 1:

@@ -1,4 +1,4 @@
-"""The state of a run of training on disk: what a run that was cut goes on from, and the best model so far."""
+"""Save and load the state of a training run: what an interrupted run needs to resume, and the best model so far."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 _SETTINGS = "optimizer.json"
-# Runs that were not used for this long are deleted: 30 days.
+# Delete runs that were not used for 30 days.
 _UNUSED_SECONDS = 30 * 24 * 3600
-# safetensors name of a type -> torch's.
+# safetensors dtype name -> torch dtype.
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> None:
-    """Write the run's state; the directory is replaced whole, so a run that is cut here goes on from the one before.
+    """Write the run's state.
+
+    The directory is replaced as a whole. If the process is interrupted here, the earlier state remains valid.
 
     Args:
-        directory: of this run.
-        trainer, state: what to write: float32 weights, both moments of AdamW, and where the run is.
+        directory: directory of this run.
+        trainer: its float32 weights and both moments of AdamW are written.
+        state: the progress of the run.
         is_best: whether the weights are the best so far.
     """
     from safetensors.torch import save_file
@@ -59,7 +62,7 @@ def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> N
 
 
 def save_best(directory: Path, trainer: Trainer) -> None:
-    """Write the weights alone, as the best so far: all that a run which nobody can go on with needs at its end."""
+    """Write only the weights, as the best so far. This is enough for a run that cannot be resumed."""
     with publish(directory, force=True) as work:
         _write_best(work / BEST, trainer)
 
@@ -72,7 +75,13 @@ def _write_best(path: Path, trainer: Trainer) -> None:
 
 
 def write_updates(directory: Path, earlier: Path | None, target: Path) -> None:
-    """The best model of a run as a plan's updates, with those tensors of `earlier` ones that were not trained."""
+    """Write the best model of a run as a plan's updates.
+
+    Args:
+        directory: directory of the run.
+        earlier: existing updates of the plan, or None. Tensors that were not trained are copied from them.
+        target: path of the file to write.
+    """
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(str(earlier)) if earlier is not None else {}
@@ -81,10 +90,12 @@ def write_updates(directory: Path, earlier: Path | None, target: Path) -> None:
 
 
 def load(directory: Path, trainer: Trainer) -> State:
-    """Bring a trainer to where a run was cut; a fresh state where there was none.
+    """Restore a trainer from the saved state of an interrupted run, and return the state.
+
+    If there is no saved state, return a new one and leave the trainer unchanged.
 
     Raises:
-        DamagedFileError: files that are no state of this run.
+        DamagedFileError: the files are damaged or do not belong to this run.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -102,28 +113,29 @@ def load(directory: Path, trainer: Trainer) -> State:
                 trainer.optimizer.state[parameter] = _moments(tensors, name, steps[name], parameter)
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(
-            f"{directory}: not the state of a recovery ({' '.join(str(error).split())[:120]})", "remove the folder"
+            f"{directory}: not a valid training state ({' '.join(str(error).split())[:120]})", "remove the folder"
         ) from error
     return state
 
 
 def _moments(tensors: Mapping[str, torch.Tensor], name: str, step: float, parameter: torch.Tensor) -> dict[str, Any]:
     moments: dict[str, Any] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-    moments["step"] = torch.tensor(step, device=parameter.device)  # where the fused AdamW has it
+    moments["step"] = torch.tensor(step, device=parameter.device)  # as fused AdamW expects
     return moments
 
 
 def delete_unused(entries: Path) -> None:
-    """Delete what was not used for 30 days: the states of unfinished runs, each several times as large as its model,
-    and the teacher's answers.
+    """Delete entries that were not used for 30 days.
+
+    Entries are the states of unfinished runs, each several times as large as its model, or the teacher's answers.
 
     Args:
-        entries: the directory of all of them; each is a directory whose time of change is that of its last use.
+        entries: a directory with one subdirectory per entry. The modification time of a subdirectory is its last use.
     """
     for path in entries.iterdir() if entries.is_dir() else ():
         try:
             is_old = time.time() - path.stat().st_mtime > _UNUSED_SECONDS
-        except OSError:  # another process has just replaced it
+        except OSError:  # another process has just replaced or deleted it
             continue
         if is_old:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From the teacher's answers on a text to what the student should say at each of its own positions."""
+"""Turn the teacher's answers on a text into training targets at the student's positions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Example:
     """One piece of text for the student.
 
     Attributes:
-        ids: the student's ids, BOS included where its tokenizer puts one.
-        positions: [N] the positions that have a target, ascending.
-        targets: of these N positions.
+        ids: the student's ids, with BOS if its tokenizer adds one.
+        positions: int64 [N], the positions that have a target, ascending.
+        targets: the targets at these N positions.
     """
 
     ids: list[int]
@@ -29,24 +29,26 @@ class Example:
 
 
 def make_example(answers: Answers, student_ids: Sequence[int], alignment: Alignment, inner_weight: float) -> Example:
-    """Project the teacher's answers on the student's vocabulary.
+    """Map the teacher's answers to the student's vocabulary.
+
+    At a boundary that both tokenizers share, the target is the teacher's distribution, with weight 1. Inside a token
+    that the student does not have, the teacher gives no distribution. There, the target is the student's next token.
 
     Args:
-        answers: the teacher's, on the piece.
-        student_ids: the piece by the student's tokenizer.
-        alignment: of the two vocabularies.
-        inner_weight: weight of the cross-entropy at positions inside a token that the student does not have, where the
-            teacher says nothing; a position with a distribution weighs 1.
+        answers: the teacher's answers on the piece.
+        student_ids: the piece, encoded by the student's tokenizer.
+        alignment: the alignment of the two vocabularies.
+        inner_weight: weight of the positions inside a token.
     """
-    # What the teacher's text was cut to, the student does not read either.
+    # If the teacher's text was truncated, truncate the student's text at the same place.
     end = int(alignment.teacher_lengths[answers.ids].sum())
     n_read = int(np.searchsorted(np.cumsum(alignment.student_lengths[np.asarray(student_ids)]), end, side="right"))
     ids = list(student_ids[: max(n_read, 1)])
     at, teacher_at = alignment.boundaries(answers.ids.tolist(), ids)
     pieces = torch.from_numpy(alignment.first_piece[answers.top_ids[teacher_at]])
     mass = torch.from_numpy(np.exp(answers.top_log_probs[teacher_at]))
-    outer = _merged(pieces, mass)
-    inner = np.setdiff1d(np.arange(len(ids) - 1), at)
+    outer = _merged(pieces, mass)  # positions with the teacher's distribution
+    inner = np.setdiff1d(np.arange(len(ids) - 1), at)  # positions inside a token of the teacher
     labels = torch.tensor([ids[n + 1] for n in inner], dtype=torch.int64)
     k = outer.ids.shape[1]
     q = torch.zeros(len(inner), k)
@@ -64,11 +66,11 @@ def make_example(answers: Answers, student_ids: Sequence[int], alignment: Alignm
 
 
 def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
-    """Add up the mass of equal pieces in every row: `q(s)` of the teacher's likeliest tokens.
+    """Add up the mass of equal pieces in every row. This gives `q(s)` for the teacher's likeliest tokens.
 
     Args:
-        pieces: int64 [N, k], -1 where a token has no piece (its mass goes to the tail).
-        mass: [N, k].
+        pieces: int64 [N, k], the first piece of each token, or -1 if it has none. Then its mass goes to the tail.
+        mass: float32 [N, k], the probability of each token.
     """
     pieces, order = pieces.sort(dim=1, descending=True)
     mass = mass.gather(1, order)
@@ -78,7 +80,7 @@ def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
     there = pieces >= 0
     q = torch.zeros_like(mass).scatter_add_(1, slot, mass * there)
     ids = torch.zeros_like(pieces).scatter_(1, slot, pieces.clamp_min(0))
-    # The -1 come last, so the slots of real pieces are the first ones.
+    # The order is descending, so -1 comes last, and real pieces have the first slots.
     count = (fresh & there).sum(1, keepdim=True)
     valid = torch.arange(pieces.shape[1])[None, :] < count
     ids = torch.where(valid, ids, ids[:, :1])

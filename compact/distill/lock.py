@@ -1,4 +1,4 @@
-"""One training of a model at a time: two would write one run's state over each other's."""
+"""Lock a training run, so that two processes do not overwrite each other's state."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ _POLL_SECONDS = 1.0
 
 @contextmanager
 def exclusive_run(run: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a run's directory (`NAME.lock` beside it) within the block.
+    """Hold the lock of a run's directory (the file `NAME.lock` beside it) within the block.
 
-    A single process waits for the one that has it. Joined processes, of which the first has it for all, do not: the one
-    that they would wait for may be waiting for their machine. The block must make what a later holder looks for first,
-    as the lock's file goes when it ends well.
+    A single process waits until the lock is free. A group of processes does not wait, because the holder of the lock
+    may be waiting for their machine. In a group, the first process holds the lock for all.
+
+    The lock file is deleted when the block succeeds. The block must therefore publish its result before it ends, so
+    that the next holder finds the result.
 
     Raises:
-        StorageError: joined processes, and another process has it; or the directory may not be written.
+        StorageError: the directory cannot be written, or a group of processes finds the lock taken.
     """
     lock = FileLock(run.with_name(f"{run.name}.lock"))
     refusal: list[str] | None = None
@@ -34,13 +36,13 @@ def exclusive_run(run: Path, progress: Progress) -> Iterator[None]:
             _acquire(lock, run, progress)
         except StorageError as error:
             refusal = [error.message, error.hint or ""]
-    # All of them learn of it, so that none waits for a first process that has stopped.
+    # Tell all processes about the error. Otherwise the others would wait for a first process that has stopped.
     if (refused := broadcast_json(refusal)) is not None:
         message, hint = refused
         raise StorageError(message, hint or None)
     try:
         yield
-        with suppress(OSError):  # where a file that is open cannot go (Windows), it stays
+        with suppress(OSError):  # Windows does not delete open files; then the file stays
             if is_main():
                 Path(lock.lock_file).unlink(missing_ok=True)
     finally:
@@ -55,9 +57,9 @@ def _acquire(lock: FileLock, run: Path, progress: Progress) -> None:
         except Timeout:
             if world_size() > 1:
                 raise StorageError(
-                    f"{run}: another process is training this model", "start again when it has ended"
+                    f"{run}: another process is training this model", "start again after it has ended"
                 ) from None
-            progress.note("recovery: another process is training this model; waiting for what it finds")
+            progress.note("recovery: another process is training this model; waiting for its result")
             lock.acquire(timeout=-1, poll_interval=_POLL_SECONDS)
     except OSError as error:
         raise as_storage_error(error, run) from error

@@ -1,8 +1,11 @@
-"""The loss of distillation, and the LM head under it, a few rows of logits at a time.
+"""Compute the distillation loss together with the LM head, a few rows of logits at a time.
 
-A row's target is a distribution q over a few tokens and what is left of it, `tail`, for all others together. With p the
-student's distribution, `KL(q || p) = sum over listed s of q_s log(q_s / p_s) + tail log(tail / rest)`, where `rest` is
-the student's mass outside the listed tokens. One-hot q and no tail make it the cross-entropy.
+The target of a row is a distribution q over a few listed tokens. Its remaining mass, `tail`, belongs to all other
+tokens together. With the student's distribution p, the loss is
+
+    KL(q || p) = sum over listed s of q_s log(q_s / p_s) + tail log(tail / rest)
+
+where `rest` is the student's mass outside the listed tokens. With a one-hot q and no tail, this is the cross-entropy.
 """
 
 from __future__ import annotations
@@ -12,20 +15,20 @@ from typing import Any
 
 import torch
 
-# Rows of logits that are alive at once: 256 x 262,144 x 4 bytes are 268 MB.
+# Number of rows whose logits are in memory at once. With a vocabulary of 262,144, 256 rows of float32 take 268 MB.
 _ROWS = 256
 _SMALLEST = 1e-7
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a student should say at N rows.
+    """Target distributions of the student for N rows. Rows with fewer than k tokens are padded.
 
     Attributes:
-        ids: int64 [N, k], tokens of the student; a row's spare places repeat its first token.
-        q: float32 [N, k], their probabilities; 0 in spare places.
-        valid: bool [N, k], False in spare places.
-        weights: float32 [N], of the row in the loss.
+        ids: int64 [N, k], the student's ids of the listed tokens. Padding repeats the row's first id.
+        q: float32 [N, k], their probabilities. 0 in padding.
+        valid: bool [N, k], False in padding.
+        weights: float32 [N], weight of each row in the loss.
     """
 
     ids: torch.Tensor
@@ -38,13 +41,19 @@ class Targets:
 
 
 def head_logits(rows: torch.Tensor, matrix: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:
-    """float32 logits [N, vocab_size] of hidden states [N, hidden_size]; scale and cap as `head_settings` gives them."""
+    """Return float32 logits [N, vocab_size].
+
+    Args:
+        rows: hidden states [N, hidden_size].
+        matrix: weight of the LM head [vocab_size, hidden_size].
+        scale, cap: values from `head_settings`.
+    """
     logits = (rows @ matrix.T).float() * scale
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of weighted KL. The gradients are made on the way forward, so that no logits are kept."""
+    """Weighted sum of KL. The forward pass computes the gradients too, so that no logits are stored."""
 
     @staticmethod
     def forward(
@@ -57,7 +66,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], _ROWS):
             part = slice(start, start + _ROWS)
             rows = hidden[part]
-            logits = head_logits(rows, matrix, scale, cap)
+            logits = head_logits(rows, matrix, scale, cap)  # [rows, vocab_size]
             loss, grad = _rows_loss(logits, targets, part)
             total += loss.to(total)
             if cap is not None:
@@ -72,12 +81,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         (upstream,) = grads
-        # In place: a copy of the head's gradient is gigabytes where the vocabulary is large. Nothing goes back twice.
+        # Multiply in place: with a large vocabulary, a copy of the head's gradient takes gigabytes. This is safe
+        # because the backward pass runs only once.
         return grad_hidden.mul_(upstream), grad_weight.mul_(upstream), None, None, None
 
 
 def _rows_loss(logits: torch.Tensor, targets: Targets, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weighted sum of the rows' losses, its gradient for the logits)."""
+    """Return the weighted sum of the rows' losses, and its gradient with respect to the logits [rows, vocab_size]."""
     ids, q, valid, weights = targets.ids[part], targets.q[part], targets.valid[part], targets.weights[part]
     normaliser = logits.logsumexp(dim=1, keepdim=True)
     listed = logits.gather(1, ids) - normaliser
@@ -88,7 +98,7 @@ def _rows_loss(logits: torch.Tensor, targets: Targets, part: slice) -> tuple[tor
     divergence += torch.where(tail > 0, tail * (tail.clamp_min(_SMALLEST).log() - rest.log()), 0)
     grad = logits.sub(normaliser).exp_()
     grad *= (weights * (1 - tail / rest))[:, None]
-    # Spare places repeat the first token, and so must write what it writes.
+    # Padding repeats the first id, so `scatter_` must write the first token's value there too.
     own = weights[:, None] * (p - q)
     grad.scatter_(1, ids, torch.where(valid, own, own[:, :1]))
     return (weights * divergence).sum(), grad
@@ -97,21 +107,21 @@ def _rows_loss(logits: torch.Tensor, targets: Targets, part: slice) -> tuple[tor
 def head_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: Targets, *, scale: float = 1.0, cap: float | None = None
 ) -> torch.Tensor:
-    """Weighted sum of the rows' KL to their targets, in nats.
+    """Compute the weighted sum of the rows' KL divergence from their targets, in nats.
 
     Args:
-        hidden: [N, hidden_size], the last norm's output.
-        weight: [vocab_size, hidden_size] of the LM head.
-        targets: of the N rows.
-        scale: what the logits are multiplied by (Granite: 1 / `logits_scaling`).
-        cap: `final_logit_softcapping` (Gemma 2).
+        hidden: output of the last norm [N, hidden_size].
+        weight: weight of the LM head [vocab_size, hidden_size].
+        targets: targets of the N rows.
+        scale: factor for the logits (Granite: 1 / `logits_scaling`).
+        cap: `final_logit_softcapping` (Gemma 2), or None.
     """
     result: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, scale, cap)  # type: ignore[no-untyped-call]
     return result
 
 
 def head_settings(config: Any) -> tuple[float, float | None]:
-    """(scale, cap) of a model's logits, for `head_loss`."""
+    """Return (scale, cap) of a model's logits, for `head_loss`."""
     scaling = getattr(config, "logits_scaling", None)
     cap = getattr(config, "final_logit_softcapping", None)
     return (1.0 / float(scaling) if scaling else 1.0), (float(cap) if cap else None)

@@ -1,4 +1,4 @@
-"""What a training needs: bytes of memory, and bytes on disk."""
+"""Estimate the memory that training needs, and compare it with the free memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from compact.sources.model_source import ModelSource
 if TYPE_CHECKING:
     import torch
 
-# AdamW over float32: a gradient and two moments beside each trained weight; where there are no gradients, as the model
-# is judged and written, there is a copy of the weights.
+# For each trained float32 weight, there are a gradient and the two moments of AdamW. During evaluation and writing,
+# there are no gradients, but a copy of the weights.
 _BYTES_PER_TRAINED = 12
-# What the layers keep for the way back, for every position and for every channel of the hidden state and of the FFN.
-# Measured: the training of smollm2-135m cut by 20% (30 layers, 576 + 1,280 channels, batches of 2 texts, bfloat16
-# products, CPU) had a peak of 4.2 GB, 2.0 GB above what is counted for weights, moments, gradients and the teacher.
+# Memory that the layers keep for the backward pass, per position and per channel of the hidden state and of the FFN.
+# Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,280 channels, batches of 2 texts, bfloat16
+# products). The peak was 4.2 GB, which is 2.0 GB above the estimate for weights, moments, gradients and the teacher.
 _BYTES_PER_ACTIVATION = 32
-# Positions of a text, padded: a pruned vocabulary cuts a piece into a tenth more tokens than PIECE_TOKENS at most.
+# Padded length of a text. With a pruned vocabulary, a piece has at most 10% more tokens than PIECE_TOKENS.
 _POSITIONS = padded_length(PIECE_TOKENS * 11 // 10)
 
 
 def trained_and_all(source: ModelSource, sizes: Sizes, train: str) -> tuple[int, int]:
-    """How many parameters are trained, and how many the pruned model has."""
+    """Return the number of trained parameters, and of all parameters of the pruned model."""
     student = parts_at(source, sizes)
     return (student.total if train == "all" else student.vocabulary), student.total
 
 
 def needed_memory(source: ModelSource, sizes: Sizes, dtype: torch.dtype, train: str, batch_size: int) -> int:
-    """Bytes that one process of a training takes, about.
+    """Estimate the memory that one training process needs, in bytes.
 
     Args:
         source: the teacher.
-        sizes: of the pruned model.
-        dtype: in which matrices are multiplied, and the teacher's.
-        train: which weights.
-        batch_size: texts that go through the layers together.
+        sizes: sizes of the pruned model.
+        dtype: compute type, which is also the type of the teacher's weights.
+        train: the weights to train, `all` or `embeddings`.
+        batch_size: number of texts per forward pass.
     """
     trained, student = trained_and_all(source, sizes, train)
-    # The head's gradient is made apart from the embedding's, and both are there as they are added.
+    # The gradients of head and embedding are computed separately. Both are in memory when they are added.
     head = 4 * sizes.vocab_size * source.hidden_size
     positions = batch_size * min(_POSITIONS, source.max_positions)
     channels = sum(source.hidden_size + sizes.intermediate_size * width for width in source.ffn_widths)
@@ -55,7 +55,7 @@ def needed_memory(source: ModelSource, sizes: Sizes, dtype: torch.dtype, train: 
 def needed_and_free(
     source: ModelSource, sizes: Sizes, device: str, dtype: torch.dtype, train: str, batch_size: int
 ) -> tuple[int, int]:
-    """Bytes that the processes of a training on this machine take, about, and bytes that are free for them."""
+    """Return the estimated bytes that all training processes on this machine need, and the free bytes."""
     needed = needed_memory(source, sizes, dtype, train, batch_size)
     return needed * (1 if device == "cuda" else local_world_size()), free_memory(device)
 
@@ -63,10 +63,10 @@ def needed_and_free(
 def require_memory(
     source: ModelSource, sizes: Sizes, device: str, dtype: torch.dtype, train: str, batch_size: int
 ) -> None:
-    """Refuse a run that would be killed for memory after an hour. Raises ToolUnavailableError."""
+    """Raise ToolUnavailableError if a run would need more memory than is free, and be killed after hours of work."""
     needed, there = needed_and_free(source, sizes, device, dtype, train, batch_size)
     if needed > there:
         raise ToolUnavailableError(
-            f"--recover distill needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free",
+            f"--recover distill needs about {needed / 1e9:.1f} GB, but only {there / 1e9:.1f} GB are free",
             "use a machine with more memory" + (", or --train embeddings" if train == "all" else ""),
         )

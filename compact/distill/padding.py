@@ -1,7 +1,7 @@
-"""Batches of texts of different lengths, padded to few different shapes.
+"""Pad batches of texts to a small number of different shapes.
 
-oneDNN compiles a kernel for every shape of a bfloat16 product, and it and PyTorch keep a thousand of them, half a
-megabyte and more each: with a shape of its own for every length, hours of training fill gigabytes.
+oneDNN compiles a kernel for every shape of a bfloat16 product. oneDNN and PyTorch cache a thousand of these kernels,
+each of half a megabyte or more. If every length had its own shape, hours of training would fill gigabytes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Of 450 tokens, the usual length, 3% are padding then.
+# With the usual length of 450 tokens, 3% are padding.
 _STEP = 32
 
 
 def padded_length(length: int) -> int:
-    """The length that texts of this length are padded to."""
+    """Return the length that texts of this length are padded to."""
     return -(-length // _STEP) * _STEP
 
 
 def padded_batch(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """int64 [B, T]: the ids with zeros behind them, where a causal model's earlier positions do not see them."""
+    """Return the ids as int64 [batch, padded length], padded with zeros at the end.
+
+    In a causal model, earlier positions do not see the padding.
+    """
     import torch
 
     batch = torch.zeros(len(sequences), padded_length(max(map(len, sequences))), dtype=torch.int64)

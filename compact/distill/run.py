@@ -1,8 +1,10 @@
-"""`--recover distill`: the unpruned model teaches the pruned one, and what it learned becomes the plan's updates.
+"""`--recover distill`: train the pruned model with the unpruned one as teacher, and store the result in the plan.
 
-The run can be cut and resumed: its state lies in the cache until it ends. What is written is the best of the models
-that were judged on text kept out, the one it began with among them. Best is the mean of the texts' bits per byte: a run
-never makes that worse, though it may make one text worse than another better.
+An interrupted run can be resumed, because its state is in the cache until the run ends.
+
+During the run, the model is evaluated several times on held-out text, starting with the pruned model itself. The model
+with the lowest mean of the texts' bits per byte is written. A run therefore never makes this mean worse. It may make
+one text worse while it makes another one better.
 """
 
 from __future__ import annotations
@@ -46,44 +48,51 @@ from compact.sources.model_source import ModelSource
 from compact.vocabulary.tokenizer import encode, load_tokenizer
 from compact.vocabulary.vocabulary import read_vocabulary
 
-# A piece in a script that the vocabulary cuts finely is cut here.
+# Truncate pieces to this many tokens. This matters for scripts that the vocabulary splits into many short tokens.
 _LONGEST = 2 * PIECE_TOKENS
-# Pieces whose answers the teacher gives together.
+# Number of pieces that the teacher answers at once.
 _SHARD = 16
-# Weight of positions inside a token that the student does not have.
+# Weight in the loss of positions inside a token that the student does not have.
 _INNER_WEIGHT = 0.3
 _SEQUENCES_PER_BATCH = 2
-# Seconds: a run's state is saved, and its loss is shown where nothing was judged meanwhile.
+# Save the run's state, and show its loss if there was no evaluation, after this many seconds.
 _SAVE_EVERY = _NOTE_EVERY = 300.0
-# On disk, of each trained weight: the state of a run (float32, two moments, the best so far), and what is written.
+# Bytes on disk per trained weight: of the run's state (float32 weight, two moments, best so far), and of the result.
 _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
 _FILE = "recovery.json"
-# Raised when equal inputs mean another training.
+# Increment when equal inputs give another training run.
 _VERSION = 2
 
 
 def distill(
     context: Context, plan: PrunePlan, student: Path, *, updates: Path | None = None
 ) -> tuple[PrunePlan, Path | None]:
-    """Train the pruned model and put what it learned into the plan.
+    """Train the pruned model and store the result in the plan.
+
+    1. Open the text and hold some of it out.
+    2. Resume the run from the cache, if it was interrupted.
+    3. Train until the budget is used up (`_Session.run`).
+    4. Write the best model as the plan's updates.
 
     Args:
-        context: the teacher, and the options. `recover` gives text (which must be named), budget and rate; `device` and
-            `dtype` where and in what type matrices are multiplied, while weights and sums are float32; `seed` the order
-            of the text. The cache keeps the teacher's answers while the disk has room, the run while it lasts, and its
-            result.
-        plan: what was cut.
-        student: the pruned checkpoint, repaired or not.
-        updates: those that the plan names already (of a repair).
+        context: the teacher and the options. `recover` gives text (which must not be empty), budget and learning rate.
+            `device` and `dtype` apply to matrix products, while weights and sums are float32. `seed` determines the
+            order of the text. The cache stores the teacher's answers while the disk has room, the run's state until it
+            ends, and the result.
+        plan: the plan that the pruned checkpoint was made with.
+        student: directory of the pruned checkpoint, repaired or not.
+        updates: the updates that the plan already names (from a repair), or None.
 
     Returns:
-        The plan with `recovery`, and its updates; plan and updates as they were where no model judged was better.
+        The plan with `recovery`, and its updates. Plan and updates are unchanged if training found no better model.
 
     Raises:
-        CalibrationError: too little text. ToolUnavailableError: too little memory for AdamW.
-        DiskFullError: no room for the run's state. EngineCrashedError: the model overflows.
-        StorageError: joined processes, and another process trains the same.
+        CalibrationError: there is too little text.
+        ToolUnavailableError: there is too little memory.
+        DiskFullError: there is no room for the run's state.
+        EngineCrashedError: the model overflows.
+        StorageError: a group of processes finds that another process is training the same model.
     """
     source, cache, progress = context.source, context.cache, context.progress
     options, seed = context.options.recover, context.options.seed
@@ -113,7 +122,7 @@ def distill(
 
     def make(work: Path) -> None:
         require_memory(source, plan.sizes, place, compute, options.train, _batch_size(place))
-        # While a state is written the one before is still there.
+        # While a new state is written, the old one is still on disk.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
         session = _Session(context, plan, student, text, device=place, dtype=compute, saved=saved, left_free=left_free)
         state = session.run()
@@ -135,10 +144,10 @@ def distill(
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
     progress.note(_outcome(first, best, result["best"] > 0))
-    # A result from before has no count of them.
+    # Results of older versions have no `passes`.
     if passes := result.get("passes"):
         words = ", ".join(f"{name} {times:.1f} times" for name, times in passes.items())
-        progress.note(f"recovery: text was gone through more than once: {words}")
+        progress.note(f"recovery: some text was used more than once: {words}")
     if result["best"] == 0:
         return plan, updates
     recovery = {
@@ -159,23 +168,24 @@ def distill(
 
 
 def memory_of(source: ModelSource, sizes: Sizes, options: RecoverOptions, device: str, dtype: str) -> tuple[int, int]:
-    """Bytes that a training of a model of these sizes takes, about, and bytes that are free for it here."""
+    """Return the estimated bytes of memory that training needs at these sizes, and the free bytes."""
     place = resolve_device(device)
     return needed_and_free(source, sizes, place, training_dtype(dtype, place), options.train, _batch_size(place))
 
 
 def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
     if not is_better:
-        return "recovery: no better model was found on the text kept out; the pruned one stays as it is"
+        return "recovery: training found no better model on held-out text, so its result is discarded"
     before, after = first["bits_per_byte"], best["bits_per_byte"]
     changes = ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in before)
-    return f"recovery: bits per byte on text kept out {changes} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
+    return f"recovery: bits per byte on held-out text {changes} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
 
 
 def training_dtype(dtype: str, device: str) -> torch.dtype:
-    """The type in which matrices are multiplied.
+    """Return the compute type for a `--dtype`.
 
-    `auto` is bfloat16 where the device multiplies in it, else float32. float16, which would need a scaled loss, is too.
+    `auto` means bfloat16 if the device supports it in hardware, otherwise float32. float16 also gives float32, because
+    training in float16 would need loss scaling.
     """
     if dtype == "bfloat16":
         return torch.bfloat16
@@ -191,7 +201,7 @@ def _batch_size(device: str) -> int:
 
 
 class _Session:
-    """One process's part of a run."""
+    """The part of a training run that one process does."""
 
     def __init__(
         self,
@@ -205,16 +215,16 @@ class _Session:
         saved: Path,
         left_free: int,
     ) -> None:
-        """Load the student and open the teacher.
+        """Load the student and prepare the teacher.
 
         Args:
-            context: the teacher, and the options of the training.
-            plan: what was cut.
-            student: the pruned checkpoint.
-            text: what is learned from.
-            device, dtype: where and in what type matrices are multiplied.
+            context: the teacher and the training options.
+            plan: the plan that the pruned checkpoint was made with.
+            student: directory of the pruned checkpoint.
+            text: the training text.
+            device, dtype: device and compute type.
             saved: directory of the run's state.
-            left_free: bytes of the disk that the teacher's answers leave free.
+            left_free: bytes that must stay free on the disk when the teacher's answers are stored.
         """
         source, cache, options = context.source, context.cache, context.options.recover
         assert options is not None
@@ -252,21 +262,23 @@ class _Session:
         )
 
     def run(self) -> State:
-        """Train to the end of the budget, from where an earlier run was cut."""
+        """Train until the budget is used up, and return the final state. Resume if there is a saved state."""
         state = checkpoint.load(self._saved, self._trainer)
-        if broadcast_json(state.step) != state.step:  # two lengths of one run would wait for each other for ever
+        if broadcast_json(state.step) != state.step:  # different numbers of steps would cause a deadlock
             raise StorageError(
-                f"{self._saved}: the run's state is at another step for process {rank()} than for process 0",
+                f"{self._saved}: process {rank()} found another state of the run than process 0",
                 f"set {ENVIRONMENT} to a folder that all machines share",
             )
-        barrier()  # the first process writes there from now on
+        barrier()  # the first process must not write a new state before all have read the old one
         if state.step:
             self._progress.note(f"recovery: resumed at step {state.step}, {state.tokens:,} tokens")
         elif self._keeps:
-            self._progress.note("recovery: its state is kept every five minutes; after a cut, the same command goes on")
+            self._progress.note(
+                "recovery: saved every five minutes; to resume after an interruption, repeat the command"
+            )
         saved_at = noted_at = state.seconds
         schedule = self._trainer.schedule
-        # With both limits, a run that the tokens end jumps over the seconds that are left.
+        # With both limits, the bar shows seconds. If the tokens are used up first, it jumps to the end.
         total, unit = (math.ceil(schedule.seconds), "s") if schedule.seconds else (schedule.tokens or 0, "tokens")
         shown = 0
         with self._progress.task("recovering", total, unit) as task:
@@ -296,7 +308,7 @@ class _Session:
         self._progress.note(f"recovery: {', '.join(parts)}")
 
     def _groups(self, skip: int) -> Iterator[list[Example]]:
-        """The examples of one step after another; every process takes its share of each step's."""
+        """Yield the examples of each step. Every process takes its share of them."""
         per_step = self._options.pieces_per_step * world_size()
         size = max(1, _SHARD // per_step) * per_step
         pieces = itertools.islice(self._text.pieces(), skip, None)

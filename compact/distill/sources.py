@@ -1,4 +1,4 @@
-"""From the names of texts to what is learned from: files, built-in texts, Hub data sets, what the model writes."""
+"""Open the training texts by name: files, built-in texts, Hub data sets, or text that the model writes."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
 from compact.sources.model_source import ModelSource
 from compact.texts import stdlib_text
 
-# Characters of a piece of text: about 512 tokens in most languages that a vocabulary was made for.
+# Characters per piece of text. In most languages that a vocabulary was made for, this is about 512 tokens.
 PIECE_CHARACTERS = 4 * PIECE_TOKENS
-# What the model writes itself where `self` is among the texts: enough for its share of the budget, which on a CPU takes
-# as long to write as to learn, so that there a budget in minutes gives a part of it and goes through that again. More
-# than the most is the same text again; the least has a piece to keep out.
+# Number of tokens that the model writes for `self`. The model writes enough for its share of the budget, up to a
+# maximum. If the budget needs more, the text is used again. The minimum is enough to hold out a piece.
+# On a CPU, writing takes as long as learning. With a budget in minutes, the model therefore writes only a part there,
+# and the text is used again.
 _LEAST_SELF_TOKENS, _MOST_SELF_TOKENS = 2048, 131_072
 _SELF_TOKENS_PER_MINUTE = 1000
-# What is drawn from the Hub for a budget in minutes, which does not say how much is gone through: a CPU is slow, and
-# what is drawn is downloaded.
+# Number of tokens to draw from the Hub for a budget in minutes, which does not say how many tokens will be used. It is
+# smaller for a CPU: training is slow there, and everything that is drawn must be downloaded.
 _HUB_TOKENS_CPU = 1_000_000
 _HUB_TOKENS = 10_000_000
 _CHARACTERS_PER_TOKEN = 4
-# What is taken of a longer document of the Hub, in characters.
+# Longest part of a Hub document that is used, in characters.
 _HUB_DOCUMENT = 4 * PIECE_CHARACTERS
 
 
 def training_text(
     source: ModelSource, options: RecoverOptions, cache: Cache, *, seed: int, device: str, progress: Progress = SILENT
 ) -> TrainingText:
-    """The text that the options name.
+    """Open the texts that the options name.
 
     Args:
-        source: the checkpoint; it writes the text of `self`.
-        options: names, and how many tokens are learned from.
-        cache: keeps what comes from the Hub or the model.
-        seed: of the order, and of what is drawn.
-        device: where the model learns, resolved.
-        progress: told of what is drawn.
+        source: the checkpoint. It writes the text of `self`.
+        options: the names of the texts, and the budget.
+        cache: stores text from the Hub and text that the model writes.
+        seed: random seed of the order, and of the choice of documents.
+        device: device that the model is trained on, already resolved.
+        progress: receives progress of downloading and writing text.
 
     Raises:
-        CompactEdgeError: what `check_texts` and `compact.calibration.hub_dataset.draw_documents` raise.
+        CompactEdgeError: an error of `check_texts` or of `compact.calibration.hub_dataset.draw_documents`.
     """
     check_texts(options.text)
     sources: dict[str, Documents] = {}
@@ -53,7 +54,7 @@ def training_text(
             kept_out, others = stdlib_text.apart(held_out_characters(len(options.text)))
             sources[name] = in_memory(["\n\n".join(others)], kept_out=kept_out)
         elif name == calibrating.STDLIB_PROSE:
-            # Docstrings are short: joined they fill a piece.
+            # Docstrings are short, so join them to fill the pieces.
             sources[name] = in_memory(["\n\n".join(stdlib_text.documents("stdlib-prose"))])
         elif name == calibrating.SELF:
             sources[name] = in_memory(
@@ -86,7 +87,7 @@ def training_text(
 
 
 def _self_tokens(options: RecoverOptions, device: str) -> int:
-    """How many tokens the model writes where `self` is one of the texts."""
+    """Return how many tokens the model must write for `self`."""
     wanted = [_MOST_SELF_TOKENS]
     if options.tokens is not None:
         wanted.append(-(-options.tokens // len(options.text)))

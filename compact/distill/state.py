@@ -1,4 +1,4 @@
-"""Where a run of training is."""
+"""The progress of a training run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 @dataclass
 class State:
-    """Where a run is.
+    """The progress of a training run.
 
     Attributes:
-        step, pieces, tokens, seconds: done so far; tokens are the student's, pieces those taken from the text.
-        history: one entry an evaluation: step, tokens, seconds, done (the share of the budget), loss (mean of the rows
-            since the evaluation before, in nats) and bits per byte of every held-out text.
+        step: number of optimizer steps done.
+        pieces: number of pieces taken from the text.
+        tokens: number of tokens trained on, by the student's tokenizer.
+        seconds: training time.
+        history: one entry per evaluation, with step, tokens, seconds, done (share of the budget), loss (mean over the
+            rows since the previous evaluation, in nats), and bits per byte of every held-out text.
         best: index of the best entry.
-        loss: of the steps since the last entry (mean of the rows, in nats).
+        loss: loss of the steps since the last entry (mean over the rows, in nats).
     """
 
     step: int = 0

@@ -1,7 +1,7 @@
-"""What the unpruned model says at every position of a text: its likeliest next tokens and their log-probabilities.
+"""The teacher's answers: the unpruned model's likeliest next tokens at every position of a text.
 
-The answers on a piece of text depend on it and the model alone, so they lie in the cache by piece: later passes over a
-text, other orders of it and other cuts of the model learn from the same ones.
+The answers on a piece of text depend only on the piece and the model. They are cached per piece, so that later passes
+over a text, other orders of it, and other pruned versions of the model can use them too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from compact.vocabulary.tokenizer import encode, load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-# Next tokens kept of every position; what the rest of the vocabulary has together is their tail.
+# Number of next tokens to store per position. The remaining probability mass is the tail.
 TOP_K = 64
-KIND = "teacher"  # of the cache's entries
-# Raised when equal inputs give other answers.
+KIND = "teacher"  # kind of the cache entries
+# Increment when equal inputs give other answers.
 _VERSION = 1
 _FILE = "answers.npz"
-# Answers are kept where the disk has more than this free: they are to be had again, and the rest of the machine is not.
+# Store answers only while at least this much of the disk is free. They can be computed again, so they must not fill up
+# the disk.
 _LEFT_FREE = 4 << 30
-# Logits alive at once, in bytes, and positions that go through the layers together.
+# Bytes of logits that are in memory at once, and number of positions per forward pass.
 _LOGITS_BYTES = 1 << 28
 _POSITIONS = 2048
 
@@ -46,9 +47,9 @@ class Answers:
     """The teacher's answers on one piece of text.
 
     Attributes:
-        ids: [T] the teacher's ids of the piece, BOS included where the tokenizer puts one.
-        top_ids: int64 [T, k]; row i is about the token behind position i.
-        top_log_probs: float32 [T, k], descending, of float16's precision.
+        ids: int64 [T], the teacher's ids of the piece, with BOS if the tokenizer adds one.
+        top_ids: int64 [T, k], the likeliest tokens. Row i is about the token that follows position i.
+        top_log_probs: float32 [T, k], their log-probabilities, descending, with the precision of float16.
     """
 
     ids: IntArray
@@ -57,15 +58,15 @@ class Answers:
 
 
 class Teacher:
-    """The unpruned model, loaded when the first text comes that the cache does not know.
+    """The unpruned model. It is loaded when the first text is not in the cache.
 
     Args:
-        directory: its checkpoint.
-        source_id: what the cache knows it by.
-        cache: keeps the answers while the disk has room.
-        device, dtype: where and how it runs (resolved; no `auto`).
-        length: positions of a piece at most.
-        left_free: bytes of the disk that others need; answers are kept while more is free.
+        directory: directory of its checkpoint.
+        source_id: id of the model in cache keys.
+        cache: stores the answers while the disk has room.
+        device, dtype: device and type of the model, already resolved (not `auto`).
+        length: longest piece, in tokens. Longer pieces are truncated.
+        left_free: bytes that must stay free on the disk.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class Teacher:
         self._key = {"version": _VERSION, "source": source_id, "dtype": str(dtype), "k": TOP_K, "length": length}
 
     def answers(self, pieces: Sequence[str]) -> list[Answers]:
-        """One `Answers` a piece, in order; those that are not in the cache are made in one go.
+        """Return one `Answers` per piece, in order. All pieces that are not in the cache are computed together.
 
-        Joined processes have pieces of their own each, and keep nothing: the cache's calls are for all of them alike.
+        In a group of processes, nothing is cached. Each process has other pieces, but all processes of a group must
+        make the same calls to the cache.
         """
         if world_size() > 1:
             return self._answer(self._cut(pieces))
@@ -105,12 +107,12 @@ class Teacher:
         return [found[key] for key in keys]
 
     def _find(self, key: str) -> Answers | None:
-        """What the cache has; None too for a file that is damaged, or goes meanwhile, as it can be made again."""
+        """Return the cached answers, or None if they are missing or damaged. They can be computed again."""
         entry = self._cache.find(KIND, key)
         if entry is None:
             return None
-        with contextlib.suppress(OSError):  # a cache that may be read only
-            os.utime(entry)  # its last use: what has none for long is forgotten
+        with contextlib.suppress(OSError):  # the cache may be read-only
+            os.utime(entry)  # record the last use, because unused entries are deleted
         try:
             return _load(entry / _FILE)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
@@ -120,7 +122,7 @@ class Teacher:
         def make(work: Path) -> None:
             _save(work / _FILE, answers)
 
-        # A cache that is full or may not be written must not end a training.
+        # Training must not stop because the cache is full or read-only.
         with contextlib.suppress(StorageError):
             self._cache.get_or_make(KIND, key, make, needed_bytes=self._left_free, anew=True)
 
@@ -147,7 +149,12 @@ class Teacher:
         return [results[n] for n in range(len(sequences))]
 
     def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
-        """The answers of one text from its hidden states [padded T, hidden_size], a few rows of logits at a time."""
+        """Compute the answers of one text from its hidden states, a few rows of logits at a time.
+
+        Args:
+            sequence: the T token ids of the text.
+            states: hidden states [padded T, hidden_size].
+        """
         from compact.distill.loss import head_logits, head_settings
 
         head = self._model.get_output_embeddings().weight
@@ -156,12 +163,12 @@ class Teacher:
         ids = np.empty((len(states), k), dtype=np.int64)
         log_probs = np.empty((len(states), k), dtype=np.float32)
         for start in range(0, len(states), rows):
-            logits = head_logits(states[start : start + rows], head, scale, cap)
+            logits = head_logits(states[start : start + rows], head, scale, cap)  # [rows, vocab_size]
             top, chosen = logits.topk(k, dim=-1)
             ids[start : start + rows] = chosen.cpu().numpy()
             log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()
         end = len(sequence)
-        # As they are kept, so that a run learns the same from those that are and those that are not.
+        # Round to float16 as the cache does, so that a run does not depend on what is in the cache.
         return Answers(
             np.asarray(sequence, dtype=np.int64), ids[:end], log_probs[:end].astype(np.float16).astype(np.float32)
         )

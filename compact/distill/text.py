@@ -1,8 +1,8 @@
-"""The text that a pruned model is taught on: an endless stream of pieces, and pieces kept out of it to judge by.
+"""The training text of distillation: an endless stream of pieces, and pieces that are held out for evaluation.
 
-Files are read as they are needed and shuffled within a buffer, so a file may be larger than memory. Records shorter
-than a piece are joined until one is full. Which pieces are kept out depends on the text, the order that it is read in
-and how many sources there are: neither on the seed nor on where a run was cut and resumed.
+Files are read as needed and shuffled within a buffer, so a file may be larger than memory. Records that are shorter
+than a piece are joined. The choice of held-out pieces depends on the text, on the order in which it is read, and on the
+number of sources. It does not depend on the seed, or on whether a run was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from compact.texts.documents import cut, read_jsonl, read_parquet, reading
 
 _BLOCK = 1 << 20
 _BUFFER = 4096
-# One piece in this many may be kept out, up to so many characters of all sources, and some of each: judging a model of
-# 100M parameters takes ten seconds on two cores, and happens eleven times a run.
+# One piece in `_ONE_IN` is a candidate for being held out. The total over all sources is limited, but every source has
+# a minimum. The limit exists because a run evaluates the model eleven times. For a model of 100M parameters on two
+# cores, one evaluation takes ten seconds.
 _ONE_IN = 16
 _HELD_OUT_CHARACTERS = 12_000
 _FEWEST_CHARACTERS = 3_000
@@ -33,15 +34,15 @@ _SHORTEST = 64
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a source. Called, it reads them once more, in their order.
+    """The documents of a source. Each call reads them again, in the same order.
 
     Attributes:
-        read: one pass over them.
-        sha256: of the file, or of all the text.
-        are_records: of a jsonl or parquet file or a data set: short ones are joined until a piece is full, and a blank
-            line stands between two.
-        kept_out: texts to judge by, where the source has them apart; None takes some of its pieces.
-        name: in full, where that is more than what the user named it by: a data set's, at its commit.
+        read: starts one pass over the documents.
+        sha256: sha256 of the file or of the text.
+        are_records: whether they are records of a jsonl or parquet file or of a data set. Short records are joined with
+            a blank line between them, until a piece is full.
+        kept_out: held-out texts, if the source has separate ones. If None, some of its pieces are held out.
+        name: full name, if it differs from the user's name for the source. For a data set, it includes the commit.
     """
 
     read: Callable[[], Iterator[str]]
@@ -52,7 +53,7 @@ class Documents:
 
     @property
     def id(self) -> str:
-        """Of the pieces that they are cut into: records are joined, so equal text gives other ones."""
+        """An id of the pieces. Records are joined, so the same text gives other pieces if it consists of records."""
         return sha256_json({"sha256": self.sha256, "records": "joined"}) if self.are_records else self.sha256
 
     def __call__(self) -> Iterator[str]:
@@ -61,13 +62,13 @@ class Documents:
 
 @dataclass
 class TrainingText:
-    """Pieces of several sources, interleaved so that each gives an equal share of the characters.
+    """Pieces of several sources, interleaved so that each source gives an equal share of the characters.
 
     Attributes:
-        sources: name -> its documents.
-        characters: of a piece.
-        seed: of the order.
-        held_out: of every source, what the stream never gives.
+        sources: documents by the name of the source.
+        characters: length of a piece.
+        seed: random seed of the order.
+        held_out: text of every source that the stream never contains.
     """
 
     sources: dict[str, Documents]
@@ -89,19 +90,19 @@ class TrainingText:
 
     @property
     def id(self) -> str:
-        """Of all the text: what a run that is resumed must find again."""
+        """An id of the text and its order. A run can only be resumed with the same id."""
         sources = [[plain_name(name), documents.id] for name, documents in self.sources.items()]
         return sha256_json([sources, self.characters, self.seed])
 
     def described(self) -> list[dict[str, str]]:
-        """For people: name and sha256 of every source, as a calibration has them."""
+        """Return name and sha256 of every source, in the form that a calibration uses. For information only."""
         return [
             {"name": documents.name or plain_name(name), "sha256": documents.sha256}
             for name, documents in self.sources.items()
         ]
 
     def passes(self) -> dict[str, float]:
-        """How often the stream has gone through a source, by its name; only those that it gives for a second time."""
+        """Return how many times each source was used, by name, for sources that were used more than once."""
         often = {name: self._given[name] / count for name, count in self._in_a_pass.items()}
         return {plain_name(name): times for name, times in often.items() if times > 1}
 
@@ -124,17 +125,17 @@ class TrainingText:
                 chosen.append(piece)
             elif piece not in chosen:
                 others.add(piece)
-        # A short text may have no such piece, or hardly any other.
+        # A short text may have no piece that the hash selects, or no other piece.
         if not chosen and others:
             chosen.append(min(others))
         if not others.difference(chosen):
             raise CalibrationError(
-                f"{plain_name(name)}: too short to learn from and to judge by", "give a longer text (--recover-text)"
+                f"{plain_name(name)}: too short for training and evaluation", "give a longer text (--recover-text)"
             )
         return list(dict.fromkeys(chosen))
 
     def pieces(self) -> Iterator[str]:
-        """Endless: when a source ends, it begins anew in another order."""
+        """Yield pieces endlessly. When a source ends, it starts again in another order."""
         self._given.clear()
         streams = {name: self._endless(name) for name in self.sources}
         given = dict.fromkeys(streams, 0)
@@ -157,10 +158,10 @@ class TrainingText:
                 buffer.append(piece)
                 if len(buffer) >= _BUFFER:
                     yield buffer.pop(draw.randrange(len(buffer)))
-            if not count:  # every piece is kept out, as another source has the same ones
+            if not count:  # other sources hold out all pieces of this one
                 raise CalibrationError(
-                    f"{plain_name(name)}: nothing to learn from that another text is not judged by",
-                    "give a longer text, or leave it out (--recover-text)",
+                    f"{plain_name(name)}: nothing is left to learn from, because other sources hold out the same text",
+                    "give a longer text, or leave this one out (--recover-text)",
                 )
             self._in_a_pass[name] = count
             draw.shuffle(buffer)
@@ -168,12 +169,12 @@ class TrainingText:
 
 
 def held_out_characters(n_sources: int) -> int:
-    """How much of each of so many sources is kept out, about."""
+    """Return the approximate number of characters to hold out of each source."""
     return max(_FEWEST_CHARACTERS, _HELD_OUT_CHARACTERS // n_sources)
 
 
 def _judged_text(documents: Documents, pieces: Sequence[str]) -> str:
-    # Where texts of different origin meet without a line end, the last word of one would run into the next.
+    # End unrelated pieces with a line end. Otherwise the last word of one would run into the first word of the next.
     if not documents.are_records and documents.kept_out is None:
         return "".join(pieces)
     ended = [piece if piece.endswith("\n") else piece + "\n\n" for piece in pieces[:-1]]
@@ -181,7 +182,7 @@ def _judged_text(documents: Documents, pieces: Sequence[str]) -> str:
 
 
 def joined_records(records: Iterable[str], size: int) -> Iterator[str]:
-    """Records in their order, short ones joined by a blank line to texts of at most `size` characters."""
+    """Yield the records in order. Join short ones with blank lines, to texts of at most `size` characters."""
     parts: list[str] = []
     length = 0
     for record in records:
@@ -199,21 +200,22 @@ def joined_records(records: Iterable[str], size: int) -> Iterator[str]:
 
 
 def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
-    """Refuse a text that is not there, before hours of work that comes before it is read.
+    """Check that texts are available. The command calls this first, because hours of work may precede reading them.
 
     Args:
-        names: of the texts.
-        option: what the user named them by.
+        names: names of the texts.
+        option: the option that named them, for messages.
 
     Raises:
-        CalibrationError: no such file. ToolUnavailableError: a Hub data set without the package that reads it.
-        UsageError: two texts of which one is a part of the other.
+        CalibrationError: a file does not exist.
+        ToolUnavailableError: a Hub data set is requested, but the package that reads it is not installed.
+        UsageError: one text is part of another one.
     """
     if {STDLIB, STDLIB_PROSE} <= set(names):
         raise UsageError(
-            f"{option} {STDLIB_PROSE}: a part of {STDLIB}, which is named too; one would be judged by what the other "
-            "teaches",
-            f"name {STDLIB} or {STDLIB_PROSE} alone (--recover-text)",
+            f"{option} {STDLIB_PROSE}: is part of {STDLIB}, which is given too; held-out text of one would be "
+            "training text of the other",
+            f"give only {STDLIB} or {STDLIB_PROSE} (--recover-text)",
         )
     for name in names:
         if names_hub_dataset(name):
@@ -226,13 +228,13 @@ def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
 
 
 def file_documents(path: Path) -> Documents:
-    """The documents of a text, jsonl or parquet file, read anew at every pass and no more than needed at once.
+    """Return the documents of a text, jsonl or parquet file. Every pass reads the file again, a small part at a time.
 
-    The iterator raises StorageError, DamagedFileError and ToolUnavailableError as
-    `compact.texts.documents.read_documents` does; a file without text has no documents.
+    The iterator raises StorageError, DamagedFileError and ToolUnavailableError, as
+    `compact.texts.documents.read_documents` does. A file without text has no documents.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     digest = sha256_file(path)
     if path.suffix in {".jsonl", ".parquet"}:
@@ -243,7 +245,7 @@ def file_documents(path: Path) -> Documents:
 def _blocks(path: Path) -> Iterator[str]:
     with reading(path), path.open(encoding="utf-8") as file:
         while block := file.read(_BLOCK):
-            # To the end of the line, so that a piece does not end within a word because a block does.
+            # Continue to the end of the line, so that the end of a block does not split a word.
             yield block + file.readline(_BLOCK)
 
 
@@ -259,7 +261,7 @@ def in_memory(
     kept_out: Sequence[str] | None = None,
     name: str | None = None,
 ) -> Documents:
-    """Documents that are there already; the arguments are the attributes of `Documents`."""
+    """Return documents that are already in memory. The arguments are the attributes of `Documents`."""
     digest = _digest(documents)
     if kept_out is None:
         return Documents(lambda: iter(documents), digest, are_records, name=name)

@@ -1,4 +1,4 @@
-"""The training loop of distillation: AdamW over float32 weights, a linearly falling rate, and the best model kept."""
+"""The training loop of distillation: AdamW on float32 weights, with warm-up and a linearly decreasing learning rate."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from compact.distill.state import State
 _WARMUP_STEPS = 10
 _CLIP = 1.0
 _BETAS = (0.9, 0.95)
-# Held-out bits per byte are measured this often in a run; the first time is before the first step.
+# Number of evaluations during a run. There is another one before the first step.
 _EVALUATIONS = 10
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast.
+    """The budget and the learning rate.
 
     Attributes:
-        tokens, seconds: the budget, whichever is used up first; None for no limit of that kind.
-        learning_rate: of the first steps; it falls linearly to nothing at the end of the budget.
+        learning_rate: peak learning rate. It decreases linearly to 0 at the end of the budget.
+        tokens, seconds: limits, or None for no limit. Training stops at the first limit that it reaches.
     """
 
     learning_rate: float
@@ -40,19 +40,21 @@ class Schedule:
     seconds: float | None = None
 
     def done(self, tokens: int, seconds: float) -> float:
-        """The share of the budget that is used up; 1 or more at the end."""
+        """Return the share of the budget that is used up. It is 1 or more at the end."""
         shares = [used / limit for used, limit in ((tokens, self.tokens), (seconds, self.seconds)) if limit]
         return max(shares, default=1.0)
 
     def rate(self, step: int, done: float) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step, given the share of the budget that is used up."""
         return self.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS) * max(0.0, 1.0 - done)
 
 
 def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
-    """By name, the parameters that `--train` names: `all`, or `embeddings` (the embedding and the LM head).
+    """Return the parameters to train, by name, and freeze all others.
 
-    The others are frozen. A tied head is one parameter with the embedding.
+    Args:
+        model: the student.
+        train: `all`, or `embeddings` (the embedding and the LM head). A tied head shares the embedding's parameter.
     """
     embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     chosen = {}
@@ -66,10 +68,11 @@ def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
 
 @contextlib.contextmanager
 def as_written(parameters: Iterable[torch.nn.Parameter], dtypes: Iterable[torch.dtype]) -> Iterator[None]:
-    """Within the block the weights are what a checkpoint of these types holds of them; then what they were.
+    """Round the weights to these types within the block, and restore them afterwards.
 
-    Training moves a bfloat16 weight by less than its last digit: what is judged must be what is written. Takes the
-    memory that gradients, which are not there meanwhile, have else.
+    Training may change a weight by less than the precision of bfloat16. Evaluation must use the rounded weights,
+    because these are written to the checkpoint. The copy of the weights takes no more memory than the gradients, which
+    do not exist during evaluation.
     """
     originals = []
     with torch.no_grad():
@@ -86,7 +89,7 @@ def as_written(parameters: Iterable[torch.nn.Parameter], dtypes: Iterable[torch.
 
 
 def compute_context(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Autocast where the matrices are multiplied in a smaller type than the weights' float32."""
+    """Return a context for the compute type: autocast, or nothing for float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=dtype)
@@ -95,19 +98,20 @@ def compute_context(device: str, dtype: torch.dtype) -> contextlib.AbstractConte
 def example_loss(
     model: Any, examples: Sequence[Example], *, device: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, float]:
-    """(sum of the weighted losses of all rows of a batch, sum of the weights)."""
+    """Return the sum of the weighted losses over all rows of a batch (in nats), and the sum of the weights."""
     batch = padded_batch([example.ids for example in examples])
     where = torch.cat([row * batch.shape[1] + example.positions for row, example in enumerate(examples)])
     parts = [example.targets for example in examples]
     k = max(part.ids.shape[1] for part in parts)
-    assert all(part.ids.shape[1] == k for part in parts), "one teacher, one number of answers"
+    assert all(part.ids.shape[1] == k for part in parts), "all answers of a teacher have the same k"
     targets = Targets(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "q", "valid", "weights")))
-    # The last row over and over, without weight.
+    # Pad the rows by repeating the last one with weight 0.
     filled = torch.arange(padded_length(len(where))).clamp_max(len(where) - 1)
     weights = torch.nn.functional.pad(targets.weights, (0, len(filled) - len(where)))
     where, targets = where[filled], Targets(targets.ids[filled], targets.q[filled], targets.valid[filled], weights)
     scale, cap = head_settings(model.config)
     with compute_context(device, dtype):
+        # [batch, positions, hidden_size]
         hidden = model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state
         rows = hidden.reshape(-1, hidden.shape[-1])[where.to(device)]
     rows = rows.to(dtype)
@@ -118,18 +122,18 @@ def example_loss(
 
 @dataclass(frozen=True)
 class Trainer:
-    """One run over a student.
+    """Trains one student.
 
     Attributes:
-        model: the student, float32, on its device, in evaluation mode: dropout, which some configurations name, would
-            hide from a short training what it has to learn.
-        parameters: those that are trained, by name.
+        model: the student in float32, on its device. It is in evaluation mode, because the dropout of some
+            configurations would slow down a short training run.
+        parameters: the parameters to train, by name.
         dtypes: the type in which each of them will be written.
-        optimizer: over them.
-        schedule: budget and rate.
-        held_out: text to judge the model by.
-        device, dtype: where and in what type matrices are multiplied.
-        batch_size: examples of a step come in batches of at most this many.
+        optimizer: the optimizer of these parameters.
+        schedule: budget and learning rate.
+        held_out: text for evaluation.
+        device, dtype: device and compute type.
+        batch_size: largest number of examples per forward pass.
     """
 
     model: Any
@@ -143,17 +147,23 @@ class Trainer:
     batch_size: int
 
     def steps(self, groups: Iterator[list[Example]], state: State) -> Iterator[tuple[State, bool]]:
-        """Train until the budget is used up; yields after every step: the state, and whether it was just judged.
+        """Train until the budget is used up.
 
         Args:
-            groups: the examples of one step after another.
-            state: where to go on.
+            groups: yields the examples of each step.
+            state: state to start from. It is updated in place.
+
+        Yields:
+            The state after every step, and whether the model was just evaluated. A new run starts with an evaluation.
+
+        Raises:
+            EngineCrashedError: the model overflows.
         """
         if not state.history:
             self._judge(state, 0.0)
             yield state, True
         began = time.monotonic() - state.seconds
-        total = weight = 0.0  # of the steps since the model was judged
+        total = weight = 0.0  # over the steps since the last evaluation
         judged = state.history[-1]["done"]
         while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0:
             group = next(groups)
@@ -162,7 +172,7 @@ class Trainer:
             state.loss = total / max(weight, 1.0)
             state.step += 1
             state.pieces += world_size() * len(group)
-            # The first process's count and clock, so that all end at the same step.
+            # All processes use the count and the clock of the first one, so that they stop at the same step.
             tokens, seconds = broadcast_json([sum(len(example.ids) for example in group), time.monotonic() - began])
             state.tokens += world_size() * int(tokens)
             state.seconds = float(seconds)
@@ -188,7 +198,8 @@ class Trainer:
             gradient /= max(weight, 1.0)
         all_reduce_mean_(gradients)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP)
-        # One overflow would make every weight no number; on all processes alike, for the gradients are.
+        # Skip the step on overflow, which would turn every weight into NaN. All processes have the same gradients, so
+        # they all skip it.
         is_finite = bool(norm.isfinite())
         if is_finite:
             self.optimizer.step()
@@ -202,7 +213,7 @@ class Trainer:
         bits = {name: one.bits_per_byte for name, one in found.items()}
         if not all(map(math.isfinite, bits.values())):
             raise EngineCrashedError(
-                f"recovery: the model's figures overflow after {state.step} steps", "take a lower --learning-rate"
+                f"recovery: the model overflows after {state.step} steps", "use a lower --learning-rate"
             )
         entry = {
             "step": state.step,
@@ -223,5 +234,5 @@ def _mean(entry: dict[str, Any]) -> float:
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW without weight decay: the weights are to stay near where they are."""
+    """Return AdamW without weight decay, because the weights should stay close to their initial values."""
     return torch.optim.AdamW(list(parameters), lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)

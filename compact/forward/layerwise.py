@@ -1,10 +1,13 @@
-"""A checkpoint run one decoder layer at a time, in the memory of its embeddings, two layers and the activations.
+"""Run a checkpoint one decoder layer at a time. Only the embeddings, two layers and the activations are in memory.
 
-The model is built by Transformers without its weights. Its own forward pass, with recorders in the place of the decoder
-layers, gives what every layer is called with: masks, rotary tables and the scaled embeddings are therefore those of the
-family's code, sliding windows and layers without rotary positions included. Then each layer's weights are read, all
-batches go through it, and the weights are let go. Hidden states between layers, what the layers get from a per-layer
-embedding, and keys and values that later layers use again are on the device, in memory or in a mapped file, by size.
+1. Transformers builds the model without its weights.
+2. The model's own forward pass runs with recorders in place of the decoder layers. The recorders store the arguments of
+   every layer. Masks, rotary tables and scaled embeddings therefore come from the code of the model's family, including
+   sliding windows and layers without rotary positions.
+3. For each layer: read its weights, run all batches through it, and release the weights.
+
+Hidden states, inputs from a per-layer embedding, and keys and values that later layers use again are stored between
+layers. They are on the device, in memory or in a mapped file, depending on their size.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from compact.forward.layer_states import SharedKeysValues, StateRoom, States
 if TYPE_CHECKING:
     import torch
 
-# Hidden states above this go to a file.
+# Hidden states go to a mapped file if they are larger than this.
 STATE_BYTES = 1 << 30
-# Children of a model whose weights its own forward pass does not need here: the layers are replaced, and the pass ends
-# before the last norm.
+# Modules whose weights the recording pass does not need: the layers are replaced by recorders, and the pass ends before
+# the last norm.
 _NOT_IN_FRONT = frozenset({"layers", "norm"})
 
 
@@ -37,27 +40,27 @@ Weights = Callable[[str, tuple[int, ...]], "torch.Tensor"]
 
 
 class Visitor(Protocol):
-    """What sees the activations. For every layer in turn: `begin`, `inputs` once a batch, `end`."""
+    """Receives the activations. For every layer in turn, `begin`, `inputs` (once per batch) and `end` are called."""
 
     def begin(self, layer: int) -> None:
-        """The layer's weights are there; nothing ran yet."""
+        """Called when the layer's weights are loaded, before the first batch."""
 
     def inputs(self, layer: int, batch: int, activations: torch.Tensor) -> None:
-        """Take the inputs of the layer's `down_proj`: act(x W_gate) * (x W_up).
+        """Called with the inputs of the layer's `down_proj`: act(x W_gate) * (x W_up).
 
         Args:
-            layer: number of the layer.
-            batch: number of the batch, as in `LayerStream.batches`; positions in the order of its ids, flattened.
-            activations: [positions, channels of the layer], in the compute type, on the device. Not to be changed,
-                and not to be kept beyond the call.
+            layer: index of the layer.
+            batch: index of the batch in `LayerStream.batches`.
+            activations: [positions, channels of the layer], in the compute type, on the device. The positions are those
+                of the batch's ids, flattened. They must not be changed, or used after the call.
         """
 
     def end(self, layer: int) -> None:
-        """All batches went through the layer."""
+        """Called when all batches have gone through the layer."""
 
 
 def make_batches(sequences: Sequence[Sequence[int]], size: int) -> list[list[Sequence[int]]]:
-    """Neighbours of equal length together, at most `size` in a batch; the order stays."""
+    """Group neighbouring sequences of equal length into batches of at most `size`. The order stays the same."""
     batches: list[list[Sequence[int]]] = []
     for sequence in sequences:
         if batches and len(batches[-1]) < size and len(batches[-1][0]) == len(sequence):
@@ -68,13 +71,14 @@ def make_batches(sequences: Sequence[Sequence[int]], size: int) -> list[list[Seq
 
 
 class LayerStream:
-    """The decoder layers of a checkpoint over some sequences.
+    """Runs the decoder layers of a checkpoint over sequences, one layer at a time.
 
     Attributes:
-        batches: int64 ids [sequences, positions] of every batch, on the CPU.
-        n_layers, intermediate_size, hidden_size: of the model.
-        channels: FFN channels of every layer.
-        device: torch device string. dtype: torch dtype of weights and activations.
+        batches: token ids of every batch, int64 [sequences, positions], on the CPU.
+        n_layers, intermediate_size, hidden_size: sizes of the model.
+        channels: number of FFN channels of every layer.
+        device: torch device, as a string.
+        dtype: torch dtype of weights and activations.
     """
 
     def __init__(
@@ -92,16 +96,17 @@ class LayerStream:
         """Build the model without its weights.
 
         Args:
-            model_dir: a checkpoint that `compact.sources.model_source.open_source` accepted (its `directory`).
-            sequences: ids of the source's tokenizer; neighbours of equal length are batched.
-            device, dtype: as `compact.base.devices.resolve_device` and `resolve_dtype` take them.
-            batch_size: sequences of a batch.
-            state_bytes: hidden states above this lie in a mapped file, not in memory.
-            scratch: where that file goes; None takes the system's temporary directory.
-            weights: gives a tensor by its name and shape; None reads the checkpoint's.
+            model_dir: directory of a checkpoint that `compact.sources.model_source.open_source` accepted.
+            sequences: token ids of the source's tokenizer. Neighbours of equal length are batched.
+            device, dtype: values for `compact.base.devices.resolve_device` and `resolve_dtype`.
+            batch_size: largest number of sequences per batch.
+            state_bytes: hidden states that are larger than this are in a mapped file, not in memory.
+            scratch: directory for that file. None uses the system's temporary directory.
+            weights: returns a tensor, given its name and shape. None reads the checkpoint's tensors.
 
         Raises:
-            UsageError: the device is not there. DamagedFileError: Transformers does not accept the configuration.
+            UsageError: the device is not available.
+            DamagedFileError: Transformers does not accept the configuration.
         """
         import torch
 
@@ -119,16 +124,16 @@ class LayerStream:
         self.channels = [int(layer.mlp.down_proj.in_features) for layer in self._model.layers]
 
     def run(self, visitor: Visitor, *, progress: Progress = SILENT, description: str = "calibrating") -> None:
-        """Go through the layers once; may be called again.
+        """Run all batches through all layers. This can be called several times.
 
         Args:
-            visitor: sees the inputs of every layer's `down_proj`.
-            progress: told the tokens done; each counts when all layers have seen it, in parts.
-            description: of that task.
+            visitor: receives the inputs of every layer's `down_proj`.
+            progress: receives the number of tokens done. Each layer contributes its fraction of a token.
+            description: label of the progress.
 
         Raises:
-            DamagedFileError: a tensor is missing or has another shape than the configuration says.
-            DiskFullError, StorageError: hidden states do not fit where they should go.
+            DamagedFileError: a tensor is missing, or its shape does not match the configuration.
+            DiskFullError, StorageError: the hidden states do not fit on the disk.
         """
         import torch
 
@@ -164,7 +169,7 @@ class LayerStream:
                         with suppress(_StopForward), _sharing(layer, index, shared, named) as given:
                             states.put(index, _first(layer(states.get(index), *arguments, **given)))
                         before, done = done, done + ids.numel()
-                        # All layers of a token are one token; what a layer leaves of a whole number waits.
+                        # A token is done when all layers have seen it. Report only whole tokens.
                         task.advance(done // self.n_layers - before // self.n_layers)
                 finally:
                     handle.remove()
@@ -177,12 +182,15 @@ class LayerStream:
             raise _StopForward
 
     def _embed(self, states: States, inputs: States | None) -> dict[tuple[int, ...], list[_Call]]:
-        """Fill the states with embeddings; return, by shape of a batch, what each layer is called with.
+        """Compute the embeddings of all batches and record the arguments of each layer.
 
         Args:
-            states: take the embeddings.
-            inputs: take what each layer gets from the per-layer embedding, the one argument that depends on the batch;
-                None where the model has no such embedding.
+            states: receives the embeddings.
+            inputs: receives each layer's input from the per-layer embedding, which is the only argument that depends on
+                the batch. None if the model has no such embedding.
+
+        Returns:
+            For each shape of a batch, the arguments of each layer.
         """
         import torch
 
@@ -203,7 +211,7 @@ class LayerStream:
                 if inputs is not None:
                     for number, each in enumerate(record):
                         inputs.put(index, each.call[0][0], number)
-                # They depend on the shape alone: no position is masked out, and none is cached.
+                # The arguments depend only on the shape, because no position is masked out or cached.
                 calls.setdefault(tuple(ids.shape), [each.call for each in record])
         finally:
             model.layers = layers
@@ -213,9 +221,9 @@ class LayerStream:
         return calls
 
     def _load_front(self, stack: ExitStack) -> None:
-        """Load the weights of what the model computes before its first layer, and let go of them with the stack.
+        """Load the weights that the model needs before its first layer. The stack releases them.
 
-        Of an embedding only the rows that occur are loaded.
+        For an embedding, only the rows that occur in the batches are loaded.
         """
         import torch
 
@@ -234,13 +242,13 @@ class LayerStream:
                 buffer.data = buffer.data.to(self.device)
 
     def _read(self, module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-        """The weights of one module as they are stored, with the buffers that a checkpoint stores."""
+        """Return the stored weights and buffers of one module, by name."""
         named = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         return {name: self._weights(prefix + name, shape) for name, shape in named.items()}
 
     @contextmanager
     def _loader(self, layers: Any) -> Iterator[Callable[[int], dict[str, torch.Tensor]]]:
-        """Yield what gives a layer's weights on the device, in order; for an accelerator, read one layer ahead."""
+        """Yield a function that loads a layer's weights, for layers in order. A thread reads ahead for accelerators."""
         import torch
 
         def read(number: int) -> dict[str, torch.Tensor]:
@@ -253,7 +261,7 @@ class LayerStream:
         if self.device == "cpu":
             yield read
             return
-        # A thread begins on the first card, whatever this process works on.
+        # A new thread starts on the first GPU, so select the GPU of this process.
         cuda = self.device.startswith("cuda")
         begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if cuda else None
         with ThreadPoolExecutor(1, initializer=begin) as pool:
@@ -264,7 +272,7 @@ class LayerStream:
                 weights = here.result()
                 if number + 1 < self.n_layers:
                     ahead[number + 1] = pool.submit(read, number + 1)
-                # From pinned memory alone: elsewhere the source may be gone before the copy has read it.
+                # A non-blocking copy needs pinned memory. Otherwise the source may be freed before it is copied.
                 return {name: weight.to(self.device, non_blocking=cuda) for name, weight in weights.items()}
 
             yield load
@@ -273,15 +281,16 @@ class LayerStream:
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _StopForward(Exception):  # noqa: N818 (ends a forward pass whose rest is not needed; no failure)
+class _StopForward(Exception):  # noqa: N818 (ends a forward pass early; not an error)
     pass
 
 
 @contextmanager
 def _sharing(layer: Any, index: int, shared: SharedKeysValues, named: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a layer is called with, with the batch's own keys and values of the layers whose it uses; keeps its own.
+    """Yield the arguments of a layer, with the batch's keys and values of earlier layers if the layer uses them.
 
-    Transformers hands one dictionary from layer to layer, `shared_kv_states`: by kind of attention, a pair of tensors.
+    Afterwards, store the layer's own keys and values if later layers use them. Transformers passes one dictionary from
+    layer to layer, `shared_kv_states`. It maps the kind of attention to a pair of tensors.
     """
     attention: Any = getattr(layer, "self_attn", layer)  # linear attention has another name
     uses, keeps = (getattr(attention, key, False) for key in ("is_kv_shared_layer", "store_full_length_kv"))
@@ -299,14 +308,14 @@ def _sharing(layer: Any, index: int, shared: SharedKeysValues, named: dict[str, 
 
 
 def _look_up_rows(embedding: torch.nn.Embedding, used: torch.Tensor, stack: ExitStack) -> None:
-    """Make an embedding take a table of the rows `used` alone (ascending ids), until the stack ends."""
+    """Make an embedding accept a table with only the rows `used` (ascending ids). The stack undoes this."""
     import torch
 
     whole = torch.empty(embedding.num_embeddings, embedding.embedding_dim, device="meta")
     stack.callback(setattr, embedding, "weight", torch.nn.Parameter(whole, requires_grad=False))
     handle = embedding.register_forward_pre_hook(lambda _module, inputs: (torch.searchsorted(used, inputs[0]),))
     stack.callback(handle.remove)
-    embedding.padding_idx = None  # it has no part in a forward pass
+    embedding.padding_idx = None  # a forward pass does not need it
     rows = torch.empty(len(used), embedding.embedding_dim, device="meta")
     embedding.weight = torch.nn.Parameter(rows, requires_grad=False)
 
@@ -315,7 +324,7 @@ def _recorders(count: int) -> list[Any]:
     import torch
 
     class Recorder(torch.nn.Module):
-        """Stands for a decoder layer: keeps what it is called with and hands the hidden states on."""
+        """Replaces a decoder layer: stores its arguments and returns the hidden states unchanged."""
 
         def __init__(self, last: bool) -> None:
             super().__init__()
@@ -333,7 +342,7 @@ def _recorders(count: int) -> list[Any]:
 
 
 def _drop_weights(module: torch.nn.Module) -> None:
-    """Replace a module's weights by ones without memory; buffers stay that no checkpoint stores."""
+    """Replace a module's weights with tensors on the meta device, to free memory. Non-persistent buffers stay."""
     import torch
 
     empty = {name: torch.empty_like(weight, device="meta") for name, weight in module.state_dict().items()}
@@ -341,13 +350,13 @@ def _drop_weights(module: torch.nn.Module) -> None:
 
 
 def _first(output: Any) -> torch.Tensor:
-    """The hidden states of what a decoder layer returns; older layouts return a tuple that begins with them."""
+    """Return the hidden states from the output of a decoder layer, which is a tensor or a tuple that starts with it."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
-    """The backbone as Transformers builds it: matrices without memory, tables and scales that its code computes whole.
+    """Build the backbone with Transformers. Matrices take no memory. Computed tables and scales are real tensors.
 
     Raises:
         DamagedFileError: Transformers does not accept the configuration.
@@ -358,7 +367,7 @@ def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     class MatricesOnMeta(TorchFunctionMode):
-        """Linear and embedding layers take their weights from `torch.empty`; nothing else does."""
+        """Puts the result of `torch.empty` on the meta device. Only linear and embedding layers use `torch.empty`."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.empty:
@@ -376,14 +385,14 @@ def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
 
 
 def _weights_of(model_dir: Path) -> Weights:
-    """A checkpoint's tensors. Its files are opened for each anew, so that no mapping outlives its layer."""
+    """Return a function that reads a checkpoint's tensors. It opens the file for each one, to keep no mapping."""
     tensors = read_index(model_dir)
 
     def read(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         ref = tensors.get(name)
         if ref is None or ref.shape != shape:
             found = "missing" if ref is None else f"of shape {list(ref.shape)}"
-            raise DamagedFileError(f"{model_dir}: tensor {name!r} is {found}, {list(shape)} was expected")
+            raise DamagedFileError(f"{model_dir}: tensor {name!r} is {found}, expected {list(shape)}")
         with open_tensors(tensors) as tensor:
             return tensor(name)
 

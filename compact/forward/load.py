@@ -1,4 +1,4 @@
-"""Loading a whole checkpoint through Transformers."""
+"""Load a whole checkpoint with Transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 
 def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """The checkpoint through Transformers, in evaluation mode, with no code of its own and without the network.
+    """Load a checkpoint with Transformers, in evaluation mode. This runs no code of the checkpoint and uses no network.
+
+    Args:
+        model_dir: directory of the checkpoint.
+        device: torch device to move the model to.
+        dtype: type of the weights. None means float32.
+
+    Returns:
+        The Transformers model.
 
     Raises:
         DamagedFileError: Transformers does not accept the configuration or the weights.

@@ -1,7 +1,7 @@
-"""Applying a plan: `index_select` over the source's tensors, one in memory at a time, and the files around them.
+"""Apply a plan: select rows and columns of the source's tensors, and write the tokenizer and configuration files.
 
-The result is a standard Hugging Face directory: it loads with `AutoModelForCausalLM` and `AutoTokenizer` and needs
-nothing of this project.
+Only one tensor is in memory at a time. The result is a standard Hugging Face directory. It loads with
+`AutoModelForCausalLM` and `AutoTokenizer` and does not depend on this project.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 
 def cut_of(name: str) -> tuple[int, int | None] | None:
-    """(dimension, layer) in which the tensor of an HF name is cut; None where it stays whole.
+    """Return (dimension, layer) along which a tensor is pruned, or None if it stays whole.
 
-    The layer is that of the FFN whose channels go; None for what has a row a token.
+    `layer` is the number of the layer whose FFN channels are removed. It is None for a tensor with one row per token.
+
+    Args:
+        name: name of the tensor in the Hugging Face checkpoint.
     """
     if name in EMBEDDINGS:
         return 0, None
@@ -46,7 +49,7 @@ def cut_of(name: str) -> tuple[int, int | None] | None:
 
 
 def selection(name: str, plan: PrunePlan) -> tuple[int, Sequence[int]] | None:
-    """(dimension, indices) by which the tensor of an HF name is cut; None where it stays whole."""
+    """Return (dimension, kept indices) for a tensor of the Hugging Face checkpoint, or None if it stays whole."""
     cut = cut_of(name)
     if cut is None:
         return None
@@ -55,7 +58,7 @@ def selection(name: str, plan: PrunePlan) -> tuple[int, Sequence[int]] | None:
 
 
 def pruned_shape(name: str, shape: Sequence[int], plan: PrunePlan) -> tuple[int, ...]:
-    """Shape of a tensor after its selection."""
+    """Return the shape of a tensor after pruning. `shape` is its shape in the source."""
     cut = selection(name, plan)
     return tuple(len(cut[1]) if cut is not None and cut[0] == dim else size for dim, size in enumerate(shape))
 
@@ -68,17 +71,17 @@ def apply_plan(
     updates: Path | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Write the pruned checkpoint into `target`, a directory that `compact.base.files.publish` yielded.
+    """Write the pruned checkpoint into `target`.
 
     Args:
         source: the checkpoint that the plan was made for.
-        plan: what to keep.
-        target: where the files go.
-        updates: the `updates.safetensors` that the plan names, where it names one.
-        progress: told of every tensor.
+        plan: which tokens and channels to keep.
+        target: an empty directory, for example from `compact.base.files.publish`.
+        updates: path of the `updates.safetensors` that the plan names, or None if it names none.
+        progress: receives the number of tensors written.
 
     Raises:
-        PlanMismatchError: plan and source, or plan and updates, do not belong together.
+        PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
     """
     check_plan(plan, source)
     replaced = _read_updates(plan, updates, source)
@@ -105,7 +108,7 @@ def apply_plan(
 
 
 def select(tensor: torch.Tensor, name: str, plan: PrunePlan) -> torch.Tensor:
-    """The kept rows or columns of one tensor."""
+    """Return the kept rows or columns of one tensor."""
     import torch
 
     cut = selection(name, plan)
@@ -119,7 +122,7 @@ def _read_updates(plan: PrunePlan, updates: Path | None, source: ModelSource) ->
     if plan.updates_sha256 is None:
         return {}
     if updates is None or not updates.is_file():
-        raise PlanMismatchError(f"the plan names an {UPDATES}, and it is not there", f"put {UPDATES} beside {PLAN}")
+        raise PlanMismatchError(f"the plan needs {UPDATES}, which is missing", f"put {UPDATES} beside {PLAN}")
     if sha256_file(updates) != plan.updates_sha256:
         raise PlanMismatchError(f"{updates}: not the file that the plan names (its sha256 differs)")
     tensors = read_shards([updates])
@@ -136,7 +139,7 @@ def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     new_id = {old: new for new, old in enumerate(plan.kept_token_ids)}
     config = remap_config(source.config, new_id, str(source.directory / CONFIG))
     for key, default in source.family.default_ids.items():
-        # Left out, Transformers would take the old id for it.
+        # If the configuration lacks this key, Transformers uses the family's default id, which pruning may have moved.
         if key not in config and new_id.get(default) != default:
             config[key] = new_id.get(default)
     config["vocab_size"] = plan.vocab_size
@@ -157,19 +160,20 @@ def prune(
     updates: Path | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Apply a plan into `target` (a directory that `compact.base.files.publish` yielded) and check what was written.
+    """Apply a plan with `apply_plan`, then check the sizes in the configuration that was written.
 
     Args:
         source: the checkpoint that the plan was made for.
-        plan: what to keep.
-        target: where the files go.
-        updates: the `updates.safetensors` that the plan names, where it names one.
-        progress: told of every tensor.
+        plan: which tokens and channels to keep.
+        target: an empty directory, for example from `compact.base.files.publish`.
+        updates: path of the `updates.safetensors` that the plan names, or None if it names none.
+        progress: receives the number of tensors written.
 
     Raises:
-        DamagedFileError: a checkpoint of other sizes than the plan's came out, which would be a bug of ours.
+        PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
+        DamagedFileError: the checkpoint has other sizes than the plan. This is a bug in compact-edge.
     """
     apply_plan(source, plan, target, updates=updates, progress=progress)
     config = read_json_object(target / CONFIG)
     if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
-        raise DamagedFileError(f"{target}: the sizes written differ from the plan's")
+        raise DamagedFileError(f"{target}: the checkpoint has other sizes than the plan")

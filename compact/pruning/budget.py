@@ -1,8 +1,8 @@
-"""Where the parameters are, and what sizes a budget means.
+"""Count a model's parameters by part, and compute the sizes that a budget allows.
 
-Default split of a ratio between vocabulary and FFN: both lose a share of their own parameters, the vocabulary
-`VOCABULARY_WEIGHT` times the FFN's share. A small model, whose parameters are mostly vocabulary, so loses mostly
-vocabulary, and a large one FFN channels (the scale-adaptive lever of COMPACT, arXiv 2509.06836).
+By default, a ratio is split between vocabulary and FFN as follows. Both lose a share of their own parameters, and the
+vocabulary's share is `VOCABULARY_WEIGHT` times the FFN's. Most parameters of a small model are in its vocabulary, so it
+mostly loses vocabulary. A large model mostly loses FFN channels. COMPACT (arXiv 2509.06836) calls this scale-adaptive.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from compact.checkpoints.shards import TensorRef
 from compact.pruning.importance import vocabulary_grid
 
 DEFAULT_RATIO = 0.2
-# The share of its parameters that the vocabulary loses, over the share that the FFN loses. Set by
-# `benchmarks/quality/splits.py` on SmolLM2-135M; docs/quality.md has the table.
-# `benchmarks/quality/splits.py` on SmolLM2-135M; docs/quality.md has the table.
+# The share of its parameters that the vocabulary loses, divided by the share that the FFN loses. The value was chosen
+# with `benchmarks/quality/splits.py` on SmolLM2-135M; docs/quality.md has the table.
 VOCABULARY_WEIGHT = 2.0
-# How far from the ratio asked for the sizes may land, as a share of all parameters.
+# Largest accepted difference from `--ratio`, as a share of all parameters.
 TOLERANCE = 0.005
-# How far from `--split V:I` the sizes may land, as a share of what is removed.
+# Largest accepted difference from `--split V:I`, as a share of the removed parameters.
 SHARE_TOLERANCE = 0.1
-# Wider than this and the vocabulary leaves the grid that scores are collected on, at the price of a new calibration.
+# Use the nearest vocabulary size on the score grid if its error is at most this share of all parameters. Beyond this,
+# leave the grid, which costs another calibration pass.
 _GRID_TOLERANCE = 0.0025
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Parameters by part.
+    """Number of parameters in each part of a model.
 
     Attributes:
-        vocabulary: embeddings and LM head; a tied head is counted once.
-        per_row: of one vocabulary entry.
-        per_channel: of one FFN channel in every layer.
-        lm_head: what of `vocabulary` is an LM head of its own.
-        per_layer: what of `vocabulary` is a per-layer embedding (Gemma 4).
+        vocabulary: embeddings and LM head. A tied head is counted once.
+        attention, ffn, norms, other: the other parts.
+        per_row: parameters per vocabulary entry.
+        per_channel: parameters per unit of `intermediate_size`, summed over all layers.
+        lm_head: the part of `vocabulary` that is an untied LM head.
+        per_layer: the part of `vocabulary` that is a per-layer embedding (Gemma 4).
     """
 
     vocabulary: int
@@ -60,15 +61,17 @@ class Parts:
 
     @property
     def total(self) -> int:
+        """The number of parameters of the whole model."""
         return self.vocabulary + self.attention + self.ffn + self.norms + self.other
 
     @property
     def vocabulary_parts(self) -> dict[str, int]:
-        """What the vocabulary's parameters are; a per-layer embedding only where there is one."""
+        """Parameters of the vocabulary by part. Models without a per-layer embedding have no entry for it."""
         per_layer = {"per_layer_embedding": self.per_layer} if self.per_layer else {}
         return {"embedding": self.embedding, **per_layer, "lm_head": self.lm_head}
 
     def as_dict(self) -> dict[str, int]:
+        """Return the parts and their total as a JSON object."""
         return {
             "vocabulary": self.vocabulary,
             "attention": self.attention,
@@ -80,7 +83,7 @@ class Parts:
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor of an HF name belongs to."""
+    """Return the part that a tensor belongs to, given its name in the Hugging Face checkpoint."""
     if name in EMBEDDINGS:
         return "vocabulary"
     if "norm" in name.rsplit(".", 2)[-2]:
@@ -93,21 +96,22 @@ def part_of(name: str) -> str:
 
 
 def count_parts(tensors: Mapping[str, TensorRef], config: Mapping[str, Any]) -> Parts:
-    """Count every tensor of a checkpoint once (a tied `lm_head` is no tensor of its own)."""
+    """Count the parameters of a checkpoint by part. A tied LM head has no tensor, so it is not counted twice."""
     return _count({name: ref.n_elements for name, ref in tensors.items()}, config)
 
 
 def count_config(config: Mapping[str, Any], where: str) -> Parts:
-    """What `count_parts` would count in a checkpoint with this config.json, without its tensors.
+    """Count the parameters from a config.json. The result is that of `count_parts` for a checkpoint with this file.
 
     Args:
-        config: config.json, its sizes checked (positive integers, a sensible number of layers).
-        where: its path, for messages.
+        config: content of config.json. The caller must check its sizes: positive integers, and a plausible number of
+            layers.
+        where: path of the file, for messages.
 
     Raises:
-        UnsupportedArchitectureError, MixtureOfExpertsError: no row of the family table fits.
+        UnsupportedArchitectureError, MixtureOfExpertsError: the family table has no row for this model.
     """
-    # The bound on layers is the number of tensors; here there are none, and the caller has checked the layers.
+    # Usually, the number of tensors limits the number of layers. There are no tensors here, so the caller checks it.
     shapes = expected_shapes(family_of(config, where), config, int(config["num_hidden_layers"]), where)
     return _count({name: math.prod(shape) for name, shape in shapes.items()}, config)
 
@@ -128,7 +132,7 @@ def _count(elements: Mapping[str, int], config: Mapping[str, Any]) -> Parts:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The pruned model's sizes."""
+    """Sizes of a pruned model: V' and I'."""
 
     vocab_size: int
     intermediate_size: int
@@ -136,11 +140,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Shares:
-    """`--split V:I`: how the removed parameters are shared between vocabulary and FFN.
+    """`--split V:I`: how the removed parameters are divided between vocabulary and FFN.
 
     Attributes:
         vocabulary: the vocabulary's share, 0 to 1.
-        text: as the user wrote it.
+        text: the option's value as the user wrote it, for messages.
     """
 
     vocabulary: float
@@ -149,13 +153,13 @@ class Shares:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the sizes may be.
+    """Constraints on the sizes of the pruned model.
 
     Attributes:
-        vocab_size, intermediate_size: the source's, the largest.
-        smallest_vocab_size: what is always kept.
-        channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
-        vocab_multiple: what the user wants `vocab_size` to be a multiple of.
+        vocab_size, intermediate_size: sizes of the source, which are the largest possible ones.
+        smallest_vocab_size: number of tokens that are always kept.
+        channel_grid: `intermediate_size` must be a multiple of this, for the quantization.
+        vocab_multiple: `vocab_size` must be a multiple of this, at the user's request.
     """
 
     vocab_size: int
@@ -166,46 +170,51 @@ class Limits:
 
 
 def explicit_sizes(vocab_size: int | None, intermediate_size: int | None, limits: Limits) -> Sizes:
-    """The sizes that the user gave, checked. Raises BudgetError for a size out of range or off the grid."""
+    """Check the sizes that the user gave and return them. A size that is None stays as large as possible.
+
+    Raises:
+        BudgetError: a size is out of range, or is not a multiple of its grid.
+    """
     inner = limits.intermediate_size if intermediate_size is None else intermediate_size
     if not 1 <= inner <= limits.intermediate_size:
-        raise BudgetError(f"--intermediate-size {inner}: this model has 1 to {limits.intermediate_size}")
+        raise BudgetError(f"--intermediate-size {inner}: this model accepts 1 to {limits.intermediate_size}")
     grid = limits.channel_grid
     if intermediate_size is not None and inner % grid:
         near = ", ".join(str(v) for v in (inner // grid * grid, (inner // grid + 1) * grid) if v)
         raise BudgetError(
-            f"--intermediate-size {inner}: the quantization needs a multiple of {grid}", f"the nearest are {near}"
+            f"--intermediate-size {inner}: the quantization needs a multiple of {grid}",
+            f"the nearest multiples are {near}",
         )
     if vocab_size is None:
-        # Rows are only dropped, never invented: the multiple below the source's size.
+        # Pruning never adds rows, so round the source's size down to a multiple.
         return Sizes(limits.vocab_size // limits.vocab_multiple * limits.vocab_multiple, inner)
     multiple = limits.vocab_multiple
     if vocab_size % multiple:
         near = f"{vocab_size // multiple * multiple} and {(vocab_size // multiple + 1) * multiple}"
         raise BudgetError(
-            f"--vocab-size {vocab_size}: --pad-vocab-to-multiple-of {multiple} does not divide it",
-            f"the nearest are {near}",
+            f"--vocab-size {vocab_size}: not a multiple of --pad-vocab-to-multiple-of {multiple}",
+            f"the nearest multiples are {near}",
         )
     if not limits.smallest_vocab_size <= vocab_size <= limits.vocab_size:
         raise BudgetError(
-            f"--vocab-size {vocab_size}: this model can have {limits.smallest_vocab_size} to {limits.vocab_size}",
+            f"--vocab-size {vocab_size}: this model accepts {limits.smallest_vocab_size} to {limits.vocab_size}",
             "byte tokens, special tokens and tokens that you name are always kept",
         )
     return Sizes(vocab_size, inner)
 
 
 def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | None = None) -> Sizes:
-    """Sizes that remove `ratio` of all parameters, within 0.5 points.
+    """Compute sizes that remove `ratio` of all parameters, to within 0.5 percentage points.
 
     Args:
         ratio: share of all parameters to remove, 0 < ratio < 1.
-        parts: where the parameters are.
-        limits: ranges and grids.
-        split: how what is removed is shared between vocabulary and FFN, to the grid's nearest; None takes the default.
+        parts: number of parameters in each part of the source.
+        limits: ranges and grids of the sizes.
+        split: how to divide the removed parameters between vocabulary and FFN. None uses the default split.
 
     Raises:
-        BudgetError: the ratio is out of range, vocabulary and FFN together cannot give that much, or the grids have no
-            sizes that share it so.
+        BudgetError: the ratio is out of range, vocabulary and FFN have too few parameters for it, or no sizes on the
+            grids come near it or near the split.
     """
     wanted = wanted_parameters(ratio, parts, limits)
     if split is not None:
@@ -222,21 +231,21 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | 
     if error > TOLERANCE:
         nearest = removed_parameters(sizes, parts, limits) / parts.total
         raise BudgetError(
-            f"--ratio {ratio:g}: the grids' nearest ratio is {nearest:.3f}",
-            "choose --vocab-size and --intermediate-size yourself",
+            f"--ratio {ratio:g}: the nearest ratio on the size grids is {nearest:.3f}",
+            "set --vocab-size and --intermediate-size instead",
         )
     return sizes
 
 
 def wanted_parameters(ratio: float, parts: Parts, limits: Limits) -> float:
-    """How many parameters a ratio removes. Raises BudgetError where vocabulary and FFN cannot give them."""
+    """Return how many parameters a ratio removes. Raises BudgetError if vocabulary and FFN have too few of them."""
     if not 0.0 < ratio < 1.0:
         raise BudgetError(f"--ratio {ratio:g}: out of range", "give the share of parameters to remove, between 0 and 1")
     wanted = ratio * parts.total
     most = sum(removable_parameters(parts, limits))
     if wanted > most + TOLERANCE * parts.total:
         raise BudgetError(
-            f"--ratio {ratio:g}: not reachable, vocabulary and FFN can give at most {most / parts.total:.2f}",
+            f"--ratio {ratio:g}: not reachable, pruning vocabulary and FFN removes at most {most / parts.total:.2f}",
             "ask for a smaller ratio",
         )
     return wanted
@@ -247,43 +256,43 @@ def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> 
     for name, share, most in (("vocabulary", split.vocabulary, rows), ("FFN", 1.0 - split.vocabulary, channels)):
         if share * ratio * parts.total > most + TOLERANCE * parts.total:
             raise BudgetError(
-                f"--split {split.text}: the {name} can give {most / parts.total:.3f} of the parameters, "
-                f"its share of --ratio {ratio:g} is {share * ratio:.3f}",
-                "ask for a smaller ratio, or move the split",
+                f"--split {split.text}: the {name} can lose at most {most / parts.total:.3f} of all parameters, "
+                f"but its share of --ratio {ratio:g} is {share * ratio:.3f}",
+                "ask for a smaller ratio, or change the split",
             )
 
 
 def vocabulary_share(sizes: Sizes, parts: Parts, limits: Limits) -> float:
-    """Of the parameters that these sizes remove, the vocabulary's share."""
+    """Return the vocabulary's share of the parameters that these sizes remove, 0 to 1."""
     rows, channels = _removed(sizes, parts, limits)
     return rows / max(1, rows + channels)
 
 
 def nearest_share(split: Shares, candidates: Sequence[Sizes], parts: Parts, limits: Limits) -> Sizes:
-    """The candidate whose removed parameters are shared as asked. Raises BudgetError where none comes near."""
+    """Return the candidate that comes nearest to a split. Raises BudgetError if none is near enough."""
     best = min(candidates, key=lambda sizes: abs(vocabulary_share(sizes, parts, limits) - split.vocabulary))
     got = vocabulary_share(best, parts, limits)
     if abs(got - split.vocabulary) > SHARE_TOLERANCE:
         raise BudgetError(
-            f"--split {split.text}: not reachable here, the nearest is {100 * got:.0f}:{100 - 100 * got:.0f}",
-            "move the split, or take --split auto",
+            f"--split {split.text}: not reachable, the nearest split is {100 * got:.0f}:{100 - 100 * got:.0f}",
+            "change the split, or use --split auto",
         )
     return best
 
 
 def removable_parameters(parts: Parts, limits: Limits) -> tuple[int, int]:
-    """The most parameters that the vocabulary can lose, and that the FFN can."""
+    """Return how many parameters the vocabulary can lose at most, and how many the FFN can lose."""
     smallest = Sizes(limits.smallest_vocab_size, min(limits.channel_grid, limits.intermediate_size))
     return _removed(smallest, parts, limits)
 
 
 def removed_parameters(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> int:
-    """Parameters that the pruned model lacks; `whole` has the unpruned model's sizes."""
+    """Return how many parameters pruning to `sizes` removes. `whole` has the sizes of the unpruned model."""
     return sum(_removed(sizes, parts, whole))
 
 
 def pruned_parts(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> Parts:
-    """Where the parameters are after pruning to these sizes; `whole` has the unpruned model's."""
+    """Return the parameters by part after pruning to `sizes`. `whole` has the sizes of the unpruned model."""
     vocabulary, ffn = _removed(sizes, parts, whole)
     return replace(
         parts,
@@ -295,7 +304,7 @@ def pruned_parts(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> Parts:
 
 
 def _removed(sizes: Sizes, parts: Parts, whole: Sizes | Limits) -> tuple[int, int]:
-    """What goes from the vocabulary, and what from the FFN."""
+    """Return how many parameters are removed from the vocabulary, and how many from the FFN."""
     rows = whole.vocab_size - sizes.vocab_size
     channels = whole.intermediate_size - sizes.intermediate_size
     return rows * parts.per_row, channels * parts.per_channel
@@ -307,18 +316,18 @@ def _default_inner(wanted: float, parts: Parts, limits: Limits) -> float:
 
 
 def inner_sizes(limits: Limits) -> list[int]:
-    """Every I' that may be: the grid's, and the whole."""
+    """Return all possible I', ascending: the multiples of the grid, and the source's own size."""
     grid = limits.channel_grid
     return sorted({limits.intermediate_size, *range(grid, limits.intermediate_size + 1, grid)})
 
 
 def _inner_candidates(ideal: float, limits: Limits) -> list[int]:
-    """Values of I' on the grid, the one nearest to `ideal` first."""
+    """Return all possible I', sorted by their distance from `ideal`."""
     return sorted(inner_sizes(limits), key=lambda value: (abs(value - ideal), value))
 
 
 def _complete(inner: int, wanted: float, parts: Parts, limits: Limits) -> Sizes:
-    """The vocabulary size that, with I' = `inner`, comes nearest to what is wanted."""
+    """Add the vocabulary size that, together with I' = `inner`, removes about `wanted` parameters."""
     left = wanted - (limits.intermediate_size - inner) * parts.per_channel
     exact = limits.vocab_size - left / parts.per_row
     multiple = limits.vocab_multiple

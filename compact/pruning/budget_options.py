@@ -1,4 +1,4 @@
-"""The words of a budget: sizes (`--fit 400MB`), `--split 70:30`, and which of them exclude each other."""
+"""Parse the budget options (`--fit 400MB`, `--split 70:30`, ...) and check which of them exclude each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class BudgetOptions(Protocol):
-    """The part of `compact.pruning.options.PruneOptions` that says how much goes."""
+    """The fields of `compact.pruning.options.PruneOptions` that say how much to remove."""
 
     @property
     def ratio(self) -> float | None: ...
@@ -33,63 +33,70 @@ class BudgetOptions(Protocol):
 
 
 def parse_split(text: str) -> Shares | Literal["auto"]:
-    """`auto`, or the shares of the removed parameters that vocabulary and FFN give (`70:30`). Raises UsageError."""
+    """Parse `--split`: `auto`, or the shares of vocabulary and FFN in the removed parameters (`70:30`).
+
+    Raises:
+        UsageError: the text is neither.
+    """
     if text.strip().lower() == AUTO:
         return AUTO
     match = _SPLIT.fullmatch(text.strip())
     vocabulary, ffn = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if vocabulary + ffn <= 0:
         raise UsageError(
-            f"--split {text[:40]!r}: no split",
-            "write auto, or what vocabulary and FFN give of the removed parameters, such as 70:30",
+            f"--split {text[:40]!r}: expected `auto` or `V:FFN`",
+            "V and FFN are the shares of vocabulary and FFN in the removed parameters, for example 70:30",
         )
     return Shares(vocabulary / (vocabulary + ffn), text.strip())
 
 
 def parse_size(text: str, option: str = "--fit", *, least: int = 1) -> int:
-    """Bytes of `400MB`, `400M` (powers of ten) or `60MiB` (powers of 1024), in any case.
+    """Parse a size such as `400MB`, `400M` (powers of ten) or `60MiB` (powers of 1024). Case does not matter.
 
     Args:
-        text: what the user wrote.
-        option: where, for the message.
-        least: bytes that are needed.
+        text: the option's value as the user wrote it.
+        option: name of the option, for the message.
+        least: smallest accepted size, in bytes.
+
+    Returns:
+        The size in bytes.
 
     Raises:
-        UsageError: not a size, or a smaller one.
+        UsageError: the text is not a size, or the size is below `least`.
     """
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None or (match[3] and not match[2]):
         raise UsageError(f"{option} {text[:40]!r}: not a size", "write it as 400MB, 1.5GB or 60MiB")
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
     if size < least:
-        problem = "no bytes" if least == 1 else f"less than {least / 1e6:g} MB"
+        problem = "the size must not be 0" if least == 1 else f"less than {least / 1e6:g} MB"
         raise UsageError(f"{option} {text[:40]!r}: {problem}", "write it as 400MB, 1.5GB or 60MiB")
     return size
 
 
 def parse_coverage(text: str) -> float:
-    """A share of `99.9%` or `0.999`, above 0 and up to 1. Raises UsageError."""
+    """Parse a share such as `99.9%` or `0.999`. It must be above 0 and at most 1. Raises UsageError."""
     word = text.strip()
     match = _NUMBER.fullmatch(word.removesuffix("%"))
     share = float(match[0]) / (100 if word.endswith("%") else 1) if match else 0.0
     if not 0 < share <= 1:
         raise UsageError(
-            f"--vocab-coverage {text[:40]!r}: not a share above 0% and up to 100%", "write it as 99.9% or 0.999"
+            f"--vocab-coverage {text[:40]!r}: expected a share above 0% and up to 100%", "write it as 99.9% or 0.999"
         )
     return share
 
 
 def has_explicit_sizes(options: BudgetOptions) -> bool:
-    """Whether the user gave a final size, or the coverage that one of them follows from."""
+    """Return whether the user gave a final size, or the coverage that determines the vocabulary size."""
     return any(size is not None for size in (options.vocab_size, options.vocab_coverage, options.intermediate_size))
 
 
 def check_budget(options: BudgetOptions) -> None:
-    """Refuse budgets that exclude each other, before a model is opened.
+    """Check that the budget options do not exclude each other. This does not need the model.
 
     Raises:
-        UsageError: two budgets, a split beside explicit sizes, or words that are no split.
-        BudgetError: a ratio outside 0 to 1.
+        UsageError: there are two budgets, a split together with explicit sizes, or an invalid split.
+        BudgetError: the ratio is not between 0 and 1.
     """
     explicit = has_explicit_sizes(options)
     if options.vocab_size is not None and options.vocab_coverage is not None:
@@ -111,12 +118,12 @@ def check_budget(options: BudgetOptions) -> None:
         )
     if options.split is not None:
         if explicit:
-            raise UsageError("--split and explicit sizes exclude each other", "leave one of them out")
+            raise UsageError("--split and explicit sizes exclude each other", "give one of them")
         parse_split(options.split)
 
 
 def is_searched(options: BudgetOptions) -> bool:
-    """Whether the sizes are found by measuring: `--split auto`, which is the default of `--fit`."""
+    """Return whether the sizes are found by measurement, as with `--split auto`, the default of `--fit`."""
     if options.split is None:
         return options.fit_bytes is not None
     return parse_split(options.split) == AUTO

@@ -1,4 +1,4 @@
-"""The calibration set that the options of a plan name."""
+"""Draw the calibration set that the options of a plan describe."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from compact.sources.model_source import TINY
 
 
 def calibration_for(context: Context, *, keep_out: bool = False) -> Calibration:
-    """Draw the calibration set that the options name: its sources, tokens, sequence length and seed.
+    """Draw the calibration set that the options describe: its sources, tokens, sequence length and seed.
 
     Args:
-        context: the model, which writes the text of `self`, and the options. The cache keeps what comes from the Hub
-            and what the model wrote.
-        keep_out: hold text of every source out of the sequences, to judge choices on. Where the method or the search
-            of sizes needs such text, it is held out anyway.
+        context: the model and the options. The model writes the text of the source `self`. The cache stores this text
+            and everything that is downloaded from the Hub.
+        keep_out: hold out some text of every source, for evaluation. Text is always held out if the method or the
+            search for sizes needs it.
 
     Raises:
-        UsageError: a sequence length or a number of tokens out of range, or an unknown method.
-        CompactEdgeError: what `compact.calibration.calibration_set.make_calibration` raises.
+        UsageError: the sequence length or the number of tokens is out of range, or the method is unknown.
+        CompactEdgeError: an error of `compact.calibration.calibration_set.make_calibration`.
     """
     source, options = context.source, context.options
     limit = source.max_positions
     length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, limit)
     if not 16 <= length <= limit:
-        raise UsageError(f"--sequence-length {length}: this model takes 16 to {limit}")
+        raise UsageError(f"--sequence-length {length}: this model accepts 16 to {limit}")
     names = options.calibration or default_calibration(source)
     from_hub = any(names_hub_dataset(name) for name in names)
     tokens = options.calibration_tokens
@@ -47,12 +47,12 @@ def calibration_for(context: Context, *, keep_out: bool = False) -> Calibration:
         tokens = HUB_TOKENS if from_hub else small
         if from_hub:
             context.progress.note(
-                f"calibrating on {tokens:,} tokens of {' and '.join(names)}, which takes long without a GPU; "
-                f"--calibration-tokens {DEFAULT_TOKENS} or --calibration {STDLIB_PROSE} "
-                "makes it quicker"
+                f"calibrating on {tokens:,} tokens of {' and '.join(names)}, which is slow without a GPU; "
+                f"use --calibration-tokens {DEFAULT_TOKENS} or --calibration {STDLIB_PROSE} "
+                "to make it faster"
             )
     if tokens < 16 * len(names):
-        raise UsageError(f"--calibration-tokens {tokens}: at least 16 of every source are needed")
+        raise UsageError(f"--calibration-tokens {tokens}: at least 16 per source are needed")
 
     def write(n_tokens: int) -> list[str]:
         return sample_texts(

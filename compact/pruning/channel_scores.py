@@ -1,4 +1,4 @@
-"""The scores by which FFN channels are kept: COMPACT's common act², and those that it is compared with."""
+"""Score FFN channels: by COMPACT's common act², or by one of the methods that it is compared with."""
 
 from __future__ import annotations
 
@@ -17,27 +17,38 @@ from compact.pruning.importance import Scores, bucket_of_ids, collect_scores, vo
 from compact.pruning.ranking import rank_vocabulary
 from compact.sources.model_source import ModelSource
 
-# Raised when the scores that one pass collects change their meaning, so that older cache entries are not used.
+# Increment when the meaning of collected scores changes, so that older cache entries are not used.
 _SCORES_VERSION = 1
 
 
 @dataclass(frozen=True)
 class FixedScores:
-    """Scores [num_hidden_layers, channels] of a method that does not look at tokens: the same at every V'."""
+    """Scores that do not depend on the vocabulary size.
+
+    Attributes:
+        values: float64 [num_hidden_layers, channels].
+    """
 
     values: np.ndarray[Any, np.dtype[np.float64]]
 
     def at(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The scores, whatever V' is."""
+        """Return the scores [num_hidden_layers, channels]. They are the same for every V'."""
         del vocab_size
         return self.values
 
 
 def act2_scores(context: Context, calibration: Calibration, vocab_size: int | None = None) -> Scores:
-    """Common act² of every vocabulary size on the grid, and of `vocab_size`, from the cache where they are.
+    """Return common act² scores for every vocabulary size on the grid, and for `vocab_size`.
+
+    The scores come from the cache. If they are missing, this runs a calibration pass.
+
+    Args:
+        context: the model and the options.
+        calibration: the sequences to run the model over.
+        vocab_size: V' that need not be on the grid, or None for the grid only.
 
     Raises:
-        CompactEdgeError: what ranking the vocabulary and `compact.pruning.importance.collect_scores` raise.
+        CompactEdgeError: an error of ranking the vocabulary or of `compact.pruning.importance.collect_scores`.
     """
     source, options, ranking = context.source, context.options, context.once(rank_vocabulary)
     smallest, multiple = len(ranking.always), options.pad_vocab_to_multiple_of
@@ -77,12 +88,12 @@ def act2_scores(context: Context, calibration: Calibration, vocab_size: int | No
 
 
 def random_scores(source: ModelSource, seed: int) -> FixedScores:
-    """Uniform scores, drawn from the seed."""
+    """Return uniformly distributed random scores for a seed."""
     return FixedScores(np.random.default_rng(seed).random(_shape(source)))
 
 
 def magnitude_scores(source: ModelSource) -> FixedScores:
-    """For each channel, the product of the norms of its gate row, up row and down column."""
+    """Score each channel by the product of the norms of its gate row, up row and down column."""
     scores = np.zeros(_shape(source))
     with open_tensors(source.tensors) as read:
         for layer in range(len(scores)):
@@ -96,5 +107,5 @@ def magnitude_scores(source: ModelSource) -> FixedScores:
 
 
 def _shape(source: ModelSource) -> tuple[int, int]:
-    """(layers, channels of the widest layer)."""
+    """Return (number of layers, channels of the widest layer)."""
     return source.num_hidden_layers, source.intermediate_size * max(source.ffn_widths)

@@ -1,4 +1,4 @@
-"""What every stage of a plan works with: the model, the options, the cache and the progress."""
+"""The context that all stages of a plan share: the model, the options, the cache and the progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Context:
-    """One model under one set of options.
+    """One model with one set of options. It keeps values that several stages need.
 
     Example::
 
@@ -25,10 +25,10 @@ class Context:
         decision = decide(context)  # uses the same calibration
 
     Attributes:
-        source: the checked checkpoint.
-        options: what the user asked for.
-        cache: keeps the result of every stage.
-        progress: hears of every stage.
+        source: the checkpoint, already validated.
+        options: the user's options.
+        cache: stores the result of every stage.
+        progress: receives the progress and the notes of every stage.
     """
 
     source: ModelSource
@@ -38,14 +38,14 @@ class Context:
     _values: dict[Callable[[Context], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, make: Callable[[Context], Value]) -> Value:
-        """What `make` gives for this context. It runs at the first call; later calls return the same value."""
+        """Return `make(context)`. `make` runs at the first call, and later calls return the same value."""
         if make not in self._values:
             self._values[make] = make(self)
         value: Value = self._values[make]
         return value
 
     def with_value(self, make: Callable[[Context], Value], value: Value) -> Context:
-        """This context, where `once(make)` returns `value`: for a caller that has it, or has changed it."""
+        """Return a copy of this context in which `once(make)` returns `value` without calling `make`."""
         changed = replace(self)
         changed._values.update({**self._values, make: value})
         return changed

@@ -1,9 +1,15 @@
 """Common act²: the importance of every FFN channel (COMPACT, arXiv 2509.06836).
 
-`I_k = sum_i w_i * (act(x_i W_gate) * (x_i W_up))_k ^ 2`, with `w_i = 0` where the token at position i is in S (the
-dropped tokens) and 1 elsewhere, from the *original* model and tokenizer. `w` depends on the vocabulary size V', so the
-squares are summed per bucket of token rank: prefix sums over the buckets give the exact scores of every V' whose edge
-is there, from one pass.
+The importance of channel k is
+
+    I_k = sum_i w_i * (act(x_i W_gate) * (x_i W_up))_k ^ 2
+
+The sum runs over the positions i of the calibration set, with the *original* model and tokenizer. The weight `w_i` is 0
+if pruning drops the token at position i, and 1 otherwise.
+
+The weights depend on the vocabulary size V'. One pass still serves many V': the squares are summed separately per
+bucket of token rank. Each bucket ends at an edge, which is a vocabulary size. The exact scores for V' = edge are the
+sum of all buckets up to this edge.
 """
 
 from __future__ import annotations
@@ -27,8 +33,9 @@ if TYPE_CHECKING:
     import torch
 
 MAX_EDGES = 64
-# Activations that are widened and squared at once on the CPU, and positions of a block on an accelerator.
+# Number of activations that the CPU converts to float64 and squares at once.
 _CACHED_ELEMENTS = 1 << 16
+# Number of positions per block on an accelerator.
 _BLOCK_ROWS = 512
 
 
@@ -37,20 +44,20 @@ class Scores:
     """Sums of squares per bucket of token rank.
 
     Attributes:
-        edges: ascending vocabulary sizes V'; bucket e holds the tokens that V' = edges[e] keeps and edges[e-1] drops,
-            the last bucket the tokens that no edge keeps.
-        sums: float64 [num_hidden_layers, len(edges) + 1, channels]: the channels of the widest layer, zero beyond
-            those of a narrower one.
+        edges: vocabulary sizes V', ascending. Bucket e holds the tokens that V' = edges[e] keeps and edges[e-1] drops.
+            The last bucket holds the tokens that no edge keeps.
+        sums: float64 [num_hidden_layers, len(edges) + 1, channels]. The last axis has the size of the widest layer.
+            Narrower layers are padded with zeros.
     """
 
     edges: tuple[int, ...]
     sums: np.ndarray[Any, np.dtype[np.float64]]
 
     def at(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Exact scores [num_hidden_layers, channels] for V' = `vocab_size`.
+        """Return the exact scores for V' = `vocab_size`, float64 [num_hidden_layers, channels].
 
         Raises:
-            UsageError: `vocab_size` is no edge, so its exact scores were not collected.
+            UsageError: `vocab_size` is not an edge, so its exact scores were not collected.
         """
         at = bisect_left(self.edges, vocab_size)
         if at == len(self.edges) or self.edges[at] != vocab_size:
@@ -59,22 +66,29 @@ class Scores:
         return total
 
     def save(self, path: Path) -> None:
+        """Write the scores as a NumPy `.npz` file."""
         np.savez(path, edges=np.array(self.edges, dtype=np.int64), sums=self.sums)
 
     @staticmethod
     def load(path: Path) -> Scores:
-        """Raises DamagedFileError."""
+        """Read scores that `save` wrote. Raises DamagedFileError if the file is damaged."""
         try:
             with np.load(path, allow_pickle=False) as data:
                 return Scores(tuple(int(e) for e in data["edges"]), data["sums"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise DamagedFileError(f"{path}: not a file of scores ({error})") from error
+            raise DamagedFileError(f"{path}: not a valid score file ({error})") from error
 
 
 def vocabulary_grid(vocab_size: int, smallest: int, asked: int | None = None, multiple: int = 1) -> tuple[int, ...]:
-    """Vocabulary sizes whose scores one pass collects: at most 64 evenly spaced ones above `smallest`, and `asked`.
+    """Return the vocabulary sizes whose scores one calibration pass collects, ascending.
 
-    Each is the nearest multiple of `multiple` below its even place.
+    These are at most `MAX_EDGES` evenly spaced sizes from `smallest` to `vocab_size`, and `asked`.
+
+    Args:
+        vocab_size: size of the source's vocabulary.
+        smallest: number of tokens that are always kept.
+        asked: an additional size, or None.
+        multiple: round every size down to a multiple of this, except `asked`.
     """
     step = max(1, -(-vocab_size // MAX_EDGES))
     edges = {size // multiple * multiple for size in range(vocab_size, smallest - 1, -step)}
@@ -82,9 +96,15 @@ def vocabulary_grid(vocab_size: int, smallest: int, asked: int | None = None, mu
 
 
 def bucket_of_ids(n_rows: int, always: frozenset[int], ranking: Sequence[int], edges: Sequence[int]) -> list[int]:
-    """For every source id, the bucket of its rank: the first edge V' that keeps it (`len(edges)` where none does).
+    """Return the bucket of every source id: the index of the first edge that keeps it, or `len(edges)` if none does.
 
-    V' = v keeps the always-kept ids and the first `v - len(always)` of the ranking.
+    V' = v keeps the ids in `always` and the first `v - len(always)` ids of the ranking.
+
+    Args:
+        n_rows: number of rows of the source's embedding.
+        always: ids that are always kept.
+        ranking: all other ids that can be kept, best first.
+        edges: vocabulary sizes, ascending.
     """
     buckets = [len(edges)] * n_rows
     for token_id in always:
@@ -108,23 +128,24 @@ def collect_scores(
 ) -> Scores:
     """Run the original model once over the calibration set and sum act² per layer, bucket and channel.
 
+    The layers run one after another (`compact.forward.layerwise`), so the whole model is never in memory. If several
+    processes run together (`compact.base.distributed`), each one takes its share of the sequences, and all return the
+    same sums.
+
     Args:
         model_dir: the original checkpoint.
-        sequences: ids; those of equal length are batched.
-        buckets: bucket of every id (`bucket_of_ids`).
-        edges: the vocabulary sizes.
-        device, dtype: where and how the forward pass runs; sums are float64, of blocks in float32 on an accelerator.
-        batch_size: sequences a forward pass; does not change the result beyond 1e-6 of a layer's largest score.
-        scratch: where hidden states that do not fit in memory go; None takes the system's temporary directory.
-        progress: told the tokens done.
-
-    The layers run one after another (`compact.forward.layerwise`), so the model never lies in memory whole. Where
-    several processes are joined (`compact.base.distributed`), each takes its share of the sequences, and all return the
-    same sums.
+        sequences: token ids. Neighbours of equal length are batched.
+        buckets: the bucket of every id, from `bucket_of_ids`.
+        edges: vocabulary sizes, ascending.
+        device, dtype: device and type of the forward pass. Sums are float64. An accelerator first sums blocks in
+            float32.
+        batch_size: sequences per forward pass. It changes the scores by at most 1e-6 of a layer's largest score.
+        scratch: directory for hidden states that do not fit in memory. None uses the system's temporary directory.
+        progress: receives the number of tokens done.
 
     Raises:
         EngineCrashedError: activations overflow in `dtype`.
-        UsageError, DataError, StorageError: as `compact.forward.layerwise.LayerStream`.
+        UsageError, DataError, StorageError: an error of `compact.forward.layerwise.LayerStream`.
     """
     own = share(sequences)
     stream = LayerStream(model_dir, own, device=device, dtype=dtype, batch_size=batch_size, scratch=scratch)
@@ -133,13 +154,13 @@ def collect_scores(
     stream.run(_Act2(stream, buckets, sums), progress=progress, description=description)
     if not np.isfinite(sums).all():
         raise EngineCrashedError(
-            f"{model_dir}: activations overflow in {dtype}", "calibrate with --dtype float32, or bfloat16"
+            f"{model_dir}: activations overflow in {dtype}", "calibrate with --dtype float32 or bfloat16"
         )
     return Scores(tuple(edges), sums)
 
 
 class _Act2:
-    """Sums squares by layer and bucket (a `compact.forward.layerwise.Visitor`)."""
+    """Sums squares per layer and bucket. It is a `compact.forward.layerwise.Visitor`."""
 
     def __init__(
         self, stream: LayerStream, buckets: Sequence[int], sums: np.ndarray[Any, np.dtype[np.float64]]
@@ -174,23 +195,25 @@ def _add_squares(total: torch.Tensor, activations: torch.Tensor, buckets: torch.
     if activations.device.type != "cpu":
         _add_by_products(total, activations, buckets)
         return
-    # Blocks that stay in the processor's cache: larger ones take many times as long.
+    # Use blocks that fit in the processor's cache. Larger blocks are many times slower.
     rows = max(1, _CACHED_ELEMENTS // activations.shape[1])
     for start in range(0, activations.shape[0], rows):
-        # Not squared in place: where the type is wide already, this is the model's own memory.
-        squares = activations[start : start + rows].to(torch.float64).square()
+        # Do not square in place: if the activations are float64 already, `to` returns the model's own memory.
+        squares = activations[start : start + rows].to(torch.float64).square()  # [rows, I]
         total.index_add_(0, buckets[start : start + rows], squares)
 
 
 def _add_by_products(total: torch.Tensor, activations: torch.Tensor, buckets: torch.Tensor) -> None:
-    """The same for an accelerator, in float32 within a block of positions: a product with the positions' buckets.
+    """Do the same as `_add_squares` on an accelerator, in float32 within a block of positions.
 
-    Row by row, thousands of threads would wait for the same few sums.
+    The squares are multiplied by a one-hot matrix of the buckets. `index_add_` would be slow here, because thousands
+    of threads would wait to update the same few sums.
     """
     import torch
 
     for start in range(0, activations.shape[0], _BLOCK_ROWS):
-        squares = activations[start : start + _BLOCK_ROWS].to(torch.float32).square()
+        squares = activations[start : start + _BLOCK_ROWS].to(torch.float32).square()  # [block, I]
+        # [block, buckets]
         chosen = torch.nn.functional.one_hot(buckets[start : start + _BLOCK_ROWS], total.shape[0])
         total += torch.mm(chosen.T.to(torch.float32), squares).to(total.device)
 
@@ -198,13 +221,16 @@ def _add_by_products(total: torch.Tensor, activations: torch.Tensor, buckets: to
 def top_channels(
     scores: np.ndarray[Any, np.dtype[np.float64]], count: int, widths: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """The `count` channels of the highest score in every layer, ascending; ties go to the lower channel.
+    """Select the channels with the highest scores in every layer. If two scores are equal, the lower channel wins.
 
     Args:
-        scores: [num_hidden_layers, channels], the channels of the widest layer.
-        count: channels to keep in a layer of width 1.
-        widths: for every layer, how many times as many channels it has and keeps (`ModelSource.ffn_widths`); None
-            where all layers are alike.
+        scores: [num_hidden_layers, channels]. The last axis has the size of the widest layer.
+        count: number of channels to keep in a layer of width 1.
+        widths: relative width of every layer (`ModelSource.ffn_widths`). A layer of width 2 has and keeps twice as many
+            channels. None means that all layers have the same width.
+
+    Returns:
+        The kept channels of every layer, ascending.
     """
     widths = widths or [1] * len(scores)
     narrow = scores.shape[1] // max(widths)

@@ -1,4 +1,4 @@
-"""A loaded model at other sizes: its embedding, head and FFN replaced by the rows and columns that a plan keeps."""
+"""Prune a model in memory by replacing its embedding, LM head and FFN weights with the kept rows and columns."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from compact.pruning.apply import cut_of
 
 
 class InMemoryPruner:
-    """A dense model in memory, pruned to one size after another without a checkpoint on disk.
+    """Prunes a loaded model to one size after another, without writing a checkpoint.
 
-    Modules compute with the weights that they have; their recorded sizes (`out_features`) are not looked at.
+    Only weights are replaced. The modules' size attributes, such as `out_features`, keep their old values. This is
+    safe because a forward pass does not read them.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        # A padding id of the dense model may lie beyond the pruned rows; it has no part in a forward pass.
+        # The padding id of the dense model may be out of range after pruning. A forward pass does not need it.
         for module in model.modules():
             if hasattr(module, "padding_idx"):
                 module.padding_idx = None
-        # A tied head is the same parameter, listed once under the embedding's name and replaced at both places.
+        # A tied head shares its parameter with the embedding. `named_parameters` lists it once, so `at` must replace
+        # it in both places.
         self._tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self._whole = {name: parameter.data for name, parameter in model.named_parameters() if cut_of(name) is not None}
 
     def at(self, rows: Sequence[int] | None, channels: Sequence[Sequence[int]] | None) -> Any:
-        """The model with these embedding rows and FFN channels of each layer; None keeps all."""
+        """Prune the model and return it. The next call starts from the dense weights again.
+
+        Args:
+            rows: kept rows of the embedding, or None to keep all.
+            channels: kept FFN channels of each layer, or None to keep all.
+        """
         import torch
 
         device = self._model.device

@@ -1,8 +1,8 @@
-"""The methods of pruning, by name: everything that differs between them.
+"""The registry of pruning methods.
 
-A method scores the FFN channels, and may change the weights of what stays. Commands, plans and reports read this
-registry, so a new method is one `register` call here. This module imports nothing heavy: the command line reads it
-for `--help`.
+A method scores the FFN channels. It may also change the weights that stay. Commands, plans and reports read this
+registry, so a new method only needs a `register` call here. The command line reads this module for `--help`, so it must
+not import heavy packages.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 
 class ChannelScores(Protocol):
-    """How much each FFN channel matters, at several vocabulary sizes."""
+    """The importance of each FFN channel at several vocabulary sizes."""
 
     def at(self, vocab_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Scores [num_hidden_layers, channels] for V' = `vocab_size`; the higher, the more a channel matters."""
+        """Return the scores [num_hidden_layers, channels] for V' = `vocab_size`. Higher is more important."""
         ...
 
 
-# Changes the weights of what a plan keeps: the new plan, and the file with the changed tensors.
+# Changes weights that a plan keeps. Returns the new plan, and the file of changed tensors or None.
 Adapt: TypeAlias = "Callable[[Context, PrunePlan, Calibration], tuple[PrunePlan, Path | None]]"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of pruning.
+    """One pruning method.
 
     Attributes:
-        name: as `--method` and `plan.json` have it.
-        score: gives the scores of the FFN channels, from the context, the calibration (None unless `needs_calibration`)
-            and V' (None: every V' on the grid of `compact.pruning.importance.vocabulary_grid`).
+        name: the name in `--method` and `plan.json`.
+        score: computes the scores of the FFN channels. Its arguments are the context, the calibration (None unless
+            `needs_calibration`) and V' (None for every V' on the grid of `compact.pruning.importance.vocabulary_grid`).
         needs_calibration: whether `score` or `adapt` reads calibration text.
-        needs_held_out: whether some of that text must be kept out of the calibration set, for `adapt` to choose on.
-        is_seeded: whether `--seed` changes the scores by itself.
-        channels_of: the method whose channels it keeps, where that is another one.
-        adapt: changes the weights of what stays; gives the plan and its `updates.safetensors`, or no file if nothing
-            is changed. A function, or `module:function` for one that is imported when it is needed. None if the
-            weights stay as they are.
-        help: what `--help` says of it; empty for a method that is there for comparison.
-        cut, cut_in_card: what cut the model, in a file's own description and in the model card; empty takes words with
-            `name` in them.
-        adapted, adapted_in_card: what `adapt` did, likewise.
-        options: names of the `PruneOptions` that only this method reads.
-        advice: why to choose it over `channels_of`, for the summary.
+        needs_held_out: whether `adapt` needs text that is not in the calibration sequences.
+        is_seeded: whether `--seed` affects the scores directly.
+        channels_of: name of another method whose channels this method keeps, or None.
+        adapt: changes weights that stay. It returns the plan and its `updates.safetensors`, or None for the file if
+            nothing changed. This is a function, or `module:function` for a function that is imported on first use.
+            It is None if the method does not change weights.
+        help: description for `--help`. Empty for methods that only exist for comparison.
+        cut, cut_in_card: how the model was pruned, for the file's own description and for the model card. If empty, a
+            default text with `name` is used.
+        adapted, adapted_in_card: what `adapt` did, for the same two places.
+        options: names of the fields of `PruneOptions` that only this method reads.
+        advice: why to prefer this method over `channels_of`, for the summary.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Method:
 
     @property
     def cut_words(self) -> tuple[str, str]:
-        """What cut the model: for a file's own description, and for the model card."""
+        """How the model was pruned: the text for the file's own description, and the text for the model card."""
         return (
             self.cut or f"COMPACT with channels by {self.name}",
             self.cut_in_card or f"rare vocabulary, and FFN channels by {self.name}",
@@ -83,7 +83,7 @@ class Method:
 
     @property
     def adapter(self) -> Adapt | None:
-        """The function that `adapt` names."""
+        """The function `adapt`, imported if necessary, or None if the method does not change weights."""
         if not isinstance(self.adapt, str):
             return self.adapt
         module, _, name = self.adapt.partition(":")
@@ -92,7 +92,7 @@ class Method:
 
     @property
     def channels(self) -> str:
-        """Name of the method that chooses the channels."""
+        """The name of the method that selects the channels."""
         return self.channels_of or self.name
 
 
@@ -101,27 +101,30 @@ DEFAULT_METHOD = "compact"
 
 
 def register(method: Method) -> Method:
-    """Make a method known under its name. Raises ValueError for a name that is taken."""
+    """Add a method to the registry and return it. Raises ValueError if the name is taken."""
     if method.name in METHODS:
-        raise ValueError(f"method {method.name!r} is registered already")
+        raise ValueError(f"method {method.name!r} is already registered")
     METHODS[method.name] = method
     return method
 
 
 def method_named(name: str) -> Method:
-    """The method of a name. Raises UsageError where there is none."""
+    """Return the method with a name. Raises UsageError if there is no such method."""
     if name not in METHODS:
         raise UsageError(f"--method {name!r}: unknown", f"one of: {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def method_of_plan(name: str) -> Method:
-    """The method that a plan names. One that is not registered here has no words but its name, and no scores."""
+    """Return the method that a plan names.
+
+    If the method is not registered, return one with default texts. Its `score` raises UsageError.
+    """
     return METHODS.get(name) or Method(name, _not_registered)
 
 
 def methods_help() -> str:
-    """The help text of `--method`."""
+    """Return the help text of `--method`."""
     described = " ".join(f"{method.name}: {method.help}." for method in METHODS.values() if method.help)
     return f"{described} The others are for comparison."
 

@@ -1,4 +1,4 @@
-"""What a user can ask of a plan: the options of `prune` and `build`."""
+"""The options of `prune` and `build` that determine a plan."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ REPAIR_TOKENS = ("final", "common")
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What a user can ask of a plan; the command's flags.
+    """The options that determine a plan. They correspond to the flags of the command line.
 
     Attributes:
-        ratio: share of all parameters to remove; used where neither size is given.
+        ratio: share of all parameters to remove, used if no other budget is given. None uses the default ratio.
         vocab_size, intermediate_size: explicit final sizes.
-        fit_bytes: most bytes that the artifact may have.
-        split: `auto` searches how to share a ratio or `fit_bytes` between vocabulary and FFN (`compact.search.find`;
-            the default of `fit_bytes`), `V:I` gives the shares; None takes the fixed split of a ratio.
-        channel_grid: what the quantization wants `intermediate_size` to be a multiple of.
-        pad_vocab_to_multiple_of: what `vocab_size` must be a multiple of.
-        languages: BCP 47 codes and `code`: rank tokens by how often text in them uses each.
-        vocab_rank: `auto` ranks by the languages, or by the scripts of the calibration; `merges` by merge order alone.
-        vocab_coverage: the final V' is the smallest that keeps this share of the languages' tokens whole, 0 to 1.
-        vocab_corpus: rank tokens by their frequency in this file too.
-        vocab_floor: with `vocab_corpus`, so many droppable tokens of the ranking without it stay; None takes half.
-        keep_tokens: file of tokens to keep, one a line, as tokenizer.json spells them.
-        calibration: files, built-in texts, Hub data sets or `self`, which give equal shares of the tokens; none takes
-            the model's default.
-        calibration_tokens, sequence_length, seed: of the calibration set. None takes 32,768 tokens (8,192 for `tiny`,
-            524,288 where a Hub data set is among them), and sequences of the smaller of 2048 and the model's maximum.
-        repair_tokens: what `repair` fits to: `final`, the text as the pruned tokenizer cuts it, or `common`, as the
-            original one does, where dropped tokens weigh nothing (COMPACT's weights).
-        method: `compact`; `repair` adapts what stays (`compact.repair.run`); `magnitude` and `random` are there to
-            compare with.
-        recover: how the model is trained after the cut; None leaves it as it is.
-        device, dtype, batch_size: of the calibration pass.
+        fit_bytes: largest size of the artifact, in bytes.
+        split: how a ratio or `fit_bytes` is divided between vocabulary and FFN. `auto` searches for the best split
+            (`compact.search.find`). `V:I` gives the shares. None means `auto` for `fit_bytes`, and the fixed default
+            split for a ratio.
+        channel_grid: `intermediate_size` must be a multiple of this, for the quantization.
+        pad_vocab_to_multiple_of: `vocab_size` must be a multiple of this.
+        languages: BCP 47 codes, or `code`. Tokens are ranked by how often text in these languages uses them.
+        vocab_rank: `auto` ranks by the languages, or by the scripts of the calibration text. `merges` ranks by merge
+            order alone.
+        vocab_coverage: choose the smallest V' that keeps this share of the languages' tokens whole, 0 to 1.
+        vocab_corpus: a file. Tokens are also ranked by their frequency in it.
+        vocab_floor: with `vocab_corpus`, keep at least this many droppable tokens of the ranking without the corpus.
+            None means half.
+        keep_tokens: a file of tokens to keep, one per line, spelled as in tokenizer.json.
+        calibration: files, built-in texts, Hub data sets or `self`. Each gives an equal share of the tokens. If empty,
+            the model's default is used.
+        calibration_tokens, sequence_length, seed: size and random seed of the calibration set. None means 32,768 tokens
+            (8,192 for `tiny`, 524,288 with a Hub data set), and sequences of 2048 tokens or the model's maximum if that
+            is smaller.
+        repair_tokens: the text that `repair` fits to. `final` uses the pruned tokenizer. `common` uses the original
+            one and ignores positions of dropped tokens, as COMPACT's weights do.
+        method: name of a method in `compact.pruning.methods`.
+        recover: how to train the model after pruning, or None for no training.
+        device, dtype, batch_size: settings of the calibration pass.
     """
 
     ratio: float | None = None
@@ -71,7 +74,10 @@ class PruneOptions:
 
 
 def options_as_json(options: PruneOptions) -> dict[str, Any]:
-    """The options for a manifest: files by their name only, so that equal builds in two places are equal bytes."""
+    """Return the options for a manifest.
+
+    Files are listed by name, without their directory. The manifest is then the same wherever the build runs.
+    """
     values: dict[str, Any] = {k: v.name if isinstance(v, Path) else v for k, v in asdict(options).items()}
     values["calibration"] = [plain_name(name) for name in options.calibration]
     if options.recover is not None:

@@ -1,4 +1,4 @@
-"""From a model and a budget to a plan: which tokens and which FFN channels stay."""
+"""Make a plan from a model and a budget: decide which tokens and FFN channels stay."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
     """Decide which tokens and which FFN channels stay.
 
     Args:
-        context: the model and the options. The cache keeps the scores of a calibration pass, which serve every
-            vocabulary size on the grid.
-        sizes: the final sizes, where they were searched; None takes them from the options.
+        context: the model and the options. The cache stores the scores of the calibration pass, so that other
+            vocabulary sizes on the grid need no further pass.
+        sizes: the final sizes, if a search found them. None computes them from the options.
 
     Raises:
-        UsageError: an unknown method, or options that exclude each other.
-        CompactEdgeError: what ranking the vocabulary and drawing the calibration raise.
+        UsageError: the method is unknown, or two options exclude each other.
+        CompactEdgeError: an error of ranking the vocabulary or drawing the calibration set.
     """
     source, options = context.source, context.options
     method = method_named(options.method)

@@ -1,4 +1,4 @@
-"""What a user can ask of a recovery; imported by the command line, so nothing heavy is imported here."""
+"""The options of `--recover`. The command line imports this module, so it must not import heavy packages."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from compact.base.errors import UsageError
 
 RECOVERIES = ("distill",)
 TRAINED = ("all", "embeddings")
-# Where neither tokens nor minutes are given.
+# Time limit if neither tokens nor minutes are given.
 DEFAULT_MINUTES = 30.0
 LEARNING_RATE = 3e-4
-# Positions of a piece of text, and how many pieces are learned from before a step.
+# Approximate tokens per piece of text, and pieces per optimizer step.
 PIECE_TOKENS = 512
 PIECES_PER_STEP = 2
 
 
 @dataclass(frozen=True)
 class RecoverOptions:
-    """How the pruned model is trained by the unpruned one; the command's flags.
+    """How to train the pruned model with the unpruned one as teacher. The fields correspond to command-line flags.
 
     Attributes:
         method: `distill`.
-        text: files, built-in texts, Hub data sets or `self`; empty takes the calibration's.
-        tokens: budget in tokens of the pruned model; minutes: in minutes of wall-clock time. Whichever ends first.
-        learning_rate: of AdamW at its highest.
+        text: files, built-in texts, Hub data sets or `self`. If empty, the calibration texts are used.
+        tokens: budget in tokens of the pruned model. Training stops at the first limit that it reaches.
+        minutes: budget in minutes of wall-clock time.
+        learning_rate: peak learning rate of AdamW.
         train: `all` weights, or `embeddings` (the embedding and the LM head).
-        pieces_per_step: texts of about 512 tokens that a step learns from.
+        pieces_per_step: number of texts of about 512 tokens per optimizer step.
     """
 
     method: str = "distill"
@@ -45,15 +46,15 @@ class RecoverOptions:
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"--recover-tokens {self.tokens}: at least 1 is needed")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
-            raise UsageError(f"--recover-minutes {self.minutes:g}: more than 0 are needed")
+            raise UsageError(f"--recover-minutes {self.minutes:g}: expected more than 0 and less than 1e6")
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"--learning-rate {self.learning_rate:g}: between 0 and 1")
+            raise UsageError(f"--learning-rate {self.learning_rate:g}: expected a value between 0 and 1")
         if self.pieces_per_step < 1:
-            raise UsageError(f"pieces_per_step {self.pieces_per_step}: a step learns from at least 1")
+            raise UsageError(f"pieces_per_step {self.pieces_per_step}: at least 1 is needed")
 
     @property
     def seconds(self) -> float | None:
-        """The limit in seconds of wall-clock time; the default's where neither limit is given."""
+        """The time limit in seconds, or None if only `tokens` is given. The default applies if neither is given."""
         if self.minutes is None:
             return 60 * DEFAULT_MINUTES if self.tokens is None else None
         return 60 * self.minutes

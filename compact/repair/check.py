@@ -1,4 +1,4 @@
-"""Whether a repair helps: bits per byte of the pruned model with and without it, on text that it was not fitted to."""
+"""Check whether a repair helps, by bits per byte of the pruned model with and without it on held-out text."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from compact.sources.model_source import ModelSource
 if TYPE_CHECKING:
     import torch
 
-# Of each held-out text: enough to tell the two apart, and seconds of work.
+# Number of bytes to score of each held-out text. This is enough to see a difference, and takes only seconds.
 TEXT_BYTES = 8192
-# Of the memory that is free, what the model may take.
+# Share of the free memory that the model may use.
 _MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the check found.
+    """The result of a check.
 
     Attributes:
-        share: of the change that is kept; 0 where even the smallest was worse than the plain cut somewhere.
-        plain: bits per byte of the plain cut, by text.
-        repaired: those of the model with this share, by text; where the share is 0, with the smallest that was tried.
+        share: the share of the change to apply. It is 0 if every share made at least one text worse.
+        plain: bits per byte of the model without repair, by the name of the text.
+        repaired: bits per byte of the model with this share of the change, by the name of the text. If the share is 0,
+            these are the values of the last share that was tried.
     """
 
     share: float
@@ -44,12 +45,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Change:
-    """New weights, of which a share can be taken.
+    """New weights that can be applied in part.
 
     Attributes:
-        tensor: the tensor of a name at a share, as it would be written.
-        names: of the tensors that change.
-        shares: to try, from the whole change to the smallest.
+        tensor: returns the tensor to write, given its name and the share of the change.
+        names: names of the tensors that change.
+        shares: the shares to try, in this order.
     """
 
     tensor: Callable[[str, float], torch.Tensor]
@@ -58,7 +59,7 @@ class Change:
 
 
 def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str) -> bool:
-    """Whether the whole model can be loaded to be judged, and beside it what the plan cuts out of it."""
+    """Return whether the dense model and its pruned embedding, LM head and FFN fit in the free memory together."""
     place = resolve_device(device)
     cut = parts_at(source, plan.sizes)
     needed = (source.n_params + cut.vocabulary + cut.ffn) * resolve_dtype(dtype, place).itemsize
@@ -68,14 +69,14 @@ def fits_in_memory(source: ModelSource, plan: PrunePlan, device: str, dtype: str
 def check_repair(
     context: Context, plan: PrunePlan, tokenizer_dir: Path, held_out: Sequence[HeldOut], change: Change
 ) -> Verdict:
-    """Try shares of a change until one is nowhere worse than the plain cut.
+    """Try shares of a change until one does not make any text worse.
 
     Args:
-        context: the checkpoint, and where and how the model runs.
-        plan: the plain cut.
-        tokenizer_dir: the pruned tokenizer.
-        held_out: the texts.
-        change: what is tried.
+        context: the checkpoint, the device and the type.
+        plan: the plan, without repair.
+        tokenizer_dir: directory of the pruned tokenizer.
+        held_out: the texts to evaluate on.
+        change: the new weights, and the shares to try.
     """
     import torch
 
@@ -90,14 +91,14 @@ def check_repair(
         found = texts.evaluate(model, progress=progress, label=label)
         return {name: one.bits_per_byte for name, one in found.items()}
 
-    plain = bits("judging the plain cut")
+    plain = bits("evaluating the pruned model")
     repaired: Mapping[str, float] = plain
     parameters = dict(model.named_parameters())
     for share in change.shares:
         with torch.no_grad():
             for name in change.names:
                 parameters[name].copy_(change.tensor(name, share))
-        repaired = bits("judging the repair")
+        repaired = bits("evaluating the repair")
         if all(repaired[name] <= plain[name] for name in plain):
             return Verdict(share, plain, repaired)
     return Verdict(0.0, plain, repaired)

@@ -1,4 +1,4 @@
-"""The pass of a repair: every layer's `down_proj` fitted to the text, its ridge chosen on text that is in no sum."""
+"""Fit every layer's `down_proj` in one pass. The ridge of each layer is chosen on held-out text."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ if TYPE_CHECKING:
     from compact.forward.layerwise import LayerStream
     from compact.pruning.plan import PrunePlan
 
-# Multiples of the mean diagonal of H.
+# Ridges to try, as multiples of the mean diagonal of H.
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# Positions that are widened to float64 at once.
+# Number of positions to convert to float64 at once.
 _ROWS = 1024
 
 
 def down_names(n_layers: int) -> list[str]:
-    """`down_proj` of every layer, in order."""
+    """Return the name of the `down_proj` weight of every layer, in order."""
     return [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(n_layers)]
 
 
 class LayerFit:
-    """Visits the layers: sums H over the fitted sequences, keeps the held-out ones, and solves when a layer is done.
+    """Fits each layer as a `compact.forward.layerwise.Visitor`.
+
+    It sums H over the fitted sequences and stores the inputs of the held-out ones. At the end of a layer it solves the
+    least squares problem and writes the new matrix.
 
     Attributes:
-        ridges: of every layer, the ridge chosen; None where the original columns are best.
-        errors: of every layer, the held-out error of what is written relative to that of the plain cut.
+        ridges: the chosen ridge of every layer, or None if the original columns are best.
+        errors: for every layer, the held-out error of the chosen matrix relative to that of the original columns.
     """
 
     def __init__(
@@ -45,14 +48,14 @@ class LayerFit:
         tensors: Mapping[str, TensorRef],
         target: Path,
     ) -> None:
-        """Prepare.
+        """Prepare the pass.
 
         Args:
-            stream: the layers, over this process's fitted sequences and, behind them, the held-out ones.
-            n_fitted: how many of its sequences are fitted.
-            plan: what stays; positions of dropped tokens weigh nothing.
-            tensors: of the original checkpoint.
-            target: where each layer's matrix goes, in a directory of its own.
+            stream: the layers. Its sequences are this process's fitted ones, followed by the held-out ones.
+            n_fitted: number of fitted sequences.
+            plan: the kept tokens and channels. Positions of dropped tokens are not part of H.
+            tensors: tensors of the original checkpoint.
+            target: directory for the results. Each layer's matrix is written to a subdirectory.
         """
         import torch
 
@@ -60,7 +63,7 @@ class LayerFit:
         self.errors: list[float] = []
         self._stream, self._kept, self._tensors, self._target = stream, plan.kept_channels, tensors, target
         self._names = down_names(stream.n_layers)
-        # Of each batch, the positions that are summed, and where those that are held out begin.
+        # For each batch: the positions to sum, and the first held-out position.
         self._summed: list[torch.Tensor] = []
         self._begins: list[int] = []
         done, kept_ids = 0, torch.tensor(plan.kept_token_ids, dtype=torch.int64)
@@ -95,7 +98,7 @@ class LayerFit:
         if not bool(gram.diagonal().isfinite().all()):
             raise EngineCrashedError(
                 f"{name}: its inputs overflow in {self._stream.dtype}",
-                "repair with --dtype float32, or bfloat16",
+                "repair with --dtype float32 or bfloat16",
             )
         if not is_main():
             return
@@ -116,32 +119,32 @@ class LayerFit:
 def choose(
     equations: NormalEquations, held_out: Sequence[torch.Tensor], weight: torch.Tensor, kept: Sequence[int]
 ) -> tuple[float | None, float, torch.Tensor]:
-    """The best of the ridges for one layer, by the error on what it was not fitted to.
+    """Choose the ridge with the smallest held-out error for one layer.
 
     Args:
-        equations: of the fitted positions; used up.
-        held_out: inputs [positions, I] that they do not hold.
-        weight: the original matrix [hidden, I], in the checkpoint's type; what is chosen has this type too.
-        kept: channels that stay.
+        equations: normal equations of the fitted positions. Solving them changes them.
+        held_out: inputs [positions, I] of held-out text.
+        weight: the original matrix [hidden, I], in the checkpoint's type. The result has this type too.
+        kept: channels that stay, ascending.
 
     Returns:
-        The ridge (None where the original columns are best), the squared error of the held-out outputs relative to
-        that of the original columns, and the matrix [hidden, len(kept)].
+        The ridge (None if the original columns are best), the squared error of the held-out outputs relative to that
+        of the original columns, and the matrix [hidden, len(kept)].
     """
     import torch
 
     home = equations.square.device
-    wide = weight.to(home, torch.float64)
-    inputs = torch.cat(list(held_out)).to(home)
+    wide = weight.to(home, torch.float64)  # [hidden, I]
+    inputs = torch.cat(list(held_out)).to(home)  # [positions, I]
     parts = [inputs[start : start + _ROWS] for start in range(0, inputs.shape[0], _ROWS)]
-    outputs = torch.cat([part.to(torch.float64) @ wide.T for part in parts])
+    outputs = torch.cat([part.to(torch.float64) @ wide.T for part in parts])  # [positions, hidden]
     best: torch.Tensor = weight.index_select(1, torch.tensor(kept, dtype=torch.int64))
     plain = output_error(inputs, outputs, best.to(home, torch.float64), kept)
     chosen, least = None, plain
     for ridge, solution in equations.solutions(RIDGES):
         rounded = solution.to(weight.dtype)
         error = output_error(inputs, outputs, rounded.double(), kept)
-        # A number that the type cannot hold makes the error infinite or no number, and is never less.
+        # A weight that overflows in the checkpoint's type makes the error infinite or NaN. This comparison rejects it.
         if error < least:
             chosen, least, best = ridge, error, rounded.cpu()
     return chosen, least / plain if chosen is not None else 1.0, best.contiguous()

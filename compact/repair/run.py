@@ -1,13 +1,14 @@
-"""Repair: every layer's `down_proj` adapted to the channels that stay, by least squares towards its original output.
+"""Repair: fit every layer's `down_proj` to its original output, by least squares on the kept channels.
 
-The original model runs over the calibration text as the *pruned* tokenizer cuts it, which is what the pruned model
-will see (`PruneOptions.repair_tokens` knows another way); X are the inputs of its `down_proj`. With the channels
-chosen, `compact.repair.least_squares` gives the matrix that maps those that stay to the original output best. The ridge
-is chosen for every layer by the error on text that is in no sum, and the whole is then judged by bits per byte on every
-held-out text: what is worse than the plain cut there is halved, and dropped if it still is. Nothing but `down_proj`
-weights change; a bias stays as it is.
+1. Encode the calibration text with the *pruned* tokenizer, because the pruned model will see such tokens.
+   (`PruneOptions.repair_tokens` can select the original tokenizer instead.)
+2. Run the original model over the tokens. X are the inputs of each `down_proj`.
+3. For each layer, find the matrix that best maps the kept channels to the original output
+   (`compact.repair.least_squares`). Choose the ridge by the error on held-out text.
+4. Evaluate the repaired model by bits per byte on every held-out text. If any text becomes worse, apply only half of
+   the change. If a text is still worse, drop the repair.
 
-One layer's H (float64, I x I) is in memory at a time.
+Only `down_proj` weights change, not their biases. Only one layer's H (float64 [I, I]) is in memory at a time.
 """
 
 from __future__ import annotations
@@ -36,32 +37,37 @@ from compact.vocabulary.tokenizer import encode, load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-# Tokens of held-out text whose activations are kept while a layer's ridge is chosen; all sources together.
+# Number of held-out tokens, over all sources, on which a layer's ridge is chosen. Their activations stay in memory.
 _HELD_OUT_TOKENS = 4096
-# Where the calibration holds no text back, one part in this many of it is.
+# If the calibration has no held-out text, hold out one part in this many.
 _HELD_OUT_SHARE = 8
-# Shares of the change that are tried, until one is not worse than the plain cut on any text.
+# Shares of the change to try, until one does not make any text worse.
 _SHARES = (1.0, 0.5)
 _REPORT = "repair.json"
-# A shard's limit that no checkpoint reaches: a plan names one file.
+# A shard limit that no checkpoint reaches, because a plan names a single file.
 _ONE_FILE = 1 << 62
-# Raised when the tensors written for equal inputs change.
+# Increment when equal inputs give other tensors.
 _REPAIR_VERSION = 1
 
 
 @dataclass(frozen=True)
 class RepairTexts:
-    """The calibration text in two parts: what H is summed over, and what choices are made on."""
+    """The calibration text in two parts.
+
+    Attributes:
+        fitted: texts that H is summed over.
+        held_out: texts for choosing ridges and for the final evaluation.
+    """
 
     fitted: tuple[str, ...]
     held_out: tuple[HeldOut, ...]
 
 
 def repair_texts(calibration: Calibration) -> RepairTexts:
-    """Split the calibration: its own held-out text where it has any, else one piece in eight.
+    """Split the calibration text into fitted and held-out text.
 
-    Raises:
-        CalibrationError: too little text to keep some of it out.
+    If the calibration has no held-out text, hold out every eighth piece. With fewer than eight pieces, hold out the
+    last eighth of each.
     """
     if calibration.held_out:
         return RepairTexts(calibration.texts, calibration.held_out)
@@ -79,26 +85,29 @@ def repair_texts(calibration: Calibration) -> RepairTexts:
 
 
 def repair(context: Context, plan: PrunePlan, calibration: Calibration) -> tuple[PrunePlan, Path | None]:
-    """The plan with its repair, and the `updates.safetensors` that it then names (in the cache).
+    """Repair the weights of a plan.
+
+    A note tells the user if the repair was dropped, applied only in part, or not evaluated.
 
     Args:
-        context: the checkpoint that the plan was made for; the options say `device`, `dtype` and `batch_size` of the
-            pass. A note says where the repair was not kept whole.
-        plan: the plain cut.
-        calibration: the text to fit to, and to judge on.
+        context: the checkpoint that the plan was made for. The options give `device`, `dtype` and `batch_size` of the
+            pass.
+        plan: the plan, without repair.
+        calibration: the text to fit to and to evaluate on.
 
     Returns:
-        The plan as it was, but for `repair`, and no file, where no channel was cut or no repair helps.
+        The plan with its record of the repair, and the `updates.safetensors` in the cache that the plan now names. The
+        file is None if all channels are kept or if the repair does not help.
 
     Raises:
-        CalibrationError: too little text to keep some of it out.
-        CompactEdgeError: what the pass through the layers raises.
+        CalibrationError: there is too little text to fit to and to hold some out.
+        CompactEdgeError: the pass through the layers failed.
     """
     source, options, progress = context.source, context.options, context.progress
     if plan.intermediate_size == source.intermediate_size:
         return replace(plan, repair={"share": 0.0, "why": "every channel is kept"}), None
     texts = repair_texts(calibration)
-    # What short memory left unjudged is no answer on a day with more.
+    # Part of the key: if memory is short now, the repair is not evaluated. A later run with enough memory must be.
     judged = bool(broadcast_json(fits_in_memory(source, plan, options.device, options.dtype)))
     key = sha256_json(
         {
@@ -126,15 +135,15 @@ def repair(context: Context, plan: PrunePlan, calibration: Calibration) -> tuple
     report = read_json_object(directory / _REPORT)
     updates = directory / UPDATES
     if not updates.is_file():
-        progress.note("the repair is worse than the plain cut on held-out text; the plain cut is kept")
+        progress.note("the repair is worse than the plain cut on held-out text, so the plain cut is kept")
         return replace(plan, repair=report), None
     if not judged:
         progress.note(
-            "the repair is written without being judged: the whole model and its cut together need more than the "
-            "memory that is free"
+            "the repair is applied without an evaluation, because the model and its pruned copy do not fit in the free "
+            "memory together"
         )
     if report["share"] != 1.0:
-        progress.note(f"only {report['share']:.0%} of the repair is kept: all of it is worse on a held-out text")
+        progress.note(f"only {report['share']:.0%} of the repair is applied: all of it makes a held-out text worse")
     digest = context.cache.recorded_sha256("repair", key, UPDATES)
     return replace(plan, updates_sha256=digest, repair=report), updates
 
@@ -145,7 +154,7 @@ def _hex(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Streams:
-    """The texts as sequences of the source's ids."""
+    """The texts of `RepairTexts` as sequences of the source's token ids."""
 
     fitted: list[tuple[int, ...]]
     held_out: list[tuple[int, ...]]
@@ -154,10 +163,13 @@ class _Streams:
 def _make_updates(
     context: Context, plan: PrunePlan, texts: RepairTexts, work: Path, *, sequence_length: int, judged: bool
 ) -> dict[str, Any] | None:
-    """Write `updates.safetensors` into `work`, if the repair is kept; return the report.
+    """Fit the layers, evaluate the repair, and write `updates.safetensors` into `work` if the repair helps.
 
-    Of joined processes each takes a share of the fitted text; the first one solves, judges and writes, and the others
-    return None.
+    If several processes run together, each one takes a share of the fitted text. Only the first one solves, evaluates
+    and writes.
+
+    Returns:
+        The report of the repair for the plan, or None in all processes but the first.
     """
     source, options = context.source, context.options
     with tempfile.TemporaryDirectory(prefix="fit-", dir=work) as scratch:
@@ -197,9 +209,12 @@ def _judge_and_write(
     tokenizer_dir: Path,
     work: Path,
 ) -> dict[str, Any]:
-    """Write what share of the change is nowhere worse; return the share and the figures it was chosen by.
+    """Choose a share of the change that does not make any text worse, and write the tensors.
 
-    Without held-out text all of it is written.
+    Without held-out text, the whole change is written.
+
+    Returns:
+        The share, and the bits per byte that it was chosen by, as entries of the report.
     """
     import torch
 
@@ -234,7 +249,7 @@ def _judge_and_write(
 def _tokenized(
     source: ModelSource, tokenizer_dir: Path, texts: RepairTexts, length: int, plan: PrunePlan, tokens: str
 ) -> _Streams:
-    """Raises CalibrationError: too little text to fit to, or none to choose on."""
+    """Encode the texts. Raises CalibrationError if there are fewer than 16 tokens to fit to, or none held out."""
     tokenizer = load_tokenizer(tokenizer_dir)
 
     def final(parts: Sequence[str], most: int | None = None) -> list[tuple[int, ...]]:
@@ -245,13 +260,13 @@ def _tokenized(
         fitted = retokenise(texts.fitted, source.directory, sequence_length=length)
     else:
         fitted = final(texts.fitted)
-    # Choices are made on what the pruned model will see, whatever it is fitted to.
+    # Held-out text is always encoded with the pruned tokenizer, because the pruned model will see such tokens.
     each = _HELD_OUT_TOKENS // len(texts.held_out)
     held_out = [ids for part in texts.held_out for ids in final([part.text], each)]
     count = sum(map(len, fitted))
     if count < 16 or not held_out:
         raise CalibrationError(
-            f"{count} tokens to repair with: too few, with some kept out to choose on",
+            f"{count} tokens to repair with: too few, because some of the text must be held out",
             "give a longer calibration text, or use --method compact",
         )
     return _Streams(fitted, held_out)

@@ -1,1 +1,1 @@
-"""The search of sizes: `--fit` and `--split auto`."""
+"""Search for the best sizes: `--fit` and `--split auto`."""

@@ -1,16 +1,20 @@
-"""How a budget is best shared between vocabulary and FFN, by measurement: `--split auto`.
+"""Find the best split of a budget between vocabulary and FFN by measurement: `--split auto`.
 
-The candidates are all sizes (V', I') on the grids that the budget allows, from a cut of the vocabulary alone to one of
-the FFN alone. Some, evenly spread, are judged by bits per byte on text of every calibration source that the
-calibration does not hold; then the neighbours of the best, at half the distance each time.
+The candidates are the sizes (V', I') on the grids that use up the budget. They form a curve, from pruning the
+vocabulary alone to pruning the FFN alone. Sizes are evaluated by bits per byte on held-out text of every calibration
+source:
 
-The best has the smallest mean, over the texts, of its bits per byte over the unpruned model's. Ratios, because texts
-differ in how hard they are: a mean of bits per byte would be decided by the hardest text, where the same loss counts
-for more bits. The mean, because a choice by the worst text alone would ignore all others.
+1. Evaluate some evenly spaced candidates.
+2. Evaluate candidates between the best one and its evaluated neighbours. Repeat, halving the distance each time.
+3. Choose the evaluated point that is best on a smooth curve.
 
-Near the best sizes the curve is flat, and held-out text of some thousand tokens tells neighbours apart by chance as
-much as by merit. So the choice is not the luckiest point, but the judged one that lies lowest on a parabola through all
-points near the best.
+Points are compared by the mean, over all texts, of the ratio of their bits per byte to the unpruned model's. Ratios are
+used because some texts are harder than others. In a mean of bits per byte, the hardest text would dominate, because the
+same relative loss costs it more bits. The mean is used because the worst ratio alone would ignore all other texts.
+
+Near the best sizes, the curve is flat. The held-out text has only a few thousand tokens, so differences between
+neighbours are partly noise. The choice is therefore not the best measured point. A parabola is fitted through all
+points near the best one, and the evaluated point that is lowest on the parabola is chosen.
 """
 
 from __future__ import annotations
@@ -44,32 +48,32 @@ from compact.pruning.sizes import limits_of
 from compact.search.size_evaluator import SizeEvaluator, SizeScore, TextScore
 from compact.sources.model_source import ModelSource
 
-# Sizes -> bytes of the artifact: exact, or at most a few bytes too many.
+# Sizes -> bytes of the artifact. The result is exact or a few bytes too large.
 SizeOf = Callable[[Sizes], int]
 
-# Sizes judged in all, and in the first round.
+# Number of sizes to evaluate in total, and in the first round.
 EVALUATIONS = 10
 FIRST_ROUND = 6
-# Points whose loss over the unpruned model is at most this many times the smallest one lie near the best, and a
-# parabola goes through so many of them at least.
+# A point is near the best one if its loss is at most `_NEAR` times the smallest loss. The parabola needs at least
+# `_FEWEST_FOR_PARABOLA` such points.
 _NEAR = 1.5
 _FEWEST_FOR_PARABOLA = 4
-# Sizes I' that are looked at, at most; of the vocabulary 64 (`compact.pruning.importance.MAX_EDGES`).
+# Largest number of candidate sizes I'. For V', the limit is `compact.pruning.importance.MAX_EDGES`.
 _MOST_INNER_SIZES = 128
 
 
 @dataclass(frozen=True)
 class Point:
-    """A judged size.
+    """An evaluated size.
 
     Attributes:
         sizes: V' and I'.
-        n_params: of the pruned model.
-        n_bytes: of its artifact, where that is known.
-        vocabulary_share: of the removed parameters, what the vocabulary gave.
-        texts: what it scored on every text.
-        ratios: its bits per byte over the unpruned model's, by text.
-        excess: parameters that it removes, over those that a ratio asks for; 1 where the budget is in bytes.
+        n_params: number of parameters of the pruned model.
+        n_bytes: size of its artifact in bytes, or None if unknown.
+        vocabulary_share: the vocabulary's share of the removed parameters, 0 to 1.
+        texts: scores by the name of the text.
+        ratios: bits per byte divided by the unpruned model's, by the name of the text.
+        excess: number of removed parameters divided by the number that the ratio asks for. 1 for a budget in bytes.
     """
 
     sizes: Sizes
@@ -82,30 +86,31 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """Mean of the ratios less 1, as if just what was asked for were removed.
+        """The mean of the ratios minus 1, scaled to the requested number of removed parameters.
 
-        Sizes on the grids remove a little more or less than a ratio, and what removes less loses less.
+        Sizes on the grids remove slightly more or fewer parameters than the ratio asks for. Without scaling, sizes that
+        remove fewer would look better.
         """
         return (self.mean - 1.0) / self.excess
 
     @property
     def mean(self) -> float:
-        """Mean of the ratios."""
+        """The mean of the ratios."""
         return sum(self.ratios.values()) / len(self.ratios)
 
     @property
     def worst(self) -> float:
-        """Largest of the ratios."""
+        """The largest of the ratios."""
         return max(self.ratios.values())
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a budget came to.
+    """The result of a search.
 
     Attributes:
         sizes: the sizes to prune to.
-        record: how they were found, for the plan; None where nothing was judged.
+        record: how they were found, for the plan. None if nothing was evaluated.
     """
 
     sizes: Sizes
@@ -114,7 +119,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Curve:
-    """The sizes that are looked at: where the parameters are, the limits, and V' and I' on their grids, ascending."""
+    """The grids of candidate sizes.
+
+    Attributes:
+        parts: number of parameters in each part of the source.
+        limits: constraints on the sizes.
+        vocabulary: candidate sizes V', ascending.
+    """
 
     parts: Parts
     limits: Limits
@@ -122,33 +133,35 @@ class Curve:
 
     @property
     def inner(self) -> list[int]:
-        """Sizes I': the grid's, of a wide FFN every second or so, for a step of a 128th is fine enough."""
+        """Candidate sizes I', ascending: at most 128 sizes on the grid. The largest one is always included."""
         sizes = inner_sizes(self.limits)
         step = -(-len(sizes) // _MOST_INNER_SIZES)
         return sizes[::-1][::step][::-1]
 
     def share(self, sizes: Sizes) -> float:
-        """Of the removed parameters, the vocabulary's share."""
+        """Return the vocabulary's share of the parameters that these sizes remove, 0 to 1."""
         return vocabulary_share(sizes, self.parts, self.limits)
 
 
 def curve_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Curve:
-    """Raises BudgetError where no vocabulary size is the multiple that the options ask for."""
-    # An explicit size would open the channel grid that a ratio keeps to.
+    """Return the candidate sizes for a source. Raises BudgetError if no V' is a multiple of the requested number."""
+    # Ignore explicit sizes here, because they would turn off the coarser channel grid of a ratio.
     limits = limits_of(source, ranking, replace(options, vocab_size=None, intermediate_size=None))
     multiple = limits.vocab_multiple
     sizes = vocabulary_grid(limits.vocab_size, limits.smallest_vocab_size, multiple=multiple)
     if not sizes:
         raise BudgetError(
-            f"--pad-vocab-to-multiple-of {multiple}: divides no vocabulary size that this model can have, "
-            f"{limits.smallest_vocab_size} to {limits.vocab_size}",
+            f"--pad-vocab-to-multiple-of {multiple}: this model can have {limits.smallest_vocab_size} to "
+            f"{limits.vocab_size} tokens, and this range contains no multiple of {multiple}",
             "give a smaller multiple",
         )
     return Curve(count_parts(source.tensors, source.config), limits, sizes)
 
 
 def sizes_at_ratio(ratio: float, curve: Curve) -> list[Sizes]:
-    """Sizes that remove `ratio` of all parameters within 0.5 points, the vocabulary alone first, the FFN alone last.
+    """Return the candidates that remove `ratio` of all parameters, to within 0.5 percentage points.
+
+    They are sorted by I', descending: from pruning the vocabulary alone to pruning the FFN alone.
 
     Raises:
         BudgetError: the ratio is out of range or not reachable.
@@ -165,16 +178,19 @@ def sizes_at_ratio(ratio: float, curve: Curve) -> list[Sizes]:
     if not found:
         raise BudgetError(
             f"--ratio {ratio:g}: no sizes on the grids come within {TOLERANCE:.1%} of it",
-            "choose --vocab-size and --intermediate-size yourself",
+            "set --vocab-size and --intermediate-size instead",
         )
     return found
 
 
 def sizes_within(fit_bytes: int, curve: Curve, size_of: SizeOf) -> list[Sizes]:
-    """For every I' the largest V' whose artifact has at most `fit_bytes`, where a larger I' has none as large.
+    """Return, for every I', the largest V' whose artifact has at most `fit_bytes` bytes.
+
+    Sizes are left out if a larger I' already allows the same V' or a larger one. The result is sorted by I',
+    descending.
 
     Raises:
-        BudgetError: even the smallest sizes have more, or the unpruned model has no more.
+        BudgetError: the smallest sizes do not fit, or the unpruned model already fits.
     """
     limits = curve.limits
     smallest = Sizes(curve.vocabulary[0], curve.inner[0])
@@ -182,16 +198,16 @@ def sizes_within(fit_bytes: int, curve: Curve, size_of: SizeOf) -> list[Sizes]:
     if least > fit_bytes:
         raise BudgetError(
             f"--fit {_megabytes(fit_bytes)}: not reachable, the smallest is {_megabytes(least)}",
-            "ask for more, or choose a smaller --quant",
+            "give a larger size, or choose a smaller --quant",
         )
     if whole <= fit_bytes:
         raise BudgetError(
-            f"--fit {_megabytes(fit_bytes)}: nothing needs to go, all of the model has {_megabytes(whole)}",
-            "export it as it is, or ask for less",
+            f"--fit {_megabytes(fit_bytes)}: the unpruned model already fits, it has {_megabytes(whole)}",
+            "export it without pruning, or give a smaller size",
         )
     found: list[Sizes] = []
     for inner in reversed(curve.inner):
-        # The size grows with the vocabulary: the number of sizes that fit is where the next one is.
+        # The artifact grows with V', so a binary search gives the number of vocabulary sizes that fit.
         low, high = 0, len(curve.vocabulary)
         while low < high:
             middle = (low + high) // 2
@@ -209,7 +225,15 @@ def _megabytes(n_bytes: int) -> str:
 def point_of(
     score: SizeScore, unpruned: SizeScore, curve: Curve, size_of: SizeOf | None, ratio: float | None = None
 ) -> Point:
-    """A judged size beside the unpruned model; `ratio` is what was asked for, None for a budget in bytes."""
+    """Compare the score of a size with the unpruned model's.
+
+    Args:
+        score: the score of the size.
+        unpruned: the score of the unpruned model, on the same texts.
+        curve: the candidate sizes.
+        size_of: computes the size of the artifact in bytes, or None if unknown.
+        ratio: the requested ratio, or None for a budget in bytes.
+    """
     sizes = score.sizes
     removed = removed_parameters(sizes, curve.parts, curve.limits)
     return Point(
@@ -224,14 +248,14 @@ def point_of(
 
 
 def rank_key(point: Point) -> tuple[float, float]:
-    """Smaller is better: the loss to four decimals, then the worst text."""
+    """Return a sort key (smaller is better): the loss to four decimals, then the ratio of the worst text."""
     return round(point.loss, 4), point.worst
 
 
 def settle(points: Sequence[Point]) -> Point:
-    """The judged point that lies lowest on the parabola (loss by vocabulary share) through those near the best.
+    """Choose a point. Fit a parabola (loss by vocabulary share) to the points near the best and take the lowest on it.
 
-    The best itself where too few are near it, or where they do not lie in a valley.
+    Return the best measured point if fewer than four points are near it, or if the parabola has no minimum.
     """
     best = min(points, key=rank_key)
     near = [point for point in points if point.loss <= _NEAR * max(best.loss, 0.0)]
@@ -252,16 +276,16 @@ def best_along(
     evaluations: int = EVALUATIONS,
     first_round: int = FIRST_ROUND,
 ) -> list[Point]:
-    """Score some of the candidates: evenly spread ones, then those halfway to the neighbours of the best one.
+    """Evaluate evenly spaced candidates, then those halfway between the best one and its evaluated neighbours.
 
     Args:
-        candidates: neighbours in the list are neighbours on the curve.
-        evaluate: measures one.
-        evaluations: at most as many in all.
-        first_round: as many at first.
+        candidates: sizes in the order of the curve.
+        evaluate: evaluates one candidate.
+        evaluations: largest number of evaluations.
+        first_round: number of evenly spaced candidates to start with.
 
     Returns:
-        What was judged, in the candidates' order.
+        The evaluated points, in the order of the candidates.
     """
     last = len(candidates) - 1
     count = min(first_round, evaluations, len(candidates))
@@ -273,7 +297,7 @@ def best_along(
         best = min(points, key=lambda at: rank_key(points[at]))
         below = max((at for at in points if at < best), default=best)
         above = min((at for at in points if at > best), default=best)
-        # The wider gap first, in case there is room for only one more.
+        # Start with the wider gap, because only one more evaluation may be left.
         halves = [(best - below, (below + best) // 2), (above - best, (above + best + 1) // 2)]
         fresh = [at for _, at in sorted(halves, reverse=True) if at not in points]
         if not fresh:
@@ -284,16 +308,17 @@ def best_along(
 
 
 def find_sizes(context: Context, *, size_of: SizeOf | None = None) -> Found:
-    """The sizes that `--fit`, or `--ratio` with `--split auto`, comes to.
+    """Find the sizes for `--fit`, or for `--ratio` with `--split auto`.
 
     Args:
-        context: the checkpoint, the budget and how to split it. The calibration's held-out text decides; its sequences
-            rank the channels. The cache keeps every figure.
-        size_of: bytes of the artifact at given sizes, without which nothing can be fitted.
+        context: the checkpoint, the budget and how to split it. Sizes are evaluated on the calibration's held-out text,
+            and channels are ranked by its sequences. The cache stores every score.
+        size_of: computes the size of the artifact in bytes. Required for `--fit`.
 
     Raises:
         BudgetError: the budget is not reachable.
-        CalibrationError: no held-out text. UsageError: no `size_of`, or too little memory.
+        CalibrationError: the calibration has no held-out text.
+        UsageError: `size_of` is required but None, or the model does not fit in memory twice.
     """
     options = context.options
     curve = curve_of(context.source, context.once(rank_vocabulary), options)
@@ -326,7 +351,7 @@ def find_sizes(context: Context, *, size_of: SizeOf | None = None) -> Found:
 
 
 def _ratio_of(options: PruneOptions) -> float | None:
-    """The ratio asked for, where the budget is one."""
+    """Return the requested ratio, or None for a budget in bytes."""
     if options.fit_bytes is not None:
         return None
     return DEFAULT_RATIO if options.ratio is None else options.ratio
@@ -358,7 +383,7 @@ def _record(
 
 
 def point_as_dict(point: Point) -> dict[str, Any]:
-    """A point for a plan or a file: figures to four decimals, `bytes` None where it is not known."""
+    """Return a point as a JSON object for a plan or a file. Scores are rounded to four decimals."""
     return {
         "vocab_size": point.sizes.vocab_size,
         "intermediate_size": point.sizes.intermediate_size,

@@ -1,8 +1,12 @@
-"""Bits per byte of a model at any size, without writing a checkpoint: what the search of sizes measures.
+"""Evaluate a model at any size by bits per byte, without writing a checkpoint.
 
-The dense model is loaded once. For each size, its embedding, head and FFN are replaced by the rows and columns that a
-plan of these sizes keeps (`index_select` of the same ids and channels), and the pruned tokenizer encodes every text
-again. The figures equal those of `compact.forward.evaluate.evaluate_checkpoint` for the checkpoint on disk.
+The dense model is loaded once. For each size:
+
+1. Replace its embedding, LM head and FFN with the rows and columns that a plan of this size keeps.
+2. Encode every text with the pruned tokenizer.
+3. Compute bits per byte.
+
+The results equal those of `compact.forward.evaluate.evaluate_checkpoint` for the same checkpoint on disk.
 """
 
 from __future__ import annotations
@@ -32,21 +36,22 @@ from compact.vocabulary.vocabulary import kept_ids
 if TYPE_CHECKING:
     import torch
 
-# Bytes of each held-out text that are scored: about four thousand tokens. With a quarter of it, chance decided.
+# Number of bytes to score of each held-out text: about four thousand tokens. A quarter of this was too noisy.
 TEXT_BYTES = 16_384
-# Raised when the figures mean something else for equal inputs.
+# Increment when equal inputs give other scores.
 _VERSION = 1
-# Of the free memory that the dense model and its pruned copy may take together.
+# Share of the free memory that the dense model and its pruned copy may use together.
 _MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """One held-out text at one size.
+    """Score of one held-out text at one size.
 
     Attributes:
-        bits_per_byte: of the scored tokens.
-        n_tokens, n_characters: tokens scored, and characters of the text.
+        bits_per_byte: mean over the scored tokens.
+        n_tokens: number of scored tokens.
+        n_characters: number of characters of the text.
     """
 
     bits_per_byte: float
@@ -56,25 +61,25 @@ class TextScore:
 
 @dataclass(frozen=True)
 class SizeScore:
-    """A size and what it scores on every held-out text, by name."""
+    """A size and its score on every held-out text, by the name of the text."""
 
     sizes: Sizes
     texts: Mapping[str, TextScore]
 
 
 class SizeEvaluator:
-    """Scores sizes of one model on the held-out text of its calibration, each once: the cache keeps them."""
+    """Scores sizes of one model on the held-out text of its calibration. The cache stores the scores."""
 
     def __init__(self, context: Context, *, text_bytes: int = TEXT_BYTES) -> None:
-        """Take the texts, and check the memory; nothing is scored yet.
+        """Read the texts and check the memory. This does not score anything yet.
 
         Args:
-            context: the checkpoint, how channels are scored, and where the model runs. The calibration's `held_out` is
-                scored; its sequences rank the channels.
-            text_bytes: bytes of each text that are scored.
+            context: the checkpoint, the method that scores channels, and the device. Sizes are scored on the
+                calibration's held-out text, and channels are ranked by its sequences.
+            text_bytes: number of bytes to score of each text.
 
         Raises:
-            CalibrationError: the calibration holds no text back.
+            CalibrationError: the calibration has no held-out text.
             UsageError: the model does not fit in memory twice.
         """
         self._context, self._source = context, context.source
@@ -83,12 +88,13 @@ class SizeEvaluator:
         self.texts = named_texts(self._calibration.held_out, text_bytes)
         if not self.texts:
             raise CalibrationError(
-                f"{self._calibration.label}: no text is left to judge sizes on",
-                "give a longer text, or the sizes yourself (--split 50:50)",
+                f"{self._calibration.label}: too short, no text is left to evaluate sizes on",
+                "give a longer text, or set the split yourself (--split 50:50)",
             )
         self._device = resolve_device(context.options.device)
         self._dtype = resolve_dtype(context.options.dtype, self._device)
-        # Before the calibration pass; the unpruned model comes first, so where it is kept the others may be too.
+        # Check the memory before the long calibration pass. The unpruned model is always scored first. If its score is
+        # in the cache, the others may be there too, and no memory is needed.
         if context.cache.find("search", self._key(self.whole)) is None:
             check_memory(self._source, self._device, self._dtype)
         self._model: InMemoryPruner | None = None
@@ -96,14 +102,14 @@ class SizeEvaluator:
 
     @property
     def whole(self) -> Sizes:
-        """The unpruned model's sizes."""
+        """The sizes of the unpruned model."""
         return Sizes(self._source.vocab_size, self._source.intermediate_size)
 
     def prepare(self) -> None:
-        """Score the channels, which needs a pass of its own over the calibration set where the cache has none.
+        """Score the channels. If the cache has no scores, this runs a pass over the calibration set.
 
-        Before a model is loaded here, for the pass holds one too; and outside of every other entry of the cache, so
-        that processes that share the pass all come to it.
+        This must happen before this class loads a model, because the pass needs memory for a model too. It must also
+        happen outside of any other cache entry, so that all processes that share the pass take part in it.
         """
         self._channel_scores()
 
@@ -122,11 +128,11 @@ class SizeEvaluator:
             "device": self._device,
             "sizes": asdict(sizes),
         }
-        if sizes != self.whole:  # the unpruned model is the same however tokens and channels are ranked
+        if sizes != self.whole:  # the ranking of tokens and channels does not affect the unpruned model
             key |= {
                 "calibration": self._calibration.id,
                 "order": sha256_json([sorted(self._ranking.always), self._ranking.order]),
-                # Weights that the method changes come after the sizes.
+                # Use the method of the channels: weights are changed only after the sizes are chosen.
                 "method": self._method.channels,
                 "seed": self._context.options.seed if self._method.is_seeded else None,
             }
@@ -134,7 +140,7 @@ class SizeEvaluator:
         return sha256_json(key)
 
     def at(self, sizes: Sizes) -> SizeScore:
-        """Score a size, or take it from the cache. V' must be on the grid of `vocabulary_grid`."""
+        """Return the score of a size, from the cache if possible. V' must be on the grid of `vocabulary_grid`."""
         self.prepare()
 
         def make(work: Path) -> None:
@@ -145,7 +151,7 @@ class SizeEvaluator:
         try:
             return SizeScore(sizes, {name: TextScore(**value) for name, value in read_json_object(path).items()})
         except TypeError as error:
-            raise DamagedFileError(f"{path}: not what a search wrote", "delete the cache") from error
+            raise DamagedFileError(f"{path}: not a valid search score", "delete the cache") from error
 
     def _score(self, sizes: Sizes) -> dict[str, TextScore]:
         import torch
@@ -170,12 +176,12 @@ class SizeEvaluator:
 
 
 def check_memory(source: ModelSource, device: str, dtype: torch.dtype) -> None:
-    """Raise UsageError where the dense model and a pruned copy of it do not fit in the free memory."""
+    """Raise UsageError if the dense model and a pruned copy of it do not fit in the free memory."""
     needed = 2 * source.n_params * dtype.itemsize
     free = free_memory(device)
     if needed > _MEMORY_SHARE * free:
         raise UsageError(
-            f"{source.name}: judging sizes needs it in memory twice, {needed / 1e9:.1f} GB, "
-            f"and {free / 1e9:.1f} GB are free",
-            "prune with the shares given (--split 50:50), or calibrate in a smaller --dtype",
+            f"{source.name}: the search for sizes needs the model in memory twice, {needed / 1e9:.1f} GB, "
+            f"but only {free / 1e9:.1f} GB are free",
+            "set the split yourself (--split 50:50), or use a smaller --dtype",
         )

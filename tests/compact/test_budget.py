@@ -98,20 +98,20 @@ def test_explicit_sizes_off_the_grid_name_their_neighbours() -> None:
     limits = Limits(1000, 1536, 300, 256, 64)
     with pytest.raises(BudgetError, match=r"--intermediate-size 1000: .* multiple of 256") as caught:
         explicit_sizes(None, 1000, limits)
-    assert caught.value.hint == "the nearest are 768, 1024"
-    with pytest.raises(BudgetError, match="--vocab-size 500: --pad-vocab-to-multiple-of 64") as caught:
+    assert caught.value.hint == "the nearest multiples are 768, 1024"
+    with pytest.raises(BudgetError, match="500: not a multiple of --pad-vocab-to-multiple-of 64") as caught:
         explicit_sizes(500, None, limits)
-    assert caught.value.hint == "the nearest are 448 and 512"
+    assert caught.value.hint == "the nearest multiples are 448 and 512"
 
 
 @pytest.mark.parametrize(
     ("vocab_size", "inner", "message"),
     [
-        (299, None, "--vocab-size 299: this model can have 300 to 1000"),
-        (1001, None, "--vocab-size 1001: this model can have 300 to 1000"),
+        (299, None, "--vocab-size 299: this model accepts 300 to 1000"),
+        (1001, None, "--vocab-size 1001: this model accepts 300 to 1000"),
         (0, None, "300 to 1000"),
-        (None, 0, "--intermediate-size 0: this model has 1 to 1536"),
-        (None, 1568, "--intermediate-size 1568: this model has 1 to 1536"),
+        (None, 0, "--intermediate-size 0: this model accepts 1 to 1536"),
+        (None, 1568, "--intermediate-size 1568: this model accepts 1 to 1536"),
         (None, -32, "1 to 1536"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_layer_twice_as_wide_keeps_twice_as_many_channels(tmp_path: Path) -> N
     source = open_directory(before, name="m", origin="m")
     check_plan(plan, source)
     plan.kept_channels[4].pop()
-    with pytest.raises(PlanMismatchError, match="127 channels in layer 4, 128 were expected"):
+    with pytest.raises(PlanMismatchError, match="127 channels in layer 4, expected 128"):
         check_plan(plan, source)
 
 

@@ -184,7 +184,7 @@ def test_damaged_scores(tmp_path: Path, damage: str) -> None:
     else:
         data[len(data) // 2] ^= 0xFF
         path.write_bytes(bytes({"cut": data[:200], "flipped": data, "text": b"no archive"}[damage]))
-    with pytest.raises(DamagedFileError, match=r"a\.npz: not a file of scores"):
+    with pytest.raises(DamagedFileError, match=r"a\.npz: not a valid score file"):
         Scores.load(path)
 
 

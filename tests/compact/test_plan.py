@@ -202,7 +202,7 @@ def test_tokens_that_the_user_names_stay(
 @pytest.mark.parametrize("size", [10, 259, 100_000])
 def test_a_vocabulary_size_that_cannot_be_names_both_limits(source: ModelSource, cache: Cache, size: int) -> None:
     # 256 bytes, three special tokens and one plain added token are always kept.
-    with pytest.raises(BudgetError, match=f"--vocab-size {size}: this model can have 260 to {source.vocab_size}"):
+    with pytest.raises(BudgetError, match=f"--vocab-size {size}: this model accepts 260 to {source.vocab_size}"):
         make_plan(Context(source, PruneOptions(vocab_size=size), cache))
     assert make_plan(Context(source, PruneOptions(vocab_size=260), cache)).vocab_size == 260
 

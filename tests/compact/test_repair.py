@@ -131,7 +131,7 @@ def test_what_memory_does_not_hold_is_written_unjudged_and_said(
         decision = decide(Context(source, asked(text), Cache(tmp_path / str(free), [], []), watcher))
         assert decision.plan.repair is not None
         assert bool(decision.plan.repair["bits_per_byte"]) == judged
-        assert any("without being judged" in note for note in watcher.notes) != judged
+        assert any("without an evaluation" in note for note in watcher.notes) != judged
 
 
 def applied(source: ModelSource, decision: Decision, out: Path) -> Path:

@@ -118,7 +118,7 @@ def test_a_model_that_does_not_fit_twice_is_refused_in_a_line(
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     asked = replace(options, ratio=0.2, split=AUTO)
-    with pytest.raises(UsageError, match="needs it in memory twice") as caught:
+    with pytest.raises(UsageError, match="needs the model in memory twice") as caught:
         decide(Context(source, asked, cache).with_value(calibration_for, with_texts(source, options, *BOTH)))
     assert "--split 50:50" in str(caught.value.hint)
 
@@ -158,7 +158,7 @@ def test_shares_that_the_grids_cannot_give_are_refused(ratio: float, split: str)
     _, parts, limits = real_curve("smollm2-135m", grid=256)
     shares = parse_split(split)
     assert isinstance(shares, Shares)
-    with pytest.raises(BudgetError, match=f"--split {split}: not reachable here, the nearest is") as caught:
+    with pytest.raises(BudgetError, match=f"--split {split}: not reachable, the nearest split is") as caught:
         sizes_for_ratio(ratio, parts, limits, shares)
     nearest = caught.value.message.rsplit(" ", 1)[1]
     # What it names instead works.
@@ -219,14 +219,14 @@ def test_without_a_split_a_ratio_means_what_it_did(source: ModelSource, options:
         ({"vocab_size": 400, "fit_bytes": 9}, UsageError, "--fit and explicit sizes exclude each other"),
         ({"ratio": 0.2, "intermediate_size": 8}, UsageError, "--ratio and explicit sizes exclude each other"),
         ({"intermediate_size": 8, "split": AUTO}, UsageError, "--split and explicit sizes exclude each other"),
-        ({"split": "70"}, UsageError, "--split '70': no split"),
-        ({"split": "0:0"}, UsageError, "no split"),
-        ({"split": "-1:2"}, UsageError, "no split"),
+        ({"split": "70"}, UsageError, "--split '70': expected `auto` or `V:FFN`"),
+        ({"split": "0:0"}, UsageError, "expected `auto` or `V:FFN`"),
+        ({"split": "-1:2"}, UsageError, "expected `auto` or `V:FFN`"),
         ({"fit_bytes": 10**6}, UsageError, "the artifact's type is not known"),
         ({"ratio": 1.5, "split": AUTO}, BudgetError, "--ratio 1.5: out of range"),
         ({"ratio": 0.95, "split": AUTO}, BudgetError, "--ratio 0.95: not reachable"),
-        ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can give"),
-        ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "divides no vocabulary size"),
+        ({"ratio": 0.3, "split": "100:0"}, BudgetError, "--split 100:0: the vocabulary can lose"),
+        ({"ratio": 0.2, "split": AUTO, "pad_vocab_to_multiple_of": 4001}, BudgetError, "contains no multiple of 4001"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused_in_a_line(
@@ -248,8 +248,8 @@ def test_budgets_that_cannot_be_are_refused_in_a_line(
     ("fit_bytes", "split", "words"),
     [
         (10, None, "--fit 0.00 MB: not reachable, the smallest is"),
-        (10**9, None, "nothing needs to go"),
-        (2_000_000, "100:0", "--split 100:0: not reachable here, the nearest is"),
+        (10**9, None, "the unpruned model already fits"),
+        (2_000_000, "100:0", "--split 100:0: not reachable, the nearest split is"),
     ],
 )
 def test_a_size_out_of_reach_is_refused_in_a_line(
@@ -269,7 +269,7 @@ def test_a_size_out_of_reach_is_refused_in_a_line(
 
 
 def test_without_text_to_judge_on_nothing_is_searched(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
-    with pytest.raises(CalibrationError, match="no text is left to judge sizes on"):
+    with pytest.raises(CalibrationError, match="no text is left to evaluate sizes on"):
         decide(
             Context(source, replace(options, ratio=0.2, split=AUTO), cache).with_value(
                 calibration_for, with_texts(source, options)

@@ -188,7 +188,7 @@ def test_the_same_tensor_in_two_shards(tmp_path: Path) -> None:
     weights = load_file(first)
     weights |= dict([next(iter(load_file(second).items()))])
     save_file(weights, first, metadata={"format": "pt"})
-    with pytest.raises(DamagedFileError, match="stands in two shards"):
+    with pytest.raises(DamagedFileError, match="is in two shards"):
         opened(model, tmp_path)
 
 

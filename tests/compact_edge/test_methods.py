@@ -84,5 +84,5 @@ def test_build_takes_a_method_that_changes_weights_and_names_it(shop: Workshop, 
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="'compact' is registered already"):
+    with pytest.raises(ValueError, match="'compact' is already registered"):
         register(COMPACT)

@@ -184,7 +184,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     watcher = _Cutter(10_000)
     decision = decide(Context(source, _options(text, learning_rate=0.9, tokens=3000), cache, watcher))
     assert decision == plain
-    assert any("stays as it is" in note for note in watcher.notes)
+    assert any("its result is discarded" in note for note in watcher.notes)
 
 
 def test_a_step_that_overflows_is_left_out(
@@ -241,7 +241,7 @@ def test_processes_that_do_not_share_a_disk_stop(
     source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
-    with pytest.raises(StorageError, match="another step"):
+    with pytest.raises(StorageError, match="found another state"):
         decide(Context(source, _options(text), Cache(seeded, [], [])))
 
 
