@@ -149,9 +149,9 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
         "",
     )
     line = arguments(shop, out, "--modelfile")
-    refused(capsys, line, 2, "--modelfile: is for GGUF", "--target gguf")
+    refused(capsys, line, 2, "--modelfile: applies only to GGUF", "--target gguf")
     line = arguments(shop, out, "--block-size", "64", targets=("gguf",))
-    refused(capsys, line, 2, "--block-size: is for ONNX", "--target onnx")
+    refused(capsys, line, 2, "--block-size: applies only to ONNX", "--target onnx")
     assert not out.exists() and leftovers(shop.root) == []
 
 
@@ -230,9 +230,9 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
         printed = capsys.readouterr().err
         assert printed.startswith(f"error: {out / 'genai_config.json'}: ") and "Traceback" not in printed
     line = ["export", str(shop.model), "--format", "onnx", "--imatrix", "x.gguf", "--out", str(shop.root / "y")]
-    refused(capsys, line, 2, "--imatrix: is for GGUF", "--format gguf")
+    refused(capsys, line, 2, "--imatrix: applies only to GGUF", "--format gguf")
     line = ["export", str(shop.model), "--algo-config", "rtn", "--out", str(shop.root / "y")]
-    refused(capsys, line, 2, "--algo-config: is for ONNX", "--format onnx")
+    refused(capsys, line, 2, "--algo-config: applies only to ONNX", "--format onnx")
 
 
 def gguf_in(both: Path) -> str:
