@@ -257,7 +257,7 @@ def test_prune_refuses_bad_options(
         (["--target", "gguf", "--quant", "zzz"], 2, "quantization 'zzz' is not known", "one of: F32, F16"),
         (["--target", "gguf", "--embedding-quant", "Q8"], 2, "tensor type 'Q8' is not known", "Q8_0"),
         (["--target", "gguf", "--with-baseline", "--no-baseline"], 2, "exclude each other", ""),
-        (["--target", "gguf", "--quant", "Q8_0", "--imatrix", "x"], 2, "--imatrix: Q8_0 files use none", ""),
+        (["--target", "gguf", "--quant", "Q8_0", "--imatrix", "x"], 2, "--imatrix: Q8_0 files do not use one", ""),
         (["--target", "gguf", "--quant", "Q4_0", "--imatrix", "x"], 65, "--imatrix x: no such file", ""),
         (["--target", "gguf", "--eval-text", "absent.txt"], 74, "absent.txt", ""),
         (["--target", "gguf", "--threads", "0"], 2, "--threads", ""),
