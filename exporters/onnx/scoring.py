@@ -31,7 +31,7 @@ def open_onnx(folder: Path, *, threads: int, window: int | None = None) -> Itera
 def evaluate_onnx(
     folder: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
-    """Measure bits per byte of an ONNX folder in onnxruntime, with its own tokenizer and the windows of a checkpoint."""
+    """Measure bits per byte of an ONNX folder in onnxruntime, with its tokenizer and the windows of a checkpoint."""
     with open_onnx(folder, threads=threads, window=window) as model:
         ids = model.encode(text)
         return evaluate(

@@ -165,7 +165,7 @@ def test_verify_names_the_file_that_is_wrong(
         (damaged, f"{name}: damaged, its sha256 differs"),
         (lambda folder: (folder / name).unlink(), f"{name}: missing, but listed in SHA256SUMS"),
         (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin: not listed in SHA256SUMS"),
-        (lambda folder: (folder / "SHA256SUMS").unlink(), "no SHA256SUMS in it"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "contains no SHA256SUMS"),
         (
             lambda folder: (folder / "SHA256SUMS").write_text("nonsense\n"),
             "SHA256SUMS:1: not in the format of sha256sum",
