@@ -76,7 +76,7 @@ def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 
 _BUDGET = (
-    click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
+    click.option("--ratio", type=float, help="Share of all parameters to remove (default: 0.2)."),
     click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
     click.option(
         "--vocab-coverage",

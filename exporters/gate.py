@@ -171,7 +171,14 @@ class Reference:
 
 
 def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, positions: int = POSITIONS) -> Reference:
-    """Run the checkpoint in float32 through Transformers on the first `positions` tokens of `texts`."""
+    """Run the checkpoint in float32 in Transformers on the first `positions` tokens of `texts`.
+
+    Args:
+        checkpoint: a checkpoint directory.
+        texts: texts, joined until there are enough tokens.
+        greedy: also compute the greedy continuation, and for a model with GELU the logits with llama.cpp's GELU.
+        positions: maximum number of tokens.
+    """
     import torch
 
     stream: list[int] = []
@@ -183,8 +190,8 @@ def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, posit
     ids = stream[:positions]
     model = load_model(checkpoint)
     with torch.inference_mode():
-        batch = torch.tensor([ids], dtype=torch.int64)
-        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()
+        batch = torch.tensor([ids], dtype=torch.int64)  # [1, T]
+        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()  # [T, vocab_size]
         by_table = None
         with table_in(model) as has_gelu:
             if has_gelu and greedy:

@@ -104,6 +104,7 @@ def _run(
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
+    # 1. Plan: rank, calibrate and choose the sizes, or read an existing plan.
     pruning = replace(options.prune, channel_grid=math.lcm(*(each.channel_grid for each in formats)))
     context = Context(source, pruning, cache, progress)
     calibration = context.once(calibration_for)
@@ -115,7 +116,9 @@ def _run(
         size_of = largest_of(formats, source, context.once(rank_vocabulary), pruned_name, longest)
     decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
     plan = decision.plan
+    # 2. Prune.
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
+    # 3. Export, check and compare, once per format.
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
     original = Request(
         label=ORIGINAL,

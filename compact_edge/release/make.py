@@ -190,9 +190,12 @@ def make_cell(
         name=name,
     )
     with publish(out, force=force) as work:
+        # 1. Build in a subfolder, without budgets.
         made = work / "made"
         result = build_for(replace(options, out=made), {cell.format: _without_budgets(profiles[0])}, progress)
+        # 2. Check the budgets of each target.
         verdicts = _judge(profiles, result)
+        # 3. Move the folders of the build into the folder of the cell, and describe them.
         for folder in made.iterdir():
             folder.rename(work / folder.name)
         made.rmdir()
@@ -204,6 +207,7 @@ def make_cell(
             # This is the plan that was applied, and it is published with the file.
             "sha256": sha256_file(work / cell.format / PLAN),
         }
+        # 4. Measure if requested. This needs the unpruned model, so remove it afterwards.
         if bench:
             from compact_edge.release.measure import measure_cell
 

@@ -98,6 +98,7 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
                 order = other[1]
             elif other is not None:
                 source = source[:, other[1].tolist()]
+            # Both [sampled rows, columns], or [sampled rows] for a vector.
             expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
             if family.holds_exponent(sources[name]):
                 expected = -np.exp(expected)
