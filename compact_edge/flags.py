@@ -1,4 +1,4 @@
-"""Options that several commands share: the budget and the calibration."""
+"""Options that several commands share, such as the budget and the calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
 class SectionOption(click.Option):
-    """An option that brings its heading of the help."""
+    """An option that names its own heading in the help."""
 
     def __init__(self, *args: Any, section: str | None = None, **values: Any) -> None:
         super().__init__(*args, **values)
@@ -32,10 +32,10 @@ class SectionOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows the shared options under a heading for each subject, after its own."""
+    """A command whose help lists its own options first, then the shared options with one heading per subject."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, those of no subject first."""
+        """Write the options. Those without a subject come first."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in _SUBJECTS}}
         titles = {name: title for title, group in _SUBJECTS.items() for name in _names(group)}
         for parameter in self.get_params(ctx):
@@ -51,10 +51,10 @@ class GroupedCommand(click.Command):
 
 
 class QuantCommand(GroupedCommand):
-    """A command whose `--quant list` prints the list of types and ends, whatever else is or is not on the line."""
+    """A command whose `--quant list` prints the list of types and exits, regardless of the other arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Print the list where it is asked for; else parse as usual."""
+        """Print the list if the user asked for it; otherwise parse as usual."""
         asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
         if asked:
             from compact_edge.terminal.quant_table import print_quants
@@ -65,7 +65,7 @@ class QuantCommand(GroupedCommand):
 
 
 def split_codes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """`en,de` and `--languages en --languages de` are the same."""
+    """Split codes at commas, so that `en,de` equals `--languages en --languages de`."""
     return tuple(code.strip() for value in values for code in value.split(",") if code.strip())
 
 
@@ -76,26 +76,26 @@ def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 
 _BUDGET = (
-    click.option("--ratio", type=float, help="Share of all parameters to remove (default 0.2)."),
+    click.option("--ratio", type=float, help="Share of all parameters to remove (default: 0.2)."),
     click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
     click.option(
         "--vocab-coverage",
         metavar="SHARE",
         callback=_coverage,
-        help="Instead of --vocab-size: the smallest vocabulary that keeps this share of the languages' tokens whole, "
-        "such as 99.9%.",
+        help="Instead of --vocab-size: use the smallest vocabulary that keeps this share of the languages' tokens "
+        "whole, such as 99.9%.",
     ),
     click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
     click.option(
         "--fit",
         metavar="SIZE",
-        help="GGUF: most bytes of the file, such as 400MB or 60MiB; sizes are searched (--split auto).",
+        help="GGUF: maximum file size, such as 400MB or 60MiB. Searches the sizes (--split auto).",
     ),
     click.option(
         "--split",
         metavar="auto|V:FFN",
-        help="How --ratio or --fit is shared between vocabulary and FFN: auto searches by bits per byte; 70:30 gives "
-        "the shares (default: auto of --fit; of --ratio a fixed rule).",
+        help="How to split --ratio or --fit between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed "
+        "shares (default: auto for --fit, a fixed rule for --ratio).",
     ),
 )
 _RANKING = (
@@ -111,8 +111,8 @@ _RANKING = (
         multiple=True,
         metavar="CODES",
         callback=split_codes,
-        help="Keep the vocabulary of these languages: BCP 47 codes, and code, such as en,de,code (default: the scripts "
-        "of the calibration text). Needs the extra `languages`.",
+        help="Keep the vocabulary of these languages: BCP 47 codes, and `code` for source code, such as en,de,code "
+        "(default: rank by the scripts of the calibration text). Needs the extra `languages`.",
     ),
     click.option(
         "--vocab-rank",
@@ -122,14 +122,14 @@ _RANKING = (
         help="auto: rank tokens by --languages, or by the scripts of the calibration text. merges: by merge order "
         "alone, as in the paper.",
     ),
-    click.option("--vocab-corpus", type=FILE, help="Rank tokens by frequency in this text too."),
+    click.option("--vocab-corpus", type=FILE, help="Also rank tokens by their frequency in this text."),
     click.option(
         "--vocab-floor",
         type=click.IntRange(0),
-        help="With --vocab-corpus: keep this many droppable tokens as they are ranked without it (default: half of "
-        "them; 0: none).",
+        help="With --vocab-corpus: rank this many droppable tokens without the corpus (default: half of them; 0: "
+        "none).",
     ),
-    click.option("--keep-tokens", type=FILE, help="Tokens never to drop, one a line, as tokenizer.json spells them."),
+    click.option("--keep-tokens", type=FILE, help="Tokens to keep, one per line, spelled as in tokenizer.json."),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
@@ -140,30 +140,30 @@ _RANKING = (
     click.option(
         "--repair-tokens",
         type=click.Choice(["final", "common"]),
-        help="With --method repair, what it is fitted to. final: the text as the pruned tokenizer cuts it. common: as "
-        "the original one does, without the tokens that are dropped (default: final).",
+        help="Tokens that --method repair fits to. final: the text tokenized by the pruned tokenizer. common: by the "
+        "original tokenizer, without dropped tokens (default: final).",
     ),
 )
 _CALIBRATION = (
     click.option(
         "--calibration",
         multiple=True,
-        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or: stdlib, "
-        "stdlib-prose, self (text that the model writes). Given several times, each gives an equal share. "
-        "A model from the Hub takes allenai/c4 unless you say otherwise.",
+        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or stdlib, "
+        "stdlib-prose, self (text that the model writes). Repeat to mix several in equal shares. "
+        "The default for a model from the Hub is allenai/c4.",
     ),
     click.option(
         "--calibration-tokens",
         type=int,
-        help="Tokens of the calibration set (default: 32768; of a Hub data set 524288; for tiny 8192).",
+        help="Size of the calibration set in tokens (default: 32768; 524288 for a Hub data set; 8192 for tiny).",
     ),
-    click.option("--sequence-length", type=int, help="Tokens of a sequence (default: 2048, or the model's maximum)."),
+    click.option("--sequence-length", type=int, help="Tokens per sequence (default: 2048, or the model's maximum)."),
     click.option(
         "--seed",
         type=int,
         default=0,
         show_default=True,
-        help="Draws the calibration set, and the order of the text to learn from.",
+        help="Random seed for the calibration set and for the order of the training text.",
     ),
 )
 _COMPUTE = (
@@ -172,17 +172,17 @@ _COMPUTE = (
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default="auto",
         show_default=True,
-        help="Where the model runs: calibration, repair, training. auto: cuda where there is one, else cpu.",
+        help="Device for calibration, repair and training. auto: cuda if available, otherwise cpu.",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Type that it computes in there; what is trained stays float32. auto: float32 on a CPU, else bfloat16.",
+        help="Compute dtype. Trained weights stay float32. auto: float32 on a CPU, otherwise bfloat16.",
     ),
     click.option(
-        "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences of a calibration pass."
+        "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Sequences per calibration batch."
     ),
 )
 
@@ -191,25 +191,26 @@ _RECOVERY = (
     click.option(
         "--recover",
         type=click.Choice(RECOVERIES),
-        help="Train what stays after the cut: the unpruned model teaches it on plain text. Not part of COMPACT.",
+        help="Train the pruned model on plain text, with the unpruned model as teacher. Not part of COMPACT.",
     ),
     click.option(
         "--recover-text",
         multiple=True,
-        help="Text to learn from, named as for --calibration (default: the calibration's). Several take equal shares.",
+        help="Training text, with the same values as --calibration (default: that of the calibration). Repeat to mix "
+        "several in equal shares.",
     ),
-    click.option("--recover-tokens", type=click.IntRange(1), help="Budget of the training, in tokens."),
+    click.option("--recover-tokens", type=click.IntRange(1), help="Training budget in tokens."),
     click.option(
         "--recover-minutes",
         type=float,
-        help="Budget of the training, in minutes (default: 30 where --recover-tokens is not given); with both, "
-        "whichever ends first.",
+        help="Training budget in minutes (default: 30 without --recover-tokens). With both, training stops at the "
+        "first limit.",
     ),
-    click.option("--learning-rate", type=float, help="Of the training, at its highest (default: 0.0003)."),
+    click.option("--learning-rate", type=float, help="Maximum learning rate (default: 0.0003)."),
     click.option(
         "--train",
         type=click.Choice(TRAINED),
-        help="Weights that are trained: all, or the embedding and the LM head (default: all).",
+        help="Weights to train. embeddings: only the embedding and the LM head (default: all).",
     ),
 )
 
@@ -224,13 +225,13 @@ _SUBJECTS = {
 
 
 def pruning_choices() -> dict[str, tuple[str, ...]]:
-    """Of the shared options that take one of several words: the option's name -> the words."""
+    """Return the shared options with a fixed set of values: parameter name -> allowed values."""
     parameters = _pruning_command().params
     return {p.name or "": tuple(p.type.choices) for p in parameters if isinstance(p.type, click.Choice)}
 
 
 def pruning_defaults() -> dict[str, Any]:
-    """What `prune_options` is given where no shared option is on the line."""
+    """Return the values for `prune_options` when the user gives no shared option."""
     return _pruning_command().make_context("", []).params
 
 
@@ -242,7 +243,7 @@ def _pruning_command() -> click.Command:
 
 
 def _names(options: tuple[Callable[[Any], Any], ...]) -> list[str]:
-    """The parameters' names."""
+    """Return the parameter names of options."""
     command = click.Command("", params=[])
     for option in options:
         option(command)
@@ -256,32 +257,32 @@ def _apply(options: tuple[Callable[[Function], Function], ...], function: Functi
 
 
 def budget_options(function: Function) -> Function:
-    """`--ratio` and everything else that says what to remove."""
+    """Add the options that say what to remove: sizes, ranking and method."""
     return _apply((*_BUDGET, *_RANKING), function)
 
 
 def ranking_options(function: Function) -> Function:
-    """How tokens and channels are ranked, whatever the budget."""
+    """Add the options that say how tokens and channels are ranked."""
     return _apply(_RANKING, function)
 
 
 def calibration_options(function: Function) -> Function:
-    """`--calibration` and how much of it."""
+    """Add the options for the calibration set."""
     return _apply(_CALIBRATION, function)
 
 
 def compute_options(function: Function) -> Function:
-    """Where and in what type the original model runs."""
+    """Add the options for device, dtype and batch size."""
     return _apply(_COMPUTE, function)
 
 
 def recovery_options(function: Function) -> Function:
-    """Whether and how the pruned model is trained."""
+    """Add the options for training the pruned model."""
     return _apply(_RECOVERY, function)
 
 
 def format_options(command: str) -> Callable[[Function], Function]:
-    """The flags that belong to export formats, as `command` (`build` or `export`) has them."""
+    """Add the flags of the export formats for `command` (`build` or `export`)."""
 
     def decorate(function: Function) -> Function:
         return _apply(tuple(_option(flag, command) for flag in _flags(command)), function)
@@ -290,7 +291,7 @@ def format_options(command: str) -> Callable[[Function], Function]:
 
 
 def _flags(command: str) -> list[Flag]:
-    """Each once: formats may share one."""
+    """Return the flags of all formats for a command, without duplicates, because formats may share one."""
     from exporters.registry import formats
 
     flags = {flag.name: flag for each in reversed(formats()) for flag in reversed(each.flags)}
@@ -310,7 +311,7 @@ def _option(flag: Flag, command: str) -> Callable[[Any], Any]:
 
 
 def format_choices(values: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """The values of `format_options`, parsed. Raises UsageError for one that says nothing, such as a size."""
+    """Return the parsed values of `format_options`. Raises UsageError if a value, such as a size, is invalid."""
     return {
         flag.key: flag.parse(values[flag.key]) if flag.parse and values[flag.key] is not None else values[flag.key]
         for flag in _flags(command)
@@ -318,11 +319,14 @@ def format_choices(values: Mapping[str, Any], command: str) -> dict[str, Any]:
 
 
 def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOptions:
-    """`PruneOptions` from the values of the shared options; other keys are left alone.
+    """Return `PruneOptions` from the values of the shared options.
+
+    Args:
+        values: parameter names and values. Other keys are ignored.
+        channel_grid: `intermediate_size` is kept a multiple of this.
 
     Raises:
-        UsageError: options that exclude each other, one of a step that is not asked for, or words that are no size
-            or split.
+        UsageError: two options exclude each other, an option belongs to a step that is off, or a value is invalid.
     """
     from dataclasses import fields
 
@@ -337,7 +341,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     if fitted_to is None:
         names -= {"repair_tokens"}
     elif "repair_tokens" not in method_named(values["method"]).options:
-        raise UsageError(f"--repair-tokens {fitted_to}: nothing is repaired", "add --method repair")
+        raise UsageError(f"--repair-tokens {fitted_to}: applies only to --method repair", "add --method repair")
     options = PruneOptions(
         **{name: values[name] for name in names},
         fit_bytes=None if fit is None else parse_size(fit),
@@ -353,7 +357,7 @@ def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
     from compact.base.errors import UsageError
     from compact.pruning.recover_options import RecoverOptions
 
-    # A value that is not given is the default of `RecoverOptions`.
+    # For a missing value, `RecoverOptions` has the default.
     options = {
         "text": ("--recover-text", values["recover_text"] or None),
         "tokens": ("--recover-tokens", values["recover_tokens"]),
@@ -364,10 +368,10 @@ def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
     given = {name: (option, value) for name, (option, value) in options.items() if value is not None}
     if values["recover"] is None:
         for option, _ in given.values():
-            raise UsageError(f"{option}: nothing is trained", "add --recover distill")
+            raise UsageError(f"{option}: applies only with --recover", "add --recover distill")
         return None
     chosen = RecoverOptions(method=values["recover"], **{name: value for name, (_, value) in given.items()})
     for name in chosen.text:
         if chosen.text.count(name) > 1:
-            raise UsageError(f"--recover-text {name}: named twice", "name it once; every text gives an equal share")
+            raise UsageError(f"--recover-text {name}: named twice", "name it once; all texts have equal shares")
     return chosen

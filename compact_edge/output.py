@@ -1,4 +1,4 @@
-"""Where a command may write: refused before any work is done, and never over something that is not ours."""
+"""Check output paths before any work starts. Commands never overwrite files that are not their own output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BASELINE = "baseline"
 
 
 def existing(*named: str | Path | None) -> list[Path]:
-    """Those of the named inputs that are files or directories; a built-in's name is none."""
+    """Return the named inputs that are files or directories. A name of a built-in model is neither."""
     return [path for value in named if value is not None and (path := Path(value)).exists()]
 
 
@@ -22,48 +22,48 @@ def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None
 
     Args:
         out: the directory to make.
-        force: an earlier output may be replaced. Only an empty directory, one with our checksums, or one with
-            nothing but a build's folders counts as that: `--out ~ --force` must not cost anybody a home directory, nor
-            a project the folder that it keeps its reports and builds in.
-        inputs: what the command reads; none of it may lie in a directory that is replaced.
+        force: replace an earlier output. An earlier output is an empty directory, a directory with our checksums, or
+            one that contains only the folders of a build. Anything else is kept: `--out ~ --force` must not delete a
+            home directory, nor a project folder with reports and builds.
+        inputs: files and directories that the command reads. None of them may be in `out`.
 
     Raises:
-        OutputExistsError: something is there that may not be replaced.
-        UsageError: an input lies in `out`.
+        OutputExistsError: `out` exists and may not be replaced.
+        UsageError: an input is in `out`.
     """
     resolved = out.resolve()
     for path in inputs:
         if resolved == path.resolve() or resolved in path.resolve().parents:
-            raise UsageError(f"{out}: the command reads {path.name} from there", "name another --out")
+            raise UsageError(f"{out}: contains {path.name}, which the command reads", "give another --out")
     if not out.exists():
         return
     if not force:
         raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
     if not out.is_dir():
-        raise OutputExistsError(f"{out}: exists already and is no directory", "remove it, or name another --out")
+        raise OutputExistsError(f"{out}: exists already and is not a directory", "remove it, or give another --out")
     if not _is_output(out):
         raise OutputExistsError(
-            f"{out}: is no earlier output, and --force does not replace it",
-            "remove it yourself, or name another --out",
+            f"{out}: is not an earlier output, so --force does not replace it",
+            "remove it yourself, or give another --out",
         )
 
 
 def check_new_file(path: Path, option: str) -> None:
-    """Check a file that a command writes beside its result.
+    """Check the path of an additional file that a command writes.
 
     Raises:
-        OutputExistsError: it is there already.
-        StorageError: its folder is not.
+        OutputExistsError: the file already exists.
+        StorageError: its folder does not exist.
     """
     if path.exists():
-        raise OutputExistsError(f"{path} is there already", "choose another name, or remove it")
+        raise OutputExistsError(f"{path}: exists already", "choose another name, or remove it")
     if not path.absolute().parent.is_dir():
-        raise StorageError(f"{option} {path}: no such folder to write into", "make it, or choose another name")
+        raise StorageError(f"{option} {path}: its folder does not exist", "create it, or choose another name")
 
 
 def _is_output(out: Path) -> bool:
     if (out / SUMS).is_file():
         return True
-    # What a build publishes, each with checksums of its own, and nothing beside them.
+    # The folders that a build publishes, each with its own checksums, and nothing else.
     folders = {_BASELINE, *names(), *(f"{_BASELINE}-{name}" for name in names())}
     return all(entry.name in folders and (entry / SUMS).is_file() for entry in out.iterdir())

@@ -1,6 +1,6 @@
-"""What an export format is: one class with this interface, which `exporters.registry` lists.
+"""The interface of an export format. Each format is a class with this interface, listed in `exporters.registry`.
 
-Commands, builds and releases know no other difference between formats.
+Commands, builds and releases use formats only through it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def size_not_known(name: str) -> UsageError:
-    """The error of `--fit` with a format whose size only making it tells."""
+    """Return the error of `--fit` for a format whose size cannot be predicted."""
     return UsageError(
         f"--fit: the size of an artifact of the format {name} is not known before it is made",
         "give a --ratio instead, or build the gguf with --fit first",
@@ -48,25 +48,26 @@ def size_not_known(name: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """One artifact format of one build, its type resolved for the model at hand.
+    """One artifact format of a build, with its type resolved for a model.
 
     Attributes:
         target: the device profile.
-        name: of the format; also the folder of a build, and in lower case the end of a release folder's name.
-        label: its name in messages.
-        runtime: what a profile calls the runtime that opens it.
-        engine: what measures it on this machine.
-        engine_package: the package whose version names that engine, None where none does.
-        packages: those that decide what an artifact's bytes, or figures, are.
-        profile: name, or path, of the profile that sets no budget; `export` takes its settings.
-        export_quant: type of `export` without `--quant`: the one that loses least.
-        suffix: ending of the artifact's file; empty where the artifact is a folder.
-        flags: the options of the command line that belong to it.
-        predicts_size: whether `sizes` is answered, so that `--fit` can be asked for.
-        file_types: types that a profile may name -> what the length of a row must be a multiple of.
-        tensor_types: the same for the type of the token embedding, and for rows that are no multiple of a block.
-        providers: execution providers that a profile may name; empty where it names none.
-        profile_keys: keys of a profile that only profiles of this runtime have.
+        name: name of the format. It is also the folder name in a build. In upper case, it is the end of a release
+            folder's name.
+        label: name in messages.
+        runtime: name of its runtime in a profile.
+        engine: engine that measures it on this machine.
+        engine_package: package whose version identifies the engine; None if there is no such package.
+        packages: packages whose versions affect the bytes or figures of an artifact.
+        profile: name or path of a profile without budgets. `export` uses its settings.
+        export_quant: type for `export` without `--quant`, the one with the least loss.
+        suffix: file ending of the artifact; empty if the artifact is a folder.
+        flags: command-line options of the format.
+        predicts_size: whether `sizes` works, so that `--fit` is possible.
+        file_types: file types that a profile may name -> number that row lengths must be a multiple of.
+        tensor_types: the same for the type of the token embedding, and for rows that do not fill whole blocks.
+        providers: execution providers that a profile may name; empty if it names none.
+        profile_keys: profile keys that are valid only for this runtime.
     """
 
     target: Target
@@ -86,27 +87,27 @@ class Format(ABC):
     providers: ClassVar[tuple[str, ...]] = ()
     profile_keys: ClassVar[tuple[str, ...]] = ()
 
-    # What is asked of the class, before a model is opened.
+    # Class methods that work before a model is opened.
 
     @classmethod
     @abstractmethod
     def quants(cls) -> tuple[str, ...]:
-        """The types that an artifact can be made in."""
+        """Return the types that an artifact can have."""
 
     @classmethod
     def embedding_types(cls, quantization: str) -> Sequence[str]:
-        """The types that a profile may name for the token embedding, beside files of `quantization`."""
+        """Return the token embedding types that a profile may name for files of type `quantization`."""
         del quantization
         return tuple(cls.tensor_types)
 
     @classmethod
     def quant_report(cls) -> dict[str, Any]:
-        """What `--quant list --json` says of the format."""
+        """Return the part of `--quant list --json` for this format."""
         return {cls.name: {"types": [{"name": name} for name in cls.quants()]}}
 
     @classmethod
     def quant_tables(cls) -> Sequence[QuantTable]:
-        """The same as tables for people."""
+        """Return the tables that `--quant list` prints for this format."""
         from exporters.llamacpp.quant_list import Column, QuantTable
 
         column = Column(f"{cls.label} type")
@@ -114,14 +115,14 @@ class Format(ABC):
 
     @classmethod
     def check_choices(cls, target: Target, quant: str | None, choices: Choices) -> None:
-        """Refuse what can be refused before the model is opened. Raises UsageError, DataError."""
+        """Check the choices before the model is opened. Raises UsageError, DataError."""
         del target, choices
         if quant is not None and quant not in cls.quants():
             raise UsageError(f"{cls.label} type {quant[:40]!r} is not known", f"one of: {', '.join(cls.quants())}")
 
     @classmethod
     def check_export(cls, target: Target, quant: str, choices: Choices) -> None:
-        """`check_choices` for the command `export`."""
+        """Run `check_choices` for the command `export`."""
         cls.check_choices(target, quant, choices)
 
     # Making an artifact.
@@ -137,14 +138,14 @@ class Format(ABC):
         choices: Choices | None = None,
         intermediate_size: int | None = None,
     ) -> Self:
-        """The format for a model: what the user named, else the target's.
+        """Return the format for a model. The choices of the user take precedence over those of the target.
 
         Args:
             target: the device profile.
             source: the unpruned model.
-            quant: the type asked for, None for the target's.
+            quant: requested type; None for the type of the target.
             choices: values of the format's flags.
-            intermediate_size: the final one where the user named it.
+            intermediate_size: final `intermediate_size`, if the user gave it.
 
         Raises:
             CompactEdgeError: the format cannot hold the model, or a package is missing.
@@ -153,11 +154,11 @@ class Format(ABC):
     @property
     @abstractmethod
     def quant(self) -> str:
-        """The type, as its runtime's users name it."""
+        """The type, with its usual name in the runtime."""
 
     @property
     def channel_grid(self) -> int:
-        """What the number of kept FFN channels should be a multiple of."""
+        """The number of kept FFN channels should be a multiple of this."""
         return 1
 
     @property
@@ -171,39 +172,42 @@ class Format(ABC):
         return True
 
     def versions(self) -> dict[str, str]:
-        """Versions of the packages that decide what an artifact's bytes, or figures, are."""
+        """Return the versions of the packages that affect the bytes or figures of an artifact."""
         return {package: version(package) for package in self.packages}
 
     @abstractmethod
     def make(self, request: Request, cache: Cache, progress: Progress) -> Artifact:
-        """Make the artifact, or take it from the cache."""
+        """Make the artifact, or return it from the cache."""
 
     def sizes(self, request: SizeRequest) -> ArtifactSizes:
-        """How large the artifact will be at given sizes. Raises UsageError where that is not known beforehand."""
+        """Predict the artifact size at given sizes. Raises UsageError if the format cannot."""
         del request
         raise size_not_known(self.name)
 
     def notes(self, artifact: Any) -> list[str]:
-        """What the user should hear of the type."""
+        """Return notes for the user about the type."""
         del artifact
         return []
 
-    # Opening an artifact: one that was made here, or one that the user names.
+    # Opening an artifact of this build, or one that the user names.
 
     @classmethod
     @abstractmethod
     def recognises(cls, model: str) -> Path | None:
-        """What to open where the word names an artifact of this format, else None. Raises CompactEdgeError."""
+        """Return the path to open if `model` names an artifact of this format, otherwise None.
+
+        Raises CompactEdgeError if a file looks like an artifact but is not one.
+        """
 
     @classmethod
     @abstractmethod
     def open(cls, path: Path, *, threads: int, window: int | None = None) -> AbstractContextManager[TextScorer]:
-        """Open an artifact with a context of one window, at most the default one."""
+        """Open an artifact with a context of one window, at most the context of the model."""
 
     @classmethod
     @abstractmethod
     def pieces(cls, path: Path) -> TokenPieces:
-        """The tokens of an artifact's vocabulary."""
+        """Return the tokens of an artifact's vocabulary."""
 
     @classmethod
     @abstractmethod
@@ -217,100 +221,104 @@ class Format(ABC):
         window: int | None = None,
         label: str = "evaluating",
     ) -> Evaluation:
-        """Bits per byte of an artifact through its runtime, with its own tokenizer and the windows of a checkpoint."""
+        """Measure bits per byte of an artifact in its runtime.
+
+        It uses the artifact's own tokenizer, and the same windows as for a checkpoint.
+        """
 
     @classmethod
     def open_for_tasks(cls, path: Path, *, threads: int, batch_size: int) -> Runtime:
-        """Open an artifact for `eval --tasks`. Raises UsageError where the format cannot score tasks."""
+        """Open an artifact for `eval --tasks`. Raises UsageError if the format cannot score tasks."""
         del threads, batch_size
-        raise UsageError(f"{path.name}: tasks are not scored on the format {cls.name}", "score the checkpoint instead")
+        raise UsageError(f"{path.name}: the format {cls.name} cannot score tasks", "score the checkpoint instead")
 
     def evaluate(
         self, artifact: Artifact, text: str, *, threads: int, progress: Progress, label: str
     ) -> Evaluation | None:
-        """`score` of an artifact; None where the runtime cannot open it on this machine."""
+        """Return `score` of an artifact; None if the runtime cannot open it on this machine."""
         return self.score(artifact.opened, text, threads=threads, progress=progress, label=label)
 
     def measure(self, variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements | None:
-        """A short run: speed, memory and the reply to a prompt; None as for `evaluate`."""
+        """Measure speed and memory in a short run, and get the reply to a prompt. None as for `evaluate`."""
         del variant, text, prompt, threads
         return None
 
     # The parity gate.
 
     def baseline_kl(self, variant: Variant, calibration: Calibration) -> float | None:
-        """Mean KL of an unpruned artifact, which fits in memory whole, to its float32 model.
+        """Measure the mean KL of an unpruned artifact to its float32 model. The model must fit in memory.
 
-        None where the strict checks judge the type, or the runtime cannot open the artifact on this machine.
+        Returns None if the strict checks apply to the type, or if the runtime cannot open the artifact on this machine.
         """
         del variant, calibration
         return None
 
     @abstractmethod
     def check(self, variant: Variant, request: Request, baseline_kl: float | None, progress: Progress) -> ParityReport:
-        """The parity gate of the artifact that `request` made."""
+        """Run the parity gate on the artifact of `request`."""
 
-    # What is published.
+    # Publishing.
 
     @abstractmethod
     def place(self, folder: Path, variant: Variant, *, check: bool) -> tuple[str, ...]:
-        """Write the artifact's files into a folder that is about to be published; returns the model's, first first."""
+        """Write the artifact's files into a folder to publish. Return their names; the file to open comes first."""
 
     def options(self) -> dict[str, Any]:
-        """The format's options for the manifest."""
+        """Return the options of the format for the manifest."""
         return {"quant": self.quant}
 
     def describe(self, artifact: Any, names: Sequence[str]) -> dict[str, Any]:
-        """The artifact for the manifest."""
+        """Return facts about the artifact for the manifest."""
         del artifact, names
         return {}
 
     def export_figures(self, artifact: Any) -> dict[str, Any]:
-        """What `export --json` says of the artifact beside type and size."""
+        """Return the fields of `export --json` besides type and size."""
         return {"sha256": artifact.sha256}
 
     @abstractmethod
     def usage(self, names: Sequence[str], checkpoint: Path, title: str) -> tuple[str, list[str]]:
-        """For the card: (`console` or `python`, lines that run the artifact in its own folder)."""
+        """Return (`console` or `python`, lines that run the artifact in its own folder) for the card."""
 
     def commands(self, folder: Path, names: Sequence[str], checkpoint: Path) -> list[str]:
-        """Command lines that run the published artifact."""
+        """Return command lines that run the published artifact."""
         del folder, names, checkpoint
         return []
 
     def published(self, folder: Path, names: Sequence[str]) -> Path:
-        """What a command of ours is given to open the published artifact: its file, or its folder."""
+        """Return the path that our commands take for the published artifact: its file or its folder."""
         return folder / names[0] if self.suffix else folder
 
     def model_files(self, names: Sequence[str]) -> Sequence[str]:
-        """Those of the published files whose size the card states, the one to open first."""
+        """Return the published files that the card lists with their total size. The file to open comes first."""
         return names[:1]
 
     def card_notes(self, names: Sequence[str]) -> list[str]:
-        """Lines of the model card about the files."""
+        """Return lines about the files for the model card."""
         del names
         return []
 
-    # A release: files that several targets share, and the same file made again.
+    # Releases: targets that share files, and rebuilding a file.
 
     @classmethod
     def release_recipe(cls, target: Target, quant: str | None) -> dict[str, Any]:
-        """What decides a file beside model, plan and `quant`, as plain values. `quant` is None for the target's own.
+        """Return the settings that decide a file besides model, plan and `quant`, as plain values.
 
-        Raises UsageError for a type that the target excludes.
+        `quant` is None for the type of the target. Raises UsageError if the target excludes the type.
         """
         return {"quantization": target.quantization} if quant is None else {}
 
     @classmethod
     def recipe_label(cls, recipe: Mapping[str, Any]) -> str:
-        """A word for a recipe, which ends in `-TYPE` or is the type; several recipes may have the same."""
+        """Return a label for a recipe. It is the type or ends in `-TYPE`. Several recipes may have the same label."""
         return str(recipe["quant"] or recipe["quantization"])
 
     @classmethod
     def from_release(cls, recipe: Mapping[str, Any], target: Target, source: ModelSource) -> Self:
-        """The format of a release's recipe. A plan depends on its grid, so no package of the runtime may be needed.
+        """Return the format of a release's recipe.
 
-        Raises CompactEdgeError where it cannot hold the model.
+        A plan depends on the channel grid, so this must work without the packages of the runtime. Raises
+        CompactEdgeError if the format cannot hold the model.
         """
         return cls.resolve(target, source, quant=recipe["quant"])
 
@@ -318,40 +326,40 @@ class Format(ABC):
     def from_manifest(
         cls, recipe: Mapping[str, Any], target: Target, source: ModelSource, imatrix: Path | None = None
     ) -> Self:
-        """The format that made a release's file, by `manifest_recipe`. Raises KeyError, TypeError, CompactEdgeError."""
+        """Return the format for a `manifest_recipe`. Raises KeyError, TypeError, CompactEdgeError."""
         del imatrix
         return cls.resolve(target, source, quant=recipe["quant"])
 
     def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
-        """What makes the file again, beside source, plan and importance matrix."""
+        """Return the settings to rebuild the file, besides source, plan and importance matrix."""
         del has_imatrix
         return {"quant": self.quant}
 
     @property
     def short_name(self) -> str:
-        """The part of a file's name where no other recipe of the release has the same: `Q4_0`, `cpu-int4`."""
+        """The part of a file name if it is unique within the release, such as `Q4_0` or `cpu-int4`."""
         return self.quant
 
     @property
     def long_name(self) -> str:
-        """The part of a file's name where another recipe has the same short one."""
+        """The part of a file name if another recipe has the same `short_name`."""
         return self.short_name
 
     @property
     def uses_imatrix(self) -> bool:
-        """Whether the file depends on an importance matrix, which a release measures once for each plan."""
+        """Whether the file depends on an importance matrix. A release measures one per plan."""
         return False
 
     @classmethod
     def release_place(cls, title: str, part: str) -> str:
-        """Name of the artifact in a release's folder: a file, or a folder."""
+        """Return the name of the artifact in a release folder, a file or a folder."""
         return f"{title}-{part}{cls.suffix}" if cls.suffix else part
 
     @classmethod
     def made_with(cls, quant: str) -> dict[str, Any] | None:
-        """Engine and build that an artifact's bytes depend on; None where only our own code decides them.
+        """Return the engine and build that an artifact's bytes depend on; None if only our own code writes them.
 
-        Raises ToolUnavailableError, EngineCrashedError where the engine cannot be asked.
+        Raises ToolUnavailableError, EngineCrashedError if the engine does not answer.
         """
         del quant
         return None

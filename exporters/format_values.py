@@ -1,4 +1,4 @@
-"""What goes in and out of an export format (`exporters.base`): requests, artifacts, measurements, options."""
+"""The inputs and outputs of an export format (`exporters.base`): requests, artifacts, measurements, options."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ORIGINAL, PRUNED = "original", "pruned"
 
 
 class Whole(Protocol):
-    """A whole number of a target."""
+    """A whole number in a device profile."""
 
     @property
     def value(self) -> int: ...
 
 
 class Target(Protocol):
-    """What is asked of a device profile; `targets.profile.Profile` is one and describes the attributes."""
+    """The attributes of a device profile that formats use. `targets.profile.Profile` describes them."""
 
     @property
     def name(self) -> str: ...
@@ -48,18 +48,18 @@ class Target(Protocol):
 
 
 class Artifact(Protocol):
-    """What every finished artifact says of itself.
+    """A finished artifact.
 
     Attributes:
-        path: the file that its runtime opens first.
-        opened: what `Format.score` is given: the file, or its folder.
-        title: its name, for the card.
-        quant: its type, as the runtime's users name it.
-        sha256: names its content.
-        size_bytes: of the model's files.
-        n_params: parameters of the checkpoint.
-        bits_per_weight: real ones, over all tensors.
-        embedding_type: the type that the token embedding really has.
+        path: file that its runtime opens first.
+        opened: path for `Format.score`: the file or its folder.
+        title: name on the card.
+        quant: type, with its usual name in the runtime.
+        sha256: hash of the content.
+        size_bytes: total size of the model's files.
+        n_params: number of parameters of the checkpoint.
+        bits_per_weight: actual average over all tensors.
+        embedding_type: actual type of the token embedding.
     """
 
     @property
@@ -84,7 +84,7 @@ class Artifact(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """A model before or after pruning: a checkpoint, a name for its content, and the artifact made from it."""
+    """A model before or after pruning: its checkpoint, the hash of the checkpoint, and its artifact."""
 
     label: str
     checkpoint: Path
@@ -94,12 +94,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a short run on this machine gave. It is not part of any manifest.
+    """The results of a short run on this machine. They are not part of a manifest.
 
     Attributes:
         speed: prefill and decode of the artifact's runtime on the evaluation text, the median of three runs.
-        characters_per_token: of the evaluation text with this variant's tokenizer.
-        reply: answer to the prompt, None where none was asked for.
+        characters_per_token: average on the evaluation text with this variant's tokenizer.
+        reply: reply to the prompt; None without a prompt.
     """
 
     speed: Speed
@@ -131,18 +131,18 @@ class Request:
     """One artifact to make.
 
     Attributes:
-        label: `pruned`, `original`, or another word for a checkpoint that is only exported.
+        label: `pruned`, `original`, or another label for a checkpoint that is only exported.
         checkpoint: a standard checkpoint directory.
-        checkpoint_id: names its content.
+        checkpoint_id: hash of its content.
         name: model name, without size and type.
-        description: one line for the file's metadata. None: the metadata have the name and the base model alone.
+        description: one line for the file's metadata. With None, the metadata contain only name and base model.
         published: whether the artifact will be in the output.
         source: the model that the user named.
-        calibration: its texts are what the parity gate compares on.
+        calibration: the parity gate compares the models on its texts.
         measures: whether an importance matrix may be measured on those texts.
-        pre: `tokenizer.ggml.pre` of the source, None to take it from the tokenizer.
-        plan_id: of the plan that the checkpoint was pruned by, for the metadata.
-        unpruned: the source's checkpoint, for the gate; None where `checkpoint` is compared with nothing else.
+        pre: `tokenizer.ggml.pre` of the source; None to derive it from the tokenizer.
+        plan_id: id of the plan for the metadata; None for an unpruned checkpoint.
+        unpruned: checkpoint of the source, for the gate; None without such a comparison.
     """
 
     label: str
@@ -161,13 +161,13 @@ class Request:
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """An artifact whose size is asked for before its checkpoint is made.
+    """An artifact whose size is predicted before its checkpoint exists.
 
     Attributes:
         source: the unpruned model.
-        ranking: which tokens stay at which vocabulary size.
+        ranking: decides the tokens that stay at each vocabulary size.
         name: model name, without size and type.
-        description: the longest that the file's metadata may hold.
+        description: longest possible description in the file's metadata.
     """
 
     source: ModelSource
@@ -177,13 +177,13 @@ class SizeRequest:
 
 
 class ArtifactSizes(Protocol):
-    """Bytes of an artifact at given sizes."""
+    """Predicted bytes of an artifact at given sizes."""
 
     def file_bytes(self, sizes: Sizes) -> int:
-        """Of the model's files; never less than they will have."""
+        """Return an upper bound for the total size of the model's files."""
 
     def bytes_per_token(self, sizes: Sizes) -> int:
-        """Of the weights that decoding one token reads."""
+        """Return the bytes of weights that are read to decode one token."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,14 @@ class Flag:
     """An option of `build` and `export` that belongs to a format.
 
     Attributes:
-        name: as the command line spells it, `--block-size`.
-        help: what it says in `--help`.
+        name: name on the command line, such as `--block-size`.
+        help: text in `--help`.
         kind: `str`, `int`, `bool` or `Path`.
-        section: heading in `--help`, None for the command's own options.
-        export_help: what `export` says instead.
-        commands: which of the two commands have it.
-        multiple: whether it may be given several times.
-        parse: makes the value of the text that was given. Raises UsageError.
+        section: heading in `--help`; None for the command's own options.
+        export_help: text for `export`, if it differs from `help`.
+        commands: commands that have the option.
+        multiple: whether the user may repeat it.
+        parse: converts the given text to the value. Raises UsageError.
     """
 
     name: str
@@ -212,14 +212,14 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Its key among the choices of a format."""
+        """The key in `Choices`."""
         return self.name.removeprefix("--").replace("-", "_")
 
 
-# Values of a format's flags, by their keys. A flag that was not given is None, False, () or missing.
+# Values of a format's flags by key. Without the flag, the value is None, False, () or missing.
 Choices = Mapping[str, Any]
 
 
 def is_given(value: Any) -> bool:
-    """Whether the value of a flag was given."""
+    """Whether the user gave the flag."""
     return value is not None and value is not False and value != ()

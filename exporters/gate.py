@@ -1,4 +1,4 @@
-"""What the parity gates of all formats share: checks and their report, the reference, and how figures are judged."""
+"""Shared parts of the parity gates: checks and their report, the reference, and the limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ POSITIONS = 512
 GREEDY_TOKENS = 32
 MAX_LOGIT_DIFFERENCE = 1e-3
 TIE_GAP = 1e-3
-# A model is loaded whole only where it takes at most this share of the memory that is free.
+# Load a whole model only if it needs at most this share of the free memory.
 MEMORY_SHARE = 0.6
 
 TOO_LARGE = "the model did not fit in memory"
 
-# Mean KL of a pruned artifact may be KL_FACTOR times the unpruned model's at the same type, or KL_FLOOR nats where
-# that is more. From `benchmarks/formats/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/size.md has the table).
+# The limit for the mean KL of a pruned artifact is KL_FACTOR times that of the unpruned model at the same type, but at
+# least KL_FLOOR nats. From `benchmarks/formats/gguf_types.py` (ratios 0.1, 0.2, 0.35; docs/size.md has the table).
 KL_FACTOR = 2.5
 KL_FLOOR = 0.002
 
@@ -40,9 +40,9 @@ class Check:
 
     Attributes:
         name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
-        passed: None where the result is reported and not judged.
-        detail: one line for people.
-        figures: the same for machines.
+        passed: None if the result is reported without a verdict.
+        detail: one line for the user.
+        figures: the same result as JSON values.
     """
 
     name: str
@@ -53,7 +53,13 @@ class Check:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All checks of an artifact. `partial`: only a part could be run on this machine, for the reason `why_partial`."""
+    """All checks of an artifact.
+
+    Attributes:
+        checks: the checks that ran.
+        partial: whether this machine could run only some of the checks.
+        why_partial: the reason if `partial`.
+    """
 
     checks: tuple[Check, ...]
     partial: bool = False
@@ -86,18 +92,21 @@ class ParityReport:
 
 
 def rounded(value: float) -> float:
-    """Four significant digits: manifests of equal builds stay equal bytes."""
+    """Round to four significant digits, so that equal builds have byte-identical manifests."""
     return float(f"{value:.4g}")
 
 
 def hf_ids(tokenizer: Any, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
-    """The HF tokenizer's ids of each text, without BOS and EOS; whether the text of a special becomes that token."""
+    """Return the ids of each text from the HF tokenizer, without BOS and EOS.
+
+    With `parse_special`, the text of a special token becomes that token.
+    """
     tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
     return [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:
-    """Whether Transformers in float32 and the artifact's runtime together take at most `share` of the free memory."""
+    """Whether the float32 model in Transformers and the artifact together need at most `share` of the free memory."""
     import psutil
 
     parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())
@@ -113,9 +122,15 @@ def tokenizer_check(
     runtime: str,
     shown_by: str = "for the unpruned model too",
 ) -> Check:
-    """The check `tokenizer` for a runtime, by the numbers of the texts that failed, and of those that are its own.
+    """Return the check `tokenizer` for a runtime.
 
-    `how` says how the texts were read, `shown_by` what shows that a difference is the runtime's own.
+    Args:
+        texts: all compared texts.
+        failed: indices of the texts that failed.
+        excused: indices of the texts whose difference is the runtime's own.
+        how: how the texts were tokenized, for `detail`.
+        runtime: name of the runtime.
+        shown_by: evidence that a difference is the runtime's own, for `detail`.
     """
     figures = {"texts": len(texts), "different": len(failed), "runtime_own": len(excused)}
     detail = f"{len(texts)} texts, {how}: ids equal"
@@ -129,13 +144,14 @@ def tokenizer_check(
 
 @dataclass(frozen=True)
 class Reference:
-    """Transformers' answers for one text: what an artifact's logits are compared with.
+    """Results of Transformers for one text, the reference for an artifact's logits.
 
     Attributes:
         ids: [T] token ids, T <= 512.
         logits: float32 [T, vocab_size].
-        greedy: ids of the greedy continuation of the first half, empty where it was not asked for.
-        by_table: the logits with llama.cpp's float16 GELU, None for other activations and where not asked for.
+        greedy: ids of the greedy continuation of the first half; empty if not requested.
+        by_table: float32 [T, vocab_size] logits with llama.cpp's float16 GELU; None for other activations, or if not
+            requested.
     """
 
     ids: list[int]
@@ -145,17 +161,24 @@ class Reference:
 
     @property
     def prompt(self) -> list[int]:
-        """The ids that the greedy text continues: the first half."""
+        """The first half of the ids, which `greedy` continues."""
         return self.ids[: max(1, len(self.ids) // 2)]
 
     @property
     def rounding(self) -> float:
-        """Largest difference that llama.cpp's float16 GELU makes to a logit; 0 for other activations."""
+        """Maximum effect of llama.cpp's float16 GELU on a logit; 0 for other activations."""
         return 0.0 if self.by_table is None else float(np.abs(self.by_table - self.logits).max())
 
 
 def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, positions: int = POSITIONS) -> Reference:
-    """Run the checkpoint in float32 through Transformers on the first `positions` tokens of `texts`."""
+    """Run the checkpoint in float32 in Transformers on the first `positions` tokens of `texts`.
+
+    Args:
+        checkpoint: a checkpoint directory.
+        texts: texts, joined until there are enough tokens.
+        greedy: also compute the greedy continuation, and for a model with GELU the logits with llama.cpp's GELU.
+        positions: maximum number of tokens.
+    """
     import torch
 
     stream: list[int] = []
@@ -167,8 +190,8 @@ def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, posit
     ids = stream[:positions]
     model = load_model(checkpoint)
     with torch.inference_mode():
-        batch = torch.tensor([ids], dtype=torch.int64)
-        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()
+        batch = torch.tensor([ids], dtype=torch.int64)  # [1, T]
+        logits = model(input_ids=batch, use_cache=False).logits[0].float().numpy()  # [T, vocab_size]
         by_table = None
         with table_in(model) as has_gelu:
             if has_gelu and greedy:
@@ -189,10 +212,10 @@ def reference_for(checkpoint: Path, texts: Sequence[str], *, greedy: bool, posit
 
 
 def check_float32(reference: Reference, engine: LlamaEngine) -> list[Check]:
-    """Logits within 1e-3 of Transformers', and the same greedy text (or a tie at the first difference).
+    """Check that logits are within 1e-3 of Transformers, and that the greedy text is the same up to ties.
 
-    A model with GELU is held against Transformers with llama.cpp's float16 GELU. Values on the border between two
-    float16 numbers still fall differently, so the limit is no less than what that rounding makes of a difference.
+    A model with GELU is compared with Transformers using llama.cpp's float16 GELU. Values close to the boundary between
+    two float16 numbers can still be rounded differently, so the limit is at least the effect of that rounding.
     """
     rounding = reference.rounding
     expected = reference.logits if reference.by_table is None else reference.by_table
@@ -214,7 +237,9 @@ def check_float32(reference: Reference, engine: LlamaEngine) -> list[Check]:
 
 
 def check_greedy(answer: Generation, expected: Sequence[int], tie: float = TIE_GAP) -> Check:
-    """Whether a greedy text is the expected one, or its two best logits are less than `tie` apart where it parts."""
+    """Check that a greedy text is as expected, or that its two best logits differ by less than `tie` at the first
+    difference.
+    """
     first = next((n for n, (a, b) in enumerate(zip(answer.ids, expected, strict=False)) if a != b), None)
     if first is None:
         same = len(answer.ids) == len(expected)
@@ -227,12 +252,12 @@ def check_greedy(answer: Generation, expected: Sequence[int], tie: float = TIE_G
 
 
 def mean_kl(reference: Reference, engine: LlamaEngine) -> float:
-    """Mean KL(float32 || artifact) in nats over the reference's positions."""
+    """Return the mean KL(float32 || artifact) in nats over the positions of the reference."""
     return float(kl_divergence(reference.logits, engine.logits(reference.ids)).mean())
 
 
 def check_kl(kl: float, quant: str, baseline_kl: float | None) -> Check:
-    """Mean KL, judged against the unpruned model's at the same type where that is known."""
+    """Check the mean KL against that of the unpruned model at the same type. Without a baseline, only report it."""
     figures = {"mean_kl": rounded(kl)}
     if not np.isfinite(kl):
         return Check("kl", False, f"mean KL to float32 is {kl} at {quant}", {"mean_kl": None})

@@ -1,4 +1,4 @@
-"""Here is a path: which format is it, and what does its runtime make of it?"""
+"""Finds the format of an artifact that the user names, and opens it in its runtime."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class NamedArtifact:
     """An artifact that a user named.
 
     Attributes:
-        format: its class.
-        path: what the runtime opens: a file, or a folder.
+        format: class of its format.
+        path: file or folder that the runtime opens.
     """
 
     format: type[Format]
@@ -47,9 +47,9 @@ class NamedArtifact:
 
 
 def named_artifact(model: str) -> NamedArtifact | None:
-    """The artifact that a word names; None for every other kind of model (a checkpoint, a Hub id, a built-in model).
+    """Return the named artifact; None for other kinds of models (a checkpoint, a Hub id, a built-in model).
 
-    Raises CompactEdgeError for a file that only looks like an artifact.
+    Raises CompactEdgeError if a file looks like an artifact but is not one.
     """
     for each in formats():
         path = each.recognises(model)

@@ -1,7 +1,7 @@
-"""The export formats: one line for each of ours, and those that other packages bring.
+"""The export formats: our own, and those of other packages.
 
-A package brings a format by an entry point of the group `compact_edge.formats`: its name is the format's, its value
-the class (`my_package.format:MyFormat`, see `exporters.base.Format`).
+A package adds a format with an entry point of the group `compact_edge.formats`. The name of the entry point is the name
+of the format. Its value is the class, such as `my_package.format:MyFormat` (see `exporters.base.Format`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OURS = {
 
 @cache
 def _table() -> dict[str, EntryPoint]:
-    """Where each class is, by the format's name: ours first, which no package replaces."""
+    """Return the entry points by format name. Our own come first, and no package can replace them."""
     table = {name: EntryPoint(name, place, GROUP) for name, place in _OURS.items()}
     for entry in entry_points(group=GROUP):
         table.setdefault(entry.name, entry)
@@ -29,17 +29,17 @@ def _table() -> dict[str, EntryPoint]:
 
 
 def names() -> tuple[str, ...]:
-    """The names of the formats."""
+    """Return the names of all formats."""
     return tuple(_table())
 
 
 @cache
 def format_named(name: str) -> type[Format]:
-    """The class of a format.
+    """Return the class of a format.
 
     Raises:
-        UsageError: there is no such format.
-        ToolUnavailableError: the package that brings it cannot be loaded.
+        UsageError: the format is unknown.
+        ToolUnavailableError: its package cannot be loaded.
     """
     entry = _table().get(name)
     if entry is None:
@@ -57,7 +57,10 @@ def format_named(name: str) -> type[Format]:
 
 @cache
 def formats() -> tuple[type[Format], ...]:
-    """All classes, ours first. A format of another package that cannot be loaded is left out; naming it says why."""
+    """Return all classes, our own first.
+
+    A format of another package is left out if it cannot be loaded. `format_named` then raises the reason.
+    """
     found = []
     for name in names():
         try:
@@ -69,5 +72,5 @@ def formats() -> tuple[type[Format], ...]:
 
 
 def format_of_runtime(runtime: str) -> type[Format]:
-    """The class of the format that a profile's runtime opens. Raises KeyError for a runtime that is not known."""
+    """Return the class of the format that a profile's runtime opens. Raises KeyError for an unknown runtime."""
     return {each.runtime: each for each in reversed(formats())}[runtime]

@@ -1,4 +1,4 @@
-"""A short run on this machine: the same text for both variants of a model, in each one's own tokens."""
+"""A short speed run on this machine. Both variants of a model get the same text, each in its own tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from exporters.llamacpp.engine import Speed
 
 SPEED_PROMPT_TOKENS = 256
 SPEED_DECODE_TOKENS = 64
-# The median run by decode time is reported: one run alone is at the mercy of whatever else the machine does.
+# Report the median run by decode time, because other processes can disturb a single run.
 SPEED_RUNS = 3
 REPLY_TOKENS = 120
 
 
 @dataclass(frozen=True)
 class ShortRun:
-    """What a short run feeds.
+    """The inputs of a short run.
 
     Attributes:
-        tokenizer: the checkpoint's.
-        ids: the prompt of the speed runs.
-        decode_tokens: tokens after it.
-        context: positions that the runtime is opened with.
-        characters_per_token: of the whole text.
+        tokenizer: tokenizer of the checkpoint.
+        ids: token ids of the prompt for the speed runs.
+        decode_tokens: number of tokens to generate after the prompt.
+        context: context length of the runtime, in positions.
+        characters_per_token: average over the whole text.
     """
 
     tokenizer: Any
@@ -38,17 +38,17 @@ class ShortRun:
     characters_per_token: float
 
     def speed(self, run: Callable[[Sequence[int], int], Speed]) -> Speed:
-        """The median of a few runs by decode time."""
+        """Measure the speed a few times and return the median run by decode time."""
         runs = [run(self.ids, self.decode_tokens) for _ in range(SPEED_RUNS)]
         return sorted(runs, key=lambda speed: speed.decode_seconds)[SPEED_RUNS // 2]
 
     @property
     def reply_tokens(self) -> int:
-        """Most tokens of a reply."""
+        """Maximum number of tokens in a reply."""
         return min(REPLY_TOKENS, self.context // 2)
 
     def prompt(self, prompt: str) -> list[int]:
-        """The ids of a prompt, its end where it is long."""
+        """Return the token ids of a prompt. If it is too long, keep only its end."""
         return prompt_ids(self.tokenizer, prompt)[-(self.context - self.reply_tokens) :]
 
 
@@ -59,13 +59,13 @@ def short_run(checkpoint: Path, text: str) -> ShortRun:
     config = read_json_object(checkpoint / CONFIG)
     context = min(1024, int(config.get("max_position_embeddings") or 1024))
     decode_tokens = min(SPEED_DECODE_TOKENS, context // 2)
-    # onnxruntime-genai wants room for the token that follows the last one fed.
+    # onnxruntime-genai needs room for one more token after the last input token.
     prompt_tokens = min(SPEED_PROMPT_TOKENS, len(ids), context - decode_tokens - 1)
     return ShortRun(tokenizer, ids[:prompt_tokens], decode_tokens, context, len(text) / len(ids))
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt through the chat template where the model has one, else as plain text."""
+    """Return the token ids of a prompt, with the chat template if the model has one, otherwise as plain text."""
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False

@@ -15,11 +15,11 @@ from exporters.native.prefix_groups import Group, Score
 Ended = Callable[[list[int]], bool]
 # number of newly finished units
 Advance = Callable[[int], None]
-# Scores by branch and row of targets.
+# Scores by branch and by row of targets.
 GroupScores = list[list[Score]]
 # Maximum sequences that are scored at a time.
 BATCH_SIZE = 16
-# Tokens generated between two looks for a stop string.
+# Tokens to generate before each check for a stop string.
 _CHUNK = 16
 
 
@@ -148,7 +148,7 @@ def generate_each(
     ended: Ended,
     advance: Advance,
 ) -> list[list[int]]:
-    """One prompt after another, a few tokens at a time, each time from the cache that the last left."""
+    """Continue one prompt after another, in chunks of a few tokens. Each chunk reuses the previous key-value cache."""
     results = []
     for prompt in prompts:
         made: list[int] = []

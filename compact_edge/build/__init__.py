@@ -1,1 +1,1 @@
-"""`compact-edge build`: the pipeline, what it publishes, and the reports of its parts."""
+"""`compact-edge build`: the pipeline, its published folders, and its reports."""

@@ -1,4 +1,4 @@
-"""What `build` can be asked for, and what is refused before any work is done."""
+"""The options of a build, and the checks that run before any work starts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `build` was asked for. Paths are as given; None means the default.
+    """The options of a build. None means the default.
 
-    `targets` name one profile for each format; `quants` are types, each for one format where there are several;
-    `choices` are values of the formats' own flags (`exporters.base.Format.flags`). `plan` is a folder with a plan.json
-    that was made before (and its updates.safetensors), which is applied as it is; `name` is what the pruned model is
-    called.
+    Attributes:
+        model: checkpoint directory, .gguf file, Hub id or built-in model.
+        targets: names or paths of device profiles, one per format.
+        prune: options of the pruning.
+        quants: values of `--quant`: a type, or FORMAT=TYPE for each of several formats.
+        choices: values of the formats' own flags (`exporters.base.Format.flags`).
+        out: output directory, as the user gave it.
+        force: replace an earlier output.
+        baseline: also build and measure the unpruned model.
+        with_baseline: also publish the unpruned model.
+        check: run the parity gate.
+        eval_text: text for bits per byte.
+        prompt: prompt that both models answer.
+        threads: threads of the runtimes.
+        use_cache: read and write the cache.
+        plan: folder with an existing plan.json (and its updates.safetensors) to apply as it is.
+        name: name of the pruned model.
     """
 
     model: str
@@ -50,21 +63,21 @@ class BuildOptions:
 
 
 def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
-    """The profiles by format, in their order. Raises UsageError where two are of one format."""
+    """Return the profiles by format, in their order. Raises UsageError if two have the same format."""
     found: dict[str, Profile] = {}
     for profile in profiles:
         name = format_of_runtime(profile.runtime).name
         if name in found:
             raise UsageError(
-                f"--target {profile.name}: {found[name].name} is built as {name} already",
-                "build them one after another: what was pruned once is kept",
+                f"--target {profile.name}: {found[name].name} has the same format, {name}",
+                "build them one after another; the second build takes the pruned model from the cache",
             )
         found[name] = profile
     return found
 
 
 def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
-    """What can be refused before the model is opened."""
+    """Check the options before the model is opened. Raises CompactEdgeError."""
     check_budget(options.prune)
     for name in profiles if options.prune.fit_bytes is not None else ():
         if not format_named(name).predicts_size:
@@ -75,16 +88,14 @@ def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants
         if each.name in profiles:
             each.check_choices(profiles[each.name], quants.of(each.name), options.choices)
         for flag in foreign_flags(each, profiles, options.choices, "build"):
-            raise UsageError(
-                f"{flag}: is for {each.label}, which is not built here", f"leave it out, or add --target {each.profile}"
-            )
+            raise UsageError(f"{flag}: applies only to {each.label}", f"leave it out, or add --target {each.profile}")
     if options.out is not None:
         check_output(options.out, force=options.force, inputs=inputs_of(options))
     check_calibration(options.model, options.prune)
 
 
 def foreign_flags(owner: type[Format], made: Collection[str], choices: Choices, command: str) -> Iterator[str]:
-    """The flags of `owner` that were given, where neither it nor another format that has them is made."""
+    """Yield the given flags of the format `owner` that no format in `made` has."""
     known = {flag.name for name in made for flag in format_named(name).flags}
     for flag in owner.flags:
         if command in flag.commands and flag.name not in known and is_given(choices.get(flag.key)):
@@ -92,7 +103,10 @@ def foreign_flags(owner: type[Format], made: Collection[str], choices: Choices, 
 
 
 def resolve_format(options: BuildOptions, profile: Profile, quants: Quants, source: ModelSource) -> Format:
-    """The format of a profile for this model. What it cannot hold is refused now, not after hours of calibration."""
+    """Return the format of a profile for this model.
+
+    Raises CompactEdgeError if the format cannot hold the model. The check is here, before hours of calibration.
+    """
     chosen = format_of_runtime(profile.runtime)
     return chosen.resolve(
         profile,
@@ -104,7 +118,7 @@ def resolve_format(options: BuildOptions, profile: Profile, quants: Quants, sour
 
 
 def inputs_of(options: BuildOptions) -> list[Path]:
-    """The files and directories that the build reads."""
+    """Return the files and directories that the build reads."""
     asked = options.prune
     texts = (*asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
     learned = asked.recover.text if asked.recover is not None else ()
@@ -114,10 +128,10 @@ def inputs_of(options: BuildOptions) -> list[Path]:
 
 @dataclass(frozen=True)
 class Quants:
-    """`--quant TYPE` or `--quant FORMAT=TYPE`, as given.
+    """The parsed values of `--quant TYPE` or `--quant FORMAT=TYPE`.
 
     Attributes:
-        plain: the type of the only format.
+        plain: the type without a format, for a build of one format.
         named: types by format.
     """
 
@@ -125,7 +139,7 @@ class Quants:
     named: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, name: str) -> str | None:
-        """The type asked for a format, None for the target's."""
+        """Return the requested type of a format; None for the type of the target."""
         return self.named.get(name, self.plain)
 
 
@@ -133,7 +147,8 @@ def parse_quants(values: Sequence[str], formats: Sequence[str]) -> Quants:
     """Read `--quant` for a build of `formats`.
 
     Raises:
-        UsageError: a type without its format where there are several, a format twice, or one that is not built.
+        UsageError: with several formats, a type does not name its format; a format occurs twice; or a format is not
+            part of the build.
     """
     plain: str | None = None
     named: dict[str, str] = {}
@@ -141,16 +156,16 @@ def parse_quants(values: Sequence[str], formats: Sequence[str]) -> Quants:
         name, separator, quant = value.partition("=")
         if not separator:
             if plain is not None:
-                raise UsageError(f"--quant {value}: a type was given already", "give one a format: --quant gguf=Q8_0")
+                raise UsageError(f"--quant {value}: a type was given already", "give one per format: --quant gguf=Q8_0")
             plain = value
         elif name not in formats or not quant:
             known = ", ".join(f"--quant {each}=TYPE" for each in formats)
-            raise UsageError(f"--quant {value}: no format of this build", f"write {known}")
+            raise UsageError(f"--quant {value}: not a format of this build", f"write {known}")
         elif name in named:
-            raise UsageError(f"--quant {value}: {name} has the type {named[name]} already", "give it once")
+            raise UsageError(f"--quant {value}: {name} already has the type {named[name]}", "give it once")
         else:
             named[name] = quant
     if plain is not None and (len(formats) > 1 or named):
         known = " ".join(f"--quant {name}=TYPE" for name in formats)
-        raise UsageError(f"--quant {plain}: of which format?", f"write {known}")
+        raise UsageError(f"--quant {plain}: the format is missing", f"write {known}")
     return Quants(plain, named)

@@ -1,6 +1,6 @@
-"""The pipeline behind `compact-edge build`: plan, prune, export, check, compare, publish.
+"""The pipeline of `compact-edge build`: plan, prune, export, check, compare, publish.
 
-Each stage is a function of frozen values and keeps its result in the cache; this module only strings them together.
+Each stage is a function of frozen values and stores its result in the cache. This module only calls them in order.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from exporters.gate import MEMORY_SHARE, ParityReport, fits_in_memory
 if TYPE_CHECKING:
     from targets.profile import Profile
 
-# What both models are asked when the user names no prompt.
+# Default prompts for both models.
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
-# Raised when the gate's meaning changes for an equal artifact.
+# Increase this when the meaning of the gate changes for an equal artifact.
 _GATE_VERSION = 4
 
 
 def resolve_compute(options: BuildOptions) -> Compute:
-    """The options' `auto` made definite."""
+    """Resolve `auto` in the options."""
     from compact.base.devices import default_threads, resolve_device, resolve_dtype
 
     device = resolve_device(options.prune.device)
@@ -59,12 +59,12 @@ def resolve_compute(options: BuildOptions) -> Compute:
 
 
 def build(options: BuildOptions, progress: Progress) -> BuildResult:
-    """Run the whole road and publish the result.
+    """Run the whole pipeline and publish the result.
 
     Raises:
-        OutputExistsError, UsageError, BudgetError: before any work is done.
-        GateError: the parity gate failed, or the artifact is over the target's budget; nothing is published.
-        CompactEdgeError: what the stages raise.
+        OutputExistsError, UsageError, BudgetError: the options are invalid. Raised before any work starts.
+        GateError: the parity gate failed, or the artifact exceeds a budget of the target. Nothing is published.
+        CompactEdgeError: a stage failed.
     """
     from targets.profile import load_profile
 
@@ -72,7 +72,7 @@ def build(options: BuildOptions, progress: Progress) -> BuildResult:
 
 
 def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: Progress) -> BuildResult:
-    """`build` for profiles that are loaded already, one a format; `options.targets` is not looked at."""
+    """Run `build` for loaded profiles, one per format. `options.targets` is ignored."""
     quants = parse_quants(options.quants, tuple(profiles))
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
@@ -80,7 +80,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=inputs_of(options))
-        # Checkpoint, float file and artifact of the pruned model in the cache; the artifacts again at their place.
+        # The cache holds the checkpoint, float file and artifact of the pruned model. The output holds the artifacts.
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         formats = [resolve_format(options, profile, quants, source) for profile in profiles.values()]
@@ -104,6 +104,7 @@ def _run(
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
+    # 1. Plan: rank, calibrate and choose the sizes, or read an existing plan.
     pruning = replace(options.prune, channel_grid=math.lcm(*(each.channel_grid for each in formats)))
     context = Context(source, pruning, cache, progress)
     calibration = context.once(calibration_for)
@@ -115,7 +116,9 @@ def _run(
         size_of = largest_of(formats, source, context.once(rank_vocabulary), pruned_name, longest)
     decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
     plan = decision.plan
+    # 2. Prune.
     pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
+    # 3. Export, check and compare, once per format.
     prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
     original = Request(
         label=ORIGINAL,
@@ -170,7 +173,7 @@ def _run(
 
 
 def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpoint_id: str, name: str) -> Request:
-    """The request for the pruned checkpoint's artifact, from that of the unpruned one."""
+    """Return the request for the pruned artifact, derived from the request for the unpruned one."""
     source = original.source
     removed = 1 - sizes_by_part(checkpoint)["total"] / source.n_params
     return replace(
@@ -186,12 +189,12 @@ def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpo
 
 
 def _description(source: ModelSource, removed: float, sizes: Sizes, how: tuple[str, str]) -> str:
-    """One line for the pruned artifact's metadata."""
-    cut, behind = how
+    """Return one line for the metadata of the pruned artifact."""
+    cut, later = how
     return (
         f"{source.name} with {removed:.1%} of its parameters removed by {cut}: "
         f"vocabulary {source.vocab_size} -> {sizes.vocab_size}, "
-        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}{behind}"
+        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}{later}"
     )
 
 
@@ -207,7 +210,7 @@ def _evaluation_text(options: BuildOptions) -> tuple[str, str]:
 
 
 def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibration, cache: Cache) -> float | None:
-    """Mean KL of the unpruned artifact to its float32 model: what the pruned one's is judged by."""
+    """Return the mean KL of the unpruned artifact to its float32 model. The gate judges the pruned artifact by it."""
     # Do not cache this when memory was short; a later run may have enough.
     if not _is_whole(variant):
         return None
@@ -224,7 +227,7 @@ def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibra
 
 
 def _is_whole(variant: Variant) -> bool:
-    """Whether memory suffices to hold the whole model beside its artifact."""
+    """Whether the whole model and its artifact fit in memory together."""
     return fits_in_memory(variant.checkpoint, variant.artifact.size_bytes, MEMORY_SHARE)
 
 
@@ -245,7 +248,7 @@ def _gate(
         "checkpoint": variant.checkpoint_id,
         "texts": request.calibration.id,
         "baseline_kl": baseline_kl,
-        # A report that short memory made partial is no answer on a day with more.
+        # A partial report for lack of memory must not be reused when more memory is free.
         "whole": _is_whole(variant),
         **artifact_format.versions(),
     }
@@ -279,18 +282,21 @@ def _compare(
 
 
 def check_storage(target: Target, n_bytes: int) -> None:
-    """Raise GateError where an artifact's files are over the target's storage budget."""
+    """Raise GateError if the files of an artifact exceed the storage budget of the target."""
     _check_budget(target, "storage", target.storage_budget_bytes, n_bytes)
 
 
 def check_memory(target: Target, artifact_format: Format, measured: Measurements | None) -> None:
-    """Raise GateError where the memory measured here, if it says anything of the target, is over its budget."""
+    """Raise GateError if the measured memory exceeds the budget of the target.
+
+    Skip the check if this machine measured on another kind of device than the target uses.
+    """
     if measured is not None and artifact_format.measured_as_on_target:
         _check_budget(target, "memory", target.memory_budget_bytes, measured.speed.resident_bytes)
 
 
 def _check_budget(target: Target, what: str, budget: int | None, used: int) -> None:
-    """Storage and memory; speed budgets need the device itself."""
+    """Check a storage or memory budget. Speed budgets can only be checked on the device itself."""
     if budget is not None and used > budget:
         raise GateError(
             f"{what} budget of target {target.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",

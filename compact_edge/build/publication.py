@@ -1,4 +1,7 @@
-"""What a build leaves on disk: a folder a format, with manifest, checksums and model card, published in one rename."""
+"""Writes the output of a build: one folder per format, with manifest, checksums and model card.
+
+All folders are published with a single rename.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ _PACKAGES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
 def publish_build(options: BuildOptions, result: BuildResult) -> tuple[FormatResult, ...]:
-    """Write the output directory: a folder a format, and its baseline's where it was asked for.
+    """Write the output directory: one folder per format, and the folders of the baseline if requested.
 
-    The baseline's folder is `baseline/`, or `baseline-FORMAT/` where several formats are built.
+    The folder of the baseline is `baseline/`, or `baseline-FORMAT/` if several formats are built.
 
     Returns:
-        The outcomes with the names of their files, the one to open first.
+        The format results with their file names. The file to open comes first.
     """
     several = len(result.formats) > 1
     places: list[tuple[str, FormatResult, VariantResult]] = []
@@ -87,7 +90,10 @@ def manifest(
     names: tuple[str, ...],
     files: dict[str, str],
 ) -> dict[str, Any]:
-    """What was made from what. No timings and no paths: equal builds have equal manifests."""
+    """Return the manifest: the inputs, options and results of a build.
+
+    It contains no timings and no paths, so that equal builds have equal manifests.
+    """
     source, plan, artifact, artifact_format = result.source, result.plan, compared.variant.artifact, outcome.format
     return {
         "schema": SCHEMA,

@@ -1,4 +1,4 @@
-"""What a build made and measured."""
+"""The results of a build."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """A variant of the model with all that is known of it."""
+    """A variant of the model with its sizes, scores, checks and measurements."""
 
     variant: Variant
     parts: dict[str, int]
@@ -45,11 +45,11 @@ class FormatResult:
     """One format of a build.
 
     Attributes:
-        format: the format, its type resolved.
-        before: the unpruned model, None with `--no-baseline`.
-        after: the pruned one.
-        notes: what the user should hear of this format.
-        files: names of the pruned artifact's files, the one to open first.
+        format: the format, with its type resolved.
+        before: the unpruned model; None with `--no-baseline`.
+        after: the pruned model.
+        notes: notes for the user about this format.
+        files: file names of the pruned artifact. The file to open comes first.
     """
 
     format: Format
@@ -61,7 +61,7 @@ class FormatResult:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build` made: one result for each format, in the order of the targets."""
+    """The result of `build`, with one `FormatResult` per format in the order of the targets."""
 
     source: ModelSource
     plan: PrunePlan

@@ -1,4 +1,4 @@
-"""The closing summary of a build: one small table, before -> after at the same type, and what to do next."""
+"""Prints the summary of a build: a table of the model before and after pruning at one type, and the next commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REPLY_WIDTH = 600
 
 
 def as_json(result: BuildResult) -> dict[str, Any]:
-    """The result for `--json`: everything the summary says, with timings marked as this machine's."""
+    """Return the result for `--json`: the facts of the summary. Timings are under `this_machine`."""
     return {
         "out": str(result.out),
         "model": result.source.name,
@@ -73,9 +73,9 @@ def _variant(compared: VariantResult) -> dict[str, Any]:
 
 
 def rows(outcome: FormatResult, dtype: str) -> list[tuple[str, str, str, str]]:
-    """(quantity, before, after, change) of the table; before and change are empty with `--no-baseline`.
+    """Return the rows of the table as (quantity, before, after, change).
 
-    What was not measured on this machine reads `-`.
+    Before and change are empty with `--no-baseline`. A value that was not measured on this machine is `-`.
     """
     before, after = outcome.before, outcome.after
 
@@ -109,7 +109,7 @@ def rows(outcome: FormatResult, dtype: str) -> list[tuple[str, str, str, str]]:
 
 
 def losses(outcome: FormatResult, dtype: str) -> list[str]:
-    """Pruning loss and quantisation loss apart, in bits per byte."""
+    """Return lines on pruning loss and quantisation loss, in bits per byte."""
     after = outcome.after
     lines = []
     if outcome.before is not None:
@@ -123,14 +123,14 @@ def losses(outcome: FormatResult, dtype: str) -> list[str]:
 
 
 def print_summary(result: BuildResult) -> None:
-    """Write the summary to stdout, as a table on every kind of terminal."""
+    """Print the summary to stdout."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    # Prose is wrapped at words on a terminal. A pipe or a log has no width; rich would guess 80 and wrap there too.
+    # On a terminal, wrap text at words. A pipe or a log has no width. rich would assume 80 and wrap lines there too.
     soft = not console.is_terminal
     threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
     dtype = result.compute.dtype
@@ -174,7 +174,7 @@ def _parity(after: VariantResult) -> list[str]:
 
 
 def _print_replies(result: BuildResult, width: int | None) -> None:
-    """The prompt and what each model answers, wrapped at `width` columns where there is a terminal."""
+    """Print the prompt and the reply of each model. Wrap lines at `width` columns; None does not wrap."""
     click.echo(f"prompt: {one_line(result.prompt)}")
     for outcome in result.formats:
         of = f", {outcome.format.name}" if len(result.formats) > 1 else ""
@@ -191,7 +191,7 @@ def _print_replies(result: BuildResult, width: int | None) -> None:
 
 
 def next_commands(result: BuildResult) -> list[str]:
-    """What to run next, ready to paste."""
+    """Return lines with the next commands, ready to paste."""
     here = Path.cwd()
     path = result.out.relative_to(here) if result.out.is_relative_to(here) else result.out
     lines = [f"wrote {result.out}", "next:", f"  compact-edge verify {shlex.quote(str(path))}"]

@@ -1,6 +1,6 @@
-"""A model before or after pruning: what is measured of its checkpoint and its artifact, and kept in the cache.
+"""Measures the checkpoint and the artifact of a model before or after pruning, and caches the results.
 
-Both go through the same functions with the same text, type and threads.
+Both models are measured by the same functions, with the same text, type and threads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from compact.forward.evaluate import DEFAULT_WINDOW, Evaluation, evaluate_checkp
 from exporters.base import Format
 from exporters.format_values import Variant
 
-# Raised when an evaluation means something else for equal inputs.
+# Increase this when the meaning of an evaluation changes for equal inputs.
 _EVALUATION_VERSION = 1
 
 
 def cached_value(cache: Cache, kind: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A small JSON result through the cache."""
+    """Return a small JSON result from the cache. Compute and store it if it is missing."""
     directory = cache.get_or_make(kind, sha256_json(key), lambda work: write_json(work / "value.json", make()))
     return read_json_object(directory / "value.json")
 
@@ -40,9 +40,9 @@ def evaluate_variant(
     threads: int,
     progress: Progress,
 ) -> tuple[Evaluation, Evaluation | None]:
-    """Bits per byte of the checkpoint in `dtype` (Transformers) and of the artifact (its runtime), on one text.
+    """Measure bits per byte of the checkpoint in `dtype` (Transformers) and of the artifact (its runtime) on a text.
 
-    The second is None where the runtime cannot open the artifact on this machine.
+    The second result is None if the runtime cannot open the artifact on this machine.
     """
     key = {"version": _EVALUATION_VERSION, "text": sha256_json(text), "window": DEFAULT_WINDOW}
     checkpoint = cached_value(
@@ -71,7 +71,7 @@ def evaluate_variant(
 
 
 def sizes_by_part(checkpoint: Path) -> dict[str, int]:
-    """Parameters by part of a checkpoint directory."""
+    """Count the parameters of a checkpoint directory by part."""
     from compact.pruning.budget import count_parts
 
     config = read_json_object(checkpoint / CONFIG)

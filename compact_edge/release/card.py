@@ -1,4 +1,4 @@
-"""The card of a folder that goes to the Hub: its files, whom each is for, what was measured, how to publish."""
+"""Renders the model card of a release folder: files, targets, measurements, and the command to publish it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from compact.base.licences import LICENCES, NamingLicence
 
-# The figures of a report that the card shows: (key, heading, divisor, digits, unit).
+# The figures of a report on the card: (key, heading, divisor, digits).
 _FIGURES = (
     ("decode_tokens_per_s", "decode, tokens/s", 1.0, 1),
     ("prefill_tokens_per_s", "prefill, tokens/s", 1.0, 1),
@@ -22,12 +22,12 @@ class Entry:
     """One artifact of the folder: a file, or a folder in it.
 
     Attributes:
-        place: its name in the folder.
+        place: name in the folder.
         artifact: type and size.
-        targets: what each is called -> None, or why it has no room for the file.
-        measured: bits per byte and what was checked.
-        notes: what a user should hear of the type.
-        use: `language` and `lines`.
+        targets: target name -> None, or the reason why the file does not fit the target.
+        measured: bits per byte and checks.
+        notes: notes for the user about the type.
+        use: `language` and `lines` of the usage example.
     """
 
     place: str
@@ -40,11 +40,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """A report of the bench on one of the files.
+    """A benchmark report on one of the files.
 
     Attributes:
-        place: the file.
-        folder: where the report lies in the folder of the card.
+        place: name of the file.
+        folder: folder of the report, relative to the card.
         document: the report.
     """
 
@@ -55,19 +55,19 @@ class Report:
 
 @dataclass(frozen=True)
 class RepositoryCard:
-    """What the card of a folder states.
+    """The facts on the card of a folder.
 
     Attributes:
-        name: of the folder.
-        folders: whether each artifact is a folder of its own.
+        name: name of the folder.
+        folders: whether each artifact is a separate folder.
         matter: front matter.
-        licence: key of the licence that asks for lines of its own, or None.
-        model: what was made from what.
+        licence: key of the licence if it requires lines on the card, otherwise None.
+        model: the source, the method, and the sizes before and after.
         plan_id: id of the plan.
-        profiles: the release's targets.
+        profiles: targets of the release.
         entries: the files, in the order of the release.
-        reports: of the bench.
-        owner: who will publish, or None.
+        reports: benchmark reports.
+        owner: Hub user or organisation that publishes, or None.
     """
 
     name: str
@@ -83,7 +83,7 @@ class RepositoryCard:
 
 
 def render_card(card: RepositoryCard) -> str:
-    """The card as Markdown. It ends with the command that publishes its folder."""
+    """Return the card as Markdown. It ends with the command that publishes the folder."""
     import yaml
 
     head = yaml.safe_dump(dict(card.matter), sort_keys=False, allow_unicode=True).strip()
@@ -169,18 +169,18 @@ def _measured(card: RepositoryCard) -> list[str]:
 
 
 def device_name(document: Mapping[str, Any]) -> str:
-    """What the report calls its device."""
+    """Return the name of the device in a report."""
     device = document["device"]
     return str(device.get("model") or device.get("machine") or "unknown device")
 
 
 def _figure(document: Mapping[str, Any], key: str, scale: float, digits: int) -> str:
-    """The median of the first figure of a key, and its ratio."""
+    """Return the median of the first metric with a key, and its ratio to the unpruned model."""
     for metric in document["metrics"]:
         if str(metric["key"]).partition(":")[0] == key and metric["pruned"] is not None:
             ratio = metric["ratio"]
-            behind = "" if ratio is None else f" ({ratio['median']:.2f})" if "median" in ratio else ""
-            return f"{metric['pruned']['median'] / scale:,.{digits}f}{behind}"
+            compared = "" if ratio is None else f" ({ratio['median']:.2f})" if "median" in ratio else ""
+            return f"{metric['pruned']['median'] / scale:,.{digits}f}{compared}"
     return "-"
 
 
@@ -208,7 +208,7 @@ def _licence(card: RepositoryCard) -> list[str]:
 
 
 def licence_named(key: str | None) -> NamingLicence | None:
-    """The row of the table of licences, None where none binds the model."""
+    """Return the licence with a key; None if there is no such licence."""
     return next((row for row in LICENCES if row.key == key), None)
 
 
@@ -242,5 +242,5 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _text(text: str) -> str:
-    """A text of somebody else on one line of a table."""
+    """Format text from another source for one line of a table."""
     return " ".join(str(text).split()).replace("|", "\\|")

@@ -1,7 +1,7 @@
-"""The cells of a release: a plan for each (model, ratio), and a file for each (model, ratio, type).
+"""The cells of a release: one plan per (model, ratio), and one file per (model, ratio, type).
 
-Targets that ask for the same file share a cell. A cell is named by what release.toml says alone, so that the list of
-cells needs no model.
+Targets that need the same file share a cell. The id of a cell depends only on release.toml, so that cells can be listed
+without opening a model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMA = "compact-edge/release/1"
 
 @dataclass(frozen=True)
 class PlanCell:
-    """The plan of one model and ratio, which its files share."""
+    """The plan of one model and ratio. All its files share the plan."""
 
     id: str
     entry: ModelEntry
@@ -35,12 +35,12 @@ class Cell:
     """One artifact of a release.
 
     Attributes:
-        id: names it among the cells of its release.
-        label: names its recipe.
+        id: unique name within the release.
+        label: name of its recipe.
         plan: the plan that it applies.
         format: name of its format.
-        quant: the type that release.toml names, None for the targets' own.
-        recipe: what decides the file beside model and plan.
+        quant: type in release.toml; None for the type of the targets.
+        recipe: settings that decide the file besides model and plan.
         targets: names of the profiles that it is for, in the order of release.toml.
     """
 
@@ -54,19 +54,19 @@ class Cell:
 
     @property
     def entry(self) -> ModelEntry:
-        """The `[[model]]` that it is of."""
+        """The `[[model]]` of the cell."""
         return self.plan.entry
 
 
 @dataclass(frozen=True)
 class Cells:
-    """All cells of a release, in its order."""
+    """All cells of a release, in the order of release.toml."""
 
     release: Release
 
     @cached_property
     def plans(self) -> tuple[PlanCell, ...]:
-        """One a model and ratio."""
+        """One plan per model and ratio."""
         return tuple(
             PlanCell(f"plan-{entry.slug}-{ratio:g}", entry, ratio)
             for entry in self.release.models
@@ -75,7 +75,7 @@ class Cells:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """One a plan and recipe."""
+        """One cell per plan and recipe."""
         recipes = self.recipes
         return tuple(
             Cell(
@@ -93,7 +93,7 @@ class Cells:
 
     @cached_property
     def recipes(self) -> Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]]:
-        """By a label of its own: what is asked for, and the targets that ask for it."""
+        """Unique label -> (recipe, names of the targets that need it)."""
         found: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
         for name, profile in self.release.targets.items():
             for quant in self.release.quants.get(name, (None,)):
@@ -103,13 +103,13 @@ class Cells:
         for recipe, names in found.values():
             label = _label(recipe)
             alike = [other for other, _ in found.values() if _label(other) == label]
-            # A target asks for one recipe of a label.
+            # Each target has at most one recipe per label, so the first target makes the label unique.
             taken[label if len(alike) == 1 else f"{label}-{names[0]}"] = (recipe, tuple(names))
         return taken
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """The release as plain values, which every cell carries: equal on every machine with equal files."""
+        """The release as plain values. Every cell stores them. They are equal on all machines with equal files."""
         release = self.release
         return frozen(
             {
@@ -145,7 +145,7 @@ class Cells:
         )
 
     def named(self, name: str) -> PlanCell | Cell:
-        """The cell of an id. Raises UsageError where there is none."""
+        """Return the cell with an id. Raises UsageError if there is none."""
         known: dict[str, PlanCell | Cell] = {plan.id: plan for plan in self.plans}
         known.update({cell.id: cell for cell in self.cells})
         if name not in known:
@@ -155,7 +155,10 @@ class Cells:
 
 
 def recipe_of(profile: Profile, quant: str | None) -> dict[str, Any]:
-    """What decides a file beside model and plan, as plain values. Raises UsageError for types that exclude a target."""
+    """Return the settings that decide a file besides model and plan.
+
+    Raises UsageError if the type is not possible for the target.
+    """
     chosen = format_of_runtime(profile.runtime)
     own = None if quant == profile.quantization else quant
     return {"format": chosen.name, "quant": own, **chosen.release_recipe(profile, own)}
@@ -166,7 +169,7 @@ def _label(recipe: Mapping[str, Any]) -> str:
 
 
 def matrix(cells: Cells, kind: str) -> dict[str, list[dict[str, Any]]]:
-    """The jobs for a CI matrix: `{"include": [...]}` of the `plans`, or of the `cells`."""
+    """Return the jobs for a CI matrix, `{"include": [...]}`. `kind` is `plans` or `cells`."""
     rows: Sequence[dict[str, Any]]
     if kind == "plans":
         rows = [{"id": plan.id, "model": plan.entry.model, "ratio": plan.ratio} for plan in cells.plans]

@@ -1,4 +1,4 @@
-"""What `release`, `gather` and `verify --rebuild` do once their words are read."""
+"""Runs the commands `release`, `gather` and `verify --rebuild` after their arguments are parsed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compact_edge.terminal.console import Console, format_table, is_interactive,
 
 
 def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapping[str, Any]) -> None:
-    """`release --cell ID`. Raises GateError where a target has no room, after the folder was published."""
+    """Run `release --cell ID`. Raises GateError if the file does not fit a target, after publishing the folder."""
     from compact_edge.release.make import make_cell, make_plan
 
     out: Path = values["out"] or Path(cell.id)
@@ -64,26 +64,29 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
     }
     _say_one(said, as_json=as_json)
     for name, reason in refused.items():
-        raise GateError(f"{cell.id}: not for {name}: {reason}", f"the file is there for the others: {out}")
+        raise GateError(f"{cell.id}: does not fit {name}: {reason}", f"the file for the other targets is in {out}")
     if measured.get("status") == "failed":
-        raise GateError(f"{cell.id}: bench: {measured['reason']}", f"the file is there: {out}")
+        raise GateError(f"{cell.id}: bench: {measured['reason']}", f"the file is in {out}")
 
 
 def _benches(cells: Cells, asked: bool | None) -> bool:
-    """Whether to measure: as the command line says, else as release.toml does."""
+    """Whether to measure. The command line takes precedence over release.toml."""
     bench = cells.release.bench is not None if asked is None else asked
     if bench and not cells.release.baseline:
-        raise UsageError("--bench: release.toml says baseline = false", "the bench compares with the unpruned model")
+        raise UsageError(
+            "--bench: release.toml has baseline = false",
+            "remove one of them; the bench compares with the unpruned model",
+        )
     return bench
 
 
 def _plan_folder(plan: Path | None) -> Path | None:
-    """The folder of `--plan`: itself, or that of a plan.json."""
+    """Return the folder of `--plan`, which may name a folder or a plan.json."""
     if plan is None:
         return None
     folder = plan if plan.is_dir() else plan.parent
     if not (folder / PLAN).is_file() or (not plan.is_dir() and plan.name != PLAN):
-        raise UsageError(f"--plan {plan}: no {PLAN} there", "name the folder that `release --cell plan-...` made")
+        raise UsageError(f"--plan {plan}: contains no {PLAN}", "give a folder from `release --cell plan-...`")
     return folder
 
 
@@ -97,7 +100,7 @@ def _say_one(said: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def make_all(cells: Cells, *, as_json: bool, values: Mapping[str, Any]) -> None:
-    """`release`. Raises GateError where a cell failed, after the others were published."""
+    """Run `release`. Raises GateError if a cell failed, after publishing the others."""
     from compact_edge.release.run import RunOptions, default_out, run
 
     bench = _benches(cells, values["bench"])
@@ -113,7 +116,7 @@ def make_all(cells: Cells, *, as_json: bool, values: Mapping[str, Any]) -> None:
 
 
 def gather_all(folders: Sequence[Path], out: Path, *, force: bool, as_json: bool) -> None:
-    """`gather`. Raises GateError where a cell is missing, after the others were published."""
+    """Run `gather`. Raises GateError if a cell is missing, after publishing the others."""
     from compact_edge.release.gather import gather, one_release, read_cells
 
     check_output(out, force=force, inputs=[folder for folder in folders if folder.exists()])
@@ -137,12 +140,12 @@ def _say_all(gathered: Gathered, reused: Sequence[str], *, as_json: bool) -> Non
         names = list(dict.fromkeys(row.cell for row in failed))
         raise GateError(
             f"{len(failed)} of {len(gathered.rows)} {what}: {', '.join(names)}",
-            "the others are there; run the same command again when the cause is gone",
+            "the others are published; fix the cause and run the same command again",
         )
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    """A table on a terminal, plain lines elsewhere."""
+    """Print the rows as a table on a terminal, and as plain lines elsewhere."""
     import sys
 
     header = ("cell", "target", "status", "size", "file or reason")
@@ -174,7 +177,10 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 
 def rebuild(directory: Path, model: str | None, plan: Path | None, *, as_json: bool) -> None:
-    """`verify --rebuild`. Raises GateError where a file came out different, ToolUnavailableError where none says so."""
+    """Run `verify --rebuild`.
+
+    Raises GateError if a file differs, ToolUnavailableError if files are not comparable on this machine.
+    """
     from compact_edge.release.rebuild import rebuild_release
 
     rebuild_release(directory, model, plan, Console(), as_json=as_json)

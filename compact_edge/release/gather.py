@@ -1,7 +1,7 @@
-"""Cells to a release: every file hashed as it is copied, one folder a model, ratio and format.
+"""Joins cells into a release, with one folder per model, ratio and format. Files are hashed while they are copied.
 
-What a machine measured (README.md, measured.json, reports/ and with them SHA256SUMS) is kept apart from what it made:
-`manifest.json` names the latter, and is the same wherever the cells were made.
+Measurements are separate from the files of the model: they are in README.md, measured.json and reports/, and affect
+SHA256SUMS. `manifest.json` lists only the files of the model, so it does not depend on the machine that made the cells.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _REPORT_FILES = ("report.json", "report.md", "report.html", "samples.jsonl", "fa
 
 @dataclass(frozen=True)
 class Gathered:
-    """A release that was published: where, and a row for every cell and target."""
+    """A published release: its directory, and a row for every cell and target."""
 
     out: Path
     rows: tuple[Row, ...]
@@ -53,11 +53,11 @@ class Gathered:
 
 
 def read_cells(folders: Sequence[Path]) -> tuple[list[Record], list[Path]]:
-    """The cells and the bench's reports in folders, or one level below them.
+    """Read the cells and benchmark reports in folders, or one level below them.
 
     Raises:
-        DataError: a folder that is neither, or holds neither.
-        DamagedFileError, UnsafePathError: a cell that is not whole.
+        DataError: a folder contains neither cells nor reports.
+        DamagedFileError, UnsafePathError: a cell is damaged.
     """
     records: list[Record] = []
     reports: list[Path] = []
@@ -75,46 +75,48 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Record], list[Path]]:
                 break
         if not found:
             raise DataError(
-                f"{folder}: no cell in it, and no report", "name folders that `compact-edge release --cell` made"
+                f"{folder}: contains no cell and no report", "give folders from `compact-edge release --cell`"
             )
     return records, reports
 
 
 def one_release(records: Sequence[Record]) -> Mapping[str, Any]:
-    """The description of the release that all cells are of.
+    """Return the description of the release that all cells belong to.
 
     Raises:
-        DataError: cells of several, one cell twice, or none.
-        PlanMismatchError: two plans of one model and ratio.
+        DataError: there are no cells, a cell occurs twice, or the cells belong to several releases.
+        PlanMismatchError: cells of one model and ratio have different plans.
     """
     if all(each.is_plan for each in records):
-        raise DataError("no cell to gather", "name folders that `compact-edge release --cell` made")
+        raise DataError("no cell to gather", "give folders from `compact-edge release --cell`")
     first = records[0]
     seen: dict[str, Record] = {}
     plans: dict[str, Record] = {}
     for each in records:
         if each.digest != first.digest:
             raise DataError(
-                f"{each.folder}: a cell of another release.toml than {first.folder}",
-                "make all cells with one release.toml, and the same texts and profiles beside it",
+                f"{each.folder}: belongs to another release.toml than {first.folder}",
+                "make all cells with the same release.toml, texts and profiles",
             )
         other = seen.setdefault(each.id, each)
         if other is not each:
-            raise DataError(f"{each.folder}: the cell {each.id}, as {other.folder} is", "name each cell once")
+            raise DataError(f"{each.folder}: same cell {each.id} as in {other.folder}", "give each cell once")
         known = plans.setdefault(str(each.plan.get("cell")), each)
         if known.plan.get("sha256") != each.plan.get("sha256"):
             raise PlanMismatchError(
                 f"{each.folder}: applies another plan than {known.folder}",
-                "make the plan once and give its folder to every cell of it: --plan DIR",
+                "make the plan once and give its folder to all its cells: --plan DIR",
             )
     description: Mapping[str, Any] = first.value["release"]
     for cell in description["cells"]:
         texts = (cell.get("id"), *(cell.get("targets") or ())) if isinstance(cell, dict) else (None,)
         if not all(isinstance(text, str) for text in texts):
-            raise DamagedFileError(f"{first.folder / CELL}: release.cells is not a list of cells", "make it again")
+            raise DamagedFileError(
+                f"{first.folder / CELL}: release.cells is not a list of cells", "make the cell again"
+            )
     for profile in description["targets"].values():
         if not isinstance(profile, dict) or not isinstance(profile.get("description"), str):
-            raise DamagedFileError(f"{first.folder / CELL}: release.targets are no profiles", "make it again")
+            raise DamagedFileError(f"{first.folder / CELL}: release.targets are not profiles", "make the cell again")
     return description
 
 
@@ -131,24 +133,24 @@ def gather(
     """Publish a release.
 
     Args:
-        description: of the release (`Cells.description`).
-        records: its finished cells; those of plans are only compared.
-        reports: further reports of the bench, on files of these cells.
+        description: description of the release (`Cells.description`).
+        records: finished cells. Cells of plans are only compared.
+        reports: additional benchmark reports on files of these cells.
         out: the directory to publish.
-        force: replace an earlier one.
-        failed: why cells that are not there are not, by id.
-        unmeasured: why the bench measured nothing, by id.
+        force: replace an earlier output.
+        failed: reasons why cells are missing, by id.
+        unmeasured: reasons why the benchmark measured nothing, by id.
 
     Raises:
-        DamagedFileError: a file changed since its cell was read, or two cells have other files of one name.
-        DataError: a report on none of the files.
-        OutputExistsError, StorageError.
+        DamagedFileError: a file changed after its cell was read, or two cells have different files of the same name.
+        DataError: a report measured none of the files.
+        OutputExistsError, StorageError: the output cannot be written.
     """
     made = {each.id: each for each in records if not each.is_plan}
     order = [str(cell["id"]) for cell in description["cells"]]
     unknown = sorted(made.keys() - set(order))
     if unknown:
-        raise DamagedFileError(f"{made[unknown[0]].folder}: {unknown[0]} is no cell of its release", "make it again")
+        raise DamagedFileError(f"{made[unknown[0]].folder}: {unknown[0]} is not a cell of its release", "make it again")
     folders: dict[str, list[Record]] = {}
     for each in (made[cell] for cell in order if cell in made):
         folders.setdefault(str(each.value["repository"]), []).append(each)
@@ -176,7 +178,7 @@ def gather(
                 "missing": missing,
             },
         )
-        # The folders' files were hashed for their own list.
+        # The files in the folders have already been hashed by `write_sums`.
         sums[MANIFEST] = sha256_file(work / MANIFEST)
         write_text(work / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     return Gathered(out, tuple(rows_of(description, made, places, failed or {}, unmeasured or {})))
@@ -187,7 +189,7 @@ def _sources(each: Record) -> dict[str, tuple[Path, str]]:
 
 
 def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, list[Path]]:
-    """Reports by the cell whose file they measured: those in the cells' folders, and further ones by sha256."""
+    """Return the reports by id of the measured cell: those in the cells' folders, and others matched by sha256."""
     from runtime_bench.bench_artifact import read_artifact
     from runtime_bench.report.read import read_document
 
@@ -207,21 +209,21 @@ def _attached(reports: Sequence[Path], records: Iterable[Record]) -> dict[str, l
         subject = read_document(folder)["subjects"]["pruned"]
         cell = by_sha256.get(str(subject["sha256"]))
         if cell is None:
-            raise DataError(f"{folder}: a report on none of the files", "gather the cell that it measured too")
+            raise DataError(f"{folder}: the report measured none of the files", "also give the cell that it measured")
         found.setdefault(cell, []).append(folder)
     return found
 
 
 def _format_of(repository: str) -> type[Format]:
-    """The format of a folder of a release, which its name ends in. Raises DamagedFileError for one without."""
+    """Return the format at the end of a release folder's name. Raises DamagedFileError if there is none."""
     name = repository.rpartition("-")[2].lower()
     if name not in names():
-        raise DamagedFileError(f"{repository[:80]!r} ends in no format that is known here", "make the cell again")
+        raise DamagedFileError(f"{repository[:80]!r} does not end in a known format", "make the cell again")
     return format_named(name)
 
 
 class _Repository:
-    """One folder of a release while it is written."""
+    """Writes one folder of a release."""
 
     def __init__(
         self,
@@ -238,7 +240,7 @@ class _Repository:
         self._format = _format_of(folder.name)
 
     def write(self) -> dict[str, str]:
-        """Write everything but SHA256SUMS; returns the file of each cell."""
+        """Write everything except SHA256SUMS. Return cell id -> name of its file."""
         kept: dict[str, Record] = {}
         places: dict[str, str] = {}
         targets: dict[str, dict[str, str | None]] = {}
@@ -246,7 +248,7 @@ class _Repository:
         for each in self._members:
             place = str(each.value["place"])
             own, shared = self._split(each, place)
-            # Targets whose recipes come to the same bytes share one file.
+            # Recipes that result in identical bytes share one file.
             content = tuple(sorted((name.removeprefix(place), digest) for name, digest in own.items()))
             first = contents.setdefault(content, place)
             self._copy(each, shared if first != place else [*own, *shared])
@@ -294,7 +296,7 @@ class _Repository:
         return places
 
     def _split(self, each: Record, place: str) -> tuple[dict[str, str], list[str]]:
-        """A cell's own files (name -> sha256), and those that it shares with the others of its plan."""
+        """Return a cell's own files (name -> sha256), and the names of files that all cells of its plan share."""
         own = {n: str(f["sha256"]) for n, f in each.value["files"].items() if n == place or n.startswith(f"{place}/")}
         return own, [name for name in each.value["files"] if name not in own]
 
@@ -304,8 +306,8 @@ class _Repository:
             if name in self._files:
                 if self._files[name] != digest:
                     raise DamagedFileError(
-                        f"{each.folder}: another {name} than the cell before it has",
-                        "make the cells of one plan from one plan's folder, and equal types on one kind of machine",
+                        f"{each.folder}: {name} differs from that of another cell",
+                        "use one plan folder for all its cells, and one kind of machine for equal types",
                     )
                 continue
             target = self._folder
@@ -313,7 +315,7 @@ class _Repository:
                 target.mkdir(exist_ok=True)
                 target = safe_child(target, part, str(each.folder / CELL))
             if copy_hashed(path, target) != digest:
-                raise DamagedFileError(f"{path}: changed while it was read", "make the cell again")
+                raise DamagedFileError(f"{path}: changed after its cell was read", "make the cell again")
             self._files[name] = digest
 
     def _manifest(self, kept: Mapping[str, Record], places: Mapping[str, str]) -> dict[str, Any]:

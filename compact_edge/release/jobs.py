@@ -1,4 +1,4 @@
-"""Child processes, several at once as far as the free memory goes."""
+"""Runs child processes, in parallel if the free memory allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporters.native.child import child_environment
 
 _MODULE = "compact_edge.cli.release_child"
 _POLL_SECONDS = 0.1
-# A child that was asked to end removes what it had half written; after this long it is killed.
+# When asked to end, a child removes incomplete files. It is killed if it takes longer than this.
 _GRACE_SECONDS = 20.0
 _TAIL_BYTES = 16384
 _ERROR = re.compile(r"^error: (.*)$", re.MULTILINE)
@@ -30,11 +30,11 @@ class Job:
     """One run of `compact-edge` in a child process.
 
     Attributes:
-        id: the cell's.
-        arguments: words behind `compact-edge`.
-        memory: bytes that it may come to need.
-        threads: of torch; None leaves it the default, which a plan's figures must not differ from.
-        alone: nothing else may run beside it (a measurement).
+        id: id of the cell.
+        arguments: command-line arguments after `compact-edge`.
+        memory: estimated peak memory in bytes.
+        threads: threads of torch; None keeps the default. Plans need the default, because their figures depend on it.
+        alone: run no other job at the same time, as for a measurement.
     """
 
     id: str
@@ -59,13 +59,14 @@ def run_jobs(
     on_end: Callable[[Job, str | None], Iterable[Job]],
     note: Callable[[str], None],
 ) -> None:
-    """Run jobs until none is left; whatever ends this function ends the children too.
+    """Run jobs until none is left. If this function ends early, it also ends the children.
 
     Args:
-        first: what can begin at once.
-        n_jobs: most that run at once. One that does not fit in the free memory waits until it runs alone.
-        on_end: told of every job that ended, with its reason where it failed; returns those that can begin now.
-        note: told a line for every start and end.
+        first: jobs that can start immediately.
+        n_jobs: maximum number of parallel jobs. A job that does not fit in the free memory waits until it can
+            run alone.
+        on_end: called when a job ends, with the reason if it failed. Returns the jobs that can start now.
+        note: called with one line per start and end of a job.
     """
     waiting = list(first)
     running: list[_Running] = []
@@ -88,7 +89,7 @@ def run_jobs(
 
 
 def _next(waiting: Sequence[Job], running: Sequence[_Running], n_jobs: int) -> Job | None:
-    """The first job that may start now."""
+    """Return the first job that may start now, or None."""
     if not running:
         return waiting[0] if waiting else None
     if len(running) >= n_jobs or any(each.job.alone for each in running):
@@ -98,7 +99,7 @@ def _next(waiting: Sequence[Job], running: Sequence[_Running], n_jobs: int) -> J
 
 
 def _resident(pid: int) -> int:
-    """Bytes that a process and its children hold."""
+    """Return the resident memory of a process and its children in bytes."""
     import psutil
 
     try:
@@ -112,7 +113,7 @@ def _start(job: Job) -> _Running:
     environment = child_environment()
     if job.threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(job.threads))
-    # The file has no name on POSIX: nothing is left behind, however this process ends.
+    # On POSIX the file has no name, so it disappears with this process in any case.
     stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _MODULE, *job.arguments],
@@ -120,14 +121,14 @@ def _start(job: Job) -> _Running:
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         env=environment,
-        # Ctrl-C of a terminal goes to the whole group; this process alone decides, and ends the others.
+        # A terminal sends Ctrl-C to the whole process group. Only this process should receive it; it ends the children.
         start_new_session=True,
     )
     return _Running(job, process, stderr, time.monotonic())
 
 
 def _reason(each: _Running) -> str | None:
-    """Why a child failed, in one line; None where it did not."""
+    """Return one line on why a child failed; None if it succeeded."""
     code = each.process.returncode
     each.stderr.seek(0, os.SEEK_END)
     each.stderr.seek(max(0, each.stderr.tell() - _TAIL_BYTES))

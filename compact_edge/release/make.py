@@ -1,4 +1,7 @@
-"""Making one cell: a plan, or a file that applies it. The same on every machine, alone or among others."""
+"""Makes one cell: a plan, or a file that applies a plan.
+
+The result is the same on every machine, whether the cell is made alone or as part of a release.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +39,20 @@ if TYPE_CHECKING:
     from compact_edge.build.result import BuildResult, VariantResult
     from targets.profile import Profile
 
-# What a build's folder holds beside the model's files and what its licence asks for.
+# Files of a build folder that the release replaces with its own.
 _OWN = ("README.md", "manifest.json", "SHA256SUMS")
 _PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "gguf")
 DIRECT = {"writer": "compact-edge"}
 
 
 def published_name(plan_cell: PlanCell, source: ModelSource) -> str:
-    """The name of a pruned model: its own or release.toml's, begun as its licence wants it, and the ratio."""
+    """Return the name of a pruned model: its name, with the prefix that the licence requires, and the ratio."""
     name = derived_name(plan_cell.entry.name or source.name, licence_of(source))
     return f"{name}-compact-{plan_cell.ratio:g}"
 
 
 def plan_inputs(cells: Cells, plan_cell: PlanCell, resolved: ResolvedModel) -> str:
-    """sha256 of what release.toml says about a plan: its model and options, the ratio, what the files ask of it."""
+    """Return the sha256 of the inputs of a plan: model and options in release.toml, ratio, and needs of the files."""
     number = cells.release.models.index(plan_cell.entry)
     return sha256_json(
         {
@@ -62,10 +65,11 @@ def plan_inputs(cells: Cells, plan_cell: PlanCell, resolved: ResolvedModel) -> s
 
 
 def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, *, force: bool = False) -> None:
-    """Decide what stays, and measure the importance matrix that the files share.
+    """Make a plan, and measure the importance matrix that the files share.
 
     Raises:
-        OutputExistsError, CompactEdgeError: what the stages raise; nothing is published.
+        OutputExistsError: `out` exists.
+        CompactEdgeError: a stage failed. Nothing is published.
     """
     entry = plan_cell.entry
     check_output(out, force=force)
@@ -90,7 +94,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
                 export = Export(
                     checkpoint=pruned,
                     checkpoint_id=pruned_id,
-                    quant="Q4_0",  # any type that uses one
+                    quant="Q4_0",  # any type that uses a matrix
                     name=source.name,
                     texts=calibration.texts,
                     texts_id=calibration.id,
@@ -107,23 +111,21 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
 
 
 def _check_plan_folder(folder: Path, plan_cell: PlanCell, inputs: str) -> None:
-    """Refuse a plan's folder that is damaged, of another cell, or made with another release.toml.
+    """Refuse the folder of a plan if it is damaged, of another cell, or made with another release.toml.
 
-    A plan.json alone says nothing of either; that it fits the model is checked when it is applied.
+    A folder with only a plan.json cannot be checked here. Applying the plan checks that it fits the model.
     """
     if not (folder / record.CELL).is_file():
         return
     made = record.read_record(folder)
     if not made.is_plan or made.id != plan_cell.id:
-        raise PlanMismatchError(f"{folder}: is {made.id}, and {plan_cell.id} is needed", "give that folder: --plan DIR")
+        raise PlanMismatchError(f"{folder}: is {made.id}, but {plan_cell.id} is needed", "give that folder: --plan DIR")
     if made.value.get("inputs") != inputs:
-        raise PlanMismatchError(
-            f"{folder}: was made with other settings than release.toml has now", "make the plan again"
-        )
+        raise PlanMismatchError(f"{folder}: made with other settings than those of release.toml", "make the plan again")
 
 
 def plan_facts(folder: Path, cell_id: str, plan_id: str) -> dict[str, Any]:
-    """What two cells must agree on to be of one plan."""
+    """Return the facts that two cells of one plan have in common."""
     names = {"sha256": PLAN, "imatrix_sha256": record.IMATRIX, "updates_sha256": UPDATES}
     found = {key: sha256_file(folder / name) if (folder / name).is_file() else None for key, name in names.items()}
     return {"cell": cell_id, "id": plan_id, **found}
@@ -141,30 +143,30 @@ def make_cell(
     bench: bool = False,
     threads: int | None = None,
 ) -> Mapping[str, Any]:
-    """Make the file of a cell, check it, judge the targets' budgets, and measure it where that is asked for.
+    """Make the file of a cell, check it and the budgets of its targets, and measure it if requested.
 
     Args:
         cells: the release.
-        cell: which of its cells.
-        plan_folder: `plan.json`, and beside it `imatrix.gguf` and `updates.safetensors` where there are some.
+        cell: the cell to make.
+        plan_folder: folder with `plan.json`, and `imatrix.gguf` and `updates.safetensors` if the plan has them.
         out: the folder to publish.
-        progress: told of every stage.
+        progress: shows the stages.
         force: replace an earlier folder.
-        with_baseline: leave the unpruned file in the folder.
-        bench: measure on this machine, where it is the target's kind.
-        threads: of the runtimes.
+        with_baseline: keep the unpruned file in the folder.
+        bench: measure on this machine if it matches a target.
+        threads: threads of the runtimes.
 
     Returns:
-        What `cell.json` says.
+        The content of `cell.json`.
 
     Raises:
-        GateError: a check failed, or no target has room for the file; nothing is published.
-        CompactEdgeError: what the stages raise; nothing is published.
+        GateError: a check failed, or the file fits no target. Nothing is published.
+        CompactEdgeError: a stage failed. Nothing is published.
     """
     release, entry = cells.release, cell.plan.entry
     check_output(out, force=force, inputs=[plan_folder])
     if with_baseline and not release.baseline:
-        raise UsageError("--with-baseline: release.toml says baseline = false", "take one of them out")
+        raise UsageError("--with-baseline: release.toml has baseline = false", "remove one of them")
     profiles = [release.targets[name] for name in cell.targets]
     with open_cache() as cache:
         source = open_source(entry.opened, cache)
@@ -188,9 +190,12 @@ def make_cell(
         name=name,
     )
     with publish(out, force=force) as work:
+        # 1. Build in a subfolder, without budgets.
         made = work / "made"
         result = build_for(replace(options, out=made), {cell.format: _without_budgets(profiles[0])}, progress)
+        # 2. Check the budgets of each target.
         verdicts = _judge(profiles, result)
+        # 3. Move the folders of the build into the folder of the cell, and describe them.
         for folder in made.iterdir():
             folder.rename(work / folder.name)
         made.rmdir()
@@ -199,9 +204,10 @@ def make_cell(
         value = _describe(cell, resolved, name, result, work, verdicts)
         value["plan"] = {
             **plan_facts(plan_folder, cell.plan.id, result.plan.id),
-            # What is published with the file is what was applied.
+            # This is the plan that was applied, and it is published with the file.
             "sha256": sha256_file(work / cell.format / PLAN),
         }
+        # 4. Measure if requested. This needs the unpruned model, so remove it afterwards.
         if bench:
             from compact_edge.release.measure import measure_cell
 
@@ -226,12 +232,12 @@ def _write_record(work: Path, cells: Cells, kind: str, cell_id: str, value: Mapp
 
 
 def _without_budgets(profile: Profile) -> Profile:
-    """Targets that share a file may have other budgets: each is judged when the file is there."""
+    """Return the profile without budgets. Targets that share a file can differ in budgets, so `_judge` checks each."""
     return replace(profile, storage_budget_mib=None, memory_budget_mib=None)
 
 
 def _judge(profiles: list[Profile], result: BuildResult) -> dict[str, str | None]:
-    """By target: None where the file fits it, else why not. Raises GateError where it fits none."""
+    """Return target -> None, or the reason why the file does not fit. Raises GateError if it fits no target."""
     outcome = result.formats[0]
     verdicts: dict[str, str | None] = {}
     failures: list[GateError] = []
@@ -256,7 +262,7 @@ def _describe(
     work: Path,
     verdicts: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """The cell's part of the release: where its files go, what they are, and what was measured of them."""
+    """Describe the cell for `cell.json`: the places of its files, facts about them, and measurements."""
     outcome = result.formats[0]
     made, after = outcome.format, outcome.after
     artifact, folder = after.variant.artifact, work / cell.format
@@ -304,7 +310,7 @@ def _describe(
 
 
 def _model(said: str, result: BuildResult, after: VariantResult) -> dict[str, Any]:
-    """What was made from what: the same for every file of a plan."""
+    """Describe the source and the pruned model. The result is the same for every file of a plan."""
     source, plan = result.source, result.plan
     return {
         "name": source.name,
@@ -322,14 +328,14 @@ def _model(said: str, result: BuildResult, after: VariantResult) -> dict[str, An
 
 
 def made_with(name: str, quant: str) -> dict[str, Any]:
-    """What an artifact's bytes depend on beside its inputs: nothing for our own writer, else engine and ISA.
+    """Return what an artifact's bytes depend on besides its inputs: engine and ISA, or `DIRECT` for our own writer.
 
     Args:
-        name: of the format.
+        name: name of the format.
         quant: type of the artifact.
 
     Raises:
-        ToolUnavailableError, EngineCrashedError: the engine cannot be asked.
+        ToolUnavailableError, EngineCrashedError: the engine does not answer.
     """
     engine = format_named(name).made_with(quant)
     if engine is None:
@@ -342,7 +348,7 @@ def made_with(name: str, quant: str) -> dict[str, Any]:
 
 
 def _measured(result: BuildResult) -> dict[str, Any]:
-    """Figures and circumstances: what may differ between machines that make the same files."""
+    """Return measurements and facts about this machine. They can differ between machines that make the same files."""
     outcome = result.formats[0]
     before, after = outcome.before, outcome.after
 

@@ -1,4 +1,4 @@
-"""release.toml: what a release is made of. The schema is strict: an unknown key is refused, never ignored."""
+"""Reads release.toml, the description of a release. The schema is strict: unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 _LARGEST_FILE = 256 * 1024
 _KEYS = ("schema", "owner", "targets", "quants", "baseline", "bench", "model")
 _BENCH_KEYS = ("repetitions", "seconds")
-# Values of `[[model]]` that are options of `build`, by kind.
+# Keys of `[[model]]` that are options of `build`, by kind.
 _TEXTS = ("method", "repair_tokens", "vocab_rank", "split", "recover", "train", "device", "dtype")
 _SOURCES = ("calibration", "recover_text")
 _LISTS = (*_SOURCES, "languages")
@@ -45,12 +45,12 @@ class ModelEntry:
     """One `[[model]]`.
 
     Attributes:
-        model: as release.toml says it.
-        opened: what `open_source` is given: a path beside release.toml is made absolute.
-        name: what the published model is called instead of its own name, or None.
+        model: model as written in release.toml.
+        opened: model for `open_source`. A path relative to release.toml is made absolute.
+        name: name of the published model; None for the model's own name.
         ratios: shares of the parameters to remove, ascending.
-        values: the options that were given, by their name in release.toml, paths made absolute.
-        said: the same as release.toml says them, for what is compared between machines.
+        values: given options by their key in release.toml, with absolute paths.
+        said: the same options as written in release.toml. They are equal on all machines, so they can be compared.
         eval_text: text for bits per byte, or None.
     """
 
@@ -64,20 +64,20 @@ class ModelEntry:
 
     @property
     def slug(self) -> str:
-        """The model's part of an id: its own name, without folder, owner, revision and ending."""
+        """The model's part of cell ids: its name without folder, owner, revision and file ending."""
         last = self.name or self.model.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
         return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that decide what is made, the model's own left out."""
+        """The input files, without those of the model."""
         named = (*self.values.get("calibration", ()), *self.values.get("recover_text", ()))
         paths = [Path(name) for name in named if Path(name).is_file()]
         paths += [self.values[key] for key in _FILES if key in self.values]
         return (*paths, *(() if self.eval_text is None else (self.eval_text,)))
 
     def pruning(self, ratio: float, channel_grid: int = 1) -> PruneOptions:
-        """The options of a plan. Raises UsageError for options that exclude each other."""
+        """Return the options of a plan. Raises UsageError if options exclude each other."""
         from compact_edge.flags import prune_options, pruning_defaults
 
         return prune_options({**pruning_defaults(), **self.values, "ratio": ratio}, channel_grid=channel_grid)
@@ -85,7 +85,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How the files are measured; None takes the default of `compact-edge bench`."""
+    """Settings of the benchmark. None means the default of `compact-edge bench`."""
 
     repetitions: int | None = None
     seconds: float | None = None
@@ -97,13 +97,13 @@ class Release:
 
     Attributes:
         path: the file.
-        owner: the Hub's user or organisation that will publish, or None.
-        models: in the order of the file.
+        owner: Hub user or organisation that publishes, or None.
+        models: models in the order of the file.
         targets: profiles by name, in the order of the file.
-        target_words: what the file calls each of them: a name or a path.
-        quants: types by target; a target that is not in it takes its own.
-        baseline: whether the unpruned model is made and measured at the same types.
-        bench: how to measure; None leaves it out.
+        target_words: profile name -> the name or path in the file.
+        quants: types by target. A target that is missing here uses its own type.
+        baseline: whether the unpruned model is also built and measured at the same types.
+        bench: settings of the benchmark; None does not measure.
     """
 
     path: Path
@@ -120,18 +120,18 @@ def read_release(path: Path) -> Release:
     """Read a release.toml.
 
     Raises:
-        UsageError: no such file, a target that is not known, or options that exclude each other.
-        DataError: it breaks the schema; the message names file and key.
+        UsageError: the file does not exist, a target is unknown, or options exclude each other.
+        DataError: the file violates the schema. The message names file and key.
     """
     name = str(path) if str(path).isprintable() else shown(str(path))
     if not path.is_file():
-        raise UsageError(f"{name}: no such file", "name a release.toml; docs/release.md has one to begin with")
+        raise UsageError(f"{name}: no such file", "give the path of a release.toml; docs/release.md has an example")
     table = read_toml(path, name, "a release.toml", largest=_LARGEST_FILE)
     return _build(_Reader(name, table, what="a release.toml"), path.absolute())
 
 
 class _Reader(Reader):
-    """The readers of a profile, and those of plain values."""
+    """The readers for device profiles, and further ones for plain values."""
 
     def optional(self, key: str, known: Iterable[str] = ()) -> str | None:
         if not self.has(key):
@@ -153,20 +153,20 @@ class _Reader(Reader):
         return value if whole else float(value)
 
     def listed(self, key: str) -> list[Any]:
-        """The values of a list that is not empty."""
+        """Return the values of a list. It must not be empty."""
         value = self.table.get(key)
         if not isinstance(value, list) or not value:
-            problem = "is missing" if value is None else f"must be a list that is not empty, not {kind_of(value)}"
+            problem = "is missing" if value is None else f"must be a list with at least one value, not {kind_of(value)}"
             raise self.fail(key, problem, f"write {key} = [...]")
         return value
 
     def texts(self, key: str, *, alone: bool = False) -> tuple[str, ...]:
-        """The texts of a list, each once; `alone`: one text needs no list."""
+        """Return the texts of a list without duplicates. With `alone`, a single text without a list is allowed."""
         value = self.table.get(key)
         items = [value] if alone and isinstance(value, str) else self.listed(key)
         for item in items:
             if not isinstance(item, str) or not item.strip() or not item.isprintable():
-                raise self.fail(key, "must hold texts of one printable line", f'write {key} = ["..."]')
+                raise self.fail(key, "must contain texts of one printable line", f'write {key} = ["..."]')
             if items.count(item) > 1:
                 raise self.fail(key, f"names {shown(item)} twice", "name it once")
         return tuple(items)
@@ -191,7 +191,9 @@ def _build(reader: _Reader, path: Path) -> Release:
     slugs = [model.slug for model in models]
     for number, slug in enumerate(slugs):
         if slug in slugs[:number]:
-            raise reader.fail(f"model[{number}]", f"is called {shown(slug)} as another is", 'give it a name = "..."')
+            raise reader.fail(
+                f"model[{number}]", f"has the same name {shown(slug)} as another model", 'give it a name = "..."'
+            )
     release = Release(
         path=path,
         owner=owner,
@@ -203,12 +205,14 @@ def _build(reader: _Reader, path: Path) -> Release:
         bench=_bench(reader),
     )
     if release.bench is not None and not release.baseline:
-        raise reader.fail("bench", "needs the unpruned model", "take out baseline = false, or bench")
+        raise reader.fail("bench", "needs the unpruned model", "remove baseline = false, or bench")
     ratios = sum(len(model.ratios) for model in models)
     types = sum(len(release.quants.get(name, ("",))) for name in targets)
     if ratios * types > _MOST_CELLS:
         problem = f"makes {ratios * types} files, more than {_MOST_CELLS}"
-        raise reader.fail("model", problem, "make several release.toml of it; a CI matrix has no more jobs")
+        raise reader.fail(
+            "model", problem, "split it into several release.toml files; this is the maximum for a CI matrix"
+        )
     return release
 
 
@@ -232,7 +236,7 @@ def _targets(reader: _Reader, folder: Path) -> tuple[dict[str, Profile], dict[st
 
 
 def _quants(reader: _Reader, targets: Mapping[str, Profile]) -> dict[str, tuple[str, ...]]:
-    """Types by target, each as its runtime spells it."""
+    """Return the types by target."""
     from exporters.registry import format_of_runtime
 
     if not reader.has("quants"):
@@ -272,9 +276,9 @@ def _model(reader: _Reader, folder: Path) -> ModelEntry:
     ratios = reader.listed("ratios")
     for ratio in ratios:
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1:
-            raise reader.fail("ratios", "must hold numbers between 0 and 1", "write ratios = [0.1, 0.2]")
+            raise reader.fail("ratios", "must contain numbers between 0 and 1", "write ratios = [0.1, 0.2]")
     if len({f"{ratio:g}" for ratio in ratios}) < len(ratios):
-        raise reader.fail("ratios", "names one ratio twice", "name each once")
+        raise reader.fail("ratios", "contains a ratio twice", "give each ratio once")
     said: dict[str, Any] = {}
     for key in _LISTS:
         if reader.has(key):
@@ -297,7 +301,7 @@ def _model(reader: _Reader, folder: Path) -> ModelEntry:
             said[key] = reader.text(key)
             values[key] = folder / said[key]
             if not values[key].is_file():
-                raise reader.fail(key, f"has {shown(said[key])}, and no such file is there", "correct the path")
+                raise reader.fail(key, f"is {shown(said[key])}, which does not exist", "correct the path")
     eval_text = values.pop("eval_text", None)
     opened = model if model in BUILT_IN else _beside(folder, model)
     entry = ModelEntry(model, opened, name, tuple(sorted(map(float, ratios))), values, said, eval_text)
@@ -310,7 +314,7 @@ def _model(reader: _Reader, folder: Path) -> ModelEntry:
 
 
 def _beside(folder: Path, word: str) -> str:
-    """A word of release.toml: a path is one beside the file, as far as something is there."""
+    """Return a value of release.toml. If it is a path relative to `folder` that exists, return that path."""
     path = Path(word).expanduser()
     beside = path if path.is_absolute() else folder / path
     return str(beside) if beside.exists() else word

@@ -1,4 +1,4 @@
-"""Measuring the files of a release on this machine, by `compact-edge bench`."""
+"""Measures the files of a release on this machine with `compact-edge bench`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _facts() -> DeviceFacts:
 
 
 def local_isa() -> list[str]:
-    """Architecture and instruction-set features of this machine, as target profiles write them."""
+    """Return the architecture and instruction-set features of this machine, with their names in target profiles."""
     facts = _facts()
     return [str(facts.machine), *sorted(facts.isa_features)]
 
 
 def measured_here(release: Release, cell: Cell) -> str | None:
-    """The first of a cell's targets that this machine is one of, None where it is none of them."""
+    """Return the first target of a cell that this machine matches; None if it matches none."""
     return next((name for name in cell.targets if _is_here(release.targets[name])), None)
 
 
@@ -49,11 +49,11 @@ def _is_here(profile: Profile) -> bool:
 def measure_cell(
     release: Release, cell: Cell, folder: Path, progress: Progress, *, threads: int | None = None
 ) -> dict[str, Any]:
-    """Bench the pair that lies in a cell's folder; the report goes beside it.
+    """Measure the pair of models in the folder of a cell, and write the report next to it.
 
     Returns:
-        `status` (`complete`, `partial`, `not measured`, `failed`, or `elsewhere` where this machine is none of the
-        targets) and a `reason`.
+        `status` and `reason`. The status is `complete`, `partial`, `not measured`, `failed`, or `elsewhere` if this
+        machine matches none of the targets.
     """
     target = measured_here(release, cell)
     if target is None:
@@ -65,7 +65,7 @@ def measure_cell(
 def bench_folder(
     folder: Path, out: Path, target: str, settings: BenchSettings, progress: Progress, *, threads: int | None = None
 ) -> dict[str, Any]:
-    """Run the bench on a build's folder; what keeps it from measuring is a finding, not an error."""
+    """Run the benchmark on the folder of a build. An error is returned as a status instead of raised."""
     from compact_edge.bench.defaults import DEPTHS, N_TOKENS, REPETITIONS
     from compact_edge.bench.pipeline import BenchIncompleteError, bench
     from compact_edge.bench.plan import BenchOptions

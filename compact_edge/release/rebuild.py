@@ -1,7 +1,7 @@
-"""`verify --rebuild`: the files of a release made again from plan.json and the source, and compared.
+"""`verify --rebuild`: rebuild the files of a release from plan.json and the source, and compare them.
 
-What our own writer made must be the same bytes everywhere. What an engine quantised is compared only where its build
-and the instruction set are those that made it: elsewhere other bytes would say nothing.
+Files of our own writer must be byte-identical on every machine. A file that an engine quantised is compared only if the
+engine build and the instruction set are the same. Otherwise different bytes would prove nothing.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _NO_TEXTS = Calibration(name="", sha256="", texts=(), sequences=(), options={}, 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of making one file again.
+    """The result of rebuilding one file.
 
     Attributes:
-        file: its name in the release.
+        file: name in the release.
         verdict: `identical`, `different` or `not comparable`.
-        reason: why it is not identical, "" where it is.
+        reason: why the file is not identical; "" if it is.
     """
 
     file: str
@@ -63,24 +63,24 @@ class Verdict:
 def rebuild_release(
     directory: Path, model: str | None, plan: Path | None, progress: Progress, *, as_json: bool
 ) -> None:
-    """Make every file of a release, or of one of its folders, again, and print what came of it.
+    """Rebuild every file of a release, or of one of its folders, and print the results.
 
     Args:
-        directory: a release, or one of its folders. Its checksums were verified.
-        model: the source, where it is no built-in model.
+        directory: a release or one of its folders, with verified checksums.
+        model: the source, if it is not a built-in model.
         plan: a folder with the `updates.safetensors` of the plan.
-        progress: told of every stage.
+        progress: shows the stages.
         as_json: print JSON.
 
     Raises:
-        UsageError: no release, or the source must be named.
-        PlanMismatchError: another source than the one it was made from.
-        GateError: a file came out different.
-        ToolUnavailableError: none did, and some are not comparable here.
+        UsageError: `directory` is not a release, or the user must name the source.
+        PlanMismatchError: the release was built from another source or plan.
+        GateError: a file differs.
+        ToolUnavailableError: no file differs, but some are not comparable on this machine.
     """
     folders = list(repositories(directory))
     if not folders:
-        raise UsageError(f"{directory}: --rebuild is for a release", f"name a folder with the {MANIFEST} of a release")
+        raise UsageError(f"{directory}: --rebuild is for a release", f"give a folder with the {MANIFEST} of a release")
     verdicts: list[Verdict] = []
     for folder, manifest in folders:
         prefix = "" if folder == directory else f"{folder.name}/"
@@ -90,7 +90,7 @@ def rebuild_release(
         print_json({"directory": str(directory.absolute()), "files": [vars(each) for each in verdicts]})
     else:
         rows = [(each.file, each.verdict, each.reason) for each in verdicts]
-        click.echo(format_table(("file", "made again", "reason"), rows))
+        click.echo(format_table(("file", "rebuilt", "reason"), rows))
     _require(verdicts)
 
 
@@ -98,17 +98,17 @@ def _require(verdicts: list[Verdict]) -> None:
     different = [each.file for each in verdicts if each.verdict == DIFFERENT]
     if different:
         raise GateError(
-            f"made again, {len(different)} of {len(verdicts)} files are different: {', '.join(different)}",
-            "the file is not what plan.json and the source make; do not use it, or report it",
+            f"{len(different)} of {len(verdicts)} rebuilt files are different: {', '.join(different)}",
+            "these files do not come from plan.json and the source; do not use them, and report them",
         )
     other = [each for each in verdicts if each.verdict == NOT_COMPARABLE]
     if other:
         names = ", ".join(each.file for each in other)
         raise ToolUnavailableError(
             f"{len(other)} of {len(verdicts)} files are not comparable here: {names}",
-            "give the folder that the plan was made in: --plan DIR"
+            "give the folder of the plan: --plan DIR"
             if all(each.reason == _NO_UPDATES for each in other)
-            else "compare them on the kind of machine, and with the engine, that the manifest names",
+            else "compare them with the engine and on the kind of machine that the manifest names",
         )
 
 
@@ -120,12 +120,14 @@ def _rebuilt(
     named, format_name = _field(manifest, "plan", dict, where), _field(manifest, "format", str, where)
     word = model or str(facts.get("origin"))
     if model is None and word not in BUILT_IN:
-        # What a file names is not fetched, and no folder of this machine is opened for it.
-        raise UsageError(f"{where}: was made from {word[:80]!r}", "name the source: --model MODEL")
+        # Do not download a model or open a folder only because a file names it.
+        raise UsageError(f"{where}: was built from {word[:80]!r}", "name the source: --model MODEL")
     with open_cache(enabled=False) as cache:
         source = open_source(word, cache, progress)
         if source.id != facts.get("source_id"):
-            raise PlanMismatchError(f"{where}: was made from another source than {word}", "name it: --model MODEL")
+            raise PlanMismatchError(
+                f"{where}: was built from another source than {word}", "name the source: --model MODEL"
+            )
         decision = _decision(folder, named, plan, source)
         if decision is None:
             yield from (Verdict(str(each.get("place")), NOT_COMPARABLE, _NO_UPDATES) for each in artifacts)
@@ -136,13 +138,13 @@ def _rebuilt(
 
 
 def _decision(folder: Path, named: Mapping[str, Any], plan: Path | None, source: ModelSource) -> Decision | None:
-    """The plan that the release applied; None where its updates are not here."""
+    """Return the plan of the release; None if it needs an updates.safetensors that is not available."""
     if named.get("updates_sha256") is None:
         return read_decision(folder, source)
     if plan is None:
         return None
     if sha256_file(plan / PLAN) != named.get("sha256"):
-        raise PlanMismatchError(f"--plan {plan}: another plan than the release's", "name the folder of its plan")
+        raise PlanMismatchError(f"--plan {plan}: differs from the plan of the release", "give the folder of its plan")
     return read_decision(plan, source)
 
 
@@ -192,7 +194,7 @@ def _compare(
 
 
 def _other_engine(chosen: Format, recorded: Mapping[str, Any]) -> str | None:
-    """What differs between the engine that made a file and the one here, None where nothing does."""
+    """Describe how the engine here differs from the one that made a file; None if it is the same."""
     try:
         here = made_with(chosen.name, chosen.quant)
     except CompactEdgeError as error:
@@ -210,10 +212,10 @@ def _short(value: Any) -> str:
 
 
 def _format(folder: Path, name: str, recipe: Mapping[str, Any], source: ModelSource) -> Format:
-    """The format that a manifest's recipe says. Raises DamagedFileError where it says none."""
+    """Return the format of a recipe in a manifest. Raises DamagedFileError if the recipe is invalid."""
     where = folder / MANIFEST
     if name not in names():
-        raise DamagedFileError(f"{where}: a format that is not known here: {name[:80]!r}", "update compact-edge")
+        raise DamagedFileError(f"{where}: unknown format {name[:80]!r}", "update compact-edge")
     chosen = format_named(name)
     try:
         return chosen.from_manifest(recipe, load_profile(chosen.profile), source, folder / IMATRIX)
@@ -224,5 +226,5 @@ def _format(folder: Path, name: str, recipe: Mapping[str, Any], source: ModelSou
 def _field(value: Any, key: str, kind: type, where: Path) -> Any:
     found = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(found, kind):
-        raise DamagedFileError(f"{where}: {key} is missing, or of the wrong type", "download the release again")
+        raise DamagedFileError(f"{where}: {key} is missing or has the wrong type", "download the release again")
     return found

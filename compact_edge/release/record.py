@@ -1,4 +1,4 @@
-"""The folder of a finished cell: `cell.json` says what it is, SHA256SUMS that it is whole."""
+"""Reads the folder of a finished cell: `cell.json` describes the cell, and SHA256SUMS shows that it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMATRIX = "imatrix.gguf"
 REPORT = "report"
 _TEXT_OR_NONE = (str, type(None))
 _SIZES = {"before": int, "after": int}
-# What a cell must say, as far as it is read: a key's kind, kinds, or the shape of its object.
+# Required keys of cell.json: key -> type, types, or the shape of its object. Keys that are not read are omitted.
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     PLAN: {"id": str, "release": dict, "plan": {"cell": str, "id": str, "sha256": str}},
     ARTIFACT: {
@@ -71,9 +71,9 @@ class Record:
     """A finished cell whose files were hashed.
 
     Attributes:
-        folder: where it lies.
-        value: its `cell.json`.
-        sums: sha256 of every file by its name in the folder.
+        folder: folder of the cell.
+        value: content of its `cell.json`.
+        sums: sha256 of every file, by name in the folder.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class Record:
 
     @property
     def digest(self) -> str:
-        """sha256 of the description of its release."""
+        """sha256 of the description of the release."""
         return sha256_json(self.value["release"])
 
     @property
@@ -100,9 +100,9 @@ class Record:
         return plan
 
     def source_of(self, name: str) -> tuple[Path, str]:
-        """(path, sha256) of a file that goes into the release as `name`.
+        """Return (path, sha256) of the file that the release contains as `name`.
 
-        Raises UnsafePathError, and DamagedFileError where SHA256SUMS lists another file.
+        Raises UnsafePathError, and DamagedFileError if SHA256SUMS lists a different file.
         """
         entry = self.value["files"][name]
         where = str(self.folder / CELL)
@@ -116,30 +116,30 @@ class Record:
 
     @property
     def report(self) -> Path | None:
-        """The folder of the bench's report, None where nothing was measured."""
+        """The folder of the benchmark report; None if nothing was measured."""
         path = self.folder / REPORT
         return path if path.is_dir() else None
 
 
 def read_record(folder: Path) -> Record:
-    """Read a cell's folder and hash every file of it.
+    """Read the folder of a cell and hash all its files.
 
     Raises:
-        DamagedFileError: no cell, one that is not whole, or one of another schema.
-        UnsafePathError, StorageError.
+        DamagedFileError: the folder is not a cell, is incomplete, or has another schema.
+        UnsafePathError, StorageError: a file cannot be read safely.
     """
     path = folder / CELL
     if not path.is_file():
-        raise DamagedFileError(f"{folder}: no {CELL} in it", "name a folder that `compact-edge release --cell` made")
+        raise DamagedFileError(f"{folder}: contains no {CELL}", "give a folder from `compact-edge release --cell`")
     value = read_json_object(path)
     if value.get("schema") != SCHEMA:
-        raise DamagedFileError(f"{path}: schema {str(value.get('schema'))[:60]!r}, {SCHEMA!r} was expected")
+        raise DamagedFileError(f"{path}: schema is {str(value.get('schema'))[:60]!r}, expected {SCHEMA!r}")
     shape = _SHAPES.get(str(value.get("kind")))
     if shape is None:
         raise DamagedFileError(f"{path}: kind must be {PLAN} or {ARTIFACT}")
     wrong = _first_wrong(value, shape)
     if wrong is not None:
-        raise DamagedFileError(f"{path}: {wrong} is missing, or of the wrong type", "make the cell again")
+        raise DamagedFileError(f"{path}: {wrong} is missing or has the wrong type", "make the cell again")
     sums = read_sums(folder)
     if CELL not in sums:
         raise DamagedFileError(f"{path}: not listed in {SUMS}", "make the cell again")
@@ -148,7 +148,7 @@ def read_record(folder: Path) -> Record:
 
 
 def _first_wrong(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str | None:
-    """The dotted path of the first key that is not what `shape` says; None where all are."""
+    """Return the dotted path of the first key that does not match `shape`; None if all match."""
     for key, kind in shape.items():
         found = value.get(key)
         if isinstance(kind, dict):
@@ -162,7 +162,7 @@ def _first_wrong(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str | No
 
 
 def finished(folder: Path) -> Record | None:
-    """The cell in a folder where it is whole, None else."""
+    """Return the cell in a folder; None if it is missing or incomplete."""
     try:
         return read_record(folder)
     except (CompactEdgeError, OSError):

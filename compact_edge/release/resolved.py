@@ -1,4 +1,4 @@
-"""The recipes of a release for a model at hand: the types that fit its rows, and what the files are called."""
+"""Resolves the recipes of a release for a model: the types that fit its rows, and the file names."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from exporters.registry import format_named
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """All recipes of a release for one model; those that cannot hold it are left out."""
+    """All recipes of a release for one model. Formats that cannot hold the model are left out."""
 
     by_label: Mapping[str, Format]
 
     @property
     def grid(self) -> int:
-        """What the number of FFN channels should be a multiple of, for every file of the model."""
+        """The number of FFN channels should be a multiple of this, for every file of the model."""
         return math.lcm(*(each.channel_grid for each in self.by_label.values())) if self.by_label else 1
 
     @property
     def uses_imatrix(self) -> bool:
-        """Whether any of the files depends on an importance matrix."""
+        """Whether any file depends on an importance matrix."""
         return any(each.uses_imatrix for each in self.by_label.values())
 
     def name(self, label: str) -> str:
-        """The file's part of the name, which no recipe of other bytes has."""
+        """Return the part of the file name for a recipe. Recipes with different bytes have different parts."""
         own = self.by_label[label]
         others = {each.long_name for each in self.by_label.values() if each.short_name == own.short_name}
         return own.short_name if len(others) == 1 else own.long_name
 
 
 def resolve_model(cells: Cells, source: ModelSource) -> ResolvedModel:
-    """Settle all recipes of a release for a model."""
+    """Resolve all recipes of a release for a model."""
     found: dict[str, Format] = {}
     for label, (recipe, names) in cells.recipes.items():
         try:
             chosen = format_named(recipe["format"])
             found[label] = chosen.from_release(recipe, cells.release.targets[names[0]], source)
         except CompactEdgeError:
-            continue  # its own cell says why; the others go on without it
+            continue  # the cell of this recipe reports the error; the others continue
     return ResolvedModel(found)

@@ -1,4 +1,4 @@
-"""The table at the end of a release: what became of every cell, for each of its targets."""
+"""The table at the end of a release: the status of every cell, per target."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Row:
         cell: id of the cell.
         target: name of the profile.
         status: `complete`, `partial`, `failed` or `missing`.
-        file: where it lies in the release, "" where it is not there.
-        size_bytes: of the artifact, None where it is not there.
-        reason: of a status other than `complete`.
+        file: path in the release; "" if the file is missing.
+        size_bytes: size of the artifact; None if it is missing.
+        reason: reason for a status other than `complete`.
     """
 
     cell: str
@@ -37,14 +37,14 @@ def rows_of(
     failed: Mapping[str, str],
     unmeasured: Mapping[str, str],
 ) -> Iterator[Row]:
-    """A row for every cell and target.
+    """Yield a row for every cell and target.
 
     Args:
-        description: of the release (`Cells.description`).
-        made: the cells that are there, by id.
-        places: where the file of each lies in the release.
-        failed: why others are not there, by id.
-        unmeasured: why the bench measured nothing, by id.
+        description: description of the release (`Cells.description`).
+        made: finished cells by id.
+        places: path of each cell's file in the release, by id.
+        failed: reasons why cells failed, by id.
+        unmeasured: reasons why the benchmark measured nothing, by id.
     """
     for cell in description["cells"]:
         name = str(cell["id"])

@@ -1,7 +1,7 @@
-"""A whole release in one command: plans, then their cells, as child processes whose results are kept.
+"""Runs a whole release: first the plans, then their cells, in child processes.
 
-A finished cell lies in the cache under the hash of all that it depends on, so a run that was ended goes on where it
-was, and a changed release.toml makes only what it changes.
+Finished cells are in the cache, under the hash of all their inputs. So an interrupted run resumes where it stopped, and
+after a change in release.toml only the affected cells are made.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from compact_edge.release.verify import MANIFEST
 from exporters.gate import MEMORY_SHARE
 from exporters.registry import format_named
 
-# Raised when the bytes of a cell's folder change for equal inputs, so that older ones are not used.
+# Increase this when the bytes of a cell's folder change for equal inputs. Older folders are then not used.
 _VERSION = 1
 _DECIDING = ("numpy", "torch", "transformers", "tokenizers", "gguf", "llama-cpp-python")
-# An interpreter with torch and a runtime, before it loads a model.
+# Memory of an interpreter with torch and a runtime, before it loads a model.
 _BASE_BYTES = 800_000_000
 _FLOAT32 = 4
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command was asked for.
+    """The options of a run.
 
     Attributes:
         out: the directory to publish.
-        jobs: most cells at once.
+        jobs: maximum number of parallel cells.
         force: replace an earlier output.
-        bench: measure the files that are this machine's.
-        threads: of a cell's runtimes; None shares the cores out.
+        bench: measure the files whose targets match this machine.
+        threads: threads per cell; None divides the cores among the cells.
     """
 
     out: Path
@@ -61,7 +61,7 @@ class RunOptions:
 
 @dataclass
 class _State:
-    """What is known of every plan and cell while the run goes on."""
+    """The state of all plans and cells during a run."""
 
     sources: dict[int, tuple[ModelSource, ResolvedModel]] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
@@ -74,11 +74,11 @@ def run(cells: Cells, options: RunOptions, progress: Progress) -> tuple[Gathered
     """Make a release.
 
     Returns:
-        What was published, and the ids of the cells that were finished before.
+        The published release, and the ids of plans and cells that an earlier run had finished.
 
     Raises:
-        OutputExistsError, UsageError: before any work is done.
-        CompactEdgeError: what publishing raises. A cell that fails raises nothing: its row says why.
+        OutputExistsError, UsageError: the options are invalid. Raised before any work starts.
+        CompactEdgeError: publishing failed. A failed cell raises nothing; its row gives the reason.
     """
     return _Run(cells, options, progress).run()
 
@@ -136,7 +136,7 @@ class _Run:
         return self._state.sources[self._cells.release.models.index(plan.entry)]
 
     def _plan(self, plan: PlanCell, cache: Cache, task: Task) -> Iterator[Job]:
-        """The job of a plan, or those of its cells where it is made already."""
+        """Yield the job of a plan. If the plan is already finished, yield the jobs of its cells."""
         state = self._state
         if plan.id in state.failed:
             self._fail_cells(plan, state.failed[plan.id], task)
@@ -197,7 +197,7 @@ class _Run:
             if plan is not None:
                 self._fail_cells(plan, state.failed[job.id], task)
             return []
-        # A cell that some of its targets refuse ends with an error, and its folder says which.
+        # A cell that does not fit some of its targets ends with an error. Its folder is complete and names them.
         state.records[job.id] = made
         return [] if plan is None else list(self._cells_of(plan, made, cache, task))
 
@@ -208,7 +208,10 @@ class _Run:
                 task.advance()
 
     def _measure(self, cache: Cache) -> tuple[list[Path], dict[str, str]]:
-        """The bench's reports on the cells that are this machine's, one measurement at a time."""
+        """Measure the cells whose targets match this machine, one at a time.
+
+        Returns the folders of the reports, and cell id -> reason for cells that could not be measured.
+        """
         from compact_edge.release.measure import local_isa, measured_here
 
         release, state = self._cells.release, self._state
@@ -251,7 +254,7 @@ class _Run:
 
 
 def _is_incomplete(out: Path) -> bool:
-    """Whether an earlier release lies there that lacks cells: the same command completes it."""
+    """Whether `out` is an earlier release with missing cells, which the same command completes."""
     if not (out / SUMS).is_file():
         return False
     try:
@@ -262,24 +265,24 @@ def _is_incomplete(out: Path) -> bool:
 
 
 def _plan_bytes(plan: PlanCell, source: ModelSource) -> int:
-    """What a plan may come to need: the model and what is made of it; a training holds two models and its state."""
+    """Estimate the memory of a plan in bytes: two models, or with training two models and the training state."""
     copies = 6 if "recover" in plan.entry.values else 2
     return _BASE_BYTES + copies * _FLOAT32 * source.n_params
 
 
 def _cell_bytes(source: ModelSource) -> int:
-    """What a cell may come to need: the unpruned model in float32 and its file, or the gate checks only a part."""
+    """Estimate the memory of a cell in bytes, so that its gate has room for the float32 model and the file."""
     return _BASE_BYTES + int((_FLOAT32 + 1) * source.n_params / MEMORY_SHARE)
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions that decide what a cell's bytes and figures are, and the kind of processor."""
+    """Return the processor type, and the package versions that affect a cell's bytes and figures."""
     return {"machine": platform.machine(), **installed_versions(packages)}
 
 
 def default_out(cells: Cells) -> Path:
-    """Where a release goes unless the user says otherwise. Raises OutputExistsError where that is a file."""
+    """Return the default output directory of a release. Raises OutputExistsError if it is a file."""
     out = Path(cells.release.path.stem)
     if out.is_file():
-        raise OutputExistsError(f"{out}: is a file", "name another --out")
+        raise OutputExistsError(f"{out}: is a file", "give another --out")
     return out

@@ -1,4 +1,4 @@
-"""Whether a published directory is what was published: checksums, and what a release's manifests say."""
+"""Checks that a published directory is unchanged: its checksums, and the manifests of a release."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ _HINT = "build or download it again"
 
 
 def checked_files(directory: Path) -> dict[str, str]:
-    """Hash every file below `directory` that a SHA256SUMS lists; relative name -> sha256.
+    """Hash every file below `directory` that a SHA256SUMS lists, and compare the hashes.
+
+    Returns:
+        Relative file name -> sha256.
 
     Raises:
-        ModelNotFoundError: no such directory.
-        DamagedFileError: no checksums, a file that is missing, added or changed, or a manifest that says otherwise.
-        UnsafePathError: a name that points outside its directory.
+        ModelNotFoundError: the directory does not exist.
+        DamagedFileError: there are no checksums; a file is missing, added or changed; or a manifest differs.
+        UnsafePathError: a name points outside its directory.
     """
     if not directory.is_dir():
-        raise ModelNotFoundError(f"{directory}: no such directory", "name the --out of a build")
+        raise ModelNotFoundError(f"{directory}: no such directory", "give the --out directory of a build")
     folders = sorted(path.parent for path in directory.rglob(SUMS))
     if not folders:
-        raise DamagedFileError(f"{directory}: no {SUMS} in it", "name the --out of a build")
+        raise DamagedFileError(f"{directory}: contains no {SUMS}", "give the --out directory of a build")
     checked: dict[str, str] = {}
-    # A release lists the files of its folders once more.
+    # The SHA256SUMS of a release lists the files of its folders again. Hash each file only once.
     hashed = cache(sha256_file)
     for folder in folders:
         sums = read_sums(folder)
@@ -46,9 +49,9 @@ def checked_files(directory: Path) -> dict[str, str]:
 
 
 def repositories(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The folders of a release, each with its manifest: those in `directory`, or itself.
+    """Yield the folders of a release with their manifests. `directory` is a release, or one of its folders.
 
-    Raises DamagedFileError where a folder that the release names is not there.
+    Raises DamagedFileError if a folder of the release is missing or has another manifest.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -67,7 +70,7 @@ def repositories(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         if not (folder / MANIFEST).is_file():
             raise DamagedFileError(f"{folder / MANIFEST}: missing, but named in {path}", _HINT)
         if sha256_file(folder / MANIFEST) != digest:
-            raise DamagedFileError(f"{folder / MANIFEST}: not the one that {path} names", _HINT)
+            raise DamagedFileError(f"{folder / MANIFEST}: differs from the one that {path} names", _HINT)
         yield folder, read_json_object(folder / MANIFEST)
 
 
@@ -77,6 +80,6 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any], directory: Path, 
         raise DamagedFileError(f"{folder / MANIFEST}: files must be an object")
     prefix = "" if folder == directory else f"{folder.name}/"
     for name, digest in files.items():
-        # Only names of files that were hashed are equal to one of these, so none can lead anywhere else.
+        # `name` is only compared with names of hashed files. It is never used as a path.
         if checked.get(f"{prefix}{name}") != digest:
             raise DamagedFileError(f"{folder / MANIFEST}: {str(name)[:80]!r} is missing, or another file", _HINT)

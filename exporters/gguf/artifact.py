@@ -1,7 +1,7 @@
-"""From a checkpoint directory to a finished GGUF in the cache: float file, importance matrix, quantization.
+"""Makes a GGUF in the cache from a checkpoint directory: float file, importance matrix, quantization.
 
-Every step is keyed by what it depends on, so a build that changes the quantization alone keeps the importance matrix,
-and an identical build makes nothing anew.
+The cache key of each step contains all inputs of the step. A build with another quantization reuses the importance
+matrix, and an identical build reuses everything.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from exporters.llamacpp.header import read_header
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
 
-IMATRIX_CHUNK = 512  # tokens of a sequence, as in llama.cpp's own tool
-# Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
+IMATRIX_CHUNK = 512  # tokens per sequence, as in llama.cpp's own tool
+# Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
 _VERSION = 3
 
 
 @dataclass(frozen=True)
 class Export:
-    """What to make of a checkpoint.
+    """The inputs of a GGUF.
 
     Attributes:
         checkpoint: a standard checkpoint directory.
-        checkpoint_id: sha256 that names its content.
-        quant: type, as llama.cpp names it.
+        checkpoint_id: sha256 of its content.
+        quant: type, with its llama.cpp name.
         name: model name for file name and metadata, without size and type.
-        pre: `tokenizer.ggml.pre`, None to take it from the tokenizer.
-        embedding_quant: type of `token_embd` (and of the tied head), None for llama.cpp's choice.
-        imatrix_file: a ready importance matrix instead of one measured here.
-        texts, texts_id: calibration texts for the importance matrix, and what names them.
-        texts_name: what the matrix says that it was measured on.
-        with_imatrix: measure the matrix also where the type uses none.
+        pre: `tokenizer.ggml.pre`; None to derive it from the tokenizer.
+        embedding_quant: type of `token_embd` (and of the tied head); None for llama.cpp's choice.
+        imatrix_file: file with an importance matrix, used instead of measuring one.
+        texts, texts_id: calibration texts for the importance matrix, and their id.
+        texts_name: name of the texts in the metadata of the matrix.
+        with_imatrix: measure the matrix even if the type does not use it.
         metadata: `general.*` keys.
     """
 
@@ -71,12 +71,12 @@ class GgufArtifact:
     Attributes:
         path: the file.
         quant: its type.
-        sha256, size_bytes: of the file.
-        n_params: parameters of the checkpoint.
-        summary: real bits per weight, and what fell back to a larger type.
-        imatrix_id: sha256 of the importance matrix used, or None.
-        embedding_type: the type that `token_embd` really has.
-        imatrix: the importance matrix used, or (`Export.with_imatrix`) measured beside it.
+        sha256, size_bytes: hash and size of the file.
+        n_params: number of parameters of the checkpoint.
+        summary: actual bits per weight, and the tensors that fell back to a larger type.
+        imatrix_id: sha256 of the importance matrix that the file uses, or None.
+        embedding_type: actual type of `token_embd`.
+        imatrix: importance matrix that the file uses, or that was measured because of `Export.with_imatrix`.
     """
 
     path: Path
@@ -91,38 +91,39 @@ class GgufArtifact:
 
     @property
     def opened(self) -> Path:
-        """What our engine is given."""
+        """The path that our engine opens."""
         return self.path
 
     @property
     def title(self) -> str:
-        """The file's name without its ending."""
+        """The file name without its ending."""
         return self.path.stem
 
     @property
     def bits_per_weight(self) -> float:
-        """Real bits per weight over all tensors."""
+        """Actual bits per weight over all tensors."""
         return self.summary.bits_per_weight
 
 
 def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
-    """`quant` where every row length in `config_sizes` is a multiple of its block, else `block32`."""
+    """Return `quant` if every row length in `config_sizes` is a multiple of its block size, otherwise `block32`."""
     return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
 
 
 def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> GgufArtifact:
-    """Make the GGUF, or take it from the cache.
+    """Make the GGUF, or return it from the cache.
 
     Raises:
-        UsageError: the type needs an importance matrix and there is nothing to measure one on.
-        CompactEdgeError: what the writer, the quantizer and the checkpoint's checks raise.
+        UsageError: the type needs an importance matrix, and there is no text to measure it on.
+        CompactEdgeError: errors of the writer, the quantizer and the checks of the checkpoint.
     """
     chosen = quant_named(export.quant)
     measured: Imatrix | None = None
     embedding = export.embedding_quant
     if chosen.writer == "direct" and embedding is not None and embedding != chosen.name:
         raise UsageError(
-            f"--embedding-quant {embedding}: {chosen.name} files have one type", "leave it out, or choose a 4-bit type"
+            f"--embedding-quant {embedding}: {chosen.name} files have a single type",
+            "leave it out, or choose a 4-bit type",
         )
     if chosen.uses_imatrix or export.with_imatrix:
         measured = importance_of(export, cache, progress)
@@ -146,7 +147,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
 
     def make(work: Path) -> None:
         if chosen.writer == "direct":
-            direct: Quant = chosen.name  # type: ignore[assignment]  # the table says which names are written directly
+            direct: Quant = chosen.name  # type: ignore[assignment]  # QUANTS marks the names that are written directly
             write_gguf(
                 export.checkpoint, work / name, direct, pre=export.pre, metadata=export.metadata, progress=progress
             )
@@ -185,7 +186,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
 
 
 def lossless_type(checkpoint: Path) -> Quant:
-    """The float type that holds every tensor of a checkpoint exactly: its own where they share one, else F32."""
+    """Return the float type that stores a checkpoint exactly: F16 or BF16 if all tensors have it, otherwise F32."""
     types = {ref.dtype for ref in read_index(checkpoint).values()}
     if types == {"F16"}:
         return "F16"
@@ -193,9 +194,9 @@ def lossless_type(checkpoint: Path) -> Quant:
 
 
 def importance_of(export: Export, cache: Cache, progress: Progress = SILENT) -> Imatrix | None:
-    """The importance matrix of an export: the ready one, else one measured on its texts; None without both.
+    """Return the importance matrix of an export: the given file, or one measured on its texts; None without both.
 
-    Raises UsageError where the type needs one, or it is asked for, and there is none.
+    Raises UsageError if the type needs a matrix or the user requested it, and there is neither a file nor a text.
     """
     from exporters.llamacpp.imatrix_files import read_imatrix, write_imatrix
     from exporters.llamacpp.imatrix_torch import collect
@@ -233,7 +234,7 @@ def _describe(metadata: GgufMetadata) -> dict[str, Any]:
 
 
 def fallback_note(artifact: GgufArtifact) -> str | None:
-    """One line for the user where more than 5% of the bytes are in a larger type than asked for, else None."""
+    """Return a note if more than 5% of the bytes have a larger type than requested, otherwise None."""
     summary = artifact.summary
     if summary.fallback_share <= FALLBACK_SHARE:
         return None
@@ -246,7 +247,7 @@ def fallback_note(artifact: GgufArtifact) -> str | None:
 
 
 def artifact_notes(artifact: GgufArtifact) -> list[str]:
-    """What the user should hear of the type: a fallback that costs size, a type that suits few models."""
+    """Return notes for the user about a fallback that costs size, or a type that suits few models."""
     notes = [note] if (note := fallback_note(artifact)) is not None else []
     if artifact.quant in TRAINED_ONLY:
         notes.append(f"{artifact.quant} is for models trained with binary or ternary weights; others become noise")
@@ -254,6 +255,6 @@ def artifact_notes(artifact: GgufArtifact) -> list[str]:
 
 
 def checkpoint_id(directory: Path) -> str:
-    """sha256 that names a checkpoint directory's content."""
+    """Return the sha256 of the content of a checkpoint directory."""
     names = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
     return sha256_json({path.name: sha256_file(path) for path in names})

@@ -1,4 +1,4 @@
-"""The options of the command line that belong to GGUF."""
+"""Command-line options for GGUF."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ def _part_size(text: str) -> int:
 
 
 FLAGS = (
-    Flag("--embedding-quant", "GGUF: type of token_embd, where not llama.cpp's choice."),
+    Flag("--embedding-quant", "GGUF: type of token_embd (default: llama.cpp's choice)."),
     Flag(
         "--imatrix",
-        "A ready importance matrix of the pruned model.",
+        "GGUF: read the importance matrix of the pruned model from this file.",
         Path,
-        export_help="GGUF: a ready importance matrix of this checkpoint.",
+        export_help="GGUF: read the importance matrix of this checkpoint from this file.",
     ),
     Flag(
         "--calibration",
-        "GGUF: measure an importance matrix on this text, or these (as in build).",
+        "GGUF: measure an importance matrix on this text. Repeat to mix several (as in build).",
         commands=("export",),
         multiple=True,
     ),
-    Flag("--save-imatrix", "GGUF: publish the importance matrix too, as imatrix.gguf.", bool, "Files"),
-    Flag("--modelfile", "GGUF: publish a Modelfile for Ollama too.", bool, "Files"),
+    Flag("--save-imatrix", "GGUF: also write the importance matrix, as imatrix.gguf.", bool, "Files"),
+    Flag("--modelfile", "GGUF: also write a Modelfile for Ollama.", bool, "Files"),
     Flag(
         "--split-max-size",
-        "GGUF: cut it into parts of at most this size, such as 500M or 2G.",
+        "GGUF: split the file into parts of at most this size, such as 500M or 2G.",
         section="Files",
         parse=_part_size,
     ),

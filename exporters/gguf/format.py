@@ -1,6 +1,6 @@
-"""GGUF: made by `exporters.gguf_writer.write` and llama.cpp's quantizer, opened by llama.cpp.
+"""The GGUF format: written by `exporters.gguf_writer.write` and llama.cpp's quantizer, opened by llama.cpp.
 
-What needs more than the standard library is imported inside functions: the command line reads this class for `--help`.
+Imports outside the standard library are inside functions, because the command line reads this class for `--help`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
-# Most positions that the card's command asks for: llama.cpp makes room for all of a model's own.
+# Maximum context in the card's command. Without a limit, llama.cpp allocates memory for the model's full context.
 _CARD_CONTEXT = 4096
 _ENDING = ".gguf"
-# Values that a row must be a multiple of. File types such as Q4_K_M mix tensor types of one block size.
+# Row lengths must be multiples of these block sizes. File types such as Q4_K_M mix tensor types of one block size.
 # Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
 _BLOCK_1 = ("F32", "F16", "BF16")
 _BLOCK_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
@@ -57,15 +57,15 @@ _SMALL_BLOCKS = {**dict.fromkeys(_BLOCK_1, 1), **dict.fromkeys(_BLOCK_32, 32)}
 
 @dataclass(frozen=True)
 class GgufFormat(Format):
-    """A GGUF of one type.
+    """A GGUF file of one type.
 
     Attributes:
-        type_name: the type, as llama.cpp names it.
-        embedding: type of `token_embd`, None for llama.cpp's choice.
-        asked_embedding: what the user asked for.
-        imatrix: a ready importance matrix of the pruned model.
-        files: what else the folder holds.
-        window: what a user should know of the model's sliding window, None where the GGUF has it.
+        type_name: type, with its llama.cpp name.
+        embedding: type of `token_embd`; None for llama.cpp's choice.
+        asked_embedding: type of `token_embd` that the user requested.
+        imatrix: file with an importance matrix of the pruned model.
+        files: additional files of the folder.
+        window: note about the model's sliding window; None if the GGUF supports it.
     """
 
     type_name: str
@@ -81,7 +81,7 @@ class GgufFormat(Format):
     engine_package: ClassVar[str | None] = "llama-cpp-python"
     packages: ClassVar[tuple[str, ...]] = ("gguf", "llama-cpp-python", "torch", "transformers")
     profile: ClassVar[str] = "gguf"
-    # What a checkpoint is, for others to quantise.
+    # A good source for other quantizers.
     export_quant: ClassVar[str] = "F16"
     suffix: ClassVar[str] = _ENDING
     predicts_size: ClassVar[bool] = True
@@ -114,9 +114,11 @@ class GgufFormat(Format):
         if quant is not None:
             chosen = quant_named(quant)
             if imatrix is not None and not chosen.uses_imatrix:
-                raise UsageError(f"--imatrix: {chosen.name} files use none", "leave it out, or choose a 4-bit type")
+                raise UsageError(
+                    f"--imatrix: {chosen.name} files do not use one", "leave it out, or choose a 4-bit type"
+                )
         if imatrix is not None and not imatrix.is_file():
-            raise DataError(f"--imatrix {imatrix}: no such file", "leave it out to have one measured")
+            raise DataError(f"--imatrix {imatrix}: no such file", "correct the path, or leave it out to measure one")
 
     @classmethod
     def check_export(cls, target: Target, quant: str, choices: Choices) -> None:
@@ -126,7 +128,7 @@ class GgufFormat(Format):
             raise UsageError("--imatrix and --calibration exclude each other", "give one of them")
         quant_named(quant)
         if choices.get("save_imatrix") and not has_imatrix and not measures:
-            raise UsageError("--save-imatrix: there is nothing to measure it on", "give --calibration TEXT")
+            raise UsageError("--save-imatrix: needs a text to measure the matrix on", "give --calibration TEXT")
 
     @classmethod
     def resolve(
@@ -138,7 +140,7 @@ class GgufFormat(Format):
         choices: Choices | None = None,
         intermediate_size: int | None = None,
     ) -> GgufFormat:
-        """See `Format.resolve`. What a GGUF cannot hold is refused here, not after hours of calibration."""
+        """See `Format.resolve`. The checks are here, before hours of calibration."""
         from exporters.gguf.placing import FileOptions
         from exporters.gguf.type_choice import chosen_types
         from exporters.gguf_writer.write import check_exportable, window_note
@@ -176,7 +178,7 @@ class GgufFormat(Format):
             name=request.name,
             pre=request.pre,
             embedding_quant=self.embedding,
-            # A ready importance matrix is of one model; the unpruned one has another.
+            # The given matrix is of the pruned model. The unpruned model needs its own.
             imatrix_file=None if request.label == ORIGINAL else self.imatrix,
             texts=calibration.texts if request.measures else (),
             texts_id=calibration.id,
@@ -192,7 +194,7 @@ class GgufFormat(Format):
     def sizes(self, request: SizeRequest) -> GgufSizes:
         from exporters.gguf.size import gguf_sizes
 
-        # A plan's id is as long as any sha256.
+        # The plan does not exist yet. Any sha256 has the length of its id.
         longest = _metadata(request.source, request.name, request.description, request.source.id)
         return gguf_sizes(
             request.source,
@@ -200,7 +202,7 @@ class GgufFormat(Format):
             request.ranking.order,
             self.type_name,
             embedding_quant=self.embedding,
-            # A build always has one: a file, or one measured on the calibration's text.
+            # A build always has a matrix: a given file, or one measured on the calibration text.
             has_imatrix=quant_named(self.type_name).uses_imatrix,
             metadata=longest,
         )
@@ -251,7 +253,7 @@ class GgufFormat(Format):
         return GgufRuntime(path, threads=threads, batch_size=batch_size)
 
     def measure(self, variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
-        """See `Format.measure`: speed, memory and the reply of llama.cpp."""
+        """See `Format.measure`. Uses llama.cpp."""
         from exporters.gguf.scoring import measure_gguf
 
         return measure_gguf(variant, text, prompt, threads)

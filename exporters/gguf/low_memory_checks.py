@@ -1,4 +1,4 @@
-"""The part of the gate that needs no whole model in memory: tensor by tensor, and a few layers."""
+"""The checks of the gate that do not need the whole model in memory: single tensors, and a model of a few layers."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     import torch
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
-# Tensors that hold a part for every layer, and the dimension along which they do.
+# Tensors with one slice per layer, and the dimension of the slices.
 _PER_LAYER = {PER_LAYER_EMBEDDING: 1, "model.per_layer_model_projection.weight": 0}
-# Rows of each tensor that are dequantised and compared: enough to see a wrong permutation, a swap or a torn file.
+# Number of rows to compare per tensor. This is enough to find a wrong permutation, swapped tensors or a damaged file.
 _SAMPLED_ROWS = 64
 
-# Largest relative RMS error of a tensor against its source, by the type or its bits: about twice what normally
-# distributed weights lose in it.
+# Maximum relative RMS error of a tensor against its source, by type or bits. It is about twice the error of normally
+# distributed weights in that type.
 _MAX_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5": 0.1, "Q4": 0.2, "Q3": 0.4}
 _MAX_ERROR_ELSE = 0.9
-# These round to the nearest of a few levels, zero among them or by sign: never farther than zero is, often nearly so.
+# These types round to the nearest of a few levels. Either zero is one of the levels, or only the sign is kept. So their
+# error is at most that of rounding to zero, and often close to it.
 _MAX_ERROR |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 1.0)
 
 
@@ -50,10 +51,9 @@ def _limit(type_name: str) -> float:
 
 
 def _gguf_row_order(rows: int, heads: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Source row of every GGUF row: with `heads`, the rotary halves of each head are interleaved (Llama layout).
+    """Return the source row of each GGUF row, [rows]. With `heads`, rotary halves are interleaved (Llama layout).
 
-    The writer has a function for the same order. This one is written separately on purpose, so that the check does not
-    share a mistake with what it checks.
+    This repeats the permutation of the writer on purpose, so that an error there is found.
     """
     order = np.arange(rows)
     if heads is None:
@@ -62,13 +62,13 @@ def _gguf_row_order(rows: int, heads: int | None) -> np.ndarray[Any, np.dtype[np
 
 
 def _stored_rows(artifact: Path, tensor: GgufTensor, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
-    """The raw bytes of some rows; a vector's elements are rows of one."""
+    """Return the raw bytes of some rows, [rows, bytes per row]. Each element of a vector is a row."""
     shape = (tensor.shape[0], tensor.n_bytes // tensor.shape[0])
     return np.array(np.memmap(artifact, dtype=np.uint8, mode="r", offset=tensor.offset, shape=shape)[rows])
 
 
 def check_tensors(checkpoint: Path, artifact: Path) -> Check:
-    """Every tensor of the artifact, dequantised on sampled rows, against its source in the checkpoint.
+    """Compare sampled, dequantised rows of every tensor of the artifact with its source in the checkpoint.
 
     Raises:
         DamagedFileError: the artifact cannot be read.
@@ -78,7 +78,7 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
     index = read_index(checkpoint)
     sources = {family.gguf_name(name): name for name in index if not is_unused(name, family, config)}
     if not family.untied:
-        sources.pop("output.weight", None)  # a copy of the embedding, which the file leaves out
+        sources.pop("output.weight", None)  # a copy of the embedding, which the file omits
     stored = {name: tensor for name, tensor in read_gguf(artifact).tensors.items() if name != "rope_freqs.weight"}
     if stored.keys() != sources.keys():
         odd = sorted(stored.keys() ^ sources.keys())[0]
@@ -98,6 +98,7 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
                 order = other[1]
             elif other is not None:
                 source = source[:, other[1].tolist()]
+            # Both [sampled rows, columns], or [sampled rows] for a vector.
             expected = source[order[rows].tolist()].float().numpy() + np.float32(family.norm_shift(sources[name]))
             if family.holds_exponent(sources[name]):
                 expected = -np.exp(expected)
@@ -115,7 +116,7 @@ def check_tensors(checkpoint: Path, artifact: Path) -> Check:
 
 
 def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) -> list[Check]:
-    """The float32 checks on a few layers of the model, for models that do not fit in memory whole."""
+    """Run the float32 checks on a few layers of the model, for models that do not fit in memory."""
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
         short = Path(scratch) / "layers"
         short.mkdir()
@@ -128,10 +129,11 @@ def check_first_layers(checkpoint: Path, texts: Sequence[str], pre: str | None) 
 
 
 def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
-    """Numbers of at least two layers, one of every kind: with a window or without, with rotary positions or without.
+    """Return the indices of at least two layers, with one layer of each kind.
 
-    Where layers use the keys and values of earlier ones, those that are used and one of each kind that uses them.
-    llama.cpp tells layers without rotary positions by their number, so up to the first of them all are taken.
+    Kinds differ in attention window, in linear attention or in rotary positions. If layers reuse the keys and values of
+    earlier layers, the result contains those earlier layers and one reusing layer of each kind. llama.cpp recognises
+    layers without rotary positions by their index, so all layers up to the first such layer are included.
     """
     layers = int(config["num_hidden_layers"])
     windowed = family.sliding_layers(config)
@@ -147,12 +149,12 @@ def chosen_layers(family: Family, config: Mapping[str, Any]) -> list[int]:
 
 
 def _of_chosen(name: str, shape: Sequence[int], size: int, count: int) -> tuple[int, ...]:
-    """Shape of a tensor of which only the parts of `count` layers stay, `size` each."""
+    """Return the shape of a tensor that keeps the slices of `count` layers, each of length `size`."""
     return tuple(count * size if dim == _PER_LAYER.get(name) else length for dim, length in enumerate(shape))
 
 
 def write_few_layers(checkpoint: Path, target: Path) -> None:
-    """A checkpoint of the embedding, the chosen layers (numbered anew) and the head."""
+    """Write a checkpoint with the embedding, the chosen layers (renumbered from 0) and the head."""
     import torch
 
     config = read_json_object(checkpoint / CONFIG)
@@ -178,7 +180,7 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
             dim = _PER_LAYER.get(names[spec.name])
             if dim is None:
                 return tensor
-            parts = [tensor.narrow(dim, n * size, size) for n in chosen]  # one a layer
+            parts = [tensor.narrow(dim, n * size, size) for n in chosen]  # one per layer
             return torch.cat(parts, dim)
 
         write_checkpoint(target, specs, produce)
@@ -199,7 +201,7 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
         config["per_layer_config"] = {str(new): own[str(old)] for new, old in enumerate(chosen) if str(old) in own}
     config["num_hidden_layers"] = len(chosen)
     if "query_pre_attn_scalar" in config:
-        # llama.cpp takes this from the depth, which is not the model's here; both sides get what few layers have.
+        # llama.cpp derives this from the number of layers, which is smaller here. Set the value that it derives.
         config["query_pre_attn_scalar"] = family.head_dim_of(config)
     write_json(target / CONFIG, config)
     for name in (TOKENIZER, TOKENIZER_CONFIG, MODEL_FILE, "special_tokens_map.json", "added_tokens.json"):

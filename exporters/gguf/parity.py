@@ -1,7 +1,7 @@
-"""The parity gate: is the artifact the model that it claims to be?
+"""The parity gate of a GGUF: llama.cpp on the file is compared with Transformers on the checkpoint.
 
-llama.cpp reads the finished file in a child process and is compared with Transformers on the checkpoint: token ids,
-logits or mean KL, greedy text. Every check says what it compared and by what measure; a failed one fails the build.
+llama.cpp reads the finished file in a child process. The gate compares token ids, tensors, logits or mean KL, and
+greedy text. Every check reports what it compared. A failed check fails the build.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from exporters.tokenizer_probe_texts import probe_texts
 
 
 def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> list[tuple[int, bool]]:
-    """(index, parse_special) of every text on which llama.cpp's ids differ from the HF tokenizer's."""
+    """Return (index, parse_special) for every text whose ids from llama.cpp and the HF tokenizer differ."""
     tokenizer = load_tokenizer(directory)
     different: list[tuple[int, bool]] = []
     for parse_special in (True, False):
@@ -50,17 +50,19 @@ def compare_ids(directory: Path, engine: LlamaEngine, texts: Sequence[str]) -> l
 def check_tokenizer(
     checkpoint: Path, artifact: Path, texts: Iterable[str], *, unpruned: Path | None, pre: str | None = None
 ) -> Check:
-    """llama.cpp's token ids == the HF tokenizer's, on the stress text and on `texts`.
+    """Check that llama.cpp and the HF tokenizer give the same token ids on the probe texts and on `texts`.
 
-    A difference is the runtime's own where it is gone once both handle the text alike (llama.cpp has no NFC, and its
-    own rule for the space in front of a text), or where the *unpruned* pair has it too: counted and named, not failed.
+    Some differences are the runtime's own. They are counted and listed, but do not fail the check:
+    - those that disappear when both handle the text alike (llama.cpp has no NFC, and its own rule for the space before
+      a text);
+    - those that the *unpruned* checkpoint and its GGUF have too.
 
     Args:
         checkpoint: the (pruned) checkpoint directory.
         artifact: its GGUF.
-        texts: further texts; those of the calibration.
-        unpruned: the source's checkpoint directory; None where there is none, and only the handling of text excuses.
-        pre: `tokenizer.ggml.pre` for the unpruned pair.
+        texts: additional texts, those of the calibration.
+        unpruned: checkpoint directory of the source; None if there is none. Then only the first rule applies.
+        pre: `tokenizer.ggml.pre` for the GGUF of the unpruned checkpoint.
     """
     specials = list(load_tokenizer(checkpoint).get_added_vocab())
     every = [*probe_texts(specials), *texts]
@@ -78,10 +80,10 @@ def check_tokenizer(
 def _text_handling(
     checkpoint: Path, engine: LlamaEngine, texts: Sequence[str], candidates: Sequence[tuple[int, bool]]
 ) -> set[tuple[int, bool]]:
-    """Those of `candidates` on which the ids agree once both handle the text alike.
+    """Return the candidates whose ids agree when both tokenizers handle the text alike.
 
-    llama.cpp has no NFC, and with a SentencePiece vocabulary it puts a space in front of whatever follows a special
-    token, where Metaspace may do so at the start of the text only, or not before a text that begins with a space.
+    llama.cpp has no NFC. With a SentencePiece vocabulary, it also puts a space before the text that follows a special
+    token. Metaspace may add the space only at the start of the text, or not before a text that begins with a space.
     """
     if not candidates:
         return set()
@@ -107,7 +109,7 @@ def _text_handling(
 def _runtime_differences(
     unpruned: Path, texts: Sequence[str], candidates: Sequence[tuple[int, bool]], pre: str | None
 ) -> set[tuple[int, bool]]:
-    """Those of `candidates` on which the unpruned checkpoint and its GGUF differ as well."""
+    """Return the candidates whose ids also differ between the unpruned checkpoint and its GGUF."""
     wanted = sorted({n for n, _ in candidates})
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
         vocabulary = Path(scratch) / "vocabulary.gguf"
@@ -135,10 +137,10 @@ def check_artifact(
         artifact: the GGUF.
         quant: its type.
         texts: calibration texts.
-        unpruned: the source's checkpoint, None where `checkpoint` is unpruned.
-        baseline_kl: mean KL of the unpruned artifact at the same type, None where it was not measured.
+        unpruned: checkpoint of the source; None if `checkpoint` is unpruned.
+        baseline_kl: mean KL of the unpruned artifact at the same type; None if it was not measured.
         pre: `tokenizer.ggml.pre`.
-        progress: told of each check.
+        progress: shows the checks.
     """
     with progress.task("parity gate", 3, "checks") as task:
         tokenizer = check_tokenizer(checkpoint, artifact, texts, unpruned=unpruned, pre=pre)

@@ -1,4 +1,4 @@
-"""What lies in a published folder for the artifact itself: one file or its parts, and what was asked for beside it."""
+"""Writes a GGUF into a folder to publish: one file or its parts, and the additional files that the user requested."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ IMATRIX = "imatrix.gguf"
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Files that a user can ask for.
+    """Optional files.
 
     Attributes:
-        save_imatrix: the importance matrix, as `llama-quantize --imatrix` reads it.
-        modelfile: a Modelfile for Ollama.
-        split_max_bytes: cut the artifact into parts of at most this much of tensors; None leaves it whole.
+        save_imatrix: write the importance matrix in the format of `llama-quantize --imatrix`.
+        modelfile: write a Modelfile for Ollama.
+        split_max_bytes: split the artifact into parts with at most this many bytes of tensors; None does not split.
     """
 
     save_imatrix: bool = False
@@ -30,23 +30,23 @@ class FileOptions:
 def place_artifact(
     folder: Path, artifact: GgufArtifact, checkpoint: Path, options: FileOptions, *, check: bool
 ) -> tuple[str, ...]:
-    """Write the artifact, and what was asked for beside it, into a folder that is about to be published.
+    """Write the artifact and the requested additional files into a folder to publish.
 
     Args:
         folder: an empty directory.
-        artifact: in the cache; checked against its sha256.
-        checkpoint: what it was made from: the chat template of the Modelfile.
-        options: what to write.
-        check: let llama.cpp open the parts of a split artifact.
+        artifact: an artifact in the cache. Its sha256 is checked.
+        checkpoint: checkpoint of the artifact, for the chat template of the Modelfile.
+        options: files to write.
+        check: open a split artifact with llama.cpp.
 
     Returns:
-        Names of the artifact's files; the first is what llama.cpp opens.
+        Names of the artifact's files. llama.cpp opens the first one.
 
     Raises:
-        DamagedFileError: the artifact changed in the cache, or cannot be split.
-        UsageError: a tensor alone is larger than a part may be.
-        GateError, EngineCrashedError: the parts are not the whole.
-        StorageError: the file system refused.
+        DamagedFileError: the artifact changed in the cache, or it cannot be split.
+        UsageError: a single tensor is larger than the maximum part size.
+        GateError, EngineCrashedError: the parts do not make up the whole artifact.
+        StorageError: the file system refused a file.
     """
     from exporters.gguf.split import split_gguf
 
@@ -57,7 +57,7 @@ def place_artifact(
         if names and check:
             from exporters.llamacpp.engine import LlamaEngine
 
-            # llama.cpp reads the heads of all parts before it looks at the vocabulary.
+            # llama.cpp reads the headers of all parts even with vocab_only.
             with LlamaEngine(folder / names[0], vocab_only=True):
                 pass
     if not names:
@@ -75,7 +75,7 @@ def place_artifact(
 
 
 def check_files(artifact: GgufArtifact, options: FileOptions) -> None:
-    """Refuse early what cannot be published in the end. Raises as `exporters.gguf.split.plan_parts`."""
+    """Check early that the artifact can be split. Raises the errors of `exporters.gguf.split.plan_parts`."""
     if options.split_max_bytes is not None:
         from compact.checkpoints.gguf_file import read_gguf
         from exporters.gguf.split import plan_parts

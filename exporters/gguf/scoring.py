@@ -1,4 +1,4 @@
-"""Bits per byte of a GGUF through llama.cpp, and a short run of it."""
+"""Measures bits per byte, speed and memory of a GGUF in llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from exporters.short_run import short_run
 
 @contextmanager
 def open_gguf(path: Path, *, threads: int, window: int | None = None) -> Iterator[tuple[TextScorer, LlamaEngine]]:
-    """Open a GGUF in llama.cpp with a context of one window; the scorer, and the engine that it uses.
+    """Open a GGUF in llama.cpp with a context of one window. Yields the scorer and its engine.
 
-    Raises what `LlamaEngine` raises.
+    Raises the errors of `LlamaEngine`.
     """
     with LlamaEngine(path, vocab_only=True) as vocabulary:
         architecture = vocabulary.metadata["general.architecture"]
@@ -31,11 +31,11 @@ def open_gguf(path: Path, *, threads: int, window: int | None = None) -> Iterato
 def evaluate_gguf(
     path: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
-    """Bits per byte of a GGUF through llama.cpp: its own tokenizer, the same windows as for a checkpoint."""
+    """Measure bits per byte of a GGUF in llama.cpp, with its own tokenizer and the same windows as for a checkpoint."""
     with open_gguf(path, threads=threads, window=window) as (model, engine):
-        # llama.cpp puts a space in front of a text for this kind of vocabulary; it is no byte of the text.
+        # For this kind of vocabulary, llama.cpp puts a space before the text. The space is not part of the text.
         kind, prefix = (engine.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
-        put_in_front = kind == "llama" and prefix != "false"
+        adds_space = kind == "llama" and prefix != "false"
         ids = model.encode(text)
         first = engine.detokenize(ids[:1])
         return evaluate(
@@ -43,7 +43,7 @@ def evaluate_gguf(
             text,
             model.score,
             bos=model.bos,
-            first_token_bytes=len(first) - (put_in_front and first.startswith(b" ")),
+            first_token_bytes=len(first) - (adds_space and first.startswith(b" ")),
             window=model.window,
             progress=progress,
             label=label,
@@ -51,7 +51,7 @@ def evaluate_gguf(
 
 
 def measure_gguf(variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
-    """A short run of llama.cpp: speed and memory on the evaluation text, and the reply to a prompt."""
+    """Measure speed and memory of llama.cpp on the evaluation text, and get the reply to a prompt."""
     run = short_run(variant.checkpoint, text)
     with LlamaEngine(variant.artifact.path, n_ctx=run.context, n_threads=threads) as engine:
         speed = run.speed(engine.speed)

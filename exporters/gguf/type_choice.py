@@ -1,4 +1,4 @@
-"""Which GGUF types a target's model takes: what the user named, else the target's that fit the model's rows."""
+"""Chooses the GGUF types for a model: the user's choice, or the types of the target that fit the model's rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporters.llamacpp.quant_types import check_rows, ggml_type, quant_named
 
 
 def row_lengths(config: Mapping[str, Any]) -> Sequence[int]:
-    """Row lengths of a model's matrices that pruning keeps: hidden size, and the heads' width."""
+    """Return the row lengths that pruning keeps: hidden size, and the total width of the attention heads."""
     head_dim = family_of(config, CONFIG).head_dim_of(config)
     return int(config["hidden_size"]), int(config["num_attention_heads"]) * head_dim
 
@@ -21,10 +21,11 @@ def row_lengths(config: Mapping[str, Any]) -> Sequence[int]:
 def chosen_types(
     target: Target, config: Mapping[str, Any], quant: str | None, embedding_quant: str | None = None
 ) -> tuple[str, str | None]:
-    """The type of the file, and that of the token embedding (None: llama.cpp's choice).
+    """Return the type of the file and that of the token embedding (None: llama.cpp's choice).
 
     Raises:
-        UsageError: an unknown type. BudgetError: rows that the type cannot hold.
+        UsageError: the type is unknown.
+        BudgetError: the type cannot hold the model's rows.
     """
     lengths = row_lengths(config)
     if quant is not None:

@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a finished ONNX folder in the cache."""
+"""Makes an ONNX folder in the cache from a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from exporters.onnx.folder import GENAI_CONFIG, INSTALL_HINT
 from exporters.onnx.types import BUILDER_VERSION, ENGINES, OnnxOptions, other_version
 from exporters.onnx.write import DATA, MODEL, write_onnx
 
-# Raised when the bytes of an artifact change for equal inputs, so that older cache entries are not used.
+# Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
 _VERSION = 1
-FOLDER = "onnx"  # in the cache's entry, beside its record
+FOLDER = "onnx"  # subfolder of the cache entry, next to its record
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class OnnxArtifact:
     Attributes:
         folder: the directory.
         files: sha256 of every file in it, by name.
-        options: how it was made.
+        options: options of the export.
         name: model name, without the type.
-        n_params: parameters of the checkpoint.
-        size_bytes: of model.onnx and its data.
-        embedding_type: the type that the token embedding really has.
+        n_params: number of parameters of the checkpoint.
+        size_bytes: total size of model.onnx and its data.
+        embedding_type: actual type of the token embedding.
     """
 
     folder: Path
@@ -45,17 +45,17 @@ class OnnxArtifact:
 
     @property
     def path(self) -> Path:
-        """The graph, which every runtime opens."""
+        """The graph file. Every runtime opens it."""
         return self.folder / MODEL
 
     @property
     def opened(self) -> Path:
-        """What our engines are given."""
+        """The path that our engines open."""
         return self.folder
 
     @property
     def title(self) -> str:
-        """Name and type."""
+        """Name, type and execution provider."""
         return f"{self.name}-{self.quant}-{self.options.execution_provider}"
 
     @property
@@ -65,20 +65,21 @@ class OnnxArtifact:
 
     @property
     def sha256(self) -> str:
-        """Names the whole folder's content."""
+        """Hash of the content of the whole folder."""
         return sha256_json(dict(self.files))
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of graph and data over the checkpoint's parameters; rotary tables are among them."""
+        """Bits of graph and data, including rotary tables, per parameter of the checkpoint."""
         return self.size_bytes * 8 / self.n_params
 
 
 def engine_versions() -> dict[str, str]:
-    """Versions of the packages that decide a folder's bytes.
+    """Return the versions of the packages that affect the bytes of a folder.
 
     Raises:
-        ToolUnavailableError: one is missing, or onnxruntime-genai is another than its corrections are for.
+        ToolUnavailableError: a package is missing, or our corrections do not support this version of
+            onnxruntime-genai.
     """
     try:
         found = {package: version(package) for package in ENGINES}
@@ -98,15 +99,15 @@ def make_onnx_artifact(
     cache: Cache,
     progress: Progress = SILENT,
 ) -> OnnxArtifact:
-    """Make the folder, or take it from the cache. Raises as `exporters.onnx.write.write_onnx`.
+    """Make the folder, or return it from the cache. Raises the errors of `exporters.onnx.write.write_onnx`.
 
     Args:
         checkpoint: a standard checkpoint directory.
-        checkpoint_id: sha256 that names its content.
+        checkpoint_id: sha256 of its content.
         name: model name, for the card.
-        options: type, algorithm, execution provider.
-        cache: where the folder is kept.
-        progress: told of the builder's steps.
+        options: type, algorithm and execution provider.
+        cache: cache for the folder.
+        progress: shows the steps of the builder.
     """
     n_params = sum(ref.n_elements for ref in read_index(checkpoint).values())
     key = sha256_json(
@@ -135,7 +136,7 @@ def make_onnx_artifact(
 
 
 def place_onnx(folder: Path, artifact: OnnxArtifact) -> tuple[str, ...]:
-    """Write an artifact's files into a folder that is about to be published; returns their names, the graph first.
+    """Write an artifact's files into a folder to publish. Return their names; the graph comes first.
 
     Raises:
         DamagedFileError: a file changed in the cache.
@@ -151,7 +152,7 @@ def place_onnx(folder: Path, artifact: OnnxArtifact) -> tuple[str, ...]:
 
 
 def embedding_type(model: Path) -> str:
-    """`int4`, `int8`, `fp16` or `fp32`: how the graph looks token embeddings up."""
+    """Return the type of the token embeddings in the graph: `int4`, `int8`, `fp16`, `fp32` or `unknown`."""
     import onnx
 
     graph = onnx.load(str(model), load_external_data=False).graph
@@ -162,7 +163,7 @@ def embedding_type(model: Path) -> str:
         if "input_ids" in node.input and node.op_type == "Gather":
             sources = {output: other for other in graph.node for output in other.output}
             name = node.input[0]
-            while name in sources:  # a tied head's transposed weight
+            while name in sources:  # the transposed weight of a tied head
                 name = sources[name].input[0]
             return "fp16" if types.get(name) == onnx.TensorProto.FLOAT16 else "fp32"
     return "unknown"

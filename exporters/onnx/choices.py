@@ -1,11 +1,11 @@
-"""What a user can say of ONNX on the command line, and what a target says where the user does not."""
+"""Command-line options for ONNX, and how a target fills in those that the user leaves out."""
 
 from __future__ import annotations
 
 from exporters.format_values import Choices, Flag, Target
 from exporters.onnx.types import OnnxOptions, onnx_options
 
-# The provider of a profile, as onnxruntime names it, and as the model builder does.
+# Execution providers: onnxruntime name, as in a profile -> name in the model builder.
 PROVIDERS = {
     "CPUExecutionProvider": "cpu",
     "CUDAExecutionProvider": "cuda",
@@ -17,25 +17,25 @@ _SECTION = "ONNX"
 FLAGS = (
     Flag(
         "--algo-config",
-        "ONNX int4 and int8: how weights are rounded, as the model builder names it.",
+        "ONNX int4 and int8: rounding algorithm, with its name in the model builder.",
         section=_SECTION,
     ),
-    Flag("--block-size", "ONNX int4 and int8: weights of a block (default: 32).", int, _SECTION),
-    Flag("--accuracy-level", "ONNX int4 and int8: 1 computes in float32, 4 in int8.", int, _SECTION),
+    Flag("--block-size", "ONNX int4 and int8: weights per block (default: 32).", int, _SECTION),
+    Flag("--accuracy-level", "ONNX int4 and int8: compute type, from 1 (float32) to 4 (int8).", int, _SECTION),
     Flag("--execution-provider", "ONNX: cpu, cuda, dml or webgpu (default: the target's).", section=_SECTION),
 )
 
 
 def resolve_options(target: Target, quant: str | None, choices: Choices) -> OnnxOptions:
-    """The options for a target: what the user named, else the target's.
+    """Return the options for a target. The choices of the user take precedence over those of the target.
 
     Raises:
-        UsageError: an unknown name, or a combination that the builder cannot write.
+        UsageError: a name is unknown, or the builder cannot write the combination.
     """
     named = quant if quant is not None else target.quantization
     provider = choices.get("execution_provider") or PROVIDERS[target.execution_provider or "CPUExecutionProvider"]
     level, algo = choices.get("accuracy_level"), choices.get("algo_config")
-    # The target's level and embedding are those of its own type.
+    # The accuracy level and embedding type of a target belong to its own type only.
     if named == target.quantization:
         if level is None and target.accuracy_level is not None and choices.get("execution_provider") is None:
             level = target.accuracy_level.value

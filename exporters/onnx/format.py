@@ -1,6 +1,6 @@
-"""ONNX: made by onnxruntime-genai's model builder, opened by onnxruntime and onnxruntime-genai.
+"""The ONNX format: written by onnxruntime-genai's model builder, opened by onnxruntime and onnxruntime-genai.
 
-What needs more than the standard library is imported inside functions: the command line reads this class for `--help`.
+Imports outside the standard library are inside functions, because the command line reads this class for `--help`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# The packages that open the folder; for the others the reader's own onnxruntime-genai with that provider.
+# Packages that open the folder, by provider. For other providers, the user needs an onnxruntime-genai build with it.
 _WHEELS = {"cpu": "onnxruntime-genai", "cuda": "onnxruntime-genai-cuda"}
-# Values that a row must be a multiple of.
+# Row lengths must be multiples of these block sizes.
 _TYPES: Mapping[str, int] = {"fp32": 1, "fp16": 1, "int8": 1, "int4": 32}
 _RECIPE_KEY = "onnx_"
 
@@ -100,9 +100,9 @@ class OnnxFormat(Format):
         """See `Format.resolve`.
 
         Raises:
-            ToolUnavailableError: a package is missing, or of another version.
-            CompactEdgeError: what `resolve_options` and `exporters.onnx.types.check_onnx` raise, and a tokenizer's
-                file that is missing.
+            ToolUnavailableError: a package is missing or has an unsupported version.
+            CompactEdgeError: a file of the tokenizer is missing, or an error of `resolve_options` or
+                `exporters.onnx.types.check_onnx`.
         """
         from compact.checkpoints.names import CONFIG
         from exporters.onnx.artifact import engine_versions
@@ -215,7 +215,7 @@ class OnnxFormat(Format):
             return None
 
         def measure() -> float:
-            # One after the other: each holds the whole model.
+            # Run one after the other, because each holds the whole model.
             reference = reference_for(variant.checkpoint, calibration.texts, greedy=False)
             with OnnxEngine(variant.artifact.opened, n_ctx=POSITIONS) as engine:
                 return onnx_mean_kl(reference, engine)
@@ -223,7 +223,7 @@ class OnnxFormat(Format):
         return self._if_it_runs(measure)
 
     def _if_it_runs(self, work: Callable[[], Result]) -> Result | None:
-        """What `work` gives; None where the CPU provider lacks an operator of a graph that was made for another."""
+        """Return the result of `work`; None if the CPU provider lacks an operator of a graph for another provider."""
         try:
             return work()
         except OperatorMissingError:
@@ -287,7 +287,7 @@ class OnnxFormat(Format):
             if has_chat_template(checkpoint)
             else 'prompt = "Once upon a time"'
         )
-        # onnxruntime-genai puts no BOS in front of a text; a template writes its own.
+        # onnxruntime-genai does not add BOS to a text. A chat template writes its own.
         bos = None if has_chat_template(checkpoint) else bos_id(load_tokenizer(checkpoint))
         ids = "list(tokenizer.encode(prompt))" if bos is None else f"[{bos}, *tokenizer.encode(prompt)]"
         return "python", [

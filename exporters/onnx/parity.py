@@ -1,4 +1,7 @@
-"""The parity gate of an ONNX folder: onnxruntime and onnxruntime-genai against Transformers on the checkpoint."""
+"""The parity gate of an ONNX folder.
+
+onnxruntime and onnxruntime-genai on the folder are compared with Transformers on the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ from exporters.onnx.ort_engine import OnnxEngine
 from exporters.tokenizer_probe_texts import probe_texts
 
 RUNTIME = "onnxruntime-genai"
-# So many of the last positions are fed one at a time, as a device does after its prompt.
+# Number of last positions that are fed one at a time, as in decoding on a device.
 DECODED = 32
-# Share of tokens on which genai may differ for reasons of its own; beyond it, it does not know this tokenizer.
+# Maximum share of tokens with differences of genai's own. With more, genai does not support the tokenizer.
 MAX_OWN_SHARE = 0.1
 
 Messages = list[dict[str, str]]
@@ -68,17 +71,17 @@ def check_onnx_artifact(
 ) -> ParityReport:
     """Run the whole gate on a finished ONNX folder, on the CPU.
 
-    The report is `partial` where the folder is for another provider than the CPU, where the CPU provider lacks an
-    operator, where the model does not fit in memory, and where the graph fails, so that it is not run.
+    The report is `partial` in these cases: the folder is for another provider than the CPU, the CPU provider lacks an
+    operator, the model does not fit in memory, or the graph check fails, so that the graph is not run.
 
     Args:
         checkpoint: the checkpoint that the folder was exported from.
         folder: graph, data, genai_config.json and the tokenizer's files.
-        quant: its type; `fp32` is held to the logits, others to the mean KL.
+        quant: its type. `fp32` is checked by logits, other types by mean KL.
         texts: calibration texts.
-        unpruned: the source's checkpoint, None where `checkpoint` is unpruned.
-        baseline_kl: mean KL of the unpruned folder at the same type, None where it was not measured.
-        progress: told of each check.
+        unpruned: checkpoint of the source; None if `checkpoint` is unpruned.
+        baseline_kl: mean KL of the unpruned folder at the same type; None if it was not measured.
+        progress: shows the checks.
     """
     described = read_folder(folder)
     data = described.model.with_name(f"{described.model.name}.data")
@@ -98,7 +101,7 @@ def check_onnx_artifact(
         strict = quant == "fp32"
         reference = reference_for(checkpoint, texts, greedy=strict, positions=positions)
         try:
-            # One after the other: each holds the whole model.
+            # Run one after the other, because each holds the whole model.
             with OnnxEngine(folder, n_ctx=positions) as engine:
                 if strict:
                     checks = check_onnx_float32(reference, engine)
@@ -121,11 +124,11 @@ def check_onnx_artifact(
 
 
 def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *, unpruned: Path | None) -> Check:
-    """genai's token ids == the HF tokenizer's, on the stress text and on `texts`.
+    """Check that genai and the HF tokenizer give the same token ids on the probe texts and on `texts`.
 
-    A difference is the runtime's own where genai shows it with the *source's* tokenizer too, which is `unpruned`, or
-    the checkpoint's own where that is None. Such are counted and named, and fail only where they are so many that
-    genai cannot be said to know this tokenizer. The text of a special token becomes that token: genai's only mode.
+    A difference is the runtime's own if genai also shows it with the tokenizer of the *source*: that of `unpruned`, or
+    of the checkpoint if `unpruned` is None. Such differences are counted and listed. They fail the check only if there
+    are too many (`MAX_OWN_SHARE`). The text of a special token becomes that token, because genai has no other mode.
     """
     tokenizer = load_tokenizer(checkpoint)
     every = [*probe_texts(list(tokenizer.get_added_vocab())), *texts]
@@ -137,7 +140,7 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     failed = [n for n in different if n not in own]
     shown_by = "with the same tokenizer.json" if unpruned is None else "for the unpruned model too"
     check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME, shown_by)
-    # Ids that no text here has must be right as well.
+    # Ids that do not occur in these texts must be correct too.
     if check.passed and not filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
         return Check("tokenizer", False, "tokenizer.json is not the checkpoint's", check.figures)
     share = _odd_tokens(own, ours, theirs) / max(1, sum(map(len, ours)))
@@ -153,7 +156,7 @@ def _odd_tokens(numbers: set[int], ours: Sequence[list[int]], theirs: Sequence[l
 
 
 def _genai_ids(engine: GenaiEngine, texts: Sequence[str]) -> list[list[int] | None]:
-    """genai's ids of each text, None for one that it refuses."""
+    """Return genai's ids of each text; None for a text that it refuses."""
     try:
         return list(engine.tokenize(texts))
     except DataError:
@@ -163,7 +166,7 @@ def _genai_ids(engine: GenaiEngine, texts: Sequence[str]) -> list[list[int] | No
 
 
 def _runtime_differences(source: Path, folder: Path, texts: Sequence[str], candidates: Sequence[int]) -> set[int]:
-    """Those of `candidates` on which genai differs with the source's own tokenizer as well."""
+    """Return the candidates on which genai also differs with the tokenizer of the source."""
     wanted = [texts[n] for n in candidates]
     ours = hf_ids(load_tokenizer(source), wanted, parse_special=True)
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
@@ -174,12 +177,12 @@ def _runtime_differences(source: Path, folder: Path, texts: Sequence[str], candi
 
 
 def onnx_mean_kl(reference: Reference, engine: OnnxEngine) -> float:
-    """Mean KL(float32 || artifact) in nats over those of the reference's positions that the model holds."""
+    """Return the mean KL(float32 || artifact) in nats over the reference positions within the model's context."""
     return float(kl_divergence(*_compared(reference, engine)).mean())
 
 
 def check_onnx_float32(reference: Reference, engine: OnnxEngine) -> list[Check]:
-    """Logits within 1e-3 of Transformers', and the same greedy text (or a tie at the first difference)."""
+    """Check that logits are within 1e-3 of Transformers, and that the greedy text is the same up to ties."""
     expected, got = _compared(reference, engine)
     difference = float(np.abs(got - expected).max())
     detail = f"max abs difference {difference:.1e} over {len(got)} positions, {_decoded(len(got))} one at a time"
@@ -199,21 +202,21 @@ def _decoded(positions: int) -> int:
 
 
 def _compared(reference: Reference, engine: OnnxEngine) -> tuple[Any, Any]:
-    """Logits float32 [T, V] of Transformers and of the artifact, with a key-value cache."""
+    """Return the logits of Transformers and of the artifact, each float32 [positions, vocabulary]."""
     ids = reference.ids[: engine.context_length]
     return reference.logits[: len(ids)], engine.logits(ids, n_decode=_decoded(len(ids)))
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What genai makes of a checkpoint's chat template.
+    """The comparison of a checkpoint's chat template in genai and Transformers.
 
     Attributes:
-        rendered: conversations that were compared; 0 where there is no chat template.
-        failure: what is wrong, None where nothing is.
-        own: how genai's template engine differs with the source's template too, None where it does not.
-        prompt: token ids of the first conversation's prompt as Transformers makes it.
-        unpruned: whether that source is another checkpoint, the unpruned one.
+        rendered: number of compared conversations; 0 without a chat template.
+        failure: description of the failure; None if the check passed.
+        own: difference that genai also shows with the source's template; None if there is none.
+        prompt: token ids of the first conversation's prompt from Transformers.
+        unpruned: whether the source is a separate, unpruned checkpoint.
     """
 
     rendered: int = 0
@@ -223,7 +226,7 @@ class Chat:
     unpruned: bool = False
 
     def checks(self, generated: str = "", failure: str | None = None) -> list[Check]:
-        """The check `chat`, or none without a template. `generated` says what the model did with the prompt."""
+        """Return the check `chat`; empty without a template. `generated` says how the model continued the prompt."""
         if not self.rendered:
             return []
         figures = {"conversations": self.rendered, "runtime_own": self.own is not None}
@@ -236,9 +239,10 @@ class Chat:
 
 
 def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
-    """Hold genai's chat prompts and their ids against Transformers'.
+    """Compare genai's chat prompts and their ids with those of Transformers.
 
-    Where genai refuses the template, or renders it otherwise, with the source's files too, it is the runtime's own.
+    If genai also refuses the template or renders it differently with the source's files, the difference is the
+    runtime's own.
     """
     tokenizer = load_tokenizer(checkpoint)
     conversations = [messages for messages in CONVERSATIONS if _transformers_prompt(tokenizer, messages) is not None]
@@ -264,15 +268,15 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
 
 
 def _transformers_prompt(tokenizer: Any, messages: Messages) -> str | None:
-    """The prompt of a conversation, None where the template refuses it."""
+    """Return the prompt of a conversation; None if the template refuses it."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception:  # a template is a program of the checkpoint's: jinja2's errors, TypeError, ValueError, ...
+    except Exception:  # the template is code of the checkpoint and can raise jinja2's errors, TypeError, ...
         return None
 
 
 def _chat_difference(tokenizer: Any, engine: GenaiEngine, conversations: Sequence[Messages]) -> str | None:
-    """How genai's first unequal prompt, or its ids, differ from Transformers'; None where all are equal."""
+    """Describe the first difference between the prompts or ids of genai and Transformers; None if all are equal."""
     for messages in conversations:
         expected = str(_transformers_prompt(tokenizer, messages))
         try:
@@ -291,7 +295,7 @@ def _chat_difference(tokenizer: Any, engine: GenaiEngine, conversations: Sequenc
 
 
 def _answer(prompt: Sequence[int], engine: OnnxEngine) -> Generation | None:
-    """onnxruntime's own greedy answer to the prompt, None where there is no room behind it."""
+    """Return onnxruntime's greedy answer to the prompt; None if the context has no room for an answer."""
     tokens = min(GREEDY_TOKENS, engine.context_length - len(prompt))
     return engine.generate(prompt, tokens, stop=engine.eog) if tokens > 0 else None
 
@@ -299,10 +303,10 @@ def _answer(prompt: Sequence[int], engine: OnnxEngine) -> Generation | None:
 def check_generation(
     chat: Chat, prompt: Sequence[int], folder: Path, n_ctx: int, plain: Generation | None
 ) -> list[Check]:
-    """genai loads the model and continues the prompt greedily, as `plain` if given.
+    """Check that genai loads the model and continues the prompt greedily, with the same answer as `plain` if given.
 
-    It is part of the check `chat`, or the check `generation` where there is no chat template. Where the prompt fills
-    the context of `n_ctx` tokens, nothing is generated.
+    The result is part of the check `chat`, or the check `generation` without a chat template. If the prompt fills the
+    context of `n_ctx` tokens, nothing is generated.
     """
     tokens = min(GREEDY_TOKENS, n_ctx - len(prompt))
     if tokens < 1:

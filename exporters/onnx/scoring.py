@@ -1,4 +1,4 @@
-"""Bits per byte of an ONNX folder through onnxruntime, and a short run of onnxruntime-genai."""
+"""Measures bits per byte of an ONNX folder in onnxruntime, and its speed and memory in onnxruntime-genai."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporters.short_run import short_run
 
 @contextmanager
 def open_onnx(folder: Path, *, threads: int, window: int | None = None) -> Iterator[TextScorer]:
-    """Open an ONNX folder in onnxruntime with a context of one window. Raises what `OnnxEngine` raises."""
+    """Open an ONNX folder in onnxruntime with a context of one window. Raises the errors of `OnnxEngine`."""
     size = min(window or DEFAULT_WINDOW, read_folder(folder).context_length)
     tokenizer = load_tokenizer(folder)
     with OnnxEngine(folder, n_ctx=size, n_threads=threads) as engine:
@@ -31,7 +31,7 @@ def open_onnx(folder: Path, *, threads: int, window: int | None = None) -> Itera
 def evaluate_onnx(
     folder: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
 ) -> Evaluation:
-    """Bits per byte of an ONNX folder through onnxruntime: its own tokenizer.json, the same windows as elsewhere."""
+    """Measure bits per byte of an ONNX folder in onnxruntime, with its tokenizer and the windows of a checkpoint."""
     with open_onnx(folder, threads=threads, window=window) as model:
         ids = model.encode(text)
         return evaluate(
@@ -47,7 +47,7 @@ def evaluate_onnx(
 
 
 def measure_onnx(variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
-    """A short run of onnxruntime-genai on the CPU: speed and memory on the text, and the reply to a prompt."""
+    """Measure speed and memory of onnxruntime-genai on the CPU with a text, and get the reply to a prompt."""
     run = short_run(variant.checkpoint, text)
     with GenaiEngine(variant.artifact.opened, n_ctx=run.context, n_threads=threads) as engine:
         speed = run.speed(engine.speed)

@@ -123,7 +123,7 @@ def test_what_is_refused(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
     )
     assert_error(capsys, [*shop.build(out), "--split-max-size", "1K"], 2, "'1K': less than 1 MB", "write it as 400MB")
     assert_error(capsys, [*plain, "--split-max-size", "2 GBytes"], 2, "not a size", "write it as 400MB")
-    assert_error(capsys, [*plain, "--save-imatrix"], 2, "--save-imatrix: there is nothing", "--calibration")
+    assert_error(capsys, [*plain, "--save-imatrix"], 2, "--save-imatrix: needs a text", "--calibration")
     assert_error(capsys, [*plain, "--quant", "MXFP4_MOE"], 2, "a dense model would be Q8_0 throughout", "use Q8_0")
     huge = Workshop(tmp_path / "huge", hidden_size=768, intermediate_size=512, num_attention_heads=12)
     too_large = ["export", str(huge.model), "--quant", "F32", "--split-max-size", "1M", "--out", str(out)]

@@ -207,7 +207,7 @@ def test_force_replaces_nothing_that_is_not_an_earlier_output(
     home.mkdir()
     (home / "thesis.txt").write_text("years of work")
     assert cli.run(shop.build(home, "--force")) == 2
-    assert "is no earlier output" in capsys.readouterr().err
+    assert "is not an earlier output" in capsys.readouterr().err
     assert tree(home) == {"thesis.txt": b"years of work"}
     assert cli.run(shop.build(shop.root, "--force")) == 2  # the model lies in it
     assert "the command reads" in capsys.readouterr().err

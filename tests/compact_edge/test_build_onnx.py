@@ -127,15 +127,15 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
     out = shop.root / "x"
     two = ("gguf", "onnx")
     line = arguments(shop, out, "--quant", "Q8_0", targets=two)
-    refused(capsys, line, 2, "--quant Q8_0: of which format?", "--quant gguf=TYPE --quant onnx=TYPE")
+    refused(capsys, line, 2, "--quant Q8_0: the format is missing", "--quant gguf=TYPE --quant onnx=TYPE")
     line = arguments(shop, out, "--quant", "gguf=Q8_0", "--quant", "gguf=Q4_0", targets=two)
-    refused(capsys, line, 2, "gguf has the type Q8_0 already", "give it once")
+    refused(capsys, line, 2, "gguf already has the type Q8_0", "give it once")
     line = arguments(shop, out, "--quant", "tflite=int8", targets=two)
-    refused(capsys, line, 2, "--quant tflite=int8: no format of this build", "--quant gguf=TYPE")
+    refused(capsys, line, 2, "--quant tflite=int8: not a format of this build", "--quant gguf=TYPE")
     line = arguments(shop, out, "--quant", "int4", "--quant", "int8")
-    refused(capsys, line, 2, "--quant int8: a type was given already", "give one a format")
+    refused(capsys, line, 2, "--quant int8: a type was given already", "give one per format")
     line = arguments(shop, out, targets=("gguf", "phone-arm64"))
-    refused(capsys, line, 2, "--target phone-arm64: gguf is built as gguf already", "one after another")
+    refused(capsys, line, 2, "--target phone-arm64: gguf has the same format, gguf", "one after another")
     line = arguments(shop, out, "--quant", "Q8_0")
     refused(capsys, line, 2, "'Q8_0'", "fp32")
     line = arguments(shop, out, "--quant", "fp32", "--algo-config", "rtn")
@@ -149,9 +149,9 @@ def test_a_type_of_its_own_for_each_format(shop: Workshop, capsys: pytest.Captur
         "",
     )
     line = arguments(shop, out, "--modelfile")
-    refused(capsys, line, 2, "--modelfile: is for GGUF", "--target gguf")
+    refused(capsys, line, 2, "--modelfile: applies only to GGUF", "--target gguf")
     line = arguments(shop, out, "--block-size", "64", targets=("gguf",))
-    refused(capsys, line, 2, "--block-size: is for ONNX", "--target onnx")
+    refused(capsys, line, 2, "--block-size: applies only to ONNX", "--target onnx")
     assert not out.exists() and leftovers(shop.root) == []
 
 
@@ -230,9 +230,9 @@ def test_export_and_eval(shop: Workshop, both: Path, capsys: pytest.CaptureFixtu
         printed = capsys.readouterr().err
         assert printed.startswith(f"error: {out / 'genai_config.json'}: ") and "Traceback" not in printed
     line = ["export", str(shop.model), "--format", "onnx", "--imatrix", "x.gguf", "--out", str(shop.root / "y")]
-    refused(capsys, line, 2, "--imatrix: is for GGUF", "--format gguf")
+    refused(capsys, line, 2, "--imatrix: applies only to GGUF", "--format gguf")
     line = ["export", str(shop.model), "--algo-config", "rtn", "--out", str(shop.root / "y")]
-    refused(capsys, line, 2, "--algo-config: is for ONNX", "--format onnx")
+    refused(capsys, line, 2, "--algo-config: applies only to ONNX", "--format onnx")
 
 
 def gguf_in(both: Path) -> str:

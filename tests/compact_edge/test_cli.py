@@ -251,7 +251,7 @@ def test_a_signal_cleans_up_and_has_its_exit_code(tmp_path: Path, number: signal
     program.write_text(
         "import sys, time, types, click\n"
         "from pathlib import Path\n"
-        "from compact_edge import cli\n"
+        "from compact_edge.cli import main as cli\n"
         "@click.command()\n"
         "def probe():\n"
         f"    work = Path({str(tmp_path / 'work')!r})\n"

@@ -165,7 +165,7 @@ def test_verify_names_the_file_that_is_wrong(
         (damaged, f"{name}: damaged, its sha256 differs"),
         (lambda folder: (folder / name).unlink(), f"{name}: missing, but listed in SHA256SUMS"),
         (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin: not listed in SHA256SUMS"),
-        (lambda folder: (folder / "SHA256SUMS").unlink(), "no SHA256SUMS in it"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "contains no SHA256SUMS"),
         (
             lambda folder: (folder / "SHA256SUMS").write_text("nonsense\n"),
             "SHA256SUMS:1: not in the format of sha256sum",
@@ -215,9 +215,14 @@ def test_every_command_refuses_a_bad_model(
         (["--method", "compacct"], 2, "compacct", ""),
         (["--device", "cuda"], 2, "--device cuda: not available here", "cpu"),
         (["--rato", "0.1"], 2, "no such option", "--ratio"),
-        (["--learning-rate", "0.1"], 2, "--learning-rate: nothing is trained", "--recover distill"),
-        (["--train", "all"], 2, "--train: nothing is trained", "--recover distill"),
-        (["--repair-tokens", "common"], 2, "--repair-tokens common: nothing is repaired", "--method repair"),
+        (["--learning-rate", "0.1"], 2, "--learning-rate: applies only with --recover", "--recover distill"),
+        (["--train", "all"], 2, "--train: applies only with --recover", "--recover distill"),
+        (
+            ["--repair-tokens", "common"],
+            2,
+            "--repair-tokens common: applies only to --method repair",
+            "--method repair",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -252,7 +257,7 @@ def test_prune_refuses_bad_options(
         (["--target", "gguf", "--quant", "zzz"], 2, "quantization 'zzz' is not known", "one of: F32, F16"),
         (["--target", "gguf", "--embedding-quant", "Q8"], 2, "tensor type 'Q8' is not known", "Q8_0"),
         (["--target", "gguf", "--with-baseline", "--no-baseline"], 2, "exclude each other", ""),
-        (["--target", "gguf", "--quant", "Q8_0", "--imatrix", "x"], 2, "--imatrix: Q8_0 files use none", ""),
+        (["--target", "gguf", "--quant", "Q8_0", "--imatrix", "x"], 2, "--imatrix: Q8_0 files do not use one", ""),
         (["--target", "gguf", "--quant", "Q4_0", "--imatrix", "x"], 65, "--imatrix x: no such file", ""),
         (["--target", "gguf", "--eval-text", "absent.txt"], 74, "absent.txt", ""),
         (["--target", "gguf", "--threads", "0"], 2, "--threads", ""),
@@ -315,10 +320,10 @@ def test_an_existing_output_is_kept(shop: Workshop, tmp_path: Path, capsys: pyte
     (out / "mine.txt").write_text("mine")
     for arguments in (prune(shop, out), ["export", str(shop.root / "pruned"), "--out", str(out)]):
         assert_error(capsys, arguments, 2, f"{out}: exists already", "--force")
-        assert_error(capsys, [*arguments, "--force"], 2, "is no earlier output", "remove it yourself")
+        assert_error(capsys, [*arguments, "--force"], 2, "is not an earlier output", "remove it yourself")
     # An export must not replace the checkpoint that it reads.
     pruned = str(shop.root / "pruned")
-    assert_error(capsys, ["export", pruned, "--out", pruned, "--force"], 2, "the command reads pruned from there")
+    assert_error(capsys, ["export", pruned, "--out", pruned, "--force"], 2, "contains pruned, which the command reads")
     assert tree(out) == {"mine.txt": b"mine"}
 
 

@@ -153,7 +153,7 @@ def test_what_is_saved_is_kept_by_the_next_prune(place: Place, capsys: pytest.Ca
     assert after["classes"]["split"]["segments"] < before["classes"]["split"]["segments"]
     assert after["bits_per_byte"] < before["bits_per_byte"]
     # A file is never overwritten.
-    refused(capsys, line, 2, f"{saved} is there already")
+    refused(capsys, line, 2, f"{saved}: exists already")
 
 
 def test_the_tables(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,13 +32,13 @@ def test_an_empty_directory_and_one_with_sums_are_replaced(tmp_path: Path) -> No
 def test_a_project_that_holds_an_output_is_none_itself(tmp_path: Path, output: str) -> None:
     summed(tmp_path / output)
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(OutputExistsError, match="no earlier output"):
+    with pytest.raises(OutputExistsError, match="is not an earlier output"):
         check_output(tmp_path, force=True)
 
 
 def test_a_folder_of_reports_is_none(tmp_path: Path) -> None:
     summed(tmp_path / "report")
-    with pytest.raises(OutputExistsError, match="no earlier output"):
+    with pytest.raises(OutputExistsError, match="is not an earlier output"):
         check_output(tmp_path, force=True)
 
 

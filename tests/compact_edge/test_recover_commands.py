@@ -143,7 +143,7 @@ def test_the_text_is_never_replaced_by_the_output(
     (out / "SHA256SUMS").write_text("")
     (out / "mine.txt").write_text("text to learn from")
     assert cli.run(prune(shop, out, *DISTILL, "--recover-text", str(out / "mine.txt"), "--force")) == 2
-    assert "reads mine.txt from there" in capsys.readouterr().err
+    assert "contains mine.txt, which the command reads" in capsys.readouterr().err
     assert (out / "mine.txt").read_text() == "text to learn from"
 
 

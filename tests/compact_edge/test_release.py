@@ -171,7 +171,7 @@ def test_gather_refuses_what_does_not_belong_together(
     artifact.write_bytes(artifact.read_bytes()[:-1] + b"\xff")
     assert "damaged" in refused(first, second)
     (tmp_path / "empty").mkdir()
-    assert "no cell in it" in refused(tmp_path / "empty")
+    assert "contains no cell" in refused(tmp_path / "empty")
 
 
 def test_a_plan_of_another_release_toml_is_refused(

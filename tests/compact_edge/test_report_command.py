@@ -81,6 +81,6 @@ def test_force_replaces_neither_a_run_that_is_read_nor_what_is_no_output(
     (home / "report").mkdir(parents=True)
     (home / "report" / "SHA256SUMS").write_text("", encoding="utf-8")
     assert run(["report", "first", "--out", str(home), "--force"]) == 2
-    assert "no earlier output" in capsys.readouterr().err
+    assert "is not an earlier output" in capsys.readouterr().err
     assert (runs[0] / "samples.jsonl").read_bytes() == raw
     assert (home / "report" / "SHA256SUMS").exists()

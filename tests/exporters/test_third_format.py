@@ -85,7 +85,7 @@ def test_a_profile_of_its_runtime_is_shown(shop: Shop) -> None:
 def test_its_flag_is_refused_where_it_is_not_made(shop: Shop) -> None:
     done = shop.run("export", str(shop.model), "--copy-note", "hello", "--out", str(shop.root / "refused"))
     assert done.returncode == 2
-    assert "--copy-note: is for COPY, which is not written here" in done.stderr
+    assert "--copy-note: applies only to COPY" in done.stderr
     done = shop.run("export", str(shop.model), "--format", "copy", "--quant", "Q4_0", "--out", str(shop.root / "x"))
     assert done.returncode == 2
     assert "COPY type 'Q4_0' is not known" in done.stderr

@@ -1,4 +1,4 @@
-"""`compact-edge build`: the whole road in one command."""
+"""`compact-edge build`: prune, export, check and compare in one command."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from compact_edge.flags import (
     "targets",
     multiple=True,
     required=True,
-    help="Device profile: a name of `compact-edge targets`, or a TOML file. Give it once a format.",
+    help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat once per format.",
 )
 @budget_options
 @click.option(
     "--quant",
     "quants",
     multiple=True,
-    help="Type, as llama.cpp or onnxruntime-genai names it, or `list` (default: the target's); FORMAT=TYPE for each of "
-    "several formats.",
+    help="Quantization type, with its llama.cpp or onnxruntime-genai name, or `list` (default: the target's). With "
+    "several formats: FORMAT=TYPE for each.",
 )
 @format_options("build")
 @calibration_options
@@ -44,18 +44,18 @@ from compact_edge.flags import (
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-compact).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
-@click.option("--with-baseline", is_flag=True, help="Publish the unpruned model of the same type too.")
-@click.option("--no-baseline", is_flag=True, help="Do not make or measure the unpruned model.")
+@click.option("--with-baseline", is_flag=True, help="Also export the unpruned model at the same type.")
+@click.option("--no-baseline", is_flag=True, help="Do not build or measure the unpruned model.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
-@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
 @click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
-@click.option("--prompt", help="What both models are asked at the end.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores less one).")
+@click.option("--prompt", help="Prompt that both models answer at the end.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores minus one).")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Prune MODEL, export it for a target, check it against the original and compare both.
 
-    With a target of each format (--target gguf --target onnx) the model is pruned once and exported to both.
+    With one target per format (--target gguf --target onnx), the model is pruned once and exported to both.
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).

@@ -1,4 +1,4 @@
-"""`compact-edge doctor`: checks this machine, and tells how to get what is missing."""
+"""`compact-edge doctor`: check this machine, and say how to get what is missing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Check:
 def doctor(as_json: bool) -> None:
     """Check what this machine has for each job, what is missing, and the next step.
 
-    The exit code is 69 if something is missing that `compact-edge build` needs.
+    Ends with exit code 69 if something that `compact-edge build` needs is missing.
     """
     from compact.base.errors import ToolUnavailableError
     from compact_edge.terminal.console import print_json

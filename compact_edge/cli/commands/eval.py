@@ -1,4 +1,4 @@
-"""`compact-edge eval`: bits per byte of a checkpoint or artifact on a text, or its accuracy on tasks."""
+"""`compact-edge eval`: measure bits per byte of a model on a text, or its accuracy on tasks."""
 
 from __future__ import annotations
 
@@ -23,48 +23,58 @@ _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
 
 @click.command("eval")
 @click.argument("model")
-@click.option("--text", type=FILE, help="Bits per byte of a text, jsonl (field text or context) or parquet file.")
-@click.option("--against", metavar="OTHER", help="With --text: where MODEL loses to OTHER, and on which words.")
-@click.option("--tasks", help="Accuracy on tasks of LM-Evaluation-Harness, such as arc_easy,hellaswag,mmlu.")
+@click.option(
+    "--text", type=FILE, help="Measure bits per byte on this text, jsonl (field text or context) or parquet file."
+)
+@click.option(
+    "--against", metavar="OTHER", help="With --text: show where MODEL is worse than OTHER, and on which words."
+)
+@click.option("--tasks", help="Measure accuracy on tasks of LM-Evaluation-Harness, such as arc_easy,hellaswag,mmlu.")
 @click.option(
     "--split",
     type=click.Choice(["all", "train", "held-out"]),
     default="all",
     show_default=True,
-    help="The whole text, its first 80% or its last 20%.",
+    help="Part of the text to use: all of it, the first 80% or the last 20%.",
 )
-@click.option("--max-bytes", type=click.IntRange(1), help="Evaluate at most this much of the text.")
-@click.option("--window", type=click.IntRange(2), help="Positions of a window (default: 2048, or the model's maximum).")
-@click.option("--words", type=click.IntRange(1), help="With --against: words to list and to save (default: 50).")
+@click.option("--max-bytes", type=click.IntRange(1), help="Evaluate at most this many bytes of the text.")
+@click.option(
+    "--window", type=click.IntRange(2), help="Window length in tokens (default: 2048, or the model's maximum)."
+)
+@click.option("--words", type=click.IntRange(1), help="With --against: how many words to list and save (default: 50).")
 @click.option(
     "--save-tokens",
     type=FILE,
-    help="With --against: write the words that MODEL lacks to this new file, for --keep-tokens of prune and build.",
+    help="With --against: write the words that MODEL lacks to this new file. Pass it to --keep-tokens of "
+    "prune or build.",
 )
 @click.option(
     "--include-path",
     type=DIRECTORY,
-    help="A folder of task files of your own. Python functions that they name are run: name only a folder you trust.",
+    help="Folder with your own task files. Python functions named in them are executed, so use only a folder that you "
+    "trust.",
 )
-@click.option("--limit", type=click.IntRange(1), help="At most this many items of each task, the first ones.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N items of each task.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question (default: the task's own).")
-@click.option("--batch-size", type=click.IntRange(1, 64), help="Sequences of a task scored at a time (default: 16).")
-@click.option("--items", type=FILE, help="Write each item of the tasks with the model's answers to this jsonl file.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores less one).")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="For a checkpoint.")
+@click.option("--batch-size", type=click.IntRange(1, 64), help="Task sequences per batch (default: 16).")
+@click.option("--items", type=FILE, help="Write every task item and the model's answers to this jsonl file.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores minus one).")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Device for a checkpoint."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **options: Any) -> None:
-    """Bits per byte of MODEL on a text, or its accuracy on tasks.
+    """Measure bits per byte of MODEL on a text, or its accuracy on tasks.
 
     MODEL is a .gguf file (scored by llama.cpp), an ONNX folder or its model.onnx (scored by onnxruntime), or a
     checkpoint directory, a model on the Hugging Face Hub (org/name or org/name@revision) or a built-in model (scored by
-    Transformers in float32). On a text, all are scored by the same windows, so the figures stand in one table; lower is
-    better. On tasks, all get the same questions, each through its own tokenizer; the data of lm_eval's own tasks come
+    Transformers in float32). On a text, all are scored with the same windows, so the figures are comparable. Lower is
+    better. On tasks, all get the same questions, each through its own tokenizer. The data of lm_eval's own tasks come
     from the Hub.
 
-    With --against, both models score the text. The bits that MODEL needs above OTHER are divided into words that MODEL
-    splits and OTHER does not, the eight tokens after such a word, and everything else. The words that cost most are
-    listed: tokens to keep when OTHER is pruned again.
+    With --against, both models score the text. The extra bits of MODEL are divided into three parts: words that MODEL
+    splits and OTHER does not, the eight tokens after such a word, and everything else. The most expensive words are
+    listed. Keep them when you prune OTHER again.
     """
     from compact.base.errors import UsageError
 

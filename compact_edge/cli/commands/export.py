@@ -1,4 +1,4 @@
-"""`compact-edge export`: a checkpoint directory to a file or folder of one format."""
+"""`compact-edge export`: export a checkpoint directory to a file or folder of one format."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def _format_option(function: Any) -> Any:
-    """`--format` and `--quant`, whose words are those of the formats that there are."""
+    """Add `--format` and `--quant`, whose values come from the registered formats."""
     from exporters.registry import formats
 
     names = [each.name for each in formats()]
     defaults = ", ".join(f"{each.export_quant} for {each.name}" for each in formats())
     quant = click.option(
-        "--quant", help=f"Type, as llama.cpp or onnxruntime-genai names it, or `list` (default: {defaults})."
+        "--quant",
+        help=f"Quantization type, with its llama.cpp or onnxruntime-genai name, or `list` (default: {defaults}).",
     )
     choice = click.Choice(names)
     return click.option("--format", "name", type=choice, default=names[0], show_default=True, help="File format.")(
@@ -36,11 +37,13 @@ def _format_option(function: Any) -> Any:
 @click.argument("checkpoint")
 @_format_option
 @format_options("export")
-@click.option("--calibration-tokens", type=int, help="Tokens of that text (default: 32768; of a Hub data set 524288).")
+@click.option(
+    "--calibration-tokens", type=int, help="Tokens to use of that text (default: 32768; 524288 for a Hub data set)."
+)
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
-@click.option("--no-cache", is_flag=True, help="Make every stage anew and keep nothing.")
+@click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def export(
     checkpoint: str,
@@ -140,21 +143,19 @@ def export(
 
 
 def _check_choices(chosen: type[Format], target: Target, quant: str, choices: dict[str, Any]) -> None:
-    """What can be refused before the model is opened."""
+    """Check the options before the model is opened."""
     from compact.base.errors import UsageError
     from compact_edge.build.options import foreign_flags
     from exporters.registry import formats
 
     for each in formats():
         for flag in foreign_flags(each, (chosen.name,), choices, "export"):
-            raise UsageError(
-                f"{flag}: is for {each.label}, which is not written here", f"leave it out, or use --format {each.name}"
-            )
+            raise UsageError(f"{flag}: applies only to {each.label}", f"leave it out, or use --format {each.name}")
     chosen.check_export(target, quant, choices)
 
 
 def _finish(source: ModelSource, licence: NamingLicence | None, work: Path) -> None:
-    """What lies beside every artifact: legal files and checksums."""
+    """Write the files that accompany every artifact: legal files and checksums."""
     from compact.base.files import write_sums
     from compact.base.licences import legal_files, write_notice
 
