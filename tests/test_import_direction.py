@@ -52,7 +52,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 # What a user starts lies beside the rooms, and imports from all of them.
-DOORS = {"compact_edge/__main__.py"}
+DOORS = {"compact_edge/__init__.py", "compact_edge/__main__.py"}
 LIBRARIES = ("compact", "exporters", "targets", "runtime_bench")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}
 
