@@ -21,6 +21,7 @@ from compact_edge import build, evaluate, export, open_model, prune
 from compact_edge.build.result import BuildResult
 from compact_edge.cli import api
 from tests.compact_edge.running import run_json
+from tests.compact_edge.small_tasks import write_tasks
 from tests.small_builds import ROOT, Workshop
 
 # What another run of the same command measures or finds differently.
@@ -119,12 +120,12 @@ def test_evaluate_gives_what_the_command_prints(
 
 def test_evaluate_scores_tasks(shop: Workshop, built: BuildResult, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval", reason="lm_eval is not installed (the extra `eval`)")
-    from tests.compact_edge.small_tasks import write_tasks
-
-    folder = write_tasks(shop.root / "tasks")
+    folder = shop.root / "tasks"
+    folder.mkdir()
+    write_tasks(folder)
     artifact = built.artifacts["gguf"]
-    result = evaluate(artifact, tasks="tiny_choice", include_path=folder, threads=1)
-    line = ("eval", str(artifact), "--tasks", "tiny_choice", "--include-path", str(folder), "--threads", "1")
+    result = evaluate(artifact, tasks="small_choice", include_path=folder, threads=1)
+    line = ("eval", str(artifact), "--tasks", "small_choice", "--include-path", str(folder), "--threads", "1")
     assert run_json(capsys, *line) == result.as_dict()
 
 
