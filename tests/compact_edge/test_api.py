@@ -187,12 +187,26 @@ def test_values_are_read_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch)
     """Numbers, texts and paths; several values in one text or in a list."""
     seen: list[Any] = []
     monkeypatch.setattr("compact_edge.build.pipeline.build", lambda options, _: seen.append(options))
-    build("tiny", target="gguf", ratio=0.2, languages="en,de", calibration=Path("a.txt"), vocab_coverage="99.9%")
-    build("tiny", target=("gguf",), ratio="0.2", languages=["en", "de"], calibration=["a.txt"], vocab_coverage=0.999)
+    build(
+        "tiny",
+        target="gguf",
+        intermediate_size=384,
+        languages="en,de",
+        calibration=Path("a.txt"),
+        vocab_coverage="50%",
+    )
+    build(
+        "tiny",
+        target=("gguf",),
+        intermediate_size="384",
+        languages=["en", "de"],
+        calibration=["a.txt"],
+        vocab_coverage=0.5,
+    )
     assert seen[0] == seen[1]
     asked = seen[0].prune
-    assert (asked.ratio, asked.languages, asked.calibration) == (0.2, ("en", "de"), ("a.txt",))
-    assert asked.vocab_coverage == pytest.approx(0.999)
+    assert (asked.intermediate_size, asked.languages, asked.calibration) == (384, ("en", "de"), ("a.txt",))
+    assert asked.vocab_coverage == 0.5
     assert seen[0].check
     build("-odd-", target="gguf", no_check=True, force=False, prompt="--json", out=None)
     assert (seen[2].model, seen[2].check, seen[2].force, seen[2].prompt) == ("-odd-", False, False, "--json")
