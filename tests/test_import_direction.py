@@ -52,8 +52,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
 }
-# What a user starts is beside the rooms, and imports from all of them.
-DOORS = {"compact_edge/__main__.py"}
+# What a user starts or imports lies beside the rooms, and imports from all of them.
+DOORS = {"compact_edge/__init__.py", "compact_edge/__main__.py"}
 LIBRARIES = ("compact", "exporters", "targets", "runtime_bench")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "llama_cpp", "gguf", "safetensors", "pyarrow", "rich"}
 

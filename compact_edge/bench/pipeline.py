@@ -13,8 +13,8 @@ from compact.base.cache import Cache, open_cache
 from compact.base.errors import GateError, ToolUnavailableError, UsageError
 from compact.base.files import publish, write_sums
 from compact.base.progress import Progress
-from compact_edge import __version__
 from compact_edge.bench.plan import BenchOptions, BenchPlan, plan_bench, threads_of, unlike, with_bits_per_byte
+from compact_edge.version import __version__
 from runtime_bench.engines.base import ALL_LAYERS, Engine, EngineContext, PlacedArtifact, Settings
 from runtime_bench.engines.registry import ChosenEngine, choose_engines, users_of
 from runtime_bench.measuring.measure import BoundSide, Outcome, Workload, measure, prepare

@@ -119,11 +119,14 @@ def resolve_format(options: BuildOptions, profile: Profile, quants: Quants, sour
 
 def inputs_of(options: BuildOptions) -> list[Path]:
     """Return the files and directories that the build reads."""
-    asked = options.prune
-    texts = (*asked.calibration, asked.vocab_corpus, asked.keep_tokens, options.eval_text)
-    learned = asked.recover.text if asked.recover is not None else ()
     chosen = (value for value in options.choices.values() if isinstance(value, Path))
-    return existing(options.model, *texts, *learned, *chosen)
+    return existing(options.model, *texts_of(options.prune), options.eval_text, *chosen)
+
+
+def texts_of(options: PruneOptions) -> list[str | Path | None]:
+    """Return the texts and lists of tokens that pruning reads. Some may be built-in texts or None."""
+    learned = options.recover.text if options.recover is not None else ()
+    return [*options.calibration, *learned, options.vocab_corpus, options.keep_tokens]
 
 
 @dataclass(frozen=True)

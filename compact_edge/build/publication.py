@@ -17,10 +17,10 @@ from compact.base.licences import legal_files, write_notice
 from compact.pruning.methods import method_of_plan
 from compact.pruning.options import options_as_json
 from compact.pruning.plan import PLAN
-from compact_edge import __version__
 from compact_edge.build.method_report import method_line
 from compact_edge.build.search_report import SPLIT_SVG, split_svg
 from compact_edge.build.vocabulary_report import how_ranked
+from compact_edge.version import __version__
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from compact_edge.build import method_report, vocabulary_report
 
 if TYPE_CHECKING:
     from compact.base.licences import NamingLicence
@@ -39,6 +41,21 @@ class VariantResult:
     parity: ParityReport | None
     measured: Measurements | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        artifact, scored = self.variant.artifact, self.artifact_evaluation
+        return {
+            "parameters": self.parts,
+            "quant": artifact.quant,
+            "size_bytes": artifact.size_bytes,
+            "bits_per_weight": artifact.bits_per_weight,
+            "bits_per_byte": {
+                "checkpoint": self.evaluation.bits_per_byte,
+                "artifact": None if scored is None else scored.bits_per_byte,
+            },
+            "this_machine": None if self.measured is None else self.measured.as_dict(),
+        }
+
 
 @dataclass(frozen=True)
 class FormatResult:
@@ -58,6 +75,19 @@ class FormatResult:
     notes: list[str]
     files: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        after = self.after
+        return {
+            "target": self.format.target.name,
+            "artifact": self.files[0],
+            "artifact_files": list(self.files),
+            "before": None if self.before is None else self.before.as_dict(),
+            "after": after.as_dict(),
+            "parity": None if after.parity is None else after.parity.as_dict(),
+            "notes": self.notes,
+        }
+
 
 @dataclass(frozen=True)
 class BuildResult:
@@ -76,3 +106,32 @@ class BuildResult:
     notes: list[str]
     licence: NamingLicence | None
     reused: list[str]
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """Format -> path of the published artifact, as `evaluate` takes it: a file, or the folder of an ONNX model."""
+        return {
+            each.format.name: each.format.published(self.out / each.format.name, each.files) for each in self.formats
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values for `--json`. Speed and memory are of this machine."""
+        return {
+            "out": str(self.out),
+            "model": self.source.name,
+            "hub": self.source.hub_reference,
+            "plan_id": self.plan.id,
+            **method_report.as_json(self.plan),
+            **vocabulary_report.as_json(self.plan),
+            "search": self.plan.search,
+            "formats": {each.format.name: each.as_dict() for each in self.formats},
+            "evaluation_text": self.eval_name,
+            "languages": [
+                {"language": cost.language, "before": cost.before, "after": cost.after} for cost in self.languages
+            ],
+            "prompt": self.prompt,
+            "threads": self.compute.threads,
+            "dtype": self.compute.dtype,
+            "notes": self.notes,
+            "stages_reused": self.reused,
+        }

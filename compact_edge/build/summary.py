@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,57 +19,6 @@ if TYPE_CHECKING:
     from exporters.format_values import Measurements
 
 _REPLY_WIDTH = 600
-
-
-def as_json(result: BuildResult) -> dict[str, Any]:
-    """Return the result for `--json`: the facts of the summary. Timings are under `this_machine`."""
-    return {
-        "out": str(result.out),
-        "model": result.source.name,
-        "hub": result.source.hub_reference,
-        "plan_id": result.plan.id,
-        **method_report.as_json(result.plan),
-        **vocabulary_report.as_json(result.plan),
-        "search": result.plan.search,
-        "formats": {outcome.format.name: _outcome(outcome) for outcome in result.formats},
-        "evaluation_text": result.eval_name,
-        "languages": [
-            {"language": cost.language, "before": cost.before, "after": cost.after} for cost in result.languages
-        ],
-        "prompt": result.prompt,
-        "threads": result.compute.threads,
-        "dtype": result.compute.dtype,
-        "notes": result.notes,
-        "stages_reused": result.reused,
-    }
-
-
-def _outcome(outcome: FormatResult) -> dict[str, Any]:
-    after = outcome.after
-    return {
-        "target": outcome.format.target.name,
-        "artifact": outcome.files[0],
-        "artifact_files": list(outcome.files),
-        "before": None if outcome.before is None else _variant(outcome.before),
-        "after": _variant(after),
-        "parity": None if after.parity is None else after.parity.as_dict(),
-        "notes": outcome.notes,
-    }
-
-
-def _variant(compared: VariantResult) -> dict[str, Any]:
-    artifact, scored = compared.variant.artifact, compared.artifact_evaluation
-    return {
-        "parameters": compared.parts,
-        "quant": artifact.quant,
-        "size_bytes": artifact.size_bytes,
-        "bits_per_weight": artifact.bits_per_weight,
-        "bits_per_byte": {
-            "checkpoint": compared.evaluation.bits_per_byte,
-            "artifact": None if scored is None else scored.bits_per_byte,
-        },
-        "this_machine": None if compared.measured is None else compared.measured.as_dict(),
-    }
 
 
 def rows(outcome: FormatResult, dtype: str) -> list[tuple[str, str, str, str]]:

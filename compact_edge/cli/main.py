@@ -20,8 +20,8 @@ from typing import NoReturn
 
 import click
 
-from compact_edge import __version__
 from compact_edge.terminal.console import print_error
+from compact_edge.version import __version__
 
 try:
     from compact.base.distributed import launched

@@ -25,12 +25,12 @@ from compact.base.files import (
     write_sums,
     write_text,
 )
-from compact_edge import __version__
 from compact_edge.release.card import Entry, Report, RepositoryCard, device_name, render_card
 from compact_edge.release.cells import SCHEMA
 from compact_edge.release.record import CELL, Record, read_record
 from compact_edge.release.rows import Row, rows_of
 from compact_edge.release.verify import MANIFEST
+from compact_edge.version import __version__
 from exporters.base import Format
 from exporters.registry import format_named, names
 

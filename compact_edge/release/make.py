@@ -22,7 +22,6 @@ from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.plan import PLAN, UPDATES
 from compact.sources.model_source import ModelSource, open_source
-from compact_edge import __version__
 from compact_edge.build.method_report import method_line
 from compact_edge.build.options import BuildOptions
 from compact_edge.build.pipeline import build_for, check_memory, check_storage
@@ -32,6 +31,7 @@ from compact_edge.packages import installed_versions
 from compact_edge.release import record
 from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.resolved import ResolvedModel, resolve_model
+from compact_edge.version import __version__
 from exporters.card import front_matter, licence_of
 from exporters.registry import format_named, formats
 

@@ -18,7 +18,6 @@ from compact.base.errors import CompactEdgeError, OutputExistsError
 from compact.base.files import SUMS, read_json_object, sha256_file, sha256_json
 from compact.base.progress import Progress, Task
 from compact.sources.model_source import ModelSource, open_source
-from compact_edge import __version__
 from compact_edge.output import check_output, existing
 from compact_edge.packages import installed_versions
 from compact_edge.release.cells import SCHEMA, Cells, PlanCell
@@ -29,6 +28,7 @@ from compact_edge.release.manifest import BenchSettings
 from compact_edge.release.record import Record, finished
 from compact_edge.release.resolved import ResolvedModel, resolve_model
 from compact_edge.release.verify import MANIFEST
+from compact_edge.version import __version__
 from exporters.gate import MEMORY_SHARE
 from exporters.registry import format_named
 

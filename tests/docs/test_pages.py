@@ -135,7 +135,7 @@ def test_the_site_is_built_without_a_warning_and_works_offline(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_examples_in_python_run(tmp_path: Path) -> None:
-    """Both of docs/api.md, as they stand, in a folder with a report."""
+    """All of docs/api.md, as they stand, in a folder with a report."""
     (tmp_path / "report").mkdir()
     write_report(tmp_path / "report", synthetic_run.facts(), synthetic_run.samples(6))
     examples = "\n".join(blocks("docs/api.md", "python"))
@@ -146,7 +146,10 @@ def test_the_examples_in_python_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "vocab_size 16384 -> " in done.stdout and " bits per weight" in done.stdout
     assert "size_bytes: 0.79" in done.stdout or "size_bytes: 0.80" in done.stdout
+    assert "parity gate passed: True" in done.stdout and "bits per byte against the unpruned model" in done.stdout
+    assert "'--ratio': 'much' is not a valid float | see compact-edge build --help | 2" in done.stdout
     assert (tmp_path / "tiny-pruned" / "plan.json").is_file()
+    assert (tmp_path / "tiny-compact" / "gguf" / "manifest.json").is_file()
 
 
 _PACKAGES = ("compact", "exporters", "targets", "runtime_bench", "compact_edge", "tests", "benchmarks")

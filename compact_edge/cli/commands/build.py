@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +18,9 @@ from compact_edge.flags import (
     prune_options,
     recovery_options,
 )
+
+if TYPE_CHECKING:
+    from compact_edge.build.options import BuildOptions
 
 
 @click.command(cls=QuantCommand)
@@ -61,20 +63,29 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge.build import summary
-    from compact_edge.build.options import BuildOptions
     from compact_edge.build.pipeline import build
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.terminal.console import Console, print_json
 
     quiet_libraries(model, *values["calibration"], *values["recover_text"])
-    out: Path | None = values["out"]
-    options = BuildOptions(
+    result = build(build_options(model, targets, quants, **values), Console())
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        summary.print_summary(result)
+
+
+def build_options(model: str, targets: tuple[str, ...], quants: tuple[str, ...], **values: Any) -> BuildOptions:
+    """Return the options of the pipeline from the values of the flags."""
+    from compact_edge.build.options import BuildOptions
+
+    return BuildOptions(
         model=model,
         targets=targets,
         prune=prune_options(values),
         quants=quants,
         choices=format_choices(values, "build"),
-        out=out,
+        out=values["out"],
         force=values["force"],
         baseline=not values["no_baseline"],
         with_baseline=values["with_baseline"],
@@ -84,8 +95,3 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
         threads=values["threads"],
         use_cache=not values["no_cache"],
     )
-    result = build(options, Console())
-    if as_json:
-        print_json(summary.as_json(result))
-    else:
-        summary.print_summary(result)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,13 +9,7 @@ import click
 from compact_edge.flags import DIRECTORY, FILE
 
 if TYPE_CHECKING:
-    from compact.base.cache import Cache
-    from compact_edge.terminal.console import Console
-    from exporters.task_runtime import Runtime
-
-_TEXT_ONLY = ("against", "split", "max_bytes", "window", "words", "save_tokens")
-_AGAINST_ONLY = ("words", "save_tokens")
-_TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
+    from compact_edge.tasks.scoring import AgainstResult, EvalOptions, TasksResult, TextResult
 
 
 @click.command("eval")
@@ -63,7 +54,7 @@ _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Device for a checkpoint."
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
-def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **options: Any) -> None:
+def evaluate(model: str, as_json: bool, **values: Any) -> None:
     """Measure bits per byte of MODEL on a text, or its accuracy on tasks.
 
     MODEL is a .gguf file (scored by llama.cpp), an ONNX folder or its model.onnx (scored by onnxruntime), or a
@@ -76,163 +67,38 @@ def evaluate(model: str, text: Path | None, tasks: str | None, as_json: bool, **
     splits and OTHER does not, the eight tokens after such a word, and everything else. The most expensive words are
     listed. Keep them when you prune OTHER again.
     """
-    from compact.base.errors import UsageError
-
-    if (text is None) == (tasks is None):
-        raise UsageError("give either --text or --tasks", "see compact-edge eval --help")
-    others = _TASK_ONLY if tasks is None else _TEXT_ONLY
-    for name in others:
-        if options[name] not in (None, "all"):
-            raise UsageError(f"--{name.replace('_', '-')} is for --{'tasks' if tasks is None else 'text'}")
-    against = options["against"]
-    for name in _AGAINST_ONLY:
-        if against is None and options[name] is not None:
-            raise UsageError(f"--{name.replace('_', '-')} is for --against", "name the model to compare with")
-    if tasks is not None:
-        _evaluate_tasks(model, tasks, as_json, options)
-    else:
-        assert text is not None
-        if against is not None:
-            _evaluate_against(model, against, text, as_json, options)
-            return
-        _evaluate_text(model, text, as_json, options)
-
-
-def _evaluate_text(model: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
-    from compact.base.cache import open_cache
-    from compact.base.devices import default_threads
-    from compact.forward.evaluate import evaluate_checkpoint
-    from compact.sources.model_source import open_source
     from compact_edge.cli.library_env import quiet_libraries
-    from compact_edge.terminal.console import Console, print_json
-    from exporters.opened import named_artifact
-
-    quiet_libraries(model)
-    split, window = options["split"], options["window"]
-    content = _content(text, options)
-    console = Console()
-    threads = options["threads"] or default_threads()
-    artifact = named_artifact(model)
-    if artifact is not None:
-        result = artifact.score(content, threads=threads, window=window, progress=console)
-    else:
-        with open_cache() as cache:
-            source = open_source(model, cache, console)
-            result = evaluate_checkpoint(
-                source.directory, content, window=window, device=options["device"], dtype="float32", progress=console
-            )
-    if as_json:
-        print_json({"model": model, "text": text.name, "split": split, **result.as_dict()})
-        return
-    click.echo(
-        f"{result.bits_per_byte:.4f} bits per byte ({text.name}, {split}: {result.n_bytes:,} bytes, "
-        f"{result.n_tokens:,} tokens, window {result.window})"
-    )
-
-
-def _content(text: Path, options: Mapping[str, Any]) -> str:
-    from compact.forward.evaluate import read_text
-
-    content = read_text(text, split=options["split"])
-    max_bytes = options["max_bytes"]
-    return content if max_bytes is None else content.encode("utf-8")[:max_bytes].decode("utf-8", "ignore")
-
-
-def _evaluate_against(model: str, against: str, text: Path, as_json: bool, options: Mapping[str, Any]) -> None:
-    from compact.base.cache import open_cache
-    from compact.base.devices import default_threads
-    from compact_edge.cli.library_env import quiet_libraries
-    from compact_edge.tasks.against import N_WORDS, check_tokens_file, compare, save_tokens
-    from compact_edge.terminal.console import Console, print_json
-
-    out = options["save_tokens"]
-    if out is not None:
-        check_tokens_file(out)
-    quiet_libraries(model, against)
-    content = _content(text, options)
-    console = Console()
-    with open_cache() as cache:
-        found = compare(
-            model,
-            against,
-            content,
-            n_words=options["words"] or N_WORDS,
-            window=options["window"],
-            device=options["device"],
-            threads=options["threads"] or default_threads(),
-            cache=cache,
-            progress=console,
-        )
-    if as_json:
-        print_json(
-            {"model": model, "against": against, "text": text.name, "split": options["split"], **found.as_dict()}
-        )
-    else:
-        click.echo(found.as_text())
-        if out is None and any(word.missing for word in found.words):
-            click.echo("to keep these words: --save-tokens FILE, then prune --keep-tokens FILE")
-    if out is not None:
-        save_tokens(out, found, console)
-
-
-def _evaluate_tasks(model: str, tasks: str, as_json: bool, options: Mapping[str, Any]) -> None:
-    from compact.base.cache import open_cache
-    from compact.base.errors import UsageError
-    from compact_edge.cli.library_env import quiet_libraries
-    from compact_edge.output import check_new_file
-    from compact_edge.tasks.evaluate import evaluate_tasks, require_lm_eval, write_items
     from compact_edge.tasks.files import need_hub
-    from compact_edge.terminal.console import Console, format_table, print_json
-    from exporters.task_runtime import BATCH_SIZE
+    from compact_edge.tasks.scoring import AgainstResult, EvalOptions, check_options, save_words, score
+    from compact_edge.terminal.console import Console, print_json
 
-    require_lm_eval()
-    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    if not names:
-        raise UsageError("--tasks names no task", "name some, as in --tasks arc_easy,piqa")
-    include, items = options["include_path"], options["items"]
-    if items is not None:
-        check_new_file(items, "--items")
-    quiet_libraries(model, tasks=True, hub=need_hub(names, include))
+    options = EvalOptions(model, **values)
+    check_options(options)
+    hub = options.tasks is not None and need_hub(options.task_names, options.include_path)
+    quiet_libraries(model, options.against, tasks=options.tasks is not None, hub=hub)
     console = Console()
-    batch_size = options["batch_size"] or BATCH_SIZE
-    with open_cache() as cache, _task_runtime(model, cache, console, batch_size, options) as runtime:
-        report = evaluate_tasks(
-            runtime,
-            names,
-            include_path=include,
-            limit=options["limit"],
-            num_fewshot=options["num_fewshot"],
-            batch_size=batch_size,
-            keep_items=items is not None,
-            progress=console,
-        )
-    if items is not None:
-        write_items(items, report)
+    result = score(options, console)
     if as_json:
-        print_json({"model": model, "num_fewshot": options["num_fewshot"], **report.as_dict()})
-        return
-    click.echo(format_table(("TASK", "METRIC", "VALUE ± STANDARD ERROR", "ITEMS"), report.rows()))
-
-
-@contextmanager
-def _task_runtime(
-    model: str, cache: Cache, console: Console, batch_size: int, options: Mapping[str, Any]
-) -> Iterator[Runtime]:
-    from compact.base.devices import default_threads
-    from exporters.opened import named_artifact
-
-    threads = options["threads"] or default_threads()
-    artifact = named_artifact(model)
-    runtime: Runtime
-    if artifact is not None:
-        runtime = artifact.open_for_tasks(threads=threads, batch_size=batch_size)
+        print_json(result.as_dict())
     else:
-        from compact.sources.model_source import open_source
-        from compact_edge.tasks.checkpoint import CheckpointRuntime
+        _show(result, options)
+    if isinstance(result, AgainstResult):
+        save_words(options, result, console)
 
-        source = open_source(model, cache, console)
-        runtime = CheckpointRuntime(source.directory, device=options["device"], batch_size=batch_size)
-    try:
-        yield runtime
-    finally:
-        runtime.close()
+
+def _show(result: TextResult | AgainstResult | TasksResult, options: EvalOptions) -> None:
+    from compact_edge.tasks.scoring import AgainstResult, TextResult
+    from compact_edge.terminal.console import format_table
+
+    if isinstance(result, TextResult):
+        click.echo(
+            f"{result.bits_per_byte:.4f} bits per byte ({result.text}, {result.split}: "
+            f"{result.evaluation.n_bytes:,} bytes, {result.evaluation.n_tokens:,} tokens, "
+            f"window {result.evaluation.window})"
+        )
+    elif isinstance(result, AgainstResult):
+        click.echo(result.comparison.as_text())
+        if options.save_tokens is None and any(word.missing for word in result.comparison.words):
+            click.echo("to keep these words: --save-tokens FILE, then prune --keep-tokens FILE")
+    else:
+        click.echo(format_table(("TASK", "METRIC", "VALUE ± STANDARD ERROR", "ITEMS"), result.report.rows()))
