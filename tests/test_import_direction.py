@@ -46,7 +46,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "compact_edge": (
         ("terminal",),
         (".",),
-        ("build",),
+        ("building",),
         ("inspect", "tasks", "bench"),
         ("release",),
         ("cli",),

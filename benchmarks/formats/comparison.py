@@ -28,7 +28,7 @@ from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.planning import make_plan
 from compact.sources.model_source import open_source
-from compact_edge.build.variant import sizes_by_part
+from compact_edge.building.variant import sizes_by_part
 from compact_edge.cli.library_env import quiet_libraries
 from compact_edge.terminal.console import Console
 from exporters.base import Format

@@ -17,9 +17,9 @@ from compact_edge.cli.keywords import flag_values
 if TYPE_CHECKING:
     from compact.base.cache import Cache
     from compact.sources.model_source import ModelSource
-    from compact_edge.build.exporting import ExportResult
-    from compact_edge.build.pruning import PruneResult
-    from compact_edge.build.result import BuildResult
+    from compact_edge.building.exporting import ExportResult
+    from compact_edge.building.pruning import PruneResult
+    from compact_edge.building.result import BuildResult
     from compact_edge.tasks.scoring import AgainstResult, TasksResult, TextResult
 
     Name = str | os.PathLike[str]
@@ -73,11 +73,11 @@ def prune(model: Name, *, progress: Progress = SILENT, **flags: Any) -> PruneRes
     Raises:
         TypeError: a keyword is not a flag.
         UsageError: a value is not valid, or several processes were started with torchrun.
-        CompactEdgeError: as `compact_edge.build.pruning.prune_model`.
+        CompactEdgeError: as `compact_edge.building.pruning.prune_model`.
     """
     from compact.base.distributed import launched
     from compact.base.errors import UsageError
-    from compact_edge.build.pruning import prune_model
+    from compact_edge.building.pruning import prune_model
     from compact_edge.cli.commands.prune import prune as command
     from compact_edge.cli.commands.prune import pruning_options
 
@@ -117,9 +117,9 @@ def export(model: Name, *, progress: Progress = SILENT, **flags: Any) -> ExportR
         TypeError: a keyword is not a flag.
         UsageError: a value is not valid.
         GateError: the parity gate failed; nothing is published.
-        CompactEdgeError: as `compact_edge.build.exporting.export_checkpoint`.
+        CompactEdgeError: as `compact_edge.building.exporting.export_checkpoint`.
     """
-    from compact_edge.build.exporting import export_checkpoint
+    from compact_edge.building.exporting import export_checkpoint
     from compact_edge.cli.commands.export import export as command
     from compact_edge.cli.commands.export import export_options
 
@@ -185,9 +185,9 @@ def build(model: Name = "tiny", *, progress: Progress = SILENT, **flags: Any) ->
         TypeError: a keyword is not a flag.
         UsageError: a value is not valid.
         GateError: the parity gate failed, or the artifact exceeds a budget; nothing is published.
-        CompactEdgeError: as `compact_edge.build.pipeline.build`.
+        CompactEdgeError: as `compact_edge.building.pipeline.build`.
     """
-    from compact_edge.build.pipeline import build as run
+    from compact_edge.building.pipeline import build as run
     from compact_edge.cli.commands.build import build as command
     from compact_edge.cli.commands.build import build_options
 

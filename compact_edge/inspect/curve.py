@@ -13,7 +13,7 @@ from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.find import Point, best_along, curve_of, point_as_dict, point_of, settle, sizes_at_ratio
 from compact.search.size_evaluator import SizeEvaluator, SizeScore
-from compact_edge.build.search_report import change, print_table
+from compact_edge.building.search_report import change, print_table
 from compact_edge.terminal.plot import Panel, Series, document
 from exporters.format_values import ArtifactSizes
 from runtime_bench.report import svg

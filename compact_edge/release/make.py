@@ -22,10 +22,10 @@ from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.plan import PLAN, UPDATES
 from compact.sources.model_source import ModelSource, open_source
-from compact_edge.build.method_report import method_line
-from compact_edge.build.options import BuildOptions
-from compact_edge.build.pipeline import build_for, check_memory, check_storage
-from compact_edge.build.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.method_report import method_line
+from compact_edge.building.options import BuildOptions
+from compact_edge.building.pipeline import build_for, check_memory, check_storage
+from compact_edge.building.search_report import SPLIT_SVG, split_svg
 from compact_edge.output import check_output
 from compact_edge.packages import installed_versions
 from compact_edge.release import record
@@ -36,7 +36,7 @@ from exporters.card import front_matter, licence_of
 from exporters.registry import format_named, formats
 
 if TYPE_CHECKING:
-    from compact_edge.build.result import BuildResult, VariantResult
+    from compact_edge.building.result import BuildResult, VariantResult
     from targets.profile import Profile
 
 # Files of a build folder that the release replaces with its own.

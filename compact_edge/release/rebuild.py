@@ -30,7 +30,7 @@ from compact.calibration.calibration_set import Calibration
 from compact.decide import Decision, pruned_checkpoint, read_decision
 from compact.pruning.plan import PLAN, UPDATES
 from compact.sources.model_source import BUILT_IN, ModelSource, open_source
-from compact_edge.build.pipeline import pruned_request
+from compact_edge.building.pipeline import pruned_request
 from compact_edge.release.make import DIRECT, made_with
 from compact_edge.release.record import IMATRIX
 from compact_edge.release.verify import MANIFEST, repositories

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 import compact_edge
-import compact_edge.build.pipeline
 from compact.base.cache import Cache
 from compact.base.errors import EXIT_USAGE, OutputExistsError, UsageError
 from compact.base.files import sha256_file
 from compact.base.progress import SILENT
 from compact_edge import build, evaluate, export, open_model, prune
-from compact_edge.build.result import BuildResult
+from compact_edge.building.result import BuildResult
 from compact_edge.cli import api
 from tests.compact_edge.running import run_json
 from tests.compact_edge.small_tasks import write_tasks
@@ -186,7 +185,7 @@ def test_an_earlier_output_is_kept(built: BuildResult, shop: Workshop) -> None:
 def test_values_are_read_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers, texts and paths; several values in one text or in a list."""
     seen: list[Any] = []
-    monkeypatch.setattr("compact_edge.build.pipeline.build", lambda options, _: seen.append(options))
+    monkeypatch.setattr("compact_edge.building.pipeline.build", lambda options, _: seen.append(options))
     build(
         "tiny",
         target="gguf",
@@ -225,9 +224,8 @@ def test_importing_is_light() -> None:
     assert done.stdout.startswith("set() ") and done.stdout.endswith("False\n")
 
 
-def test_build_is_a_function_and_a_package() -> None:
-    assert callable(compact_edge.build)
-    assert callable(compact_edge.build.pipeline.build)
+def test_the_functions_are_listed() -> None:
+    assert compact_edge.build is api.build  # whatever was imported before
     assert {"build", "evaluate", "export", "open_model", "prune"} <= set(dir(compact_edge))
     with pytest.raises(AttributeError):
         compact_edge.bulid  # noqa: B018

@@ -265,7 +265,7 @@ def test_another_version_is_told_before_any_work(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("exporters.onnx.artifact.version", lambda _package: "0.19.2")
-    monkeypatch.setattr("compact_edge.build.pipeline.calibration_for", None)
+    monkeypatch.setattr("compact_edge.building.pipeline.calibration_for", None)
     line = arguments(shop, shop.root / "missing")
     refused(capsys, line, 69, "onnxruntime-genai 0.19.2 is installed", "compact-edge[onnx]")
 
@@ -273,7 +273,7 @@ def test_another_version_is_told_before_any_work(
 def test_a_missing_tokenizer_file_is_told_before_any_work(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compact_edge.build.pipeline.calibration_for", None)
+    monkeypatch.setattr("compact_edge.building.pipeline.calibration_for", None)
     model = copy_checkpoint(shop.model, tmp_path / "m")
     (model / "tokenizer_config.json").unlink()
     line = [str(model) if word == str(shop.model) else word for word in arguments(shop, tmp_path / "out")]

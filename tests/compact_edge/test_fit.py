@@ -16,7 +16,7 @@ from compact.pruning.options import PruneOptions
 from compact.pruning.planning import make_plan
 from compact.pruning.ranking import rank_vocabulary
 from compact.sources.model_source import ModelSource, open_directory, open_source
-from compact_edge.build.fit import check_fit
+from compact_edge.building.fit import check_fit
 from compact_edge.cli import main as cli
 from exporters.gguf.artifact import Export, make_artifact
 from exporters.gguf.size import gguf_sizes

@@ -15,7 +15,7 @@ from compact.base.errors import ToolUnavailableError
 from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PrunePlan, read_plan
 from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
-from compact_edge.build.method_report import gain_lines
+from compact_edge.building.method_report import gain_lines
 from compact_edge.cli import main as cli
 from tests.small_builds import Workshop
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from compact_edge.build.search_report import print_table
+from compact_edge.building.search_report import print_table
 
 HEADER = ("", "vocab_size", "intermediate_size", "parameters", "file", "stdlib", "mean", "worst")
 ROW = ("unpruned", "151936", "4864", "494.03M", "397.81 MB", "0.853", "+10.3%", "+12.7%")

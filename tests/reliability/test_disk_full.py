@@ -71,9 +71,9 @@ PLACES: dict[str, str] = {
     "the checkpoint": "compact.pruning.apply.write_checkpoint",
     "the artifact": "exporters.gguf_writer.write._write_data",
     "the copy to the output": "exporters.gguf.placing.copy_hashed",
-    "the manifest": "compact_edge.build.publication.write_json",
-    "the checksums": "compact_edge.build.publication.write_sums",
-    "a value in the cache": "compact_edge.build.variant.write_json",
+    "the manifest": "compact_edge.building.publication.write_json",
+    "the checksums": "compact_edge.building.publication.write_sums",
+    "a value in the cache": "compact_edge.building.variant.write_json",
 }
 
 
@@ -99,7 +99,7 @@ def test_an_earlier_output_survives_a_full_disk(
     out = shop.root / "earlier"
     assert cli.run(shop.build(out, "--no-baseline")) == 0
     before = tree(out)
-    monkeypatch.setattr("compact_edge.build.publication.write_sums", full)
+    monkeypatch.setattr("compact_edge.building.publication.write_sums", full)
     assert cli.run(shop.build(out, "--no-baseline", "--force")) == 74
     assert tree(out) == before
     assert leftovers(shop.root) == []

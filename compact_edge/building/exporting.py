@@ -19,7 +19,7 @@ from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PLAN, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
-from compact_edge.build.options import foreign_flags
+from compact_edge.building.options import foreign_flags
 from compact_edge.output import check_output, existing
 from exporters.base import Format
 from exporters.card import licence_of

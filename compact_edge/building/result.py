@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact_edge.build import method_report, vocabulary_report
+from compact_edge.building import method_report, vocabulary_report
 
 if TYPE_CHECKING:
     from compact.base.licences import NamingLicence

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compact_edge.build import method_report, vocabulary_report
-from compact_edge.build.search_report import print_search
+from compact_edge.building import method_report, vocabulary_report
+from compact_edge.building.search_report import print_search
 from compact_edge.terminal.console import one_line
 
 if TYPE_CHECKING:
-    from compact_edge.build.result import BuildResult, FormatResult, VariantResult
+    from compact_edge.building.result import BuildResult, FormatResult, VariantResult
     from exporters.format_values import Measurements
 
 _REPLY_WIDTH = 600

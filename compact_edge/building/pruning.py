@@ -21,11 +21,11 @@ from compact.pruning.ranking import rank_vocabulary
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
 from compact.vocabulary.language_costs import LanguageCost, language_costs
-from compact_edge.build import method_report, vocabulary_report
-from compact_edge.build.fit import checkpoint_sizes
-from compact_edge.build.options import texts_of
-from compact_edge.build.search_report import SPLIT_SVG, split_svg
-from compact_edge.build.variant import sizes_by_part
+from compact_edge.building import method_report, vocabulary_report
+from compact_edge.building.fit import checkpoint_sizes
+from compact_edge.building.options import texts_of
+from compact_edge.building.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.variant import sizes_by_part
 from compact_edge.output import check_output, existing
 from exporters.card import licence_of
 

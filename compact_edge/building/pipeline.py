@@ -27,12 +27,19 @@ from compact.pruning.ranking import rank_vocabulary
 from compact.sources.model_source import TINY, ModelSource, open_source
 from compact.texts.documents import read_documents
 from compact.vocabulary.language_costs import language_costs
-from compact_edge.build.fit import check_fit, largest_of
-from compact_edge.build.method_report import how_words, plan_words
-from compact_edge.build.options import BuildOptions, by_format, check_options, inputs_of, parse_quants, resolve_format
-from compact_edge.build.publication import publish_build
-from compact_edge.build.result import BuildResult, Compute, FormatResult, VariantResult
-from compact_edge.build.variant import cached_value, evaluate_variant, sizes_by_part
+from compact_edge.building.fit import check_fit, largest_of
+from compact_edge.building.method_report import how_words, plan_words
+from compact_edge.building.options import (
+    BuildOptions,
+    by_format,
+    check_options,
+    inputs_of,
+    parse_quants,
+    resolve_format,
+)
+from compact_edge.building.publication import publish_build
+from compact_edge.building.result import BuildResult, Compute, FormatResult, VariantResult
+from compact_edge.building.variant import cached_value, evaluate_variant, sizes_by_part
 from compact_edge.output import check_output
 from exporters.base import Format
 from exporters.card import licence_of

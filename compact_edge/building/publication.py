@@ -17,15 +17,15 @@ from compact.base.licences import legal_files, write_notice
 from compact.pruning.methods import method_of_plan
 from compact.pruning.options import options_as_json
 from compact.pruning.plan import PLAN
-from compact_edge.build.method_report import method_line
-from compact_edge.build.search_report import SPLIT_SVG, split_svg
-from compact_edge.build.vocabulary_report import how_ranked
+from compact_edge.building.method_report import method_line
+from compact_edge.building.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.vocabulary_report import how_ranked
 from compact_edge.version import __version__
 from exporters.card import CardFacts, front_matter, render
 
 if TYPE_CHECKING:
-    from compact_edge.build.options import BuildOptions
-    from compact_edge.build.result import BuildResult, FormatResult, VariantResult
+    from compact_edge.building.options import BuildOptions
+    from compact_edge.building.result import BuildResult, FormatResult, VariantResult
 
 MANIFEST = "manifest.json"
 SCHEMA = "compact-edge/manifest/1"
