@@ -278,7 +278,7 @@ def test_a_cache_that_goes_with_the_command_keeps_no_state(
     monkeypatch.setattr(run.checkpoint, "save", refuse)
     watcher = _Cutter(10_000)
     decision = decide(Context(source, _options(text), Cache(seeded, [], [], keeps=False), watcher))
-    assert not any("after a cut" in note for note in watcher.notes)
+    assert not any("to resume after" in note for note in watcher.notes)
     assert recovered.updates is not None
     assert decision.updates is not None
     one, other = load_file(recovered.updates), load_file(decision.updates)
