@@ -315,7 +315,7 @@ def test_too_little_text_is_refused(source: ModelSource, tmp_path: Path) -> None
 def test_two_processes_repair_as_one(source: ModelSource, text: Path, tmp_path: Path) -> None:
     """Each takes a share of the text; what is written differs in the order of a sum at most."""
     program = (
-        "import json, sys; from pathlib import Path; from compact import repair\n"
+        "import json, sys; from pathlib import Path; from compact.repair import run as repair\n"
         "from compact.base.cache import Cache; from compact.pruning.context import Context\n"
         "from compact.decide import decide; from compact.base.distributed import joined\n"
         "from compact.pruning.options import PruneOptions; from compact.sources.model_source import open_directory\n"

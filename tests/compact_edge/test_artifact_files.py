@@ -184,7 +184,7 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list_opens_nothing_and_loads_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom compact_edge import cli\nassert cli.run(['export', '--quant', 'list']) == 0\n"
+        "import sys\nfrom compact_edge.cli import main as cli\nassert cli.run(['export', '--quant', 'list']) == 0\n"
         "heavy = {'torch', 'transformers', 'numpy', 'gguf', 'llama_cpp'} & sys.modules.keys()\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )

@@ -157,7 +157,7 @@ def test_gather_refuses_what_does_not_belong_together(
         return error_lines(capsys)
 
     cell = read(second / "cell.json")
-    assert f"the cell {CELLS[0]}" in refused(first, first)
+    assert f"same cell {CELLS[0]}" in refused(first, first)
     edited(second, "cell.json", {"release": {**cell["release"], "owner": "somebody else"}})
     assert "another release.toml" in refused(first, second)
     edited(second, "cell.json", {"release": cell["release"], "plan": {**cell["plan"], "sha256": "0" * 64}})

@@ -278,7 +278,7 @@ def test_an_unlike_pair_is_refused_or_says_so_in_its_title(
 def test_a_budget_that_is_exceeded_fails_where_it_was_asked_for(
     both: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(cli.__file__).parents[1] / "targets" / "profiles" / "gguf.toml").read_text(encoding="utf-8")
+    text = (Path(cli.__file__).parents[2] / "targets" / "profiles" / "gguf.toml").read_text(encoding="utf-8")
     target = tmp_path / "strict.toml"
     budget = '\n[memory_budget_mib]\nvalue = 1\nsource = "test"\n\n[ttft_budget_s]\nvalue = 3600.0\nsource = "test"\n'
     target.write_text(text.replace('name = "gguf"', 'name = "strict"') + budget, encoding="utf-8")
