@@ -233,7 +233,9 @@ def test_what_is_refused(place: Place, tmp_path: Path, capsys: pytest.CaptureFix
     refused(capsys, [*model, *text, "--save-tokens", "x.txt"], 2, "--save-tokens is for --against")
     against = [*model, *text, "--against"]
     refused(capsys, [*against, "tiny", "--save-tokens", "x.jsonl"], 2, "plain text", "keep.txt")
-    refused(capsys, [*against, "tiny", "--save-tokens", str(tmp_path / "no" / "x.txt")], 74, "its folder does not exist")
+    refused(
+        capsys, [*against, "tiny", "--save-tokens", str(tmp_path / "no" / "x.txt")], 74, "its folder does not exist"
+    )
     refused(capsys, [*against, "tinny"], 65, "tinny: no such directory", "did you mean 'tiny'")
     refused(capsys, [*against, str(tmp_path / "no.gguf")], 65, "no.gguf")
     empty = tmp_path / "empty.txt"

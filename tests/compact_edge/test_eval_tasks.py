@@ -294,7 +294,9 @@ def test_what_is_refused(
     nowhere = str(tmp_path / "no" / "items.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointRuntime, "score", lambda *_: pytest.fail("work was done"))
-        refused(capsys, place, ["--tasks", "small_choice", *include, "--items", nowhere], 74, "its folder does not exist")
+        refused(
+            capsys, place, ["--tasks", "small_choice", *include, "--items", nowhere], 74, "its folder does not exist"
+        )
     assert there.read_text(encoding="utf-8") == "mine"
     monkeypatch.setattr(tasks, "find_spec", lambda _: None)
     refused(capsys, place, ["--tasks", "small_choice"], 69, "lm_eval is not installed", "compact-edge[eval]")
