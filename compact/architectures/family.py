@@ -94,8 +94,8 @@ class Family:
         tokenizer_model: `tokenizer.ggml.model` of SentencePiece-style tokenizers: `llama` (with scores) or `gemma4`
             (with merges).
         per_layer_inputs: the layout has a second embedding, with a row per token and a vector per layer. The numbers
-            are the defaults for `vocab_size_per_layer_input` and `hidden_size_per_layer_input`. None means that there
-            is no such embedding.
+            are the defaults for `vocab_size_per_layer_input` and `hidden_size_per_layer_input`. None means that the
+            layout does not have it.
         global_head_dim: default for `global_head_dim`, the width of heads in layers with full attention. None means
             that all heads have the same width.
         shared_kv: the last `num_kv_shared_layers` layers reuse keys and values of earlier layers, and

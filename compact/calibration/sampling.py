@@ -193,7 +193,7 @@ class _Writer:
 
     Attributes:
         model, tokenizer: as loaded by Transformers.
-        chat: the chat template, or None if there is no usable one.
+        chat: the chat template, or None if it is missing or cannot be used.
         ends: ids that end a text.
         start: the first id of a document. None begins with a random id.
     """
@@ -343,7 +343,7 @@ def _end_ids(model_dir: Path, tokenizer: Any) -> set[int]:
 
 
 def _chat_of(tokenizer: Any) -> _Chat | None:
-    """Return the ids of the chat template around the user's words, or None if there is no usable template."""
+    """Return the ids of the chat template around the user's words, or None without a usable template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     message = [{"role": "user", "content": _MARK}]

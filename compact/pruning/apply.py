@@ -63,7 +63,7 @@ def pruned_shape(name: str, shape: Sequence[int], plan: PrunePlan) -> tuple[int,
     return tuple(len(cut[1]) if cut is not None and cut[0] == dim else size for dim, size in enumerate(shape))
 
 
-def apply_plan(
+def prune(
     source: ModelSource,
     plan: PrunePlan,
     target: Path,
@@ -82,6 +82,7 @@ def apply_plan(
 
     Raises:
         PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
+        DamagedFileError: the checkpoint has other sizes than the plan. This is a bug in compact-edge.
     """
     check_plan(plan, source)
     replaced = _read_updates(plan, updates, source)
@@ -105,6 +106,9 @@ def apply_plan(
     if updates is not None and replaced:
         shutil.copyfile(updates, target / UPDATES)
     plan.write(target / PLAN)
+    config = read_json_object(target / CONFIG)
+    if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
+        raise DamagedFileError(f"{target}: the checkpoint has other sizes than the plan")
 
 
 def select(tensor: torch.Tensor, name: str, plan: PrunePlan) -> torch.Tensor:
@@ -150,30 +154,3 @@ def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     generation = source.directory / GENERATION_CONFIG
     if generation.is_file():
         write_json(target / GENERATION_CONFIG, remap_config(read_json_object(generation), new_id, str(generation)))
-
-
-def prune(
-    source: ModelSource,
-    plan: PrunePlan,
-    target: Path,
-    *,
-    updates: Path | None = None,
-    progress: Progress = SILENT,
-) -> None:
-    """Apply a plan with `apply_plan`, then check the sizes in the configuration that was written.
-
-    Args:
-        source: the checkpoint that the plan was made for.
-        plan: which tokens and channels to keep.
-        target: an empty directory, for example from `compact.base.files.publish`.
-        updates: path of the `updates.safetensors` that the plan names, or None if it names none.
-        progress: receives the number of tensors written.
-
-    Raises:
-        PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
-        DamagedFileError: the checkpoint has other sizes than the plan. This is a bug in compact-edge.
-    """
-    apply_plan(source, plan, target, updates=updates, progress=progress)
-    config = read_json_object(target / CONFIG)
-    if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
-        raise DamagedFileError(f"{target}: the checkpoint has other sizes than the plan")

@@ -48,7 +48,7 @@ class PrunePlan:
     Attributes:
         schema: version of this format.
         source_name, source_id, source_hashes: the checkpoint that the plan is for (see `ModelSource`).
-        options: the requested ratio, sizes, grid, dtype and so on. For information only: `apply_plan` does not read it.
+        options: the requested ratio, sizes, grid, dtype and so on. For information only.
         method: how channels were scored: `compact`, `magnitude` or `random`. `repair` scores channels as `compact` does
             and changes weights.
         ranking: how tokens were ranked: `merges`, `scripts`, `languages` or `corpus`.

@@ -33,9 +33,6 @@ def evaluate_gguf(
 ) -> Evaluation:
     """Measure bits per byte of a GGUF in llama.cpp, with its own tokenizer and the same windows as for a checkpoint."""
     with open_gguf(path, threads=threads, window=window) as (model, engine):
-        # For this kind of vocabulary, llama.cpp puts a space before the text. The space is not part of the text.
-        kind, prefix = (engine.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
-        adds_space = kind == "llama" and prefix != "false"
         ids = model.encode(text)
         first = engine.detokenize(ids[:1])
         return evaluate(
@@ -43,7 +40,8 @@ def evaluate_gguf(
             text,
             model.score,
             bos=model.bos,
-            first_token_bytes=len(first) - (adds_space and first.startswith(b" ")),
+            # A space that llama.cpp adds is not part of the text.
+            first_token_bytes=len(first) - (engine.adds_space and first.startswith(b" ")),
             window=model.window,
             progress=progress,
             label=label,

@@ -44,9 +44,6 @@ class GgufRuntime:
                 raise DataError(f"{path.name}: the vocabulary has neither BOS nor EOS", "export the model again")
             self.prefix_token = token
             self._prefix_text = self._vocabulary.detokenize([token]).decode("utf-8", "replace")
-            # With this kind of vocabulary, decoded text starts with an extra space.
-            kind, prefix = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.add_space_prefix")
-            self._adds_space = kind == "llama" and prefix != "false"
         except BaseException:
             self._vocabulary.close()
             raise
@@ -67,7 +64,7 @@ class GgufRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runtime.decode`."""
         text = self._vocabulary.detokenize(ids, special=False).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._adds_space else text
+        return text.removeprefix(" ") if self._vocabulary.adds_space else text
 
     def _open(self, cells: int) -> LlamaEngine:
         """Return the engine with a cache of at least `cells` tokens."""

@@ -131,6 +131,12 @@ class LlamaEngine(ChildEngine):
         self.bos = description["bos"]
         self.eog = tuple(description["eog"])
 
+    @property
+    def adds_space(self) -> bool:
+        """Whether llama.cpp puts a space before a text. Decoded text then starts with this space."""
+        kind, prefix = (self.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "add_space_prefix"))
+        return kind == "llama" and prefix != "false"
+
     def tokenize(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
         """Tokenize each text without adding BOS or EOS.
 

@@ -22,7 +22,7 @@ from compact.architectures.table import FAMILIES
 from compact.base.errors import DamagedFileError, PlanMismatchError
 from compact.base.files import publish
 from compact.checkpoints.shards import TensorRef, TensorSpec, read_index, write_checkpoint
-from compact.pruning.apply import apply_plan
+from compact.pruning.apply import prune
 from compact.pruning.plan import PrunePlan, read_plan
 from compact.sources.model_source import ModelSource, open_directory
 from tests import checkpoints
@@ -127,7 +127,7 @@ def test_a_plan_may_replace_tensors(source: ModelSource, tmp_path: Path) -> None
     value = torch.full((64, 32), 0.5, dtype=torch.bfloat16)
     plan, file = updated(source, tmp_path, {NAME: value})
     with publish(tmp_path / "out") as work:
-        apply_plan(source, plan, work, updates=file)
+        prune(source, plan, work, updates=file)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(weights[NAME], value)
     assert (tmp_path / "out" / "updates.safetensors").read_bytes() == file.read_bytes()
@@ -152,7 +152,7 @@ def test_replaced_tensors_that_do_not_fit_are_refused(source: ModelSource, tmp_p
         cases[str(len(cases))] = updated(source, scratch, tensors)
     for name, (changed, updates) in cases.items():
         with pytest.raises(PlanMismatchError), publish(tmp_path / "out") as work:
-            apply_plan(source, changed, work, updates=updates)
+            prune(source, changed, work, updates=updates)
         assert not (tmp_path / "out").exists(), name
 
 
@@ -160,7 +160,7 @@ def test_a_plan_without_the_specials_is_refused(source: ModelSource, tmp_path: P
     plan = plan_for(source.directory, tmp_path, **SIZES)
     without = replace(plan, kept_token_ids=[i for i in plan.kept_token_ids if i != 2])
     with pytest.raises(DamagedFileError, match="eos_token_id: no token has id 2"), publish(tmp_path / "out") as work:
-        apply_plan(source, without, work)
+        prune(source, without, work)
 
 
 # --- the writer of shards ---------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ _APPLY = """
 import sys, threading
 from pathlib import Path
 import torch  # its own memory is not that of the work
-from compact.pruning.apply import apply_plan
+from compact.pruning.apply import prune
 from compact.pruning.plan import read_plan
 from compact.sources.model_source import open_directory
 from compact.base.files import publish
@@ -221,7 +221,7 @@ model, plan, out = map(Path, sys.argv[1:])
 source = open_directory(model, name="m", origin="m")
 before = anonymous()
 with publish(out) as work:
-    apply_plan(source, read_plan(plan), work)
+    prune(source, read_plan(plan), work)
 done.set()
 sizes = [ref.n_bytes for ref in source.tensors.values()]
 print(before, peak, max(sizes), sum(sizes))
