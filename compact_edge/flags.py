@@ -77,7 +77,7 @@ def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 _BUDGET = (
     click.option("--ratio", type=float, help="Share of all parameters to remove (default: 0.2)."),
-    click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
+    click.option("--vocab-size", type=int, help="Final vocab_size, including special tokens."),
     click.option(
         "--vocab-coverage",
         metavar="SHARE",
@@ -94,8 +94,8 @@ _BUDGET = (
     click.option(
         "--split",
         metavar="auto|V:FFN",
-        help="How to split --ratio or --fit between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed "
-        "shares (default: auto for --fit, a fixed rule for --ratio).",
+        help="How to split the cut between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed shares "
+        "(default: auto for --fit, a fixed rule for --ratio).",
     ),
 )
 _RANKING = (
@@ -126,7 +126,7 @@ _RANKING = (
     click.option(
         "--vocab-floor",
         type=click.IntRange(0),
-        help="With --vocab-corpus: rank this many droppable tokens without the corpus (default: half of them; 0: "
+        help="With --vocab-corpus: number of droppable tokens to rank without the corpus (default: half of them; 0: "
         "none).",
     ),
     click.option("--keep-tokens", type=FILE, help="Tokens to keep, one per line, spelled as in tokenizer.json."),
@@ -148,9 +148,9 @@ _CALIBRATION = (
     click.option(
         "--calibration",
         multiple=True,
-        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or stdlib, "
-        "stdlib-prose, self (text that the model writes). Repeat to mix several in equal shares. "
-        "The default for a model from the Hub is allenai/c4.",
+        help="Calibration text: a text, jsonl or parquet file; a Hub data set (org/name[@revision][:config[:split]]); "
+        "or stdlib, stdlib-prose, self (text that the model writes). Repeat to mix several in equal shares (default: "
+        "stdlib for tiny, allenai/c4 for a model from the Hub, otherwise stdlib-prose).",
     ),
     click.option(
         "--calibration-tokens",

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     required=True,
-    help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat once per format.",
+    help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat to build several formats.",
 )
 @budget_options
 @click.option(
     "--quant",
     "quants",
     multiple=True,
-    help="Quantization type, with its llama.cpp or onnxruntime-genai name, or `list` (default: the target's). With "
-    "several formats: FORMAT=TYPE for each.",
+    help="Quantization type, as llama.cpp or onnxruntime-genai names it (default: the target's). With several formats, "
+    "give FORMAT=TYPE for each. `--quant list` prints all types.",
 )
 @format_options("build")
 @calibration_options

@@ -50,10 +50,12 @@ class Row:
 @click.argument("device", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def devices(device: tuple[str, ...], as_json: bool) -> None:
-    """List this machine and Android devices, and connect to each DEVICE.
+    """List the devices that `bench` can measure on, and test the connection to each DEVICE.
 
-    A DEVICE is local, ssh:user@host, ssh:user@host:port or adb:SERIAL. Nothing is installed on a device. The exit code
-    is 69 if a DEVICE cannot be used. COMPACT_EDGE_SSH_CONFIG names an ssh configuration to use instead of your own.
+    The list has this machine and all Android devices that adb sees. Write a DEVICE as local, ssh:user@host,
+    ssh:user@host:port or adb:SERIAL. Nothing is installed on it. If a DEVICE cannot be used, the exit code is 69.
+
+    To use an ssh configuration other than your own, set COMPACT_EDGE_SSH_CONFIG to its path.
     """
     from compact_edge.terminal.console import Console, format_table, print_json
     from runtime_bench.transports.registry import open_transport
