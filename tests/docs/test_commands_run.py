@@ -36,7 +36,7 @@ NOT_RUN = (
     (r"--recover\b", "minutes: tests/compact_edge/test_recover_commands.py"),
     (r"onnx|-dml", "a minute each: tests/compact_edge/test_build_onnx.py"),
     (r"^compact-edge (release|gather)\b|\bverify \S*release\b", "minutes: tests/compact_edge/test_release.py"),
-    (r"\breport-pi\b|\brun-1\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
+    (r"\bbench-pi\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
 )
 # Added where the document does not give the option. Lines below each other may be alternatives with one output.
 _LEAST = {
