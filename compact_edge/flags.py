@@ -129,7 +129,9 @@ _RANKING = (
         help="With --vocab-corpus: number of droppable tokens to rank without the corpus (default: half of them; 0: "
         "none).",
     ),
-    click.option("--keep-tokens", type=FILE, help="Tokens to keep, one per line, spelled as in tokenizer.json."),
+    click.option(
+        "--keep-tokens", type=FILE, help="File of tokens to keep, one per line, spelled as in tokenizer.json."
+    ),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
@@ -140,8 +142,8 @@ _RANKING = (
     click.option(
         "--repair-tokens",
         type=click.Choice(["final", "common"]),
-        help="Tokens that --method repair fits to. final: the text tokenized by the pruned tokenizer. common: by the "
-        "original tokenizer, without dropped tokens (default: final).",
+        help="Tokens of the calibration text that --method repair fits to. final: those of the pruned tokenizer. "
+        "common: those of the original tokenizer that are not dropped (default: final).",
     ),
 )
 _CALIBRATION = (

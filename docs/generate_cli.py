@@ -25,7 +25,8 @@ PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""\
 # Commands
 
-`python docs/generate_cli.py` writes this page from the program itself. `{PROGRAM} COMMAND --help` prints the same text.
+`python docs/generate_cli.py` writes this page from the program itself. `{PROGRAM} COMMAND --help` prints the same
+text.
 
 Results go to stdout and everything else to stderr. Every command also accepts `--help` and `--debug` (shows the
 traceback of an error). The tables omit both.

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 @click.option("--no-baseline", is_flag=True, help="Do not build or measure the unpruned model.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
 @click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
-@click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
+@click.option(
+    "--eval-text", type=FILE, help="Text for bits per byte (default: held-out text of Python's standard library)."
+)
 @click.option("--prompt", help="Prompt that both models answer at the end.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores minus one).")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
