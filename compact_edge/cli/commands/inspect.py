@@ -60,9 +60,15 @@ def inspect(
 ) -> None:
     """Show the sizes of MODEL and its parameters by part: vocabulary, attention, FFN, norms.
 
-    MODEL is a checkpoint directory, a config.json or a directory with only that file, a .gguf file, a model on the
-    Hugging Face Hub (org/name or org/name@revision; only config.json is downloaded), a built-in model (tiny,
-    smollm2-135m), or a name in the built-in table of published models (--list prints it).
+    MODEL is one of these:
+
+    \b
+    - a checkpoint directory, or a .gguf file;
+    - a config.json, or a directory with only that file;
+    - a model on the Hugging Face Hub (org/name or org/name@revision), of
+      which only config.json is downloaded;
+    - a built-in model (tiny, smollm2-135m);
+    - a name in the built-in table of published models (--list prints it).
 
     With --target, show which models fit the device, and the smallest cut that makes each of the others fit. If no MODEL
     is given, the whole built-in table is checked.
