@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 # Commands that are read by click and not run (test_commands.py), and what shows that they work.
 NOT_RUN = (
     (r"\b(ssh|adb):", "needs a device: tests/runtime_bench, tests/devices"),
-    (r"\btorchrun\b", "several processes: tests/compact/test_distributed.py"),
+    (r"\btorchrun\b", "several processes: tests/compact/base/test_distributed.py"),
     (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "needs the Hub: tests/compact_edge/test_hub_build.py"),
     (r"\b(MODEL|DIR|NAME|SERIAL)\b|\.\.\.|my-model|model-int4", "a placeholder"),
     (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/test_engine_build.py"),

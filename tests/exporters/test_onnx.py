@@ -24,7 +24,7 @@ from compact.base.errors import (
 from exporters.onnx import builder as onnx_builder
 from exporters.onnx.types import ALGORITHMS, EXECUTION_PROVIDERS, onnx_options
 from tests.checkpoints import copy_checkpoint, random_model
-from tests.compact.pruning import prune_to
+from tests.compact.pruned_checkpoints import prune_to
 from tests.exporters.family_checkpoints import checkpoint
 from tests.exporters.onnx_graphs import difference, mean_kl, reference, write_here
 from tests.family_models import _GEMMA, _GRANITE, LLAMA3_ROPE, ONNX_CASES, ONNX_NAMES, YARN_ROPE

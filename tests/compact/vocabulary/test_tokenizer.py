@@ -17,7 +17,7 @@ from compact.sources.model_source import ModelSource
 from compact.vocabulary.tokenizer import prune_tokenizer_json
 from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, rank_by_use, read_vocabulary
 from tests.checkpoints import CHAT_TEMPLATE, SPECIALS, TEXTS, train_tokenizer, write_checkpoint
-from tests.compact.pruning import around_tokenizer, document, prune_to, raw, reachable
+from tests.compact.pruned_checkpoints import around_tokenizer, document, prune_to, raw, reachable
 
 MESSAGES = [{"role": "user", "content": "Wie heißt du? 你好"}, {"role": "assistant", "content": "def f(): pass\n"}]
 STALE = ("tokenizer.model", "vocab.json", "merges.txt")

@@ -22,7 +22,7 @@ from compact.vocabulary.sentencepiece_bpe import check_complete, derived_scores,
 from compact.vocabulary.vocabulary import always_kept, rank_by_merges, rank_by_use, read_vocabulary
 from exporters.tokenizer_probe_texts import probe_texts
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import document, prune_to
+from tests.compact.pruned_checkpoints import document, prune_to
 from tests.sentencepiece_models import (
     BYTES,
     CONTROL,
@@ -135,7 +135,7 @@ def test_any_text_comes_back_from_any_vocabulary(
 ) -> None:
     from compact.vocabulary.tokenizer import prune_tokenizer_json
     from compact.vocabulary.vocabulary import kept_ids
-    from tests.compact.pruning import reachable
+    from tests.compact.pruned_checkpoints import reachable
 
     always = always_kept(VOCABULARY, named, ())
     ranking = rank_by_merges(VOCABULARY, always) if counts is None else rank_by_use(VOCABULARY, always, counts)

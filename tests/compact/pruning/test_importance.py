@@ -22,7 +22,7 @@ from compact.pruning.importance import Scores, bucket_of_ids, collect_scores, to
 from compact.vocabulary.tokenizer import load_tokenizer
 from compact.vocabulary.vocabulary import always_kept, kept_ids, rank_by_merges, read_vocabulary
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import document
+from tests.compact.pruned_checkpoints import document
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -13,7 +13,7 @@ from compact.base.errors import MixtureOfExpertsError, UnsupportedArchitectureEr
 from compact.checkpoints.shards import read_index
 from compact.vocabulary.tokenizer import load_tokenizer
 from tests.checkpoints import write_checkpoint
-from tests.compact.pruning import prune_to
+from tests.compact.pruned_checkpoints import prune_to
 from tests.family_models import CASE_NAMES, CASES, VARIANTS
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)

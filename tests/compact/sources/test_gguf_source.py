@@ -30,7 +30,7 @@ from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.tensors import permute
 from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import TEXTS, USER_DEFINED, model_config, random_weights, write_checkpoint
-from tests.compact.gguf_edits import rewritten
+from tests.compact.sources.gguf_edits import rewritten
 
 LLAMA3 = {
     "rope_type": "llama3",

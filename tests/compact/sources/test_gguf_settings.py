@@ -16,7 +16,7 @@ from compact.sources.from_gguf import read_gguf_checkpoint
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from tests.checkpoints import write_checkpoint
-from tests.compact.gguf_edits import rewritten
+from tests.compact.sources.gguf_edits import rewritten
 from tests.family_models import VARIANTS
 
 IDS = [n * 7 % 300 for n in range(100)]

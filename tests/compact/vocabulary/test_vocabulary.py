@@ -26,7 +26,7 @@ from compact.vocabulary.vocabulary import (
     with_floor,
 )
 from tests.checkpoints import SPECIALS, TEXTS, USER_DEFINED, train_tokenizer
-from tests.compact.pruning import reachable
+from tests.compact.pruned_checkpoints import reachable
 
 DOCUMENT = train_tokenizer(vocab_size=520)
 N_TOKENS = len(DOCUMENT["model"]["vocab"]) + 1  # and one added token outside the model's vocabulary

@@ -27,7 +27,7 @@ from compact.pruning.plan import PrunePlan, read_plan
 from compact.sources.model_source import ModelSource, open_directory
 from tests import checkpoints
 from tests.checkpoints import TEXTS
-from tests.compact.pruning import document, load, plan_for, prune_to, pruned_in_memory
+from tests.compact.pruned_checkpoints import document, load, plan_for, prune_to, pruned_in_memory
 
 SIZES = {"vocab_size": 320, "intermediate_size": 32, "method": "random"}
 
@@ -242,7 +242,7 @@ def test_applying_a_plan_needs_the_memory_of_its_largest_tensor(tmp_path: Path) 
     plan.write(tmp_path / "plan.json")
     done = subprocess.run(
         [sys.executable, "-c", _APPLY, str(model), str(tmp_path / "plan.json"), str(tmp_path / "out")],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
