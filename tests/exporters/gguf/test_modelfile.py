@@ -13,7 +13,7 @@ from exporters.gguf.chat_turns import find_turns
 from exporters.gguf.modelfile import chat_turns, go_template, modelfile
 from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import write_checkpoint
-from tests.exporters import go_template as go
+from tests.exporters.gguf import go_template as go
 
 # Chat templates in the manner of the families, written here: what they give is what counts.
 _CHATML = (
