@@ -29,7 +29,7 @@ NOT_RUN = (
     (r"\btorchrun\b", "several processes: tests/compact/base/test_distributed.py"),
     (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "needs the Hub: tests/compact_edge/test_hub_build.py"),
     (r"\b(MODEL|DIR|NAME|SERIAL)\b|\.\.\.|my-model|model-int4", "a placeholder"),
-    (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/test_engine_build.py"),
+    (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/toolchain/test_engine_build.py"),
     (r"gemma-3-270m\.gguf", "a licensed model: tests/compact_edge/test_languages.py"),
     (r"--tasks\b", "an extra: tests/compact_edge/test_eval_tasks.py"),
     (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/test_fit.py, test_curve.py"),

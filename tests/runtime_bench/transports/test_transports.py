@@ -16,8 +16,8 @@ from compact.base.errors import StorageError, UnsafePathError, UsageError
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench.conftest import Device
-from tests.runtime_bench.devices import SECONDS, eventually, gone, local_file, sha256
 from tests.runtime_bench.sshd import running_sshd
+from tests.runtime_bench.transports.devices import SECONDS, eventually, gone, local_file, sha256
 
 NASTY = ["a b", "it's", '"q"', "$(touch /tmp/never)", "`id`", "$HOME", "\\", "*", "~", "a;b", "", "-n", "ü𝄞", "\t"]
 NAMES = ["model.gguf", "a b.gguf", "it's $(id) `x`.gguf", "-rf", "größe 模型.gguf", '"quoted"*.gguf']

@@ -22,8 +22,8 @@ from runtime_bench.transports.base import LinkLostError
 from runtime_bench.transports.registry import open_transport
 from tests.runtime_bench.adb_standin import Standin
 from tests.runtime_bench.conftest import Device
-from tests.runtime_bench.devices import SECONDS, eventually, gone, local_file, sha256
 from tests.runtime_bench.sshd import Server
+from tests.runtime_bench.transports.devices import SECONDS, eventually, gone, local_file, sha256
 
 # Nothing stays behind
 

@@ -15,7 +15,7 @@ from runtime_bench.report.document import make_document
 from runtime_bench.report.markdown import markdown, text
 from runtime_bench.report.rows import budget_rows, metric_rows
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.report_pages import HOSTILE, PARSER, cells, hostile_facts
+from tests.runtime_bench.report.report_pages import HOSTILE, PARSER, cells, hostile_facts
 
 
 def rendered(document: dict[str, Any]) -> str:

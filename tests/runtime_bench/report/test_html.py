@@ -14,7 +14,7 @@ from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
 from runtime_bench.report.svg import tick_labels, ticks
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.report_pages import HOSTILE, VOID, hostile_facts, outline
+from tests.runtime_bench.report.report_pages import HOSTILE, VOID, hostile_facts, outline
 
 ALLOWED_VOID = {"meta", "br"}
 

@@ -14,8 +14,8 @@ from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
 from runtime_bench.report.rows import metric_rows
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.report_pages import HOSTILE, hostile_facts
-from tests.runtime_bench.report_pages import run as a_run
+from tests.runtime_bench.report.report_pages import HOSTILE, hostile_facts
+from tests.runtime_bench.report.report_pages import run as a_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

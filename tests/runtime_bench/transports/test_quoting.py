@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from compact.base.errors import UsageError
 from runtime_bench.transports.quoting import script_line, shell_line
-from tests.runtime_bench.shells import SHELLS
+from tests.runtime_bench.transports.shells import SHELLS
 
 ECHO = """for word in "$@"; do printf '%s\\0' "$word"; done"""
 

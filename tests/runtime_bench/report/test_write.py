@@ -16,7 +16,7 @@ from compact_edge.cli import main as cli
 from runtime_bench.records import Sample
 from runtime_bench.report.write import load_run, read_facts, read_samples, write_report
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.report_pages import HOSTILE, hostile_facts
+from tests.runtime_bench.report.report_pages import HOSTILE, hostile_facts
 
 FORMS = ("report.json", "report.md", "report.html")
 

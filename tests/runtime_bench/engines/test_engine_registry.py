@@ -30,7 +30,7 @@ source = "test"
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(registry.ENGINES, "toy", "tests.runtime_bench.toy_engine")
+    monkeypatch.setitem(registry.ENGINES, "toy", "tests.runtime_bench.engines.toy_engine")
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))
 
 

@@ -10,7 +10,7 @@ import pytest
 from runtime_bench.report.combine import combine
 from runtime_bench.report.document import make_document
 from tests.runtime_bench import synthetic_run
-from tests.runtime_bench.report_pages import HOSTILE, PARSER, cells, facts_of, hostile_facts, outline, run
+from tests.runtime_bench.report.report_pages import HOSTILE, PARSER, cells, facts_of, hostile_facts, outline, run
 
 
 def test_ranked_by_the_pruned_models_characters_a_second() -> None:

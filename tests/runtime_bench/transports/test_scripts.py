@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from runtime_bench.transports.scripts import KEEP, WATCH
-from tests.runtime_bench.devices import eventually, gone
-from tests.runtime_bench.shells import SHELLS
+from tests.runtime_bench.transports.devices import eventually, gone
+from tests.runtime_bench.transports.shells import SHELLS
 
 SECONDS = 25
 
