@@ -15,7 +15,7 @@ import pytest
 from compact_edge.cli.main import COMMANDS, cli
 from exporters.llamacpp.quant_types import QUANTS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def command_named(name: str) -> click.Command:

@@ -22,7 +22,7 @@ from compact_edge.cli import main as cli
 from compact_edge.cli.failure import Terminated, describe
 from compact_edge.packages import PACKAGES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # As torch has it, which is not imported here.
 TorchOutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
 Install = Callable[[Callable[[], None]], None]

@@ -14,7 +14,7 @@ import pytest
 
 from compact_edge.cli import main as cli
 from tests.checkpoints import llama_vocabularies
-from tests.compact_edge.bad_models import BAD_MODELS
+from tests.compact_edge.cli.bad_models import BAD_MODELS
 from tests.compact_edge.running import assert_error, run_json
 from tests.small_builds import Workshop, tree
 
@@ -91,7 +91,7 @@ def test_prune_says_what_to_do_next(shop: Workshop, tmp_path: Path, capsys: pyte
     assert cli.run(prune(shop, out)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "19.9% removed" in lines[0]
-    # tests/compact_edge/test_languages.py has what these lines say.
+    # tests/compact_edge/building/test_languages.py has what these lines say.
     starts = ("vocabulary kept for: ", "these need more tokens: ", "to keep ")
     assert [line.startswith(start) for line, start in zip(lines[1:4], starts, strict=True)] == [True] * 3
     assert lines[4] == "to lose less at this size:"

@@ -14,7 +14,7 @@ from compact_edge.release.cells import Cell, Cells, matrix
 from compact_edge.release.manifest import read_release
 from targets.profile import profile_names
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 GOOD = """
 schema = 1

@@ -16,7 +16,7 @@ from compact.base.progress import SILENT
 from compact.forward.evaluate import evaluate_checkpoint
 from compact_edge.cli.main import run
 
-RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "demo.json"
 
 pytestmark = [
     pytest.mark.slow,
