@@ -1,8 +1,8 @@
 """The commands of the documents, run as they are written, wherever they can run without a network, a device or hours.
 
 What is large is played by something small of the same name: `smollm2-135m` and Llama-3.2-1B by random models (the real
-smollm2-135m is built by tests/compact_edge/building/test_smollm2.py), Qwen2.5-0.5B by random weights behind its real tokenizer,
-at the published widths of vocabulary and FFN. Budgets of calibration and measuring are the least that work.
+smollm2-135m is built by tests/compact_edge/building/test_smollm2.py), Qwen2.5-0.5B by random weights behind its real
+tokenizer, at the published widths of vocabulary and FFN. Budgets of calibration and measuring are the least that work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 NOT_RUN = (
     (r"\b(ssh|adb):", "needs a device: tests/runtime_bench, tests/devices"),
     (r"\btorchrun\b", "several processes: tests/compact/base/test_distributed.py"),
-    (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "needs the Hub: tests/compact_edge/building/test_hub_build.py"),
+    (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "the Hub: tests/compact_edge/building/test_hub_build.py"),
     (r"\b(MODEL|DIR|NAME|SERIAL)\b|\.\.\.|my-model|model-int4", "a placeholder"),
     (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/toolchain/test_engine_build.py"),
     (r"gemma-3-270m\.gguf", "a licensed model: tests/compact_edge/building/test_languages.py"),
