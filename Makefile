@@ -45,7 +45,8 @@ demo: $(STAMP)
 
 # The tests of a module run in one process. `make test WORKERS=4` uses four cores.
 WORKERS = 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is written whatever the environment says: the tests start hundreds of processes that import the same modules.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST)

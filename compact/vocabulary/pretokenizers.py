@@ -6,7 +6,7 @@ so it rejects vocabularies that it does not know, including every pruned one. Th
 not change: the canonical JSON of the pre-tokenizer, and the `ignore_merges` flag. The architecture does not determine
 the pre-tokenizer: SmolLM2 and Llama 3 are both `LlamaForCausalLM`.
 
-`tests/compact/test_pretokenizers.py` checks for every row that llama.cpp gives the same ids.
+`tests/compact/vocabulary/test_pretokenizers.py` checks for every row that llama.cpp gives the same ids.
 
 llama.cpp has no Unicode normalizer for BPE. A tokenizer with NFC (the Qwen family) therefore gets different ids there
 for text that is not in NFC, with or without pruning. `loses_nfc` detects such tokenizers, so that callers can count
