@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL_LAYERS = -1
 LOAD_SECONDS = 600.0  # time limit for loading a model
-# Time limit of an engine's process, kept by the device even without a connection. No process needs that long.
+# Time limit of an engine's process. The device enforces it even without a connection. No process needs that long.
 PROCESS_SECONDS = 4 * 3600.0
 WARM_UP = "The quick brown fox jumps over the lazy dog."
 WARM_UP_TOKENS = 8
@@ -35,7 +35,7 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is opened, the same for both sides.
+    """The settings for opening a model.
 
     Attributes:
         threads: number of threads, for the prompt and for single tokens.
@@ -74,7 +74,7 @@ class Session(Protocol):
 
     Attributes:
         pid: process id on the device.
-        load_s: seconds until the model was ready (see the engine for what they begin with).
+        load_s: seconds from `Engine.times_load_from` until the model was ready.
         figures: values that the engine reported while loading.
         own_cpu_s: processor time that this program used while the engine worked.
         busy_s: time during which the engine worked.
