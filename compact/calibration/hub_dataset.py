@@ -253,7 +253,7 @@ def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
         ) from error
     except DataFilesNotFoundError as error:
         raise DataError(
-            f"{name.repo}: contains no readable data files", f"see its files at {page(name.repo, 'dataset')}"
+            f"{name.repo}: has no data files that can be read", f"see its files at {page(name.repo, 'dataset')}"
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
