@@ -41,8 +41,8 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                own = parameter.section if isinstance(parameter, SectionOption) else None
-                title = own or titles.get(parameter.name or "", "Options")
+                section = parameter.section if isinstance(parameter, SectionOption) else None
+                title = section or titles.get(parameter.name or "", "Options")
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             if records:
@@ -55,8 +55,8 @@ class QuantCommand(GroupedCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Print the list if the user asked for it; otherwise parse as usual."""
-        asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
-        if asked:
+        requested = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
+        if requested:
             from compact_edge.terminal.quant_table import print_quants
 
             print_quants(as_json="--json" in args)

@@ -7,7 +7,7 @@ Each round runs llama-server as the bench does (a text of 512 tokens, then 128 n
 then llama-bench (`-p 512 -n 128`). llama-bench uses random token ids, so only prefill and decode tokens per second can
 be compared. Exit code 1 if the medians differ by more than 5%. Needs the engine of `compact-edge engine build`.
 
-The table of docs/bench.md holds this result and that of `bench_aa`.
+The table of docs/bench.md has this result and that of `bench_aa`.
 """
 
 from __future__ import annotations

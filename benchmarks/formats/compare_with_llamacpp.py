@@ -100,7 +100,7 @@ def checkpoint_of(model: str, work: Path) -> Path | str:
     if model == "smollm2-135m":
         return _smollm2(work / model)
     if tokenizers is None or not tokenizers.is_dir():
-        return "COMPACT_EDGE_DATA names no folder with tokenizers"
+        return "COMPACT_EDGE_DATA is not the path of a folder with tokenizers"
     if model == "llama3":
         return random_checkpoint(work / model, llama3_config(2), tokenizers / "llama3")
     if model == "qwen2":

@@ -205,7 +205,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def on_the_cpu(work: Path, tokens: int, length: int, repeat: int, threads: int) -> bool:
-    """Measure, print, record and write the table. Returns whether all limits hold."""
+    """Measure, print, record and write the table. Return whether all limits are met."""
     from compact.checkpoints.shards import read_index
 
     model = sharded_checkpoint(work / "random-24-layers", LAYERS, **SHAPE)

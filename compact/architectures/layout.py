@@ -22,12 +22,12 @@ _SHARED_KV = re.compile(r"^model\.layers\.(\d+)\.self_attn\.[kv]_(?:proj|norm)\.
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of a checkpoint is a buffer instead of a weight."""
+    """Return whether a tensor of a checkpoint is a buffer instead of a weight."""
     return _BUFFER.search(name) is not None
 
 
 def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
-    """Whether Transformers ignores a tensor of a checkpoint.
+    """Return whether Transformers ignores a tensor of a checkpoint.
 
     These are buffers, key and value projections of layers that reuse those of an earlier layer, and heads that predict
     additional tokens. Published files contain all of them.
@@ -54,7 +54,10 @@ def expected_shapes(
     """
     layers, hidden, vocab = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
     if layers > n_tensors:
-        raise DamagedFileError(f"{where}: {layers} layers, but only {n_tensors} tensors")
+        raise DamagedFileError(
+            f"{where}: num_hidden_layers is {layers}, but there are only {n_tensors} tensors",
+            "download the checkpoint again, the weights together with config.json",
+        )
     per_layer = per_layer_size(family, config)
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab, hidden),
@@ -141,13 +144,22 @@ def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str,
     expected = expected_shapes(family, config, len(stored), where)
     missing = [name for name in expected if name not in stored]
     if missing:
-        raise DamagedFileError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)")
+        raise DamagedFileError(
+            f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)",
+            "download the checkpoint again, the weights together with config.json",
+        )
     for name, shape in stored.items():
         wanted = expected.get(name)
         if name == OUTPUT:
             wanted = expected["model.embed_tokens.weight"]
         if wanted is None:
             family.gguf_name(name)
-            raise UnsupportedArchitectureError(f"{where}: tensor {name!r} has no place in a model of these sizes")
+            raise UnsupportedArchitectureError(
+                f"{where}: tensor {name!r} is not part of a model with these sizes",
+                "docs/families.md lists the parts that are supported in each family",
+            )
         if shape != wanted:
-            raise DamagedFileError(f"{where}: tensor {name!r} has shape {list(shape)}, expected {list(wanted)}")
+            raise DamagedFileError(
+                f"{where}: tensor {name!r} has shape {list(shape)}, expected {list(wanted)}",
+                "download the checkpoint again, the weights together with config.json",
+            )

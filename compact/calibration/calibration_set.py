@@ -96,7 +96,7 @@ class Calibration:
     Attributes:
         name: name of the file or built-in text. For a Hub data set, `org/name@commit:config:split`. The names of
             several sources are joined with " + ".
-        sha256: as in `CalibrationSource`. For several sources, sha256 of the canonical JSON of the list of theirs.
+        sha256: see `CalibrationSource`. For several sources, sha256 of the canonical JSON of the list of their hashes.
         texts: the pieces in the set, in order.
         sequences: token ids, at most `sequence_length` per sequence. Sequences of several sources alternate.
         options: the options it was made with (tokens, sequence_length, seed).
@@ -294,7 +294,9 @@ def _draw(
     """Return the shuffled pieces of a source, its full name, and the sha256 of the text."""
     if name == SELF:
         if sampler is None:
-            raise UsageError(f"--calibration {SELF}: this command has no model that can write text")
+            raise UsageError(
+                f"--calibration {SELF}: this command has no model that can write text", "name another text"
+            )
         # Write only the tokens of its share and of the held-out text, because writing text is slow.
         pieces = sampler(share + min(share // _HELD_OUT_SHARE + 16, _HELD_OUT_CHARACTERS // _CHARS_PER_TOKEN))
         return pieces, name, _digest(pieces)

@@ -151,7 +151,10 @@ def byte_level_bpe(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     model = bpe_model(tokenizer_json)
     if model.get("byte_fallback"):
-        raise UnsupportedTokenizerError("tokenizer.json: expected byte-level BPE, found SentencePiece-style BPE")
+        raise UnsupportedTokenizerError(
+            "tokenizer.json: expected byte-level BPE, found SentencePiece-style BPE",
+            "docs/tokenizers.md lists the supported tokenizers",
+        )
     return model
 
 
@@ -195,7 +198,10 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
 
 
 def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
-    """True if tokenizer.json normalizes to NFC. llama.cpp does not, so text that is not in NFC gets different ids."""
+    """Return whether tokenizer.json normalizes to NFC.
+
+    llama.cpp does not, so text that is not in NFC gets different ids.
+    """
     return any(step.get("type") == "NFC" for step in _normalizers(tokenizer_json))
 
 

@@ -112,8 +112,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     texts: tuple[str, ...] = choices.get("calibration") or ()
     files = [value for value in choices.values() if isinstance(value, Path)]
     check_output(out, force=options.force, inputs=existing(options.checkpoint, *texts, *files))
-    asked = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
-    check_calibration(options.checkpoint, asked)
+    requested = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
+    check_calibration(options.checkpoint, requested)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.checkpoint, cache, progress)
         licence = licence_of(source)
@@ -129,7 +129,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
             description=None,
             published=True,
             source=source,
-            calibration=calibration_for(Context(source, asked, cache, progress)),
+            calibration=calibration_for(Context(source, requested, cache, progress)),
             measures=bool(texts),
             pre=plan.pre if plan is not None else None,
         )

@@ -234,7 +234,7 @@ def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibra
 
 
 def _is_whole(variant: Variant) -> bool:
-    """Whether the whole model and its artifact fit in memory together."""
+    """Return whether the whole model and its artifact fit in memory together."""
     return fits_in_memory(variant.checkpoint, variant.artifact.size_bytes, MEMORY_SHARE)
 
 
@@ -306,6 +306,7 @@ def _check_budget(target: Target, what: str, budget: int | None, used: int) -> N
     """Check a storage or memory budget. Speed budgets can only be checked on the device itself."""
     if budget is not None and used > budget:
         raise GateError(
-            f"{what} budget of target {target.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
+            f"{what} budget of target {target.name}: the model needs {used / 1e6:.1f} MB, but at most "
+            f"{budget / 1e6:.1f} MB are allowed",
             "remove more (--ratio), or choose a smaller --quant",
         )

@@ -50,7 +50,7 @@ def flag_values(command: click.Command, model: str | os.PathLike[str], flags: di
 
 
 def _keyword(option: click.Option) -> str:
-    """`--vocab-size` -> `vocab_size`. The name of the command's own parameter may differ."""
+    """Return `--vocab-size` -> `vocab_size`. The name of the command's own parameter may differ."""
     return max(option.opts, key=len).lstrip("-").replace("-", "_")
 
 

@@ -127,7 +127,7 @@ def refused_rows() -> list[dict[str, str]]:
 
 
 def gguf_table() -> QuantTable:
-    """The same rows as a table for people."""
+    """Return the same rows as a table for people."""
     columns = (
         Column("GGUF type"),
         Column("bits", right=True),
@@ -148,8 +148,8 @@ def gguf_table() -> QuantTable:
         for row in quant_rows()
     ]
     notes = (
-        f"bits: a weight of most tensors; {REFERENCE}: over all tensors of that model's shapes, computed",
-        "rows of: what row lengths must be a multiple of; others get a larger type (build and export say which)",
+        f"bits: bits per weight of most tensors; {REFERENCE}: computed average over all tensors of that model",
+        "rows of: row lengths must be a multiple of this; other rows get a larger type (build and export show it)",
         "imatrix: an importance matrix is measured on --calibration, or read with --imatrix",
         *(f"{row['name']} is refused: {row['reason']}; {row['instead']}" for row in refused_rows()),
     )

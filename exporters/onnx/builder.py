@@ -228,7 +228,7 @@ def installed() -> str:
 
 
 def fits() -> bool:
-    """Whether these corrections were made for the installed version."""
+    """Return whether these corrections were made for the installed version."""
     return installed().startswith(f"{BUILDER_VERSION}.")
 
 

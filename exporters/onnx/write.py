@@ -214,20 +214,20 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
     generation = checkpoint / "generation_config.json"
     override = read_json_object(generation) if generation.is_file() else {}
     for key in ("bos_token_id", "eos_token_id", _PAD):
-        said = override.get(key)
-        if said is None:
-            said = config.get(key, family.default_ids.get(key))
-        if key == _PAD and _no_id(said):
-            said = None
-        found, wanted = _ids(model.get(key)), _ids(said)
+        configured = override.get(key)
+        if configured is None:
+            configured = config.get(key, family.default_ids.get(key))
+        if key == _PAD and _no_id(configured):
+            configured = None
+        found, wanted = _ids(model.get(key)), _ids(configured)
         fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
         if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
             hint = "check config.json and generation_config.json of the checkpoint"
-            raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {said!r}", hint)
+            raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {configured!r}", hint)
 
 
 def _no_id(pad: Any) -> bool:
-    """Whether the value means that there is no padding token. Older checkpoints use -1 for that."""
+    """Return whether the value means that there is no padding token. Older checkpoints use -1 for that."""
     return isinstance(pad, int) and pad < 0
 
 

@@ -15,7 +15,7 @@ _WHISKERS = "Whiskers: interval of the median."
 
 
 def plots(document: Mapping[str, Any]) -> str:
-    """All plots as HTML; empty without values."""
+    """Return all plots as HTML; empty without values."""
     drawn = [part for part in (_decode(document), _ttft(document), _latency(document), _quality(document)) if part]
     return f'<div class="plots">{"".join(drawn)}</div>' if drawn else ""
 

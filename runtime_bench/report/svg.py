@@ -36,7 +36,7 @@ class Series:
 
 
 def number(value: float) -> str:
-    """A coordinate with two decimals, which is finer than any screen."""
+    """Return a coordinate with two decimals, which is finer than any screen."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -54,7 +54,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Labels with as many decimals as the step needs."""
+    """Return labels with as many decimals as the step needs."""
     step = values[1] - values[0] if len(values) > 1 else 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     if step > 0 and round(step, decimals) != round(step, decimals + 1):
@@ -63,17 +63,17 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "tick") -> str:
-    """A label, escaped."""
+    """Return a label, escaped."""
     return f'<text class="{kind}" x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    """A straight line."""
+    """Return a straight line."""
     return f'<line class="{kind}" x1="{number(x1)}" y1="{number(y1)}" x2="{number(x2)}" y2="{number(y2)}"/>'
 
 
 def marker(x: float, y: float, kind: str, words: str = "") -> str:
-    """The mark of a side, with a tooltip if `words` are given."""
+    """Return the mark of a side, with a tooltip if `words` are given."""
     tip = f"<title>{escape(words)}</title>" if words else ""
     if kind == "pruned":
         return f'<circle class="mark {kind}" cx="{number(x)}" cy="{number(y)}" r="4.5">{tip}</circle>'
@@ -81,7 +81,7 @@ def marker(x: float, y: float, kind: str, words: str = "") -> str:
 
 
 def figure(body: Sequence[str], height: float, identity: str, title: str, description: str) -> str:
-    """The svg element, with a name and description for screen readers. `identity` is unique in the page."""
+    """Return the svg element, with a name and description for screen readers. `identity` is unique in the page."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {number(height)}" role="img" aria-labelledby="{identity}-t {identity}-d">'
         f'<title id="{identity}-t">{escape(title)}</title><desc id="{identity}-d">{escape(description)}</desc>'
@@ -126,11 +126,11 @@ class Frame:
         self.parts.append(text((self.left + self.right) / 2, height - 6, x_label, "middle", "axis"))
 
     def x(self, value: float) -> float:
-        """Coordinate of a value on the horizontal axis."""
+        """Return the coordinate of a value on the horizontal axis."""
         return self.left + (value - self._x[0]) / ((self._x[1] - self._x[0]) or 1) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Coordinate of a value on the vertical axis."""
+        """Return the coordinate of a value on the vertical axis."""
         return self.bottom - (value - self._y[0]) / ((self._y[1] - self._y[0]) or 1) * (self.bottom - self.top)
 
     def whisker(self, point: Point) -> None:
@@ -149,7 +149,7 @@ class Frame:
 
 
 def lines(identity: str, title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Lines with markers and whiskers over x; y begins at 0, so that heights compare as the values do."""
+    """Return lines with markers and whiskers over x; y begins at 0, so that heights compare as the values do."""
     points = [point for one in series for point in one.points]
     largest = max(max(point.y, point.high or 0) for point in points) or 1
     xs = sorted({point.x for point in points})
@@ -167,7 +167,7 @@ def lines(identity: str, title: str, series: Sequence[Series], x_label: str, y_l
 
 
 def curves(identity: str, title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Cumulative curves, y from 0 to 100, a mark at each side's median."""
+    """Return cumulative curves, y from 0 to 100, a mark at each side's median."""
     points = [point for one in series for point in one.points]
     x_ticks = ticks(min(point.x for point in points), max(point.x for point in points), 6)
     frame = Frame(x_ticks, [0, 25, 50, 75, 100], x_label, y_label)
@@ -184,7 +184,10 @@ def curves(identity: str, title: str, series: Sequence[Series], x_label: str, y_
 
 
 def scatter(identity: str, title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Single points with their names. The axes do not begin at 0, so only distances between points are meaningful."""
+    """Return single points with their names.
+
+    The axes do not begin at 0, so only distances between points are meaningful.
+    """
     points = [point for one in series for point in one.points]
     xs, ys = [point.x for point in points], [point.y for point in points]
     x_pad, y_pad = ((max(values) - min(values)) * 0.25 or abs(values[0]) * 0.02 or 1 for values in (xs, ys))
@@ -204,7 +207,7 @@ def scatter(identity: str, title: str, series: Sequence[Series], x_label: str, y
 
 
 def _summary(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """The values of a plot in words."""
+    """Return the values of a plot in words."""
     sides = "; ".join(
         f"{one.name}: " + ", ".join(f"{point.y:.4g} at {point.x:.4g}" for point in one.points) for one in series
     )
@@ -224,7 +227,10 @@ class Bar:
 
 
 def bars(identity: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]], x_label: str) -> str:
-    """Horizontal bars from 0, in groups. A group's name is above its bars, and each value is at the end of its bar."""
+    """Return horizontal bars from 0, in groups.
+
+    A group's name is above its bars, and each value is at the end of its bar.
+    """
     every = [bar for _, group in groups for bar in group]
     room = max(len(bar.words) for bar in every) * _CHARACTER + 12
     left, right = 4.0, WIDTH - room
@@ -269,7 +275,10 @@ def _bar(bar: Bar, left: float, right: float, y: float) -> str:
 
 
 def interval(low: float | None, middle: float, high: float | None, kind: str, reach: float) -> str:
-    """A ratio on a logarithmic axis around 1, for a table's cell: 1/reach at the left end, reach at the right."""
+    """Return a ratio on a logarithmic axis around 1, for a table's cell.
+
+    1/reach is at the left end, reach at the right.
+    """
     width, height = 150.0, 20.0
     span = math.log(reach)
 
@@ -305,7 +314,7 @@ _FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
 
 
 def ratios(identity: str, title: str, rows: Sequence[RatioRow], x_label: str) -> str:
-    """Ratios on a logarithmic axis around 1, one per row. 1/2 and 2 are equally far from the middle."""
+    """Return ratios on a logarithmic axis around 1, one per row. 1/2 and 2 are equally far from the middle."""
     ends = [end for row in rows for end in (row.low, row.median, row.high) if end is not None]
     largest = max(math.exp(min(abs(math.log(end)), 4.5)) for end in ends)
     reach = next((factor for factor in _FACTORS if factor >= largest), _FACTORS[-1])

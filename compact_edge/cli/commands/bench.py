@@ -158,7 +158,7 @@ def bench(as_json: bool, **values: Any) -> None:
 
 
 def _command() -> str:
-    """The command line, for the report."""
+    """Return the command line, for the report."""
     from compact_edge.cli.main import Session
 
     session = click.get_current_context().find_object(Session)

@@ -26,7 +26,7 @@ class Row:
     error: CompactEdgeError | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return {
             "device": self.spec,
             "state": self.state,
@@ -38,7 +38,7 @@ class Row:
         }
 
     def description(self) -> str:
-        """Its description in the table."""
+        """Return the description of the device for the table."""
         if self.error is not None:
             return self.error.message.removeprefix(f"{self.spec}: ")
         if self.facts is None:
@@ -82,7 +82,7 @@ def devices(device: tuple[str, ...], as_json: bool) -> None:
 
 
 def describe(facts: DeviceFacts, *, emulated: bool = False) -> list[str]:
-    """The main facts for one line, the most important first."""
+    """Return the main facts for one line, the most important first."""
     cores = [f"{facts.logical_cores} cores"] if facts.logical_cores else []
     if facts.physical_cores and facts.logical_cores and facts.physical_cores < facts.logical_cores:
         cores = [f"{facts.physical_cores} cores with {facts.logical_cores} threads"]
@@ -120,7 +120,7 @@ def _open(spec: str, model: str | None) -> Row:
 
 
 def _android() -> tuple[list[Row], str | None]:
-    """All devices that adb lists, and a note if adb does not work."""
+    """Return all devices that adb lists, and a note if adb does not work."""
     from runtime_bench.transports.adb import list_devices
     from runtime_bench.transports.base import DeviceUnavailableError
 

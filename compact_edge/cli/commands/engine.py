@@ -108,7 +108,7 @@ def list_command(as_json: bool) -> None:
 def choose_variant(
     arch: str | None, isa: str | None, target_name: str | None, *, android: bool = False
 ) -> tuple[Variant, str]:
-    """The variant to build, and the reason for the choice.
+    """Return the variant to build, and the reason for the choice.
 
     Raises:
         UsageError: an unknown architecture, variant or target, or a target of another architecture than `arch`.
@@ -162,7 +162,7 @@ def describe(folder: EngineFolder, took: str) -> str:
 
 
 def _features_here() -> tuple[str, ...]:
-    """Features of this machine's processor; empty where the system does not report them."""
+    """Return the features of this machine's processor. Empty if the system does not report them."""
     from runtime_bench.device.facts import read_facts
     from runtime_bench.transports.registry import open_transport
 

@@ -63,7 +63,7 @@ def test_whatever_ends_the_block_leaves_nothing(tmp_path: Path, failure: type[Ba
 
 def test_an_existing_target_needs_force(tmp_path: Path) -> None:
     target = earlier(tmp_path)
-    with pytest.raises(OutputExistsError, match="exists already"), store.publish(target):
+    with pytest.raises(OutputExistsError, match="already exists"), store.publish(target):
         pytest.fail("the block must not run")
     (tmp_path / "file").write_text("a file is never replaced by a directory")
     with pytest.raises(OutputExistsError), store.publish(tmp_path / "file", force=True):

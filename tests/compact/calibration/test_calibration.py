@@ -84,7 +84,7 @@ def test_the_kind_of_file_does_not_matter(model: Path, tmp_path: Path, jsonl: Pa
 )
 def test_a_file_without_text(model: Path, tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(CalibrationError, match="no text in it"):
+    with pytest.raises(CalibrationError, match="contains no text"):
         make_calibration(str(tmp_path / name), model, tokens=100, sequence_length=64)
 
 

@@ -241,7 +241,7 @@ def test_processes_that_do_not_share_a_disk_stop(
     source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
-    with pytest.raises(StorageError, match="found another state"):
+    with pytest.raises(StorageError, match="found different states"):
         decide(Context(source, _options(text), Cache(seeded, [], [])))
 
 

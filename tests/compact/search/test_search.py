@@ -247,7 +247,7 @@ def test_budgets_that_cannot_be_are_refused_in_a_line(
 @pytest.mark.parametrize(
     ("fit_bytes", "split", "words"),
     [
-        (10, None, "--fit 0.00 MB: not reachable, the smallest is"),
+        (10, None, "--fit 0.00 MB: not reachable, because the smallest artifact has"),
         (10**9, None, "the unpruned model already fits"),
         (2_000_000, "100:0", "--split 100:0: not reachable, the nearest split is"),
     ],

@@ -193,7 +193,7 @@ def test_an_existing_output_is_left_alone_unless_forced(
     before = tree(out)
     assert cli.run(shop.build(out)) == 2
     err = capsys.readouterr().err.splitlines()
-    assert err == [f"error: {out}: exists already", "hint: give --force to replace it, or another --out"]
+    assert err == [f"error: {out}: already exists", "hint: give --force to replace it, or another --out"]
     assert tree(out) == before
     assert cli.run(shop.build(out, "--force", "--no-baseline")) == 0
     assert sorted(path.name for path in out.iterdir()) == ["gguf"]

@@ -237,7 +237,7 @@ def test_an_artifact_above_the_size_fails_the_build() -> None:
     ("options", "code", "words"),
     [
         (("--fit", "1GB"), 2, "the unpruned model already fits"),
-        (("--fit", "9kB"), 2, "not reachable, the smallest is"),
+        (("--fit", "9kB"), 2, "not reachable, because the smallest artifact has"),
         (("--fit", "much"), 2, "--fit 'much': not a size"),
         (("--fit", "1MB", "--ratio", "0.2"), 2, "--ratio and --fit exclude each other"),
         (("--fit", "1MB", "--vocab-size", "300"), 2, "--fit and explicit sizes exclude each other"),

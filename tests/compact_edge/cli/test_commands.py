@@ -198,12 +198,12 @@ def test_every_command_refuses_a_bad_model(
     [
         (["--ratio", "1.5"], 2, "--ratio 1.5: out of range", "between 0 and 1"),
         (["--ratio", "0"], 2, "--ratio 0: out of range", ""),
-        (["--ratio", "0.9"], 2, "--ratio 0.9: not reachable", "smaller ratio"),
+        (["--ratio", "0.9"], 2, "--ratio 0.9: not reachable", "smaller --ratio"),
         (["--ratio", "0.1", "--vocab-size", "400"], 2, "exclude each other", "one of them"),
         (["--vocab-size", "3"], 2, "--vocab-size", ""),
         (["--intermediate-size", "100000"], 2, "--intermediate-size", ""),
         (["--quant", "Q4_KM"], 2, "quantization 'Q4_KM' is not known", "did you mean 'Q4_K_M'"),
-        (["--calibration", "{root}/empty.txt"], 65, "empty.txt: no text in it", ""),
+        (["--calibration", "{root}/empty.txt"], 65, "empty.txt: contains no text", ""),
         (["--calibration", "{root}/short.txt"], 65, "short.txt: only", "longer"),
         (["--calibration", "{root}/absent.txt"], 65, "absent.txt: no such file", "stdlib"),
         (["--calibration", "{root}/binary.txt"], 65, "binary.txt: not UTF-8", ""),
@@ -213,7 +213,7 @@ def test_every_command_refuses_a_bad_model(
         (["--sequence-length", "99999"], 2, "--sequence-length 99999", ""),
         (["--batch-size", "0"], 2, "--batch-size", "--help"),
         (["--method", "compacct"], 2, "compacct", ""),
-        (["--device", "cuda"], 2, "--device cuda: not available here", "cpu"),
+        (["--device", "cuda"], 2, "--device cuda: not available on this machine", "cpu"),
         (["--rato", "0.1"], 2, "no such option", "--ratio"),
         (["--learning-rate", "0.1"], 2, "--learning-rate: applies only with --recover", "--recover distill"),
         (["--train", "all"], 2, "--train: applies only with --recover", "--recover distill"),
@@ -306,7 +306,7 @@ def test_export_and_eval_refuse_bad_options(shop: Workshop, tmp_path: Path, caps
     assert_error(capsys, ["eval", str(shop.model), "--text", str(tmp_path / "no.txt")], 74, "no.txt")
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    assert_error(capsys, ["eval", str(shop.model), "--text", str(empty)], 65, "no text in it")
+    assert_error(capsys, ["eval", str(shop.model), "--text", str(empty)], 65, "contains no text")
     assert_error(capsys, ["eval", str(shop.model), *text, "--max-bytes", "1"], 65, "fewer than two tokens")
     torn_file = tmp_path / "torn.gguf"
     torn_file.write_bytes(artifact(shop).read_bytes()[:5000])
@@ -319,7 +319,7 @@ def test_an_existing_output_is_kept(shop: Workshop, tmp_path: Path, capsys: pyte
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     for arguments in (prune(shop, out), ["export", str(shop.root / "pruned"), "--out", str(out)]):
-        assert_error(capsys, arguments, 2, f"{out}: exists already", "--force")
+        assert_error(capsys, arguments, 2, f"{out}: already exists", "--force")
         assert_error(capsys, [*arguments, "--force"], 2, "is not an earlier output", "remove it yourself")
     # An export must not replace the checkpoint that it reads.
     pruned = str(shop.root / "pruned")

@@ -153,7 +153,7 @@ def test_what_is_saved_is_kept_by_the_next_prune(place: Place, capsys: pytest.Ca
     assert after["classes"]["split"]["segments"] < before["classes"]["split"]["segments"]
     assert after["bits_per_byte"] < before["bits_per_byte"]
     # A file is never overwritten.
-    refused(capsys, line, 2, f"{saved}: exists already")
+    refused(capsys, line, 2, f"{saved}: already exists")
 
 
 def test_the_tables(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_what_is_refused(place: Place, tmp_path: Path, capsys: pytest.CaptureFix
     refused(capsys, [*against, str(tmp_path / "no.gguf")], 65, "no.gguf")
     empty = tmp_path / "empty.txt"
     empty.write_text("", encoding="utf-8")
-    refused(capsys, [*model, "--against", "tiny", "--text", str(empty)], 65, "no text in it")
+    refused(capsys, [*model, "--against", "tiny", "--text", str(empty)], 65, "contains no text")
     refused(capsys, [*against, "tiny", "--max-bytes", "1"], 65, "fewer than two tokens")
     # Transformers reads a text for this family in NFC.
     decomposed = tmp_path / "decomposed.txt"

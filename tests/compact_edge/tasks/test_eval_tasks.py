@@ -290,7 +290,7 @@ def test_what_is_refused(
     refused(capsys, place, ["--tasks", "small_hub", *include], 69, "small_hub: the dataset is not", "run once")
     there = tmp_path / "there.jsonl"
     there.write_text("mine", encoding="utf-8")
-    refused(capsys, place, ["--tasks", "small_choice", *include, "--items", str(there)], 2, "exists already")
+    refused(capsys, place, ["--tasks", "small_choice", *include, "--items", str(there)], 2, "already exists")
     nowhere = str(tmp_path / "no" / "items.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointRuntime, "score", lambda *_: pytest.fail("work was done"))
