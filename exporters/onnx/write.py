@@ -80,7 +80,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         # 1. Give the builder a view of the checkpoint with the right dtype.
         _stage(checkpoint, staged, config, stored)
         # 2. Build the graph and its weights in a child process, and move them to the output.
-        _run_builder(checkpoint.name, staged, built, cache, options, config, progress)
+        _run_builder(checkpoint.name, options, config, staged=staged, built=built, cache=cache, progress=progress)
         for name in (MODEL, DATA):
             (built / name).rename(work / name)
         # 3. Check and write genai_config.json.
@@ -136,11 +136,12 @@ def _link(source: Path, target: Path) -> None:
 
 def _run_builder(
     name: str,
+    options: OnnxOptions,
+    config: Mapping[str, Any],
+    *,
     staged: Path,
     built: Path,
     cache: Path,
-    options: OnnxOptions,
-    config: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     request = {
