@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compact.base.cache import Cache, open_cache
 from compact.base.errors import GateError
 from compact.base.files import check_free_space
-from compact.base.licences import NamingLicence, derived_name, licence_note
+from compact.base.licences import NamingLicence, derived_name, licence_notes
 from compact.base.progress import Progress
 from compact.calibration.calibration_set import Calibration
 from compact.calibration.evaluation_text import NAME, default_evaluation_text
@@ -106,10 +106,11 @@ def _run(
     cache: Cache,
     progress: Progress,
 ) -> BuildResult:
-    notes = [source.note] if source.note else []
-    if licence is not None:
-        notes.append(licence_note(licence, source.directory, card=True))
-        progress.note(notes[-1])
+    notes = licence_notes(licence, source.directory, card=True)
+    for note in notes:
+        progress.note(note)
+    if source.note:
+        notes.insert(0, source.note)
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
