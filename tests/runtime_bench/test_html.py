@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
-from runtime_bench.report.svg import tick_labels, ticks
+from runtime_bench.report.page import page as whole_page
+from runtime_bench.report.svg import DARK, LIGHT, tick_labels, ticks
 from tests.runtime_bench import synthetic_run
 from tests.runtime_bench.report_pages import HOSTILE, VOID, hostile_facts, outline
 
@@ -50,6 +51,16 @@ def test_pages_are_well_formed_and_load_nothing(name: str) -> None:
     for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(drawing)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower()
+
+
+def test_the_page_has_the_colours_of_the_pictures() -> None:
+    style = whole_page("a", [])
+    light, dark = (re.findall(r"--([a-z]+): (#[0-9a-f]{6})", part) for part in style.split("@media screen", 1))
+    names = {"pruned": "blue", "baseline": "orange", "good": "green", "bad": "red"}
+    for colours, palette in ((dict(light), LIGHT), (dict(dark), DARK)):
+        assert {key: colours[key] for key in names} == {key: palette[name] for key, name in names.items()}
+        for key in ("paper", "ink", "soft", "grid"):
+            assert colours[key] == palette[key]
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "<script>x</script>", '"><img src=x>', "'", "|", "\n", "&amp;", "]]>"])
