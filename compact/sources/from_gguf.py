@@ -26,7 +26,8 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import as_storage_error, write_json, write_text
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.gguf_file import GgufFile, GgufTensor, read_gguf
-from compact.checkpoints.rows import NUMPY_TYPES, SafetensorsWriter
+from compact.checkpoints.safetensors_file import NUMPY_TYPES
+from compact.checkpoints.writers import SafetensorsWriter
 from compact.sources.from_gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.sources.from_gguf_tokenizer import GgufTokenizer, read_tokenizer
 

@@ -31,7 +31,8 @@ from compact.base.errors import (
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 
 TINY = "tiny"
