@@ -144,7 +144,7 @@ def _run(
     )
     smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
 
-    def outcome(artifact_format: Format) -> FormatResult:
+    def result_of(artifact_format: Format) -> FormatResult:
         compare = partial(
             _compare, artifact_format, text=text, prompt=prompt, compute=compute, cache=cache, progress=progress
         )
@@ -173,7 +173,7 @@ def _run(
         plan=plan,
         pruning=pruning,
         calibration=calibration,
-        formats=tuple(outcome(each) for each in formats),
+        formats=tuple(result_of(each) for each in formats),
         languages=language_costs(source.directory, pruned),
         eval_name=eval_name,
         prompt=prompt,

@@ -92,19 +92,19 @@ class RemoteTransport(ShellTransport):
         part = f"{self.work_dir}/part-{next(self._copies)}"
         try:
             self._send(source, part, task, seconds)
-            settled = self._run_script(scripts.SETTLE, [part, target, sha256], seconds)
+            answer = self._run_script(scripts.SETTLE, [part, target, sha256], seconds)
         except LinkLostError:
             raise
         except BaseException:
             with contextlib.suppress(DeviceUnavailableError):
                 self.run(["rm", "-f", part])
             raise
-        if settled.text.startswith("differs"):
+        if answer.text.startswith("differs"):
             raise DeviceUnavailableError(
                 f"{self.spec}: the copy of {source.name} differs from the file, so it was removed",
                 "check the device's disk and that the file is not being written, then run again",
             )
-        self._check_answer(settled, f"{target} cannot be written", settled.text == "placed")
+        self._check_answer(answer, f"{target} cannot be written", answer.text == "placed")
 
     def _check_answer(self, answer: Completed, problem: str, fine: bool = True) -> None:
         if answer.returncode != 0 or not fine:

@@ -81,9 +81,9 @@ def test_drawings_tell_their_figures_to_those_who_cannot_see_them() -> None:
     assert len(drawings) == 4
     for title, description, inside in drawings:
         assert re.search(rf'<title id="{title}">[^<]+</title>', inside)
-        told = re.search(rf'<desc id="{description}">([^<]+)</desc>', inside)
-        assert told is not None
-        assert "pruned" in told.group(1)
+        text = re.search(rf'<desc id="{description}">([^<]+)</desc>', inside)
+        assert text is not None
+        assert "pruned" in text.group(1)
 
 
 def test_marks_of_a_run_that_is_not_to_be_ranked_come_first() -> None:
