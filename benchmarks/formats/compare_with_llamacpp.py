@@ -41,7 +41,7 @@ def random_checkpoint(out: Path, config: dict[str, Any], tokenizer: Path, seed: 
     """A checkpoint of random bfloat16 weights in the shapes of config.json, with a real tokenizer."""
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.rows import SafetensorsWriter
+    from compact.checkpoints.writers import SafetensorsWriter
 
     if (out / "config.json").is_file():
         return out

@@ -116,7 +116,7 @@ def family_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0)
     """
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.rows import SafetensorsWriter
+    from compact.checkpoints.writers import SafetensorsWriter
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

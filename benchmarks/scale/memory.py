@@ -86,7 +86,7 @@ def sharded_checkpoint(out: Path, layers: int, **changes: Any) -> Path:
 
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.shards import TensorSpec, write_checkpoint
+    from compact.checkpoints.writers import TensorSpec, write_checkpoint
 
     if (out / "config.json").is_file():
         return out

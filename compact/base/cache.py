@@ -71,7 +71,7 @@ class Cache:
         make: Callable[[Path], None],
         *,
         needed_bytes: int = 0,
-        anew: bool = False,
+        replace: bool = False,
         together: bool = False,
     ) -> Path:
         """Return the entry's directory. If the entry does not exist yet, make it first.
@@ -84,14 +84,14 @@ class Cache:
             key: the hash of the stage's inputs.
             make: writes the entry's files to the given temporary directory.
             needed_bytes: expected size, to check the free space first.
-            anew: make the entry again. An existing entry stays until the new one is complete.
+            replace: make the entry again. An existing entry stays until the new one is complete.
             together: all joined processes run `make`, which divides the work among them. The files of the others are
                 discarded. If false, the others wait.
 
         Raises:
             StorageError: another process does not see the entry that the first one wrote.
         """
-        if distributed.broadcast_json(not anew and self.find(kind, key) is not None):
+        if distributed.broadcast_json(not replace and self.find(kind, key) is not None):
             self.hits.append(kind)
             if (kind, key) not in self.made:
                 self.reused.append(kind)

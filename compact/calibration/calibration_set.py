@@ -253,7 +253,9 @@ def make_calibration(
     drawn = []
     for name in names:
         share = -(-tokens // len(names))
-        pieces, name, digest = _draw(name, tokens, share, size, seed, sampler, cache, progress)
+        pieces, name, digest = _draw(
+            name, tokens=tokens, share=share, size=size, seed=seed, sampler=sampler, cache=cache, progress=progress
+        )
         if keep_out and len(pieces) == 1 and len(pieces[0]) >= _SHORTEST_CUT:
             pieces = cut(pieces[0], -(-len(pieces[0]) * (_HELD_OUT_SHARE - 1) // _HELD_OUT_SHARE))
         chats = name == STDLIB_PROSE and bool(getattr(tokenizer, "chat_template", None))
@@ -283,6 +285,7 @@ def make_calibration(
 
 def _draw(
     name: str,
+    *,
     tokens: int,
     share: int,
     size: int,

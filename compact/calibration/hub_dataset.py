@@ -149,7 +149,7 @@ def draw_documents(
         write_json(work / "documents.json", draw(), indent=None)
 
     def draw() -> list[str]:
-        return _draw(name, commit, characters, piece, seed, option, progress)
+        return _draw(name, commit, characters, piece, seed, option=option, progress=progress)
 
     if cache is None:
         return draw(), name.at(commit)
@@ -189,7 +189,7 @@ def _resolve(name: DatasetName) -> str:
 
 
 def _draw(
-    name: DatasetName, commit: str, characters: int, piece: int, seed: int, option: str, progress: Progress
+    name: DatasetName, commit: str, characters: int, piece: int, seed: int, *, option: str, progress: Progress
 ) -> list[str]:
     if _offline():
         raise offline_error(name.repo, name.revision, "dataset")

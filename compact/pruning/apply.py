@@ -19,7 +19,9 @@ from compact.base.files import read_json_object, sha256_file, write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
-from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors, read_shards
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.sources.model_source import ModelSource
 from compact.vocabulary.tokenizer import remap_config, write_pruned_tokenizer

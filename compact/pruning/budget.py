@@ -15,7 +15,7 @@ from typing import Any
 from compact.architectures.layout import EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDING, expected_shapes
 from compact.architectures.table import family_of
 from compact.base.errors import BudgetError
-from compact.checkpoints.shards import TensorRef
+from compact.checkpoints.safetensors_file import TensorRef
 from compact.pruning.importance import vocabulary_grid
 
 DEFAULT_RATIO = 0.2

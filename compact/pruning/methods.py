@@ -165,7 +165,7 @@ COMPACT = register(
         cut_in_card="COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels)",
     )
 )
-REPAIR = register(
+register(
     replace(
         COMPACT,
         name="repair",

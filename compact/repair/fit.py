@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from compact.base.distributed import is_main
 from compact.base.errors import EngineCrashedError
-from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.repair.gram import Gram
 from compact.repair.least_squares import NormalEquations, output_error
 

@@ -17,7 +17,8 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.shards import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.checkpoints.shards import open_tensors, read_index
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The options of an evaluation, with the names of the flags of `eval`. None stands for a flag that is not given."""
+    """The options of an evaluation, with the names of the flags of `eval`. None means that a flag is not given."""
 
     model: str
     text: Path | None = None

@@ -19,7 +19,8 @@ from compact.base.files import read_json_object, write_json
 from compact.checkpoints.gguf_file import GgufTensor, read_gguf
 from compact.checkpoints.gguf_types import dequantize
 from compact.checkpoints.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.checkpoints.shards import open_tensors, read_index
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from exporters.gate import POSITIONS, Check, check_float32, reference_for, rounded
 from exporters.gguf_writer.write import write_gguf

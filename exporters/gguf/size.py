@@ -19,7 +19,7 @@ import gguf
 
 from compact.architectures.rope import frequency_factors
 from compact.checkpoints.gguf_file import VALUES_START, read_gguf
-from compact.checkpoints.rows import stored_tensors
+from compact.checkpoints.shards import stored_tensors
 from compact.pruning.apply import cut_of
 from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource

@@ -20,7 +20,9 @@ _KINDS: Mapping[str, tuple[str, bool, str]] = {
 _GROWING = "the engine's key-value cache grows with the text, so its peak does not show the memory of the whole context"
 
 
-def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
+def check_budgets(
+    facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory"
+) -> list[dict[str, Any]]:
     """Return each budget with the measured value (median of the pruned side) and whether it is met.
 
     Args:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from runtime_bench.report import page
+from runtime_bench.report.charts import RatioRow, ratios
 from runtime_bench.report.headline import standing, why
 from runtime_bench.report.markdown import grid, text
 from runtime_bench.report.rows import first_metric
-from runtime_bench.report.svg import RatioRow, ratios
 from runtime_bench.report.words import NONE, device_name, engine_name, figure, plain, ratio_words, subject_name
 
 SCHEMA = "compact-edge/bench-comparison/1"

@@ -33,7 +33,7 @@ from runtime_bench.measuring.statistics import (
     verdict,
 )
 from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
-from runtime_bench.report.budgets import judge
+from runtime_bench.report.budgets import check_budgets
 from runtime_bench.report.headline import summary, title
 from runtime_bench.report.published import published
 from runtime_bench.report.throttling import throttling
@@ -88,7 +88,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         "records": {side: len(by_side[side]) for side in SIDES},
         "metrics": metrics,
         "target": facts.target,
-        "budgets": judge(facts, pruned, private_label(samples)),
+        "budgets": check_budgets(facts, pruned, private_label(samples)),
         "throttling": throttling(samples),
         "inter_token_latency": {
             "percent": list(_PERCENTS),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime_bench.report import page
+from runtime_bench.report.charts import interval
 from runtime_bench.report.headline import budget_summary, same_file, standing, why
 from runtime_bench.report.plots import plots
 from runtime_bench.report.rows import (
@@ -20,7 +21,6 @@ from runtime_bench.report.rows import (
     prompt_rows,
     throttling_line,
 )
-from runtime_bench.report.svg import interval
 from runtime_bench.report.words import NONE, device_name, figure, ratio_words, subject_name
 
 # Key figures: (keys, heading). The first key that was measured is shown.

@@ -9,14 +9,11 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+from runtime_bench.report.charts import marker
+from runtime_bench.report.svg import line
+
 GOOD, BAD, CALM = "good", "bad", "calm"
 _SIGNS = {"better": "✓ ", "worse": "✗ ", "pass": "✓ ", "FAIL": "✗ ", "no difference": "= "}
-_MARKS = {
-    "pruned": '<line class="curve pruned" x1="0" y1="7" x2="34" y2="7"/>'
-    '<circle class="mark pruned" cx="17" cy="7" r="5"/>',
-    "baseline": '<line class="curve baseline" x1="0" y1="7" x2="34" y2="7"/>'
-    '<rect class="mark baseline" x="12.5" y="2.5" width="9" height="9"/>',
-}
 
 
 @cache
@@ -66,7 +63,8 @@ def section(heading: str, *body: str) -> str:
 def legend(pruned: str, baseline: str) -> str:
     """Return the legend: the mark of each side."""
     items = "".join(
-        f'<li><svg viewBox="0 0 34 14" aria-hidden="true">{_MARKS[kind]}</svg><span>{kind}: {words(name)}</span></li>'
+        f'<li><svg viewBox="0 0 34 14" aria-hidden="true">{line(0, 7, 34, 7, f"curve {kind}")}'
+        f"{marker(17, 7, kind, radius=5)}</svg><span>{kind}: {words(name)}</span></li>"
         for kind, name in (("pruned", pruned), ("baseline", baseline))
     )
     return f'<ul class="legend">{items}</ul>'

@@ -125,7 +125,7 @@ def build_engine(
     def make(work: Path) -> None:
         _make(work, plan, tools, archive, source_version=version, progress=progress, jobs=jobs)
 
-    cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, anew=force)
+    cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, replace=force)
     return open_engine(cache, key)
 
 

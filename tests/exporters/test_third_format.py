@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,22 @@ def test_a_release_makes_it_and_verify_makes_it_again(shop: Shop, release_toml: 
     folder = out / "Small-compact-0.2-COPY"
     again = shop.json("verify", str(folder), "--rebuild", "--model", str(shop.model))
     assert [row["verdict"] for row in again["files"]] == ["identical"]
+
+
+def _asked(*places: Path) -> tuple[list[str], bool]:
+    """The names of the formats in a new process, and whether it read the entry points of all packages."""
+    asked = "import sys; from exporters import registry as r; print(*r.names(), 'importlib.metadata' in sys.modules)"
+    done = run_child([*command()[:1], "-c", asked], {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))})
+    assert done.returncode == 0, done.stderr
+    *names, read = done.stdout.split()
+    return names, read == "True"
+
+
+def test_entry_points_are_read_if_a_package_may_have_ours(shop: Shop, tmp_path: Path) -> None:
+    assert _asked(ROOT) == (["gguf", "onnx"], False)
+    assert _asked(shop.root / "site", ROOT) == (["gguf", "onnx", "copy"], True)
+    archive = shutil.make_archive(str(tmp_path / "packages"), "zip", shop.root / "site")
+    assert _asked(Path(archive), ROOT) == (["gguf", "onnx", "copy"], True)
 
 
 def test_a_format_that_cannot_be_loaded_says_so(shop: Shop, tmp_path: Path) -> None:

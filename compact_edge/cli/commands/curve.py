@@ -42,6 +42,7 @@ from compact_edge.flags import (
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def curve(
     model: str,
+    *,
     quant: str | None,
     points: int,
     out: Path | None,

@@ -45,6 +45,7 @@ _LIST = "list"
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def inspect(
+    *,
     models: tuple[str, ...],
     ratio: float | None,
     vocab_size: int | None,

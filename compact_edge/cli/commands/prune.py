@@ -54,7 +54,16 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     with joined(values["device"]):
         options = pruning_options(quant, **values)
         console = Console() if is_main() else SILENT
-        result = prune_model(model, out, options, quant=quant, force=force, use_cache=not no_cache, progress=console)
+        result = prune_model(
+            model,
+            out,
+            options,
+            quant=quant,
+            force=force,
+            use_cache=not no_cache,
+            count_languages=not as_json,
+            progress=console,
+        )
         if result is None:
             return
         if as_json:

@@ -1,4 +1,4 @@
-"""The cache: an entry is made once, is whole or absent, and is made anew when a file was cut."""
+"""The cache: an entry is made once, is whole or absent, and is made again when a file was cut."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_entry_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "no entry", "entry cut", "entry is a list", "files is a list"])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str) -> None:
     cache = Cache(tmp_path, [], [])
     made = cache.get_or_make("stage", "key", fill)
     data, entry = made / "sub" / "data", made / "entry.json"

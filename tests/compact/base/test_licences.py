@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compact.base.licences import LICENCES, derived_name, licence_note, naming_licence, write_notice
+from compact.base.licences import LICENCES, derived_name, licence_notes, naming_licence, write_notice
 
 # The first lines of the licences' own texts.
 LLAMA_3_2 = "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\nLlama 3.2 Version Release Date: September 25, 2024\n"
@@ -111,15 +111,23 @@ def test_a_notice_is_written_where_there_is_none_and_recognised_later(tmp_path: 
 
 
 def test_the_note_says_what_is_left_to_do(tmp_path: Path) -> None:
-    note = licence_note(row("llama3.2"), tmp_path, card=True)
+    (note,) = licence_notes(row("llama3.2"), tmp_path, card=True)
     assert "must begin with 'Llama'" in note
     assert "the card says 'Built with Llama'" in note
     assert "add one before you publish" in note
     (tmp_path / "LICENSE.txt").write_text(LLAMA_3_2)
-    note = licence_note(row("llama3.2"), tmp_path, card=False)
+    (note,) = licence_notes(row("llama3.2"), tmp_path, card=False)
     assert "the card must say 'Built with Llama'" in note
     assert "add one" not in note
     write_notice(row("gemma"), tmp_path)  # its line holds the name of the terms, and is no copy of them
-    note = licence_note(row("gemma"), tmp_path, card=False)
+    (note,) = licence_notes(row("gemma"), tmp_path, card=False)
     assert "must link the terms" in note
     assert "add one before you publish" in note
+
+
+def test_a_folder_with_another_name_is_to_be_renamed(tmp_path: Path) -> None:
+    assert licence_notes(None, tmp_path, card=False, folder="small") == []
+    _, rename = licence_notes(row("llama3.2"), tmp_path, card=False, folder="small")
+    assert rename == "small: rename it to Llama-small before you publish it"
+    assert len(licence_notes(row("llama3.2"), tmp_path, card=False, folder="Llama-small")) == 1
+    assert len(licence_notes(row("gemma"), tmp_path, card=False, folder="small")) == 1

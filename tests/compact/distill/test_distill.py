@@ -111,7 +111,7 @@ def test_applying_what_was_learned_gives_equal_bytes(source: ModelSource, recove
     assert read_plan(tmp_path / "a" / "plan.json") == recovered.plan
 
 
-def test_the_same_question_trains_nothing_anew(
+def test_the_same_question_trains_nothing_again(
     source: ModelSource, text: Path, recovered: Decision, cache: Cache
 ) -> None:
     cache.misses.clear()

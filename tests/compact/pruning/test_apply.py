@@ -21,7 +21,9 @@ from compact.architectures.layout import expected_shapes
 from compact.architectures.table import FAMILIES
 from compact.base.errors import DamagedFileError, PlanMismatchError
 from compact.base.files import publish
-from compact.checkpoints.shards import TensorRef, TensorSpec, read_index, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import read_index
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.pruning.apply import prune
 from compact.pruning.plan import PrunePlan, read_plan
 from compact.sources.model_source import ModelSource, open_directory
@@ -190,8 +192,8 @@ def test_a_tensor_of_another_size_than_promised(tmp_path: Path) -> None:
 
 
 def test_sizes_of_a_tensor() -> None:
-    assert TensorRef(Path(), "BF16", (3, 5)).n_bytes == 30
-    assert TensorRef(Path(), "F32", ()).n_elements == 1
+    assert TensorRef("w", "BF16", (3, 5), Path(), 0).n_bytes == 30
+    assert TensorRef("w", "F32", (), Path(), 0).n_elements == 1
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

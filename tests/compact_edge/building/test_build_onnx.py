@@ -253,7 +253,7 @@ def test_a_damaged_cache_is_not_published(shop: Workshop, both: Path, capsys: py
     assert not (shop.root / "z").exists()
 
 
-def test_a_missing_package_is_told_before_any_work(
+def test_a_missing_package_is_reported_before_any_work(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("exporters.onnx.artifact.ENGINES", ("onnx", "onnxruntime-of-another-planet"))
@@ -261,7 +261,7 @@ def test_a_missing_package_is_told_before_any_work(
     refused(capsys, line, 69, "onnxruntime-of-another-planet is not installed", "compact-edge[onnx]")
 
 
-def test_another_version_is_told_before_any_work(
+def test_another_version_is_reported_before_any_work(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("exporters.onnx.artifact.version", lambda _package: "0.19.2")
@@ -270,7 +270,7 @@ def test_another_version_is_told_before_any_work(
     refused(capsys, line, 69, "onnxruntime-genai 0.19.2 is installed", "compact-edge[onnx]")
 
 
-def test_a_missing_tokenizer_file_is_told_before_any_work(
+def test_a_missing_tokenizer_file_is_reported_before_any_work(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("compact_edge.building.pipeline.calibration_for", None)

@@ -73,7 +73,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (errors.UsageError("no target named 'x'", "name one"), 2, "no target named 'x'", "name one"),
         (errors.OutputExistsError("out is there", "use --force"), 2, "out is there", "use --force"),
         (errors.GateError("parity failed"), 3, "parity failed", None),
-        (errors.DamagedFileError("a.safetensors: truncated", "get it anew"), 65, "truncated", "get it anew"),
+        (errors.DamagedFileError("a.safetensors: truncated", "get it again"), 65, "truncated", "get it again"),
         (errors.EngineCrashedError("llama.cpp ended", "try again"), 69, "llama.cpp ended", "try again"),
         (errors.DiskFullError("needs 3 GB", "free some"), 74, "needs 3 GB", "free some"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 74, "out/x: no space left on device", "free some"),

@@ -356,7 +356,7 @@ def test_a_plan_of_the_checkpoint_that_is_damaged_is_refused(
     assert_error(capsys, ["export", str(copy), "--out", str(tmp_path / "out")], 65, "plan.json")
 
 
-def test_scores_of_a_cache_that_was_cut_short_are_made_anew(
+def test_scores_of_a_cache_that_was_cut_short_are_made_again(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))

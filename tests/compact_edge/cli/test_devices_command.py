@@ -50,7 +50,9 @@ def test_the_table_says_the_same(adb: Standin, capsys: pytest.CaptureFixture[str
     assert "Stand_in" in lines[2]
 
 
-def test_a_named_device_that_fails_is_told_and_ends_with_69(adb: Standin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_device_that_fails_is_reported_and_ends_with_69(
+    adb: Standin, capsys: pytest.CaptureFixture[str]
+) -> None:
     adb.set(devices={adb.serial: "unauthorized"})
     result = listed(capsys, adb.spec)
     assert result["code"] == 69

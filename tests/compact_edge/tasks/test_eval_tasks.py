@@ -334,7 +334,7 @@ def test_tiny_and_its_float32_gguf_agree_on_real_items(
 
 
 @pytest.mark.slow
-def test_an_unknown_task_is_told_with_near_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_task_is_reported_with_near_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     # Slow: lm_eval reads all of its own task files to know their names.
     line = ["--tasks", "small_choice,arc_eazy", "--include-path", str(place.tasks)]
     refused(capsys, place, line, 2, "the task 'arc_eazy' does not exist", "arc_easy")

@@ -1,4 +1,4 @@
-"""From a checkpoint to a finished GGUF through the cache: what is made anew, and what is refused."""
+"""From a checkpoint to a finished GGUF through the cache: what is made again, and what is refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_artifact_is_the_writers_file_with_its_facts(tmp_path: Path, checkpo
     assert artifact.summary.bits_per_weight == pytest.approx(8.5, abs=0.15)
 
 
-def test_an_equal_request_makes_nothing_anew_and_every_change_does(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_equal_request_makes_nothing_again_and_every_change_does(tmp_path: Path, checkpoint: Path) -> None:
     cache = Cache(tmp_path / "cache", [], [])
     first = make_artifact(request(checkpoint), cache)
     assert (cache.hits, cache.misses) == ([], ["gguf"])
@@ -72,7 +72,7 @@ def test_an_equal_request_makes_nothing_anew_and_every_change_does(tmp_path: Pat
         assert cache.misses == ["gguf"] * count, change
 
 
-def test_an_entry_that_lost_bytes_is_made_anew(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_entry_that_lost_bytes_is_made_again(tmp_path: Path, checkpoint: Path) -> None:
     cache = Cache(tmp_path / "cache", [], [])
     first = make_artifact(request(checkpoint), cache)
     content = first.path.read_bytes()

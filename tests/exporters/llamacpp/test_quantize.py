@@ -55,7 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Recorder:
-    """Counts what a task is told."""
+    """Counts the steps that a task reports."""
 
     def __init__(self) -> None:
         self.done = 0

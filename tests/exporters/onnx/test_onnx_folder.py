@@ -43,7 +43,7 @@ FP32 = onnx_options("fp32")
 
 
 class Recorder:
-    """What a `Progress` is told."""
+    """What a `Progress` receives."""
 
     def __init__(self) -> None:
         self.total: int | None = None

@@ -33,7 +33,7 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quant", "more", "told"),
+    ("quant", "more", "hint"),
     [
         ("int3", {}, "int"),
         ("FP16", {}, "fp16"),
@@ -53,11 +53,11 @@ def test_defaults() -> None:
         ("fp32", {"execution_provider": "dml"}, "fp16"),
     ],
 )
-def test_wrong_options_are_refused_with_the_next_step(quant: str, more: dict[str, Any], told: str) -> None:
+def test_wrong_options_are_refused_with_the_next_step(quant: str, more: dict[str, Any], hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         onnx_options(quant, **more)
     assert one_line(caught.value)
-    assert told in str(caught.value.hint)
+    assert hint in str(caught.value.hint)
 
 
 def test_grid() -> None:

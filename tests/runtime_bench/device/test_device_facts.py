@@ -292,7 +292,7 @@ def test_a_file_that_is_not_there_cannot_be_dropped(device: Device) -> None:
         ("", False, "gave no result"),
     ],
 )
-def test_what_was_done_about_the_cache_is_told(text: str, dropped: bool, word: str) -> None:
+def test_what_was_done_about_the_cache_is_reported(text: str, dropped: bool, word: str) -> None:
     found, why = drop_file_cache(Saying(text), "/x")  # type: ignore[arg-type]
     assert found is dropped
     assert word in why

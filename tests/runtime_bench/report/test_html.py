@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from runtime_bench.report.document import make_document
 from runtime_bench.report.html import html
-from runtime_bench.report.svg import tick_labels, ticks
+from runtime_bench.report.page import page as whole_page
+from runtime_bench.report.svg import DARK, LIGHT, tick_labels, ticks
 from tests.runtime_bench import synthetic_run
 from tests.runtime_bench.report.report_pages import HOSTILE, VOID, hostile_facts, outline
 
@@ -52,6 +53,16 @@ def test_pages_are_well_formed_and_load_nothing(name: str) -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower()
 
 
+def test_the_page_has_the_colours_of_the_pictures() -> None:
+    style = whole_page("a", [])
+    light, dark = (re.findall(r"--([a-z]+): (#[0-9a-f]{6})", part) for part in style.split("@media screen", 1))
+    names = {"pruned": "blue", "baseline": "orange", "good": "green", "bad": "red"}
+    for colours, palette in ((dict(light), LIGHT), (dict(dark), DARK)):
+        assert {key: colours[key] for key in names} == {key: palette[name] for key, name in names.items()}
+        for key in ("paper", "ink", "soft", "grid"):
+            assert colours[key] == palette[key]
+
+
 @pytest.mark.parametrize("name", [HOSTILE, "<script>x</script>", '"><img src=x>', "'", "|", "\n", "&amp;", "]]>"])
 def test_hostile_names_change_nothing_but_the_words(name: str) -> None:
     plain = outline(html(make_document(hostile_facts("plain"), synthetic_run.samples())))
@@ -70,9 +81,9 @@ def test_drawings_tell_their_figures_to_those_who_cannot_see_them() -> None:
     assert len(drawings) == 4
     for title, description, inside in drawings:
         assert re.search(rf'<title id="{title}">[^<]+</title>', inside)
-        told = re.search(rf'<desc id="{description}">([^<]+)</desc>', inside)
-        assert told is not None
-        assert "pruned" in told.group(1)
+        text = re.search(rf'<desc id="{description}">([^<]+)</desc>', inside)
+        assert text is not None
+        assert "pruned" in text.group(1)
 
 
 def test_marks_of_a_run_that_is_not_to_be_ranked_come_first() -> None:

@@ -98,7 +98,7 @@ def test_every_instruction_flag_is_given(standins: StandIns, cache: Cache, monke
         assert "CXXFLAGS" not in call["environment"], "a user's -march would break the promise of the variant"
         assert "CMAKE_GENERATOR" not in call["environment"]
 
-    monkeypatch.setenv("STANDIN", standins.told(program=elf("x86_64")))
+    monkeypatch.setenv("STANDIN", standins.behaviour(program=elf("x86_64")))
     for variant, state in (("x86-64", "OFF"), ("x86-64-v3", "ON")):
         build_engine("x86_64", variant, cache=cache)
         flags = definitions(standins.calls[-2]["words"])
@@ -117,7 +117,7 @@ def test_android_takes_its_own_toolchain_and_libc(
     (ndk / "build" / "cmake").mkdir(parents=True)
     (ndk / "build" / "cmake" / "android.toolchain.cmake").write_text("")
     (ndk / "source.properties").write_text("Pkg.Desc = Android NDK\nPkg.Revision = 27.2.1\n")
-    monkeypatch.setenv("STANDIN", standins.told(program=elf("aarch64", interpreter=b"/system/bin/linker64\0")))
+    monkeypatch.setenv("STANDIN", standins.behaviour(program=elf("aarch64", interpreter=b"/system/bin/linker64\0")))
     engine = build_engine("aarch64", V82, cache=cache, ndk=ndk)
     flags = definitions(standins.calls[0]["words"])
     assert flags["CMAKE_TOOLCHAIN_FILE"] == str(ndk / "build" / "cmake" / "android.toolchain.cmake")
@@ -137,23 +137,25 @@ def test_a_failed_compile_says_what_the_compiler_said(
     standins: StandIns, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = ["[1/9] Building x", "FAILED: x.o", "x.cpp:12:3: error: no such thing \x1b[31m", *["ninja: noise"] * 300]
-    monkeypatch.setenv("STANDIN", standins.told(lines=lines, status=1))
+    monkeypatch.setenv("STANDIN", standins.behaviour(lines=lines, status=1))
     with pytest.raises(CompileFailedError, match=r"x\.cpp:12:3: error: no such thing") as caught:
         build_engine("aarch64", V82, cache=cache)
     assert caught.value.exit_code == 69
     assert caught.value.hint
-    monkeypatch.setenv("STANDIN", standins.told(lines=["fatal error: writing x.o: No space left on device"], status=1))
+    monkeypatch.setenv(
+        "STANDIN", standins.behaviour(lines=["fatal error: writing x.o: No space left on device"], status=1)
+    )
     with pytest.raises(DiskFullError):
         build_engine("aarch64", V82, cache=cache)
-    monkeypatch.setenv("STANDIN", standins.told(lines=["/usr/bin/ld: cannot find -lstdc++"], status=1))
+    monkeypatch.setenv("STANDIN", standins.behaviour(lines=["/usr/bin/ld: cannot find -lstdc++"], status=1))
     with pytest.raises(CompileFailedError) as caught:
         build_engine("aarch64", V82, cache=cache)
     assert "static" in str(caught.value.hint)
-    monkeypatch.setenv("STANDIN", standins.told(programs=["llama-server"]))
+    monkeypatch.setenv("STANDIN", standins.behaviour(programs=["llama-server"]))
     with pytest.raises(CompileFailedError, match="did not make llama-bench"):
         build_engine("aarch64", V82, cache=cache)
     # A toolchain that compiles for something else than it was asked for.
-    monkeypatch.setenv("STANDIN", standins.told(program=elf("x86_64")))
+    monkeypatch.setenv("STANDIN", standins.behaviour(program=elf("x86_64")))
     with pytest.raises(UsageError, match="built for x86_64"):
         build_engine("aarch64", V82, cache=cache)
     assert list_engines(cache) == []
@@ -166,7 +168,7 @@ def test_a_failed_rebuild_keeps_what_was_there(
 ) -> None:
     engine = build_engine("aarch64", V82, cache=cache)
     before = tree(engine.path)
-    monkeypatch.setenv("STANDIN", standins.told(status=1))
+    monkeypatch.setenv("STANDIN", standins.behaviour(status=1))
     with pytest.raises(CompileFailedError):
         build_engine("aarch64", V82, cache=cache, force=True)
     assert tree(engine.path) == before
@@ -175,7 +177,7 @@ def test_a_failed_rebuild_keeps_what_was_there(
 
 def test_progress_of_make(standins: StandIns, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["[  1%] Building", "[ 42%] Building", "[ 42%] Built target", "[100%] Linking"]
-    monkeypatch.setenv("STANDIN", standins.told(lines=lines))
+    monkeypatch.setenv("STANDIN", standins.behaviour(lines=lines))
     progress = Recorder()
     build_engine("aarch64", V82, cache=cache, progress=progress)
     assert (progress.tasks[-1]["total"], progress.tasks[-1]["done"]) == (100, 100)
@@ -193,7 +195,7 @@ def test_an_interruption_ends_the_compilers_and_leaves_nothing(
         **os.environ,
         "COMPACT_EDGE_CACHE": str(cache.root),
         "TMPDIR": str(scratch),
-        "STANDIN": standins.told(wait=str(marker)),
+        "STANDIN": standins.behaviour(wait=str(marker)),
     }
     words = command("engine", "build", "--arch", architecture, "--isa", variant)
     with subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -329,8 +331,8 @@ def test_the_command(
     assert "no engine" in capsys.readouterr().out
     # The phone's profile promises the dot product and no half precision.
     assert cli.run(["engine", "build", "--target", "phone-arm64", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["architecture"], told["variant"], told["built_now"]) == ("aarch64", "armv8.2-a+dotprod", True)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["architecture"], printed["variant"], printed["built_now"]) == ("aarch64", "armv8.2-a+dotprod", True)
     assert cli.run(["engine", "build", "--target", "raspberry-pi-5"]) == 0
     out, err = capsys.readouterr()
     assert V82 in out

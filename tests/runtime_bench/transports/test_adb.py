@@ -34,7 +34,9 @@ def failure(spec: str) -> DeviceUnavailableError:
         ("recovery", "Android", "start Android"),
     ],
 )
-def test_a_state_that_is_no_device_is_told_with_its_next_step(adb: Standin, state: str, word: str, step: str) -> None:
+def test_a_state_that_is_no_device_is_reported_with_its_next_step(
+    adb: Standin, state: str, word: str, step: str
+) -> None:
     adb.set(devices={adb.serial: state})
     error = failure(adb.spec)
     assert word in error.message
@@ -58,7 +60,7 @@ def test_an_emulator_is_known(adb: Standin) -> None:
         assert transport.emulated
 
 
-def test_a_copy_that_the_device_refuses_is_told(adb: Standin, tmp_path: Path) -> None:
+def test_a_copy_that_the_device_refuses_is_reported(adb: Standin, tmp_path: Path) -> None:
     source = tmp_path / "m"
     source.write_bytes(b"x")
     adb.set(push_error="remote write failed: No space left on device")
@@ -93,7 +95,7 @@ def test_the_list_of_devices_is_read() -> None:
     assert parse_devices("") == parse_devices("\x00 what\n") == ()
 
 
-def test_no_adb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_adb_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     error = failure("adb:X")
     assert "adb cannot be started" in error.message

@@ -178,7 +178,7 @@ def cutting(cut: Callable[[], int], pause: float) -> Iterator[None]:
         thread.join()
 
 
-def test_a_link_that_never_holds_is_told(remote: Device, naps: tuple[str, str]) -> None:
+def test_a_link_that_never_holds_is_reported(remote: Device, naps: tuple[str, str]) -> None:
     assert remote.cut is not None
     with remote.open() as transport, cutting(remote.cut, 0.05), pytest.raises(LinkLostError) as caught:
         transport.run(["sleep", naps[0]])

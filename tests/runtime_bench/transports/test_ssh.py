@@ -73,7 +73,7 @@ def test_no_socket_stays_behind(sshd: Server) -> None:
     assert set(Path("/tmp").glob("ce-*")) <= before
 
 
-def test_no_ssh_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_ssh_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceUnavailableError, match="ssh cannot be started"), open_transport("ssh:host"):
         pass

@@ -156,7 +156,7 @@ def test_a_file_that_is_not_there_cannot_be_pulled(device: Device, tmp_path: Pat
     assert not [path.name for path in tmp_path.iterdir() if "back" in path.name]
 
 
-def test_too_little_space_is_told_before_anything_is_sent(remote: Device, tmp_path: Path) -> None:
+def test_too_little_space_is_reported_before_anything_is_sent(remote: Device, tmp_path: Path) -> None:
     source, digest = local_file(tmp_path, "m.gguf", b"x")
     os.truncate(source, 1 << 43)
     with remote.open() as transport, pytest.raises(DeviceUnavailableError, match=r"8796093 MB.* MB are free"):
@@ -177,7 +177,7 @@ def test_a_disk_that_gets_full_meanwhile_leaves_no_half_file(tmp_path: Path, mon
 
 
 class Counting:
-    """A progress that adds up what it is told."""
+    """A progress that adds up what it receives."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
