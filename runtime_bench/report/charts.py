@@ -130,7 +130,10 @@ class Bar:
 
 
 def bars(identity: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]], x_label: str) -> str:
-    """Return horizontal bars from 0, in groups. A group's name is above its bars, and each value is at the end of its bar."""
+    """Return horizontal bars from 0, in groups.
+
+    A group's name is above its bars, and each value is at the end of its bar.
+    """
     every = [bar for _, group in groups for bar in group]
     room = max(len(bar.words) for bar in every) * CHARACTER + 12
     left, right = 4.0, WIDTH - room
@@ -169,7 +172,10 @@ def bars(identity: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]],
 
 
 def interval(low: float | None, middle: float, high: float | None, kind: str, reach: float) -> str:
-    """Return a ratio on a logarithmic axis around 1, for a table's cell: 1/reach at the left end, reach at the right."""
+    """Return a ratio on a logarithmic axis around 1, for a table's cell.
+
+    1/reach is at the left end, reach at the right.
+    """
     width, height = 150.0, 20.0
 
     def x(value: float) -> float:
