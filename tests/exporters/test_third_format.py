@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,22 @@ eval_text = "evaluation.txt"
 """
 
 
+# Answers each command with its exit code and what it printed.
+PROGRAM = """
+import contextlib, io, json, sys
+from compact_edge.cli import main as cli
+
+answers = sys.stdout
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
+
+
 class Shop(Workshop):
-    """A workshop in whose child processes a package with the format is installed."""
+    """A workshop with a child process in which a package with the format is installed. It imports torch once."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -45,9 +61,17 @@ class Shop(Workshop):
         entry = f"[{GROUP}]\ncopy = {third_format.__name__}:CopyFormat\n"
         (package / "entry_points.txt").write_text(entry, encoding="utf-8")
 
+        path = os.pathsep.join([str(root / "site"), str(ROOT)])
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], cwd=ROOT, env=self.environment(PYTHONPATH=path),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(self.root / "site"), str(ROOT)])
-        return run_child(command(*words), self.environment(PYTHONPATH=path))
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        print(json.dumps(words), file=self.child.stdin, flush=True)
+        return subprocess.CompletedProcess(words, *json.loads(self.child.stdout.readline()))
 
     def json(self, *words: str) -> Any:
         done = self.run(*words, "--json")
@@ -56,8 +80,10 @@ class Shop(Workshop):
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("third"))
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    made = Shop(tmp_path_factory.mktemp("third"))
+    with made.child:
+        yield made
 
 
 @pytest.fixture(scope="module")

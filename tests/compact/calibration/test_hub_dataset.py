@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,19 @@ def packed(texts: list[str]) -> bytes:
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with running_hub() as running:
-        files = {
-            "README.md": CARD.encode(),
-            "en/train-00000.json.gz": packed(documents("en", 0, 30)),
-            "en/train-00001.json.gz": packed(documents("en", 30, 60)),
-            "en/valid.json.gz": packed(documents("valid", 0, 5)),
-            "de/a.json.gz": packed(documents("de", 0, 5)),
-        }
-        running.add("allenai/c4", files, dataset=True)
+        add_c4(running)
         yield running
+
+
+def add_c4(hub: Hub) -> None:
+    files = {
+        "README.md": CARD.encode(),
+        "en/train-00000.json.gz": packed(documents("en", 0, 30)),
+        "en/train-00001.json.gz": packed(documents("en", 30, 60)),
+        "en/valid.json.gz": packed(documents("valid", 0, 5)),
+        "de/a.json.gz": packed(documents("de", 0, 5)),
+    }
+    hub.add("allenai/c4", files, dataset=True)
 
 
 def draw(environment: Mapping[str, str], *calls: Call, cache: Path | None = None) -> list[dict[str, Any]]:
@@ -154,41 +159,58 @@ def test_the_cache_serves_the_next_draw_and_offline_mode(hub: Hub, tmp_path: Pat
     assert hub.requests == []
 
 
-def test_parquet_and_the_column_context(hub: Hub, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
+WRONG = {
+    "maker/missing": (65, "no such dataset on"),
+    "allenai/c4@v9": (65, "no revision 'v9'"),
+    "allenai/c4:fr": (2, "'fr' not found"),
+    "allenai/c4:en:test": (2, "test"),
+    "maker/numbers": (65, "has no text under the key 'text' or 'context'"),
+    "maker/blank": (65, "contains no text"),
+    "maker/program": (65, "needs a script from its repository, which is not run"),
+    "maker/pictures": (65, "no data files"),
+    "maker/gated": (69, "access is gated"),
+    "maker/torn": (65, "damaged"),
+}
+TABLE = documents("table", 0, 8)
 
-    texts = documents("table", 0, 8)
-    parquet.write_table(pyarrow.table({"context": texts, "number": list(range(8))}), tmp_path / "t.parquet")
-    hub.add("maker/table", {"data/train-0.parquet": (tmp_path / "t.parquet").read_bytes()}, dataset=True)
-    (result,) = draw(hub.environment(tmp_path / "home"), ("maker/table", 10**6, 1000, 0))
-    assert sorted(result["texts"]) == texts
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Data set -> what one process says of it, a table of Parquet among them where pyarrow is installed."""
+    folder = tmp_path_factory.mktemp("drawn")
+    words = [*WRONG]
+    with running_hub() as hub:
+        add_c4(hub)
+        hub.add("maker/numbers", {"train.jsonl": b'{"label": 1}\n' * 5}, dataset=True)
+        hub.add("maker/blank", {"train.jsonl": lines(["", "  \n"])}, dataset=True)
+        hub.add("maker/program", {"program.py": b"raise SystemExit(1)"}, dataset=True)
+        hub.add("maker/pictures", {"README.md": b"", "notes.xyz": b"?"}, dataset=True)
+        hub.add("maker/gated", {"README.md": b"", "train.jsonl": lines(["text"])}, dataset=True, state="gated")
+        hub.add("maker/torn", {"train.jsonl": lines(["text"]) + b'{"text": "unfinished'}, dataset=True)
+        if find_spec("pyarrow") is not None:
+            import pyarrow
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.table({"context": TABLE, "number": list(range(8))}), folder / "t.parquet")
+            hub.add("maker/table", {"data/train-0.parquet": (folder / "t.parquet").read_bytes()}, dataset=True)
+            words.append("maker/table")
+        results = draw(hub.environment(folder / "home"), *[(word, 10**6, 1000, 0) for word in words])
+    return dict(zip(words, results, strict=True))
+
+
+def test_parquet_and_the_column_context(drawn: dict[str, dict[str, Any]]) -> None:
+    pytest.importorskip("pyarrow")
+    result = drawn["maker/table"]
+    assert sorted(result["texts"]) == TABLE
     assert result["name"].endswith("::train")
 
 
-def test_what_can_be_wrong(hub: Hub, tmp_path: Path) -> None:
-    hub.add("maker/numbers", {"train.jsonl": b'{"label": 1}\n' * 5}, dataset=True)
-    hub.add("maker/blank", {"train.jsonl": lines(["", "  \n"])}, dataset=True)
-    hub.add("maker/program", {"program.py": b"raise SystemExit(1)"}, dataset=True)
-    hub.add("maker/pictures", {"README.md": b"", "notes.xyz": b"?"}, dataset=True)
-    hub.add("maker/gated", {"README.md": b"", "train.jsonl": lines(["text"])}, dataset=True, state="gated")
-    hub.add("maker/torn", {"train.jsonl": lines(["text"]) + b'{"text": "unfinished'}, dataset=True)
-    cases = {
-        "maker/missing": (65, "no such dataset on"),
-        "allenai/c4@v9": (65, "no revision 'v9'"),
-        "allenai/c4:fr": (2, "'fr' not found"),
-        "allenai/c4:en:test": (2, "test"),
-        "maker/numbers": (65, "has no text under the key 'text' or 'context'"),
-        "maker/blank": (65, "contains no text"),
-        "maker/program": (65, "needs a script from its repository, which is not run"),
-        "maker/pictures": (65, "no data files"),
-        "maker/gated": (69, "access is gated"),
-        "maker/torn": (65, "damaged"),
-    }
-    results = draw(hub.environment(tmp_path / "home"), *[(word, 600, 1000, 0) for word in cases])
-    for (word, (code, message)), failure in zip(cases.items(), results, strict=True):
-        assert failure.get("code") == code, (word, failure)
-        assert message in failure["message"] and "\n" not in failure["message"], (word, failure)
+@pytest.mark.parametrize("word", WRONG)
+def test_what_can_be_wrong(word: str, drawn: dict[str, dict[str, Any]]) -> None:
+    code, message = WRONG[word]
+    failure = drawn[word]
+    assert failure.get("code") == code, failure
+    assert message in failure["message"] and "\n" not in failure["message"], failure
 
 
 def test_the_package_is_asked_for_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
