@@ -90,6 +90,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         (KeyboardInterrupt(), 130, "interrupted", None),
         (Terminated(15, "SIGTERM"), 143, "stopped by SIGTERM", None),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError: division", "--debug"),
+        (EOFError("marshal data too short"), 1, "internal error: EOFError: marshal data", "--debug"),
         (OSError("not a folder with a tokenizer"), 1, "internal error: OSError", "--debug"),
         (click.BadParameter("'x' is not a number."), 2, "'x' is not a number", "see compact-edge probe --help"),
         (click.FileError("a.txt", "gone"), 74, "a.txt", None),
