@@ -47,7 +47,7 @@ def refuse_unknown(file: GgufFile, family: Family) -> None:
 
     Raises:
         MixtureOfExpertsError: the model has experts.
-        UnsupportedArchitectureError: a key is not known to this reader, or the file is one part of a split GGUF.
+        UnsupportedArchitectureError: a key is not known to this reader.
     """
     arch = family.gguf_arch
     known = _KNOWN_KEYS | {setting.gguf for setting in family.numbers}
@@ -66,10 +66,6 @@ def refuse_unknown(file: GgufFile, family: Family) -> None:
                 f"{file.path}: key {key[:80]!r} is unknown and may change what the model computes",
                 "start from the Hugging Face checkpoint of this model",
             )
-    if file.values.get("split.count", 0) not in (0, 1):
-        raise UnsupportedArchitectureError(
-            f"{file.path}: this file is one part of a split GGUF", "join the parts with llama.cpp's gguf-split --merge"
-        )
 
 
 def _size(file: GgufFile, key: str, default: int | None = None) -> int:

@@ -17,8 +17,9 @@ import gguf
 from compact.base.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
 from compact.base.files import write_json, write_text
 from compact.sources import from_gguf_sentencepiece as gguf_sentencepiece
+from compact.sources.from_gguf_pre import chosen_pre
 from compact.vocabulary import sentencepiece_bpe
-from compact.vocabulary.pretokenizers import find, tokenizer_parts
+from compact.vocabulary.pretokenizers import find, no_pre_tokenizer, tokenizer_parts
 from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from compact.vocabulary.token_pieces import TokenPieces
 
@@ -95,30 +96,30 @@ class GgufTokenizer:
                 write_text(out / "additional_chat_templates" / f"{name}.jinja", template)
 
 
-def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
+def read_tokenizer(values: Mapping[str, Any], where: str, pre: str | None = None) -> GgufTokenizer:
     """Read the tokenizer from the key-values of a GGUF.
 
     Args:
         values: key -> value.
         where: the file's path, for messages.
+        pre: name of the pre-tokenizer (`--pre`), instead of the file's own.
 
     Raises:
+        UsageError: `pre` is not in the table of `compact.vocabulary.pretokenizers`, or the tokenizer has no
+            pre-tokenizer.
         UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, or its
-            pre-tokenizer is not in the table of `compact.vocabulary.pretokenizers`.
+            pre-tokenizer is not in the table.
         DamagedFileError: tokens, types, scores, merges or special ids are damaged or contradict each other.
         UnsafePathError: the name of a chat template is not a plain name.
     """
     kind = values.get("tokenizer.ggml.model")
     if kind in gguf_sentencepiece.KINDS:
+        if pre is not None:
+            raise no_pre_tokenizer(pre, where)
         return _read_sentencepiece(values, str(kind), where)
     if kind != "gpt2":
         raise _unsupported(kind, where)
-    pre = values.get("tokenizer.ggml.pre")
-    if not isinstance(pre, str):
-        raise UnsupportedTokenizerError(
-            f"{where}: no tokenizer.ggml.pre, so the pre-tokenizer is unknown",
-            "an old converter made this file; start from the Hugging Face checkpoint",
-        )
+    pre = chosen_pre(values, pre, where)
     parts = tokenizer_parts(pre)
     tokens, types = _tokens(values, where)
     vocab = _vocab(tokens, types, where)

@@ -214,7 +214,18 @@ class GgufFormat(Format):
 
     @classmethod
     def recognises(cls, model: str) -> Path | None:
-        return Path(model) if model.lower().endswith(_ENDING) else None
+        from compact.checkpoints.file_kinds import is_gguf
+        from compact.checkpoints.gguf_model import first_gguf, gguf_in_folder
+        from compact.checkpoints.names import CONFIG
+
+        path: Path | None = Path(model).expanduser()
+        assert path is not None
+        if path.is_dir():
+            path = None if (path / CONFIG).exists() else gguf_in_folder(path)
+            return None if path is None else first_gguf(path)
+        if is_gguf(path) or (path.is_file() and path.suffix.lower() == _ENDING):
+            return first_gguf(path)
+        return path if model.lower().endswith(_ENDING) else None
 
     @classmethod
     @contextmanager

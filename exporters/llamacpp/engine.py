@@ -114,7 +114,8 @@ class LlamaEngine(ChildEngine):
             description, _ = self._child.ask(
                 {
                     "op": "open",
-                    "path": os.fsencode(path.resolve()).hex(),  # a path need not be UTF-8
+                    # A path need not be UTF-8. Links stay: the names of a split GGUF's parts say where the others are.
+                    "path": os.fsencode(path.absolute()).hex(),
                     "n_ctx": n_ctx,
                     "n_batch": n_batch or min(n_ctx, _DEFAULT_BATCH),
                     "n_threads": n_threads,
