@@ -65,10 +65,18 @@ def read_gguf_model(path: Path) -> GgufFile:
 def first_gguf(path: Path) -> Path:
     """Return the file that llama.cpp opens: `path`, or the first part of its split GGUF.
 
-    Raises the errors of `read_gguf_model` and `require_weights`.
+    Raises:
+        DamagedFileError: as `read_gguf_model` and `require_weights`, or llama.cpp would abort on the vocabulary.
+        CompactEdgeError: as `read_gguf_model`.
     """
     file = read_gguf_model(path)
     require_weights(file)
+    tokens = file.values.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(set(filter(None, tokens))) != sum(map(bool, tokens)):
+        raise DamagedFileError(
+            f"{file.path}: tokenizer.ggml.tokens has a token twice, and llama.cpp aborts on such a file",
+            "convert the model again with a current llama.cpp",
+        )
     return file.path
 
 
@@ -93,7 +101,7 @@ def gguf_in_folder(folder: Path) -> Path | None:
             firsts.setdefault((part["stem"], part["count"]) if part else (path.name, ""), path)
     found = list(firsts.values())
     if len(found) > 1:
-        found = [path for path in found if not _is_other_kind(path)] or found
+        found = [path for path in found if other_kind(path) is None] or found
     if len(found) > 1:
         first, second, *more = (path.name for path in found)
         listed = f"{first}, {second}{', ...' if more else ''}"
@@ -101,11 +109,13 @@ def gguf_in_folder(folder: Path) -> Path | None:
     return next(iter(found), None)
 
 
-def _is_other_kind(path: Path) -> bool:
+def other_kind(path: Path) -> str | None:
+    """Return what a GGUF is that is not a model (`an importance matrix, not a model`). None for every other file."""
     try:
-        return is_gguf(path) and _other_kind(read_gguf(path).values) is not None
+        other = _other_kind(read_gguf(path).values) if is_gguf(path) else None
     except DataError:
-        return False  # whoever opens it gets the reason
+        return None  # whoever opens it gets the reason
+    return None if other is None else other[0]
 
 
 def _other_kind(values: Mapping[str, Any]) -> tuple[str, str] | None:

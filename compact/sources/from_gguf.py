@@ -29,7 +29,13 @@ from compact.checkpoints.gguf_file import GgufFile, GgufTensor
 from compact.checkpoints.gguf_model import model_stem, read_gguf_model, require_weights
 from compact.checkpoints.gguf_types import TensorType, block_of, dequantize
 from compact.checkpoints.rows import NUMPY_TYPES, SafetensorsWriter
-from compact.sources.from_gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
+from compact.sources.from_gguf_config import (
+    ROPE_FREQS,
+    generation_config,
+    model_config,
+    refuse_experts,
+    refuse_unknown,
+)
 from compact.sources.from_gguf_tokenizer import GgufTokenizer, read_tokenizer
 
 _PIECE_ELEMENTS = 1 << 20
@@ -108,6 +114,7 @@ def read_gguf_checkpoint(
     file = read_gguf_model(path)
     where = str(file.path)
     arch = str(file.values["general.architecture"])
+    refuse_experts(file, arch)
     family = family_of_gguf(arch, where)
     if family.source_refusal is not None:
         raise UnsupportedArchitectureError(
@@ -123,7 +130,10 @@ def read_gguf_checkpoint(
     config = model_config(file, arch, family, tokenizer, _TORCH_NAMES[dtype])
     hf_names = {family.hf_name(name): tensor for name, tensor in tensors.items()}
     hf_names = {name: tensor for name, tensor in hf_names.items() if not is_unused(name, family, config)}
-    check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
+    try:
+        check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
+    except DamagedFileError as error:
+        raise DamagedFileError(error.message, error.hint or "download or convert the GGUF again") from error
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:
         tokenizer.write(out, config["max_position_embeddings"])

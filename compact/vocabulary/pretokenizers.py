@@ -224,6 +224,15 @@ def no_pre_tokenizer(pre: str, where: str) -> UsageError:
     return UsageError(f"--pre {pre[:60]}: {where} is SentencePiece-style and has no pre-tokenizer", "leave it out")
 
 
+def check_name(pre: str) -> None:
+    """Raise UsageError if llama.cpp has no pre-tokenizer of this name, or only for tokenizers of another kind."""
+    if pre not in _BY_NAME and pre not in OTHER_NAMES:
+        every = sorted({*_BY_NAME, *OTHER_NAMES})
+        close = get_close_matches(pre, every, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(every)}"
+        raise UsageError(f"--pre {pre[:60]!r}: llama.cpp has no pre-tokenizer of this name", hint)
+
+
 def checked_pre(pre: str, tokenizer_json: Mapping[str, Any], where: str) -> str:
     """Check the name that a user gave with `--pre` for a checkpoint. Return the name to write to a GGUF.
 
@@ -237,11 +246,7 @@ def checked_pre(pre: str, tokenizer_json: Mapping[str, Any], where: str) -> str:
     """
     if is_sentencepiece_bpe(tokenizer_json):
         raise no_pre_tokenizer(pre, where)
-    if pre not in _BY_NAME and pre not in OTHER_NAMES:
-        every = sorted({*_BY_NAME, *OTHER_NAMES})
-        close = get_close_matches(pre, every, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(every)}"
-        raise UsageError(f"--pre {pre[:60]!r}: llama.cpp has no pre-tokenizer of this name", hint)
+    check_name(pre)
     try:
         own = pre_name(tokenizer_json)
     except UnsupportedTokenizerError:

@@ -45,6 +45,7 @@ class ExportOptions:
         force: replace an earlier output.
         check: run the parity gate.
         use_cache: use and write the user's cache.
+        pre: llama.cpp's name of the pre-tokenizer (`open_source`).
     """
 
     checkpoint: str
@@ -56,6 +57,7 @@ class ExportOptions:
     force: bool = False
     check: bool = True
     use_cache: bool = True
+    pre: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     asked = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
     check_calibration(options.checkpoint, asked)
     with open_cache(enabled=options.use_cache) as cache:
-        source = open_source(options.checkpoint, cache, progress)
+        source = open_source(options.checkpoint, cache, progress, pre=options.pre)
         licence = licence_of(source)
         if licence is not None:
             progress.note(licence_note(licence, source.directory, card=False))
@@ -131,7 +133,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
             source=source,
             calibration=calibration_for(Context(source, asked, cache, progress)),
             measures=bool(texts),
-            pre=plan.pre if plan is not None else None,
+            pre=source.pre or (plan.pre if plan is not None else None),
         )
         artifact = resolved.make(request, cache, progress)
         variant = Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)

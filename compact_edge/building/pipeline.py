@@ -83,7 +83,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
     quants = parse_quants(options.quants, tuple(profiles))
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
-        source = open_source(options.model, cache, progress)
+        source = open_source(options.model, cache, progress, pre=options.pre)
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=inputs_of(options))
@@ -136,7 +136,7 @@ def _run(
         published=options.with_baseline,
         source=source,
         calibration=calibration,
-        pre=plan.pre,
+        pre=source.pre or plan.pre,
         unpruned=source.directory,
     )
     smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)

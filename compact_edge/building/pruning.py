@@ -78,6 +78,7 @@ def prune_model(
     options: PruneOptions,
     *,
     quant: str | None = None,
+    pre: str | None = None,
     force: bool = False,
     use_cache: bool = True,
     progress: Progress,
@@ -90,6 +91,7 @@ def prune_model(
         model: checkpoint directory, GGUF file, Hub id or built-in model.
         out: directory to create.
         options: what to remove, and how.
+        pre: llama.cpp's name of the pre-tokenizer (`open_source`).
         quant: GGUF type whose file `options.fit_bytes` limits.
         force: replace an earlier output.
         use_cache: use and write the user's cache.
@@ -107,7 +109,7 @@ def prune_model(
         raise UsageError("--fit: the type of the file is missing", "give the GGUF type with --quant")
     check_calibration(model, options)
     with open_cache(enabled=use_cache) as cache:
-        source = open_source(model, cache, progress)
+        source = open_source(model, cache, progress, pre=pre)
         licence = licence_of(source)
         if licence is not None:
             progress.note(licence_note(licence, source.directory, card=False))

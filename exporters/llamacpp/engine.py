@@ -83,6 +83,7 @@ class LlamaEngine(ChildEngine):
         n_threads: int = 1,
         n_seq: int = 1,
         vocab_only: bool = False,
+        pre: str | None = None,
     ) -> None:
         """Open a GGUF.
 
@@ -93,6 +94,7 @@ class LlamaEngine(ChildEngine):
             n_threads: threads of llama.cpp. More threads than free cores are very slow, because they spin.
             n_seq: maximum sequences that `branches` scores at a time. They share the `n_ctx` cells of one cache.
             vocab_only: read only the vocabulary. Only `tokenize` and `detokenize` then work.
+            pre: name of the pre-tokenizer to use instead of the file's `tokenizer.ggml.pre`.
 
         Raises:
             ModelNotFoundError: the file does not exist.
@@ -121,6 +123,7 @@ class LlamaEngine(ChildEngine):
                     "n_threads": n_threads,
                     "n_seq": n_seq,
                     "vocab_only": vocab_only,
+                    "pre": pre,
                 }
             )
         except BaseException:

@@ -22,7 +22,19 @@ from exporters.native.prefix_groups import Group, Scored, unpack
 
 _GGML_TYPE_F32 = 0
 _FLASH_ATTN_DISABLED = 0  # llama_flash_attn_type
+_OVERRIDE_STRING = 3  # llama_model_kv_override_type
 _INT32_MIN = -(2**31)
+
+
+def _pre_override(library: Any, pre: str | None) -> Any:
+    """Return the override of `tokenizer.ggml.pre`, an array that an entry without a key ends; None without one."""
+    if pre is None:
+        return None
+    overrides = (library.llama_model_kv_override * 2)()
+    overrides[0].tag = _OVERRIDE_STRING
+    overrides[0].key = b"tokenizer.ggml.pre"
+    overrides[0].value.val_str = pre.encode("utf-8")
+    return overrides
 
 
 class Model:
@@ -38,6 +50,9 @@ class Model:
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = bool(request["vocab_only"])
+        overrides = _pre_override(library, request.get("pre"))  # llama.cpp reads it while it loads
+        if overrides is not None:
+            params.kv_overrides = overrides
         self._model = library.llama_model_load_from_file(bytes.fromhex(request["path"]), params)
         if not self._model:
             raise _load_refusal(log.reason())

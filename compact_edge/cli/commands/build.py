@@ -15,6 +15,7 @@ from compact_edge.flags import (
     compute_options,
     format_choices,
     format_options,
+    pre_option,
     prune_options,
     recovery_options,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     "several formats: FORMAT=TYPE for each.",
 )
 @format_options("build")
+@pre_option
 @calibration_options
 @recovery_options
 @compute_options
@@ -94,4 +96,5 @@ def build_options(model: str, targets: tuple[str, ...], quants: tuple[str, ...],
         prompt=values["prompt"],
         threads=values["threads"],
         use_cache=not values["no_cache"],
+        pre=values["pre"],
     )

@@ -15,6 +15,7 @@ from compact_edge.flags import (
     QuantCommand,
     calibration_options,
     compute_options,
+    pre_option,
     prune_options,
     ranking_options,
 )
@@ -31,6 +32,7 @@ from compact_edge.flags import (
     help="Number of ratios, evenly spaced from 0.05 to 0.5. Each evaluates 6 sizes.",
 )
 @ranking_options
+@pre_option
 @calibration_options
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
@@ -80,7 +82,7 @@ def curve(
     check_calibration(model, prune_options(values))
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
-        source = open_source(model, cache, console)
+        source = open_source(model, cache, console, pre=values["pre"])
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
         gguf = GgufFormat.resolve(profile, source, quant=quant)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compact_edge.flags import DIRECTORY, QuantCommand, format_choices, format_options
+from compact_edge.flags import DIRECTORY, QuantCommand, format_choices, format_options, pre_option
 
 if TYPE_CHECKING:
     from compact_edge.building.exporting import ExportOptions, ExportResult
@@ -35,6 +35,7 @@ def _format_option(function: Any) -> Any:
 @click.option(
     "--calibration-tokens", type=int, help="Tokens to use of that text (default: 32768; 524288 for a Hub data set)."
 )
+@pre_option
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
@@ -73,6 +74,7 @@ def export_options(checkpoint: str, **values: Any) -> ExportOptions:
         force=values["force"],
         check=not values["no_check"],
         use_cache=not values["no_cache"],
+        pre=values["pre"],
     )
 
 

@@ -14,6 +14,7 @@ from compact_edge.flags import (
     budget_options,
     calibration_options,
     compute_options,
+    pre_option,
     prune_options,
     recovery_options,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @budget_options
 @click.option("--quant", help="Make intermediate_size a multiple of the block size of this GGUF type.")
+@pre_option
 @calibration_options
 @recovery_options
 @compute_options
@@ -53,7 +55,16 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     with joined(values["device"]):
         options = pruning_options(quant, **values)
         console = Console() if is_main() else SILENT
-        result = prune_model(model, out, options, quant=quant, force=force, use_cache=not no_cache, progress=console)
+        result = prune_model(
+            model,
+            out,
+            options,
+            quant=quant,
+            pre=values["pre"],
+            force=force,
+            use_cache=not no_cache,
+            progress=console,
+        )
         if result is None:
             return
         if as_json:
