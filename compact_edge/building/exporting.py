@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact.base.cache import open_cache
-from compact.base.errors import UsageError
+from compact.base.cache import Cache, open_cache
+from compact.base.errors import PlanMismatchError, UsageError
 from compact.base.files import publish, write_sums
 from compact.base.licences import NamingLicence, derived_name, legal_files, licence_note, write_notice
 from compact.base.progress import Progress
@@ -16,7 +16,7 @@ from compact.calibration.calibration_set import STDLIB_PROSE
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
-from compact.pruning.plan import PLAN, read_plan
+from compact.pruning.plan import PLAN, PrunePlan, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
 from compact_edge.building.options import foreign_flags
@@ -46,6 +46,7 @@ class ExportOptions:
         check: run the parity gate.
         use_cache: use and write the user's cache.
         pre: llama.cpp's name of the pre-tokenizer (`open_source`).
+        source: the unpruned model of a pruned checkpoint, for the parity gate; or None.
     """
 
     checkpoint: str
@@ -58,6 +59,7 @@ class ExportOptions:
     check: bool = True
     use_cache: bool = True
     pre: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     _check_choices(chosen, target, quant, choices)
     texts: tuple[str, ...] = choices.get("calibration") or ()
     files = [value for value in choices.values() if isinstance(value, Path)]
-    check_output(out, force=options.force, inputs=existing(options.checkpoint, *texts, *files))
+    check_output(out, force=options.force, inputs=existing(options.checkpoint, options.source, *texts, *files))
     asked = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
     check_calibration(options.checkpoint, asked)
     with open_cache(enabled=options.use_cache) as cache:
@@ -122,6 +124,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
         if licence is not None:
             progress.note(licence_note(licence, source.directory, card=False))
         plan = read_plan(source.directory / PLAN) if (source.directory / PLAN).is_file() else None
+        unpruned = None if options.source is None else _unpruned(options, plan, cache, progress)
         resolved = chosen.resolve(target, source, quant=quant, choices=choices)
         request = Request(
             label="exported",
@@ -134,6 +137,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
             calibration=calibration_for(Context(source, asked, cache, progress)),
             measures=bool(texts),
             pre=source.pre or (plan.pre if plan is not None else None),
+            unpruned=unpruned,
         )
         artifact = resolved.make(request, cache, progress)
         variant = Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)
@@ -141,11 +145,32 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
             progress.note(note)
         report = resolved.check(variant, request, None, progress) if options.check else None
         if report is not None:
-            report.require()
+            report.require(tokenizer_hint=_tokenizer_hint(options, plan))
         with publish(out, force=options.force, needed_bytes=artifact.size_bytes) as work:
             names = resolved.place(work, variant, check=options.check)
             _finish(source, licence, work)
     return ExportResult(out, resolved, artifact, tuple(names), report)
+
+
+def _unpruned(options: ExportOptions, plan: PrunePlan | None, cache: Cache, progress: Progress) -> Path:
+    """Open the unpruned model that the user named and return its checkpoint directory."""
+    if plan is None:
+        raise UsageError(f"--source: {options.checkpoint} has no {PLAN}, so it is not pruned", "leave it out")
+    source = open_source(str(options.source), cache, progress, pre=options.pre)
+    if source.id != plan.source_id:
+        raise PlanMismatchError(
+            f"--source {options.source}: {options.checkpoint} was not pruned from it, but from {plan.source_name}",
+            "name that model, with the files that it had then",
+        )
+    return source.directory
+
+
+def _tokenizer_hint(options: ExportOptions, plan: PrunePlan | None) -> str | None:
+    if options.pre is not None:
+        return f"--pre {options.pre} may be wrong"
+    if plan is not None and options.source is None:
+        return "name the unpruned model with --source, in case it differs in the same way"
+    return None
 
 
 def _check_choices(chosen: type[Format], target: Target, quant: str, choices: Choices) -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Increase this when the meaning of the gate changes for an equal artifact.
-_GATE_VERSION = 4
+_GATE_VERSION = 5
 
 
 def resolve_compute(options: BuildOptions) -> Compute:
@@ -157,7 +157,7 @@ def _run(
         parity = None
         if options.check:
             parity = _gate(artifact_format, variant, smaller, baseline_kl, cache, progress)
-            parity.require()
+            parity.require(tokenizer_hint=None if source.pre is None else f"--pre {source.pre} may be wrong")
         after = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=parity)
         check_memory(artifact_format.target, artifact_format, after.measured)
         return FormatResult(artifact_format, before, after, own_notes)

@@ -164,6 +164,10 @@ class LlamaEngine(ChildEngine):
         _, (text,) = self._child.ask({"op": "detokenize", "special": special}, (self._ids(ids, 0, 2**31 - 1),))
         return text.tobytes()
 
+    def control_ids(self) -> list[int]:
+        """Return the ids that are not found in a text if special tokens are read as text."""
+        return list(self._child.ask({"op": "control"})[0]["ids"])
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return logits, float32 [T, n_vocab], of a sequence of 1 to n_ctx ids, starting with an empty cache.
 

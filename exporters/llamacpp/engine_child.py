@@ -22,6 +22,7 @@ from exporters.native.prefix_groups import Group, Scored, unpack
 
 _GGML_TYPE_F32 = 0
 _FLASH_ATTN_DISABLED = 0  # llama_flash_attn_type
+_NOT_TEXT = 1 << 3 | 1 << 0  # llama_token_attr: CONTROL, UNKNOWN
 _OVERRIDE_STRING = 3  # llama_model_kv_override_type
 _INT32_MIN = -(2**31)
 
@@ -130,6 +131,11 @@ class Model:
                     break
                 size = -count
         return bytes(out)
+
+    def control(self) -> list[int]:
+        """Return the ids of control and unknown tokens. llama.cpp takes some for control tokens by their text."""
+        attribute = self._lib.llama_vocab_get_attr
+        return [token for token in range(self.n_vocab) if attribute(self._vocab, token) & _NOT_TEXT]
 
     def clear(self) -> None:
         """Empty the key-value cache."""
@@ -314,6 +320,8 @@ class _Server:
             case "detokenize":
                 text = model.detokenize(arrays[0], request["special"])
                 return {}, (np.frombuffer(text, dtype=np.uint8),)
+            case "control":
+                return {"ids": model.control()}, ()
             case "logits":
                 return {}, (model.logits(arrays[0]),)
             case "score":

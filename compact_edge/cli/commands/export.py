@@ -36,6 +36,12 @@ def _format_option(function: Any) -> Any:
     "--calibration-tokens", type=int, help="Tokens to use of that text (default: 32768; 524288 for a Hub data set)."
 )
 @pre_option
+@click.option(
+    "--source",
+    metavar="MODEL",
+    help="The model that a pruned CHECKPOINT was made from. A difference of the runtime that it has too does not fail "
+    "the parity gate.",
+)
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
@@ -52,7 +58,7 @@ def export(checkpoint: str, as_json: bool, **values: Any) -> None:
     from compact_edge.terminal.console import Console, print_json
 
     options = export_options(checkpoint, **values)
-    quiet_libraries(checkpoint, *(options.choices.get("calibration") or ()))
+    quiet_libraries(checkpoint, options.source, *(options.choices.get("calibration") or ()))
     result = export_checkpoint(options, Console())
     if as_json:
         print_json(result.as_dict())
@@ -75,6 +81,7 @@ def export_options(checkpoint: str, **values: Any) -> ExportOptions:
         check=not values["no_check"],
         use_cache=not values["no_cache"],
         pre=values["pre"],
+        source=values["source"],
     )
 
 
