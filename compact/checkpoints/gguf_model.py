@@ -15,10 +15,12 @@ from typing import Any
 from compact.base.errors import DamagedFileError, DataError, ModelNotFoundError, UsageError
 from compact.checkpoints.file_kinds import is_gguf
 from compact.checkpoints.gguf_file import GgufFile, GgufTensor, read_gguf
+from compact.checkpoints.names import CONFIG
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf\Z")
+_OTHER_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx")
 _MERGE = "llama-gguf-split --merge FIRST-PART JOINED.gguf"
 # `general.type` of the files that are not models, or `general.architecture` of older ones: (what it is, next step).
 _MATRIX = ("an importance matrix, not a model", "pass it to --imatrix, and name the model")
@@ -107,6 +109,16 @@ def gguf_in_folder(folder: Path) -> Path | None:
         listed = f"{first}, {second}{', ...' if more else ''}"
         raise UsageError(f"{folder}: contains {len(found)} GGUF files", f"name one: {listed}")
     return next(iter(found), None)
+
+
+def gguf_instead_of_checkpoint(folder: Path) -> Path | None:
+    """Return the only GGUF model in a folder that is not a Hugging Face checkpoint; None for every other folder.
+
+    A folder of GGUF files may have config.json, but it has no other weights. Raises UsageError as `gguf_in_folder`.
+    """
+    if (folder / CONFIG).is_file() and any(next(folder.glob(pattern), None) for pattern in _OTHER_WEIGHTS):
+        return None
+    return gguf_in_folder(folder)
 
 
 def other_kind(path: Path) -> str | None:

@@ -150,7 +150,7 @@ def _resolve(model: str, cache: Cache, progress: Progress, pre: str | None) -> M
         source = _open_gguf(_smollm2_file(), model, cache, progress, pre)
         return replace(source, name="SmolLM2-135M-Instruct", hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
-        if not (path / CONFIG).is_file() and (inside := _gguf_in(path)) is not None:
+        if (inside := _gguf_in(path)) is not None:
             return _open_gguf(inside, model, cache, progress, pre)
         return open_checkpoint(path, cache, progress, name=plain_name(path.resolve().name), origin=model)
     if path.is_file():
@@ -188,9 +188,9 @@ def _open_gguf(path: Path, origin: str, cache: Cache, progress: Progress, pre: s
 
 
 def _gguf_in(directory: Path) -> Path | None:
-    from compact.checkpoints.gguf_model import gguf_in_folder
+    from compact.checkpoints.gguf_model import gguf_instead_of_checkpoint
 
-    return gguf_in_folder(directory)
+    return gguf_instead_of_checkpoint(directory)
 
 
 def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress) -> ModelSource:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from compact.checkpoints.file_kinds import is_gguf
 from compact.checkpoints.gguf_file import read_gguf
-from compact.checkpoints.gguf_model import first_gguf, gguf_in_folder
-from compact.checkpoints.names import CONFIG
+from compact.checkpoints.gguf_model import first_gguf, gguf_instead_of_checkpoint
 from compact.vocabulary.pretokenizers import check_name, no_pre_tokenizer
 
 _ENDING = ".gguf"
@@ -16,15 +15,15 @@ _ENDING = ".gguf"
 def named_gguf(model: str) -> Path | None:
     """Return the file that llama.cpp opens for MODEL; None if MODEL is not a GGUF.
 
-    MODEL is a GGUF file of any name, any part of a split GGUF, or a folder with one GGUF and no checkpoint. A path that
-    does not exist is returned if it ends in `.gguf`.
+    MODEL is a GGUF file of any name, any part of a split GGUF, or a folder with one GGUF and no other weights. A path
+    that does not exist is returned if it ends in `.gguf`.
 
     Raises:
         CompactEdgeError: a file looks like a GGUF but is not one, is not a model, or lacks parts.
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        inside = None if (path / CONFIG).exists() else gguf_in_folder(path)
+        inside = gguf_instead_of_checkpoint(path)
         return None if inside is None else first_gguf(inside)
     if path.is_file():
         return first_gguf(path) if is_gguf(path) or path.suffix.lower() == _ENDING else None

@@ -106,6 +106,7 @@ def test_any_part_and_the_folder_mean_the_whole(
     wanted = opened(tmp_path / "whole.gguf", tmp_path)
     for named in (parts[0], parts[1], parts[-1], tmp_path / "folder"):
         source = opened(named, tmp_path)
+        (tmp_path / "folder" / "config.json").write_text("{}")  # as many folders on the Hub have it
         assert (source.id, source.name) == (wanted.id, "my-model")
         artifact = named_artifact(str(named))
         assert artifact is not None and artifact.path.name == parts[0].name

@@ -106,7 +106,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 def bench(as_json: bool, **values: Any) -> None:
     """Measure ARTIFACT against its unpruned BASELINE on a device and write a report.
 
-    ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`.
+    ARTIFACT and BASELINE are GGUF files, ONNX folders, or the output of `compact-edge build --with-baseline`.
 
     The bench measures memory, load time, time to first token, and prefill and decode speed at batch size 1. Each run
     uses a fresh process, and the two sides alternate. The report gives medians and 95% intervals of their ratio.

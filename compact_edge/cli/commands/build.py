@@ -61,7 +61,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
 
     With one target per format (--target gguf --target onnx), the model is pruned once and exported to both.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge.building import summary

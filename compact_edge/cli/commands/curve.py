@@ -55,7 +55,7 @@ def curve(
     per byte on text of each calibration source that is not used for calibration. Nothing is pruned, repaired or
     exported, so --method repair and --repair-tokens have no effect.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
     """
     from compact.base.cache import open_cache

@@ -68,8 +68,8 @@ def evaluate(models: tuple[str, ...], as_json: bool, **values: Any) -> None:
     better. On tasks, all get the same questions, each through its own tokenizer. The data of lm_eval's own tasks come
     from the Hub.
 
-    Several models are scored one after the other and shown in one table. Then parts of a split GGUF count as one model,
-    and importance matrices among the files are left out.
+    Several models are scored one after the other and shown in one table, such as all of DIR/*.gguf. The parts of a
+    split GGUF count as one model, and GGUF files that are not models, such as imatrix.gguf, are left out.
 
     With --against, both models score the text. The extra bits of MODEL are divided into three parts: words that MODEL
     splits and OTHER does not, the eight tokens after such a word, and everything else. The most expensive words are

@@ -60,7 +60,7 @@ def inspect(
 ) -> None:
     """Show the sizes of MODEL and its parameters by part: vocabulary, attention, FFN, norms.
 
-    MODEL is a checkpoint directory, a config.json or a directory with only that file, a .gguf file, a model on the
+    MODEL is a checkpoint directory, a config.json or a directory with only that file, a GGUF file, a model on the
     Hugging Face Hub (org/name or org/name@revision; only config.json is downloaded), a built-in model (tiny,
     smollm2-135m), or a name in the built-in table of published models (inspect --list).
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:
     """Prune MODEL with COMPACT and write a standard Hugging Face checkpoint with its plan.json.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
 
     To use several devices for the calibration, start one process per device with torchrun: torchrun --nproc-per-node 2
