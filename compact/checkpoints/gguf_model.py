@@ -187,7 +187,7 @@ def _part_paths(file: GgufFile, count: Any) -> Sequence[Path]:
     if missing:
         shown = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         raise ModelNotFoundError(
-            f"{path}: part {number + 1} of {count} of a split GGUF, and {len(missing)} are missing: {shown}",
+            f"{path}: part {number + 1} of {count} of a split GGUF; missing beside it: {shown}",
             "put all parts into one folder",
         )
     return paths

@@ -25,7 +25,7 @@ class GgufCheckpoint:
     Attributes:
         directory: the checkpoint in the cache.
         name: name of the model.
-        note: one line for the user about dequantised weights, or None.
+        note: one line for the user about dequantised weights and another pre-tokenizer, or None.
     """
 
     directory: Path
@@ -58,11 +58,16 @@ def gguf_checkpoint(path: Path, cache: Cache, progress: Progress, pre: str | Non
 
     size = sum(file.stat().st_size for file in head.files)
     directory = cache.get_or_make("gguf-source", sha256_json(key), make, needed_bytes=5 * size)
-    note = None
+    notes = []
+    if pre is not None and (own := head.values.get("tokenizer.ggml.pre")) != pre:
+        named = "names none" if own is None else f"names {str(own)[:60]!r}"
+        notes.append(f"{head.path.name} is read with the pre-tokenizer {pre!r} (--pre); the file {named}")
     if (directory / _MARKER).is_file():
         types = (directory / _MARKER).read_text(encoding="utf-8")
-        note = f"{head.path.name} holds {types} weights; they are dequantised, so every figure starts from that quality"
-    return GgufCheckpoint(directory, _name(head), note)
+        notes.append(
+            f"{head.path.name} holds {types} weights; they are dequantised, so every figure starts from that quality"
+        )
+    return GgufCheckpoint(directory, _name(head), "; ".join(notes) or None)
 
 
 def _name(head: GgufFile) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from compact.pruning.plan import PLAN, PrunePlan, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
 from compact_edge.building.options import foreign_flags
+from compact_edge.building.pruned_from import recorded_source
 from compact_edge.output import check_output, existing
 from exporters.base import Format
 from exporters.card import licence_of
@@ -143,13 +144,27 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
         variant = Variant(request.label, request.checkpoint, request.checkpoint_id, artifact)
         for note in resolved.notes(artifact):
             progress.note(note)
-        report = resolved.check(variant, request, None, progress) if options.check else None
+        report = _checked(resolved, variant, request, plan, cache, progress) if options.check else None
         if report is not None:
             report.require(tokenizer_hint=_tokenizer_hint(options, plan))
         with publish(out, force=options.force, needed_bytes=artifact.size_bytes) as work:
             names = resolved.place(work, variant, check=options.check)
             _finish(source, licence, work)
     return ExportResult(out, resolved, artifact, tuple(names), report)
+
+
+def _checked(
+    resolved: Format, variant: Variant, request: Request, plan: PrunePlan | None, cache: Cache, progress: Progress
+) -> ParityReport:
+    """Run the parity gate. If tokens differ, run it again with the unpruned model, if that is still there."""
+    report = resolved.check(variant, request, None, progress)
+    differs = any(check.name == "tokenizer" and check.passed is False for check in report.checks)
+    if not differs or plan is None or request.unpruned is not None:
+        return report
+    source = recorded_source(plan, cache)
+    if source is None:
+        return report
+    return resolved.check(variant, replace(request, unpruned=source.directory), None, progress)
 
 
 def _unpruned(options: ExportOptions, plan: PrunePlan | None, cache: Cache, progress: Progress) -> Path:

@@ -24,6 +24,7 @@ from compact.vocabulary.language_costs import LanguageCost, language_costs
 from compact_edge.building import method_report, vocabulary_report
 from compact_edge.building.fit import checkpoint_sizes
 from compact_edge.building.options import texts_of
+from compact_edge.building.pruned_from import remember
 from compact_edge.building.search_report import SPLIT_SVG, split_svg
 from compact_edge.building.variant import sizes_by_part
 from compact_edge.output import check_output, existing
@@ -121,6 +122,7 @@ def prune_model(
             size_of = checkpoint_sizes(source, context.once(rank_vocabulary), quant)
         decision = decide(context, size_of=size_of)
         plan = decision.plan
+        remember(source, plan, cache)
         if not is_main():
             return None
         needed = sum(ref.n_bytes for ref in source.tensors.values())

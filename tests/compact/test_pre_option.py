@@ -51,6 +51,8 @@ def test_a_gguf_without_a_known_name(whole: Path, checkpoint: Path, tmp_path: Pa
     source = opened(changed, tmp_path, "qwen2")
     assert ids(source.directory) == ids(checkpoint)
     assert source.pre == "qwen2"
+    own = "names none" if named is None else f"names '{named}'"
+    assert source.note == f"changed.gguf is read with the pre-tokenizer 'qwen2' (--pre); the file {own}"
     other = opened(changed, tmp_path, "llama-v3")  # an alias
     assert other.pre == "llama-bpe"
     assert ids(other.directory) != ids(checkpoint)

@@ -160,3 +160,22 @@ def test_the_source_shows_what_no_rule_explains(
     assert not (tmp_path / "gguf").exists()
     assert cli.run([*export, "--source", str(model)]) == 0
     assert "for the unpruned model too" in capsys.readouterr().out
+
+
+def test_the_source_is_found_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("exporters.gguf.known_differences.KNOWN_DIFFERENCES", ())
+    monkeypatch.setenv("COMPACT_EDGE_CACHE", str(tmp_path / "cache"))
+    document = train_tokenizer("qwen2")
+    entry_of(document, USER_DEFINED).update(rstrip=True)
+    model = write_checkpoint(tmp_path / "hf", "qwen2", tokenizer=document)
+    pruned = str(tmp_path / "pruned")
+    assert cli.run(["prune", str(model), "--vocab-size", "380", "--vocab-rank", "merges", "--out", pruned]) == 0
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in Path(pruned).iterdir())
+    export = ["export", pruned, "--quant", "F16", "--out"]
+    assert cli.run([*export, str(tmp_path / "a")]) == 0
+    assert "for the unpruned model too" in capsys.readouterr().out
+    config = model / "config.json"  # another model at the same place does not count
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert_error(capsys, [*export, str(tmp_path / "b")], 3, "parity gate failed, tokenizer", "--source")
