@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_names_that_do_not_apply(whole: Path, checkpoint: Path, tmp_path: Path) 
 
 def unknown_tokenizer() -> dict[str, Any]:
     """The pattern of qwen2 in other words: the ids are equal, but the table does not have it."""
-    document = train_tokenizer("qwen2")
+    document = copy.deepcopy(train_tokenizer("qwen2"))  # its parts belong to the table
     split = document["pre_tokenizer"]["pretokenizers"][0]
     split["pattern"]["Regex"] = f"(?:{split['pattern']['Regex']})"
     return document
