@@ -50,8 +50,8 @@ def _format_option(function: Any) -> Any:
 def export(checkpoint: str, as_json: bool, **values: Any) -> None:
     """Export CHECKPOINT to GGUF or ONNX and check the file.
 
-    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a model on the Hugging Face Hub (org/name or
-    org/name@revision) or a built-in model (tiny, smollm2-135m).
+    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a GGUF file, a model on the Hugging Face Hub
+    (org/name or org/name@revision) or a built-in model (tiny, smollm2-135m).
     """
     from compact_edge.building.exporting import export_checkpoint
     from compact_edge.cli.library_env import quiet_libraries
