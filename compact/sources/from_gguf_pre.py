@@ -36,7 +36,7 @@ def _own_pre(values: Mapping[str, Any], where: str) -> str:
     name = f"name the model's own with --pre NAME (one of: {READABLE_NAMES})"
     checkpoint = "start from the Hugging Face checkpoint"
     if pre is None:
-        what, hint = "no tokenizer.ggml.pre, so the pre-tokenizer is unknown (an old converter made this file)", name
+        what, hint = "no tokenizer.ggml.pre, so the pre-tokenizer is unknown", f"an old converter made it; {name}"
     elif pre == "default":
         what, hint = "tokenizer.ggml.pre is 'default', so the converter did not know the pre-tokenizer", name
     else:
