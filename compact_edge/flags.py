@@ -245,6 +245,16 @@ def _apply(options: tuple[Callable[[Function], Function], ...], function: Functi
     return function
 
 
+def pre_option(function: Function) -> Function:
+    """Add `--pre`."""
+    return click.option(
+        "--pre",
+        metavar="NAME",
+        help="llama.cpp's name of the pre-tokenizer, such as llama-bpe, if a GGUF file does not name it or that of "
+        "tokenizer.json is not known.",
+    )(function)
+
+
 def budget_options(function: Function) -> Function:
     """Add the options that say what to remove: sizes, ranking and method."""
     return _apply((*_BUDGET, *_RANKING), function)

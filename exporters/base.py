@@ -201,6 +201,20 @@ class Format(ABC):
         """
 
     @classmethod
+    def with_pre(cls, path: Path, pre: str) -> type[Format]:
+        """Return the class that opens an artifact with another pre-tokenizer (`--pre`).
+
+        Raises UsageError if the format has no such setting, or the name is not valid.
+        """
+        raise UsageError(f"--pre {pre[:60]}: {path.name} is {cls.label}, with its own tokenizer", "leave it out")
+
+    @classmethod
+    def opening_notes(cls, path: Path) -> list[str]:
+        """Return notes for the user about an artifact whose figures would mislead."""
+        del path
+        return []
+
+    @classmethod
     @abstractmethod
     def open(cls, path: Path, *, threads: int, window: int | None = None) -> AbstractContextManager[TextScorer]:
         """Open an artifact with a context of one window, at most the context of the model."""

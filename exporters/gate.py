@@ -69,13 +69,18 @@ class ParityReport:
     def passed(self) -> bool:
         return all(check.passed is not False for check in self.checks)
 
-    def require(self) -> None:
-        """Raise GateError with the first failed check."""
+    def require(self, *, tokenizer_hint: str | None = None) -> None:
+        """Raise GateError with the first failed check.
+
+        `tokenizer_hint` is the next step if that is the check `tokenizer`, for a cause that the user can mend.
+        """
+        report = "report this with the model's name, or examine it with --no-check"
         for check in self.checks:
             if check.passed is False:
+                mend = f"{tokenizer_hint}; otherwise " if tokenizer_hint and check.name == "tokenizer" else ""
                 raise GateError(
                     f"parity gate failed, {check.name}: {check.detail}",
-                    "the artifact was not published; report this with the model's name, or examine it with --no-check",
+                    f"the artifact was not published; {mend}{report}",
                 )
 
     def as_dict(self) -> dict[str, Any]:

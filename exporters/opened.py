@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compact.base.errors import UsageError
 from exporters.base import Format
 from exporters.registry import formats
 
@@ -46,13 +47,21 @@ class NamedArtifact:
         return self.format.open_for_tasks(self.path, threads=threads, batch_size=batch_size)
 
 
-def named_artifact(model: str) -> NamedArtifact | None:
+def named_artifact(model: str, pre: str | None = None) -> NamedArtifact | None:
     """Return the named artifact; None for other kinds of models (a checkpoint, a Hub id, a built-in model).
 
-    Raises CompactEdgeError if a file looks like an artifact but is not one.
+    Args:
+        model: the model, as the user named it.
+        pre: name of the pre-tokenizer to use instead of the artifact's own (`--pre`), or None.
+
+    Raises:
+        UsageError: `pre` does not apply to the model.
+        CompactEdgeError: a file looks like an artifact but is not one.
     """
     for each in formats():
         path = each.recognises(model)
         if path is not None:
-            return NamedArtifact(each, path)
+            return NamedArtifact(each if pre is None else each.with_pre(path, pre), path)
+    if pre is not None:
+        raise UsageError(f"--pre {pre[:60]}: {model} has its own tokenizer.json", "leave it out; it is for a GGUF file")
     return None

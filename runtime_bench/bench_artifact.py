@@ -6,7 +6,6 @@ An artifact is a GGUF (one file, or the first of several parts) or an ONNX folde
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 
 from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
 from compact.base.files import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
-from compact.checkpoints.gguf_file import read_gguf
+from compact.checkpoints.gguf_model import gguf_in_folder, read_gguf_model, require_weights
 from exporters.llamacpp.quant_types import QUANTS
 from exporters.onnx.folder import GENAI_CONFIG, read_folder
 from runtime_bench.records import GGUF, ONNX
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline"
-_PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _ONNX_TEXT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _ONNX_FILES = (GENAI_CONFIG, "config.json", "generation_config.json", *_ONNX_TEXT)
 _KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -> bytes
@@ -124,11 +122,8 @@ def find_artifact(path: Path) -> Path:
         return path
     if (path / GENAI_CONFIG).is_file():
         return path
-    ggufs = _first_parts(path)
-    if len(ggufs) == 1:
-        return ggufs[0]
-    if len(ggufs) > 1:
-        raise UsageError(f"{path}: contains {len(ggufs)} GGUF files", f"name one: {ggufs[0].name}, {ggufs[1].name}")
+    if (found := gguf_in_folder(path)) is not None:
+        return found
     inside = [path / name for name in (GGUF, ONNX) if (path / name).is_dir()]
     if len(inside) > 1:
         raise UsageError(f"{path}: contains artifacts of both formats", f"name one: {inside[0]} or {inside[1]}")
@@ -161,31 +156,11 @@ def read_artifact(path: Path) -> BenchArtifact:
     return _read_onnx(path) if path.is_dir() else _read_gguf(path)
 
 
-def _first_parts(folder: Path) -> list[Path]:
-    found = []
-    for path in sorted(folder.glob("*.gguf")):
-        part = _PART.match(path.name)
-        if path.name != "imatrix.gguf" and (part is None or int(part["number"]) == 1):
-            found.append(path)
-    return found
-
-
 def _read_gguf(path: Path) -> BenchArtifact:
-    paths = [path]
-    if (part := _PART.match(path.name)) is not None:
-        if int(part["number"]) != 1:
-            raise UsageError(
-                f"{path.name}: not the first part of the GGUF", f"name {part['stem']}-00001-of-{part['count']}.gguf"
-            )
-        numbers = range(1, int(part["count"]) + 1)
-        paths = [path.with_name(f"{part['stem']}-{number:05d}-of-{part['count']}.gguf") for number in numbers]
-        for other in paths:
-            if not other.is_file():
-                raise ModelNotFoundError(
-                    f"{other}: missing, but it is a part of {path.name}", "download or export it again"
-                )
-    heads = [read_gguf(other) for other in paths]
-    values = heads[0].values
+    file = read_gguf_model(path)
+    require_weights(file)
+    path = file.path
+    values = file.values
     architecture = str(values.get("general.architecture", ""))
     context = values.get(f"{architecture}.context_length")
     if not isinstance(context, int) or context < 1:
@@ -193,14 +168,14 @@ def _read_gguf(path: Path) -> BenchArtifact:
     types = {quant.ftype: quant.name for quant in QUANTS.values()}
     special = {f"{name}_token": _token(values, name) for name in ("bos", "eos")}
     template = values.get("tokenizer.chat_template")
-    tensors = [tensor for head in heads for tensor in head.tensors.values()]
+    tensors = file.tensors.values()
     parameters = sum(tensor.size for tensor in tensors)
     return BenchArtifact(
         path=path,
         format=GGUF,
         main=path.name,
-        files=_hashed(paths),
-        size_bytes=sum(other.stat().st_size for other in paths),
+        files=_hashed(list(file.files)),
+        size_bytes=sum(part.stat().st_size for part in file.files),
         quant=types.get(values.get("general.file_type", -1)),
         parameters=parameters,
         bits_per_weight=sum(tensor.n_bytes for tensor in tensors) * 8 / parameters if parameters else None,

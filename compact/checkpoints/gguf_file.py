@@ -23,10 +23,13 @@ import numpy.typing as npt
 
 from compact.base.errors import DamagedFileError, ModelNotFoundError
 from compact.base.files import as_storage_error
-from compact.checkpoints.gguf_types import TensorType, block_of, tensor_type
+from compact.checkpoints.file_kinds import GGUF_MAGIC, byte_piece_of, joining_hint, not_a_gguf
+from compact.checkpoints.gguf_types import REMOVED_TYPES, TensorType, block_of, tensor_type
 
-_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+_AGAIN = "download or convert the GGUF again"
+_BIG_ENDIAN = "download the little-endian file, or run gguf-convert-endian FILE little (Python package gguf)"
+_VERSION_1 = "version 1 was in use for a few days of August 2023; use a newer GGUF of this model"
 # Offset of the first key-value: after the magic, the version, and the counts of tensors and key-values.
 VALUES_START = 4 + 4 + 8 + 8
 _SCALARS: Mapping[int, str] = {
@@ -51,6 +54,7 @@ class GgufTensor:
         qtype: GGML type.
         offset: position of the first byte in the file.
         n_bytes: size in bytes.
+        part: the file that holds the tensor, if it is another part of a split GGUF; otherwise None.
     """
 
     name: str
@@ -58,6 +62,7 @@ class GgufTensor:
     qtype: TensorType
     offset: int
     n_bytes: int
+    part: Path | None = None
 
     @property
     def size(self) -> int:
@@ -73,16 +78,23 @@ class GgufFile:
     """The head of a GGUF file.
 
     Attributes:
-        path: the file.
+        path: the file, or the first part of a split GGUF.
         values: key -> value (int, float, bool, str, or a list of one kind).
         tensors: the tensor table, by name, in the file's order.
         values_end: offset of the first byte after the key-values, which begin at `VALUES_START`.
+        parts: all files of a split GGUF that was joined, in order; otherwise empty.
     """
 
     path: Path
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
     values_end: int
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files with tensors, the first part first."""
+        return self.parts or (self.path,)
 
     def read_rows(self, tensor: GgufTensor, first: int, count: int) -> npt.NDArray[np.uint8]:
         """Read the raw bytes of rows `first` to `first + count` (exclusive).
@@ -96,14 +108,15 @@ class GgufFile:
         """
         row = tensor.n_bytes // tensor.shape[0]
         out = np.empty((count, row), dtype=np.uint8)
+        path = tensor.part or self.path
         try:
-            with self.path.open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(tensor.offset + first * row)
                 got = file.readinto(out.reshape(-1).data)
         except OSError as error:
-            raise as_storage_error(error, self.path) from error
+            raise as_storage_error(error, path) from error
         if got != out.nbytes:
-            raise DamagedFileError(f"{self.path}: the file ends inside tensor {tensor.name!r}")
+            raise DamagedFileError(f"{path}: the file ends inside tensor {tensor.name!r}", _AGAIN)
         return out
 
 
@@ -119,8 +132,14 @@ class _Cursor:
     def left(self) -> int:
         return len(self._data) - self.at
 
-    def fail(self, what: str) -> DamagedFileError:
-        return DamagedFileError(f"{self._path}: {what} (at byte {self.at})", "download or convert the GGUF again")
+    def fail(self, what: str, hint: str = _AGAIN) -> DamagedFileError:
+        return DamagedFileError(f"{self._path}: {what} (at byte {self.at})", hint)
+
+    def cut(self, name: str, end: int) -> DamagedFileError:
+        """Return the error for a file that ends before byte `end`, where the tensor `name` ends."""
+        whole = byte_piece_of(self._path)
+        what = f"the file is incomplete: it has {len(self._data)} bytes, but tensor {name!r} ends at byte {end}"
+        return DamagedFileError(f"{self._path}: {what}", joining_hint(whole) if whole else "download the file again")
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
@@ -147,14 +166,17 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises:
         ModelNotFoundError: the file does not exist.
-        DamagedFileError: the file is not a GGUF, has a version other than 2 and 3, is big-endian or truncated, or has a
-            count, length, type or offset that does not fit the file.
+        DamagedFileError: the file is not a GGUF (the message says what it is), has a version other than 2 and 3, is
+            big-endian or truncated, or has a count, length, type or offset that does not fit the file.
         StorageError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+            if magic != GGUF_MAGIC[: len(magic)] or not magic:
+                raise not_a_gguf(path)
             if os.fstat(file.fileno()).st_size < VALUES_START:
-                raise DamagedFileError(f"{path}: too short for a GGUF file")
+                raise DamagedFileError(f"{path}: too short for a GGUF file", _AGAIN)
             # With a memory map, only the pages of the head are read, and no read can go past the end of the file.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read_head(_Cursor(data, path), path)
@@ -165,12 +187,12 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _read_head(cursor: _Cursor, path: Path) -> GgufFile:
-    if cursor.take(4, "magic") != _MAGIC:
-        raise DamagedFileError(f"{path}: not a GGUF file (the first four bytes are not 'GGUF')")
+    cursor.take(len(GGUF_MAGIC), "magic")
     version = cursor.number("I", "version")
     if version not in _VERSIONS:
-        big_endian = version & 0xFFFF == 0
-        raise cursor.fail("big-endian GGUF is not supported" if big_endian else f"GGUF version {version} is not 2 or 3")
+        if version & 0xFFFF == 0:
+            raise cursor.fail("big-endian GGUF is not supported", _BIG_ENDIAN)
+        raise cursor.fail(f"GGUF version {version} is not 2 or 3", _VERSION_1 if version == 1 else _AGAIN)
     n_tensors = cursor.number("Q", "tensor count")
     n_values = cursor.number("Q", "key-value count")
     if n_values * _MIN_KEY_VALUE + n_tensors * _MIN_TENSOR > cursor.left:
@@ -240,13 +262,20 @@ def _checked_tensor(
         qtype = tensor_type(raw_type)
         block, block_bytes = block_of(qtype)
     except (ValueError, KeyError) as error:
-        raise cursor.fail(f"tensor {name!r} has the unknown type {raw_type}") from error
+        if (removed := REMOVED_TYPES.get(raw_type)) is not None:
+            old, plain = removed
+            what = f"tensor {name!r} has the type {old}, which llama.cpp no longer reads"
+            raise cursor.fail(what, f"use a file of another type, such as {plain}") from error
+        what = f"tensor {name!r} has the unknown type {raw_type}"
+        raise cursor.fail(what, "the file is damaged, or of a newer llama.cpp; use a file of a known type") from error
     elements = 1
     for dim in shape:
         elements *= dim
     if elements <= 0 or shape[-1] % block:
         raise cursor.fail(f"tensor {name!r} has the shape {list(shape)}, which is not valid for {qtype.name}")
     n_bytes = elements // block * block_bytes
-    if offset % alignment or offset + n_bytes > cursor.left:
-        raise cursor.fail(f"tensor {name!r} is outside the file (offset {offset}, {n_bytes} bytes): truncated?")
+    if offset % alignment:
+        raise cursor.fail(f"tensor {name!r} starts at {offset}, which is not a multiple of {alignment}")
+    if offset + n_bytes > cursor.left:
+        raise cursor.cut(name, cursor.at + offset + n_bytes)
     return GgufTensor(name, shape, qtype, cursor.at + offset, n_bytes)

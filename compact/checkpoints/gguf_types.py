@@ -25,6 +25,19 @@ TensorType: TypeAlias = "gguf.GGMLQuantizationType | NewerType"
 # Type -> (weights per block, bytes per block).
 _NEWER_BLOCKS = {NewerType.Q2_0: (64, 18)}
 
+# Number -> (name, the plain type) of types that llama.cpp removed. Those of four parts are types repacked for one kind
+# of CPU; llama.cpp now repacks when it loads the plain type.
+REMOVED_TYPES = {
+    4: ("Q4_2", "Q4_0"),
+    5: ("Q4_3", "Q4_1"),
+    31: ("Q4_0_4_4", "Q4_0"),
+    32: ("Q4_0_4_8", "Q4_0"),
+    33: ("Q4_0_8_8", "Q4_0"),
+    36: ("IQ4_NL_4_4", "IQ4_NL"),
+    37: ("IQ4_NL_4_8", "IQ4_NL"),
+    38: ("IQ4_NL_8_8", "IQ4_NL"),
+}
+
 
 def tensor_type(number: int) -> TensorType:
     """Return the type with this number in a tensor table. Raises ValueError for an unknown number."""

@@ -38,7 +38,7 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
     method = method_named(options.method)
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
-    pre = pre_name(read_json_object(source.directory / TOKENIZER))
+    pre = source.pre or pre_name(read_json_object(source.directory / TOKENIZER))
     ranking = context.once(rank_vocabulary)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)

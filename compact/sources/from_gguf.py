@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,18 @@ from compact.architectures.table import family_of_gguf
 from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import as_storage_error, write_json, write_text
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.gguf_file import GgufFile, GgufTensor, read_gguf
+from compact.checkpoints.gguf_file import GgufFile, GgufTensor
+from compact.checkpoints.gguf_model import model_stem, read_gguf_model, require_weights
+from compact.checkpoints.gguf_types import TensorType, block_of, dequantize
 from compact.checkpoints.safetensors_file import NUMPY_TYPES
 from compact.checkpoints.writers import SafetensorsWriter
-from compact.sources.from_gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
+from compact.sources.from_gguf_config import (
+    ROPE_FREQS,
+    generation_config,
+    model_config,
+    refuse_experts,
+    refuse_unknown,
+)
 from compact.sources.from_gguf_tokenizer import GgufTokenizer, read_tokenizer
 
 _PIECE_ELEMENTS = 1 << 20
@@ -72,8 +80,10 @@ class GgufSourceInfo:
     base_model: str | None
 
 
-def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> GgufSourceInfo:
-    """Convert a GGUF file to a checkpoint in `out`.
+def read_gguf_checkpoint(
+    path: Path, out: Path, progress: Progress = SILENT, *, pre: str | None = None
+) -> GgufSourceInfo:
+    """Convert a GGUF file, or a split GGUF by any of its parts, to a checkpoint in `out`.
 
     The files written are config.json, generation_config.json, model.safetensors, tokenizer.json,
     tokenizer_config.json, README.md, tokenizer.model (for SentencePiece-style BPE if SentencePiece can express it) and
@@ -84,13 +94,16 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
             SentencePiece-style BPE.
         out: an empty directory. The caller publishes it afterwards.
         progress: receives the number of tensors written.
+        pre: name of the pre-tokenizer, instead of the file's `tokenizer.ggml.pre`.
 
     Returns:
         Facts about the GGUF and the checkpoint.
 
     Raises:
-        ModelNotFoundError: the file does not exist.
+        ModelNotFoundError: the file does not exist, or a part is missing.
         DamagedFileError: the file is truncated, violates the format or contradicts itself.
+        DataError: the file is not a model (an adapter, an importance matrix, ...), or `pre` does not apply to its
+            tokenizer.
         UnsupportedArchitectureError: no row of the family table matches, or a checkpoint of this layout cannot express
             a key or tensor of the file.
         MixtureOfExpertsError: `expert_count` is not 0.
@@ -99,11 +112,10 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
         UnsafePathError: the name of a chat template is not a plain name.
         StorageError: reading or writing failed.
     """
-    file = read_gguf(path)
-    where = str(path)
-    arch = file.values.get("general.architecture")
-    if not isinstance(arch, str):
-        raise DamagedFileError(f"{where}: general.architecture is missing")
+    file = read_gguf_model(path)
+    where = str(file.path)
+    arch = str(file.values["general.architecture"])
+    refuse_experts(file, arch)
     family = family_of_gguf(arch, where)
     if family.source_refusal is not None:
         raise UnsupportedArchitectureError(
@@ -111,13 +123,18 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
             "start from the Hugging Face checkpoint of this model",
         )
     refuse_unknown(file, family)
-    tokenizer = read_tokenizer(file.values, where)
+    require_weights(file)
+    tokenizer = read_tokenizer(file.values, where, pre)
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FREQS}
+    _refuse_types(tensors.values(), where)
     dtype = _checkpoint_dtype(tensors, where)
     config = model_config(file, arch, family, tokenizer, _TORCH_NAMES[dtype])
     hf_names = {family.hf_name(name): tensor for name, tensor in tensors.items()}
     hf_names = {name: tensor for name, tensor in hf_names.items() if not is_unused(name, family, config)}
-    check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
+    try:
+        check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
+    except DamagedFileError as error:
+        raise DamagedFileError(error.message, error.hint or "download or convert the GGUF again") from error
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:
         tokenizer.write(out, config["max_position_embeddings"])
@@ -143,7 +160,7 @@ def _info(
     name, licence = values.get("general.name"), values.get("general.license")
     url = _HUB_URL.match(str(values.get("general.base_model.0.repo_url", "")))
     return GgufSourceInfo(
-        name=name if isinstance(name, str) and name else file.path.stem,
+        name=name if isinstance(name, str) and name else model_stem(file.path),
         architecture=family.architecture,
         dtype=_TORCH_NAMES[dtype],
         n_tensors=len(tensors),
@@ -154,6 +171,28 @@ def _info(
         licence=licence if isinstance(licence, str) and licence else None,
         base_model=url.group(1) if url else None,
     )
+
+
+def _refuse_types(tensors: Iterable[GgufTensor], where: str) -> None:
+    """Raise UnsupportedArchitectureError for a type that cannot be dequantised, before anything is written."""
+    examples: dict[TensorType, str] = {}
+    for tensor in tensors:
+        if tensor.qtype not in _FLOATS:
+            examples.setdefault(tensor.qtype, tensor.name)
+            if len(tensor.shape) == 1:
+                raise UnsupportedArchitectureError(
+                    f"{where}: tensor {tensor.name!r} is a vector of type {tensor.qtype.name}, which llama.cpp never "
+                    "writes",
+                    "use a GGUF whose vectors are F32",
+                )
+    for qtype, name in examples.items():
+        try:
+            dequantize(np.zeros((1, block_of(qtype)[1]), dtype=np.uint8), qtype)
+        except NotImplementedError as error:
+            raise UnsupportedArchitectureError(
+                f"{where}: tensor {name!r} has type {qtype.name}, which cannot be dequantised",
+                "use a GGUF of another type (F16, Q8_0, Q4_K, ...)",
+            ) from error
 
 
 def _checkpoint_dtype(tensors: Mapping[str, GgufTensor], where: str) -> str:
@@ -248,19 +287,18 @@ def _write_float(
 ) -> None:
     """Copy a float tensor.
 
-    The bits stay the same, with two exceptions for vectors in F32:
+    The bits stay the same, with two exceptions for vectors:
         - If the converter widened the vector to F32 and narrowing loses nothing, it gets the checkpoint's type again.
         - If the GGUF has 1 + w for a norm, `offset` is 1 and is subtracted. For bfloat16 norms this is exact for |w|
           of at least 2^-16. A smaller w was rounded when the converter added 1, and the result gives the same 1 + w.
     """
     stored = _FLOATS[tensor.qtype]
-    if offset and stored != "F32":
-        raise UnsupportedArchitectureError(f"{file.path}: tensor {tensor.name!r} is {stored}, but norms must be F32")
-    if stored == "F32" and len(tensor.shape) == 1 and (dtype != "F32" or offset):
-        values = file.read_rows(tensor, 0, tensor.shape[0]).reshape(-1).view("<f4")
+    widened = stored == "F32" and len(tensor.shape) == 1 and dtype != "F32"
+    if widened or offset:
+        values = _as_float32(file.read_rows(tensor, 0, tensor.shape[0]), stored).reshape(tensor.shape)
         values = values - np.float32(offset) if offset else values
         narrow = _narrowed(values, dtype) if dtype != "F32" else None
-        writer.begin(name, dtype if narrow is not None else stored)
+        writer.begin(name, dtype if narrow is not None else "F32")
         whole = values if narrow is None else narrow
         writer.write(unpermute(whole, heads) if heads else whole)
     else:
@@ -268,6 +306,14 @@ def _write_float(
         for raw, n_heads in _raw_pieces(file, tensor, heads):
             writer.write(unpermute(raw, n_heads) if heads else raw)
     writer.end()
+
+
+def _as_float32(raw: npt.NDArray[np.uint8], stored: str) -> npt.NDArray[np.float32]:
+    """Return the numbers of a float tensor from its raw bytes."""
+    flat = raw.reshape(-1)
+    if stored == "BF16":
+        return (flat.view("<u2").astype("<u4") << 16).view("<f4")
+    return flat.view("<f2" if stored == "F16" else "<f4").astype(np.float32)
 
 
 def _narrowed(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any] | None:
@@ -287,7 +333,8 @@ def _write_dequantised(
     writer.begin(name, "F16")
     for dtype in ("F16", "F32"):
         for raw, n_heads in _raw_pieces(file, tensor, heads):
-            values = _dequantise(raw, tensor, file)
+            with np.errstate(all="ignore"):
+                values = dequantize(raw, tensor.qtype).reshape(raw.shape[0], *tensor.shape[1:])
             if dtype == "F16" and (np.abs(values) > _FLOAT16_MAX).any():
                 writer.restart("F32")
                 break
@@ -296,15 +343,3 @@ def _write_dequantised(
         else:
             break
     writer.end()
-
-
-def _dequantise(raw: npt.NDArray[np.uint8], tensor: GgufTensor, file: GgufFile) -> npt.NDArray[np.float32]:
-    try:
-        with np.errstate(all="ignore"):
-            values: npt.NDArray[np.float32] = gguf.dequantize(raw, tensor.qtype)
-    except NotImplementedError as error:
-        raise UnsupportedArchitectureError(
-            f"{file.path}: tensor {tensor.name!r} has type {tensor.qtype.name}, which cannot be dequantised",
-            "use a GGUF of another type (F16, Q8_0, Q4_K, ...)",
-        ) from error
-    return values.reshape(raw.shape[0], *tensor.shape[1:])

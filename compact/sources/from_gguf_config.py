@@ -15,7 +15,7 @@ from compact.base.errors import DamagedFileError, MixtureOfExpertsError, Unsuppo
 from compact.base.numbers import number
 from compact.checkpoints.gguf_file import GgufFile
 from compact.sources.from_gguf_layers import LAYER_KEYS, layer_settings
-from compact.sources.from_gguf_tokenizer import GgufTokenizer
+from compact.sources.from_gguf_tokenizer import CONVERT_AGAIN, GgufTokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 # Key of generation_config.json -> GGUF key after `general.sampling.`. llama.cpp uses them as default sampler settings.
@@ -42,12 +42,21 @@ _KNOWN_KEYS = frozenset(
 )  # fmt: skip
 
 
+def refuse_experts(file: GgufFile, arch: str) -> None:
+    """Raise MixtureOfExpertsError if the model has experts. `arch` is `general.architecture`."""
+    experts = file.values.get(f"{arch}.expert_count")
+    if experts:
+        raise MixtureOfExpertsError(
+            f"{file.path}: mixture-of-experts model ({arch}.expert_count = {experts!r})",
+            "COMPACT's channel scores are defined for dense FFNs; use a dense model",
+        )
+
+
 def refuse_unknown(file: GgufFile, family: Family) -> None:
     """Reject a GGUF that this reader cannot fully understand.
 
     Raises:
-        MixtureOfExpertsError: the model has experts.
-        UnsupportedArchitectureError: a key is not known to this reader, or the file is one part of a split GGUF.
+        UnsupportedArchitectureError: a key is not known to this reader.
     """
     arch = family.gguf_arch
     known = _KNOWN_KEYS | {setting.gguf for setting in family.numbers}
@@ -55,21 +64,12 @@ def refuse_unknown(file: GgufFile, family: Family) -> None:
     known |= {"attention.sliding_window_pattern"} if family.sliding_pattern is not None else set()
     known |= LAYER_KEYS if family.global_head_dim is not None else set()
     known |= set() if family.rope_switch else {"rope.scaling.finetuned"}
-    if file.values.get(f"{arch}.expert_count"):
-        raise MixtureOfExpertsError(
-            f"{file.path}: mixture-of-experts model ({arch}.expert_count = {file.values[f'{arch}.expert_count']!r})",
-            "COMPACT's channel scores are defined for dense FFNs; use a dense model",
-        )
     for key in file.values:
         if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in known:
             raise UnsupportedArchitectureError(
                 f"{file.path}: key {key[:80]!r} is unknown and may change what the model computes",
                 "start from the Hugging Face checkpoint of this model",
             )
-    if file.values.get("split.count", 0) not in (0, 1):
-        raise UnsupportedArchitectureError(
-            f"{file.path}: this file is one part of a split GGUF", "join the parts with llama.cpp's gguf-split --merge"
-        )
 
 
 def _size(file: GgufFile, key: str, default: int | None = None) -> int:
@@ -117,7 +117,10 @@ def model_config(file: GgufFile, arch: str, family: Family, tokenizer: GgufToken
     theta = _number(file, f"{arch}.rope.freq_base", DEFAULT_THETA)
     vocab = file.tensors[_EMBEDDING].shape[0] if _EMBEDDING in file.tensors else 0
     if vocab != tokenizer.vocab_size:
-        raise DamagedFileError(f"{file.path}: {tokenizer.vocab_size} tokens, but the embedding has {vocab} rows")
+        raise DamagedFileError(
+            f"{file.path}: {tokenizer.vocab_size} tokens, but the embedding has {vocab} rows",
+            CONVERT_AGAIN,
+        )
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -17,8 +17,9 @@ import gguf
 from compact.base.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
 from compact.base.files import write_json, write_text
 from compact.sources import from_gguf_sentencepiece as gguf_sentencepiece
+from compact.sources.from_gguf_pre import chosen_pre
 from compact.vocabulary import sentencepiece_bpe
-from compact.vocabulary.pretokenizers import find, tokenizer_parts
+from compact.vocabulary.pretokenizers import find, no_pre_tokenizer, tokenizer_parts
 from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from compact.vocabulary.token_pieces import TokenPieces
 
@@ -30,6 +31,8 @@ _ADDED = (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
           "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+# The next step for a vocabulary that is incomplete or contradicts itself. llama.cpp refuses most of them, too.
+CONVERT_AGAIN = "convert the model again with a current llama.cpp, or start from its Hugging Face checkpoint"
 _TEMPLATE_KEY = "tokenizer.chat_template"
 # A key of this project. The exporter writes it if `prefix_token` would guess wrongly from the standard keys.
 PREFIX_KEY = "compact.prefix_token_id"
@@ -95,30 +98,30 @@ class GgufTokenizer:
                 write_text(out / "additional_chat_templates" / f"{name}.jinja", template)
 
 
-def read_tokenizer(values: Mapping[str, Any], where: str) -> GgufTokenizer:
+def read_tokenizer(values: Mapping[str, Any], where: str, pre: str | None = None) -> GgufTokenizer:
     """Read the tokenizer from the key-values of a GGUF.
 
     Args:
         values: key -> value.
         where: the file's path, for messages.
+        pre: name of the pre-tokenizer (`--pre`), instead of the file's own.
 
     Raises:
+        UsageError: `pre` is not in the table of `compact.vocabulary.pretokenizers`, or the tokenizer has no
+            pre-tokenizer.
         UnsupportedTokenizerError: the tokenizer is neither byte-level nor SentencePiece-style BPE, or its
-            pre-tokenizer is not in the table of `compact.vocabulary.pretokenizers`.
+            pre-tokenizer is not in the table.
         DamagedFileError: tokens, types, scores, merges or special ids are damaged or contradict each other.
         UnsafePathError: the name of a chat template is not a plain name.
     """
     kind = values.get("tokenizer.ggml.model")
     if kind in gguf_sentencepiece.KINDS:
+        if pre is not None:
+            raise no_pre_tokenizer(pre, where)
         return _read_sentencepiece(values, str(kind), where)
     if kind != "gpt2":
         raise _unsupported(kind, where)
-    pre = values.get("tokenizer.ggml.pre")
-    if not isinstance(pre, str):
-        raise UnsupportedTokenizerError(
-            f"{where}: no tokenizer.ggml.pre, so the pre-tokenizer is unknown",
-            "an old converter made this file; start from the Hugging Face checkpoint",
-        )
+    pre = chosen_pre(values, pre, where)
     parts = tokenizer_parts(pre)
     tokens, types = _tokens(values, where)
     vocab = _vocab(tokens, types, where)
@@ -238,7 +241,14 @@ def _document(
 def _vocab(tokens: list[str], types: list[int], where: str) -> dict[str, int]:
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED}
     if len(vocab) != sum(kind != _TYPE.UNUSED for kind in types):
-        raise DamagedFileError(f"{where}: a token appears twice in tokenizer.ggml.tokens")
+        first: dict[str, int] = {}
+        twice = next(
+            i for i, token in enumerate(tokens) if types[i] != _TYPE.UNUSED and first.setdefault(token, i) != i
+        )
+        raise DamagedFileError(
+            f"{where}: tokenizer.ggml.tokens has {tokens[twice][:60]!r} twice, as {first[tokens[twice]]} and {twice}",
+            CONVERT_AGAIN,
+        )
     return vocab
 
 
@@ -256,8 +266,10 @@ def _names(
 
 def _list_of(values: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
     value = values.get(key)
+    if value is None:
+        raise DamagedFileError(f"{where}: {key} is missing", CONVERT_AGAIN)
     if not isinstance(value, list) or not value or not isinstance(value[0], kind) or isinstance(value[0], bool):
-        raise DamagedFileError(f"{where}: {key} is missing, empty or not a list of {kind.__name__}")
+        raise DamagedFileError(f"{where}: {key} is empty or not a list of {kind.__name__}", CONVERT_AGAIN)
     return value
 
 
@@ -266,13 +278,18 @@ def _tokens(values: Mapping[str, Any], where: str, *, byte_tokens: bool = False)
     types: list[int] = _list_of(values, "tokenizer.ggml.token_type", int, where)
     if len(tokens) > _MAX_TOKENS or len(types) != len(tokens):
         raise DamagedFileError(
-            f"{where}: {len(tokens)} tokens and {len(types)} token types; expected equal numbers, at most {_MAX_TOKENS}"
+            f"{where}: {len(tokens)} tokens and {len(types)} token types; expected equal numbers, at most "
+            f"{_MAX_TOKENS}",
+            CONVERT_AGAIN,
         )
+    # llama.cpp gives each empty text a name, because texts must differ.
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     known = {_TYPE.NORMAL, _TYPE.UNKNOWN, _TYPE.CONTROL, _TYPE.USER_DEFINED, _TYPE.UNUSED}
     if byte_tokens:
         known.add(_TYPE.BYTE)
     if odd := set(types) - {int(kind) for kind in known}:
-        raise UnsupportedTokenizerError(f"{where}: token type {min(odd)} is not valid for this type of tokenizer")
+        what = f"token type {min(odd)} is not valid for this type of tokenizer"
+        raise UnsupportedTokenizerError(f"{where}: {what}", CONVERT_AGAIN)
     return tokens, types
 
 
@@ -284,7 +301,8 @@ def _merges(values: Mapping[str, Any], vocab: Mapping[str, int], where: str) -> 
         cut = merge.find(" ", 1)
         first, second = merge[:cut], merge[cut + 1 :]
         if cut < 0 or first not in vocab or second not in vocab or first + second not in vocab:
-            raise DamagedFileError(f"{where}: merge {number} ({merge[:60]!r}) has a part or result that is not a token")
+            what = f"merge {number} ({merge[:60]!r}) has a part or result that is not a token"
+            raise DamagedFileError(f"{where}: {what}", CONVERT_AGAIN)
         pairs[first, second] = None
     return [[first, second] for first, second in pairs]
 

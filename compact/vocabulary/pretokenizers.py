@@ -18,9 +18,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
-from compact.base.errors import UnsupportedTokenizerError
+from compact.base.errors import UnsupportedTokenizerError, UsageError
 from compact.vocabulary.sentencepiece_bpe import PRE_NAME, is_sentencepiece_bpe, space_prefix
 from compact.vocabulary.tokenizer_json import bpe_model, short, steps
 
@@ -112,6 +113,18 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
 )
 
 KNOWN_NAMES = ", ".join(sorted(row.name for row in PRE_TOKENIZERS))
+# Other names of llama.cpp (`llama_vocab::impl::load` of the release in llama-cpp-python 0.3.36) for byte-level BPE. A
+# checkpoint brings its own tokenizer.json, so a user may choose one of them with --pre, and the parity gate compares.
+OTHER_NAMES = frozenset(
+    {
+        "a.x-4.0", "afmoe", "bailingmoe", "bailingmoe2", "bloom", "chameleon", "chatglm-bpe", "cohere2moe",
+        "deepseek-coder", "deepseek-llm", "deepseek-v3", "exaone-moe", "f2llmv2", "falcon", "falcon-h1", "glm4",
+        "gpt-4o", "gpt3-finnish", "granite-docling", "grok-2", "hunyuan-dense", "hy_v4", "jais-2", "joyai-llm",
+        "kanana2", "kimi-k2", "kormo", "laguna", "llada-moe", "llama4", "mellum", "mellum2", "midm-2.0", "minicpm5",
+        "minimax-m2", "poro-chat", "seed-coder", "solar-open", "spark2_5", "superbpe", "talkie", "tekken", "tiny_aya",
+        "ufakzeka", "viking", "youtu",
+    }
+)  # fmt: skip
 
 
 def _canonical_step(step: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +154,7 @@ def _key(steps: list[Mapping[str, Any]], ignore_merges: bool) -> str:
 
 _BY_KEY = {_key(list(row.steps), row.ignore_merges): row for row in PRE_TOKENIZERS}
 _BY_NAME = {name: row for row in PRE_TOKENIZERS for name in (row.name, *row.aliases)}
+READABLE_NAMES = ", ".join(sorted(_BY_NAME))
 
 
 def byte_level_bpe(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,7 +206,8 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
         raise UnsupportedTokenizerError(
             f"tokenizer.json: pre_tokenizer {short(pre_steps)} with ignore_merges = {bool(model.get('ignore_merges'))} "
             "has no known equivalent in llama.cpp",
-            f"known: {KNOWN_NAMES}; add a row to compact/vocabulary/pretokenizers.py, or give llama.cpp's name",
+            "if llama.cpp has it, give its name there with --pre, and the parity gate compares the two; known without "
+            f"--pre: {KNOWN_NAMES}",
         )
     return row.name
 
@@ -205,13 +220,53 @@ def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
     return any(step.get("type") == "NFC" for step in _normalizers(tokenizer_json))
 
 
+def is_readable(pre: Any) -> bool:
+    """Whether the table has this name or alias, so that a GGUF with it can be read."""
+    return isinstance(pre, str) and pre in _BY_NAME
+
+
+def no_pre_tokenizer(pre: str, where: str) -> UsageError:
+    """Return the error for `--pre` with a SentencePiece-style tokenizer."""
+    return UsageError(f"--pre {pre[:60]}: {where} is SentencePiece-style and has no pre-tokenizer", "leave it out")
+
+
+def check_name(pre: str) -> None:
+    """Raise UsageError if llama.cpp has no pre-tokenizer of this name, or only for tokenizers of another kind."""
+    if pre not in _BY_NAME and pre not in OTHER_NAMES:
+        every = sorted({*_BY_NAME, *OTHER_NAMES})
+        close = get_close_matches(pre, every, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(every)}"
+        raise UsageError(f"--pre {pre[:60]!r}: llama.cpp has no pre-tokenizer of this name", hint)
+
+
+def checked_pre(pre: str, tokenizer_json: Mapping[str, Any], where: str) -> str:
+    """Check the name that a user gave with `--pre` for a checkpoint. Return the name to write to a GGUF.
+
+    Args:
+        pre: the name.
+        tokenizer_json: the parsed file of the checkpoint.
+        where: its path, for messages.
+
+    Raises:
+        UsageError: llama.cpp has no such name, the tokenizer has no pre-tokenizer, or it is known to be another one.
+    """
+    if is_sentencepiece_bpe(tokenizer_json):
+        raise no_pre_tokenizer(pre, where)
+    check_name(pre)
+    try:
+        own = pre_name(tokenizer_json)
+    except UnsupportedTokenizerError:
+        return _BY_NAME[pre].name if pre in _BY_NAME else pre
+    if pre not in _BY_NAME or _BY_NAME[pre].name != own:
+        raise UsageError(f"--pre {pre}: {where} has the pre-tokenizer {own!r}", "leave it out")
+    return own
+
+
 def find(pre: str) -> PreTokenizer:
     """Return the row for a name or alias in a GGUF. Raises UnsupportedTokenizerError, which lists the known names."""
     row = _BY_NAME.get(pre)
     if row is None:
-        raise UnsupportedTokenizerError(
-            f"tokenizer.ggml.pre {pre[:60]!r} is not supported", f"known: {', '.join(sorted(_BY_NAME))}"
-        )
+        raise UnsupportedTokenizerError(f"tokenizer.ggml.pre {pre[:60]!r} is not supported", f"known: {READABLE_NAMES}")
     return row
 
 

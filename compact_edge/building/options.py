@@ -42,6 +42,7 @@ class BuildOptions:
         use_cache: read and write the cache.
         plan: folder with an existing plan.json (and its updates.safetensors) to apply as it is.
         name: name of the pruned model.
+        pre: llama.cpp's name of the pre-tokenizer (`open_source`).
     """
 
     model: str
@@ -60,6 +61,7 @@ class BuildOptions:
     use_cache: bool = True
     plan: Path | None = None
     name: str | None = None
+    pre: str | None = None
 
 
 def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Increase this when the meaning of the gate changes for an equal artifact.
-_GATE_VERSION = 4
+_GATE_VERSION = 5
 
 
 def resolve_compute(options: BuildOptions) -> Compute:
@@ -84,7 +84,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
     quants = parse_quants(options.quants, tuple(profiles))
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
-        source = open_source(options.model, cache, progress)
+        source = open_source(options.model, cache, progress, pre=options.pre)
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=inputs_of(options))
@@ -139,7 +139,7 @@ def _run(
         published=options.with_baseline,
         source=source,
         calibration=calibration,
-        pre=plan.pre,
+        pre=source.pre or plan.pre,
         unpruned=source.directory,
     )
     smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
@@ -163,7 +163,7 @@ def _run(
         parity = None
         if options.check:
             parity = _gate(artifact_format, variant, smaller, baseline_kl, cache, progress)
-            parity.require()
+            parity.require(tokenizer_hint=None if source.pre is None else f"--pre {source.pre} may be wrong")
         after = compare(variant, parity)
         check_memory(artifact_format.target, artifact_format, after.measured)
         return FormatResult(artifact_format, before, after, own_notes)

@@ -24,6 +24,7 @@ from compact.vocabulary.language_costs import LanguageCost, language_costs
 from compact_edge.building import method_report, vocabulary_report
 from compact_edge.building.fit import checkpoint_sizes
 from compact_edge.building.options import texts_of
+from compact_edge.building.pruned_from import remember
 from compact_edge.building.search_report import SPLIT_SVG, split_svg
 from compact_edge.building.variant import sizes_by_part
 from compact_edge.output import check_output, existing
@@ -78,6 +79,7 @@ def prune_model(
     options: PruneOptions,
     *,
     quant: str | None = None,
+    pre: str | None = None,
     force: bool = False,
     use_cache: bool = True,
     count_languages: bool = True,
@@ -91,6 +93,7 @@ def prune_model(
         model: checkpoint directory, GGUF file, Hub id or built-in model.
         out: directory to create.
         options: what to remove, and how.
+        pre: llama.cpp's name of the pre-tokenizer (`open_source`).
         quant: GGUF type whose file `options.fit_bytes` limits.
         force: replace an earlier output.
         use_cache: use and write the user's cache.
@@ -109,7 +112,7 @@ def prune_model(
         raise UsageError("--fit: the type of the file is missing", "give the GGUF type with --quant")
     check_calibration(model, options)
     with open_cache(enabled=use_cache) as cache:
-        source = open_source(model, cache, progress)
+        source = open_source(model, cache, progress, pre=pre)
         licence = licence_of(source)
         for note in licence_notes(licence, source.directory, card=False, folder=out.name):
             progress.note(note)
@@ -119,6 +122,7 @@ def prune_model(
             size_of = checkpoint_sizes(source, context.once(rank_vocabulary), quant)
         decision = decide(context, size_of=size_of)
         plan = decision.plan
+        remember(source, plan, cache)
         if not is_main():
             return None
         needed = sum(ref.n_bytes for ref in source.tensors.values())

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    model: Name, *, cache: Cache | str | os.PathLike[str] | None = None, progress: Progress = SILENT
+    model: Name,
+    *,
+    pre: str | None = None,
+    cache: Cache | str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
 ) -> ModelSource:
     """Open and check a model.
 
@@ -36,6 +40,7 @@ def open_model(
 
     Args:
         model: checkpoint directory, GGUF file, Hub id (`org/name` or `org/name@revision`) or built-in model.
+        pre: llama.cpp's name of the pre-tokenizer, if a GGUF file does not name it.
         cache: cache, or its directory, that keeps the checkpoint made from a GGUF file. None uses the user's cache.
         progress: shows the work.
 
@@ -49,9 +54,9 @@ def open_model(
     from compact.sources.model_source import open_source
 
     if isinstance(cache, Cache):
-        return open_source(os.fspath(model), cache, progress)
+        return open_source(os.fspath(model), cache, progress, pre=pre)
     with open_cache(root=None if cache is None else Path(cache)) as opened:
-        return open_source(os.fspath(model), opened, progress)
+        return open_source(os.fspath(model), opened, progress, pre=pre)
 
 
 def prune(model: Name, *, progress: Progress = SILENT, **flags: Any) -> PruneResult:
@@ -89,6 +94,7 @@ def prune(model: Name, *, progress: Progress = SILENT, **flags: Any) -> PruneRes
         values["out"],
         pruning_options(**values),
         quant=values["quant"],
+        pre=values["pre"],
         force=values["force"],
         use_cache=not values["no_cache"],
         progress=progress,
@@ -158,7 +164,9 @@ def evaluate(model: Name, *, progress: Progress = SILENT, **flags: Any) -> TextR
     from compact_edge.cli.commands.eval import evaluate as command
     from compact_edge.tasks.scoring import AgainstResult, EvalOptions, save_words, score
 
-    options = EvalOptions(**flag_values(command, model, flags))
+    values = flag_values(command, model, flags)
+    (named,) = values.pop("models")
+    options = EvalOptions(named, **values)
     result = score(options, progress)
     if isinstance(result, AgainstResult):
         save_words(options, result, progress)

@@ -134,8 +134,10 @@ class Inspected:
         return sizes, pruned_parts(sizes, self.parts, self.sizes)
 
 
-def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple[str, ...] = ()) -> Inspected:
-    """Open a model and count its parameters.
+def inspect_model(
+    model: str, cache: Cache, progress: Progress, languages: tuple[str, ...] = (), pre: str | None = None
+) -> Inspected:
+    """Open a model and count its parameters. `languages` and `pre` are the options of the command.
 
     Raises:
         CompactEdgeError: as in `compact.sources.model_source.open_source` and
@@ -143,10 +145,10 @@ def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple
     """
     found = open_config(model, progress)
     if found is not None:
-        _need_tokenizer(found, languages)
+        _need_tokenizer(found, languages, pre)
         return of_config(found)
     try:
-        source = open_source(model, cache, progress)
+        source = open_source(model, cache, progress, pre=pre)
     except ToolUnavailableError:
         # The package of a built-in model is not installed. Use the sizes in the table.
         row = published_model(model)
@@ -154,15 +156,15 @@ def inspect_model(model: str, cache: Cache, progress: Progress, languages: tuple
             raise
         progress.note(f"{model}: the package with its weights is not installed; using the sizes of the built-in table")
         row_source = config_of_row(row)
-        _need_tokenizer(row_source, languages)
+        _need_tokenizer(row_source, languages, pre)
         return of_config(row_source)
     return Inspected(source, count_parts(source.tensors, source.config), languages, cache)
 
 
-def _need_tokenizer(source: ConfigSource, languages: Sequence[str]) -> None:
-    if languages:
+def _need_tokenizer(source: ConfigSource, languages: Sequence[str], pre: str | None) -> None:
+    if languages or pre is not None:
         raise UsageError(
-            f"--languages: {source.name} has only a configuration, and no tokenizer",
+            f"{'--languages' if languages else '--pre'}: {source.name} has only a configuration, and no tokenizer",
             "give a checkpoint directory or a .gguf file",
         )
 

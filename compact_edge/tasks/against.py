@@ -200,6 +200,7 @@ def compare(
     *,
     n_words: int,
     window: int | None,
+    pre: str | None = None,
     device: str,
     threads: int,
     cache: Cache,
@@ -213,6 +214,7 @@ def compare(
             lengths, the contexts differ.
         n_words: maximum number of words to list.
         window: positions per window; 2048 by default, and at most the context of each model.
+        pre: pre-tokenizer to use instead of that of `model`, a GGUF; or None.
         device: device for a checkpoint.
         threads: threads of the runtimes.
         cache: for `open_source`.
@@ -224,8 +226,9 @@ def compare(
         CalibrationError: the text is too short.
     """
     readings = []
-    for name in (model, against):
-        with _opened(name, cache, progress, window=window, device=device, threads=threads) as (scorer, pieces):
+    for name, own in ((model, pre), (against, None)):
+        opened = _opened(name, cache, progress, window=window, pre=own, device=device, threads=threads)
+        with opened as (scorer, pieces):
             readings.append(_read(name, scorer, pieces, text, progress))
     first, second = readings
     segments = align(first.tokens, second.tokens)
@@ -239,9 +242,16 @@ def compare(
 
 @contextmanager
 def _opened(
-    name: str, cache: Cache, progress: Progress, *, window: int | None, device: str, threads: int
+    name: str,
+    cache: Cache,
+    progress: Progress,
+    *,
+    window: int | None,
+    pre: str | None,
+    device: str,
+    threads: int,
 ) -> Iterator[tuple[TextScorer, TokenPieces]]:
-    artifact = named_artifact(name)
+    artifact = named_artifact(name, pre)
     if artifact is not None:
         pieces = artifact.pieces()
         with artifact.open(threads=threads, window=window) as scorer:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from compact.forward.evaluate import Evaluation
     from compact_edge.tasks.against import Comparison
     from compact_edge.tasks.evaluate import TaskReport
+    from exporters.opened import NamedArtifact
     from exporters.task_runtime import Runtime
 
 _TEXT_ONLY = ("against", "split", "max_bytes", "window", "words", "save_tokens")
@@ -43,6 +44,7 @@ class EvalOptions:
     items: Path | None = None
     threads: int | None = None
     device: str = "auto"
+    pre: str | None = None
 
     @property
     def task_names(self) -> list[str]:
@@ -200,10 +202,9 @@ def _score_text(options: EvalOptions, content: str, progress: Progress) -> Evalu
     from compact.base.devices import default_threads
     from compact.forward.evaluate import evaluate_checkpoint
     from compact.sources.model_source import open_source
-    from exporters.opened import named_artifact
 
     window = options.window
-    artifact = named_artifact(options.model)
+    artifact = _artifact(options, progress)
     if artifact is not None:
         threads = options.threads or default_threads()
         return artifact.score(content, threads=threads, window=window, progress=progress)
@@ -212,6 +213,15 @@ def _score_text(options: EvalOptions, content: str, progress: Progress) -> Evalu
         return evaluate_checkpoint(
             source.directory, content, window=window, device=options.device, dtype="float32", progress=progress
         )
+
+
+def _artifact(options: EvalOptions, progress: Progress) -> NamedArtifact | None:
+    from exporters.opened import named_artifact
+
+    artifact = named_artifact(options.model, options.pre)
+    for note in () if artifact is None else artifact.format.opening_notes(artifact.path):
+        progress.note(note)
+    return artifact
 
 
 def _compare(options: EvalOptions, against: str, content: str, progress: Progress) -> Comparison:
@@ -226,6 +236,7 @@ def _compare(options: EvalOptions, against: str, content: str, progress: Progres
             content,
             n_words=options.words or N_WORDS,
             window=options.window,
+            pre=options.pre,
             device=options.device,
             threads=options.threads or default_threads(),
             cache=cache,
@@ -258,9 +269,8 @@ def _score_tasks(options: EvalOptions, progress: Progress) -> TasksResult:
 @contextmanager
 def _task_runtime(options: EvalOptions, batch_size: int, cache: Cache, progress: Progress) -> Iterator[Runtime]:
     from compact.base.devices import default_threads
-    from exporters.opened import named_artifact
 
-    artifact = named_artifact(options.model)
+    artifact = _artifact(options, progress)
     runtime: Runtime
     if artifact is not None:
         runtime = artifact.open_for_tasks(threads=options.threads or default_threads(), batch_size=batch_size)

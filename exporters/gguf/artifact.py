@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compact.architectures.table import family_of
 from compact.base.cache import Cache
@@ -26,6 +26,9 @@ from exporters.gguf_writer.write import Quant, artifact_name, write_gguf
 from exporters.llamacpp.header import read_header
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
+
+if TYPE_CHECKING:
+    from compact.sources.model_source import ModelSource
 
 IMATRIX_CHUNK = 512  # tokens per sequence, as in llama.cpp's own tool
 # Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
@@ -220,6 +223,19 @@ def importance_of(export: Export, cache: Cache, progress: Progress = SILENT) -> 
 
     matrix = read_imatrix(cache.get_or_make("imatrix", key, make) / "imatrix.gguf")
     return replace(matrix, datasets=(export.texts_name,)) if export.texts_name else matrix
+
+
+def metadata_of(source: ModelSource, name: str, description: str | None, plan_id: str | None) -> GgufMetadata:
+    """Return the `general.*` keys of an artifact. The arguments are fields of a `Request`."""
+    from exporters.card import base_model_of, carried_to_gguf
+
+    return GgufMetadata(
+        name=name,
+        base_model=source.hub_id or base_model_of(source.directory),
+        description=description,
+        card={} if description is None else carried_to_gguf(source.directory),
+        extra={} if plan_id is None else {"compact_edge.plan_id": plan_id},
+    )
 
 
 def _describe(metadata: GgufMetadata) -> dict[str, Any]:

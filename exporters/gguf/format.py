@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from exporters.gguf.artifact import GgufArtifact
     from exporters.gguf.placing import FileOptions
     from exporters.gguf.size import GgufSizes
-    from exporters.gguf_writer.metadata import GgufMetadata
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
@@ -88,6 +87,8 @@ class GgufFormat(Format):
     file_types: ClassVar[Mapping[str, int]] = {**_SMALL_BLOCKS, **dict.fromkeys(_BLOCK_256_FILE, 256)}
     tensor_types: ClassVar[Mapping[str, int]] = {**_SMALL_BLOCKS, **dict.fromkeys(_BLOCK_256_TENSOR, 256)}
     flags: ClassVar[tuple[Flag, ...]] = FLAGS
+    # Name that llama.cpp uses instead of an artifact's `tokenizer.ggml.pre`; None for the file's own.
+    pre_tokenizer: ClassVar[str | None] = None
 
     @classmethod
     def quants(cls) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ class GgufFormat(Format):
         return grid(self.type_name)
 
     def make(self, request: Request, cache: Cache, progress: Progress) -> GgufArtifact:
-        from exporters.gguf.artifact import Export, make_artifact
+        from exporters.gguf.artifact import Export, make_artifact, metadata_of
         from exporters.gguf.placing import check_files
 
         calibration = request.calibration
@@ -184,7 +185,7 @@ class GgufFormat(Format):
             texts_id=calibration.id,
             texts_name=calibration.label,
             with_imatrix=self.files.save_imatrix,
-            metadata=_metadata(request.source, request.name, request.description, request.plan_id),
+            metadata=metadata_of(request.source, request.name, request.description, request.plan_id),
         )
         artifact = make_artifact(export, cache, progress)
         if request.published:
@@ -192,10 +193,11 @@ class GgufFormat(Format):
         return artifact
 
     def sizes(self, request: SizeRequest) -> GgufSizes:
+        from exporters.gguf.artifact import metadata_of
         from exporters.gguf.size import gguf_sizes
 
         # The plan does not exist yet. Any sha256 has the length of its id.
-        longest = _metadata(request.source, request.name, request.description, request.source.id)
+        longest = metadata_of(request.source, request.name, request.description, request.source.id)
         return gguf_sizes(
             request.source,
             request.ranking.always,
@@ -204,6 +206,7 @@ class GgufFormat(Format):
             embedding_quant=self.embedding,
             # A build always has a matrix: a given file, or one measured on the calibration text.
             has_imatrix=quant_named(self.type_name).uses_imatrix,
+            pre=request.source.pre,
             metadata=longest,
         )
 
@@ -214,14 +217,29 @@ class GgufFormat(Format):
 
     @classmethod
     def recognises(cls, model: str) -> Path | None:
-        return Path(model) if model.lower().endswith(_ENDING) else None
+        from exporters.gguf.named import named_gguf
+
+        return named_gguf(model)
+
+    @classmethod
+    def with_pre(cls, path: Path, pre: str) -> type[GgufFormat]:
+        from exporters.gguf.named import check_pre
+
+        check_pre(path, pre)
+        return type(cls.__name__, (cls,), {"pre_tokenizer": pre})
+
+    @classmethod
+    def opening_notes(cls, path: Path) -> list[str]:
+        from exporters.gguf.named import pre_notes
+
+        return pre_notes(path) if cls.pre_tokenizer is None else []
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, *, threads: int, window: int | None = None) -> Iterator[TextScorer]:
         from exporters.gguf.scoring import open_gguf
 
-        with open_gguf(path, threads=threads, window=window) as (scorer, _):
+        with open_gguf(path, threads=threads, window=window, pre=cls.pre_tokenizer) as (scorer, _):
             yield scorer
 
     @classmethod
@@ -244,13 +262,14 @@ class GgufFormat(Format):
     ) -> Evaluation:
         from exporters.gguf.scoring import evaluate_gguf
 
-        return evaluate_gguf(path, text, threads=threads, progress=progress, window=window, label=label)
+        pre = cls.pre_tokenizer
+        return evaluate_gguf(path, text, threads=threads, progress=progress, window=window, label=label, pre=pre)
 
     @classmethod
     def open_for_tasks(cls, path: Path, *, threads: int, batch_size: int) -> Runtime:
         from exporters.gguf.tasks import GgufRuntime
 
-        return GgufRuntime(path, threads=threads, batch_size=batch_size)
+        return GgufRuntime(path, threads=threads, batch_size=batch_size, pre=cls.pre_tokenizer)
 
     def measure(self, variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:
         """See `Format.measure`. Uses llama.cpp."""
@@ -360,19 +379,6 @@ class GgufFormat(Format):
         from exporters.llamacpp.engine_build import engine_build
 
         return dict(engine_build().as_dict())
-
-
-def _metadata(source: ModelSource, name: str, description: str | None, plan_id: str | None) -> GgufMetadata:
-    from exporters.card import base_model_of, carried_to_gguf
-    from exporters.gguf_writer.metadata import GgufMetadata
-
-    return GgufMetadata(
-        name=name,
-        base_model=source.hub_id or base_model_of(source.directory),
-        description=description,
-        card={} if description is None else carried_to_gguf(source.directory),
-        extra={} if plan_id is None else {"compact_edge.plan_id": plan_id},
-    )
 
 
 def _mode(checkpoint: Path) -> str:

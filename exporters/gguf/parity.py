@@ -30,6 +30,7 @@ from exporters.gate import (
     reference_for,
     tokenizer_check,
 )
+from exporters.gguf.known_differences import explained
 from exporters.gguf.low_memory_checks import check_first_layers, check_tensors
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
@@ -55,13 +56,14 @@ def check_tokenizer(
     Some differences are the runtime's own. They are counted and listed, but do not fail the check:
     - those that disappear when both handle the text alike (llama.cpp has no NFC, and its own rule for the space before
       a text);
+    - those that `exporters.gguf.known_differences` explains;
     - those that the *unpruned* checkpoint and its GGUF have too.
 
     Args:
         checkpoint: the (pruned) checkpoint directory.
         artifact: its GGUF.
         texts: additional texts, those of the calibration.
-        unpruned: checkpoint directory of the source; None if there is none. Then only the first rule applies.
+        unpruned: checkpoint directory of the source; None if there is none. Then only the other rules apply.
         pre: `tokenizer.ggml.pre` for the GGUF of the unpruned checkpoint.
     """
     specials = list(load_tokenizer(checkpoint).get_added_vocab())
@@ -69,12 +71,19 @@ def check_tokenizer(
     with LlamaEngine(artifact, vocab_only=True) as engine:
         different = compare_ids(checkpoint, engine, every)
         own = _text_handling(checkpoint, engine, every, different)
-    unexplained = [entry for entry in different if entry not in own]
-    if unexplained and unpruned is not None:
-        own |= _runtime_differences(unpruned, every, unexplained, pre)
+        unexplained = [entry for entry in different if entry not in own]
+        if unexplained and unpruned is not None:
+            own |= _runtime_differences(unpruned, every, unexplained, pre)
+        left = [entry for entry in unexplained if entry not in own]
+        known = explained(load_tokenizer(checkpoint).backend_tokenizer, engine, every, left)
+        own |= known.keys()
     failed = sorted({n for entry in unexplained if entry not in own for n in entry[:1]})
     excused = sorted({n for n, _ in own} - set(failed))
-    return tokenizer_check(every, failed, excused, "with and without special tokens", "llama.cpp")
+    how = "with and without special tokens"
+    names = f"by a known rule ({'; '.join(sorted(set(known.values())) or ['how it handles text'])})"
+    also = "for the unpruned model too"
+    shown_by = names if unpruned is None else f"{also}, or {names}" if known else also
+    return tokenizer_check(every, failed, excused, how, "llama.cpp", shown_by)
 
 
 def _text_handling(

@@ -14,25 +14,36 @@ from exporters.short_run import short_run
 
 
 @contextmanager
-def open_gguf(path: Path, *, threads: int, window: int | None = None) -> Iterator[tuple[TextScorer, LlamaEngine]]:
+def open_gguf(
+    path: Path, *, threads: int, window: int | None = None, pre: str | None = None
+) -> Iterator[tuple[TextScorer, LlamaEngine]]:
     """Open a GGUF in llama.cpp with a context of one window. Yields the scorer and its engine.
+
+    `pre` is the pre-tokenizer to use instead of the file's own.
 
     Raises the errors of `LlamaEngine`.
     """
-    with LlamaEngine(path, vocab_only=True) as vocabulary:
+    with LlamaEngine(path, vocab_only=True, pre=pre) as vocabulary:
         architecture = vocabulary.metadata["general.architecture"]
         positions = int(vocabulary.metadata[f"{architecture}.context_length"])
     size = min(window or DEFAULT_WINDOW, positions)
-    with LlamaEngine(path, n_ctx=size, n_threads=threads) as engine:
+    with LlamaEngine(path, n_ctx=size, n_threads=threads, pre=pre) as engine:
         bos = engine.bos if engine.add_bos else None
         yield TextScorer(lambda text: engine.tokenize([text], parse_special=True)[0], engine.score, bos, size), engine
 
 
 def evaluate_gguf(
-    path: Path, text: str, *, threads: int, progress: Progress, window: int | None = None, label: str = "evaluating"
+    path: Path,
+    text: str,
+    *,
+    threads: int,
+    progress: Progress,
+    window: int | None = None,
+    label: str = "evaluating",
+    pre: str | None = None,
 ) -> Evaluation:
     """Measure bits per byte of a GGUF in llama.cpp, with its own tokenizer and the same windows as for a checkpoint."""
-    with open_gguf(path, threads=threads, window=window) as (model, engine):
+    with open_gguf(path, threads=threads, window=window, pre=pre) as (model, engine):
         ids = model.encode(text)
         first = engine.detokenize(ids[:1])
         return evaluate(

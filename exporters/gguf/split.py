@@ -17,13 +17,13 @@ import gguf
 from compact.base.errors import DamagedFileError, GateError, UsageError
 from compact.base.files import CHUNK, as_storage_error
 from compact.checkpoints.gguf_file import VALUES_START, GgufFile, GgufTensor, read_gguf
+from compact.checkpoints.gguf_model import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS, part_names
 
 # Bytes of a part at least, as in llama.cpp's tool.
 LEAST_PART = 1_000_000
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _UINT16, _INT32 = 2, 5  # types of values, GGUF spec "File structure"
 _MAX_PARTS = (1 << 16) - 1
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
@@ -37,7 +37,7 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
     """
     if not file.tensors:
         raise DamagedFileError(f"{file.path}: the file has no tensors", "export the model again")
-    if any(key in file.values for key in _SPLIT_KEYS) or file.values.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
+    if any(key in file.values for key in SPLIT_KEYS) or file.values.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         raise DamagedFileError(
             f"{file.path}: already split, or not aligned to {_ALIGNMENT} bytes", "export the model again"
         )
@@ -63,11 +63,6 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
             f"--split-max-size: needs {len(parts)} parts, but at most {_MAX_PARTS} are possible", "give a larger size"
         )
     return parts
-
-
-def part_names(stem: str, count: int) -> list[str]:
-    """Return the names of the parts, as llama.cpp's `llama_split_path` forms them."""
-    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def split_gguf(source: Path, directory: Path, max_bytes: int) -> list[Path]:
@@ -112,8 +107,8 @@ def check_parts(source: Path, parts: Sequence[Path]) -> None:
     seen: list[str] = []
     for number, path in enumerate(parts):
         part = read_gguf(path)
-        stored = {key: value for key, value in part.values.items() if key not in _SPLIT_KEYS}
-        marks = tuple(part.values.get(key) for key in _SPLIT_KEYS)
+        stored = {key: value for key, value in part.values.items() if key not in SPLIT_KEYS}
+        marks = tuple(part.values.get(key) for key in SPLIT_KEYS)
         if stored != (whole.values if number == 0 else {}) or marks != (number, len(parts), len(whole.tensors)):
             raise GateError(f"{path.name}: the keys differ from those of {source.name}", "check the disk")
         for tensor in part.tensors.values():
@@ -135,12 +130,12 @@ def _write_part(
 ) -> None:
     read.seek(VALUES_START)
     values = read.read(file.values_end - VALUES_START) if number == 0 else b""
-    n_values = (len(file.values) if number == 0 else 0) + len(_SPLIT_KEYS)
+    n_values = (len(file.values) if number == 0 else 0) + len(SPLIT_KEYS)
     # llama.cpp writes the keys in this order.
     marks = (
-        _value("split.no", _UINT16, struct.pack("<H", number)),
-        _value("split.tensors.count", _INT32, struct.pack("<i", len(file.tensors))),
-        _value("split.count", _UINT16, struct.pack("<H", count)),
+        _value(SPLIT_NO, _UINT16, struct.pack("<H", number)),
+        _value(SPLIT_TENSORS, _INT32, struct.pack("<i", len(file.tensors))),
+        _value(SPLIT_COUNT, _UINT16, struct.pack("<H", count)),
     )
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), n_values), values, *marks]
     offset = 0

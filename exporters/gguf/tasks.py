@@ -20,17 +20,19 @@ class GgufRuntime:
 
     name = "llama.cpp"
 
-    def __init__(self, path: Path, *, threads: int, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, path: Path, *, threads: int, batch_size: int = BATCH_SIZE, pre: str | None = None) -> None:
         """Open a GGUF. The context is created later, when the lengths of the sequences are known.
+
+        `pre` is the pre-tokenizer to use instead of the file's own.
 
         Raises:
             DataError: the GGUF names neither BOS nor EOS.
             CompactEdgeError: as in `exporters.llamacpp.engine.LlamaEngine`.
         """
-        self._path, self._threads, self._batch_size = path, threads, batch_size
+        self._path, self._threads, self._batch_size, self._pre = path, threads, batch_size, pre
         self._engine: LlamaEngine | None = None
         self._cells = 0
-        self._vocabulary = LlamaEngine(path, vocab_only=True)
+        self._vocabulary = LlamaEngine(path, vocab_only=True, pre=pre)
         try:
             metadata = self._vocabulary.metadata
             self.max_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
@@ -74,7 +76,12 @@ class GgufRuntime:
             self._cells = -(-cells // 256) * 256
             n_batch = max(_MIN_BATCH, min(_MAX_BATCH, _LOGITS // self._vocabulary.n_vocab, self._cells))
             self._engine = LlamaEngine(
-                self._path, n_ctx=self._cells, n_batch=n_batch, n_threads=self._threads, n_seq=self._batch_size
+                self._path,
+                n_ctx=self._cells,
+                n_batch=n_batch,
+                n_threads=self._threads,
+                n_seq=self._batch_size,
+                pre=self._pre,
             )
         return self._engine
 

@@ -83,6 +83,7 @@ class LlamaEngine(ChildEngine):
         n_threads: int = 1,
         n_seq: int = 1,
         vocab_only: bool = False,
+        pre: str | None = None,
     ) -> None:
         """Open a GGUF.
 
@@ -93,6 +94,7 @@ class LlamaEngine(ChildEngine):
             n_threads: threads of llama.cpp. More threads than free cores are very slow, because they spin.
             n_seq: maximum sequences that `branches` scores at a time. They share the `n_ctx` cells of one cache.
             vocab_only: read only the vocabulary. Only `tokenize` and `detokenize` then work.
+            pre: name of the pre-tokenizer to use instead of the file's `tokenizer.ggml.pre`.
 
         Raises:
             ModelNotFoundError: the file does not exist.
@@ -114,12 +116,14 @@ class LlamaEngine(ChildEngine):
             description, _ = self._child.ask(
                 {
                     "op": "open",
-                    "path": os.fsencode(path.resolve()).hex(),  # a path need not be UTF-8
+                    # A path need not be UTF-8. Links stay: the names of a split GGUF's parts say where the others are.
+                    "path": os.fsencode(path.absolute()).hex(),
                     "n_ctx": n_ctx,
                     "n_batch": n_batch or min(n_ctx, _DEFAULT_BATCH),
                     "n_threads": n_threads,
                     "n_seq": n_seq,
                     "vocab_only": vocab_only,
+                    "pre": pre,
                 }
             )
         except BaseException:
@@ -159,6 +163,10 @@ class LlamaEngine(ChildEngine):
         """Return the concatenated bytes of the tokens. `special`: include special tokens as text."""
         _, (text,) = self._child.ask({"op": "detokenize", "special": special}, (self._ids(ids, 0, 2**31 - 1),))
         return text.tobytes()
+
+    def control_ids(self) -> list[int]:
+        """Return the ids that are not found in a text if special tokens are read as text."""
+        return list(self._child.ask({"op": "control"})[0]["ids"])
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return logits, float32 [T, n_vocab], of a sequence of 1 to n_ctx ids, starting with an empty cache.

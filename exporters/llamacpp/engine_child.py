@@ -22,7 +22,20 @@ from exporters.native.prefix_groups import Group, Scored, unpack
 
 _GGML_TYPE_F32 = 0
 _FLASH_ATTN_DISABLED = 0  # llama_flash_attn_type
+_NOT_TEXT = 1 << 3 | 1 << 0  # llama_token_attr: CONTROL, UNKNOWN
+_OVERRIDE_STRING = 3  # llama_model_kv_override_type
 _INT32_MIN = -(2**31)
+
+
+def _pre_override(library: Any, pre: str | None) -> Any:
+    """Return the override of `tokenizer.ggml.pre`, an array that an entry without a key ends; None without one."""
+    if pre is None:
+        return None
+    overrides = (library.llama_model_kv_override * 2)()
+    overrides[0].tag = _OVERRIDE_STRING
+    overrides[0].key = b"tokenizer.ggml.pre"
+    overrides[0].value.val_str = pre.encode("utf-8")
+    return overrides
 
 
 class Model:
@@ -38,6 +51,9 @@ class Model:
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = bool(request["vocab_only"])
+        overrides = _pre_override(library, request.get("pre"))  # llama.cpp reads it while it loads
+        if overrides is not None:
+            params.kv_overrides = overrides
         self._model = library.llama_model_load_from_file(bytes.fromhex(request["path"]), params)
         if not self._model:
             raise _load_refusal(log.reason())
@@ -115,6 +131,11 @@ class Model:
                     break
                 size = -count
         return bytes(out)
+
+    def control(self) -> list[int]:
+        """Return the ids of control and unknown tokens. llama.cpp takes some for control tokens by their text."""
+        attribute = self._lib.llama_vocab_get_attr
+        return [token for token in range(self.n_vocab) if attribute(self._vocab, token) & _NOT_TEXT]
 
     def clear(self) -> None:
         """Empty the key-value cache."""
@@ -299,6 +320,8 @@ class _Server:
             case "detokenize":
                 text = model.detokenize(arrays[0], request["special"])
                 return {}, (np.frombuffer(text, dtype=np.uint8),)
+            case "control":
+                return {"ids": model.control()}, ()
             case "logits":
                 return {}, (model.logits(arrays[0]),)
             case "score":

@@ -127,7 +127,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
 def bench(as_json: bool, **values: Any) -> None:
     """Measure ARTIFACT against its unpruned BASELINE on a device and write a report.
 
-    ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`.
+    ARTIFACT and BASELINE are GGUF files, ONNX folders, or the output of `compact-edge build --with-baseline`.
 
     It measures memory, load time, time to first token, and prefill and decode speed at batch size 1. The two artifacts
     alternate, and each run uses a fresh process. The report gives the median ratio of each figure with a 95% interval.

@@ -15,6 +15,7 @@ from compact_edge.flags import (
     compute_options,
     format_choices,
     format_options,
+    pre_option,
     prune_options,
     recovery_options,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     "give FORMAT=TYPE for each. `--quant list` prints all types.",
 )
 @format_options("build")
+@pre_option
 @calibration_options
 @recovery_options
 @compute_options
@@ -61,7 +63,7 @@ def build(model: str, targets: tuple[str, ...], quants: tuple[str, ...], as_json
 
     With one target per format (--target gguf --target onnx), the model is pruned once and exported to both.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model: tiny (the default, needs nothing) or smollm2-135m (a real chat model, needs the extra `demo`).
     """
     from compact_edge.building import summary
@@ -96,4 +98,5 @@ def build_options(model: str, targets: tuple[str, ...], quants: tuple[str, ...],
         prompt=values["prompt"],
         threads=values["threads"],
         use_cache=not values["no_cache"],
+        pre=values["pre"],
     )

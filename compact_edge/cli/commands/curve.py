@@ -15,6 +15,7 @@ from compact_edge.flags import (
     QuantCommand,
     calibration_options,
     compute_options,
+    pre_option,
     prune_options,
     ranking_options,
 )
@@ -34,6 +35,7 @@ from compact_edge.flags import (
     help="Number of ratios, evenly spaced from 0.05 to 0.5. For each, 6 splits are evaluated.",
 )
 @ranking_options
+@pre_option
 @calibration_options
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
@@ -57,7 +59,7 @@ def curve(
     per byte on held-out text of every calibration source. No model is written, and no weights are repaired: --method
     repair and --repair-tokens have no effect.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
     """
     from compact.base.cache import open_cache
@@ -84,7 +86,7 @@ def curve(
     check_calibration(model, prune_options(values))
     console = Console()
     with open_cache(enabled=not no_cache) as cache:
-        source = open_source(model, cache, console)
+        source = open_source(model, cache, console, pre=values["pre"])
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
         gguf = GgufFormat.resolve(profile, source, quant=quant)

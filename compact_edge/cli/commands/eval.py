@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compact_edge.flags import DIRECTORY, FILE
+from compact_edge.flags import DIRECTORY, FILE, pre_option
 
 if TYPE_CHECKING:
     from compact_edge.tasks.scoring import AgainstResult, EvalOptions, TasksResult, TextResult
+    from compact_edge.terminal.console import Console
 
 
 @click.command("eval")
-@click.argument("model")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "--text", type=FILE, help="Measure bits per byte on this text, jsonl (field text or context) or parquet file."
 )
@@ -53,14 +55,17 @@ if TYPE_CHECKING:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Device for a checkpoint."
 )
-@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
-def evaluate(model: str, as_json: bool, **values: Any) -> None:
+@pre_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write the result as JSON to stdout: a list if several MODELs are given."
+)
+def evaluate(models: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Measure bits per byte of MODEL on a text, or its accuracy on tasks.
 
     MODEL is one of these:
 
     \b
-    - a .gguf file (scored by llama.cpp);
+    - a GGUF file (scored by llama.cpp);
     - an ONNX folder or its model.onnx (scored by onnxruntime);
     - a checkpoint directory, a model on the Hugging Face Hub (org/name or
       org/name@revision) or a built-in model (scored by Transformers in float32).
@@ -69,20 +74,27 @@ def evaluate(model: str, as_json: bool, **values: Any) -> None:
     all models get the same questions, each through its own tokenizer. The data of lm_eval's own tasks come from the
     Hub.
 
+    Several models are scored one after the other and shown in one table, such as all of DIR/*.gguf. The parts of a
+    split GGUF count as one model, and GGUF files that are not models, such as imatrix.gguf, are left out.
+
     With --against, both models score the text. The extra bits of MODEL are divided into three parts: words that MODEL
     splits and OTHER does not, the eight tokens after such a word, and everything else. The most expensive words are
     listed. To keep them, save them with --save-tokens and prune OTHER again with --keep-tokens.
     """
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.tasks.files import need_hub
-    from compact_edge.tasks.scoring import AgainstResult, EvalOptions, check_options, save_words, score
+    from compact_edge.tasks.scoring import AgainstResult, EvalOptions, save_words, score
+    from compact_edge.tasks.several import models_to_score
     from compact_edge.terminal.console import Console, print_json
 
-    options = EvalOptions(model, **values)
-    check_options(options)
-    hub = options.tasks is not None and need_hub(options.task_names, options.include_path)
-    quiet_libraries(model, options.against, tasks=options.tasks is not None, hub=hub)
     console = Console()
+    chosen = models_to_score(EvalOptions(models[0], **values), models, console)
+    options = EvalOptions(chosen[0], **values)
+    hub = options.tasks is not None and need_hub(options.task_names, options.include_path)
+    quiet_libraries(*models, options.against, tasks=options.tasks is not None, hub=hub)
+    if len(models) > 1:
+        _score_several(options, chosen, console, as_json=as_json)
+        return
     result = score(options, console)
     if as_json:
         print_json(result.as_dict())
@@ -90,6 +102,24 @@ def evaluate(model: str, as_json: bool, **values: Any) -> None:
         _show(result, options)
     if isinstance(result, AgainstResult):
         save_words(options, result, console)
+
+
+def _score_several(options: EvalOptions, models: Sequence[str], console: Console, *, as_json: bool) -> None:
+    from compact.base.errors import CompactEdgeError
+    from compact_edge.tasks.several import score_each, table_of
+    from compact_edge.terminal.console import format_table, print_json
+
+    results: list[TextResult | TasksResult] = []
+    try:
+        results.extend(score_each(options, models, console))  # keeps what was scored before an error
+    except CompactEdgeError:
+        if results and not as_json:
+            click.echo(format_table(*table_of(results)))
+        raise
+    if as_json:
+        print_json([result.as_dict() for result in results])
+    else:
+        click.echo(format_table(*table_of(results)))
 
 
 def _show(result: TextResult | AgainstResult | TasksResult, options: EvalOptions) -> None:

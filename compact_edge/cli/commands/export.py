@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compact_edge.flags import DIRECTORY, QuantCommand, format_choices, format_options
+from compact_edge.flags import DIRECTORY, QuantCommand, format_choices, format_options, pre_option
 
 if TYPE_CHECKING:
     from compact_edge.building.exporting import ExportOptions, ExportResult
@@ -36,6 +36,13 @@ def _format_option(function: Any) -> Any:
 @click.option(
     "--calibration-tokens", type=int, help="Tokens to use of that text (default: 32768; 524288 for a Hub data set)."
 )
+@pre_option
+@click.option(
+    "--source",
+    metavar="MODEL",
+    help="The model that a pruned CHECKPOINT was made from. A difference of the runtime that it has too does not fail "
+    "the parity gate.",
+)
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
@@ -44,15 +51,15 @@ def _format_option(function: Any) -> Any:
 def export(checkpoint: str, as_json: bool, **values: Any) -> None:
     """Export CHECKPOINT to GGUF or ONNX and check the file.
 
-    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a model on the Hugging Face Hub (org/name or
-    org/name@revision) or a built-in model (tiny, smollm2-135m).
+    CHECKPOINT is a Hugging Face checkpoint directory, pruned or not, a GGUF file, a model on the Hugging Face Hub
+    (org/name or org/name@revision) or a built-in model (tiny, smollm2-135m).
     """
     from compact_edge.building.exporting import export_checkpoint
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.terminal.console import Console, print_json
 
     options = export_options(checkpoint, **values)
-    quiet_libraries(checkpoint, *(options.choices.get("calibration") or ()))
+    quiet_libraries(checkpoint, options.source, *(options.choices.get("calibration") or ()))
     result = export_checkpoint(options, Console())
     if as_json:
         print_json(result.as_dict())
@@ -74,6 +81,8 @@ def export_options(checkpoint: str, **values: Any) -> ExportOptions:
         force=values["force"],
         check=not values["no_check"],
         use_cache=not values["no_cache"],
+        pre=values["pre"],
+        source=values["source"],
     )
 
 

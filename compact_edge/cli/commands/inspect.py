@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compact_edge.flags import split_codes
+from compact_edge.flags import pre_option, split_codes
 
 if TYPE_CHECKING:
     from compact_edge.inspect.inspection import Inspected, Request
@@ -36,6 +36,7 @@ _LIST = "list"
 @click.option(
     "--context", type=click.IntRange(1), help="With --target: context length in tokens (default: the profile's)."
 )
+@pre_option
 @click.option("--list", "listed", is_flag=True, help="List the built-in table of published models.")
 @click.option("--all", "every", is_flag=True, help="Show the parameters by part for every model in the built-in table.")
 @click.option(
@@ -54,6 +55,7 @@ def inspect(
     target_name: str | None,
     quant: str | None,
     context: int | None,
+    pre: str | None,
     listed: bool,
     every: bool,
     plot: Path | None,
@@ -64,7 +66,7 @@ def inspect(
     MODEL is one of these:
 
     \b
-    - a checkpoint directory, or a .gguf file;
+    - a checkpoint directory, or a GGUF file;
     - a config.json, or a directory with only that file;
     - a model on the Hugging Face Hub (org/name or org/name@revision), of
       which only config.json is downloaded;
@@ -87,6 +89,8 @@ def inspect(
         raise UsageError("--languages: exactly one MODEL is needed", "give one MODEL, and no --list, --all or --target")
     if languages:
         parse_languages(languages)
+    if pre is not None and not models:
+        raise UsageError(f"--pre {pre[:60]}: no MODEL is named", "name a MODEL, or leave it out")
     if plot is not None and not every:
         raise UsageError("--plot: only the built-in table can be plotted", "add --all")
     if listed or models == (_LIST,):
@@ -99,10 +103,11 @@ def inspect(
         if request.asked:
             raise UsageError("--target chooses the sizes itself", "omit --ratio and the sizes")
         quiet_libraries(*models)
-        _print_fits(models, target_name, quant, context, as_json)
+        _print_fits(models, target_name, quant, context, pre=pre, as_json=as_json)
     elif len(models) == 1:
         quiet_libraries(*models)
-        _print_one(models[0], request, languages, as_json)
+        (found,) = _opened(models, languages, pre)
+        _print_one(found, request, as_json)
     else:
         what = f"{len(models)} models without --target" if models else "MODEL is missing"
         raise UsageError(f"inspect: {what}", "give one MODEL, or add --target NAME, --all or --list")
@@ -115,21 +120,20 @@ def _alone(option: str, models: tuple[str, ...], request: Request, target: str |
         raise UsageError(f"{option} cannot be combined with a model, size or target", "omit the others")
 
 
-def _opened(models: tuple[str, ...], languages: tuple[str, ...] = ()) -> list[Inspected]:
+def _opened(models: tuple[str, ...], languages: tuple[str, ...] = (), pre: str | None = None) -> list[Inspected]:
     from compact.base.cache import open_cache
     from compact_edge.inspect.inspection import inspect_model
     from compact_edge.terminal.console import Console
 
     console = Console()
     with open_cache() as cache:
-        return [inspect_model(model, cache, console, languages) for model in models]
+        return [inspect_model(model, cache, console, languages, pre) for model in models]
 
 
-def _print_one(model: str, request: Request, languages: tuple[str, ...], as_json: bool) -> None:
+def _print_one(found: Inspected, request: Request, as_json: bool) -> None:
     from compact_edge.inspect.inspection import as_dict, report
     from compact_edge.terminal.console import print_json
 
-    (found,) = _opened((model,), languages)
     if as_json:
         print_json(as_dict(found, request))
     else:
@@ -164,7 +168,9 @@ def _print_all(plot: Path | None, as_json: bool) -> None:
         click.echo(overview(counted))
 
 
-def _print_fits(models: tuple[str, ...], target: str, quant: str | None, context: int | None, as_json: bool) -> None:
+def _print_fits(
+    models: tuple[str, ...], target: str, quant: str | None, context: int | None, *, pre: str | None, as_json: bool
+) -> None:
     from compact_edge.inspect.device_fit import check_target, fit_model, report
     from compact_edge.inspect.parameter_table import inspected_table
     from compact_edge.terminal.console import print_json
@@ -172,7 +178,7 @@ def _print_fits(models: tuple[str, ...], target: str, quant: str | None, context
 
     profile = load_profile(target)
     check_target(profile, quant)
-    found = _opened(models) if models else inspected_table()
+    found = _opened(models, pre=pre) if models else inspected_table()
     fits = [fit_model(model, profile, quant, context) for model in found]
     if as_json:
         print_json({"target": profile.as_dict(), "models": [fit.as_dict() for fit in fits]})

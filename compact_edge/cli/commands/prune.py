@@ -14,6 +14,7 @@ from compact_edge.flags import (
     budget_options,
     calibration_options,
     compute_options,
+    pre_option,
     prune_options,
     recovery_options,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @budget_options
 @click.option("--quant", help="Keep intermediate_size a multiple of the block size of this GGUF type.")
+@pre_option
 @calibration_options
 @recovery_options
 @compute_options
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool, as_json: bool, **values: Any) -> None:
     """Prune MODEL with COMPACT and write a standard Hugging Face checkpoint with its plan.json.
 
-    MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
+    MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
 
     To calibrate on several devices, start one process per device:
@@ -59,6 +61,7 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
             out,
             options,
             quant=quant,
+            pre=values["pre"],
             force=force,
             use_cache=not no_cache,
             count_languages=not as_json,

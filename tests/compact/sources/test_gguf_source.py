@@ -245,7 +245,7 @@ def test_named_chat_templates(model: Path, tmp_path: Path) -> None:
         ({"llama__logit_scale": 2.0}, UnsupportedArchitectureError, "logit_scale"),
         ({"llama__rope__scaling__type": "longrope"}, UnsupportedArchitectureError, "longrope"),
         ({"llama__rope__dimension_count": 8}, UnsupportedArchitectureError, "rotary"),
-        ({"split__count": 2}, UnsupportedArchitectureError, "split"),
+        ({"split__count": 2}, DamagedFileError, "split"),
         ({"tokenizer__ggml__model": "t5"}, UnsupportedTokenizerError, "SentencePiece unigram"),
         ({"tokenizer__ggml__model": "rwkv"}, UnsupportedTokenizerError, "rwkv"),
         ({"tokenizer__ggml__model": "llama"}, DamagedFileError, "scores is missing"),

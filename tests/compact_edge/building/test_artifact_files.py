@@ -63,8 +63,8 @@ def test_export_in_parts(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
         capsys,
         ["inspect", result["file"]],
         65,
-        "one part of a split GGUF",
-        "gguf-split --merge",
+        f"a split GGUF; missing beside it: {names[1]}",
+        "put all parts into one folder",
     )
 
 

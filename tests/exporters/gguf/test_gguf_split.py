@@ -13,8 +13,9 @@ import pytest
 
 from compact.base.errors import DamagedFileError, GateError, UsageError
 from compact.checkpoints.gguf_file import read_gguf
+from compact.checkpoints.gguf_model import part_names
 from compact.pruning.budget_options import parse_size
-from exporters.gguf.split import check_parts, part_names, split_gguf
+from exporters.gguf.split import check_parts, split_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from tests.exporters.small_gguf import TEXT, encode, random_gguf, reference_logits
 
