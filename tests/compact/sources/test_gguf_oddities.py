@@ -27,7 +27,7 @@ from exporters.llamacpp.engine import LlamaEngine
 from exporters.llamacpp.quantize import quantize_gguf
 from exporters.opened import named_artifact
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.gguf_edits import rewritten
+from tests.compact.sources.gguf_edits import rewritten
 
 IDS = [5, 6, 7, 300, 2, 90]
 Change = Callable[[gguf.ReaderTensor], Any]

@@ -18,7 +18,7 @@ from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from exporters.opened import named_artifact
 from tests.checkpoints import TEXTS, llama_vocabularies, train_tokenizer, write_checkpoint
-from tests.compact.gguf_edits import rewritten
+from tests.compact.sources.gguf_edits import rewritten
 
 
 @pytest.fixture(scope="module")
