@@ -22,6 +22,7 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
 from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
 from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.sources.model_source import ModelSource
+from compact.vocabulary.loading import check_written_tokenizer
 from compact.vocabulary.tokenizer import remap_config, write_pruned_tokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def prune(
 
     Raises:
         PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
-        DamagedFileError: the checkpoint has other sizes than the plan. This is a bug in compact-edge.
+        DamagedFileError: Transformers does not give the pruned tokenizer from the written files, or the checkpoint has
+            other sizes than the plan.
     """
     check_plan(plan, source)
     replaced = _read_updates(plan, updates, source)
@@ -107,6 +109,7 @@ def prune(
         shutil.copyfile(updates, target / UPDATES)
     plan.write(target / PLAN)
     config = read_json_object(target / CONFIG)
+    check_written_tokenizer(target)
     if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
         raise DamagedFileError(f"{target}: the checkpoint has other sizes than the plan")
 

@@ -33,6 +33,7 @@ from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.vocabulary.loading import ADDED_TOKENS, adds_tokens
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -316,6 +317,8 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
     tokenizer = (TOKENIZER, TOKENIZER_CONFIG, "tokenizer.model", "chat_template.jinja", "special_tokens_map.json")
     files = {directory / name for name in (CONFIG, GENERATION_CONFIG, *tokenizer) if (directory / name).is_file()}
+    if adds_tokens(directory):
+        files.add(directory / ADDED_TOKENS)
     return sorted(files | {ref.file for ref in tensors.values()})
 
 

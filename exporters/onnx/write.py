@@ -19,6 +19,7 @@ from compact.base.errors import DamagedFileError, GateError, OutputExistsError, 
 from compact.base.files import as_storage_error, check_free_space, publish, read_json_object, write_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.rows import StoredTensor, stored_tensors
+from compact.vocabulary.loading import ADDED_TOKENS, SPECIAL_TOKENS_MAP, tokenizer_document, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -116,7 +117,7 @@ def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: M
     write_json(staged / _CONFIG, {**kept, "dtype": dtype})
     weights = {tensor.file for tensor in tensors.values()}
     index = checkpoint / "model.safetensors.index.json"
-    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
+    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS)
     for file in (*sorted(weights), index, *(checkpoint / name for name in names)):
         if file.is_file():
             _link(file.resolve(), staged / file.name)
@@ -236,10 +237,17 @@ def _ids(value: Any) -> set[Any]:
 
 
 def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
-    """Copy the checkpoint's tokenizer files. Only `model_max_length` is changed, to `context`."""
+    """Copy the checkpoint's tokenizer files, with `model_max_length` = `context`.
+
+    If Transformers does not take tokenizer.json as it is, the tokenizer that it gives is written.
+    """
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, work / name)
+    document = tokenizer_document(checkpoint)
+    if document != read_json_object(checkpoint / "tokenizer.json"):
+        write_json(work / "tokenizer.json", document)
     settings = read_json_object(checkpoint / _TOKENIZER_CONFIG)
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
+    settings = {**truncation_side(checkpoint), **settings}
     write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})
