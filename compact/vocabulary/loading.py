@@ -45,10 +45,14 @@ _RESIZE = (
 )
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, *, check_rows: bool = True) -> Any:
     """Load the checkpoint's tokenizer with Transformers (`AutoTokenizer`), without running code from the checkpoint.
 
     It neither cuts nor pads a text, also if its `backend_tokenizer` is called directly.
+
+    Args:
+        directory: the checkpoint.
+        check_rows: check that every token has a row in the embedding.
 
     Raises:
         DamagedFileError: Transformers cannot load the tokenizer, or a token has no row in the embedding of config.json.
@@ -63,7 +67,8 @@ def load_tokenizer(directory: Path) -> Any:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-        _check_rows(directory, tokenizer)
+        if check_rows:
+            _check_rows(directory, tokenizer)
     return tokenizer
 
 
@@ -271,8 +276,10 @@ def truncation_side(directory: Path) -> dict[str, Any]:
 def tokenizer_note(directory: Path) -> str | None:
     """Return one line for the user if the tokenizer's class replaces parts of tokenizer.json, otherwise None."""
     raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
+    if raw == document:
+        return None
     replaced = [key for key in ("normalizer", "pre_tokenizer") if raw.get(key) != document.get(key)]
-    if (raw.get("model") or {}).get("ignore_merges") != (document.get("model") or {}).get("ignore_merges"):
+    if bool(raw["model"].get("ignore_merges")) != bool(document["model"].get("ignore_merges")):
         replaced.append("ignore_merges")
     if not replaced:
         return None
