@@ -96,7 +96,7 @@ def test_a_token_without_a_row_is_refused_with_the_way_out(tmp_path: Path, where
     change, named = NAMED[where]
     change(source)
     assert reference(source).get_vocab()[PAD] == rows(source) == 421
-    with pytest.raises(DamagedFileError, match=re.escape(f"{named}: token '[PAD]' has id 421")) as caught:
+    with pytest.raises(DamagedFileError, match=re.escape(f"{named}: token {PAD!r} has id 421")) as caught:
         plan_for(source, tmp_path, **SIZES)
     assert "resize_token_embeddings(len(tokenizer))" in str(caught.value.hint)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Edit = Callable[[Path], None]
-PAD = "[PAD]"
+PAD = "<filling>"  # llama.cpp knows a [PAD] by name
 
 
 def edit(directory: Path, name: str, **changes: Any) -> None:
@@ -46,7 +46,7 @@ def _in_padding(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-# Where `[PAD]` is named, which tokenizer.json has no token for -> (the edit, file and key that the error must name).
+# Where `PAD` is named, which tokenizer.json has no token for -> (the edit, file and key that the error must name).
 NAMED: dict[str, tuple[Edit, str]] = {
     "added_tokens": (_added_to_tokenizer_json, "tokenizer.json: added_tokens"),
     "padding": (_in_padding, "tokenizer.json: padding"),
@@ -66,5 +66,5 @@ NAMED: dict[str, tuple[Edit, str]] = {
         lambda d: edit(d, "special_tokens_map.json", pad_token={"content": PAD, "lstrip": False}),
         "special_tokens_map.json: pad_token",
     ),
-    "added_tokens.json": (lambda d: edit(d, "added_tokens.json", **{PAD: 421}), "added_tokens.json: [PAD]"),
+    "added_tokens.json": (lambda d: edit(d, "added_tokens.json", **{PAD: 421}), f"added_tokens.json: {PAD}"),
 }
