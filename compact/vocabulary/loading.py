@@ -41,7 +41,7 @@ _MODEL_OPTIONS = (
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _RESIZE = (
     "give each token a row: in Transformers, call model.resize_token_embeddings(len(tokenizer)), then save model and "
-    "tokenizer; or remove the token"
+    "tokenizer"
 )
 
 
@@ -90,12 +90,18 @@ def _check_rows(directory: Path, tokenizer: Any) -> None:
     if not missing:
         return
     first = min(missing, key=lambda i: (i in added, i))  # a token that the model itself lacks says more
-    file, key = _named_in(directory, missing[first]) or (TOKENIZER_CONFIG, f"{type(tokenizer).__name__} (its class)")
+    named = _named_in(directory, missing[first])
+    file, key = named or (TOKENIZER_CONFIG, f"the class {type(tokenizer).__name__}")
     more = f" ({len(missing) - 1} more like it)" if len(missing) > 1 else ""
+    hint = f"{_RESIZE}; or remove the token from {file}"
+    if named is None:
+        hint = f"name a token with a row, or null, as unk_token, eos_token and pad_token in {file}; or {_RESIZE}"
+    elif key == "model":
+        hint = "use the tokenizer that belongs to these weights"
     raise DamagedFileError(
         f"{directory / file}: {key}: token {missing[first][:60]!r} has id {first}, but the embedding has {rows} rows"
         f"{more}",
-        "use the tokenizer that belongs to these weights" if key == "model" else f"{_RESIZE} from {file}",
+        hint,
     )
 
 

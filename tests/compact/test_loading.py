@@ -116,6 +116,19 @@ def test_the_way_out_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(reference(after)) == rows(after)
 
 
+def test_a_token_that_only_the_class_adds(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "m", "qwen2", pre="qwen2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (source / name).read_text(encoding="utf-8").replace("<|endoftext|>", "<|other|>")
+        (source / name).write_text(text, encoding="utf-8")
+    assert reference(source).get_vocab()["<|endoftext|>"] == rows(source)  # the class's own unk_token
+    with pytest.raises(DamagedFileError, match="the class Qwen2Tokenizer: token") as caught:
+        plan_for(source, tmp_path, **SIZES)
+    assert "or null, as unk_token" in str(caught.value.hint)
+    edit(source, "tokenizer_config.json", unk_token=None)
+    assert len(reference(prune_to(source, tmp_path / "out", **SIZES))) == 330
+
+
 def test_reserved_tokens_that_nothing_names_are_still_dropped(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "m", padding=16)
     names = {f"<|reserved_special_token_{n}|>": 421 + n for n in range(10)}
