@@ -45,6 +45,7 @@ from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan
 from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
 from compact.sources.model_source import ModelSource
+from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.tokenizer import encode, load_tokenizer
 from compact.vocabulary.vocabulary import read_vocabulary
 
@@ -232,7 +233,7 @@ class _Session:
         self._options, self._text, self._saved, self._progress = options, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
-            read_json_object(source.directory / TOKENIZER), source.vocab_size, str(source.directory / TOKENIZER)
+            tokenizer_document(source.directory), source.vocab_size, str(source.directory / TOKENIZER)
         )
         self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
         self._length = min(_LONGEST, source.max_positions)

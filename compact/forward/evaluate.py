@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from compact.base.errors import CalibrationError, UsageError
-from compact.base.files import read_json_object, sha256_json
+from compact.base.files import sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.texts.documents import read_documents
+from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
 
 DEFAULT_WINDOW = 2048
@@ -226,7 +227,7 @@ def token_bytes(tokenizer_json: Path, token_id: int) -> int:
         CalibrationError: no token has the id.
         DamagedFileError, StorageError: the file cannot be read.
     """
-    data = read_json_object(tokenizer_json)
+    data = tokenizer_document(tokenizer_json.parent)
     sentencepiece = is_sentencepiece_bpe(data)
     for entry in data.get("added_tokens") or ():
         if entry["id"] == token_id:

@@ -24,6 +24,7 @@ from compact.checkpoints.shards import open_tensors, read_shards
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.sources.model_source import ModelSource
+from compact.vocabulary.loading import check_written_tokenizer
 from compact.vocabulary.tokenizer import remap_config, write_pruned_tokenizer
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def prune(
 
     Raises:
         PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
-        DamagedFileError: the sizes of the checkpoint differ from those of the plan. This is a bug in compact-edge.
+        DamagedFileError: Transformers does not give the pruned tokenizer from the written files, or the sizes of the
+            checkpoint differ from those of the plan (a bug in compact-edge).
     """
     check_plan(plan, source)
     replaced = _read_updates(plan, updates, source)
@@ -109,6 +111,7 @@ def prune(
         shutil.copyfile(updates, target / UPDATES)
     plan.write(target / PLAN)
     config = read_json_object(target / CONFIG)
+    check_written_tokenizer(target)
     if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
         raise DamagedFileError(
             f"{target}: the sizes of the checkpoint differ from those of the plan",

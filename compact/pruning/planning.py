@@ -6,9 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from compact.base.errors import UsageError
-from compact.base.files import read_json_object
 from compact.calibration.calibration_set import Calibration
-from compact.checkpoints.names import TOKENIZER
 from compact.pruning.budget import Sizes
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
@@ -18,6 +16,7 @@ from compact.pruning.options import REPAIR_TOKENS
 from compact.pruning.plan import SCHEMA, PrunePlan
 from compact.pruning.ranking import rank_vocabulary
 from compact.pruning.sizes import sizes_of
+from compact.vocabulary.loading import tokenizer_document, tokenizer_note
 from compact.vocabulary.pretokenizers import pre_name
 from compact.vocabulary.vocabulary import kept_ids
 
@@ -38,7 +37,9 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
     method = method_named(options.method)
     if options.repair_tokens not in REPAIR_TOKENS:
         raise UsageError(f"--repair-tokens {options.repair_tokens!r}: unknown", f"one of: {', '.join(REPAIR_TOKENS)}")
-    pre = source.pre or pre_name(read_json_object(source.directory / TOKENIZER))
+    if (note := tokenizer_note(source.directory)) is not None:
+        context.progress.note(note)
+    pre = source.pre or pre_name(tokenizer_document(source.directory))
     ranking = context.once(rank_vocabulary)
     sizes = sizes or sizes_of(source, ranking, options)
     floor = ranking.floor_at(sizes.vocab_size)

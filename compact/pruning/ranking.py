@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from compact.base.errors import BudgetError, UsageError
-from compact.base.files import read_json_object, sha256_file
+from compact.base.files import sha256_file
 from compact.calibration.default_text import calibration_scripts, default_calibration
 from compact.checkpoints.names import TOKENIZER
 from compact.pruning.context import Context
@@ -36,6 +36,7 @@ from compact.vocabulary.language_use import (
     normalised,
     parse_languages,
 )
+from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.scripts import LATIN, punctuation_of, shared_characters, written_in
 from compact.vocabulary.tokenizer import named_tokens, referenced_ids
 from compact.vocabulary.vocabulary import (
@@ -130,7 +131,7 @@ def rank_vocabulary(context: Context) -> Ranking:
     source, options = context.source, context.options
     check_ranking(options)
     where = source.directory / TOKENIZER
-    vocabulary = read_vocabulary(read_json_object(where), source.vocab_size, str(where))
+    vocabulary = read_vocabulary(tokenizer_document(source.directory), source.vocab_size, str(where))
     named = sorted(named_tokens(source.directory, vocabulary) | _named_by_user(options.keep_tokens))
     keep = partial(always_kept, vocabulary, named, referenced_ids(source.directory))
     if options.languages:

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from compact.base.cache import Cache
-from compact.base.files import sha256_file, sha256_json
+from compact.base.files import sha256_json
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.names import TOKENIZER
 from compact.sources.model_source import ModelSource
 from compact.vocabulary.language_use import (
     Encode,
@@ -26,8 +25,8 @@ from compact.vocabulary.language_use import (
     without_words,
     word_use,
 )
+from compact.vocabulary.loading import load_tokenizer, tokenizer_key
 from compact.vocabulary.scripts import letter_of, written_in
-from compact.vocabulary.tokenizer import load_tokenizer
 from compact.vocabulary.vocabulary import Vocabulary
 
 # Weight of merge order in a language without spaces between words. The word list has the remaining weight.
@@ -42,8 +41,6 @@ def encoder(directory: Path) -> Encode:
     It calls the tokenizers library directly, which is faster than calling the Transformers tokenizer.
     """
     backend = load_tokenizer(directory).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -137,7 +134,7 @@ class UsedTokens:
 
         if self._cache is None:
             return counted()
-        key = sha256_json({"version": _VERSION, "tokenizer": sha256_file(self._directory / TOKENIZER), **what})
+        key = sha256_json({"version": _VERSION, "tokenizer": tokenizer_key(self._directory), **what})
 
         def make(work: Path) -> None:
             arrays: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}

@@ -33,6 +33,7 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.vocabulary.loading import ADDED_TOKENS, adds_tokens
 from compact.vocabulary.pretokenizers import checked_pre
 
 TINY = "tiny"
@@ -315,6 +316,8 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
     tokenizer = (TOKENIZER, TOKENIZER_CONFIG, "tokenizer.model", "chat_template.jinja", "special_tokens_map.json")
     files = {directory / name for name in (CONFIG, GENERATION_CONFIG, *tokenizer) if (directory / name).is_file()}
+    if adds_tokens(directory):
+        files.add(directory / ADDED_TOKENS)
     return sorted(files | {ref.file for ref in tensors.values()})
 
 

@@ -212,6 +212,13 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
     return row.name
 
 
+def pre_tokenizer_key(tokenizer_json: Mapping[str, Any]) -> str:
+    """Return a text that is equal for two tokenizers of byte-level BPE that split text alike, apart from NFC."""
+    normalizers = [dict(step) for step in _normalizers(tokenizer_json) if step.get("type") != "NFC"]
+    pre_steps = steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")
+    return json.dumps([normalizers, _key(pre_steps, bool(tokenizer_json["model"].get("ignore_merges")))])
+
+
 def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
     """Return whether tokenizer.json normalizes to NFC.
 

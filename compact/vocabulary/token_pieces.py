@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compact.base.errors import DamagedFileError, DataError
-from compact.base.files import read_json_object
+from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.sentencepiece_bpe import SPACE_MARK, is_byte_token
 from compact.vocabulary.vocabulary import byte_alphabet, read_vocabulary
 
@@ -131,8 +130,7 @@ def read_pieces(tokenizer_json: Path) -> TokenPieces:
         DamagedFileError: the file is damaged.
         StorageError: the file cannot be read.
     """
-    document: dict[str, Any] = read_json_object(tokenizer_json)
-    vocabulary = read_vocabulary(document, 1 << 31, str(tokenizer_json))
+    vocabulary = read_vocabulary(tokenizer_document(tokenizer_json.parent), 1 << 31, str(tokenizer_json))
     return TokenPieces(
         vocabulary.by_id, frozenset(vocabulary.added.values()), vocabulary.sentencepiece, str(tokenizer_json)
     )

@@ -1,8 +1,9 @@
 """Find the ids and tokens that a tokenizer's files name, and write the files for a pruned vocabulary.
 
-tokenizer.json is authoritative. Its normalizer, pre-tokenizer, decoder and `ignore_merges` stay unchanged, and ids are
-remapped in all files that contain them. A SentencePiece `tokenizer.model` is pruned too. Other files that repeat the
-vocabulary (`vocab.json`, `merges.txt`) are left out, because tools that prefer them would read outdated ids.
+The tokenizer is the one that Transformers gives (`compact.vocabulary.loading`). Where tokenizer.json agrees with it,
+its normalizer, pre-tokenizer, decoder and `ignore_merges` stay unchanged. Ids are remapped in all files that contain
+them. A SentencePiece `tokenizer.model` is pruned too. Other files that repeat the vocabulary (`vocab.json`,
+`merges.txt`) are left out, because tools that prefer them would read outdated ids.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 from compact.base.errors import DamagedFileError
 from compact.base.files import read_json, read_json_object, write_json
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.vocabulary.loading import ADDED_TOKENS as _ADDED_TOKENS
+from compact.vocabulary.loading import SPECIAL_TOKENS_MAP as _SPECIAL_TOKENS_MAP
+from compact.vocabulary.loading import load_tokenizer as load_tokenizer
+from compact.vocabulary.loading import tokenizer_document, truncation_side
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.vocabulary.sentencepiece_model import MODEL_FILE, pruned_model, read_model
 from compact.vocabulary.vocabulary import Vocabulary, is_filler
 
-_SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-_ADDED_TOKENS = "added_tokens.json"
 _CHAT_TEMPLATE = "chat_template.jinja"
 
 # Keys whose values are ids (or lists of ids, or lists of lists) in config.json and generation_config.json.
@@ -51,14 +54,14 @@ def _ids_in(value: Any) -> Iterator[int]:
 
 
 def referenced_ids(directory: Path) -> set[int]:
-    """Return the ids that config.json, generation_config.json, the post-processor and tokenizer.model name."""
+    """Return the ids that config.json, generation_config.json, tokenizer.json's sections and tokenizer.model name."""
     found: set[int] = set()
     for file in (CONFIG, GENERATION_CONFIG):
         if (directory / file).is_file():
             for key, value in read_json_object(directory / file).items():
                 if _is_id_key(key):
                     found.update(_ids_in(value))
-    tokenizer_json = read_json_object(directory / TOKENIZER)
+    tokenizer_json = tokenizer_document(directory)
     for _, ids in _template_tokens(tokenizer_json.get("post_processor")):
         found.update(ids)
     if _has_model(directory, tokenizer_json):
@@ -181,6 +184,10 @@ def prune_tokenizer_json(tokenizer_json: Mapping[str, Any], new_id: Mapping[int,
         ({**entry, "id": new_id[entry["id"]]} for entry in added if entry["id"] in new_id), key=lambda e: int(e["id"])
     )
     result["post_processor"] = _remap_post_processor(tokenizer_json.get("post_processor"), new_id)
+    if isinstance(padding := tokenizer_json.get("padding"), dict):
+        # A padding id without a row pads with nothing, so the section is left out.
+        pad = new_id.get(padding.get("pad_id", -1))
+        result["padding"] = None if pad is None else {**padding, "pad_id": pad}
     return result
 
 
@@ -233,7 +240,7 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
         kept: source rows in ascending order. New id i is row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}
-    tokenizer_json = read_json_object(source / TOKENIZER)
+    tokenizer_json = tokenizer_document(source)
     write_json(target / TOKENIZER, prune_tokenizer_json(tokenizer_json, new_id))
     if _has_model(source, tokenizer_json):
         path = source / MODEL_FILE
@@ -241,52 +248,45 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
         tokens = {i: token for token, i in tokenizer_json["model"]["vocab"].items()}
         tokens |= {i: entry["content"] for i, entry in added_tokens.items()}
         (target / MODEL_FILE).write_bytes(pruned_model(read_model(path), kept, tokens, added_tokens, str(path)))
+    ids = _ids_by_token(tokenizer_json)
+    settings = truncation_side(source)
     if (source / TOKENIZER_CONFIG).is_file():
-        write_json(target / TOKENIZER_CONFIG, _prune_tokenizer_config(source, new_id))
+        settings |= _prune_tokenizer_config(read_json_object(source / TOKENIZER_CONFIG), ids, new_id)
+    if settings or (source / TOKENIZER_CONFIG).is_file():
+        write_json(target / TOKENIZER_CONFIG, settings)
     if (source / _SPECIAL_TOKENS_MAP).is_file():
         shutil.copyfile(source / _SPECIAL_TOKENS_MAP, target / _SPECIAL_TOKENS_MAP)
     if (source / _ADDED_TOKENS).is_file():
         added = read_json_object(source / _ADDED_TOKENS)
-        write_json(target / _ADDED_TOKENS, {token: new_id[i] for token, i in added.items() if i in new_id})
+        write_json(target / _ADDED_TOKENS, {t: new_id[ids[t]] for t in added if ids.get(t) in new_id})
     copy_chat_templates(source, target)
 
 
-def _prune_tokenizer_config(source: Path, new_id: Mapping[int, int]) -> dict[str, Any]:
-    config = dict(read_json_object(source / TOKENIZER_CONFIG))
+def _prune_tokenizer_config(
+    settings: Mapping[str, Any], ids: Mapping[str, int], new_id: Mapping[int, int]
+) -> dict[str, Any]:
+    """Return tokenizer_config.json for the kept tokens. `ids` has the id of every token, which a key may not have."""
+    config = dict(settings)
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        kept = {int(old): entry for old, entry in decoder.items() if int(old) in new_id}
-        config["added_tokens_decoder"] = {str(new_id[old]): kept[old] for old in sorted(kept)}
+        entries = ((ids.get(_content(entry), -1), entry) for entry in decoder.values())
+        kept = {new_id[old]: entry for old, entry in entries if old in new_id}
+        config["added_tokens_decoder"] = {str(new): kept[new] for new in sorted(kept)}
     for key in ("extra_special_tokens", "additional_special_tokens"):
         if isinstance(extra := config.get(key), list):
-            present = _present_tokens(source, new_id)
-            config[key] = [t for t in extra if (t.get("content") if isinstance(t, dict) else t) in present]
+            config[key] = [entry for entry in extra if ids.get(_content(entry)) in new_id]
     # The removed keys name the source, or files of slow tokenizers that a pruned checkpoint does not have.
     return {name: value for name, value in config.items() if name not in {"vocab_file", "merges_file", "name_or_path"}}
 
 
-def _present_tokens(source: Path, new_id: Mapping[int, int]) -> set[str]:
-    tokenizer_json = read_json_object(source / TOKENIZER)
-    added = {entry["content"] for entry in tokenizer_json.get("added_tokens") or () if entry["id"] in new_id}
-    return added | {token for token, i in tokenizer_json["model"]["vocab"].items() if i in new_id}
+def _content(entry: Any) -> str:
+    """Return the text of a token that a file writes as text or as an object."""
+    return str(entry.get("content") if isinstance(entry, dict) else entry)
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Load the checkpoint's tokenizer with Transformers (`AutoTokenizer`), without running code from the checkpoint.
-
-    Raises:
-        DamagedFileError: Transformers cannot load the tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises a bare `Exception` for an invalid file
-        raise DamagedFileError(f"{directory}: the tokenizer cannot be loaded ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _ids_by_token(tokenizer_json: Mapping[str, Any]) -> dict[str, int]:
+    added = {entry["content"]: entry["id"] for entry in tokenizer_json.get("added_tokens") or ()}
+    return {**tokenizer_json["model"]["vocab"], **added}
 
 
 def encode(tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool) -> list[list[int]]:

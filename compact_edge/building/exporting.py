@@ -19,6 +19,7 @@ from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PLAN, PrunePlan, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
+from compact.vocabulary.loading import tokenizer_note
 from compact_edge.building.options import foreign_flags
 from compact_edge.building.pruned_from import recorded_source
 from compact_edge.output import check_output, existing
@@ -124,6 +125,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
         licence = licence_of(source)
         for note in licence_notes(licence, source.directory, card=False):
             progress.note(note)
+        if (text := tokenizer_note(source.directory)) is not None:
+            progress.note(text)
         plan = read_plan(source.directory / PLAN) if (source.directory / PLAN).is_file() else None
         unpruned = None if options.source is None else _unpruned(options, plan, cache, progress)
         resolved = chosen.resolve(target, source, quant=quant, choices=choices)

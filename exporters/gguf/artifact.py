@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 IMATRIX_CHUNK = 512  # tokens per sequence, as in llama.cpp's own tool
 # Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)

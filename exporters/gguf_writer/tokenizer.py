@@ -6,6 +6,7 @@ model has another vocabulary size. This module derives the values from the behav
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import as_storage_error, read_json_object
 from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
+from compact.vocabulary.loading import load_tokenizer, tokenizer_document, tokenizer_settings
 from compact.vocabulary.pretokenizers import byte_level_bpe, pre_name
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.vocabulary.sentencepiece_bpe import space_prefix as has_space_prefix
-from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.gguf_writer.sentencepiece import is_control, merged_tokens, scored_tokens
 
 _CODELLAMA_EOT = "\u2581<EOT>"
@@ -50,18 +51,18 @@ def add_tokenizer(
         DamagedFileError: ids or texts contradict each other.
     """
     path = checkpoint / "tokenizer.json"
-    tokenizer_json = read_json_object(path)
+    tokenizer_json = tokenizer_document(checkpoint)
     sentencepiece = is_sentencepiece_bpe(tokenizer_json)
     prefix = sentencepiece and has_space_prefix(tokenizer_json)
     if not sentencepiece:
         byte_level_bpe(tokenizer_json)
     name = pre if pre is not None else pre_name(tokenizer_json)
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json))
     except Exception as error:  # tokenizers raises bare Exception
         raise DamagedFileError(f"{path}: the tokenizers library cannot load it: {str(error)[:160]}") from error
-    config_path = checkpoint / "tokenizer_config.json"
-    config = read_json_object(config_path) if config_path.is_file() else {}
+    tokenizer.no_padding()
+    config = tokenizer_settings(checkpoint)
     if sentencepiece and not prefix:
         writer.add_add_space_prefix(False)  # without the key, llama.cpp would add a space
     elif family.writes_vocab_size and isinstance(config.get("add_prefix_space"), bool):

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from compact.base.errors import DataError, OperatorMissingError
+from compact.base.files import read_json_object
 from compact.base.progress import SILENT, Progress
-from compact.vocabulary.tokenizer import load_tokenizer
+from compact.vocabulary.loading import load_tokenizer, tokenizer_document
 from exporters.gate import (
     GREEDY_TOKENS,
     MAX_LOGIT_DIFFERENCE,
@@ -141,7 +142,7 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     shown_by = "with the same tokenizer.json" if unpruned is None else "for the unpruned model too"
     check = tokenizer_check(every, failed, sorted(excused), "special tokens as tokens", RUNTIME, shown_by)
     # Ids that do not occur in these texts must be correct too.
-    if check.passed and not filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
+    if check.passed and not _same_document(checkpoint, folder):
         return Check("tokenizer", False, "tokenizer.json is not the checkpoint's", check.figures)
     share = _odd_tokens(excused, ours, theirs) / max(1, sum(map(len, ours)))
     figures = {**check.figures, "runtime_own_tokens": rounded(share)}
@@ -149,6 +150,13 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
         detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ {shown_by}"
         return Check("tokenizer", False, detail, figures)
     return Check("tokenizer", check.passed, check.detail, figures)
+
+
+def _same_document(checkpoint: Path, folder: Path) -> bool:
+    """Whether the folder's tokenizer.json is the checkpoint's, or what Transformers makes of it."""
+    if filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
+        return True
+    return read_json_object(folder / "tokenizer.json") == tokenizer_document(checkpoint)
 
 
 def _odd_tokens(numbers: set[int], ours: Sequence[list[int]], theirs: Sequence[list[int] | None]) -> int:
@@ -250,7 +258,7 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
         return Chat()
     prompts = [str(_transformers_prompt(tokenizer, messages)) for messages in conversations]
     prompt = tuple(hf_ids(tokenizer, prompts[:1], parse_special=True)[0])
-    if load_tokenizer(folder).chat_template != tokenizer.chat_template:
+    if load_tokenizer(folder, check_rows=False).chat_template != tokenizer.chat_template:
         return Chat(len(prompts), "the folder's chat template is not the checkpoint's", None, prompt)
     with GenaiEngine(folder, vocab_only=True) as engine:
         difference = _chat_difference(tokenizer, engine, conversations)

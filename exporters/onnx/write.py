@@ -20,6 +20,7 @@ from compact.base.files import as_storage_error, check_free_space, publish, read
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import stored_tensors
+from compact.vocabulary.loading import ADDED_TOKENS, SPECIAL_TOKENS_MAP, tokenizer_document, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -117,7 +118,7 @@ def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: M
     write_json(staged / _CONFIG, {**kept, "dtype": dtype})
     weights = {tensor.file for tensor in tensors.values()}
     index = checkpoint / "model.safetensors.index.json"
-    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json")
+    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS)
     for file in (*sorted(weights), index, *(checkpoint / name for name in names)):
         if file.is_file():
             _link(file.resolve(), staged / file.name)
@@ -238,10 +239,17 @@ def _ids(value: Any) -> set[Any]:
 
 
 def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
-    """Copy the checkpoint's tokenizer files. Only `model_max_length` is changed, to `context`."""
+    """Copy the checkpoint's tokenizer files, with `model_max_length` = `context`.
+
+    If Transformers does not take tokenizer.json as it is, the tokenizer that it gives is written.
+    """
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, work / name)
+    document = tokenizer_document(checkpoint)
+    if document != read_json_object(checkpoint / "tokenizer.json"):
+        write_json(work / "tokenizer.json", document)
     settings = read_json_object(checkpoint / _TOKENIZER_CONFIG)
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
+    settings = {**truncation_side(checkpoint), **settings}
     write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})

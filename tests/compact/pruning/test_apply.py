@@ -202,6 +202,7 @@ _APPLY = """
 import sys, threading
 from pathlib import Path
 import torch  # its own memory is not that of the work
+from compact.vocabulary.loading import load_tokenizer
 from compact.pruning.apply import prune
 from compact.pruning.plan import read_plan
 from compact.sources.model_source import open_directory
@@ -221,6 +222,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 model, plan, out = map(Path, sys.argv[1:])
 source = open_directory(model, name="m", origin="m")
+load_tokenizer(model)  # the memory of Transformers is not that of the work either
 before = anonymous()
 with publish(out) as work:
     prune(source, read_plan(plan), work)
