@@ -25,8 +25,9 @@ from compact.sources.model_source import (
     check_sizes,
     plain_name,
     refuse_auto_map,
-    refuse_quantized,
 )
+from compact.sources.quantization import refuse_quantized
+from compact.sources.what_it_is import refuse_stand_in
 
 # The largest size to accept; far above that of any model.
 _LARGEST = 1 << 24
@@ -113,6 +114,7 @@ def config_of_row(row: PublishedModel) -> ConfigSource:
 
 
 def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSource:
+    refuse_stand_in(path)
     config = read_json_object(path)
     inner = config.get("text_config")
     family = text_family_of(config)

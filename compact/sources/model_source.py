@@ -24,15 +24,18 @@ from compact.base.errors import (
     DamagedFileError,
     DataError,
     ModelNotFoundError,
-    QuantizedCheckpointError,
     RemoteCodeRefusedError,
     ToolUnavailableError,
 )
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoints.shards import SINGLE, TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.sources.quantization import refuse_packed, refuse_quantized
+from compact.sources.standard_form import standard_form
+from compact.sources.stored_weights import EXPLICIT, find_weights
+from compact.sources.what_it_is import no_config, only_gguf, other_file, refuse_other_folder, refuse_stand_in
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -145,11 +148,15 @@ def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
         source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
         return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
+        if (gguf := only_gguf(path)) is not None:
+            refuse_stand_in(gguf)
+            return _open_gguf(gguf, plain_name(gguf.stem), model, cache, progress)
         return open_checkpoint(path, cache, progress, name=plain_name(path.resolve().name), origin=model)
     if path.is_file():
+        refuse_stand_in(path)
         if path.suffix.lower() == ".gguf":
             return _open_gguf(path, plain_name(path.stem), model, cache, progress)
-        raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
+        raise other_file(path, model)
     if (named := hub.parse_model(model)) is not None:
         return _open_hub(named, model, cache, progress)
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
@@ -199,7 +206,13 @@ def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress)
     snapshot = hub.fetch_description(named, progress)
     # Whatever the configuration alone shows is refused before gigabytes of weights come.
     if _language_config(snapshot.directory) is None:
-        _read_config(snapshot.directory)
+        config, _ = _read_config(snapshot.directory)
+        refuse_quantized(config, snapshot.directory / CONFIG)
+        if config.get(EXPLICIT) not in (None, SINGLE):
+            raise DataError(
+                f"{snapshot.directory / CONFIG}: {EXPLICIT} names another file than {SINGLE}",
+                f"download the model with `hf download {named.repo}` and name its folder",
+            )
     hub.fetch_weights(snapshot, progress)
 
     def check(hashes: Mapping[str, str]) -> None:
@@ -230,11 +243,19 @@ def open_checkpoint(
 
     Raises what `open_directory` raises, and what `check` does.
     """
+    refuse_other_folder(directory)
     language = _language_config(directory)
     if language is None:
+        config, family = _read_config(directory)
+        form = standard_form(directory, config, family, find_weights(directory, config))
+        if form is not None:
+            note = f"{name}: {'; '.join(form.notes)}" if form.notes else None
+            return open_directory(form.written(cache, progress, check), name=name, origin=origin, note=note)
         source = open_directory(directory, name=name, origin=origin)
         check(source.hashes)
         return source
+    weights = find_weights(directory, read_json_object(directory / CONFIG))
+    refuse_packed(weights.tensors, {}, directory / CONFIG)
     from compact.sources.multimodal import extract_language_model
 
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
@@ -242,7 +263,7 @@ def open_checkpoint(
     check(hashes)
 
     def make(work: Path) -> None:
-        extract_language_model(directory, language, work, progress)
+        extract_language_model(directory, language, weights.tensors, work, progress)
 
     needed = sum(path.stat().st_size for path in files)
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
@@ -265,6 +286,7 @@ def _language_config(directory: Path) -> dict[str, Any] | None:
         # Transformers builds a list of every layer's kind: sizes first.
         check_layers(part, config_path)
         _refuse_unsafe(directory, part)
+        refuse_quantized(part, config_path)
     language = text_config(directory, config, family)
     family_of(language, str(config_path))
     check_sizes(language, config_path)
@@ -279,12 +301,11 @@ def check_layers(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
-    """Links out of the directory, code of the checkpoint's own, weights that are quantised already."""
+    """Links out of the directory, and code of the checkpoint's own."""
     for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
         if path.is_file():  # a link could bring any file of this machine into what is published
             refuse_outside_link(directory, path)
     _refuse_remote_code(directory, config)
-    refuse_quantized(config, directory / CONFIG)
 
 
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
@@ -305,7 +326,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     """`config.json`, and the row of the family table: what can be refused without the weights."""
     config_path = directory / CONFIG
     if not config_path.is_file():
-        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
+        raise no_config(directory)
     config = read_json_object(config_path)
     _refuse_unsafe(directory, config)
     family = family_of(config, str(config_path))
@@ -333,16 +354,6 @@ def refuse_auto_map(value: Mapping[str, Any], where: Path) -> None:
         raise RemoteCodeRefusedError(
             f"{where}: auto_map asks for code that the checkpoint brings along",
             "use a checkpoint of a standard architecture, without auto_map",
-        )
-
-
-def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
-    """Raise QuantizedCheckpointError for a checkpoint whose weights are not plain numbers."""
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise QuantizedCheckpointError(
-            f"{where}: the checkpoint is already quantised ({method})", "start from the float checkpoint of this model"
         )
 
 

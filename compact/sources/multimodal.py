@@ -17,7 +17,7 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.shards import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, write_checkpoint
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
@@ -96,20 +96,25 @@ def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> d
     return {key: value for key, value in text.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path, progress: Progress = SILENT) -> None:
+def extract_language_model(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorRef],
+    out: Path,
+    progress: Progress = SILENT,
+) -> None:
     """Write the language model of a multimodal checkpoint into `out`, tensor by tensor.
 
     Args:
         directory: the multimodal checkpoint, in safetensors.
         config: the checked config.json of its language model (`text_config`).
+        tensors: stored name -> location (`compact.sources.stored_weights`).
         out: an empty directory. The caller publishes it afterwards.
         progress: receives the number of tensors written.
 
     Raises:
         UnsupportedArchitectureError, DamagedFileError: see `language_tensors`.
-        PickleRefusedError: the weights are pickled (see `read_index`).
     """
-    tensors = read_index(directory)
     names = language_tensors(tensors, str(directory))
     write_json(out / "config.json", config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
