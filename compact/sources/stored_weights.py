@@ -177,7 +177,9 @@ def _unindexed(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
     found = sorted(
         path
         for path in directory.glob("*.safetensors")
-        if path.name not in ADAPTER_WEIGHTS and not _NOT_WEIGHTS.fullmatch(path.stem)
+        if (path.is_file() or path.is_symlink())
+        and path.name not in ADAPTER_WEIGHTS
+        and not _NOT_WEIGHTS.fullmatch(path.stem)
     )
     for path in found:
         refuse_stand_in(path)

@@ -9,7 +9,7 @@ fills the model with random values. They are refused here with the name of the w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,15 +137,30 @@ def refuse_wrapped(
         if not parts or not _complete_without(parts, tensors, expected, family, config):
             continue
         first = next(name for name in sorted(tensors) if any(_inside(part).search(name) for part in parts))
-        part = parts[0]
-        wrapper, place = _WRAPPERS.get(part, ("", "the model inside it"))
-        pattern = "|".join(re.escape(part) for part in parts)
+        wrapper = _WRAPPERS.get(parts[0], ("", ""))[0]
         raise DamagedFileError(
-            f"{tensors[first].file}: names of tensors have the prefix {part!r}"
+            f"{tensors[first].file}: names of tensors have the prefix {parts[0]!r}"
             f"{f' of {wrapper}' if wrapper else ''} ({first!r}), so Transformers finds none of them",
-            f"save {place} with save_pretrained; or rename them: AutoModelForCausalLM.from_pretrained({where!r}, "
-            f"key_mapping={{r'{pattern}': ''}}).save_pretrained(NEW_FOLDER, save_original_format=False)",
+            _without_prefix(parts, where),
         )
+
+
+def _without_prefix(parts: Sequence[str], where: str, auto: str = "AutoModelForCausalLM") -> str:
+    """Return the next step: how to save the model without the prefixes."""
+    place = _WRAPPERS.get(parts[0], ("", "the model inside it"))[1]
+    # Transformers applies each pattern once per name. A wrapper of the model may also be one of a layer.
+    patterns = [f"{start}{re.escape(part)}" for part in parts for start in ("^", "")]
+    mapping = ", ".join(f"r'{pattern}': ''" for pattern in patterns)
+    return (
+        f"save {place} with save_pretrained; or rename them: {auto}.from_pretrained({where!r}, "
+        f"key_mapping={{{mapping}}}).save_pretrained(NEW_FOLDER, save_original_format=False)"
+    )
+
+
+def wrapper_hint(name: str, where: str) -> str | None:
+    """Return the next step if a tensor of a multimodal model has the prefix of a wrapper, or None."""
+    parts = [part for part in _WRAPPERS if _inside(part).search(name)]
+    return _without_prefix(parts, where, "AutoModelForImageTextToText") if parts else None
 
 
 def _inside(part: str) -> re.Pattern[str]:
