@@ -32,6 +32,7 @@ from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.checkpoints.shards import SINGLE, TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.sources.class_choice import with_class
 from compact.sources.quantization import refuse_packed, refuse_quantized
 from compact.sources.standard_form import checked_tensors, standard_form
 from compact.sources.stored_weights import EXPLICIT, find_weights
@@ -332,7 +333,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     config_path = directory / CONFIG
     if not config_path.is_file():
         raise no_config(directory)
-    config = read_json_object(config_path)
+    config = with_class(read_json_object(config_path), str(config_path))
     _refuse_unsafe(directory, config)
     family = family_of(config, str(config_path))
     check_sizes(config, config_path)

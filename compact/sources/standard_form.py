@@ -17,10 +17,11 @@ from compact.architectures.family import Family
 from compact.architectures.layout import check_shapes, expected_shapes
 from compact.base.cache import Cache
 from compact.base.errors import QuantizedCheckpointError
-from compact.base.files import sha256_file, sha256_json, write_json
+from compact.base.files import read_json_object, sha256_file, sha256_json, write_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG
 from compact.checkpoints.shards import DTYPE_BYTES, TensorRef, TensorSpec, open_tensors, write_checkpoint
+from compact.sources.class_choice import MODEL_TYPE
 from compact.sources.quantization import KEYS as QUANTIZATION_KEYS
 from compact.sources.quantization import refuse_packed
 from compact.sources.stored_weights import EXPLICIT, StoredWeights, refuse_left_out
@@ -122,7 +123,7 @@ def standard_form(
 
     Args:
         directory: the folder.
-        config: its config.json with sizes checked.
+        config: its config.json with sizes checked, and with the architecture that Transformers chooses (`with_class`).
         family: the row of the family table.
         weights: its tensors.
 
@@ -135,6 +136,8 @@ def standard_form(
     settings = tuple(
         f"{CONFIG} has {key}, which the weights do not need" for key in QUANTIZATION_KEYS if config.get(key) is not None
     )
+    if config != read_json_object(directory / CONFIG):
+        settings = (*settings, f"{MODEL_TYPE} of {CONFIG} chooses {family.architecture}")
     other_types = any(ref.dtype not in DTYPE_BYTES for ref in weights.tensors.values())
     if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
         return None

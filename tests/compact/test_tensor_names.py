@@ -18,6 +18,28 @@ from tests.compact.unusual_folders import change_config, change_weights, logits,
 Rename = Callable[[str], str]
 
 
+@pytest.mark.parametrize("named", [["LlamaModel"], ["FSDPLlamaForCausalLM"], "LlamaForCausalLM", None])
+def test_the_class_that_model_type_chooses(tmp_path: Path, named: object) -> None:
+    """The base class saves its own name; `AutoModelForCausalLM` looks at `model_type` alone."""
+    model = write_checkpoint(tmp_path / "m")
+    expected = logits(model)
+    change_config(model, architectures=named)
+    assert torch.equal(logits(model), expected)
+    source = opened(model, tmp_path)
+    assert source.config["architectures"] == ["LlamaForCausalLM"]
+    assert torch.equal(logits(source.directory), expected)
+
+
+def test_another_class_than_model_type_chooses(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "m")
+    change_config(model, architectures=["MistralForCausalLM"])
+    refusal(model, tmp_path, DamagedFileError, "config.json: architectures is MistralForCausalLM", "model_type")
+    change_config(model, architectures=["LlamaForCausalLM"], model_type=None)
+    refusal(model, tmp_path, DamagedFileError, "config.json: no model_type", '"model_type": "llama"')
+    change_config(model, architectures=["LlamaForSequenceClassification"], model_type="llama")
+    refusal(model, tmp_path, UnsupportedArchitectureError, "LlamaForSequenceClassification", "supported: ")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("own", [lambda name: name.removeprefix("model."), lambda name: f"model.{name}"])
 def test_the_prefix_of_the_base_class(tmp_path: Path, tied: bool, own: Rename) -> None:
