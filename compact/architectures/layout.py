@@ -180,6 +180,12 @@ def check_shapes(
             except UnsupportedArchitectureError as error:
                 raise UnsupportedArchitectureError(f"{place}: {error.message}", drop) from error
             raise UnsupportedArchitectureError(f"{place}: tensor {name!r} has no place in a model of these sizes", drop)
+        if shape != wanted and 0 in shape:
+            raise DamagedFileError(
+                f"{places.get(name, where)}: tensor {name!r} is empty (shape {list(shape)})",
+                "DeepSpeed ZeRO-3 saves so: set stage3_gather_16bit_weights_on_model_save and save the model again, or "
+                "run zero_to_fp32.py in the folder of its checkpoint",
+            )
         if shape != wanted:
             raise DamagedFileError(
                 f"{places.get(name, where)}: tensor {name!r} has shape {list(shape)}, but config.json gives "

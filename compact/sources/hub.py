@@ -27,6 +27,7 @@ from compact.base.progress import SILENT, Progress, Task
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import ADAPTER_CONFIG, adapter_error
 from compact.sources.hub_errors import cache_directory, offline_error, page, translated
+from compact.sources.what_it_is import pickled_weights
 
 CONFIG = "config.json"
 # Files besides the weights that a build reads or copies.
@@ -37,7 +38,6 @@ _SMALL_FILES = (
     "additional_chat_templates/*.jinja",
 )
 _NEVER = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py", ".so", ".safetensors", ".gguf")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@\s:]+))?", re.ASCII)
@@ -277,10 +277,10 @@ def _is_small(file: str) -> bool:
 def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
     top = {file for file in files if "/" not in file}
     if SINGLE not in top and INDEX not in top:
-        pickled = sorted(file for file in top if any(fnmatchcase(file, pattern) for pattern in _PICKLED))
-        if pickled:
+        pickled = pickled_weights(top)
+        if pickled is not None:
             raise PickleRefusedError(
-                f"{name.repo}: has only pickled weights ({pickled[0]}), and loading a pickle can run code",
+                f"{name.repo}: has only pickled weights ({pickled}), and loading a pickle can run code",
                 "name a revision or repository with safetensors weights; nothing was downloaded",
             )
         gguf = sorted(file for file in top if file.lower().endswith(".gguf"))

@@ -141,15 +141,21 @@ def refuse_wrapped(
         raise DamagedFileError(
             f"{tensors[first].file}: names of tensors have the prefix {parts[0]!r}"
             f"{f' of {wrapper}' if wrapper else ''} ({first!r}), so Transformers finds none of them",
-            _without_prefix(parts, where),
+            _without_prefix(parts, tensors, where),
         )
 
 
-def _without_prefix(parts: Sequence[str], where: str, auto: str = "AutoModelForCausalLM") -> str:
+def _without_prefix(
+    parts: Sequence[str], names: Collection[str], where: str, auto: str = "AutoModelForCausalLM"
+) -> str:
     """Return the next step: how to save the model without the prefixes."""
     place = _WRAPPERS.get(parts[0], ("", "the model inside it"))[1]
-    # Transformers applies each pattern once per name. A wrapper of the model may also be one of a layer.
-    patterns = [f"{start}{re.escape(part)}" for part in parts for start in ("^", "")]
+    patterns = []
+    for part in parts:
+        # Transformers applies each pattern once per name. A wrapper of the model may also be one of a layer.
+        if any(len(_inside(part).findall(name)) > 1 for name in names):
+            patterns.append(f"^{re.escape(part)}")
+        patterns.append(re.escape(part))
     mapping = ", ".join(f"r'{pattern}': ''" for pattern in patterns)
     return (
         f"save {place} with save_pretrained; or rename them: {auto}.from_pretrained({where!r}, "
@@ -160,7 +166,7 @@ def _without_prefix(parts: Sequence[str], where: str, auto: str = "AutoModelForC
 def wrapper_hint(name: str, where: str) -> str | None:
     """Return the next step if a tensor of a multimodal model has the prefix of a wrapper, or None."""
     parts = [part for part in _WRAPPERS if _inside(part).search(name)]
-    return _without_prefix(parts, where, "AutoModelForImageTextToText") if parts else None
+    return _without_prefix(parts, [name], where, "AutoModelForImageTextToText") if parts else None
 
 
 def _inside(part: str) -> re.Pattern[str]:

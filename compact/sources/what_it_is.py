@@ -22,8 +22,9 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import ADAPTER_CONFIG, refuse_adapter
 
-# Pickled weights.
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Pickles that a training run leaves beside the weights.
+_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
 
 _SMALL = (
     *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG),
@@ -151,6 +152,11 @@ def _ggufs(directory: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.lower().startswith("mmproj"))
 
 
+def pickled_weights(names: Iterable[str]) -> str | None:
+    """Return the first file name of pickled weights, or None. The state of a training run does not count."""
+    return min((name for name in names if name.endswith(_PICKLED) and not name.startswith(_STATE)), default=None)
+
+
 def no_config(directory: Path) -> CompactEdgeError:
     """Return the error for a folder without `config.json`: what the folder is, and what to do."""
     kind, what, step = _look(directory) or (
@@ -163,7 +169,7 @@ def no_config(directory: Path) -> CompactEdgeError:
 
 def no_weights(directory: Path) -> CompactEdgeError:
     """Return the error for a folder with `config.json` but without safetensors: what it is, and what to do."""
-    pickled = _first(directory, PICKLED)
+    pickled = pickled_weights(path.name for path in directory.iterdir())
     if pickled is not None and not _training_state(directory):
         return PickleRefusedError(
             f"{directory}: only pickled weights ({pickled}), and loading a pickle can run code",
@@ -282,7 +288,7 @@ def _weights_alone(directory: Path) -> Answer | None:
     if (name := _first(directory, ("*.safetensors",))) is not None:
         step = f"put {CONFIG} and the tokenizer of the same model beside {name}"
         return ModelNotFoundError, f"it has weights alone ({name})", step
-    if (name := _first(directory, PICKLED)) is not None:
+    if (name := pickled_weights(path.name for path in directory.iterdir())) is not None:
         return PickleRefusedError, f"it has only pickled weights ({name})", "name a model with safetensors weights"
     return None
 

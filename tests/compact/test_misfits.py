@@ -72,6 +72,12 @@ def test_only_the_head_was_resized(tmp_path: Path) -> None:
     refusal(model, tmp_path, DamagedFileError, "421 rows", "425", "resize_token_embeddings")
 
 
+def test_empty_tensors(model: Path, tmp_path: Path) -> None:
+    """What a save without gathering leaves of each parameter."""
+    change_weights(model, lambda weights: {name: tensor[:0] for name, tensor in weights.items()})
+    refusal(model, tmp_path, DamagedFileError, "model.safetensors: tensor", "is empty", "ZeRO-3", "zero_to_fp32.py")
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -178,6 +178,12 @@ def pickled(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"x")
 
 
+def state_alone(model: Path) -> None:
+    bare(model)
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin"):
+        (model / name).write_bytes(b"x")
+
+
 def pickled_alone(model: Path) -> None:
     pickled(model)
     (model / "config.json").unlink()
@@ -217,6 +223,7 @@ def weights_alone(model: Path) -> None:
         (tensorflow, DataError, ("TensorFlow", "that it was made from")),
         (pickled, PickleRefusedError, ("only pickled weights (pytorch_model.bin)", "safetensors")),
         (pickled_alone, PickleRefusedError, ("no config.json", "pickled weights (pytorch_model.bin)")),
+        (state_alone, DamagedFileError, ("no model.safetensors and no", "download the model again")),
         (dvc, DamagedFileError, ("model.safetensors.dvc", "dvc pull")),
         (ggufs, DataError, ("GGUF files (model-Q4_K_M.gguf, model-Q8_0.gguf)", "name one of them")),
         (diffusion, DataError, ("diffusion pipeline", "causal language model")),
