@@ -30,13 +30,13 @@ from compact.base.errors import (
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import SINGLE, TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 from compact.sources.class_choice import with_class
 from compact.sources.quantization import refuse_packed, refuse_quantized
 from compact.sources.standard_form import checked_tensors, standard_form
-from compact.sources.stored_weights import EXPLICIT, find_weights
-from compact.sources.what_it_is import no_config, only_gguf, other_file, refuse_other_folder, refuse_stand_in
+from compact.sources.stored_weights import find_weights, refuse_explicit
+from compact.sources.what_it_is import no_config, refuse_other_folder
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -149,15 +149,11 @@ def _resolve(model: str, cache: Cache, progress: Progress) -> ModelSource:
         source = _open_gguf(_smollm2_file(), "SmolLM2-135M-Instruct", model, cache, progress)
         return replace(source, hub_id=_SMOLLM2_HUB_ID)
     if path.is_dir():
-        if (gguf := only_gguf(path)) is not None:
-            refuse_stand_in(gguf)
-            return _open_gguf(gguf, plain_name(gguf.stem), model, cache, progress)
         return open_checkpoint(path, cache, progress, name=plain_name(path.resolve().name), origin=model)
     if path.is_file():
-        refuse_stand_in(path)
         if path.suffix.lower() == ".gguf":
             return _open_gguf(path, plain_name(path.stem), model, cache, progress)
-        raise other_file(path, model)
+        raise DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")
     if (named := hub.parse_model(model)) is not None:
         return _open_hub(named, model, cache, progress)
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
@@ -209,11 +205,7 @@ def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress)
     if _language_config(snapshot.directory) is None:
         config, _ = _read_config(snapshot.directory)
         refuse_quantized(config, snapshot.directory / CONFIG)
-        if config.get(EXPLICIT) not in (None, SINGLE):
-            raise DataError(
-                f"{snapshot.directory / CONFIG}: {EXPLICIT} names another file than {SINGLE}",
-                f"download the model with `hf download {named.repo}` and name its folder",
-            )
+        refuse_explicit(config, snapshot.directory / CONFIG, named.repo)
     hub.fetch_weights(snapshot, progress)
 
     def check(hashes: Mapping[str, str]) -> None:

@@ -23,6 +23,10 @@ _PACKED = (
     (re.compile(r"\.weight_scale_inv$"), "FP8"),
     (re.compile(r"\.(?:weight_packed|weight_scale|weight_zero_point|input_scale|weight_shape)$"), "compressed-tensors"),
     (re.compile(r"_(?:blocks|scales)$"), "MXFP4"),
+    (re.compile(r"\.W_q$"), "HQQ"),
+    (re.compile(r"\.weight\._(?:data|scale|shift)$"), "quanto"),
+    (re.compile(r":(?:qdata|scale)$"), "torchao"),
+    (re.compile(r"\.(?:codes|codebooks)$"), "AQLM"),
     (re.compile(r"\.(?:trellis|q_weight|q_scale|suh|svh)$"), "ExLlama"),
 )
 _MLX = re.compile(r"\.(?:scales|biases)$")

@@ -25,7 +25,7 @@ from compact.sources.class_choice import MODEL_TYPE
 from compact.sources.quantization import KEYS as QUANTIZATION_KEYS
 from compact.sources.quantization import refuse_packed
 from compact.sources.stored_weights import EXPLICIT, StoredWeights, refuse_left_out
-from compact.sources.tensor_names import Names, map_names, refuse_wrapped, unused_names
+from compact.sources.tensor_names import Names, map_names, refuse_unmerged, refuse_wrapped, unused_names
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def checked_tensors(
         QuantizedCheckpointError, DamagedFileError, UnsupportedArchitectureError: as in `standard_form`.
     """
     expected = expected_shapes(family, config, len(weights.tensors), str(directory))
+    refuse_unmerged(weights.tensors)
     names = map_names(weights.tensors, expected, family, config, str(directory))
     if any(name not in names.stored for name in expected):
         refuse_wrapped(weights.tensors, expected, family, config, str(directory))

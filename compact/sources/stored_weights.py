@@ -143,6 +143,23 @@ def _explicit(directory: Path, name: object) -> tuple[list[Path], tuple[str, ...
     return [path], () if name == SINGLE else (note,)
 
 
+def refuse_explicit(config: Mapping[str, Any], where: Path, repo: str) -> None:
+    """Raise DataError if config.json of a model on the Hub chooses another file than `model.safetensors`.
+
+    Only the usual files are downloaded.
+
+    Args:
+        config: config.json.
+        where: its path.
+        repo: name of the repository.
+    """
+    if config.get(EXPLICIT) not in (None, SINGLE):
+        raise DataError(
+            f"{where}: {EXPLICIT} names another file than {SINGLE}",
+            f"download the model with `hf download {repo} --local-dir FOLDER`, and name FOLDER",
+        )
+
+
 def _indexed(directory: Path, index: Path) -> tuple[list[Path], tuple[str, ...]]:
     try:
         content = read_json_object(index)

@@ -33,7 +33,7 @@ _WRAPPERS: Mapping[str, tuple[str, str]] = {
     "module.": ("DataParallel or DeepSpeed", "model.module"),
 }
 _ORIGINAL = re.compile(r"^tok_embeddings\.|\.attention\.w[qkvo]\.|\.feed_forward\.w[123]\.")
-_UNMERGED = re.compile(r"\.lora_[AB]\.|\.base_layer\.")
+_UNMERGED = re.compile(r"\.lora_[AB]\.|\.base_layer\.|\.modules_to_save\.|\.original_module\.")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,20 @@ def unused_names(names: Names, family: Family, config: Mapping[str, Any]) -> set
     return {n for n in names.stored if is_unused(n, family, config) or is_unused(f"{_BASE}.{n}", family, config)}
 
 
+def refuse_unmerged(tensors: Mapping[str, TensorRef]) -> None:
+    """Raise DamagedFileError if an adapter of PEFT is stored with the weights. Transformers would ignore it.
+
+    Args:
+        tensors: stored name -> location.
+    """
+    name = next((name for name in sorted(tensors) if _UNMERGED.search(name)), None)
+    if name is not None:
+        raise DamagedFileError(
+            f"{tensors[name].file}: tensor {name!r} is part of an adapter (LoRA) that is not merged into the weights",
+            "merge it with PEFT: model.merge_and_unload().save_pretrained(NEW_FOLDER)",
+        )
+
+
 def refuse_wrapped(
     tensors: Mapping[str, TensorRef], expected: Collection[str], family: Family, config: Mapping[str, Any], where: str
 ) -> None:
@@ -119,12 +133,6 @@ def refuse_wrapped(
     Raises:
         DamagedFileError: without the prefix, every tensor of the layout is there.
     """
-    if any(_UNMERGED.search(name) for name in tensors):
-        name = next(name for name in tensors if _UNMERGED.search(name))
-        raise DamagedFileError(
-            f"{tensors[name].file}: tensor {name!r} is part of an adapter (LoRA) that is not merged into the weights",
-            "merge it with PEFT: model.merge_and_unload().save_pretrained(NEW_FOLDER)",
-        )
     original = next((name for name in sorted(tensors) if _ORIGINAL.search(name)), None)
     if original is not None:
         raise DamagedFileError(

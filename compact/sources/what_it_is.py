@@ -20,7 +20,7 @@ from compact.base.errors import (
 )
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.checkpoints.shards import INDEX, SINGLE
-from compact.sources.adapters import ADAPTER_CONFIG, refuse_adapter
+from compact.sources.adapters import refuse_adapter
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Pickles that a training run leaves beside the weights.
@@ -41,7 +41,6 @@ _ANSWERS = (
 )
 _JSON_OR_WEIGHTS = (".json", ".safetensors", ".gguf", ".model")
 _STEP = re.compile(r"checkpoint-(\d+)")
-_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
 def refuse_stand_in(path: Path) -> None:
@@ -131,20 +130,6 @@ def refuse_other_folder(directory: Path) -> None:
         refuse_stand_in(directory / name)
     if not (directory / CONFIG).is_file():
         raise no_config(directory)
-
-
-def only_gguf(directory: Path) -> Path | None:
-    """Return the GGUF file of a folder that has no checkpoint and exactly one GGUF model, or None.
-
-    A model in several parts counts as one, and its first part is returned. Projectors of images (`mmproj`) do not
-    count.
-    """
-    names = [path.name for path in directory.iterdir()]
-    if CONFIG in names or ADAPTER_CONFIG in names or any(name.endswith(".safetensors") for name in names):
-        return None
-    files = _ggufs(directory)
-    split = {match.groups() if (match := _SPLIT.fullmatch(path.name)) else path.name for path in files}
-    return files[0] if len(split) == 1 else None
 
 
 def _ggufs(directory: Path) -> list[Path]:
@@ -291,21 +276,3 @@ def _weights_alone(directory: Path) -> Answer | None:
     if (name := pickled_weights(path.name for path in directory.iterdir())) is not None:
         return PickleRefusedError, f"it has only pickled weights ({name})", "name a model with safetensors weights"
     return None
-
-
-def other_file(path: Path, model: str) -> DataError:
-    """Return the error for a file that was named as a model and is not a GGUF."""
-    name = path.name.lower()
-    folder = path.resolve().parent
-    if name.endswith((".safetensors", ".safetensors.index.json")) or name == CONFIG:
-        return DataError(f"{model}: one file of a checkpoint, but no .gguf", f"name its folder: {folder}")
-    if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
-        return PickleRefusedError(
-            f"{model}: pickled weights, but no .gguf, and loading a pickle can run code",
-            "name a checkpoint directory with safetensors weights, or a GGUF file",
-        )
-    if name.endswith(".onnx"):
-        return DataError(f"{model}: an ONNX model, but no .gguf", "name the checkpoint that it was made from")
-    if name.endswith((".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z")):
-        return DataError(f"{model}: an archive, but no .gguf", "unpack it and name its folder")
-    return DataError(f"{model}: a file, but no .gguf", "name a checkpoint directory or a GGUF file")

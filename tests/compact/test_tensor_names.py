@@ -149,7 +149,11 @@ def test_a_wrapper_is_named_and_the_hint_helps(tmp_path: Path, wrapper: str, own
 
 
 def test_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
+    """Transformers would ignore it, so the result would be the model before its fine-tuning."""
     model = write_checkpoint(tmp_path / "m")
+    adapter = {"model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(4, 64)}
+    change_weights(model, lambda weights: {**weights, **adapter})
+    refusal(model, tmp_path, DamagedFileError, "model.safetensors", "LoRA", "merge_and_unload")
     rename(model, lambda name: f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}")
     change_weights(
         model, lambda weights: {**weights, "base_model.model.model.layers.0.self_attn.q_proj.lora_A.x": torch.zeros(4)}

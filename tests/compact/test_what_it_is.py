@@ -14,7 +14,6 @@ from compact.base.cache import Cache
 from compact.base.errors import DamagedFileError, DataError, ModelNotFoundError, PickleRefusedError
 from compact.sources.config_source import open_config
 from compact.sources.model_source import open_source
-from exporters.gguf_writer.write import write_gguf
 from tests.checkpoints import write_checkpoint
 from tests.compact.unusual_folders import refusal, save
 
@@ -194,12 +193,6 @@ def dvc(model: Path) -> None:
     (model / "model.safetensors.dvc").write_text("outs: []")
 
 
-def ggufs(model: Path) -> None:
-    bare(model, "config.json")
-    for name in ("model-Q4_K_M.gguf", "model-Q8_0.gguf"):
-        (model / name).write_bytes(b"GGUF")
-
-
 def diffusion(model: Path) -> None:
     bare(model, "config.json")
     (model / "model_index.json").write_text("{}")
@@ -225,7 +218,6 @@ def weights_alone(model: Path) -> None:
         (pickled_alone, PickleRefusedError, ("no config.json", "pickled weights (pytorch_model.bin)")),
         (state_alone, DamagedFileError, ("no model.safetensors and no", "download the model again")),
         (dvc, DamagedFileError, ("model.safetensors.dvc", "dvc pull")),
-        (ggufs, DataError, ("GGUF files (model-Q4_K_M.gguf, model-Q8_0.gguf)", "name one of them")),
         (diffusion, DataError, ("diffusion pipeline", "causal language model")),
         (weights_alone, ModelNotFoundError, ("no config.json", "weights alone (model.safetensors)")),
         (bare, DamagedFileError, ("no model.safetensors and no", "download the model again")),
@@ -236,33 +228,3 @@ def test_a_folder_says_what_it_is(
 ) -> None:
     change(model)
     refusal(model, tmp_path, kind, *parts)
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("model.safetensors", ("one file of a checkpoint", "name its folder")),
-        ("config.json", ("one file of a checkpoint", "name its folder")),
-        ("pytorch_model.bin", ("pickled weights", "safetensors")),
-        ("model.onnx", ("an ONNX model", "made from")),
-        ("model.tar.gz", ("an archive", "unpack it")),
-    ],
-)
-def test_a_file_says_what_it_is(model: Path, tmp_path: Path, name: str, parts: tuple[str, ...]) -> None:
-    if not (model / name).exists():
-        (model / name).write_bytes(b"xxxxxxxxxxxx")
-    refusal(model / name, tmp_path, DataError, *parts)
-
-
-def test_a_folder_with_one_gguf(model: Path, tmp_path: Path) -> None:
-    """It is opened like the file; a projector of images beside it does not count."""
-    folder = tmp_path / "gguf"
-    folder.mkdir()
-    write_gguf(model, folder / "small-F16.gguf", "F16")
-    (folder / "README.md").write_text("hello")
-    (folder / "mmproj-F16.gguf").write_bytes(b"GGUF")
-    cache = Cache(tmp_path / "cache", [], [])
-    taken, file = open_source(str(folder), cache), open_source(str(folder / "small-F16.gguf"), cache)
-    assert (taken.id, taken.name) == (file.id, file.name)
-    (folder / "small-F16.gguf").write_text(LFS)
-    refusal(folder, tmp_path, DamagedFileError, "small-F16.gguf: a pointer of Git LFS")
