@@ -39,7 +39,9 @@ def data_folder() -> Path:
     """The folder of texts, tasks and tokenizers (docs/quality.md). End the script if the variable names none."""
     folder = os.environ.get(ENVIRONMENT)
     if not folder or not Path(folder).is_dir():
-        sys.exit(f"error: {ENVIRONMENT} names no folder\nhint: docs/quality.md lists what the folder holds")
+        sys.exit(
+            f"error: {ENVIRONMENT} is not the path of a folder\nhint: docs/quality.md lists the files that belong in it"
+        )
     return Path(folder)
 
 
@@ -213,7 +215,9 @@ def with_table(text: str, script: str, rows: str) -> str:
     head, begun, rest = text.partition(begin)
     _, ended, tail = rest.partition(end)
     if not begun or not ended:
-        sys.exit(f"error: a document lacks the marks of {script}\nhint: put {begin} and {end} where the table belongs")
+        sys.exit(
+            f"error: a document lacks the marks of {script}\nhint: put {begin} and {end} around the place of the table"
+        )
     return f"{head}{begin}\n\n{rows}\n\n{end}{tail}"
 
 

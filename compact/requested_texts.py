@@ -40,5 +40,5 @@ def check_texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> Non
 
 def texts_to_learn(options: PruneOptions, default: tuple[str, ...]) -> tuple[str, ...]:
     """Return the texts for distillation: those of `--recover-text`, else of `--calibration`, else `default`."""
-    own = () if options.recover is None else options.recover.text
-    return own or options.calibration or default
+    named = () if options.recover is None else options.recover.text
+    return named or options.calibration or default

@@ -37,12 +37,12 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options. Those without a subject come first."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in _SUBJECTS}}
-        titles = {name: title for title, group in _SUBJECTS.items() for name in _names(group)}
+        titles = {each.name: title for title, group in _SUBJECTS.items() for each in _parameters(group)}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                own = parameter.section if isinstance(parameter, SectionOption) else None
-                title = own or titles.get(parameter.name or "", "Options")
+                section = parameter.section if isinstance(parameter, SectionOption) else None
+                title = section or titles.get(parameter.name or "", "Options")
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             if records:
@@ -55,8 +55,8 @@ class QuantCommand(GroupedCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Print the list if the user asked for it; otherwise parse as usual."""
-        asked = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
-        if asked:
+        requested = any(pair == ("--quant", "list") for pair in pairwise(args)) or "--quant=list" in args
+        if requested:
             from compact_edge.terminal.quant_table import print_quants
 
             print_quants(as_json="--json" in args)
@@ -77,7 +77,7 @@ def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 _BUDGET = (
     click.option("--ratio", type=float, help="Share of all parameters to remove (default: 0.2)."),
-    click.option("--vocab-size", type=int, help="Final vocab_size, special tokens included."),
+    click.option("--vocab-size", type=int, help="Final vocab_size, including special tokens."),
     click.option(
         "--vocab-coverage",
         metavar="SHARE",
@@ -94,8 +94,8 @@ _BUDGET = (
     click.option(
         "--split",
         metavar="auto|V:FFN",
-        help="How to split --ratio or --fit between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed "
-        "shares (default: auto for --fit, a fixed rule for --ratio).",
+        help="How to split the cut between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed shares "
+        "(default: auto for --fit, a fixed rule for --ratio).",
     ),
 )
 _RANKING = (
@@ -126,10 +126,12 @@ _RANKING = (
     click.option(
         "--vocab-floor",
         type=click.IntRange(0),
-        help="With --vocab-corpus: rank this many droppable tokens without the corpus (default: half of them; 0: "
+        help="With --vocab-corpus: number of droppable tokens to rank without the corpus (default: half of them; 0: "
         "none).",
     ),
-    click.option("--keep-tokens", type=FILE, help="Tokens to keep, one per line, spelled as in tokenizer.json."),
+    click.option(
+        "--keep-tokens", type=FILE, help="File of tokens to keep, one per line, spelled as in tokenizer.json."
+    ),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
@@ -140,17 +142,17 @@ _RANKING = (
     click.option(
         "--repair-tokens",
         type=click.Choice(["final", "common"]),
-        help="Tokens that --method repair fits to. final: the text tokenized by the pruned tokenizer. common: by the "
-        "original tokenizer, without dropped tokens (default: final).",
+        help="Tokens of the calibration text that --method repair fits to. final: those of the pruned tokenizer. "
+        "common: those of the original tokenizer that are not dropped (default: final).",
     ),
 )
 _CALIBRATION = (
     click.option(
         "--calibration",
         multiple=True,
-        help="Text, jsonl or parquet file; Hub data set (org/name[@revision][:config[:split]]); or stdlib, "
-        "stdlib-prose, self (text that the model writes). Repeat to mix several in equal shares. "
-        "The default for a model from the Hub is allenai/c4.",
+        help="Calibration text: a text, jsonl or parquet file; a Hub data set (org/name[@revision][:config[:split]]); "
+        "or stdlib, stdlib-prose, self (text that the model writes). Repeat to mix several in equal shares (default: "
+        "stdlib for tiny, allenai/c4 for a model from the Hub, otherwise stdlib-prose).",
     ),
     click.option(
         "--calibration-tokens",
@@ -226,28 +228,15 @@ _SUBJECTS = {
 
 def pruning_choices() -> dict[str, tuple[str, ...]]:
     """Return the shared options with a fixed set of values: parameter name -> allowed values."""
-    parameters = _pruning_command().params
+    parameters = _parameters((*_BUDGET, *_RANKING, *_CALIBRATION, *_RECOVERY, *_COMPUTE))
     return {p.name or "": tuple(p.type.choices) for p in parameters if isinstance(p.type, click.Choice)}
 
 
-def pruning_defaults() -> dict[str, Any]:
-    """Return the values for `prune_options` when the user gives no shared option."""
-    return _pruning_command().make_context("", []).params
-
-
-def _pruning_command() -> click.Command:
-    command = click.Command("", params=[])
-    for option in (*_BUDGET, *_RANKING, *_CALIBRATION, *_RECOVERY, *_COMPUTE):
-        option(command)
-    return command
-
-
-def _names(options: tuple[Callable[[Any], Any], ...]) -> list[str]:
-    """Return the parameter names of options."""
+def _parameters(options: tuple[Callable[[Any], Any], ...]) -> list[click.Parameter]:
     command = click.Command("", params=[])
     for option in options:
         option(command)
-    return [parameter.name or "" for parameter in command.params]
+    return command.params
 
 
 def _apply(options: tuple[Callable[[Function], Function], ...], function: Function) -> Function:
@@ -322,7 +311,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     """Return `PruneOptions` from the values of the shared options.
 
     Args:
-        values: parameter names and values. Other keys are ignored.
+        values: parameter names and values. Other keys are ignored. `PruneOptions` has the defaults of missing ones.
         channel_grid: `intermediate_size` is kept a multiple of this.
 
     Raises:
@@ -340,13 +329,13 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     fitted_to = values.get("repair_tokens")
     if fitted_to is None:
         names -= {"repair_tokens"}
-    elif "repair_tokens" not in method_named(values["method"]).options:
+    elif "repair_tokens" not in method_named(values.get("method", DEFAULT_METHOD)).options:
         raise UsageError(f"--repair-tokens {fitted_to}: applies only to --method repair", "add --method repair")
     options = PruneOptions(
         **{name: values[name] for name in names},
         fit_bytes=None if fit is None else parse_size(fit),
         channel_grid=channel_grid,
-        recover=_recover_options(values) if "recover" in values else None,
+        recover=_recover_options(values),
     )
     check_budget(options)
     check_ranking(options)
@@ -359,14 +348,14 @@ def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
 
     # For a missing value, `RecoverOptions` has the default.
     options = {
-        "text": ("--recover-text", values["recover_text"] or None),
-        "tokens": ("--recover-tokens", values["recover_tokens"]),
-        "minutes": ("--recover-minutes", values["recover_minutes"]),
-        "learning_rate": ("--learning-rate", values["learning_rate"]),
-        "train": ("--train", values["train"]),
+        "text": ("--recover-text", values.get("recover_text") or None),
+        "tokens": ("--recover-tokens", values.get("recover_tokens")),
+        "minutes": ("--recover-minutes", values.get("recover_minutes")),
+        "learning_rate": ("--learning-rate", values.get("learning_rate")),
+        "train": ("--train", values.get("train")),
     }
     given = {name: (option, value) for name, (option, value) in options.items() if value is not None}
-    if values["recover"] is None:
+    if values.get("recover") is None:
         for option, _ in given.values():
             raise UsageError(f"{option}: applies only with --recover", "add --recover distill")
         return None

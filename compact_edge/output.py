@@ -38,9 +38,9 @@ def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None
     if not out.exists():
         return
     if not force:
-        raise OutputExistsError(f"{out}: exists already", "give --force to replace it, or another --out")
+        raise OutputExistsError(f"{out}: already exists", "give --force to replace it, or another --out")
     if not out.is_dir():
-        raise OutputExistsError(f"{out}: exists already and is not a directory", "remove it, or give another --out")
+        raise OutputExistsError(f"{out}: already exists and is not a directory", "remove it, or give another --out")
     if not _is_output(out):
         raise OutputExistsError(
             f"{out}: is not an earlier output, so --force does not replace it",
@@ -56,7 +56,7 @@ def check_new_file(path: Path, option: str) -> None:
         StorageError: its folder does not exist.
     """
     if path.exists():
-        raise OutputExistsError(f"{path}: exists already", "choose another name, or remove it")
+        raise OutputExistsError(f"{path}: already exists", "choose another name, or remove it")
     if not path.absolute().parent.is_dir():
         raise StorageError(f"{option} {path}: its folder does not exist", "create it, or choose another name")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs.svg_parts import MONO_WIDTH, arrow, picture, rect, stroke, words  # noqa: E402
+from docs.svg_parts import MONO_WIDTH, arrow, picture, words  # noqa: E402
+from runtime_bench.report.svg import circle, line, ratio_place, rect, whisker  # noqa: E402
 
 PICTURES = Path(__file__).with_name("pictures")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -115,7 +115,7 @@ def vocabulary() -> str:
             y += 18
             continue
         if n == cut_at:
-            body += [stroke(24, y - 8, 330, y - 8, "cut"), words(336, y - 4, f"V′ = {tokens.size:,}", "gonetext")]
+            body += [line(24, y - 8, 330, y - 8, "cut"), words(336, y - 4, f"V′ = {tokens.size:,}", "gonetext")]
             y += 12
         left, right = merges[n]
         gone = n >= cut_at
@@ -149,7 +149,7 @@ def _boxes(body: list[str], pieces: Sequence[tuple[str, str]], y: float) -> floa
             x, y = 24.0, y + 26
         body.append(rect(x, y, width, 20, kind))
         if kind == "gone":
-            body.append(rect(x + 2, y + 2, width - 4, 16, "paper", 0.85))
+            body.append(rect(x + 2, y + 2, width - 4, 16, "paper", opacity=0.85))
         body.append(
             words(x + width / 2, y + 14, _shown(piece), "mono " + ("on" if kind == "keep" else "ink"), "middle")
         )
@@ -185,7 +185,7 @@ def act2() -> str:
             y = 82 + row * 28
             body.append(rect(x, y, 48, 24, "box" if weight else "gone"))
             if weight:
-                body.append(rect(x, y, 48, 24, "keep", min(values[column] ** 2 / largest * 1.6, 1.0)))
+                body.append(rect(x, y, 48, 24, "keep", opacity=min(values[column] ** 2 / largest * 1.6, 1.0)))
     for row, score in enumerate(scores):
         y = 82 + row * 28
         body.append(words(88, y + 16, str(row + 1), "ink", "end"))
@@ -253,12 +253,12 @@ def report() -> str:
     step, bottom = 30, 62 + 30 * len(_REPORT_ROWS)
 
     def x(value: float) -> float:
-        return middle + max(-1.0, min(1.0, math.log(value) / -math.log(low))) * half
+        return ratio_place(value, 1 / low, middle, half)
 
-    body += [words(x(1), 50, "1", anchor="middle"), stroke(x(1), 56, x(1), bottom - 6, "one")]
+    body += [words(x(1), 50, "1", anchor="middle"), line(x(1), 56, x(1), bottom - 6, "one")]
     for value in (0.75, 1 / 0.75):
         body.append(words(x(value), 50, f"{value:.2f}", anchor="middle"))
-        body.append(stroke(x(value), 56, x(value), bottom - 6, "grid"))
+        body.append(line(x(value), 56, x(value), bottom - 6, "grid"))
     for index, (key, name, better) in enumerate(_REPORT_ROWS):
         metric = run["metrics"][key]
         ratio = metric["ratio"]
@@ -268,8 +268,7 @@ def report() -> str:
         said = f"{figure(metric['baseline'], metric['unit'])} → {figure(metric['pruned'], metric['unit'])}"
         body.append(words(left - 24, y + 4, said.replace(" characters/s", "").replace(" tokens/s", ""), anchor="end"))
         if ratio["low"] is not None and not ratio["exact"]:
-            body.append(stroke(x(ratio["low"]), y, x(ratio["high"]), y, f"reach {tone}"))
-            body += [stroke(x(end), y - 4, x(end), y + 4, f"reach {tone}") for end in (ratio["low"], ratio["high"])]
+            body += whisker(x(ratio["low"]), x(ratio["high"]), y, f"reach {tone}")
         # Better and worse also differ in shape.
         body.append(_mark(x(ratio["median"]), y, tone))
         body.append(words(604, y + 4, ratio_words(ratio), "value"))
@@ -289,8 +288,7 @@ def _tone(metric: Mapping[str, Any], better: str) -> str:
 def _mark(x: float, y: float, tone: str) -> str:
     if tone == "bad":
         return f'<path class="dot bad" d="M{x - 5.5:.1f} {y:.1f}l5.5 -5.5l5.5 5.5l-5.5 5.5z"/>'
-    kind = "box paper" if tone == "calm" else f"dot {tone}"
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.2"/>'
+    return circle(x, y, 4.2, "box paper" if tone == "calm" else f"dot {tone}")
 
 
 DRAWINGS: Mapping[str, Callable[[], str]] = {

@@ -25,7 +25,8 @@ PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""\
 # Commands
 
-`python docs/generate_cli.py` writes this page from the program itself. `{PROGRAM} COMMAND --help` prints the same text.
+`python docs/generate_cli.py` writes this page from the program itself. `{PROGRAM} COMMAND --help` prints the same
+text.
 
 Results go to stdout and everything else to stderr. Every command also accepts `--help` and `--debug` (shows the
 traceback of an error). The tables omit both.
@@ -84,7 +85,7 @@ def _command(path: str, command: click.Command, level: int = 2) -> list[str]:
     """A command and, if it is a group, its subcommands."""
     context = click.Context(command, info_name=path, parent=click.Context(cli, **cli.context_settings))
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    parts = [f"{'#' * level} {path}\n", f"```text\n{usage}\n```\n", _plain(inspect.cleandoc(command.help or "")) + "\n"]
+    parts = [f"{'#' * level} {path}\n", f"```text\n{usage}\n```\n", _text(command) + "\n"]
     recorder = _Recorder()
     command.format_options(context, recorder)
     if isinstance(command, click.Group):
@@ -98,6 +99,11 @@ def _command(path: str, command: click.Command, level: int = 2) -> list[str]:
         for name, below in sorted(command.commands.items()):
             parts += _command(f"{path} {name}", below, level + 1)
     return parts
+
+
+def _text(command: click.Command) -> str:
+    """The description of a command. Click's mark for a paragraph that it must not wrap is left out."""
+    return _plain(inspect.cleandoc(command.help or "").replace("\b\n", ""))
 
 
 def _code(option: str) -> str:

@@ -1,1 +1,1 @@
-"""Export formats: one module a format, and the parity check that every artifact goes through."""
+"""Export formats, one room per format, and the parity gate that checks every artifact."""

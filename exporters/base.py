@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -173,6 +172,8 @@ class Format(ABC):
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages that affect the bytes or figures of an artifact."""
+        from importlib.metadata import version  # a slow import, which `--help` does not need
+
         return {package: version(package) for package in self.packages}
 
     @abstractmethod

@@ -91,7 +91,7 @@ def base_model_of(directory: Path) -> str | None:
 
 
 def has_chat_template(checkpoint: Path) -> bool:
-    """Whether a checkpoint has a chat template, in chat_template.jinja or in tokenizer_config.json."""
+    """Return whether a checkpoint has a chat template, in chat_template.jinja or in tokenizer_config.json."""
     if (checkpoint / "chat_template.jinja").is_file():
         return True
     path = checkpoint / TOKENIZER_CONFIG
@@ -123,8 +123,8 @@ def front_matter(
     if hub_id is not None:
         matter["base_model"] = hub_id
     carried = matter.get("tags") if isinstance(matter.get("tags"), list) else []
-    own = [*tags, *(["compact-edge", "pruned"] if pruned else [])]
-    matter["tags"] = [*own, *(tag for tag in carried or [] if tag not in own)]
+    added = [*tags, *(["compact-edge", "pruned"] if pruned else [])]
+    matter["tags"] = [*added, *(tag for tag in carried or [] if tag not in added)]
     matter["pipeline_tag"] = "text-generation"
     if matter.get("base_model"):
         matter["base_model_relation"] = "quantized"

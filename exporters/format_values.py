@@ -221,5 +221,5 @@ Choices = Mapping[str, Any]
 
 
 def is_given(value: Any) -> bool:
-    """Whether the user gave the flag."""
+    """Return whether the user gave the flag."""
     return value is not None and value is not False and value != ()

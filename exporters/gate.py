@@ -75,7 +75,7 @@ class ParityReport:
             if check.passed is False:
                 raise GateError(
                     f"parity gate failed, {check.name}: {check.detail}",
-                    "the artifact was not published; report this with the model's name, or look with --no-check",
+                    "the artifact was not published; report this with the model's name, or examine it with --no-check",
                 )
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def hf_ids(tokenizer: Any, texts: Sequence[str], *, parse_special: bool) -> list
 
 
 def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:
-    """Whether the float32 model in Transformers and the artifact together need at most `share` of the free memory."""
+    """Return whether the model in float32 and the artifact together need at most `share` of the free memory."""
     import psutil
 
     parameters = sum(ref.n_elements for ref in read_index(checkpoint).values())

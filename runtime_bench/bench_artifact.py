@@ -29,25 +29,25 @@ _KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -
 
 @dataclass(frozen=True)
 class BenchArtifact:
-    """One artifact. Its files were read; no engine has loaded it.
+    """One artifact whose files were read, before any engine loads it.
 
     Attributes:
         path: the GGUF (its first part) or the ONNX folder.
         format: `gguf` or `onnx`.
         main: name of the file that an engine opens: the GGUF (its first part), or the graph.
-        files: what the device needs: name -> path here, sha256.
-        size_bytes: of the weights' files (graph and data, or all parts).
-        quant: quantization type of the file; None where it is unknown.
-        parameters: number of weights; None where it is unknown.
-        bits_per_weight: of the tensors (GGUF) or of graph and data (ONNX); None where the parameters are unknown.
+        files: the files that the device needs: name -> (path on this machine, sha256).
+        size_bytes: size of the files with weights (graph and data, or all parts).
+        quant: quantization type of the file; None if it is unknown.
+        parameters: number of weights; None if it is unknown.
+        bits_per_weight: bits of the tensors (GGUF), or of graph and data (ONNX), per parameter; None if unknown.
         context_length: maximum number of positions of the model.
         chat_template: Jinja text; None for a model without one.
         bos: text of the BOS token; empty for a model without one.
         special: the tokens that a chat template may name: `bos_token`, `eos_token`.
-        execution_provider: what genai_config.json asks for (`cpu`, `cuda`, `dml`, ...); `cpu` for a GGUF.
-        cache_shape: key-value heads and size of a head for a format whose engines need them as input; otherwise None.
-        kv_cache_bytes_per_position: bytes of keys and values of all layers; None where the engine reports its cache.
-        manifest: of the build that published it; None for a bare file.
+        execution_provider: the provider in genai_config.json (`cpu`, `cuda`, `dml`, ...); `cpu` for a GGUF.
+        cache_shape: (key-value heads, head size) if the engines of the format need them as input; otherwise None.
+        kv_cache_bytes_per_position: bytes of keys and values of all layers; None if the engine reports its cache.
+        manifest: manifest of the build that published it; None for a bare file.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class BenchArtifact:
 
     @property
     def name(self) -> str:
-        """Name to show: of the file or folder, or of the model that a build published."""
+        """The name to show: that of the file or folder, or that of the model that a build published."""
         if self.format == GGUF:
             return self.path.name
         named = _inside(self.manifest, "model", "name")
@@ -91,12 +91,12 @@ class BenchArtifact:
 
     @property
     def target(self) -> str | None:
-        """Name of the device profile that it was built for; None where it is unknown."""
+        """Name of the device profile that it was built for; None if it is unknown."""
         value = (self.manifest or {}).get("target")
         return value if isinstance(value, str) else None
 
     def published_bits_per_byte(self) -> tuple[str, float] | None:
-        """Name of the text and bits per byte that the build measured; None where it did not measure this artifact."""
+        """Name of the text and bits per byte that the build measured; None if it did not measure this artifact."""
         text = _inside(self.manifest, "evaluation", "text")
         for part in ("after", "before"):
             value = _inside(self.manifest, part, "bits_per_byte", self.quant or "")
@@ -107,7 +107,7 @@ class BenchArtifact:
 
 
 def find_artifact(path: Path) -> Path:
-    """Find the artifact that a path means: the path itself, or the only artifact in a build's output.
+    """Find the artifact at a path: the path itself, or the only artifact in a build's output.
 
     Raises:
         ModelNotFoundError: the path does not exist, or the folder contains no artifact.
@@ -140,7 +140,7 @@ def find_artifact(path: Path) -> Path:
 
 
 def find_baseline(artifact: Path) -> Path | None:
-    """The unpruned artifact that the same build published; None where it published none."""
+    """Return the unpruned artifact that the same build published, or None if it published none."""
     folder = artifact if artifact.is_dir() else artifact.parent
     kind = ONNX if artifact.is_dir() else GGUF
     for name in (f"{BASELINE}-{kind}", BASELINE):
@@ -175,13 +175,15 @@ def _read_gguf(path: Path) -> BenchArtifact:
     if (part := _PART.match(path.name)) is not None:
         if int(part["number"]) != 1:
             raise UsageError(
-                f"{path.name}: is not the first part", f"name {part['stem']}-00001-of-{part['count']}.gguf"
+                f"{path.name}: not the first part of the GGUF", f"name {part['stem']}-00001-of-{part['count']}.gguf"
             )
         numbers = range(1, int(part["count"]) + 1)
         paths = [path.with_name(f"{part['stem']}-{number:05d}-of-{part['count']}.gguf") for number in numbers]
         for other in paths:
             if not other.is_file():
-                raise ModelNotFoundError(f"{other}: missing, part of {path.name}", "download or export it again")
+                raise ModelNotFoundError(
+                    f"{other}: missing, but it is a part of {path.name}", "download or export it again"
+                )
     heads = [read_gguf(other) for other in paths]
     values = heads[0].values
     architecture = str(values.get("general.architecture", ""))
@@ -222,7 +224,9 @@ def _read_onnx(path: Path) -> BenchArtifact:
     weights = [described.model, *(path / name for name in data)]
     for file in weights:
         if not file.is_file():
-            raise ModelNotFoundError(f"{file}: missing; it holds the graph's weights", "download or export it again")
+            raise ModelNotFoundError(
+                f"{file}: missing, but it contains the weights of the graph", "download or export it again"
+            )
     manifest = _manifest(path)
     quant = _inside(manifest, "artifact", "quant")
     template, special = path / "chat_template.jinja", _onnx_special(path)
@@ -260,7 +264,9 @@ def _hashed(paths: list[Path]) -> dict[str, tuple[Path, str]]:
         safe_child(folder, path.name, str(folder))
         digest = sha256_file(path)
         if path.name in listed and listed[path.name] != digest:
-            raise DamagedFileError(f"{path}: damaged, its sha256 differs from {SUMS}", "build or download it again")
+            raise DamagedFileError(
+                f"{path}: damaged, its sha256 differs from that in {SUMS}", "build or download it again"
+            )
         hashed[path.name] = (path, digest)
     return hashed
 
@@ -276,7 +282,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _inside(value: object, *keys: str) -> object:
-    """The value at the end of a path of keys; None where a key is missing."""
+    """Return the value at the end of a path of keys, or None if a key is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -303,7 +309,11 @@ def _onnx_special(folder: Path) -> dict[str, str]:
 
 
 def _cache_bytes(graph: Any, width: int) -> int | None:
-    """Bytes of keys and values per position. The graph has one input for each, with `width` numbers per position."""
+    """Return the bytes of keys and values per position.
+
+    The graph has one input for each, with `width` numbers per position. None without such inputs, or if the
+    type of one is unknown.
+    """
     kinds = [node.type.tensor_type.elem_type for node in graph.graph.input if node.name.startswith("past_key_values.")]
     sizes = [_KV_TYPES.get(kind) for kind in kinds]
     if not sizes or any(size is None for size in sizes):

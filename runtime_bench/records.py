@@ -1,4 +1,4 @@
-"""Raw records of a run: one per engine process, kept as lines of samples.jsonl.
+"""Raw records of a run: one per engine process, stored as lines of samples.jsonl.
 
 All times are seconds of the device's own clock. Everything that a report shows is derived from these records
 (`runtime_bench.measuring.metrics`).
@@ -20,11 +20,11 @@ SIDES: tuple[Side, Side] = ("pruned", "baseline")
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of the engine's process in bytes; None where the system does not report it.
+    """Memory of the engine's process in bytes. A value that the system does not report is None.
 
     Attributes:
         source: where the figures come from: `/proc/PID/status`, `psutil`, ...
-        rss: resident set now.
+        rss: current resident set.
         rss_anon: its anonymous part (weights that were copied or repacked, key-value cache, buffers).
         rss_file: its part that is mapped from files (weights under mmap), which the system can drop.
         peak_rss: largest resident set so far.
@@ -45,7 +45,7 @@ class Thermal:
     """Signs of throttling at one moment.
 
     Attributes:
-        frequencies: Hz of each core, in the order of the cores; empty where the system does not report them.
+        frequencies: Hz of each core, in the order of the cores; empty if the system does not report them.
         temperatures: degrees Celsius by sensor.
     """
 
@@ -55,15 +55,15 @@ class Thermal:
 
 @dataclass(frozen=True)
 class Generation:
-    """One prompt and the tokens made after it.
+    """One prompt and the tokens generated after it.
 
     Attributes:
-        name: of the prompt, or `depth-N`.
+        name: name of the prompt, or `depth-N`.
         depth: number of tokens that the baseline needs for the text, for a measurement at a context depth; None for a
             prompt.
         prompt_tokens: tokens of the prompt in this side's own vocabulary.
-        prompt_s: seconds from the start of the prompt to its last token (the engine's own figure).
-        token_s: seconds from the start of the prompt to each new token, ascending; the first is the TTFT.
+        prompt_s: seconds from the start of the prompt to its last token (measured by the engine).
+        token_s: seconds from the start of the prompt to each new token, ascending. The first one is the TTFT.
         characters: characters of the new tokens' text.
     """
 
@@ -82,17 +82,17 @@ class Sample:
     Attributes:
         pair: number of the repetition; the two sides of a pair ran one after the other.
         order: 0 for the side that ran first in its pair.
-        load_s: seconds from the start of the process to the loaded model, file in the page cache.
-        cold_load_s: the same after the file's pages were dropped; None where they cannot be dropped.
+        load_s: seconds from the start of the process to the loaded model, with the file in the page cache.
+        cold_load_s: the same after the file's pages were dropped; None if they cannot be dropped.
         cold_why: why `cold_load_s` is None, or how the pages were dropped.
-        memory: readings by moment: `loaded`, `end`.
-        kv_cache_bytes: key-value cache of the context, the engine's own figure.
-        buffers: bytes by backend and kind, the engine's own figures (`CPU model`, `CUDA0 KV`, ...).
-        device_memory_bytes: memory on an accelerator; None where nothing is offloaded.
-        thermal: readings `before` and `after`.
-        generations: what was measured, in the order in which it ran.
+        memory: moment (`loaded`, `end`) -> reading.
+        kv_cache_bytes: size of the key-value cache, as the engine reports it.
+        buffers: backend and kind (`CPU model`, `CUDA0 KV`, ...) -> bytes, as the engine reports them.
+        device_memory_bytes: memory on an accelerator; None if nothing is offloaded.
+        thermal: `before` and `after` -> reading.
+        generations: the measured prompts, in the order in which they ran.
         cpu_share: share of one core that the measuring parent used while the engine ran.
-        wall_s: seconds that the whole record took, by the parent's clock.
+        wall_s: seconds that the record took in total, by the parent's clock.
     """
 
     pair: int
@@ -111,12 +111,12 @@ class Sample:
     wall_s: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for one line of samples.jsonl."""
+        """Return the record as plain values for one line of samples.jsonl."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Sample:
-        """The record of one line. Raises KeyError and TypeError for a line that is not a record."""
+        """Read the record of one line. Raises KeyError or TypeError if the line is not a record."""
         return cls(
             **{
                 **value,
@@ -134,14 +134,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: the same conversation for both sides, each by its own chat template.
+    """One prompt. Both sides get the same conversation, each with its own chat template.
 
     Attributes:
         name: short name: `short`, `document`, `code`, `chat`.
-        text: what the pruned side's engine gets, chat template applied.
-        tokens: tokens that each side needs for it.
-        characters: of the text that each side's engine gets; the same unless the sides' templates differ.
-        skipped: why it was not run; None where it was.
+        text: text for the engine of the pruned side, with the chat template applied.
+        tokens: side -> number of tokens of the text.
+        characters: side -> number of characters of the text. They are equal unless the chat templates differ.
+        skipped: the reason why it was not run, or None if it was run.
     """
 
     name: str
@@ -156,15 +156,15 @@ class Subject:
     """One side's artifact, as the report names it.
 
     Attributes:
-        name: of the file or folder.
+        name: name of the file or folder.
         format: `gguf` or `onnx`.
-        quant: quantization type of the file; None where it is unknown.
-        size_bytes: all files that the device needs.
-        sha256: of the file, or of the folder's SHA256SUMS-like list.
-        bits_per_weight: None where unknown.
-        parameters: None where unknown.
-        bits_per_byte: of `bits_per_byte_text`, None where it was not measured.
-        threads: threads that the engine was given for this side.
+        quant: quantization type of the file; None if it is unknown.
+        size_bytes: size of all files that the device needs.
+        sha256: hash of the file; for several files, hash of the list of their hashes.
+        bits_per_weight: bits per parameter, or None if unknown.
+        parameters: number of parameters, or None if unknown.
+        bits_per_byte: bits per byte on `RunFacts.bits_per_byte_text`, or None if not measured.
+        threads: number of threads of the engine for this side.
         engine: name of the engine that ran it.
     """
 
@@ -187,7 +187,7 @@ class Budget:
     Attributes:
         name: `memory`, `storage`, `ttft`, `decode`.
         limit: bytes, seconds or tokens per second.
-        source: where the limit comes from, as the profile says.
+        source: origin of the limit, from the profile.
     """
 
     name: str
@@ -197,13 +197,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything that is known about a run apart from its samples.
+    """Everything that is known about a run except its samples.
 
     Attributes:
         status: `complete`, `partial` (the run was cut short; never ranked) or `not measured`.
-        reason: why it is not complete, one line; empty for a complete run.
-        unlike: what differs between the two sides apart from the pruning, one line each; the report's title says so.
-        device: what `runtime_bench.device.facts` found, plain values.
+        reason: the reason why it is not complete, one line; empty for a complete run.
+        unlike: differences between the two sides other than the pruning, one line each. The report's title shows them.
+        device: facts from `runtime_bench.device.facts`, plain values.
         device_spec: `local`, `ssh:user@host:22`, `adb:SERIAL`.
         emulated: the device is an emulator, so speeds are not meaningful.
         engine: name, version, build flags, ISA; plain values.
@@ -212,14 +212,14 @@ class RunFacts:
         prompts: the prompts.
         depths: context depths in tokens of the baseline.
         reference_characters: characters of the reference text (all prompts' texts).
-        reference_tokens: tokens that each side needs for the reference text.
-        bits_per_byte_text: name of the text that bits per byte was measured on; None where it was not measured.
+        reference_tokens: side -> number of tokens of the reference text.
+        bits_per_byte_text: name of the text on which bits per byte were measured; None if they were not measured.
         target: name of the target profile whose budgets are checked; None without a target.
-        budgets: its limits.
-        notes: what a reader should know, one line each.
+        budgets: limits of the target.
+        notes: notes for readers of the report, one line each.
         command: the command line of the run.
         created: ISO 8601 time, UTC.
-        tool_version: of compact-edge.
+        tool_version: version of compact-edge.
     """
 
     status: Literal["complete", "partial", "not measured"]

@@ -1,1 +1,1 @@
-"""Device profiles: what a target can hold and which quantization suits it."""
+"""Device profiles: the limits of a target, and the quantization that suits it."""

@@ -1,4 +1,4 @@
-"""Device profiles: what a target can hold, and which quantization suits it.
+"""Device profiles: the limits of a target, and the quantization that suits it.
 
 A profile is a TOML file. The built-in profiles are in `profiles/`; a user names another one by its path. The schema is
 strict (see `targets.schema`). An unknown key is an error, because a misspelt budget would otherwise be ignored.

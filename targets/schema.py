@@ -29,7 +29,7 @@ _LONGEST_SHOWN = 60
 
 @dataclass(frozen=True)
 class Figure(Generic[Number]):
-    """A number and where it comes from."""
+    """A number and its source."""
 
     value: Number
     source: str

@@ -36,7 +36,7 @@ _PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-pa
 # Writes down how it was called; `STANDIN` (JSON) says what to do.
 _CMAKE = """
 import json, os, struct, subprocess, sys, time
-told = json.loads(os.environ.get("STANDIN", "{}"))
+behaviour = json.loads(os.environ.get("STANDIN", "{}"))
 with open(os.environ["STANDIN_CALLS"], "a") as file:
     file.write(json.dumps({"words": sys.argv[1:], "directory": os.getcwd(), "environment": dict(os.environ)}) + "\\n")
 words = sys.argv[1:]
@@ -51,20 +51,20 @@ if "--build" not in words:
         file.write('set(CMAKE_CXX_COMPILER_ID "GNU")\\nset(CMAKE_CXX_COMPILER_VERSION "12.2.0")\\n')
     sys.exit(0)
 tree = words[words.index("--build") + 1]
-for line in told.get("lines", ["[1/3] Building a", "[2/3] Building b", "[3/3] Linking"]):
+for line in behaviour.get("lines", ["[1/3] Building a", "[2/3] Building b", "[3/3] Linking"]):
     print(line, flush=True)
-if told.get("wait"):
+if behaviour.get("wait"):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    with open(told["wait"] + ".part", "w") as file:
+    with open(behaviour["wait"] + ".part", "w") as file:
         file.write(str(child.pid))
-    os.rename(told["wait"] + ".part", told["wait"])
+    os.rename(behaviour["wait"] + ".part", behaviour["wait"])
     time.sleep(600)
-if told.get("status"):
-    sys.exit(told["status"])
+if behaviour.get("status"):
+    sys.exit(behaviour["status"])
 os.makedirs(os.path.join(tree, "bin"))
-for name in told.get("programs", ["llama-server", "llama-bench"]):
+for name in behaviour.get("programs", ["llama-server", "llama-bench"]):
     with open(os.path.join(tree, "bin", name), "wb") as file:
-        file.write(bytes.fromhex(told["program"]) + name.encode())
+        file.write(bytes.fromhex(behaviour["program"]) + name.encode())
 """
 
 
@@ -130,11 +130,11 @@ class StandIns:
             "PIP_FIND_LINKS": links.as_uri(),
             "PIP_CONFIG_FILE": "/dev/null",
             "STANDIN_CALLS": str(self._calls),
-            "STANDIN": self.told(),
+            "STANDIN": self.behaviour(),
         }
 
     @staticmethod
-    def told(*, program: bytes | None = None, **what: Any) -> str:
+    def behaviour(*, program: bytes | None = None, **what: Any) -> str:
         """What CMake's stand-in shall do, as the value of `STANDIN`."""
         return json.dumps({"program": (elf("aarch64") if program is None else program).hex(), **what})
 

@@ -17,7 +17,7 @@ from compact.vocabulary.tokenizer import named_tokens, referenced_ids, write_pru
 from compact.vocabulary.vocabulary import Vocabulary, always_kept, kept_ids, rank_by_merges, read_vocabulary
 from exporters.gguf_writer.tokenizer import add_tokenizer
 from exporters.llamacpp.engine import LlamaEngine
-from tests.compact.pruning import reachable
+from tests.compact.pruned_checkpoints import reachable
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 

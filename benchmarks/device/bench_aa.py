@@ -2,9 +2,9 @@
 
     python -m benchmarks.device.bench_aa --artifact FILE.gguf [--runs 20] [--pairs 6] [--engine llama-server]
 
-Runs the whole bench several times with the same file on both sides. Exit code 1 if fewer than 90% of all intervals hold
-1, or if a median log ratio of decode or prefill is above 1%. Run it on an idle machine: other work on the machine can
-fail the test too. Writes the table of docs/bench.md, together with the recorded result of `bench_agreement`.
+Runs the whole bench several times with the same file on both sides. Exit code 1 if fewer than 90% of all intervals
+contain 1, or if a median log ratio of decode or prefill is above 1%. Run it on an idle machine, because other work can
+make the test fail too. Writes the table of docs/bench.md, together with the recorded result of `bench_agreement`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, prompts: Path, out: Path) -> Mapping[str,
 
 
 def summarized(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over all runs: the share of intervals that hold 1, and the median log ratio of each metric."""
+    """Return, over all runs, the share of intervals that contain 1, and the median log ratio of each metric."""
     held: dict[str, list[bool]] = {}
     ratios: dict[str, list[float]] = {}
     for document in documents:
@@ -89,9 +89,9 @@ def main() -> None:
         prompts.write_text(PROMPTS, encoding="utf-8")
         for number in range(1, arguments.runs + 1):
             documents.append(run(arguments, prompts, Path(scratch) / "run"))
-            print(f"run {number} of {arguments.runs}: {summarized(documents[-1:])['share_that_holds_1']:.0%} hold 1")
+            print(f"run {number} of {arguments.runs}: {summarized(documents[-1:])['share_that_holds_1']:.0%} contain 1")
     result = summarized(documents)
-    print(f"{result['intervals']} intervals, {result['share_that_holds_1']:.1%} hold 1")
+    print(f"{result['intervals']} intervals, {result['share_that_holds_1']:.1%} contain 1")
     for key, share in result["share_by_metric"].items():
         print(f"{key:36} {share:6.0%}  median log ratio {result['median_log_ratio'][key]:+.4f}")
     record(

@@ -7,7 +7,7 @@ Each round runs llama-server as the bench does (a text of 512 tokens, then 128 n
 then llama-bench (`-p 512 -n 128`). llama-bench uses random token ids, so only prefill and decode tokens per second can
 be compared. Exit code 1 if the medians differ by more than 5%. Needs the engine of `compact-edge engine build`.
 
-The table of docs/bench.md holds this result and that of `bench_aa`.
+The table of docs/bench.md has this result and that of `bench_aa`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def show() -> str:
     rows = [
         [
             f"{aa['artifact']} against itself, {aa['runs']} runs of {aa['pairs']} pairs ({aa['engine']})",
-            f"{aa['share_that_holds_1']:.1%} of {aa['intervals']} intervals hold 1",
+            f"{aa['share_that_holds_1']:.1%} of {aa['intervals']} intervals contain 1",
         ],
         ["median log ratio of prefill", f"{ratios['prefill_tokens_per_s']:+.4f}"],
         ["median log ratio of decode at depth 128", f"{ratios['decode_tokens_per_s:depth-128']:+.4f}"],
@@ -77,7 +77,7 @@ def show() -> str:
         rows.append(
             [f"{what}, bench / llama-bench, {agreement['rounds']} rounds", f"{pair}, {agreement['ratio'][what]:.3f}"]
         )
-    return table(("check", "found"), rows)
+    return table(("check", "result"), rows)
 
 
 def write_checks() -> None:

@@ -68,25 +68,24 @@ def kept(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the docs."""
+    """The tables of the docs, one per run."""
+    return "\n\n".join(_show_run(run) for run in runs)
+
+
+def _show_run(run: Mapping[str, Any]) -> str:
     from runtime_bench.report.words import figure, ratio_words
 
-    header = [""]
-    for run in runs:
-        place = run["device_spec"].partition(":")[0]
-        header += [f"{run['quant']}, {run['engine']['name']}, {place}: baseline", "pruned", "ratio [95%]"]
     lines = []
     for key, label in ROWS:
-        cells = [label]
-        for run in runs:
-            metric = run["metrics"].get(key)
-            if metric is None:
-                cells += ["-", "-", "-"]
-                continue
-            cells += [figure(metric["baseline"], metric["unit"]), figure(metric["pruned"], metric["unit"])]
-            cells.append(ratio_words(metric["ratio"]))
-        lines.append(cells)
-    return table(header, lines)
+        metric = run["metrics"].get(key)
+        if metric is None:
+            lines.append([label, "-", "-", "-"])
+            continue
+        sides = [figure(metric[side], metric["unit"]) for side in ("baseline", "pruned")]
+        lines.append([label, *sides, ratio_words(metric["ratio"])])
+    place = run["device_spec"].partition(":")[0]
+    title = f"**{run['quant']}, {run['engine']['name']}, {place}**"
+    return title + "\n\n" + table(("figure", "baseline", "pruned", "ratio [95%]"), lines)
 
 
 def write_tables(runs: Sequence[Mapping[str, Any]]) -> None:

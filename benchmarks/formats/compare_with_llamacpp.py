@@ -41,7 +41,7 @@ def random_checkpoint(out: Path, config: dict[str, Any], tokenizer: Path, seed: 
     """A checkpoint of random bfloat16 weights in the shapes of config.json, with a real tokenizer."""
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.rows import SafetensorsWriter
+    from compact.checkpoints.writers import SafetensorsWriter
 
     if (out / "config.json").is_file():
         return out
@@ -100,7 +100,7 @@ def checkpoint_of(model: str, work: Path) -> Path | str:
     if model == "smollm2-135m":
         return _smollm2(work / model)
     if tokenizers is None or not tokenizers.is_dir():
-        return "COMPACT_EDGE_DATA names no folder with tokenizers"
+        return "COMPACT_EDGE_DATA is not the path of a folder with tokenizers"
     if model == "llama3":
         return random_checkpoint(work / model, llama3_config(2), tokenizers / "llama3")
     if model == "qwen2":

@@ -118,7 +118,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
             cells.append(f"{row['decode_characters_per_second']:.0f}")
         lines.append(cells)
     columns = ("MB", "bits per weight", "bits per byte", "characters/s")
-    header = ["", *(f"{side} {name}" for side in ("unpruned", "pruned") for name in columns)]
+    header = ["format and type", *(f"{side} {name}" for side in ("unpruned", "pruned") for name in columns)]
     return table(header, lines)
 
 

@@ -116,7 +116,7 @@ def family_checkpoint(model: RealModel, out: Path, archive: Path, seed: int = 0)
     """
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.rows import SafetensorsWriter
+    from compact.checkpoints.writers import SafetensorsWriter
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -163,7 +163,7 @@ def prune_checkpoint(source: Path, out: Path) -> Path:
 def check_pruned(before: Path, after: Path) -> tuple[bool, str]:
     from compact.forward.load import load_model
     from compact.pruning.plan import PLAN, read_plan
-    from tests.compact.pruning import cut_in_memory
+    from tests.compact.pruned_checkpoints import cut_in_memory
 
     plan = read_plan(after / PLAN)
     ids = torch.randint(0, plan.vocab_size, (1, 96), generator=torch.Generator().manual_seed(1))

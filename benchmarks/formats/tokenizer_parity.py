@@ -305,12 +305,13 @@ def docs_with_table(text: str, results: Sequence[dict[str, Any]], refused: dict[
         )
         model = result["sentencepiece_unpruned"]
         sizes = ", ".join(f"{row['rows']:,}" for row in result["pruned"])
-        agrees = "-" if model is None else f"but for {len(model)}" if model else "yes"
+        agrees = "-" if model is None else f"except {len(model)}" if model else "yes"
         rows.append([result["name"], result["kind"], f"{result['tokens']:,}", sizes,
                      str(result["test_texts"] or "-"), f"{differ} of {result['texts']}", str(only),
                      agrees, yes(result["converter_keys_equal"])])  # fmt: skip
     header = ["tokenizer", "kind", "tokens", "pruned to", "llama.cpp's test texts, all equal",
-              "texts that differ unpruned", "that differ only when pruned", "SentencePiece agrees", "keys equal converter's"]  # noqa: E501  # fmt: skip
+              "texts that differ before pruning", "texts that differ only after pruning", "SentencePiece agrees",
+              "GGUF keys equal the converter's"]  # fmt: skip
     lines = [table(header, rows), "", "Refused, by name:", ""]
     lines += [f"- `{name}`: {why.splitlines()[0]}" for name, why in refused.items()]
     return with_table(text, "formats.tokenizer_parity", "\n".join(lines))

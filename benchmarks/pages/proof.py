@@ -38,13 +38,13 @@ def show(prefix: str) -> str:
         ],
         [
             "trained weights: `smollm2-135m`",
-            f"the on-device report, on an {machine['cpu']} ({' and '.join(places)}; ssh to the machine itself)",
+            f"the on-device report, on an {machine['cpu']} ({' and '.join(places)}; over ssh, it connects to itself)",
             link("performance.md", "how fast"),
         ],
         [
             f"trained weights: {', '.join(f'`{model}`' for model in recorded_cells())}",
             "vocabulary cuts by language: bits per byte on four kinds of text, and on prose in ten languages",
-            link("languages.md", "languages"),
+            link("languages-figures.md", "languages, figures"),
         ],
         [
             "random weights in published configurations",
@@ -58,14 +58,14 @@ def show(prefix: str) -> str:
             link("tokenizers.md", "tokenizers"),
         ],
         [
-            "small random models; devices and services replaced by stand-ins",
+            "small random models, with stand-ins for devices and services",
             "adb, an aarch64 engine in an emulator, the Hugging Face Hub",
             "tests",
         ],
         [
             "not run yet",
             "a phone, a Raspberry Pi, macOS, Windows; CUDA, and several GPUs; GPU providers of onnxruntime; the GitHub "
-            "workflows as a whole (their steps are run by tests); trained models larger than 630M",
+            "workflows as a whole (tests run their steps); trained models larger than 630M",
             "",
         ],
     ]

@@ -40,7 +40,8 @@ def show() -> str:
                 *(f"{n_bytes / 1e6:,.0f} MB" for n_bytes in (place.file_bytes, place.memory.total)),
             ]
         )
-    header = ["model", "file", "memory", "smallest ratio that fits", "vocabulary", "FFN", "file then", "memory then"]
+    header = ["model", "file, unpruned", "memory, unpruned", "smallest ratio that fits"]
+    header += ["vocab_size", "intermediate_size", "file at that ratio", "memory at that ratio"]
     return (
         table(header, rows)
         + f"\n\nThese would need a ratio above {MEASURED_RATIO:g}: {', '.join(far)}."

@@ -1,11 +1,11 @@
-"""What each calibration text, and each mix of them, does to four kinds of text: bits per byte of the pruned model.
+"""Bits per byte of the pruned model on four kinds of text, for each calibration text and for mixes of them.
 
     python -m benchmarks.quality.calibration_mixes
     python -m benchmarks.quality.calibration_mixes --seeds 1,2 --only "self + stdlib"     # other seeds of one mix
 
 `smollm2-135m` at ratio 0.2, method `compact`, in float32 through Transformers. Compare mixes by the kinds of text that
-they do not hold: the last column is the loss on fiction, which no mix holds. Two mixes are measured with three seeds. A
-finished cell is kept and not computed again; about 2 minutes per cell on 2 cores. Writes the table of
+they do not contain: the last column is the loss on fiction, which no mix contains. Two mixes are measured with three
+seeds. A finished cell is not computed again. A cell takes about 2 minutes on 2 cores. Writes the table of
 `docs/quality.md`.
 """
 
@@ -63,7 +63,7 @@ _OWN_KIND = {WIKITEXT: "wikitext", PEPS: "technical", STDLIB: "stdlib", STDLIB_P
 
 
 def loss_elsewhere(bits: Mapping[str, float], unpruned: Mapping[str, float]) -> float:
-    """Loss on fiction, the kind of text that no mix holds: bits per byte relative to the unpruned model, less 1."""
+    """Return the loss on fiction, which no mix contains: bits per byte relative to the unpruned model, less 1."""
     return bits["fiction"] / unpruned["fiction"] - 1
 
 
@@ -78,7 +78,7 @@ def measure(source: ModelSource, options: PruneOptions, texts: Mapping[str, str]
 
 
 def show(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of the docs: means over the seeds. A star marks the kinds of text that the mix holds."""
+    """The table of the docs: means over the seeds. A star marks the kinds of text that the mix contains."""
     unpruned = cells[UNPRUNED]["bits_per_byte"]
     lines = [[UNPRUNED, "", *(f"{value:.3f}" for value in unpruned.values()), ""]]
     for mix in MIXES:

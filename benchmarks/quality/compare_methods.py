@@ -123,7 +123,7 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
             f"{max(found) / 1e9:.1f}" if (found := [c["peak_bytes"] for c in group if "peak_bytes" in c]) else "-",
         ]
         lines.append([ratio, method, f"{group[0]['parameters'] / 1e6:.1f}M", *bits, f"{lengths:.3f}", *cost])
-    return table(["ratio", "method", "parameters", *KINDS, "tokens/byte", "s", "GB"], lines)
+    return table(["ratio", "method", "parameters", *KINDS, "tokens/byte", "seconds", "peak memory, GB"], lines)
 
 
 def _place(row: tuple[str, str]) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""The figures of `make demo`, recorded. `tests/compact_edge/test_smollm2.py` compares later builds with them.
+"""The figures of `make demo`, recorded. `tests/compact_edge/building/test_smollm2.py` compares later builds with them.
 
 python -m benchmarks.quality.demo
 """

@@ -8,8 +8,8 @@ Only the vocabulary is cut, and nothing is trained. Bits per byte are in float32
 validation text and of the Python enhancement proposals, on fiction, on held-out modules of the standard library, and on
 the last 20% of the Debian handbook in ten languages (the same prose in each). No ranking uses these texts; `corpus`
 ranks by the first 80% of the first two. A finished cell is kept, so that a run can be stopped and started again: about
-15 seconds per cell for a model of 270M on 2 cores. Writes the tables of `docs/languages.md` and README.md, and the
-picture.
+15 seconds per cell for a model of 270M on 2 cores. Writes the tables and the picture of `docs/languages-figures.md`,
+and the short table of `docs/languages.md` and README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The tables of `docs/languages.md` and README.md, and the picture, from the recorded cells of `languages.py`."""
+"""The tables and the picture of `docs/languages-figures.md`, and the short table of README.md and `docs/languages.md`.
+
+All come from the recorded cells of `languages.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from runtime_bench.report import svg
 MODELS = ("gemma-3-270m", "qwen2.5-coder-0.5b", "smollm2-135m")
 ENGLISH = ("wikitext", "technical", "fiction", "code")
 RANKINGS = ("merges", "scripts", "corpus", "en,code")
-PAGE, PICTURE = "languages.md", "languages.svg"
+PAGE, SHORT, PICTURE = "languages-figures.md", "languages.md", "languages.svg"
 HANDBOOK = "handbook "
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -63,6 +66,7 @@ def english_table(cells: Cells) -> str:
 def languages_table(cells: Cells) -> str:
     """Bits per byte of the handbook in each language of `--languages`, beside merge order at the same size."""
     before = _unpruned(cells)
+    order = list(dict.fromkeys(key.split("|")[0] for key in cells))
     rows = []
     for key, cell in cells.items():
         ranking, size, text = key.split("|")
@@ -71,7 +75,7 @@ def languages_table(cells: Cells) -> str:
         old, merges = before[text], cells.get(f"merges|{size}|{text}")
         rows.append(
             (
-                -int(size),
+                (-int(size), order.index(ranking)),
                 [
                     f"{int(size):,}",
                     f"`{ranking}`",
@@ -84,8 +88,8 @@ def languages_table(cells: Cells) -> str:
                 ],
             )
         )
-    header = ["vocab_size", "`--languages`", "text", "unpruned", "by merges", "by languages"]
-    header += ["tokens, by merges", "tokens, by languages"]
+    header = ["vocab_size", "`--languages`", "text", "unpruned", "cut by merge order", "cut by `--languages`"]
+    header += ["tokens, merge order", "tokens, `--languages`"]
     return table(header, [row for _, row in sorted(rows, key=lambda one: one[0])])
 
 
@@ -120,7 +124,7 @@ def speed_table(found: Mapping[str, Cells]) -> str:
 
 
 def short_table(cells: Cells) -> str:
-    """For README: each size by `--languages`, its loss and its speed."""
+    """For README and docs/languages.md: each size by `--languages`, its loss and its speed."""
     before = _unpruned(cells)
     whole = next(iter(before.values()))["parameters"]
     rows = []
@@ -175,12 +179,12 @@ def write_page() -> None:
         parts += [f"### {model}, {n_bytes:,} bytes of each text", english_table(cells)]
     for model, cells in found.items():
         if any(HANDBOOK in key and not key.startswith("unpruned") for key in cells):
-            parts += [f"### {model}: the handbook in the languages asked for", languages_table(cells)]
+            parts += [f"### {model}: prose in the requested languages", languages_table(cells)]
     if any(key.startswith("speed|") for cells in found.values() for key in cells):
         parts += ["### Size and speed", speed_table(found)]
     texts = {DOCS / PAGE: "\n\n".join(parts)}
     if MODELS[0] in found:
-        texts[ROOT / "README.md"] = short_table(found[MODELS[0]])
+        texts[ROOT / "README.md"] = texts[DOCS / SHORT] = short_table(found[MODELS[0]])
     for path, rows in texts.items():
         write_table(path, "quality.languages", rows)
     (DOCS / PICTURE).write_text(picture(found), encoding="utf-8")

@@ -152,7 +152,7 @@ class _Moments:
 def _fluctuation(setting: Setting) -> Array:
     """FLAP (arXiv 2312.11983), equation of WIFV: a channel's variance times the squared norm of its down column.
 
-    FLAP's bias for the means of removed channels is left out, because a standard checkpoint cannot hold it.
+    FLAP's bias for the means of removed channels is left out, because a standard checkpoint has no tensor for it.
     """
     from compact.checkpoints.shards import open_tensors
 

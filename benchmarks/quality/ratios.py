@@ -4,7 +4,8 @@
     python -m benchmarks.quality.ratios --model tiny
 
 `smollm2-135m` is calibrated on the first 80% of WikiText-2's validation text, `tiny` on its default text. Compare the
-kinds of text that the calibration does not hold. Runs in float32 through Transformers; about 20 minutes on 2 cores.
+kinds of text that the calibration does not contain. Runs in float32 through Transformers, in about 20 minutes on 2
+cores.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
         bits = cell["bits_per_byte"]
         minutes = f"{cell['seconds'] / 60:.0f}" if "seconds" in cell else ""
         rows.append([name, minutes, *(f"{bits[k]:.3f} (+{bits[k] / base[k] - 1:.1%})" for k in base)])
-    return table(["learned from", "minutes", *base], rows)
+    return table(["model, or what it was trained on", "minutes", *base], rows)
 
 
 @click.command(help=summary(__doc__))

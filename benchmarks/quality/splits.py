@@ -5,13 +5,13 @@
     python -m benchmarks.quality.splits --weights 1,2,3 --ratios 0.2 --bytes 6000
 
 `smollm2-135m`, calibrated on 32,768 tokens of the first 80% of WikiText-2's validation text and of the Python
-enhancement proposals in equal shares. The search evaluates on text of both that it holds out. The table is of the last
-20% of both, and of fiction, in float32. A finished row is kept; a search takes about 10 minutes on 2 cores. Writes the
-table of `docs/quality.md`.
+enhancement proposals in equal shares. The search evaluates on held-out text of both. The table has the last 20% of
+both, and fiction, in float32. A finished row is not computed again. A search takes about 10 minutes on 2 cores. Writes
+the table of `docs/quality.md`.
 
-A weight is the share that the vocabulary loses over the share that the FFN loses. `--weights` measures several, with
-the default calibration: `compact.pruning.budget.VOCABULARY_WEIGHT` was set by these figures. `docs/quality.md` has the
-table.
+A weight is the share that the vocabulary loses, divided by the share that the FFN loses. `--weights` measures several
+weights with the default calibration. `compact.pruning.budget.VOCABULARY_WEIGHT` was chosen with the results, which are
+in `docs/quality.md`.
 """
 
 from __future__ import annotations

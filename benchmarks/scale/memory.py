@@ -3,10 +3,10 @@
     python -m benchmarks.scale.memory --work-dir DIR          # 1 GB, then 4 GB in shards: 45 GB of disk at most
     python -m benchmarks.scale.memory --work-dir DIR --gigabytes 1 --repeat 3
 
-The checkpoints have random weights and stay in DIR for the next run. Each step runs in processes of its own, whose
-RssAnon (with their children) is sampled in /proc (Linux):
+The checkpoints have random weights and stay in DIR for the next run. Each step runs in separate processes. The
+RssAnon of these and their children is sampled in /proc (Linux):
 
-- the whole `prune` command without a calibration pass (`--method magnitude`, because a calibration holds the model);
+- the whole `prune` command (`--method magnitude`: a calibration pass would have the model in memory);
 - our GGUF writer to F16 beside `convert_hf_to_gguf.py`;
 - our Q4_K_M (a float file, then the quantizer in a child) beside the same converter and `llama-quantize`.
 
@@ -86,7 +86,7 @@ def sharded_checkpoint(out: Path, layers: int, **changes: Any) -> Path:
 
     from compact.architectures.layout import expected_shapes
     from compact.architectures.table import family_of
-    from compact.checkpoints.shards import TensorSpec, write_checkpoint
+    from compact.checkpoints.writers import TensorSpec, write_checkpoint
 
     if (out / "config.json").is_file():
         return out

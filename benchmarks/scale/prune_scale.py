@@ -187,7 +187,7 @@ def show(result: dict[str, Any]) -> str:
     found = ratios(result)
     judged = {
         "act2": f"{found['act2']:.2f} of forward (limit {ACT2_LIMIT})",
-        "act2 + H": f"{found['act2 + H']:.2f} of forward and products (limit {H_LIMIT})",
+        "act2 + H": f"{found['act2 + H']:.2f} of forward + products (limit {H_LIMIT})",
     }
     memory = {
         "act2": f"{found['memory']:.2f} of naive (limit {MEMORY_LIMIT})",
@@ -200,12 +200,12 @@ def show(result: dict[str, Any]) -> str:
         rows.append([mode, f"{seconds:.1f} s", judged.get(mode, "-"), f"{peak / 1e6:.0f} MB", memory.get(mode, "-")])
     size = f"{result['checkpoint_bytes'] / 1e9:.2f} GB in {result['layers']} layers"
     setting = f"{size}, {result['tokens']:,} tokens, {result['threads']} threads, median of {result['repeat']}"
-    head = f"{setting}; the products of H alone would take {found['products_seconds']:.1f} s."
-    return head + "\n\n" + table(("pass", "time", "ratio", "RssAnon above imports", "ratio"), rows)
+    head = f"{setting}; the matrix products of H = X^T X alone would take {found['products_seconds']:.1f} s."
+    return head + "\n\n" + table(("pass", "time", "ratio", "peak RssAnon, minus that of the imports", "ratio"), rows)
 
 
 def on_the_cpu(work: Path, tokens: int, length: int, repeat: int, threads: int) -> bool:
-    """Measure, print, record and write the table. Returns whether all limits hold."""
+    """Measure, print, record and write the table. Return whether all limits are met."""
     from compact.checkpoints.shards import read_index
 
     model = sharded_checkpoint(work / "random-24-layers", LAYERS, **SHAPE)

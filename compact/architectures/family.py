@@ -16,6 +16,7 @@ _SUFFIXES = frozenset({"weight", "bias"})
 _KINDS = frozenset({"sliding_attention", "full_attention"})
 _LINEAR_KINDS = frozenset({"linear_attention", "full_attention"})
 _NORM = re.compile(r"(?:^|_)(?:layer)?norm$")
+_HINT = "correct config.json, or download it again"
 
 # HF module path outside the layers -> GGUF name.
 TOP: Mapping[str, str] = MappingProxyType(
@@ -174,8 +175,8 @@ class Family:
         elif (name := _renamed(hf_name, {**TOP, **self.top}, {})) is not None:
             return name
         raise UnsupportedArchitectureError(
-            f"tensor {hf_name!r} has no place in the {self.architecture} layout",
-            "the checkpoint has parts that are not known in this family; see docs/families.md",
+            f"tensor {hf_name!r} is not part of the {self.architecture} layout",
+            "docs/families.md lists the parts that are supported in each family",
         )
 
     def hf_name(self, gguf_name: str) -> str:
@@ -186,40 +187,43 @@ class Family:
                 return f"model.layers.{match[1]}.{name}"
         elif (name := _renamed(gguf_name, _backwards({**TOP, **self.top}), {})) is not None:
             return name
-        raise UnsupportedArchitectureError(f"GGUF tensor {gguf_name!r} has no place in the {self.architecture} layout")
+        raise UnsupportedArchitectureError(
+            f"GGUF tensor {gguf_name!r} is not part of the {self.architecture} layout",
+            "docs/families.md lists the parts that are supported in each family",
+        )
 
     def head_dim_of(self, config: Mapping[str, Any]) -> int:
-        """Width of an attention head."""
+        """Return the width of an attention head."""
         derived = int(config["hidden_size"]) // int(config["num_attention_heads"])
         return int(config.get("head_dim") or self.default_head_dim or derived)
 
     def tied(self, config: Mapping[str, Any]) -> bool:
-        """Whether the LM head is the embedding."""
+        """Return whether the LM head is the embedding."""
         configured = config.get("tie_word_embeddings")
         return self.tied_by_default if configured is None else bool(configured)
 
     def activation(self, config: Mapping[str, Any]) -> str:
-        """The FFN's activation, as named in config.json. The default is the first one of the layout."""
+        """Return the FFN's activation, as named in config.json. The default is the first one of the layout."""
         return str(config.get(self.activation_key) or self.activations[0])
 
     def kv_heads(self, config: Mapping[str, Any]) -> int:
-        """Number of key-value heads."""
+        """Return the number of key-value heads."""
         return int(config.get("num_key_value_heads") or self.default_kv_heads or config["num_attention_heads"])
 
     def norm_shift(self, hf_name: str) -> float:
-        """The number that is added to a tensor when it is written to a GGUF."""
+        """Return the number that is added to a tensor when it is written to a GGUF."""
         module = hf_name.rpartition(".")[0]
         if not self.norm_offset or module.split(".", 3)[-1] in self.plain_norms:
             return 0.0
         return self.norm_offset if _NORM.search(module.rpartition(".")[2]) else 0.0
 
     def holds_exponent(self, hf_name: str) -> bool:
-        """Whether GGUF stores -exp(x) for this tensor's values x."""
+        """Return whether GGUF stores -exp(x) for this tensor's values x."""
         match = _HF_LAYER.match(hf_name)
         return match is not None and match[2] in self.negative_exponents
 
     def sliding_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
-        """For every layer, whether it has a sliding window. None for a layout without windows.
+        """Return, for every layer, whether it has a sliding window. None for a layout without windows.
 
         The first of these that exists decides: `layer_types`, the pattern in config.json (if the layout reads one), the
         layout's default pattern.
@@ -233,15 +237,19 @@ class Family:
         layers = int(config["num_hidden_layers"])
         if types is not None:
             if not isinstance(types, list) or len(types) != layers or not _KINDS.issuperset(map(str, types)):
-                raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
+                raise DamagedFileError(
+                    f"config.json: layer_types must list the kind of each of the {layers} layers", _HINT
+                )
             return self._last_full([kind == "sliding_attention" for kind in types])
         pattern = (config.get(self.pattern_key) if self.pattern_key else None) or self.sliding_pattern
         if not isinstance(pattern, int) or isinstance(pattern, bool) or pattern < 1:
-            raise DamagedFileError(f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer")
+            raise DamagedFileError(
+                f"config.json: sliding_window_pattern = {pattern!r} is not a positive integer", _HINT
+            )
         return self._last_full(default_sliding(pattern, layers))
 
     def linear_layers(self, config: Mapping[str, Any]) -> list[bool] | None:
-        """For every layer, whether it has linear attention. None for a layout without linear attention.
+        """Return, for every layer, whether it has linear attention. None for a layout without linear attention.
 
         Raises:
             DamagedFileError: `layer_types` or `full_attention_interval` is invalid.
@@ -253,10 +261,12 @@ class Family:
         if types is None:
             interval = config.get("full_attention_interval", self.linear_interval)
             if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-                raise DamagedFileError(f"config.json: full_attention_interval = {interval!r} is not a positive integer")
+                raise DamagedFileError(
+                    f"config.json: full_attention_interval = {interval!r} is not a positive integer", _HINT
+                )
             return default_sliding(interval, layers)
         if not isinstance(types, list) or len(types) != layers or not _LINEAR_KINDS.issuperset(map(str, types)):
-            raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers")
+            raise DamagedFileError(f"config.json: layer_types must list the kind of each of the {layers} layers", _HINT)
         return [kind == "linear_attention" for kind in types]
 
     def _last_full(self, windowed: list[bool]) -> list[bool]:
@@ -264,7 +274,7 @@ class Family:
         return windowed if self.global_head_dim is None else [*windowed[:-1], False]
 
     def heads_to_permute(self, hf_name: str, config: Mapping[str, Any]) -> int | None:
-        """Number of heads whose rows are permuted in GGUF. None if this tensor's rows are not permuted."""
+        """Return the number of heads whose rows are permuted in GGUF. None if this tensor's rows are not permuted."""
         if not self.permute_qk:
             return None
         heads = int(config["num_attention_heads"])
@@ -288,5 +298,5 @@ def _backwards(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def default_sliding(pattern: int, layers: int) -> list[bool]:
-    """For every layer, whether it has a window: the last of every `pattern` layers has none."""
+    """Return, for every layer, whether it has a window: the last of every `pattern` layers has none."""
     return [(layer + 1) % pattern != 0 for layer in range(layers)]

@@ -17,6 +17,7 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 MOST_LAYERS = 10_000
 # The settings that `per_layer_config` in config.json may change.
 _OVERRIDES = frozenset({"head_dim", "num_key_value_heads"})
+_HINT = "correct config.json, or download it again"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def layer_shapes(family: Family, config: Mapping[str, Any]) -> list[LayerShape]:
     """
     layers = int(config["num_hidden_layers"])
     if layers > MOST_LAYERS:
-        raise DamagedFileError(f"config.json: num_hidden_layers = {layers}, expected at most {MOST_LAYERS}")
+        raise DamagedFileError(f"config.json: num_hidden_layers = {layers}, expected at most {MOST_LAYERS}", _HINT)
     same = LayerShape(family.head_dim_of(config), family.kv_heads(config))
     if (linear := family.linear_layers(config)) is not None:
         return [replace(same, linear=kind) for kind in linear]
@@ -128,7 +129,8 @@ def shared_kv_layers(family: Family, config: Mapping[str, Any]) -> int:
     """Return how many of the last layers reuse keys and values of earlier ones. Raises DamagedFileError."""
     value = config.get("num_kv_shared_layers", 0) if family.shared_kv else 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < int(config["num_hidden_layers"]):
-        raise DamagedFileError(f"config.json: num_kv_shared_layers = {str(value)[:40]} does not fit the layers")
+        most = int(config["num_hidden_layers"]) - 1
+        raise DamagedFileError(f"config.json: num_kv_shared_layers = {str(value)[:40]}, expected 0 to {most}", _HINT)
     return value
 
 
@@ -145,12 +147,14 @@ def per_layer_size(family: Family, config: Mapping[str, Any]) -> int:
     value = config.get("hidden_size_per_layer_input", usual_width)
     value = 0 if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 24:
-        raise DamagedFileError(f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a valid size")
+        raise DamagedFileError(
+            f"config.json: hidden_size_per_layer_input = {str(value)[:40]} is not a valid size", _HINT
+        )
     rows = config.get(PER_LAYER_VOCABULARY, usual_rows)
     if value and rows != config["vocab_size"]:
         raise UnsupportedArchitectureError(
             f"config.json: {PER_LAYER_VOCABULARY} {str(rows)[:40]} differs from vocab_size {config['vocab_size']}",
-            "both embeddings are pruned together; use a model whose embeddings have equally many rows",
+            "use a model whose two embeddings have the same number of rows, because they are pruned together",
         )
     return value
 
@@ -171,17 +175,22 @@ def _overrides(family: Family, config: Mapping[str, Any], windowed: list[bool]) 
     stored = {} if config["per_layer_config"] is None else config["per_layer_config"]
     found: list[Mapping[str, Any]] = [{} for _ in windowed]
     if not isinstance(stored, Mapping):
-        raise DamagedFileError("config.json: per_layer_config is not an object")
+        raise DamagedFileError("config.json: per_layer_config is not an object", _HINT)
     for key, value in stored.items():
         if not str(key).isdecimal() or int(key) >= len(found) or not isinstance(value, Mapping):
-            raise DamagedFileError(f"config.json: per_layer_config[{str(key)[:20]!r}] is not the settings of a layer")
+            raise DamagedFileError(
+                f"config.json: per_layer_config[{str(key)[:20]!r}] is not an object with the settings of a layer", _HINT
+            )
         if odd := sorted(set(map(str, value)) - _OVERRIDES):
-            raise UnsupportedArchitectureError(f"config.json: per_layer_config changes {odd[0][:40]!r} of layer {key}")
+            raise UnsupportedArchitectureError(
+                f"config.json: per_layer_config changes {odd[0][:40]!r} in layer {key}, which is not supported",
+                "docs/families.md lists the supported models",
+            )
         found[int(key)] = value
     return found
 
 
 def _size(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
-        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a valid size")
+        raise DamagedFileError(f"config.json: {key} = {str(value)[:40]} is not a valid size", _HINT)
     return value

@@ -23,12 +23,12 @@ _SHARED_KV = re.compile(r"^model\.layers\.(\d+)\.self_attn\.[kv]_(?:proj|norm)\.
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of a checkpoint is a buffer instead of a weight."""
+    """Return whether a tensor of a checkpoint is a buffer instead of a weight."""
     return _BUFFER.search(name) is not None
 
 
 def is_unused(name: str, family: Family, config: Mapping[str, Any]) -> bool:
-    """Whether Transformers ignores a tensor of a checkpoint.
+    """Return whether Transformers ignores a tensor of a checkpoint.
 
     These are buffers, key and value projections of layers that reuse those of an earlier layer, and heads that predict
     additional tokens. Published files contain all of them.
@@ -55,7 +55,10 @@ def expected_shapes(
     """
     layers, hidden, vocab = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
     if layers > n_tensors:
-        raise DamagedFileError(f"{where}: {layers} layers, but only {n_tensors} tensors")
+        raise DamagedFileError(
+            f"{where}: num_hidden_layers is {layers}, but there are only {n_tensors} tensors",
+            "download the checkpoint again, the weights together with config.json",
+        )
     per_layer = per_layer_size(family, config)
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab, hidden),
@@ -179,7 +182,9 @@ def check_shapes(
                 family.gguf_name(name)
             except UnsupportedArchitectureError as error:
                 raise UnsupportedArchitectureError(f"{place}: {error.message}", drop) from error
-            raise UnsupportedArchitectureError(f"{place}: tensor {name!r} has no place in a model of these sizes", drop)
+            raise UnsupportedArchitectureError(
+                f"{place}: tensor {name!r} is not part of a model with these sizes", drop
+            )
         if shape != wanted and 0 in shape:
             raise DamagedFileError(
                 f"{places.get(name, where)}: tensor {name!r} is empty (shape {list(shape)})",

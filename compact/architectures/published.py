@@ -78,7 +78,7 @@ class PublishedModel:
 
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
-    """All rows in the order of the table: by family, smallest model first."""
+    """Return all rows in the order of the table: by family, smallest model first."""
     with _TABLE.open(encoding="utf-8", newline="") as file:
         return tuple(_row(row) for row in csv.DictReader(file))
 
@@ -93,10 +93,10 @@ def _row(row: dict[str, str]) -> PublishedModel:
 
 
 def published_model(name: str) -> PublishedModel | None:
-    """The row with this name (case-insensitive), or None."""
+    """Return the row with this name (case-insensitive), or None."""
     return next((model for model in published_models() if model.name == name.lower()), None)
 
 
 def close_names(name: str) -> list[str]:
-    """Up to three names of the table that the user may have meant."""
+    """Return up to three names of the table that the user may have meant."""
     return difflib.get_close_matches(name.lower(), [model.name for model in published_models()], n=3)

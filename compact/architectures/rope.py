@@ -26,6 +26,9 @@ _NO_ROTATION = 1e30
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Torch versions differ in the last bit of a power. Different settings differ by far more.
 _TOLERANCE = 1e-5
+# Next steps of messages.
+_DAMAGED = "correct the value, or download the model again"
+_UNSUPPORTED = "docs/families.md lists the supported models"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def read_rope(
     # If a file has both spellings, Transformers prefers the older one.
     older, newer = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
     if not isinstance(older, Mapping) or not isinstance(newer, Mapping):
-        raise DamagedFileError(f"{where}: rope settings are not an object")
+        raise DamagedFileError(f"{where}: rope settings are not an object", _DAMAGED)
     raw = older or newer
     if rotary_share is not None:
         return _read_proportional(older, newer, where, theta, local_theta, rotary_share)
@@ -85,15 +88,19 @@ def read_rope(
     theta = number(raw.get("rope_theta", config.get("rope_theta", theta)), "rope_theta", where, positive=True)
     kind = raw.get("rope_type", raw.get("type", "default"))
     if any(isinstance(value, Mapping) for value in raw.values()):
-        raise UnsupportedArchitectureError(f"{where}: rope settings per kind of attention are not supported")
+        raise UnsupportedArchitectureError(
+            f"{where}: rope settings per kind of attention are not supported", _UNSUPPORTED
+        )
     partial = raw.get("partial_rotary_factor", config.get("partial_rotary_factor", partial_rotary))
     if partial_rotary is not None and kind in ("default", None):
         share = number(partial, "partial_rotary_factor", where, positive=True)
         if share > 1:
-            raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is above 1")
+            raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is above 1", _DAMAGED)
         return Rope("default", theta, share=share)
     if partial not in (None, 1, 1.0):
-        raise UnsupportedArchitectureError(f"{where}: partial_rotary_factor = {partial!r} is not supported")
+        raise UnsupportedArchitectureError(
+            f"{where}: partial_rotary_factor = {partial!r} is not supported", _UNSUPPORTED
+        )
     if kind in ("default", None):
         return Rope("default", theta, local_theta=local_theta)
     if kind not in ("linear", "yarn", "llama3"):
@@ -112,10 +119,10 @@ def read_rope(
         scaling[key] = number(original, key, where, positive=True)
     for key in _LLAMA3_KEYS if kind == "llama3" else ("factor",):
         if key not in scaling:
-            raise DamagedFileError(f"{where}: rope scaling {kind!r} needs {key}")
+            raise DamagedFileError(f"{where}: rope scaling {kind!r} needs {key}", _DAMAGED)
     if kind == "llama3":
         if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-            raise DamagedFileError(f"{where}: high_freq_factor must be greater than low_freq_factor")
+            raise DamagedFileError(f"{where}: high_freq_factor must be greater than low_freq_factor", _DAMAGED)
         scaling = {key: scaling[key] for key in _LLAMA3_KEYS}
     elif kind == "yarn":
         _refuse_other_yarn(raw, scaling, where)
@@ -139,7 +146,7 @@ def _read_proportional(
     local = newer.get("sliding_attention") if newer else {"rope_theta": local_theta}
     if older or not isinstance(full, Mapping) or not isinstance(local, Mapping):
         raise UnsupportedArchitectureError(
-            f"{where}: rope settings must be in full_attention and sliding_attention of rope_parameters"
+            f"{where}: rope settings must be in full_attention and sliding_attention of rope_parameters", _UNSUPPORTED
         )
     kinds = (full.get("rope_type", "default"), local.get("rope_type", "default"))
     factor = full.get("factor", 1.0)
@@ -151,7 +158,7 @@ def _read_proportional(
         )
     share = number(full.get("partial_rotary_factor", 1.0), "partial_rotary_factor", where, positive=True)
     if share > 1:
-        raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is above 1")
+        raise DamagedFileError(f"{where}: partial_rotary_factor = {share!r} is above 1", _DAMAGED)
     bases = [number(part.get("rope_theta"), "rope_theta", where, positive=True) for part in (full, local)]
     return Rope("proportional", bases[0], {"partial_rotary_factor": share}, bases[1])
 
@@ -184,20 +191,20 @@ def recognise_proportional(factors: npt.NDArray[np.float32], theta: float, local
         where: the file's path, for messages.
 
     Raises:
-        UnsupportedArchitectureError: the factors are not those of a share of each head.
+        UnsupportedArchitectureError: the factors do not describe heads with partial rotary positions.
     """
     rotated = int((factors == 1.0).sum())
     rope = Rope("proportional", theta, {"partial_rotary_factor": rotated / max(1, factors.size)}, local_theta)
     if not rotated or not np.array_equal(frequency_factors(rope, 2 * factors.size), factors):  # type: ignore[arg-type]
         raise UnsupportedArchitectureError(
-            f"{where}: rope_freqs.weight is not that of a partly rotated head",
+            f"{where}: rope_freqs.weight does not describe heads with partial rotary positions",
             "start from the Hugging Face checkpoint of this model",
         )
     return rope
 
 
 def yarn_attention_factor(factor: float) -> float:
-    """YaRN's default factor for cos and sin (arXiv 2309.00071, section 3.4)."""
+    """Return YaRN's default factor for cos and sin (arXiv 2309.00071, section 3.4)."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -213,7 +220,9 @@ def _refuse_other_yarn(raw: Mapping[str, Any], scaling: Mapping[str, float], whe
         wrong.append("extrapolation_factor")
     if wrong:
         raise UnsupportedArchitectureError(
-            f"{where}: YaRN with {wrong[0]} = {raw[wrong[0]]!r} cannot be stored: llama.cpp uses its own value"
+            f"{where}: YaRN with {wrong[0]} = {raw[wrong[0]]!r} cannot be stored in a GGUF, because "
+            "llama.cpp uses a fixed value",
+            _UNSUPPORTED,
         )
 
 
@@ -228,9 +237,11 @@ def _by_attention(
     """
     full, local = newer.get("full_attention") or {}, newer.get("sliding_attention") or {}
     if not isinstance(full, Mapping) or not isinstance(local, Mapping):
-        raise DamagedFileError(f"{where}: rope settings of a kind of attention are not an object")
+        raise DamagedFileError(f"{where}: rope settings for a kind of attention are not an object", _DAMAGED)
     if local.get("rope_type", "default") not in ("default", None):
-        raise UnsupportedArchitectureError(f"{where}: scaled rope in sliding-window layers cannot be stored in a GGUF")
+        raise UnsupportedArchitectureError(
+            f"{where}: scaled rope in sliding-window layers cannot be stored in a GGUF", _UNSUPPORTED
+        )
     base = local.get("rope_theta", config.get("rope_local_base_freq", local_theta))
     return {**full, **older}, number(base, "rope_local_base_freq", where, positive=True)
 

@@ -23,7 +23,7 @@ ENVIRONMENT = "COMPACT_EDGE_CACHE"
 
 
 def default_root() -> Path:
-    """The user's cache directory: `COMPACT_EDGE_CACHE`, or the platform's default."""
+    """Return the user's cache directory: `COMPACT_EDGE_CACHE`, or the platform's default."""
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
     import platformdirs
@@ -71,7 +71,7 @@ class Cache:
         make: Callable[[Path], None],
         *,
         needed_bytes: int = 0,
-        anew: bool = False,
+        replace: bool = False,
         together: bool = False,
     ) -> Path:
         """Return the entry's directory. If the entry does not exist yet, make it first.
@@ -84,14 +84,14 @@ class Cache:
             key: the hash of the stage's inputs.
             make: writes the entry's files to the given temporary directory.
             needed_bytes: expected size, to check the free space first.
-            anew: make the entry again. An existing entry stays until the new one is complete.
+            replace: make the entry again. An existing entry stays until the new one is complete.
             together: all joined processes run `make`, which divides the work among them. The files of the others are
                 discarded. If false, the others wait.
 
         Raises:
             StorageError: another process does not see the entry that the first one wrote.
         """
-        if distributed.broadcast_json(not anew and self.find(kind, key) is not None):
+        if distributed.broadcast_json(not replace and self.find(kind, key) is not None):
             self.hits.append(kind)
             if (kind, key) not in self.made:
                 self.reused.append(kind)
@@ -101,15 +101,15 @@ class Cache:
         if distributed.is_main():
             self._make(kind, key, make, needed_bytes)
         elif together:
-            with tempfile.TemporaryDirectory(prefix="compact-edge-") as aside:
-                make(Path(aside))
+            with tempfile.TemporaryDirectory(prefix="compact-edge-") as unused:
+                make(Path(unused))
         distributed.barrier()
         return self._shared(kind, key)
 
     def _shared(self, kind: str, key: str) -> Path:
         if not distributed.is_main() and self.find(kind, key) is None:
             raise StorageError(
-                f"{self.path(kind, key)}: written by process 0, but process {distributed.rank()} does not see it",
+                f"{self.path(kind, key)}: process 0 wrote it, but process {distributed.rank()} does not see it",
                 f"set {ENVIRONMENT} to a folder that all machines share",
             )
         return self.path(kind, key)
@@ -136,7 +136,7 @@ class Cache:
         return digest
 
     def n_bytes(self) -> int:
-        """Total size of all entries in bytes."""
+        """Return the total size of all entries in bytes."""
         return tree_bytes(self.root) if self.root.is_dir() else 0
 
 

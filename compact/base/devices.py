@@ -21,9 +21,9 @@ def resolve_device(device: str) -> str:
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, False):
-        raise UsageError(f"--device {device}: not available here", "use --device cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, False):
+        raise UsageError(f"--device {device}: not available on this machine", "use --device cpu")
     return device
 
 
@@ -44,16 +44,16 @@ def computed_on(device: str, dtype: str) -> dict[str, str]:
 
     The key needs resolved values, because machines that resolve `auto` differently may share a cache.
     """
-    place = resolve_device(device)
-    return {"device": place, "dtype": str(resolve_dtype(dtype, place))}
+    resolved = resolve_device(device)
+    return {"device": resolved, "dtype": str(resolve_dtype(dtype, resolved))}
 
 
 def cpu_multiplies_bfloat16() -> bool:
     """Return whether this CPU has instructions for bfloat16 products. Without them, these are several times slower."""
     import torch
 
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def free_memory(device: str) -> int:
@@ -62,8 +62,8 @@ def free_memory(device: str) -> int:
         import torch
 
         # Torch caches memory that earlier stages freed. It can be used again, but the driver does not count it as free.
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + kept
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + cached
     import psutil
 
     return int(psutil.virtual_memory().available)

@@ -56,37 +56,37 @@ _world = _World(0, 1)
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return _world.rank
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return _world.size
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and reports to the user."""
+    """Return whether this is the process that writes files and reports to the user."""
     return _world.rank == 0
 
 
 def share(items: Sequence[Item]) -> list[Item]:
-    """This process's share of the items: every n-th one for n processes. May be empty."""
+    """Return this process's share of the items: every n-th one for n processes. May be empty."""
     return list(items[_world.rank :: _world.size])
 
 
 def local_world_size() -> int:
-    """The number of processes on this machine."""
+    """Return the number of processes on this machine."""
     return _number("LOCAL_WORLD_SIZE", _world.size) if _world.size > 1 else 1
 
 
 def launched() -> int:
-    """The number of processes according to the environment (torchrun), or 1."""
+    """Return the number of processes according to the environment (torchrun), or 1."""
     return _number("WORLD_SIZE", 1)
 
 
 def launched_rank() -> int:
-    """The number of this process according to the environment (torchrun), or 0."""
+    """Return the number of this process according to the environment (torchrun), or 0."""
     return _number("RANK", 0)
 
 
@@ -116,7 +116,10 @@ def joined(device: str = "cpu") -> Iterator[None]:
     import torch.distributed as dist
 
     if not dist.is_available():
-        raise ToolUnavailableError(f"{size} processes: this build of torch has no torch.distributed")
+        raise ToolUnavailableError(
+            f"{size} processes were started, but this build of torch has no torch.distributed",
+            "install a build of torch with torch.distributed, or start a single process",
+        )
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -124,7 +127,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
     local = _number("LOCAL_RANK", 0)
     if cuda and local >= torch.cuda.device_count():
         raise UsageError(
-            f"{_number('LOCAL_WORLD_SIZE', size)} processes, but {torch.cuda.device_count()} CUDA devices here",
+            f"{_number('LOCAL_WORLD_SIZE', size)} processes, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices",
             "start one process per device: torchrun --nproc-per-node",
         )
     try:
@@ -139,7 +143,10 @@ def joined(device: str = "cpu") -> Iterator[None]:
             timeout=_PATIENCE,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise ToolUnavailableError(f"{size} processes cannot be connected: {_line(error)}") from error
+        raise ToolUnavailableError(
+            f"{size} processes cannot be connected: {_line(error)}",
+            "check MASTER_ADDR and MASTER_PORT, or start the job again with torchrun",
+        ) from error
     _world = _World(number, size)
     try:
         yield

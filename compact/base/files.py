@@ -71,7 +71,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: not valid JSON ({error})") from error
+        raise DamagedFileError(
+            f"{path}: not valid JSON ({error})", "correct the file, or download or make it again"
+        ) from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -83,7 +85,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise DamagedFileError(
+            f"{path}: expected a JSON object, found {type(value).__name__}",
+            "correct the file, or download or make it again",
+        )
     return value
 
 
@@ -196,16 +201,18 @@ def read_sums(directory: Path) -> dict[str, str]:
     """
     path = directory / SUMS
     if not path.is_file():
-        raise DamagedFileError(f"{path}: no such file", "is this a directory that `compact-edge` published?")
+        raise DamagedFileError(f"{path}: no such file", "name a directory that compact-edge published")
     sums: dict[str, str] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text") from error
+        raise DamagedFileError(f"{path}: not UTF-8 text", "download or build the directory again") from error
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest) or not name:
-            raise DamagedFileError(f"{path}:{number}: not in the format of sha256sum")
+            raise DamagedFileError(
+                f"{path}:{number}: not in the format of sha256sum", "download or build the directory again"
+            )
         for part in name.split("/"):
             safe_child(directory, part, f"{path}:{number}")
         sums[name] = digest
@@ -231,7 +238,7 @@ def check_sums(
         if not path.is_file():
             raise DamagedFileError(f"{path}: missing, but listed in {SUMS}", hint)
         if sha256_of(path) != digest:
-            raise DamagedFileError(f"{path}: damaged, its sha256 differs", hint)
+            raise DamagedFileError(f"{path}: damaged, its sha256 differs from that in {SUMS}", hint)
 
 
 def _sync(path: Path) -> None:
@@ -301,7 +308,7 @@ def publish(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Iter
     # If the target is a link, keep the link and replace the directory that it points to.
     target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and (not force or not target.is_dir()):
-        raise OutputExistsError(f"{target}: exists already", "give --force to replace it, or another --out")
+        raise OutputExistsError(f"{target}: already exists", "give --force to replace it, or another --out")
     check_free_space(target.parent, needed_bytes)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -343,14 +350,14 @@ def _swap_in(work: Path, target: Path, *, force: bool) -> None:
         )
     if _exchange(work, target):
         return  # `work` now contains the previous directory, and the caller removes it
-    aside = work.with_name(work.name + "-old")
-    target.rename(aside)
+    previous = work.with_name(work.name + "-old")
+    target.rename(previous)
     try:
         work.rename(target)
     except BaseException:
-        aside.rename(target)
+        previous.rename(target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def tree_bytes(directory: Path) -> int:

@@ -197,14 +197,19 @@ def write_notice(licence: NamingLicence | None, folder: Path) -> None:
     (folder / NOTICE).write_text(licence.notice + "\n", encoding="utf-8", newline="\n")
 
 
-def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
-    """Return one line for the user: what was done for the licence, and what to do before publishing.
+def licence_notes(
+    licence: NamingLicence | None, directory: Path, *, card: bool, folder: str | None = None
+) -> list[str]:
+    """Return lines for the user: what was done for the licence, and what to do before publishing.
 
     Args:
-        licence: the model's licence.
+        licence: the model's licence. Without one, there are no lines.
         directory: the source checkpoint, which may contain the licence's text.
         card: whether a card is written. If not, the line says what the user must write in it.
+        folder: the name that the user chose for the output, if the licence may require another one.
     """
+    if licence is None:
+        return []
     says = f"the card {'says' if card else 'must say'} {licence.credit!r}"
     done = [
         f"the name must begin with {licence.name_prefix!r}" if licence.name_prefix else None,
@@ -214,7 +219,12 @@ def licence_note(licence: NamingLicence, directory: Path, *, card: bool) -> str:
     texts = [_heading(path) for path in legal_files(directory) if not path.name.lower().startswith("notice")]
     has_text = any(re.search(licence.heading, text, re.IGNORECASE) for text in texts)
     copy = "" if has_text else "; the source brings no copy of the licence: add one before you publish"
-    return f"{licence.title}: {', '.join(part for part in done if part)}; read {licence.url} before you publish{copy}"
+    notes = [
+        f"{licence.title}: {', '.join(part for part in done if part)}; read {licence.url} before you publish{copy}"
+    ]
+    if folder is not None and derived_name(folder, licence) != folder:
+        notes.append(f"{folder}: rename it to {derived_name(folder, licence)} before you publish it")
+    return notes
 
 
 def _heading(path: Path) -> str:

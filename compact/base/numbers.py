@@ -25,6 +25,8 @@ def number(value: Any, key: str, where: str, *, positive: bool = False) -> float
     # Compare without conversion: an int with 400 digits cannot become a float. Comparisons with NaN are false.
     if not fits or not 0 <= value <= FLOAT32_MAX or (positive and not value):
         shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
-        raise DamagedFileError(f"{where}: {key} = {shown[:60]} is not a valid number")
+        raise DamagedFileError(
+            f"{where}: {key} = {shown[:60]} is not a valid number", "correct the value, or download the file again"
+        )
     result: float = value
     return result

@@ -96,7 +96,7 @@ class Calibration:
     Attributes:
         name: name of the file or built-in text. For a Hub data set, `org/name@commit:config:split`. The names of
             several sources are joined with " + ".
-        sha256: as in `CalibrationSource`. For several sources, sha256 of the canonical JSON of the list of theirs.
+        sha256: see `CalibrationSource`. For several sources, sha256 of the canonical JSON of the list of their hashes.
         texts: the pieces in the set, in order.
         sequences: token ids, at most `sequence_length` per sequence. Sequences of several sources alternate.
         options: the options it was made with (tokens, sequence_length, seed).
@@ -253,7 +253,9 @@ def make_calibration(
     drawn = []
     for name in names:
         share = -(-tokens // len(names))
-        pieces, name, digest = _draw(name, tokens, share, size, seed, sampler, cache, progress)
+        pieces, name, digest = _draw(
+            name, tokens=tokens, share=share, size=size, seed=seed, sampler=sampler, cache=cache, progress=progress
+        )
         if keep_out and len(pieces) == 1 and len(pieces[0]) >= _SHORTEST_CUT:
             pieces = cut(pieces[0], -(-len(pieces[0]) * (_HELD_OUT_SHARE - 1) // _HELD_OUT_SHARE))
         chats = name == STDLIB_PROSE and bool(getattr(tokenizer, "chat_template", None))
@@ -283,6 +285,7 @@ def make_calibration(
 
 def _draw(
     name: str,
+    *,
     tokens: int,
     share: int,
     size: int,
@@ -294,7 +297,9 @@ def _draw(
     """Return the shuffled pieces of a source, its full name, and the sha256 of the text."""
     if name == SELF:
         if sampler is None:
-            raise UsageError(f"--calibration {SELF}: this command has no model that can write text")
+            raise UsageError(
+                f"--calibration {SELF}: this command has no model that can write text", "name another text"
+            )
         # Write only the tokens of its share and of the held-out text, because writing text is slow.
         pieces = sampler(share + min(share // _HELD_OUT_SHARE + 16, _HELD_OUT_CHARACTERS // _CHARS_PER_TOKEN))
         return pieces, name, _digest(pieces)

@@ -62,7 +62,7 @@ class DatasetName:
     split: str
 
     def at(self, commit: str) -> str:
-        """The same name with the revision replaced by a commit."""
+        """Return the same name with the revision replaced by a commit."""
         return f"{self.repo}@{commit}:{self.config or ''}:{self.split}"
 
 
@@ -83,7 +83,7 @@ def parse_dataset(word: str) -> DatasetName | None:
 
 
 def names_hub_dataset(word: str | None) -> bool:
-    """Whether `word` names a data set on the Hub, so that the command may use the network."""
+    """Return whether `word` names a data set on the Hub, so that the command may use the network."""
     return (
         word is not None
         and not Path(word).exists()
@@ -149,7 +149,7 @@ def draw_documents(
         write_json(work / "documents.json", draw(), indent=None)
 
     def draw() -> list[str]:
-        return _draw(name, commit, characters, piece, seed, option, progress)
+        return _draw(name, commit, characters, piece, seed, option=option, progress=progress)
 
     if cache is None:
         return draw(), name.at(commit)
@@ -189,7 +189,7 @@ def _resolve(name: DatasetName) -> str:
 
 
 def _draw(
-    name: DatasetName, commit: str, characters: int, piece: int, seed: int, option: str, progress: Progress
+    name: DatasetName, commit: str, characters: int, piece: int, seed: int, *, option: str, progress: Progress
 ) -> list[str]:
     if _offline():
         raise offline_error(name.repo, name.revision, "dataset")
@@ -209,7 +209,7 @@ def _draw(
             if total >= characters:
                 break
     if not texts:
-        raise CalibrationError(f"{name.at(commit)}: no text in it", "name another data set, or a file")
+        raise CalibrationError(f"{name.at(commit)}: contains no text", "name another data set, or a file")
     return texts
 
 
@@ -239,7 +239,7 @@ def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
-        # With hf://, a folder of this name in the working directory is not used instead.
+        # The prefix hf:// prevents a folder of this name in the working directory from being used.
         where = f"hf://datasets/{name.repo}"
         return datasets.load_dataset(where, name.config, split=name.split, revision=commit, streaming=True)
     except DatasetNotFoundError as error:
@@ -248,22 +248,24 @@ def _open_stream(name: DatasetName, commit: str, option: str) -> Any:
                 f"{name.repo}: access is gated",
                 f"accept the terms at {page(name.repo, 'dataset')}, then run `hf auth login`, or set HF_TOKEN",
             ) from error
-        raise DataError(f"{name.repo}: cannot be read ({_first_line(error)})", page(name.repo, "dataset")) from error
+        raise DataError(
+            f"{name.repo}: cannot be read ({_first_line(error)})", f"see {page(name.repo, 'dataset')}"
+        ) from error
     except DataFilesNotFoundError as error:
         raise DataError(
-            f"{name.repo}: no data files that can be read", f"see its files at {page(name.repo, 'dataset')}"
+            f"{name.repo}: has no data files that can be read", f"see its files at {page(name.repo, 'dataset')}"
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
         raise RemoteCodeRefusedError(
-            f"{name.repo}: the data set needs its own program, which is not run",
+            f"{name.repo}: the data set needs a script from its repository, which is not run",
             "name a data set of parquet or json files",
         ) from error
     except ValueError as error:
         # The configuration or split does not exist. The message of `datasets` lists those that do.
         raise UsageError(
-            f"{option} {name.repo}: {_first_line(error)}", "spell it org/name:configuration:split"
+            f"{option} {name.repo}: {_first_line(error)}", "write it as org/name:configuration:split"
         ) from error
 
 

@@ -26,10 +26,10 @@ def equal_shares(grow: Sequence[Callable[[int], int]], total: int) -> list[int]:
     while longer and sum(given) < total:
         short = sum(given[source] for source in range(len(grow)) if source not in longer)
         each, rest = divmod(total - short, len(longer))
-        asked = {source: each + (place < rest) for place, source in enumerate(longer)}
-        for source, wanted in asked.items():
+        requested = {source: each + (place < rest) for place, source in enumerate(longer)}
+        for source, wanted in requested.items():
             given[source] = grow[source](wanted)
-        longer = [source for source in longer if given[source] == asked[source]]
+        longer = [source for source in longer if given[source] == requested[source]]
     return given
 
 

@@ -304,8 +304,8 @@ class _Writer:
 
     def _text(self, ids: list[int]) -> dict[str, Any]:
         """Decode a sample, without its start token and without an incomplete character at its end."""
-        own = ids[1:] if ids[0] == self.start else ids
-        text = self.tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        body = ids[1:] if ids[0] == self.start else ids
+        text = self.tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text = text.rstrip("\ufffd")
         return {"text": text, "tokens": len(encode(self.tokenizer, [text], add_special_tokens=False)[0])}
 

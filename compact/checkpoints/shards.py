@@ -1,58 +1,23 @@
-"""Read and write safetensors checkpoints, with one tensor in memory at a time.
-
-`safetensors.torch.save_file` needs all tensors of a shard in memory. The writer here writes the header first and then
-one tensor after another. Pruning a 70B model therefore only needs memory for its largest tensor.
-"""
+"""Read the tensors of a checkpoint directory: its safetensors shards and their index."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from compact.base.errors import DamagedFileError, PickleRefusedError, UnsafePathError
-from compact.base.files import read_json_object, safe_child, write_json
-from compact.checkpoints.safetensors_header import header_json, read_header
+from compact.base.files import read_json_object, safe_child
+from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef, read_header
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_SHARD_BYTES = 5_000_000_000
 _BLOB = re.compile(r"[0-9a-f]{64}")
-
-# safetensors dtype name -> bytes per element, for the floating-point types of language models.
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """Location of a tensor in a checkpoint.
-
-    Attributes:
-        file: the shard.
-        dtype: safetensors dtype name.
-        shape: row-major shape.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.n_elements * DTYPE_BYTES[self.dtype]
-
-    @property
-    def n_elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -128,17 +93,33 @@ def read_shards(files: Iterable[Path]) -> dict[str, TensorRef]:
         DamagedFileError: a header is damaged, a tensor is not of a float type, or two shards contain the same tensor.
         StorageError: a file cannot be read.
     """
+    tensors = _by_name(ref for file in files for ref in sorted(read_header(file), key=lambda ref: ref.name))
+    for ref in tensors.values():
+        if ref.dtype not in DTYPE_BYTES:
+            raise DamagedFileError(
+                f"{ref.file}: tensor {ref.name!r} has type {ref.dtype}, not a float type",
+                "use the original checkpoint, not a quantized one",
+            )
+    return tensors
+
+
+def stored_tensors(directory: Path) -> dict[str, TensorRef]:
+    """Return every tensor of a checkpoint by name, of any type, in the order of the files. This reads no weights.
+
+    Raises:
+        DamagedFileError: a shard is damaged or missing, or two shards contain the same tensor.
+        PickleRefusedError, UnsafePathError: an error of `weight_files`.
+        StorageError: a shard cannot be read.
+    """
+    return _by_name(ref for file in weight_files(directory) for ref in read_header(file))
+
+
+def _by_name(refs: Iterable[TensorRef]) -> dict[str, TensorRef]:
     tensors: dict[str, TensorRef] = {}
-    for file in files:
-        for entry in sorted(read_header(file), key=lambda entry: entry.name):
-            if entry.name in tensors:
-                raise DamagedFileError(f"{file}: tensor {entry.name!r} is in two shards")
-            if entry.dtype not in DTYPE_BYTES:
-                raise DamagedFileError(
-                    f"{file}: tensor {entry.name!r} has type {entry.dtype}, not a float type",
-                    "use the original checkpoint, not a quantized one",
-                )
-            tensors[entry.name] = TensorRef(file, entry.dtype, entry.shape)
+    for ref in refs:
+        if ref.name in tensors:
+            raise DamagedFileError(f"{ref.file}: tensor {ref.name!r} is in two shards")
+        tensors[ref.name] = ref
     return tensors
 
 
@@ -160,89 +141,3 @@ def open_tensors(tensors: Mapping[str, TensorRef]) -> Iterator[Callable[[str], t
             return tensor
 
         yield read
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that will be written: its name, safetensors dtype and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return TensorRef(Path(), self.dtype, self.shape).n_bytes
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the little-endian bytes of a tensor. A contiguous tensor on the CPU is not copied."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    shards: list[list[TensorSpec]] = [[]]
-    size = 0
-    for spec in specs:
-        if shards[-1] and size + spec.n_bytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(spec)
-        size += spec.n_bytes
-    return shards
-
-
-def _write_header(file: IO[bytes], specs: Sequence[TensorSpec]) -> None:
-    entries: dict[str, Any] = {}
-    offset = 0
-    for spec in specs:
-        end = offset + spec.n_bytes
-        entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = header_json(entries)
-    text += b" " * (-len(text) % 8)  # the data must start at a multiple of 8
-    file.write(len(text).to_bytes(8, "little") + text)
-
-
-def write_checkpoint(
-    directory: Path,
-    specs: Iterable[TensorSpec],
-    produce: Callable[[TensorSpec], torch.Tensor],
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> int:
-    """Write `model.safetensors`, or shards and their index, with one tensor in memory at a time.
-
-    Args:
-        directory: an empty directory, for example from `compact.base.files.publish`.
-        specs: all tensors, in the order to write them.
-        produce: returns the tensor of a spec. It is called once per spec, in order.
-        max_shard_bytes: largest size of a shard. A tensor that is larger gets a separate shard.
-
-    Returns:
-        The total number of bytes of all tensors.
-
-    Raises:
-        DamagedFileError: a tensor has another number of bytes than its spec.
-    """
-    shards = _shards(list(specs), max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with (directory / name).open("wb") as file:
-            _write_header(file, shard)
-            for spec in shard:
-                data = tensor_bytes(produce(spec))
-                if data.nbytes != spec.n_bytes:
-                    raise DamagedFileError(f"{spec.name}: has {data.nbytes} bytes, expected {spec.n_bytes}")
-                file.write(data)
-                total += data.nbytes
-                weight_map[spec.name] = name
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(directory / INDEX, index)
-    return total

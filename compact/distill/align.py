@@ -1,4 +1,4 @@
-"""Align the teacher's and the student's tokens of the same text, and map the teacher's next tokens to the student's.
+"""Align the teacher's and the student's tokens of one text, and map the teacher's next tokens to the student's.
 
 The student's vocabulary is a subset of the teacher's, so every token of the teacher corresponds to a sequence of the
 student's tokens. At a position where both tokenizers have a boundary, the teacher's distribution p over its next token
@@ -50,10 +50,10 @@ class Alignment:
         """
         teacher_ends = np.cumsum(self.teacher_lengths[np.asarray(teacher_ids, dtype=np.int64)])
         student_ends = np.cumsum(self.student_lengths[np.asarray(student_ids, dtype=np.int64)])
-        # An end can occur several times, because rows without a token have length 0. Take the last occurrence.
+        # Rows without a token have length 0, so an end may occur several times. Use the last occurrence.
         teacher_at = np.searchsorted(teacher_ends, student_ends, side="right") - 1
-        agree = (teacher_at >= 0) & (teacher_ends[np.maximum(teacher_at, 0)] == student_ends)
-        return np.nonzero(agree)[0], teacher_at[agree]
+        shared = (teacher_at >= 0) & (teacher_ends[np.maximum(teacher_at, 0)] == student_ends)
+        return np.nonzero(shared)[0], teacher_at[shared]
 
 
 def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
@@ -64,11 +64,11 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
         kept: `kept_token_ids` of the plan. New id i is the source's row `kept[i]`.
     """
     new_id = {old: new for new, old in enumerate(kept)}
-    stays = {token for token, i in vocabulary.tokens.items() if i in new_id}
+    kept_tokens = {token for token, i in vocabulary.tokens.items() if i in new_id}
     ranks = {
         pair: rank
         for rank, pair in reversed(list(enumerate(vocabulary.merges)))
-        if pair[0] in stays and pair[1] in stays and pair[0] + pair[1] in stays
+        if pair[0] in kept_tokens and pair[1] in kept_tokens and pair[0] + pair[1] in kept_tokens
     }
     first_piece = np.full(vocabulary.n_rows, -1, dtype=np.int64)
     lengths = np.zeros(vocabulary.n_rows, dtype=np.int64)
@@ -84,7 +84,7 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
 
 
 def _length(token: str, vocabulary: Vocabulary) -> int:
-    # In byte-level BPE, each character of a token stands for one byte.
+    # In byte-level BPE, each character of a token represents one byte.
     if not vocabulary.sentencepiece:
         return len(token)
     return 1 if is_byte_token(token) else len(token.encode())
@@ -103,7 +103,7 @@ def _first_piece(
 
 
 def segment(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Split a token's spelling by BPE: merge the neighbours with the lowest rank until no pair has a rank."""
+    """Split a token's spelling by BPE: merge the pair of neighbours with the lowest rank until no pair has a rank."""
     parts = list(token)
     none = _NO_RANK
     while len(parts) > 1:

@@ -74,14 +74,14 @@ def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
     """
     pieces, order = pieces.sort(dim=1, descending=True)
     mass = mass.gather(1, order)
-    fresh = torch.ones_like(pieces, dtype=torch.bool)
-    fresh[:, 1:] = pieces[:, 1:] != pieces[:, :-1]
-    slot = fresh.cumsum(1) - 1
-    there = pieces >= 0
-    q = torch.zeros_like(mass).scatter_add_(1, slot, mass * there)
+    is_new = torch.ones_like(pieces, dtype=torch.bool)
+    is_new[:, 1:] = pieces[:, 1:] != pieces[:, :-1]
+    slot = is_new.cumsum(1) - 1
+    exists = pieces >= 0
+    q = torch.zeros_like(mass).scatter_add_(1, slot, mass * exists)
     ids = torch.zeros_like(pieces).scatter_(1, slot, pieces.clamp_min(0))
     # The order is descending, so -1 comes last, and real pieces have the first slots.
-    count = (fresh & there).sum(1, keepdim=True)
+    count = (is_new & exists).sum(1, keepdim=True)
     valid = torch.arange(pieces.shape[1])[None, :] < count
     ids = torch.where(valid, ids, ids[:, :1])
     return Targets(ids, torch.where(valid, q, 0), valid, (count[:, 0] > 0).float())

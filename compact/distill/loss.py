@@ -99,8 +99,8 @@ def _rows_loss(logits: torch.Tensor, targets: Targets, part: slice) -> tuple[tor
     grad = logits.sub(normaliser).exp_()
     grad *= (weights * (1 - tail / rest))[:, None]
     # Padding repeats the first id, so `scatter_` must write the first token's value there too.
-    own = weights[:, None] * (p - q)
-    grad.scatter_(1, ids, torch.where(valid, own, own[:, :1]))
+    values = weights[:, None] * (p - q)
+    grad.scatter_(1, ids, torch.where(valid, values, values[:, :1]))
     return (weights * divergence).sum(), grad
 
 

@@ -64,9 +64,9 @@ def require_memory(
     source: ModelSource, sizes: Sizes, device: str, dtype: torch.dtype, train: str, batch_size: int
 ) -> None:
     """Raise ToolUnavailableError if a run would need more memory than is free, and be killed after hours of work."""
-    needed, there = needed_and_free(source, sizes, device, dtype, train, batch_size)
-    if needed > there:
+    needed, free = needed_and_free(source, sizes, device, dtype, train, batch_size)
+    if needed > free:
         raise ToolUnavailableError(
-            f"--recover distill needs about {needed / 1e9:.1f} GB, but only {there / 1e9:.1f} GB are free",
+            f"--recover distill needs about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free",
             "use a machine with more memory" + (", or --train embeddings" if train == "all" else ""),
         )

@@ -266,7 +266,7 @@ class _Session:
         state = checkpoint.load(self._saved, self._trainer)
         if broadcast_json(state.step) != state.step:  # different numbers of steps would cause a deadlock
             raise StorageError(
-                f"{self._saved}: process {rank()} found another state of the run than process 0",
+                f"{self._saved}: process {rank()} and process 0 found different states of the run",
                 f"set {ENVIRONMENT} to a folder that all machines share",
             )
         barrier()  # the first process must not write a new state before all have read the old one
@@ -314,9 +314,9 @@ class _Session:
         pieces = itertools.islice(self._text.pieces(), skip, None)
         while True:
             shard = list(itertools.islice(pieces, size))
-            own = share(shard)
-            answers = self._teacher.answers(own)
-            ids = encode(self._tokenizer, own, add_special_tokens=True)
+            texts = share(shard)
+            answers = self._teacher.answers(texts)
+            ids = encode(self._tokenizer, texts, add_special_tokens=True)
             examples = [
                 make_example(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
                 for answer, row in zip(answers, ids, strict=True)

@@ -124,7 +124,7 @@ class Teacher:
 
         # Training must not stop because the cache is full or read-only.
         with contextlib.suppress(StorageError):
-            self._cache.get_or_make(KIND, key, make, needed_bytes=self._left_free, anew=True)
+            self._cache.get_or_make(KIND, key, make, needed_bytes=self._left_free, replace=True)
 
     def _cut(self, pieces: Sequence[str]) -> list[list[int]]:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]

@@ -200,7 +200,7 @@ def joined_records(records: Iterable[str], size: int) -> Iterator[str]:
 
 
 def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
-    """Check that texts are available. The command calls this first, because hours of work may precede reading them.
+    """Check that texts are available. The command calls this first, because it may read them only after hours of work.
 
     Args:
         names: names of the texts.
@@ -213,7 +213,7 @@ def check_texts(names: Collection[str], option: str = "--recover-text") -> None:
     """
     if {STDLIB, STDLIB_PROSE} <= set(names):
         raise UsageError(
-            f"{option} {STDLIB_PROSE}: is part of {STDLIB}, which is given too; held-out text of one would be "
+            f"{option} {STDLIB_PROSE}: is part of {STDLIB}, so held-out text of one would be "
             "training text of the other",
             f"give only {STDLIB} or {STDLIB_PROSE} (--recover-text)",
         )

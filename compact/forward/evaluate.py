@@ -6,7 +6,7 @@ A window moves over the text by half its size, or by `stride`. Every token is sc
 that contains it. After the first window, a token has at least the overlap of two windows as context. Without BOS, the
 first token is not scored, because nothing comes before it.
 
-The model is a callable, so that Transformers and llama.cpp share this code.
+The functions take the model as a callable, so the same code evaluates Transformers, llama.cpp and onnxruntime.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def read_text(path: Path, *, split: str = "all") -> str:
-    """Read the text of a file. Records of a `.jsonl` (field `text` or `context`) are joined by blank lines.
+    """Read the text of a file. Records of jsonl and parquet files (`text` or `context`) are joined by blank lines.
 
     Args:
         path: a text, jsonl or parquet file.
@@ -118,7 +118,7 @@ def score_windows(
     Arguments and errors are those of `evaluate`.
     """
     if window < 2:
-        raise UsageError(f"--window {window}: at least 2 positions are needed")
+        raise UsageError(f"--window {window}: at least 2 positions are needed", "give a larger --window")
     if len(ids) < 2:
         raise CalibrationError("the evaluation text has fewer than two tokens", "give a longer text")
     prefix = [] if bos is None else [bos]
@@ -233,11 +233,13 @@ def token_bytes(tokenizer_json: Path, token_id: int) -> int:
             return len(str(entry["content"]).encode())
     for token, i in data["model"]["vocab"].items():
         if i == token_id and sentencepiece:
-            own = token[1:] if token.startswith(SPACE_MARK) and space_prefix(data) else token
-            return 1 if is_byte_token(token) else len(own.replace(SPACE_MARK, " ").encode())
+            spelling = token[1:] if token.startswith(SPACE_MARK) and space_prefix(data) else token
+            return 1 if is_byte_token(token) else len(spelling.replace(SPACE_MARK, " ").encode())
         if i == token_id:
             return len(token)
-    raise CalibrationError(f"{tokenizer_json}: no token has id {token_id}")
+    raise CalibrationError(
+        f"{tokenizer_json}: no token has id {token_id}", "use the tokenizer that belongs to this model"
+    )
 
 
 def open_checkpoint(
@@ -255,9 +257,9 @@ def open_checkpoint(
     from compact.forward.load import load_model
     from compact.vocabulary.tokenizer import bos_id, encode, load_tokenizer
 
-    place = resolve_device(device)
+    resolved = resolve_device(device)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=place, dtype=resolve_dtype(dtype, place))
+    model = load_model(directory, device=resolved, dtype=resolve_dtype(dtype, resolved))
     positions = int(getattr(model.config, "max_position_embeddings", DEFAULT_WINDOW))
     return TextScorer(
         lambda text: encode(tokenizer, [text], add_special_tokens=False)[0],

@@ -142,8 +142,10 @@ def align(model: ScoredTokens, against: ScoredTokens) -> Segments:
     """
     cuts = np.intersect1d(model.ends, against.ends)
     cuts = cuts[cuts > 0]  # [S]
-    own, other = _segment_of(model, cuts), _segment_of(against, cuts)  # [T] of each model: index of a segment
-    tokens, against_tokens = np.bincount(own, minlength=len(cuts)), np.bincount(other, minlength=len(cuts))
+    # For each token, the index of its segment: [T] of each model.
+    model_segments, against_segments = _segment_of(model, cuts), _segment_of(against, cuts)
+    tokens = np.bincount(model_segments, minlength=len(cuts))
+    against_tokens = np.bincount(against_segments, minlength=len(cuts))
     first_token, first_against = np.cumsum(tokens) - tokens, np.cumsum(against_tokens) - against_tokens
     begins = np.concatenate([np.zeros(1, dtype=np.int64), cuts[:-1]])
     # Boundaries of the model inside segments. Empty tokens at the edge of a segment do not count.
@@ -162,8 +164,8 @@ def align(model: ScoredTokens, against: ScoredTokens) -> Segments:
         against_tokens=against_tokens,
         first_token=first_token,
         first_against=first_against,
-        bits=_sums(own, model.bits, len(cuts)),
-        against_bits=_sums(other, against.bits, len(cuts)),
+        bits=_sums(model_segments, model.bits, len(cuts)),
+        against_bits=_sums(against_segments, against.bits, len(cuts)),
         kinds=kinds,
     )
     left_out = 1 if model.first or against.first else 0

@@ -380,7 +380,10 @@ def _model_without_weights(model_dir: Path, dtype: torch.dtype) -> Any:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DamagedFileError(f"{model_dir}: Transformers cannot load the checkpoint ({why})") from error
+        raise DamagedFileError(
+            f"{model_dir}: Transformers cannot load the checkpoint ({why})",
+            "check that the checkpoint is complete, and that this version of transformers supports it",
+        ) from error
     return model.model.eval()
 
 
@@ -392,7 +395,10 @@ def _weights_of(model_dir: Path) -> Weights:
         ref = tensors.get(name)
         if ref is None or ref.shape != shape:
             found = "missing" if ref is None else f"of shape {list(ref.shape)}"
-            raise DamagedFileError(f"{model_dir}: tensor {name!r} is {found}, expected {list(shape)}")
+            raise DamagedFileError(
+                f"{model_dir}: tensor {name!r} is {found}, expected {list(shape)}",
+                "download the checkpoint again, the weights together with config.json",
+            )
         with open_tensors(tensors) as tensor:
             return tensor(name)
 

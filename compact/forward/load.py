@@ -40,5 +40,8 @@ def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | Non
         )
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DamagedFileError(f"{model_dir}: Transformers cannot load the checkpoint ({why})") from error
+        raise DamagedFileError(
+            f"{model_dir}: Transformers cannot load the checkpoint ({why})",
+            "check that the checkpoint is complete, and that this version of transformers supports it",
+        ) from error
     return model.to(device).eval()

@@ -19,7 +19,9 @@ from compact.base.files import read_json_object, sha256_file, write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
-from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors, read_shards
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.sources.model_source import ModelSource
 from compact.vocabulary.tokenizer import remap_config, write_pruned_tokenizer
@@ -82,7 +84,7 @@ def prune(
 
     Raises:
         PlanMismatchError: the plan does not match the source, or the updates do not match the plan.
-        DamagedFileError: the checkpoint has other sizes than the plan. This is a bug in compact-edge.
+        DamagedFileError: the sizes of the checkpoint differ from those of the plan. This is a bug in compact-edge.
     """
     check_plan(plan, source)
     replaced = _read_updates(plan, updates, source)
@@ -108,7 +110,10 @@ def prune(
     plan.write(target / PLAN)
     config = read_json_object(target / CONFIG)
     if (config["vocab_size"], config["intermediate_size"]) != (plan.vocab_size, plan.intermediate_size):
-        raise DamagedFileError(f"{target}: the checkpoint has other sizes than the plan")
+        raise DamagedFileError(
+            f"{target}: the sizes of the checkpoint differ from those of the plan",
+            "this is a bug in compact-edge, please report it",
+        )
 
 
 def select(tensor: torch.Tensor, name: str, plan: PrunePlan) -> torch.Tensor:
@@ -128,14 +133,22 @@ def _read_updates(plan: PrunePlan, updates: Path | None, source: ModelSource) ->
     if updates is None or not updates.is_file():
         raise PlanMismatchError(f"the plan needs {UPDATES}, which is missing", f"put {UPDATES} beside {PLAN}")
     if sha256_file(updates) != plan.updates_sha256:
-        raise PlanMismatchError(f"{updates}: not the file that the plan names (its sha256 differs)")
+        raise PlanMismatchError(
+            f"{updates}: not the file that the plan names (its sha256 differs)",
+            f"use the {UPDATES} that was written with this plan",
+        )
     tensors = read_shards([updates])
     for name, ref in tensors.items():
         if name not in source.tensors:
-            raise PlanMismatchError(f"{updates}: tensor {name!r} is not in the model")
+            raise PlanMismatchError(
+                f"{updates}: tensor {name!r} is not in the model", f"use the {UPDATES} that was written with this plan"
+            )
         expected = (source.tensors[name].dtype, pruned_shape(name, source.tensors[name].shape, plan))
         if (ref.dtype, ref.shape) != expected:
-            raise PlanMismatchError(f"{updates}: {name} is {ref.dtype} {ref.shape}, expected {expected}")
+            raise PlanMismatchError(
+                f"{updates}: {name} is {ref.dtype} {ref.shape}, expected {expected}",
+                f"use the {UPDATES} that was written with this plan",
+            )
     return tensors
 
 

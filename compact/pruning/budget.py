@@ -15,7 +15,7 @@ from typing import Any
 from compact.architectures.layout import EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDING, expected_shapes
 from compact.architectures.table import family_of
 from compact.base.errors import BudgetError
-from compact.checkpoints.shards import TensorRef
+from compact.checkpoints.safetensors_file import TensorRef
 from compact.pruning.importance import vocabulary_grid
 
 DEFAULT_RATIO = 0.2
@@ -101,7 +101,7 @@ def count_parts(tensors: Mapping[str, TensorRef], config: Mapping[str, Any]) -> 
 
 
 def count_config(config: Mapping[str, Any], where: str) -> Parts:
-    """Count the parameters from a config.json. The result is that of `count_parts` for a checkpoint with this file.
+    """Count the parameters from a config.json. A checkpoint with this file gives the same result in `count_parts`.
 
     Args:
         config: content of config.json. The caller must check its sizes: positive integers, and a plausible number of
@@ -156,7 +156,7 @@ class Limits:
     """Constraints on the sizes of the pruned model.
 
     Attributes:
-        vocab_size, intermediate_size: sizes of the source, which are the largest possible ones.
+        vocab_size, intermediate_size: sizes of the source, which are also the largest possible sizes.
         smallest_vocab_size: number of tokens that are always kept.
         channel_grid: `intermediate_size` must be a multiple of this, for the quantization.
         vocab_multiple: `vocab_size` must be a multiple of this, at the user's request.
@@ -170,7 +170,7 @@ class Limits:
 
 
 def explicit_sizes(vocab_size: int | None, intermediate_size: int | None, limits: Limits) -> Sizes:
-    """Check the sizes that the user gave and return them. A size that is None stays as large as possible.
+    """Check the sizes that the user gave and return them. A size that is not given stays as large as possible.
 
     Raises:
         BudgetError: a size is out of range, or is not a multiple of its grid.
@@ -214,7 +214,7 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | 
 
     Raises:
         BudgetError: the ratio is out of range, vocabulary and FFN have too few parameters for it, or no sizes on the
-            grids come near it or near the split.
+            grids are near the ratio or the split.
     """
     wanted = wanted_parameters(ratio, parts, limits)
     if split is not None:
@@ -245,8 +245,8 @@ def wanted_parameters(ratio: float, parts: Parts, limits: Limits) -> float:
     most = sum(removable_parameters(parts, limits))
     if wanted > most + TOLERANCE * parts.total:
         raise BudgetError(
-            f"--ratio {ratio:g}: not reachable, pruning vocabulary and FFN removes at most {most / parts.total:.2f}",
-            "ask for a smaller ratio",
+            f"--ratio {ratio:g}: not reachable, because pruning removes at most {most / parts.total:.2f}",
+            "choose a smaller --ratio",
         )
     return wanted
 
@@ -258,7 +258,7 @@ def _check_shares(split: Shares, ratio: float, parts: Parts, limits: Limits) -> 
             raise BudgetError(
                 f"--split {split.text}: the {name} can lose at most {most / parts.total:.3f} of all parameters, "
                 f"but its share of --ratio {ratio:g} is {share * ratio:.3f}",
-                "ask for a smaller ratio, or change the split",
+                "choose a smaller --ratio, or change the split",
             )
 
 
@@ -269,12 +269,12 @@ def vocabulary_share(sizes: Sizes, parts: Parts, limits: Limits) -> float:
 
 
 def nearest_share(split: Shares, candidates: Sequence[Sizes], parts: Parts, limits: Limits) -> Sizes:
-    """Return the candidate that comes nearest to a split. Raises BudgetError if none is near enough."""
+    """Return the candidate nearest to a split. Raises BudgetError if none is near enough."""
     best = min(candidates, key=lambda sizes: abs(vocabulary_share(sizes, parts, limits) - split.vocabulary))
-    got = vocabulary_share(best, parts, limits)
-    if abs(got - split.vocabulary) > SHARE_TOLERANCE:
+    share = vocabulary_share(best, parts, limits)
+    if abs(share - split.vocabulary) > SHARE_TOLERANCE:
         raise BudgetError(
-            f"--split {split.text}: not reachable, the nearest split is {100 * got:.0f}:{100 - 100 * got:.0f}",
+            f"--split {split.text}: not reachable, the nearest split is {100 * share:.0f}:{100 - 100 * share:.0f}",
             "change the split, or use --split auto",
         )
     return best

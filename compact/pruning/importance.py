@@ -76,7 +76,7 @@ class Scores:
             with np.load(path, allow_pickle=False) as data:
                 return Scores(tuple(int(e) for e in data["edges"]), data["sums"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise DamagedFileError(f"{path}: not a valid score file ({error})") from error
+            raise DamagedFileError(f"{path}: not a valid score file ({error})", "delete the cache") from error
 
 
 def vocabulary_grid(vocab_size: int, smallest: int, asked: int | None = None, multiple: int = 1) -> tuple[int, ...]:

@@ -160,19 +160,19 @@ COMPACT = register(
         DEFAULT_METHOD,
         _common_act2,
         needs_calibration=True,
-        help="as in the paper, weights unchanged",
+        help="prune as in the paper; kept weights do not change",
         cut="COMPACT (arXiv 2509.06836)",
         cut_in_card="COMPACT, arXiv 2509.06836 (rare vocabulary and FFN channels)",
     )
 )
-REPAIR = register(
+register(
     replace(
         COMPACT,
         name="repair",
         channels_of=COMPACT.name,
         needs_held_out=True,
         adapt="compact.repair.run:repair",
-        help="the same channels, and every down_proj fitted to its original output on the calibration text",
+        help="keep the same channels, and fit every down_proj to its original output on the calibration text",
         adapted="repaired by least squares",
         adapted_in_card="`down_proj` fitted to the original's outputs by least squares",
         options=("repair_tokens",),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PLAN = "plan.json"
 UPDATES = "updates.safetensors"
 SCHEMA = "compact-edge/plan/2"
+_HINT = "make the plan again with this version of compact-edge"
 
 # Types of a plan's fields. `read_plan` checks the two lists of ids separately.
 _KINDS: dict[str, type | types.UnionType] = {
@@ -113,22 +114,22 @@ def read_plan(path: Path) -> PrunePlan:
     """Read and validate a plan. Raises DamagedFileError if a key is missing or unknown, or has an invalid value."""
     value = read_json_object(path)
     if value.get("schema") != SCHEMA:
-        raise DamagedFileError(f"{path}: schema is {value.get('schema')!r}, expected {SCHEMA!r}")
+        raise DamagedFileError(f"{path}: schema is {value.get('schema')!r}, expected {SCHEMA!r}", _HINT)
     names = {field.name for field in fields(PrunePlan)}
     if value.keys() != names:
         odd = sorted(value.keys() ^ names)
-        raise DamagedFileError(f"{path}: key {odd[0]!r} is missing or unknown")
+        raise DamagedFileError(f"{path}: key {odd[0]!r} is missing or unknown", _HINT)
     for name, kind in _KINDS.items():
         if not isinstance(value[name], kind):
-            raise DamagedFileError(f"{path}: {name} has the wrong type ({type(value[name]).__name__})")
+            raise DamagedFileError(f"{path}: {name} has the wrong type ({type(value[name]).__name__})", _HINT)
     channels = value["kept_channels"]
     if not _ascending(value["kept_token_ids"]):
-        raise DamagedFileError(f"{path}: kept_token_ids must be a list of ascending ids")
+        raise DamagedFileError(f"{path}: kept_token_ids must be a list of ascending ids", _HINT)
     if not isinstance(channels, list) or not channels or not all(_ascending(row) for row in channels):
-        raise DamagedFileError(f"{path}: kept_channels must have a list of ascending channels for every layer")
+        raise DamagedFileError(f"{path}: kept_channels must have a list of ascending channels for every layer", _HINT)
     # A layer that is twice as wide keeps twice as many channels. `check_plan` compares with the model's widths.
     if any(len(row) not in (len(channels[0]), 2 * len(channels[0])) for row in channels):
-        raise DamagedFileError(f"{path}: kept_channels has layers of different sizes")
+        raise DamagedFileError(f"{path}: kept_channels has layers of different sizes", _HINT)
     return PrunePlan(**value)
 
 
@@ -155,16 +156,23 @@ def check_plan(plan: PrunePlan, source: ModelSource) -> None:
         )
     if len(plan.kept_channels) != source.num_hidden_layers:
         raise PlanMismatchError(
-            f"the plan has {len(plan.kept_channels)} layers, the model has {source.num_hidden_layers}"
+            f"the plan has {len(plan.kept_channels)} layers, the model has {source.num_hidden_layers}",
+            "make a new plan for this checkpoint",
         )
     _check_range(plan.kept_token_ids, source.vocab_size, "token id")
     for layer, (row, width) in enumerate(zip(plan.kept_channels, source.ffn_widths, strict=True)):
         if len(row) != plan.intermediate_size * width:
             wanted = plan.intermediate_size * width
-            raise PlanMismatchError(f"the plan keeps {len(row)} channels in layer {layer}, expected {wanted}")
+            raise PlanMismatchError(
+                f"the plan keeps {len(row)} channels in layer {layer}, expected {wanted}",
+                "make a new plan for this checkpoint",
+            )
         _check_range(row, source.intermediate_size * width, "channel")
 
 
 def _check_range(values: Sequence[int], size: int, what: str) -> None:
     if values[-1] >= size:
-        raise PlanMismatchError(f"the plan keeps {what} {values[-1]}, but the largest in the model is {size - 1}")
+        raise PlanMismatchError(
+            f"the plan keeps {what} {values[-1]}, but the largest in the model is {size - 1}",
+            "make a new plan for this checkpoint",
+        )

@@ -51,7 +51,7 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
             used = context.once(calibration_for)
         scores = method.score(context, used, sizes.vocab_size)
         channels = top_channels(scores.at(sizes.vocab_size), sizes.intermediate_size, source.ffn_widths)
-    asked = {
+    requested = {
         "ratio": options.ratio,
         "vocab_size": options.vocab_size,
         "intermediate_size": options.intermediate_size,
@@ -70,7 +70,7 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
         source_name=source.name,
         source_id=source.id,
         source_hashes=dict(source.hashes),
-        options=asked,
+        options=requested,
         method=options.method,
         ranking=ranking.name,
         ranking_sha256=ranking.corpus_sha256,

@@ -90,7 +90,7 @@ class Ranking:
     use: Use | None = None
 
     def floor_at(self, vocab_size: int) -> int | None:
-        """How many droppable tokens the corpus cannot displace at this size, or None without a corpus.
+        """Return how many droppable tokens the corpus cannot displace at this size, or None without a corpus.
 
         Raises:
             UsageError: the floor exceeds the number of droppable tokens that are kept.
@@ -196,7 +196,7 @@ def _assumed_scripts(
 
 
 def _tiers(vocabulary: Vocabulary, scripts: frozenset[str]) -> dict[str, int]:
-    """Token -> 1 if it is written in these scripts, 0 otherwise. A token that is part of a character gets 0."""
+    """Return token -> 1 if it is written in these scripts, 0 otherwise. A token that is part of a character gets 0."""
     fullmatch = written_in(scripts).fullmatch
     return {token: int(text is not None and bool(fullmatch(text))) for token, text in vocabulary.texts.items()}
 
@@ -241,7 +241,7 @@ def _by_languages(
 
 
 def _use_of(used: UsedTokens, languages: Sequence[Language]) -> Use:
-    """Id -> share of the tokens of text in the languages. All languages have equal weight; `code` has less."""
+    """Return id -> share of the tokens of text in the languages. All languages have equal weight; `code` has less."""
     parts: list[tuple[float, Use]] = []
     for language in languages:
         if language.code == CODE:

@@ -1,4 +1,4 @@
-"""How often text uses each token of a source's tokenizer. Counts are cached."""
+"""Estimate how often text uses each token of a source's tokenizer. Counts are cached."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compact.vocabulary.scripts import letter_of, written_in
 from compact.vocabulary.tokenizer import load_tokenizer
 from compact.vocabulary.vocabulary import Vocabulary
 
-# In a language without spaces between words, the weight of merge order next to the word list.
+# Weight of merge order in a language without spaces between words. The word list has the remaining weight.
 _ACROSS_WORDS_SHARE = 0.3
 # Increase this when the same inputs give different shares.
 _VERSION = 2
@@ -52,12 +52,12 @@ def encoder(directory: Path) -> Encode:
 
 
 class UsedTokens:
-    """Shares of the tokens of text, by id, for one tokenizer. Each is counted when first used."""
+    """The share of each token in several kinds of text, for one tokenizer. Each kind is counted on first use."""
 
     def __init__(
         self, source: ModelSource, vocabulary: Vocabulary, cache: Cache | None, progress: Progress = SILENT
     ) -> None:
-        """Store the arguments; nothing is counted yet.
+        """Store the arguments without counting anything.
 
         Args:
             source: the checkpoint with the tokenizer.
@@ -71,9 +71,9 @@ class UsedTokens:
     def words(self, language: Language) -> Use:
         """Estimate the use of tokens by the words of a language.
 
-        Without a word list, the estimate covers the tokens of the language's scripts, by merge order. In a language
-        without spaces between words, some tokens span several words and are in no list; there, merge order has a
-        weight of 0.3.
+        If there is no word list, merge order gives the estimate, for the tokens of the language's scripts. If the
+        language has no spaces between words, some tokens span several words, and its word list does not contain them.
+        Merge order then has a weight of 0.3.
         """
         if language.words is None:
             return self._by_merges(language)
@@ -95,8 +95,8 @@ class UsedTokens:
         """Estimate by merge order the use of the tokens that contain a letter of the language's scripts."""
         fullmatch, letter = written_in(language.scripts).fullmatch, letter_of(language.scripts).search
         texts = self._vocabulary.texts
-        own = (token for token, text in texts.items() if text is not None and letter(text) and fullmatch(text))
-        return merge_order_use(self._vocabulary, own)
+        in_scripts = (token for token, text in texts.items() if text is not None and letter(text) and fullmatch(text))
+        return merge_order_use(self._vocabulary, in_scripts)
 
     @property
     def prose(self) -> Use:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from compact.base.distributed import is_main
 from compact.base.errors import EngineCrashedError
-from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.repair.gram import Gram
 from compact.repair.least_squares import NormalEquations, output_error
 
@@ -133,13 +135,13 @@ def choose(
     """
     import torch
 
-    home = equations.square.device
-    wide = weight.to(home, torch.float64)  # [hidden, I]
-    inputs = torch.cat(list(held_out)).to(home)  # [positions, I]
+    sum_device = equations.square.device
+    wide = weight.to(sum_device, torch.float64)  # [hidden, I]
+    inputs = torch.cat(list(held_out)).to(sum_device)  # [positions, I]
     parts = [inputs[start : start + _ROWS] for start in range(0, inputs.shape[0], _ROWS)]
     outputs = torch.cat([part.to(torch.float64) @ wide.T for part in parts])  # [positions, hidden]
     best: torch.Tensor = weight.index_select(1, torch.tensor(kept, dtype=torch.int64))
-    plain = output_error(inputs, outputs, best.to(home, torch.float64), kept)
+    plain = output_error(inputs, outputs, best.to(sum_device, torch.float64), kept)
     chosen, least = None, plain
     for ridge, solution in equations.solutions(RIDGES):
         rounded = solution.to(weight.dtype)

@@ -19,8 +19,8 @@ _COLUMNS = 512
 class Gram:
     """Accumulates the sum of x x^T over all positions.
 
-    It needs size^2 * 8 bytes for the sum, and a buffer of `_ROWS` positions. MPS has no float64, so the sum is then in
-    the host's memory.
+    It needs size^2 * 8 bytes for the sum, and a buffer of `_ROWS` positions. For MPS, which has no float64, the
+    sum is in the host's memory.
     """
 
     def __init__(self, size: int, device: str = "cpu") -> None:
@@ -33,8 +33,8 @@ class Gram:
         import torch
 
         self._size = size
-        home = "cpu" if device.startswith("mps") else device
-        self._sum = torch.zeros((size, size), dtype=torch.float64, device=home)
+        sum_device = "cpu" if device.startswith("mps") else device
+        self._sum = torch.zeros((size, size), dtype=torch.float64, device=sum_device)
         self._rows: torch.Tensor | None = None
         self._filled = 0
 
@@ -78,7 +78,7 @@ class Gram:
         """
         self._flush()
         all_reduce_sum(self._sum)
-        # Only blocks on and above the diagonal were summed. Mirror them, and release the sum, which is now complete.
+        # Only blocks on and above the diagonal were summed. Mirror them. Then release the sum, which is complete.
         for start in range(0, self._size, _COLUMNS):
             stop = min(start + _COLUMNS, self._size)
             self._sum[stop:, start:stop] = self._sum[start:stop, stop:].T

@@ -25,7 +25,8 @@ from compact.base.errors import CalibrationError
 from compact.base.files import read_json_object, sha256_json, write_json
 from compact.calibration.calibration_set import Calibration, HeldOut, retokenise, split_stream
 from compact.calibration.held_out import write_tokenizer
-from compact.checkpoints.shards import SINGLE, TensorSpec, open_tensors, read_shards, write_checkpoint
+from compact.checkpoints.shards import SINGLE, open_tensors, read_shards
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.forward.layerwise import LayerStream
 from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan

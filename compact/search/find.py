@@ -1,7 +1,7 @@
-"""Find the best split of a budget between vocabulary and FFN by measurement: `--split auto`.
+"""Find the best split of a budget between vocabulary and FFN by measurement (`--fit` and `--split auto`).
 
-The candidates are the sizes (V', I') on the grids that use up the budget. They form a curve, from pruning the
-vocabulary alone to pruning the FFN alone. Sizes are evaluated by bits per byte on held-out text of every calibration
+The candidates are the sizes (V', I') on the grids that use up the budget. They form a curve, from pruning only the
+vocabulary to pruning only the FFN. Sizes are evaluated by bits per byte on held-out text of every calibration
 source:
 
 1. Evaluate some evenly spaced candidates.
@@ -161,7 +161,7 @@ def curve_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Cu
 def sizes_at_ratio(ratio: float, curve: Curve) -> list[Sizes]:
     """Return the candidates that remove `ratio` of all parameters, to within 0.5 percentage points.
 
-    They are sorted by I', descending: from pruning the vocabulary alone to pruning the FFN alone.
+    They are sorted by I', descending: from pruning only the vocabulary to pruning only the FFN.
 
     Raises:
         BudgetError: the ratio is out of range or not reachable.
@@ -197,12 +197,12 @@ def sizes_within(fit_bytes: int, curve: Curve, size_of: SizeOf) -> list[Sizes]:
     least, whole = size_of(smallest), size_of(Sizes(curve.vocabulary[-1], limits.intermediate_size))
     if least > fit_bytes:
         raise BudgetError(
-            f"--fit {_megabytes(fit_bytes)}: not reachable, the smallest is {_megabytes(least)}",
+            f"--fit {_megabytes(fit_bytes)}: not reachable, because the smallest artifact has {_megabytes(least)}",
             "give a larger size, or choose a smaller --quant",
         )
     if whole <= fit_bytes:
         raise BudgetError(
-            f"--fit {_megabytes(fit_bytes)}: the unpruned model already fits, it has {_megabytes(whole)}",
+            f"--fit {_megabytes(fit_bytes)}: the unpruned model already fits ({_megabytes(whole)})",
             "export it without pruning, or give a smaller size",
         )
     found: list[Sizes] = []
@@ -253,7 +253,7 @@ def rank_key(point: Point) -> tuple[float, float]:
 
 
 def settle(points: Sequence[Point]) -> Point:
-    """Choose a point. Fit a parabola (loss by vocabulary share) to the points near the best and take the lowest on it.
+    """Choose the point near the best one that is lowest on a parabola fitted through them (loss by vocabulary share).
 
     Return the best measured point if fewer than four points are near it, or if the parabola has no minimum.
     """
@@ -299,10 +299,10 @@ def best_along(
         above = min((at for at in points if at > best), default=best)
         # Start with the wider gap, because only one more evaluation may be left.
         halves = [(best - below, (below + best) // 2), (above - best, (above + best + 1) // 2)]
-        fresh = [at for _, at in sorted(halves, reverse=True) if at not in points]
-        if not fresh:
+        unmeasured = [at for _, at in sorted(halves, reverse=True) if at not in points]
+        if not unmeasured:
             break
-        for at in fresh[: evaluations - len(points)]:
+        for at in unmeasured[: evaluations - len(points)]:
             points[at] = evaluate(candidates[at])
     return [points[at] for at in sorted(points)]
 

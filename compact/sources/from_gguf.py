@@ -26,7 +26,8 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import as_storage_error, write_json, write_text
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.gguf_file import GgufFile, GgufTensor, read_gguf
-from compact.checkpoints.rows import NUMPY_TYPES, SafetensorsWriter
+from compact.checkpoints.safetensors_file import NUMPY_TYPES
+from compact.checkpoints.writers import SafetensorsWriter
 from compact.sources.from_gguf_config import ROPE_FREQS, generation_config, model_config, refuse_unknown
 from compact.sources.from_gguf_tokenizer import GgufTokenizer, read_tokenizer
 
@@ -124,7 +125,7 @@ def read_gguf_checkpoint(path: Path, out: Path, progress: Progress = SILENT) -> 
         write_json(out / "generation_config.json", generation_config(file, tokenizer))
         info = _info(file, family, tokenizer, dtype, tensors, tuple(quantised))
         write_text(out / "README.md", _card(file, info))
-        _write_weights(file, hf_names, family, config, dtype, out / "model.safetensors", progress)
+        _write_weights(out / "model.safetensors", file, hf_names, family, config, dtype=dtype, progress=progress)
     except OSError as error:
         raise as_storage_error(error, out) from error
     return info
@@ -184,12 +185,13 @@ def _card(file: GgufFile, info: GgufSourceInfo) -> str:
 
 
 def _write_weights(
+    target: Path,
     file: GgufFile,
     tensors: Mapping[str, GgufTensor],
     family: Family,
     config: Mapping[str, Any],
+    *,
     dtype: str,
-    target: Path,
     progress: Progress,
 ) -> None:
     shapes = [(name, tensor.shape) for name, tensor in tensors.items()]
@@ -200,7 +202,7 @@ def _write_weights(
         for name, tensor in tensors.items():
             heads = family.heads_to_permute(name, config)
             if tensor.qtype in _FLOATS:
-                _write_float(writer, file, name, tensor, dtype, heads, family.norm_shift(name))
+                _write_float(writer, file, name, tensor, dtype=dtype, heads=heads, offset=family.norm_shift(name))
             else:
                 _write_dequantised(writer, file, name, tensor, heads)
             task.advance()
@@ -239,6 +241,7 @@ def _write_float(
     file: GgufFile,
     name: str,
     tensor: GgufTensor,
+    *,
     dtype: str,
     heads: int | None,
     offset: float,

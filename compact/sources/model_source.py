@@ -30,7 +30,8 @@ from compact.base.errors import (
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 from compact.sources.class_choice import with_class
 from compact.sources.quantization import refuse_packed, refuse_quantized
@@ -65,7 +66,7 @@ class ModelSource:
         tensors: every tensor of the model, by HF name (a tied `lm_head` and stale buffers left out).
         hashes: file name -> sha256 of every file that the result depends on.
         id: sha256 of the canonical JSON of `hashes`.
-        note: one line that the user should be told (a dequantised source), or None.
+        note: one line for the user, such as that the source was dequantised, or None.
         hub_id: Hub id of this very model where it is known, or None.
         commit: where the model was fetched from the Hub, the commit; None for every other source.
     """
@@ -127,8 +128,8 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT) -> ModelS
     Args:
         model: a built-in name, a checkpoint directory, a `.gguf` file, or `org/name[@revision]` on the Hub. What is
             there on this machine comes before the Hub.
-        cache: where a GGUF's checkpoint is kept; a Hub model lies in the Hub's own cache.
-        progress: told about slow steps, and the note of the source.
+        cache: keeps the checkpoint made from a GGUF file. The Hub has a cache of its own.
+        progress: shows slow steps, and the note of the source.
 
     Raises:
         ModelNotFoundError: nothing of that name. ToolUnavailableError: a built-in's package is not installed.
@@ -225,16 +226,16 @@ def open_checkpoint(
     origin: str,
     check: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> ModelSource:
-    """A checkpoint directory; of a multimodal one, the language model.
+    """Open a checkpoint directory. For a multimodal one, open its language model.
 
     Args:
         directory: the checkpoint.
-        cache: where the language model of a multimodal checkpoint is kept.
-        progress: told of taking it.
+        cache: keeps the language model of a multimodal checkpoint.
+        progress: shows how the language model is copied.
         name, origin: as in `ModelSource`.
-        check: given the sha256 of every file that was read, before anything is made of them.
+        check: called with the sha256 of every file that was read, before they are used.
 
-    Raises what `open_directory` raises, and what `check` does.
+    Raises the errors of `open_directory` and of `check`.
     """
     refuse_other_folder(directory)
     language = _language_config(directory)

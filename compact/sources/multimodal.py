@@ -18,7 +18,9 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.shards import TensorRef, TensorSpec, open_tensors, write_checkpoint
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.sources.tensor_names import wrapper_hint
 from compact.vocabulary.tokenizer import copy_chat_templates
 

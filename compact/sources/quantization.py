@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.base.errors import QuantizedCheckpointError
-from compact.checkpoints.shards import DTYPE_BYTES, TensorRef
+from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 # End of a tensor's name -> what packs weights with such tensors.

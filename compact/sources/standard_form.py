@@ -20,7 +20,9 @@ from compact.base.errors import QuantizedCheckpointError
 from compact.base.files import read_json_object, sha256_file, sha256_json, write_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG
-from compact.checkpoints.shards import DTYPE_BYTES, TensorRef, TensorSpec, open_tensors, write_checkpoint
+from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
+from compact.checkpoints.shards import open_tensors
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.sources.class_choice import MODEL_TYPE
 from compact.sources.quantization import KEYS as QUANTIZATION_KEYS
 from compact.sources.quantization import refuse_packed

@@ -17,8 +17,8 @@ from typing import Any
 from compact.base.errors import CompactEdgeError, DamagedFileError, DataError, PickleRefusedError
 from compact.base.files import read_json_object, safe_child
 from compact.checkpoints.names import CONFIG
-from compact.checkpoints.safetensors_header import HeaderEntry, read_header
-from compact.checkpoints.shards import INDEX, SINGLE, TensorRef, refuse_outside_link
+from compact.checkpoints.safetensors_file import TensorRef, read_header
+from compact.checkpoints.shards import INDEX, SINGLE, refuse_outside_link
 from compact.sources.adapters import ADAPTER_WEIGHTS
 from compact.sources.what_it_is import no_weights, refuse_stand_in
 
@@ -74,20 +74,18 @@ def find_weights(directory: Path, config: Mapping[str, Any]) -> StoredWeights:
         refuse_stand_in(file)
         refuse_outside_link(directory, file)
     tensors: dict[str, TensorRef] = {}
-    places: dict[str, HeaderEntry] = {}
     repeated = False
     for file in files:
         for entry in sorted(_header(file, directory), key=lambda entry: entry.name):
             if entry.name in tensors:
-                _refuse_difference(tensors[entry.name].file, places[entry.name], file, entry)
+                _refuse_difference(tensors[entry.name], entry)
                 repeated = True
                 continue
-            tensors[entry.name] = TensorRef(file, entry.dtype, entry.shape)
-            places[entry.name] = entry
+            tensors[entry.name] = entry
     return StoredWeights(tuple(files), tensors, notes, repeated)
 
 
-def _header(file: Path, directory: Path) -> list[HeaderEntry]:
+def _header(file: Path, directory: Path) -> list[TensorRef]:
     try:
         return read_header(file)
     except DamagedFileError as error:
@@ -271,27 +269,24 @@ def _unclear(directory: Path, names: str) -> DataError:
     )
 
 
-def _refuse_difference(first: Path, one: HeaderEntry, second: Path, two: HeaderEntry) -> None:
+def _refuse_difference(one: TensorRef, two: TensorRef) -> None:
     """Raise DamagedFileError if a tensor has other values in a second file. Transformers would take the last one."""
-    if (one.dtype, one.shape) == (two.dtype, two.shape) and one.dtype in _BYTES:
-        size = _BYTES[one.dtype]
-        for length in one.shape:
-            size *= length
-        if _same_bytes(first, one.offset, second, two.offset, size):
-            return
+    if (one.dtype, one.shape) == (two.dtype, two.shape) and one.dtype in _BYTES and _same_bytes(one, two):
+        return
     raise DamagedFileError(
-        f"{second}: tensor {two.name!r} is in two shards with different values (also in {first.name})",
-        f"remove the copy that is not the model's; Transformers would use the one of {second.name}",
+        f"{two.file}: tensor {two.name!r} is in two shards with different values (also in {one.file.name})",
+        f"remove the copy that is not the model's; Transformers would use the one of {two.file.name}",
     )
 
 
-def _same_bytes(first: Path, start: int, second: Path, other_start: int, size: int) -> bool:
-    with first.open("rb") as one, second.open("rb") as two:
-        one.seek(start)
-        two.seek(other_start)
+def _same_bytes(one: TensorRef, two: TensorRef) -> bool:
+    size = one.n_elements * _BYTES[one.dtype]
+    with one.file.open("rb") as first, two.file.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(two.offset)
         while size > 0:
             wanted = min(size, _PIECE)
-            if one.read(wanted) != two.read(wanted):
+            if first.read(wanted) != second.read(wanted):
                 return False
             size -= wanted
     return True

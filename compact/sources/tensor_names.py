@@ -16,7 +16,7 @@ from typing import Any
 from compact.architectures.family import Family
 from compact.architectures.layout import OUTPUT, is_unused
 from compact.base.errors import DamagedFileError
-from compact.checkpoints.shards import TensorRef
+from compact.checkpoints.safetensors_file import TensorRef
 
 EMBEDDING = "model.embed_tokens.weight"
 _BASE = "model"

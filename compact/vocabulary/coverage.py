@@ -25,12 +25,12 @@ class Reach:
     tokens_per_character: Sequence[float]
 
     def at(self, vocab_size: int) -> tuple[float, float]:
-        """Coverage and tokens per character at a size, clamped to the range of sizes."""
+        """Return coverage and tokens per character at a size, clamped to the range of sizes."""
         n = max(0, min(vocab_size - self.smallest, len(self.coverage) - 1))
         return self.coverage[n], self.tokens_per_character[n]
 
     def size_covering(self, coverage: float) -> int:
-        """The smallest size with at least this coverage (0 to 1), or the largest size if none has it.
+        """Return the smallest size with at least this coverage (0 to 1), or the largest size if none has it.
 
         A tolerance of 1e-9 absorbs rounding in the sums, so that a coverage of 1 can be reached.
         """

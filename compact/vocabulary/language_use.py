@@ -1,9 +1,9 @@
 """Estimate how often text in a language uses each token of a tokenizer.
 
-Words and their frequencies come from the word lists of the package `wordfreq`. It contains lists for 42 languages, so
-no network is needed. The words are case-folded, but text writes a word in several forms: after a space or at the start
-of a line, in lower case, capitalised or in capitals. The merge order shows which form was frequent in the tokenizer's
-training text: if two forms are tokens, the one merged earlier is the more frequent one.
+Words and their frequencies come from the package `wordfreq`. It contains word lists for 42 languages and needs no
+network. The words are case-folded, but a word has several forms in text: after a space or at the start of a line, in
+lower case, capitalised or in capitals. The merge order shows which form was frequent in the tokenizer's training text.
+If two forms are tokens, the one that is merged earlier was more frequent.
 
 Word lists contain no punctuation, digits, white space, markup or operators. Their use is counted in the prose and
 source code of Python's standard library.
@@ -31,7 +31,7 @@ _NO_SPACES = frozenset({"zh", "ja"})
 # The largest distance allowed between the requested language and that of a word list, as langcodes measures it. The
 # distance from en-GB to en is 5.
 _MOST_DISTANT = 9
-# How many words of a list are used, most frequent first. They cover 99% of the words of a text.
+# Number of words of a list to use, most frequent first. They cover 99% of the words of a text.
 _MOST_WORDS = 150_000
 # Share of words in prose without a space before them: at the start of a line, or after a quote or bracket.
 _WITHOUT_SPACE = 0.07
@@ -45,7 +45,7 @@ _RARER = 3
 # The estimated use of the token with rank r in merge order is proportional to 1 / (r + RANK_OFFSET). The offset keeps
 # the first merges from dominating.
 RANK_OFFSET = 1000
-# How many characters of the standard library are counted.
+# Number of characters of the standard library to count.
 _PROSE_CHARACTERS, _CODE_CHARACTERS = 1_500_000, 3_000_000
 # Subtracted from every count by `discounted`.
 _DISCOUNT = 0.8
@@ -124,7 +124,7 @@ def _packages() -> tuple[Any, Any]:
 
 
 def lists_version() -> str:
-    """Version of the package with the word lists."""
+    """Return the version of the package with the word lists."""
     from importlib.metadata import version
 
     _packages()
@@ -175,7 +175,7 @@ def word_use(vocabulary: Vocabulary, encode: Encode, language: Language) -> Use:
 
 
 def _unfolded(vocabulary: Vocabulary, encode: Encode, words: Mapping[str, float], code: str) -> dict[str, float]:
-    """Undo the case folding of a word list where it changes letters: German ß to ss, and Greek final ς to σ."""
+    """Undo case folding that changes letters in a word list: German ß to ss, and Greek final ς to σ."""
     if code == "el":
         return {f"{word[:-1]}ς" if word.endswith("σ") else word: share for word, share in words.items()}
     if code != "de":
@@ -206,7 +206,7 @@ def _batches(words: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _evidence(vocabulary: Vocabulary, ids: Sequence[int]) -> float:
-    """The relative frequency of a form, estimated from merge order. A form with more tokens counts as rarer."""
+    """Return the relative frequency of a form, estimated from merge order. A form with more tokens is rarer."""
     last = len(vocabulary.merges)
     if len(ids) == 1:
         return 1 / (vocabulary.first_merge.get(vocabulary.by_id[ids[0]], last) + RANK_OFFSET)
@@ -236,13 +236,13 @@ def stdlib_counts(encode: Encode) -> dict[str, Use]:
 def discounted(counts: Use) -> Use:
     """Subtract 0.8 from every count and return the shares (absolute discounting; Ney, Essen and Kneser, 1994).
 
-    A token that occurs once in a sample is hardly more likely in other text than one that does not occur.
+    In other text, a token that occurs once in the sample is hardly more likely than one that does not occur in it.
     """
     return normalised({token_id: count - _DISCOUNT for token_id, count in counts.items() if count > _DISCOUNT})
 
 
 def without_words(vocabulary: Vocabulary, use: Use) -> Use:
-    """The shares of tokens without letters, such as punctuation and white space. Every language uses them."""
+    """Return the shares of tokens without letters, such as punctuation and white space. Every language uses them."""
 
     def is_word(token_id: int) -> bool:
         text = vocabulary.texts.get(vocabulary.by_id.get(token_id, ""))
@@ -252,7 +252,7 @@ def without_words(vocabulary: Vocabulary, use: Use) -> Use:
 
 
 def merge_order_use(vocabulary: Vocabulary, tokens: Iterable[str]) -> Use:
-    """Estimate use from merge order alone (Zipf): token r of the order has a use in proportion to 1 / (r + 1000)."""
+    """Estimate use from merge order alone (Zipf): the use of token r in the order is proportional to 1 / (r + 1000)."""
     last = len(vocabulary.merges)
     order = sorted(tokens, key=lambda token: (vocabulary.first_merge.get(token, last), vocabulary.tokens[token]))
     return normalised({vocabulary.tokens[token]: 1 / (rank + RANK_OFFSET) for rank, token in enumerate(order)})
@@ -265,7 +265,7 @@ def normalised(use: Mapping[int, float]) -> Use:
 
 
 def mixed(parts: Iterable[tuple[float, Use]]) -> Use:
-    """The weighted mean of uses. Empty uses are left out, and their weight is shared among the others."""
+    """Return the weighted mean of uses. Empty uses are left out, and their weight is shared among the others."""
     nonempty = [(weight, use) for weight, use in parts if use]
     total = sum(weight for weight, _ in nonempty)
     result: dict[int, float] = {}

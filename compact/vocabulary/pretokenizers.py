@@ -6,7 +6,7 @@ so it rejects vocabularies that it does not know, including every pruned one. Th
 not change: the canonical JSON of the pre-tokenizer, and the `ignore_merges` flag. The architecture does not determine
 the pre-tokenizer: SmolLM2 and Llama 3 are both `LlamaForCausalLM`.
 
-`tests/compact/test_pretokenizers.py` checks for every row that llama.cpp gives the same ids.
+`tests/compact/vocabulary/test_pretokenizers.py` checks for every row that llama.cpp gives the same ids.
 
 llama.cpp has no Unicode normalizer for BPE. A tokenizer with NFC (the Qwen family) therefore gets different ids there
 for text that is not in NFC, with or without pruning. `loses_nfc` detects such tokenizers, so that callers can count
@@ -151,7 +151,10 @@ def byte_level_bpe(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     model = bpe_model(tokenizer_json)
     if model.get("byte_fallback"):
-        raise UnsupportedTokenizerError("tokenizer.json: expected byte-level BPE, found SentencePiece-style BPE")
+        raise UnsupportedTokenizerError(
+            "tokenizer.json: expected byte-level BPE, found SentencePiece-style BPE",
+            "docs/tokenizers.md lists the supported tokenizers",
+        )
     return model
 
 
@@ -195,7 +198,10 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
 
 
 def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
-    """True if tokenizer.json normalizes to NFC. llama.cpp does not, so text that is not in NFC gets different ids."""
+    """Return whether tokenizer.json normalizes to NFC.
+
+    llama.cpp does not, so text that is not in NFC gets different ids.
+    """
     return any(step.get("type") == "NFC" for step in _normalizers(tokenizer_json))
 
 

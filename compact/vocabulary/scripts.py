@@ -39,7 +39,7 @@ _SAMPLE = 200_000
 
 
 def expand(code: str) -> tuple[str, ...]:
-    """The scripts that an ISO 15924 code covers. For example, `Jpan` covers Han, Hiragana and Katakana."""
+    """Return the scripts that an ISO 15924 code covers. For example, `Jpan` covers Han, Hiragana and Katakana."""
     return _COMPOUND.get(code, (code,))
 
 
@@ -56,7 +56,7 @@ def written_in(scripts: frozenset[str]) -> Any:
 
 
 def _characters_of(scripts: frozenset[str]) -> str:
-    """The characters of the scripts, for use inside `[...]` of a pattern."""
+    """Return the characters of the scripts, for use inside `[...]` of a pattern."""
     extensions = "".join(rf"\p{{Script_Extensions={script}}}" for script in sorted(scripts))
     return extensions + (_FULL_WIDTH if scripts & _EAST_ASIAN else "")
 
@@ -90,7 +90,7 @@ def shared_characters() -> Any:
 
 
 def scripts_of(texts: Iterable[str]) -> frozenset[str]:
-    """The scripts with at least 1% of the letters in the first 200,000 characters of the texts."""
+    """Return the scripts with at least 1% of the letters in the first 200,000 characters of the texts."""
     counts: Counter[str] = Counter()
     room = _SAMPLE
     for text in texts:
@@ -108,7 +108,7 @@ def scripts_of(texts: Iterable[str]) -> frozenset[str]:
 
 @cache
 def script_of(character: str) -> str | None:
-    """The script of a letter, or None if it is not a script in everyday use."""
+    """Return the script of a letter, or None if it is not a script in everyday use."""
     import regex
 
     return next((script for script in _KNOWN if regex.match(rf"\p{{Script={script}}}", character)), None)

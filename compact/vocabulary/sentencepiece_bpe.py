@@ -35,12 +35,12 @@ _MAX_MERGES = 1 << 24
 
 
 def is_byte_token(token: str) -> bool:
-    """True for `<0x00>` to `<0xFF>`, as llama.cpp spells them."""
+    """Return whether the token is one of `<0x00>` to `<0xFF>`, as llama.cpp spells them."""
     return token in _BYTE_SET
 
 
 def is_sentencepiece_bpe(tokenizer_json: Mapping[str, Any]) -> bool:
-    """True for a BPE tokenizer.json with `byte_fallback`."""
+    """Return whether this is a BPE tokenizer.json with `byte_fallback`."""
     model = tokenizer_json.get("model")
     return isinstance(model, Mapping) and model.get("type") == "BPE" and bool(model.get("byte_fallback"))
 
@@ -56,7 +56,10 @@ def space_prefix(tokenizer_json: Mapping[str, Any]) -> bool:
     """
     model = bpe_model(tokenizer_json)
     if model.get("ignore_merges"):
-        raise UnsupportedTokenizerError("tokenizer.json: SentencePiece-style BPE with ignore_merges is not supported")
+        raise UnsupportedTokenizerError(
+            "tokenizer.json: SentencePiece-style BPE with ignore_merges is not supported",
+            "docs/tokenizers.md lists the supported tokenizers",
+        )
     vocab = model.get("vocab")
     missing = [token for token in BYTE_TOKENS if not isinstance(vocab, Mapping) or token not in vocab]
     if missing:

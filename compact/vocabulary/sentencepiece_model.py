@@ -44,7 +44,7 @@ class SentencePieceModel:
         scores: score of every id. If two merges are possible, the one that makes the piece with the higher score comes
             first.
         types: type of every id.
-        special_ids: the ids of unknown, BOS, EOS and padding, as far as the file names them.
+        special_ids: the ids of unknown, BOS, EOS and padding that the file names.
         proto: the parsed `ModelProto`.
     """
 
@@ -70,7 +70,10 @@ def read_model(path: Path) -> SentencePieceModel:
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise DamagedFileError(f"{path}: {path.stat().st_size} bytes is too large for a tokenizer")
+            raise DamagedFileError(
+                f"{path}: {path.stat().st_size} bytes is too large for a tokenizer",
+                f"remove {MODEL_FILE} if it belongs to another tokenizer",
+            )
         proto.ParseFromString(path.read_bytes())
         pieces = [piece.piece for piece in proto.pieces]
     except OSError as error:
@@ -104,7 +107,7 @@ def _types(proto: Any, pieces: Sequence[str], path: Path) -> list[PieceType]:
     if len(set(pieces)) != len(pieces):
         raise _damaged(path, "a piece appears twice")
     if types.count(PieceType.UNKNOWN) != 1:
-        raise _damaged(path, f"{types.count(PieceType.UNKNOWN)} unknown pieces, but there must be one")
+        raise _damaged(path, f"{types.count(PieceType.UNKNOWN)} unknown pieces, expected exactly one")
     if not all(math.isfinite(piece.score) for piece in proto.pieces):
         raise _damaged(path, "a score is not a finite number")
     byte_pieces = {piece for piece, kind in zip(pieces, types, strict=True) if kind == PieceType.BYTE}
@@ -160,7 +163,10 @@ def pruned_model(
     _set_spec(proto, {old: new for new, old in enumerate(kept)})
     present = {piece.piece for piece in proto.pieces}
     if len(present) != len(proto.pieces):
-        raise DamagedFileError(f"{where}: with the added tokens of tokenizer.json, two pieces have the same text")
+        raise DamagedFileError(
+            f"{where}: with the added tokens of tokenizer.json, two pieces have the same text",
+            f"remove {MODEL_FILE} if it belongs to another tokenizer",
+        )
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
@@ -168,7 +174,7 @@ def pruned_model(
 def _renamed(
     model: SentencePieceModel, tokens: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], where: str
 ) -> dict[int, str]:
-    """Id -> new text, spelled as a piece, for the pieces that have another text in tokenizer.json."""
+    """Return id -> new text, spelled as a piece, for the pieces whose text differs in tokenizer.json."""
     renamed: dict[int, str] = {}
     for i, piece in enumerate(model.pieces):
         text = tokens.get(i, piece)
@@ -195,9 +201,9 @@ def _set_spec(proto: Any, new_id: Mapping[int, int]) -> None:
             setattr(spec, key, new)
     for name in ("control_symbols", "user_defined_symbols"):
         values = getattr(spec, name)
-        stay = [value for value in values if value in present]
+        remaining = [value for value in values if value in present]
         del values[:]
-        values.extend(stay)
+        values.extend(remaining)
 
 
 def built_model(
@@ -210,7 +216,7 @@ def built_model(
         scores: score of every id.
         types: `PieceType` of every id.
         ids: `unk`, `bos`, `eos`, `pad` -> id. Missing roles are allowed.
-        prefix: add a space before a text.
+        prefix: whether SentencePiece adds a space before a text.
 
     Returns:
         The content of the file. None if SentencePiece cannot express the vocabulary (no unknown token, or two pieces

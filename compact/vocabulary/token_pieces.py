@@ -44,10 +44,12 @@ class TokenPieces:
     where: str
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that a token represents inside a text. Raises DamagedFileError if no token has the id."""
+        """Return the bytes that a token represents inside a text. Raises DamagedFileError if no token has the id."""
         token = self.spelling.get(token_id)
         if token is None:
-            raise DamagedFileError(f"{self.where}: no token has id {token_id}")
+            raise DamagedFileError(
+                f"{self.where}: no token has id {token_id}", "use the tokenizer that belongs to this model"
+            )
         if token_id not in self.added:
             if self.sentencepiece:
                 return _sentencepiece_bytes(token)

@@ -23,10 +23,11 @@ _FILLER = re.compile(r"(<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]|
 
 
 _SUPPORTED = "supported: byte-level BPE, and SentencePiece-style BPE with byte fallback"
+_DAMAGED = "use the tokenizer.json that belongs to these weights"
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Byte value -> the printable character that represents it in byte-level BPE (GPT-2's table)."""
+    """Return byte value -> the printable character that represents it in byte-level BPE (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -150,32 +151,36 @@ def read_vocabulary(tokenizer_json: Mapping[str, Any], n_rows: int, where: str) 
         raise UnsupportedTokenizerError(f"{where}: the BPE tokenizer has {both} byte fallback", _SUPPORTED)
     tokens = model.get("vocab")
     if not isinstance(tokens, dict) or not all(isinstance(i, int) and 0 <= i < n_rows for i in tokens.values()):
-        raise DamagedFileError(f"{where}: token ids outside the {n_rows} embedding rows")
+        raise DamagedFileError(f"{where}: vocab has a token id outside the {n_rows} rows of the embedding", _DAMAGED)
     listed = model.get("merges")
     if not isinstance(listed, list):
-        raise DamagedFileError(f"{where}: merges is missing or not a list")
+        raise DamagedFileError(f"{where}: merges is missing or not a list", _DAMAGED)
     merges = [_pair(merge, where) for merge in listed]
     for left, right in merges:
         if left not in tokens or right not in tokens or left + right not in tokens:
-            raise DamagedFileError(f"{where}: merge {left!r} + {right!r} names a token that is not in the vocabulary")
+            raise DamagedFileError(
+                f"{where}: merge {left!r} + {right!r} names a token that is not in the vocabulary", _DAMAGED
+            )
     added: dict[str, int] = {}
     specials = set()
     entries = tokenizer_json.get("added_tokens") or []
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("content"), str) for e in entries
     ):
-        raise DamagedFileError(f"{where}: added_tokens must be a list of objects with a content")
+        raise DamagedFileError(f"{where}: added_tokens must be a list of objects with a content", _DAMAGED)
     for entry in entries:
         content, token_id = entry["content"], entry.get("id")
         if not isinstance(token_id, int) or not 0 <= token_id < n_rows:
-            raise DamagedFileError(f"{where}: added token {content!r} has id {token_id!r}, outside the embedding")
+            raise DamagedFileError(
+                f"{where}: added token {content!r} has id {token_id!r}, which is outside the embedding", _DAMAGED
+            )
         if added.setdefault(content, token_id) != token_id or tokens.get(content, token_id) != token_id:
-            raise DamagedFileError(f"{where}: added token {content!r} has two ids")
+            raise DamagedFileError(f"{where}: added token {content!r} has two ids", _DAMAGED)
         if entry.get("special"):
             specials.add(content)
     ids = [*tokens.values(), *(i for token, i in added.items() if token not in tokens)]
     if len(set(ids)) != len(ids):
-        raise DamagedFileError(f"{where}: two tokens share an id")
+        raise DamagedFileError(f"{where}: two tokens share an id", _DAMAGED)
     unknown = model.get("unk_token")
     return Vocabulary(
         tokens, merges, added, frozenset(specials), n_rows, unknown if unknown in tokens else None, sentencepiece
@@ -196,12 +201,12 @@ def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
 def _pair(merge: Any, where: str) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
-        raise DamagedFileError(f"{where}: merge {merge!r} is not a pair of tokens")
+        raise DamagedFileError(f"{where}: merge {merge!r} is not a pair of tokens", _DAMAGED)
     return parts[0], parts[1]
 
 
 def is_filler(token: str) -> bool:
-    """True for reserved fillers (`<unusedN>`, `[PADn]`, `<|reserved_special_token_N|>`)."""
+    """Return whether the token is a reserved filler (`<unusedN>`, `[PADn]`, `<|reserved_special_token_N|>`)."""
     return _FILLER.match(token) is not None
 
 
@@ -258,7 +263,10 @@ def always_kept(
 
 
 def _closure(vocabulary: Vocabulary, token: str, done: Collection[str] = ()) -> list[str]:
-    """The token and all tokens that it is merged from, parts first. Tokens in `done` and their parts are left out."""
+    """Return the token and all tokens that it is merged from, parts first.
+
+    Tokens in `done` and their parts are left out.
+    """
     order: list[str] = []
     seen: set[str] = set()
     stack: list[tuple[str, bool]] = [(token, False)]
@@ -274,7 +282,7 @@ def _closure(vocabulary: Vocabulary, token: str, done: Collection[str] = ()) -> 
 
 
 def _closed_order(vocabulary: Vocabulary, order: Iterable[str], kept: frozenset[int]) -> list[int]:
-    """Ids of `order`, with each token's parts moved before it. Always-kept ids are left out."""
+    """Return the ids of `order`, with each token's parts moved before it. Always-kept ids are left out."""
     result: list[int] = []
     # An always-kept token does not imply that its parts are kept (an added token needs none). So `done` does not start
     # from `kept`; it collects only the tokens seen in this loop.

@@ -112,7 +112,7 @@ def _on_device(options: BenchOptions, plan: BenchPlan, cache: Cache, progress: P
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is known once the device is open: by side, the engine and the threads."""
+    """The engine and the number of threads of each side. They are known when the device is open."""
 
     options: BenchOptions
     plan: BenchPlan
@@ -173,7 +173,7 @@ def _bind(setup: _Setup) -> dict[Side, BoundSide]:
 
 
 def _facts(setup: _Setup, device: DeviceFacts, differences: Sequence[str]) -> RunFacts:
-    """The facts that are known before the first run."""
+    """Return the facts that are known before the first run."""
     options, plan, threads = setup.options, setup.plan, setup.threads
     names = {side: engine.kind.name for side, engine in setup.engines.items()}
     settings: dict[str, Any] = {
@@ -227,7 +227,7 @@ def _device_name(device: DeviceFacts) -> str | None:
 
 
 def _measured(facts: RunFacts, setup: _Setup, engine: Engine, workload: Workload, outcome: Outcome) -> RunFacts:
-    """The facts, with what the engine of the pruned side reported and how the run ended."""
+    """Return the facts, with what the engine of the pruned side reported and how the run ended."""
     figures = workload.figures["pruned"]
     status: Literal["complete", "partial", "not measured"] = "complete"
     if outcome.lost:

@@ -1,4 +1,4 @@
-"""What a bench run compares. The plan is made before the device is opened."""
+"""The plan of a bench run: which artifacts it compares, and how. It is made before the device is opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from targets.profile import Profile
 
 DEFAULT_CONTEXT = 2048
-# Part of a text that is used for bits per byte: minutes on a laptop for a model of a billion parameters.
+# Maximum size of the text for bits per byte. A model of a billion parameters takes minutes for it on a laptop.
 TEXT_BYTES = 65_536
 
 
@@ -56,15 +56,15 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is compared, and how.
+    """The artifacts to compare, and the settings.
 
     Attributes:
         artifacts: both sides.
         profile: the target whose budgets are checked; None without a target.
         conversations: the prompts.
-        texts: the prompts' texts by side, chat template applied.
+        texts: side -> texts of the prompts, with the chat template applied.
         context: positions of the key-value cache.
-        bits_per_byte_text: name of the text of `bits_per_byte`; None where it is unknown.
+        bits_per_byte_text: name of the text of `bits_per_byte`; None if it is unknown.
         bits_per_byte: by side.
         out: the output directory.
         notes: remarks for the report.
@@ -81,11 +81,11 @@ class BenchPlan:
     notes: tuple[str, ...]
 
     def provider(self, options: BenchOptions) -> str:
-        """onnxruntime's execution provider: the user's choice, otherwise that of the pruned artifact."""
+        """Return onnxruntime's execution provider: the user's choice, otherwise that of the pruned artifact."""
         return options.execution_provider or self.artifacts["pruned"].execution_provider
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The limits of the target: bytes, seconds, tokens per second."""
+        """Return the limits of the target: bytes, seconds, tokens per second."""
         profile = self.profile
         if profile is None:
             return ()
@@ -106,7 +106,7 @@ class BenchPlan:
 
 
 def plan_bench(options: BenchOptions) -> BenchPlan:
-    """Find, read and check everything that needs no device.
+    """Find, read and check everything that does not need the device.
 
     Raises:
         UsageError: the baseline is missing, the output exists, or options do not fit.
@@ -150,7 +150,7 @@ def with_bits_per_byte(options: BenchOptions, plan: BenchPlan, progress: Progres
 def unlike(
     artifacts: Mapping[Side, BenchArtifact], engines: Mapping[Side, str], threads: Mapping[Side, int]
 ) -> list[str]:
-    """The differences between the two artifacts that make a comparison unfair, one line each."""
+    """Return the differences between the two artifacts that make a comparison unfair, one line each."""
     quants = {side: artifact.quant or "unknown" for side, artifact in artifacts.items()}
     compared: tuple[tuple[str, Mapping[Side, object]], ...] = (
         ("quantization", quants),
@@ -169,7 +169,10 @@ def unlike(
 
 
 def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, local: bool) -> dict[Side, int]:
-    """Threads of each side: the user's choice, on a remote device the target's, otherwise physical cores minus one."""
+    """Return the number of threads of each side.
+
+    This is the user's choice; otherwise the target's on a remote device, and physical cores minus one on this machine.
+    """
     cores = device.physical_cores or device.logical_cores or 2
     default = max(1, min(cores - 1, device.usable_cores or cores))
     if not local and plan.profile is not None and plan.profile.threads is not None:
@@ -182,7 +185,7 @@ def threads_of(options: BenchOptions, plan: BenchPlan, device: DeviceFacts, *, l
 def _texts(
     conversations: tuple[Conversation, ...], artifacts: Mapping[Side, BenchArtifact]
 ) -> dict[Side, dict[str, str]]:
-    """The prompts' texts by side. A template that both sides share is rendered once."""
+    """Return the prompts' texts by side. A template that both sides share is rendered once."""
     pruned, baseline = artifacts["pruned"], artifacts["baseline"]
     texts = render(conversations, pruned)
     alike = (pruned.chat_template, pruned.special) == (baseline.chat_template, baseline.special)
@@ -220,7 +223,7 @@ def _context(options: BenchOptions, profile: Profile | None, artifacts: Mapping[
 def _bits_per_byte(
     options: BenchOptions, artifacts: Mapping[Side, BenchArtifact], progress: Progress
 ) -> tuple[str | None, dict[Side, float]]:
-    """Bits per byte on the user's text, otherwise as the build published them for both sides on one text."""
+    """Return bits per byte on the user's text. Otherwise, those that the build published for both sides on one text."""
     if options.text is None:
         published = {side: artifact.published_bits_per_byte() for side, artifact in artifacts.items()}
         found = {side: value for side, value in published.items() if value is not None}

@@ -122,8 +122,8 @@ def _metrics(document: Mapping[str, Any], *, intervals: bool) -> Table:
         baseline, pruned, unit = _amounts(metric["unit"], _median(metric["baseline"]), _median(metric["pruned"]))
         ratio = ratio_words(metric["ratio"]).removesuffix(f" (n = {document['pairs']})")
         ratio = ratio if intervals else ratio.partition(" ")[0]
-        said, style = _VERDICTS.get(metric["verdict"], ("", ""))
-        table.add_row(_name(_label(metric)), baseline, pruned, unit, ratio, Text(said, style=style))
+        text, style = _VERDICTS.get(metric["verdict"], ("", ""))
+        table.add_row(_name(_label(metric)), baseline, pruned, unit, ratio, Text(text, style=style))
     return table
 
 
@@ -135,9 +135,9 @@ def _budgets(document: Mapping[str, Any]) -> Table:
     table = _table("budget", "measured", "limit", "", "")
     for budget in document["budgets"]:
         measured, limit, unit = _amounts(budget["unit"], budget["measured"], budget["limit"])
-        said, style = _RESULTS[budget["passed"]]
+        text, style = _RESULTS[budget["passed"]]
         name, limit = budget_name(budget["name"]), f"{budget['bound']} {limit}"
-        table.add_row(_name(name), measured, limit, unit, Text(said, style=style))
+        table.add_row(_name(name), measured, limit, unit, Text(text, style=style))
     return table
 
 
@@ -153,7 +153,7 @@ def _label(metric: Mapping[str, Any]) -> str:
 
 
 def _amounts(unit: str, first: float | None, second: float | None) -> tuple[str, str, str]:
-    """Two values of one quantity as text, and their common unit."""
+    """Return two values of one quantity as text, and their common unit."""
     from runtime_bench.report.words import NONE, digits
 
     known = [value for value in (first, second) if value is not None]

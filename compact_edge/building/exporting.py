@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compact.base.cache import open_cache
 from compact.base.errors import UsageError
 from compact.base.files import publish, write_sums
-from compact.base.licences import NamingLicence, derived_name, legal_files, licence_note, write_notice
+from compact.base.licences import NamingLicence, derived_name, legal_files, licence_notes, write_notice
 from compact.base.progress import Progress
 from compact.calibration.calibration_set import STDLIB_PROSE
 from compact.pruning.calibration_choice import calibration_for
@@ -112,13 +112,13 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     texts: tuple[str, ...] = choices.get("calibration") or ()
     files = [value for value in choices.values() if isinstance(value, Path)]
     check_output(out, force=options.force, inputs=existing(options.checkpoint, *texts, *files))
-    asked = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
-    check_calibration(options.checkpoint, asked)
+    requested = PruneOptions(calibration=texts or (STDLIB_PROSE,), calibration_tokens=options.calibration_tokens)
+    check_calibration(options.checkpoint, requested)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.checkpoint, cache, progress)
         licence = licence_of(source)
-        if licence is not None:
-            progress.note(licence_note(licence, source.directory, card=False))
+        for note in licence_notes(licence, source.directory, card=False):
+            progress.note(note)
         plan = read_plan(source.directory / PLAN) if (source.directory / PLAN).is_file() else None
         resolved = chosen.resolve(target, source, quant=quant, choices=choices)
         request = Request(
@@ -129,7 +129,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
             description=None,
             published=True,
             source=source,
-            calibration=calibration_for(Context(source, asked, cache, progress)),
+            calibration=calibration_for(Context(source, requested, cache, progress)),
             measures=bool(texts),
             pre=plan.pre if plan is not None else None,
         )

@@ -30,7 +30,7 @@ def _words(method: Method, *, learns: bool) -> tuple[str, str]:
 
 
 def _method_kept(plan: PrunePlan) -> Method:
-    """The plan's method, without the words of a change of the weights that was not kept."""
+    """Return the plan's method, without the words of a change of the weights that was not kept."""
     method = method_of_plan(plan.method)
     return method if _is_repaired(plan) else replace(method, adapted="", adapted_in_card="")
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact.base.cache import Cache, open_cache
 from compact.base.errors import GateError
 from compact.base.files import check_free_space
-from compact.base.licences import NamingLicence, derived_name, licence_note
+from compact.base.licences import NamingLicence, derived_name, licence_notes
 from compact.base.progress import Progress
 from compact.calibration.calibration_set import Calibration
 from compact.calibration.evaluation_text import NAME, default_evaluation_text
@@ -91,7 +92,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         formats = [resolve_format(options, profile, quants, source) for profile in profiles.values()]
-        result = _run(options, formats, source, licence, out, cache, progress)
+        result = _run(options, formats, source, licence=licence, out=out, cache=cache, progress=progress)
         return replace(result, formats=publish_build(options, result))
 
 
@@ -99,15 +100,17 @@ def _run(
     options: BuildOptions,
     formats: Sequence[Format],
     source: ModelSource,
+    *,
     licence: NamingLicence | None,
     out: Path,
     cache: Cache,
     progress: Progress,
 ) -> BuildResult:
-    notes = [source.note] if source.note else []
-    if licence is not None:
-        notes.append(licence_note(licence, source.directory, card=True))
-        progress.note(notes[-1])
+    notes = licence_notes(licence, source.directory, card=True)
+    for note in notes:
+        progress.note(note)
+    if source.note:
+        notes.insert(0, source.note)
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
@@ -141,13 +144,16 @@ def _run(
     )
     smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
 
-    def outcome(artifact_format: Format) -> FormatResult:
+    def result_of(artifact_format: Format) -> FormatResult:
+        compare = partial(
+            _compare, artifact_format, text=text, prompt=prompt, compute=compute, cache=cache, progress=progress
+        )
         before = None
         baseline_kl = None
         if options.baseline:
             variant = _variant(original, artifact_format, cache, progress)
             baseline_kl = _baseline_kl(artifact_format, variant, calibration, cache) if options.check else None
-            before = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=None)
+            before = compare(variant, None)
         variant = _variant(smaller, artifact_format, cache, progress)
         own_notes = artifact_format.notes(variant.artifact)
         for note in own_notes:
@@ -158,7 +164,7 @@ def _run(
         if options.check:
             parity = _gate(artifact_format, variant, smaller, baseline_kl, cache, progress)
             parity.require()
-        after = _compare(artifact_format, variant, text, prompt, compute, cache, progress, parity=parity)
+        after = compare(variant, parity)
         check_memory(artifact_format.target, artifact_format, after.measured)
         return FormatResult(artifact_format, before, after, own_notes)
 
@@ -167,7 +173,7 @@ def _run(
         plan=plan,
         pruning=pruning,
         calibration=calibration,
-        formats=tuple(outcome(each) for each in formats),
+        formats=tuple(result_of(each) for each in formats),
         languages=language_costs(source.directory, pruned),
         eval_name=eval_name,
         prompt=prompt,
@@ -234,7 +240,7 @@ def _baseline_kl(artifact_format: Format, variant: Variant, calibration: Calibra
 
 
 def _is_whole(variant: Variant) -> bool:
-    """Whether the whole model and its artifact fit in memory together."""
+    """Return whether the whole model and its artifact fit in memory together."""
     return fits_in_memory(variant.checkpoint, variant.artifact.size_bytes, MEMORY_SHARE)
 
 
@@ -265,13 +271,13 @@ def _gate(
 def _compare(
     artifact_format: Format,
     variant: Variant,
+    parity: ParityReport | None,
+    *,
     text: str,
     prompt: str,
     compute: Compute,
     cache: Cache,
     progress: Progress,
-    *,
-    parity: ParityReport | None,
 ) -> VariantResult:
     threads = compute.threads
     evaluation, artifact_evaluation = evaluate_variant(
@@ -306,6 +312,7 @@ def _check_budget(target: Target, what: str, budget: int | None, used: int) -> N
     """Check a storage or memory budget. Speed budgets can only be checked on the device itself."""
     if budget is not None and used > budget:
         raise GateError(
-            f"{what} budget of target {target.name}: {used / 1e6:.1f} MB, {budget / 1e6:.1f} MB are allowed",
+            f"{what} budget of target {target.name}: the model needs {used / 1e6:.1f} MB, but at most "
+            f"{budget / 1e6:.1f} MB are allowed",
             "remove more (--ratio), or choose a smaller --quant",
         )

@@ -10,7 +10,7 @@ from compact.base.cache import open_cache
 from compact.base.distributed import is_main
 from compact.base.errors import UsageError
 from compact.base.files import publish, write_sums, write_text
-from compact.base.licences import derived_name, licence_note, write_notice
+from compact.base.licences import licence_notes, write_notice
 from compact.base.progress import Progress
 from compact.decide import decide
 from compact.pruning.apply import prune as apply
@@ -80,6 +80,7 @@ def prune_model(
     quant: str | None = None,
     force: bool = False,
     use_cache: bool = True,
+    count_languages: bool = True,
     progress: Progress,
 ) -> PruneResult | None:
     """Prune a model and publish the checkpoint.
@@ -93,6 +94,7 @@ def prune_model(
         quant: GGUF type whose file `options.fit_bytes` limits.
         force: replace an earlier output.
         use_cache: use and write the user's cache.
+        count_languages: count the tokens of `PruneResult.languages`. Otherwise the list is empty.
         progress: shows the work.
 
     Returns:
@@ -109,10 +111,8 @@ def prune_model(
     with open_cache(enabled=use_cache) as cache:
         source = open_source(model, cache, progress)
         licence = licence_of(source)
-        if licence is not None:
-            progress.note(licence_note(licence, source.directory, card=False))
-            if derived_name(out.name, licence) != out.name:
-                progress.note(f"{out.name}: rename it to {derived_name(out.name, licence)} before you publish it")
+        for note in licence_notes(licence, source.directory, card=False, folder=out.name):
+            progress.note(note)
         context = Context(source, options, cache, progress)
         size_of = None
         if quant is not None and options.fit_bytes is not None:
@@ -128,4 +128,5 @@ def prune_model(
             if plan.search is not None:
                 write_text(work / SPLIT_SVG, split_svg(plan.search, source.name))
             write_sums(work)
-        return PruneResult(out, source, plan, options, sizes_by_part(out), language_costs(source.directory, out))
+        languages = language_costs(source.directory, out) if count_languages else []
+        return PruneResult(out, source, plan, options, sizes_by_part(out), languages)

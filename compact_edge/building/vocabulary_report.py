@@ -31,10 +31,10 @@ def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
     """Return lines on kept languages, costly languages, and how to change that. Empty if no token count changed."""
     if all(cost.before == cost.after for cost in costs):
         return []
-    asked = list(plan.options.get("languages") or ())
+    requested = list(plan.options.get("languages") or ())
     kept = [cost.language for cost in costs if cost.ratio <= KEPT_RATIO]
-    if asked:
-        found = [f"vocabulary kept for: {', '.join(asked)} (--languages)"]
+    if requested:
+        found = [f"vocabulary kept for: {', '.join(requested)} (--languages)"]
     else:
         names = ", ".join(_name(language) for language in kept) or "none of the languages measured"
         found = [f"vocabulary kept for: {names} (by {how_ranked(plan)})"]
@@ -42,7 +42,7 @@ def lines(plan: PrunePlan, costs: Sequence[LanguageCost]) -> list[str]:
     if costly:
         listed = ", ".join(f"{_name(cost.language)} {cost.ratio:.1f}x" for cost in costly)
         found.append(f"these need more tokens: {listed}")
-        own = asked or [CODES[name] for name in kept]
+        own = requested or [CODES[name] for name in kept]
         # A requested language that is still costly needs a larger vocabulary instead.
         other = next((cost.language for cost in costly if CODES[cost.language] not in own), None)
         if other is not None:

@@ -61,7 +61,10 @@ def describe(error: BaseException) -> Failure:
         if launched_rank() > 0:  # all processes of the job get the same arguments, so only one reports the error
             return Failure(EXIT_USAGE)
         return _describe_click(error)
-    if isinstance(error, click.Abort | KeyboardInterrupt | EOFError):
+    # click turns an EOFError into Abort, as if a prompt had been cancelled. No command asks anything: it is a bug.
+    if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
+        error = error.__cause__
+    if isinstance(error, click.Abort | KeyboardInterrupt):
         return Failure(EXIT_INTERRUPTED, "interrupted")
     if isinstance(error, Terminated):
         return Failure(error.exit_code, str(error))

@@ -23,8 +23,8 @@ def flag_values(command: click.Command, model: str | os.PathLike[str], flags: di
     Args:
         command: the command.
         model: its argument.
-        flags: keyword -> value. A keyword is a flag without `--`, with `_` for `-`. None stands for a flag that is not
-            given. A flag that may be repeated takes one value, or a list or tuple of values.
+        flags: keyword -> value. A keyword is a flag without `--`, with `_` for `-`. None means that
+            a flag is not given. A flag that may be repeated takes one value, or a list or tuple of values.
 
     Raises:
         TypeError: a keyword is not a flag of the command.
@@ -50,7 +50,7 @@ def flag_values(command: click.Command, model: str | os.PathLike[str], flags: di
 
 
 def _keyword(option: click.Option) -> str:
-    """`--vocab-size` -> `vocab_size`. The name of the command's own parameter may differ."""
+    """Return `--vocab-size` -> `vocab_size`. The name of the command's own parameter may differ."""
     return max(option.opts, key=len).lstrip("-").replace("-", "_")
 
 

@@ -1,7 +1,7 @@
-"""A cell in a process of its own (`python -m compact_edge.cli.release_child ARGUMENTS`).
+"""Makes a cell of a release in a separate process (`python -m compact_edge.cli.release_child ARGUMENTS`).
 
-The parent holds the other end of stdin: when it is gone, however it ended, this process ends too and removes what it
-had half written.
+The parent has the other end of stdin open. When the parent ends for any reason, this process ends too and removes its
+incomplete files.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Fit:
         whole: the unpruned model.
         fits: whether the unpruned model fits the memory and storage budgets.
         cut: the smallest cut that fits; None if none is needed, or none fits.
-        wanted: the ratio of `cut`, as for `--ratio`.
+        wanted: the `--ratio` that gives `cut`.
         exact_tokenizer: whether the tokenizer's bytes are counted, not estimated.
     """
 

@@ -113,9 +113,9 @@ class Inspected:
 
     def limits(self, grid: int = 1) -> Limits:
         """Return the limits of the sizes, with FFN channels in multiples of `grid`."""
-        own = self.sizes
+        sizes = self.sizes
         least = _MIN_VOCABULARY if self.ranking is None else len(self.ranking.always)
-        return Limits(own.vocab_size, own.intermediate_size, min(least, own.vocab_size), grid)
+        return Limits(sizes.vocab_size, sizes.intermediate_size, min(least, sizes.vocab_size), grid)
 
     def sizes_asked(self, request: Request, grid: int = 1) -> Sizes:
         """Return the sizes that a build would prune to. Raises BudgetError.

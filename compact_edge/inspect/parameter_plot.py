@@ -1,7 +1,7 @@
 """Plots the shares of vocabulary, FFN and attention against model size, with one panel per family.
 
-Parts differ by colour (Okabe and Ito, which people with colour blindness can distinguish), marker and dashes, and have
-their names next to them. So the picture is also readable in print.
+Each part has its own colour (from the palette of Okabe and Ito, for readers with colour blindness), marker and dashes,
+and its name at the end of its line. The picture is therefore also readable in black and white.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def draw(counted: Sequence[Counted], kind: str) -> bytes:
             "The smaller the model, the more of it is vocabulary", x=0.012, ha="left", fontsize=11, fontweight="bold"
         )
         out = io.BytesIO()
-        # A date or version would change the bytes of an equal picture.
+        # Leave out dates and versions, so that equal pictures have equal bytes.
         metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=200, metadata=metadata)
     return out.getvalue()
@@ -127,7 +127,7 @@ def _panel(panel: Any, family: str, models: Sequence[Counted]) -> None:
 
 
 def _spread(ends: dict[str, float]) -> dict[str, float]:
-    """Return heights for the names near the ends of their lines, without overlaps."""
+    """Return a height for each name: near the end of its line, without overlaps."""
     placed: dict[str, float] = {}
     lowest = 3.0
     for name, height in sorted(ends.items(), key=lambda pair: pair[1]):

@@ -100,7 +100,7 @@ def _intro(card: RepositoryCard) -> list[str]:
         f"{_text(model['name'])} with {removed:.1%} of its parameters removed by COMPACT "
         f"([arXiv 2509.06836](https://arxiv.org/abs/2509.06836)): {sizes['before'] / 1e6:.1f}M -> "
         f"{sizes['after'] / 1e6:.1f}M parameters, vocabulary {vocabulary['before']} -> {vocabulary['after']}, "
-        f"FFN {inner['before']} -> {inner['after']}. It is a standard model and needs no code of its own.",
+        f"FFN {inner['before']} -> {inner['after']}. It is a standard model and needs no custom code.",
         "",
     ]
 
@@ -121,14 +121,14 @@ def _files(card: RepositoryCard) -> list[str]:
     return [
         *lines,
         "",
-        f"Bits per byte{on}: lower is better; `unpruned` is the original model at the same type. They compare models "
-        "of different vocabularies, which perplexity per token does not.",
+        f"Bits per byte{on}: lower is better. `unpruned` is the original model at the same type. Unlike perplexity per "
+        "token, bits per byte can be compared across vocabularies.",
         "",
     ]
 
 
 def _targets(card: RepositoryCard) -> list[str]:
-    lines = ["## Who it is for", "", "| target | device | file |", "|---|---|---|"]
+    lines = ["## Targets", "", "| target | device | file |", "|---|---|---|"]
     for name, profile in card.profiles.items():
         places = [entry.place for entry in card.entries if entry.targets.get(name, "") is None]
         if places:
@@ -162,8 +162,8 @@ def _measured(card: RepositoryCard) -> list[str]:
     return [
         *lines,
         "",
-        "Batch size 1; the ratio to the unpruned model of the same type stands in brackets. Each report says how it "
-        "was measured, and holds the raw samples.",
+        "Batch size 1. The ratio to the unpruned model of the same type is in brackets. Each report describes the "
+        "measurement and has the raw samples.",
         "",
     ]
 
@@ -208,7 +208,7 @@ def _licence(card: RepositoryCard) -> list[str]:
 
 
 def licence_named(key: str | None) -> NamingLicence | None:
-    """Return the licence with a key; None if there is no such licence."""
+    """Return the licence with a key, or None if no licence has it."""
     return next((row for row in LICENCES if row.key == key), None)
 
 
@@ -226,8 +226,8 @@ def _provenance(card: RepositoryCard) -> list[str]:
         *("## Provenance", ""),
         f"- source: {origin}sha256 `{card.model['source_id']}` (of the files listed in `manifest.json`)",
         f"- plan: `plan.json`, id `{card.plan_id}`: every kept token and FFN channel",
-        "- check the files: `sha256sum -c SHA256SUMS`, or `compact-edge verify .`; make them again and compare: "
-        "`compact-edge verify . --rebuild`",
+        "- check the files: `sha256sum -c SHA256SUMS`, or `compact-edge verify .`; rebuild and compare "
+        "them: `compact-edge verify . --rebuild`",
         "",
     ]
 

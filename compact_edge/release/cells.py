@@ -97,8 +97,8 @@ class Cells:
         found: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
         for name, profile in self.release.targets.items():
             for quant in self.release.quants.get(name, (None,)):
-                asked = recipe_of(profile, quant)
-                found.setdefault(sha256_json(asked), (asked, []))[1].append(name)
+                requested = recipe_of(profile, quant)
+                found.setdefault(sha256_json(requested), (requested, []))[1].append(name)
         taken: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {}
         for recipe, names in found.values():
             label = _label(recipe)
@@ -160,8 +160,8 @@ def recipe_of(profile: Profile, quant: str | None) -> dict[str, Any]:
     Raises UsageError if the type is not possible for the target.
     """
     chosen = format_of_runtime(profile.runtime)
-    own = None if quant == profile.quantization else quant
-    return {"format": chosen.name, "quant": own, **chosen.release_recipe(profile, own)}
+    override = None if quant == profile.quantization else quant
+    return {"format": chosen.name, "quant": override, **chosen.release_recipe(profile, override)}
 
 
 def _label(recipe: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
             if values[option]:
                 raise UsageError(f"--{option.replace('_', '-')}: {cell.id} is a plan", "leave it out")
         make_plan(cells, cell, out, console, force=values["force"])
-        _say_one({"cell": cell.id, "out": str(out.absolute())}, as_json=as_json)
+        _print_one({"cell": cell.id, "out": str(out.absolute())}, as_json=as_json)
         return
     bench = _benches(cells, values["bench"])
     check_output(out, force=values["force"])
@@ -52,7 +52,7 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
         )
     refused = {name: reason for name, reason in value["targets"].items() if reason is not None}
     measured = value["measured"].get("bench") or {}
-    said = {
+    result = {
         "cell": cell.id,
         "out": str(out.absolute()),
         "file": value["place"],
@@ -62,20 +62,20 @@ def make_one(cells: Cells, cell: PlanCell | Cell, *, as_json: bool, values: Mapp
         "targets": dict(value["targets"]),
         "bench": measured or None,
     }
-    _say_one(said, as_json=as_json)
+    _print_one(result, as_json=as_json)
     for name, reason in refused.items():
         raise GateError(f"{cell.id}: does not fit {name}: {reason}", f"the file for the other targets is in {out}")
     if measured.get("status") == "failed":
         raise GateError(f"{cell.id}: bench: {measured['reason']}", f"the file is in {out}")
 
 
-def _benches(cells: Cells, asked: bool | None) -> bool:
-    """Whether to measure. The command line takes precedence over release.toml."""
-    bench = cells.release.bench is not None if asked is None else asked
+def _benches(cells: Cells, requested: bool | None) -> bool:
+    """Return whether to measure. The command line takes precedence over release.toml."""
+    bench = cells.release.bench is not None if requested is None else requested
     if bench and not cells.release.baseline:
         raise UsageError(
             "--bench: release.toml has baseline = false",
-            "remove one of them; the bench compares with the unpruned model",
+            "remove one of them, because the bench needs the unpruned model",
         )
     return bench
 
@@ -90,13 +90,17 @@ def _plan_folder(plan: Path | None) -> Path | None:
     return folder
 
 
-def _say_one(said: Mapping[str, Any], *, as_json: bool) -> None:
+def _print_one(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(dict(said))
+        print_json(dict(result))
         return
-    reason = f" ({said['reason']})" if said.get("reason") else ""
-    status = f": {said['file']}, {said['size_bytes'] / 1e6:.1f} MB, {said['status']}{reason}" if "file" in said else ""
-    click.echo(f"{said['cell']}{one_line(status)}\nwrote {said['out']}")
+    reason = f" ({result['reason']})" if result.get("reason") else ""
+    status = (
+        f": {result['file']}, {result['size_bytes'] / 1e6:.1f} MB, {result['status']}{reason}"
+        if "file" in result
+        else ""
+    )
+    click.echo(f"{result['cell']}{one_line(status)}\nwrote {result['out']}")
 
 
 def make_all(cells: Cells, *, as_json: bool, values: Mapping[str, Any]) -> None:
@@ -112,7 +116,7 @@ def make_all(cells: Cells, *, as_json: bool, values: Mapping[str, Any]) -> None:
         threads=values["threads"],
     )
     gathered, reused = run(cells, options, Console())
-    _say_all(gathered, reused, as_json=as_json)
+    _print_all(gathered, reused, as_json=as_json)
 
 
 def gather_all(folders: Sequence[Path], out: Path, *, force: bool, as_json: bool) -> None:
@@ -122,10 +126,10 @@ def gather_all(folders: Sequence[Path], out: Path, *, force: bool, as_json: bool
     check_output(out, force=force, inputs=[folder for folder in folders if folder.exists()])
     records, reports = read_cells(folders)
     gathered = gather(one_release(records), records, reports, out.absolute(), force=force)
-    _say_all(gathered, [], as_json=as_json)
+    _print_all(gathered, [], as_json=as_json)
 
 
-def _say_all(gathered: Gathered, reused: Sequence[str], *, as_json: bool) -> None:
+def _print_all(gathered: Gathered, reused: Sequence[str], *, as_json: bool) -> None:
     failed = gathered.failed
     if as_json:
         cells = [asdict(row) for row in gathered.rows]
@@ -171,15 +175,15 @@ def _print_table(rows: Sequence[Row]) -> None:
     for name in header:
         table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
     styles = {"failed": "red", "missing": "red", "partial": "yellow"}
-    for own in cells:
-        table.add_row(*(Text(one_line(text), style=styles.get(own[2], "")) for text in own))
+    for texts in cells:
+        table.add_row(*(Text(one_line(text), style=styles.get(texts[2], "")) for text in texts))
     RichConsole(highlight=False).print(table)
 
 
 def rebuild(directory: Path, model: str | None, plan: Path | None, *, as_json: bool) -> None:
     """Run `verify --rebuild`.
 
-    Raises GateError if a file differs, ToolUnavailableError if files are not comparable on this machine.
+    Raises GateError if a file differs, and ToolUnavailableError if files cannot be compared on this machine.
     """
     from compact_edge.release.rebuild import rebuild_release
 

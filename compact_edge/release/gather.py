@@ -1,7 +1,7 @@
 """Joins cells into a release, with one folder per model, ratio and format. Files are hashed while they are copied.
 
-Measurements are separate from the files of the model: they are in README.md, measured.json and reports/, and affect
-SHA256SUMS. `manifest.json` lists only the files of the model, so it does not depend on the machine that made the cells.
+`manifest.json` lists only the files of the model, so it does not depend on the machine that made the cells.
+Measurements are in README.md, measured.json and reports/. They affect SHA256SUMS, but not the manifest.
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ def one_release(records: Sequence[Record]) -> Mapping[str, Any]:
     for each in records:
         if each.digest != first.digest:
             raise DataError(
-                f"{each.folder}: belongs to another release.toml than {first.folder}",
+                f"{each.folder}: was made with a different release.toml than {first.folder}",
                 "make all cells with the same release.toml, texts and profiles",
             )
         other = seen.setdefault(each.id, each)
         if other is not each:
-            raise DataError(f"{each.folder}: same cell {each.id} as in {other.folder}", "give each cell once")
+            raise DataError(f"{each.folder}: has the same cell {each.id} as {other.folder}", "give each cell once")
         known = plans.setdefault(str(each.plan.get("cell")), each)
         if known.plan.get("sha256") != each.plan.get("sha256"):
             raise PlanMismatchError(
-                f"{each.folder}: applies another plan than {known.folder}",
+                f"{each.folder}: uses a different plan than {known.folder}",
                 "make the plan once and give its folder to all its cells: --plan DIR",
             )
     description: Mapping[str, Any] = first.value["release"]
@@ -134,7 +134,7 @@ def gather(
 
     Args:
         description: description of the release (`Cells.description`).
-        records: finished cells. Cells of plans are only compared.
+        records: finished cells. Plan cells are only compared with the plans of the others.
         reports: additional benchmark reports on files of these cells.
         out: the directory to publish.
         force: replace an earlier output.
@@ -150,11 +150,13 @@ def gather(
     order = [str(cell["id"]) for cell in description["cells"]]
     unknown = sorted(made.keys() - set(order))
     if unknown:
-        raise DamagedFileError(f"{made[unknown[0]].folder}: {unknown[0]} is not a cell of its release", "make it again")
+        raise DamagedFileError(
+            f"{made[unknown[0]].folder}: {unknown[0]} is not a cell of its release", "make the cell again"
+        )
     folders: dict[str, list[Record]] = {}
     for each in (made[cell] for cell in order if cell in made):
         folders.setdefault(str(each.value["repository"]), []).append(each)
-    further = _attached(reports, made.values())
+    reports_by_cell = _attached(reports, made.values())
     places: dict[str, str] = {}
     needed = sum(path.stat().st_size for each in made.values() for path, _ in _sources(each).values())
     with publish(out, force=force, needed_bytes=needed) as work:
@@ -163,8 +165,8 @@ def gather(
         for name, members in folders.items():
             folder = safe_child(work, name, str(members[0].folder / CELL))
             folder.mkdir()
-            own = _Repository(folder, members, description, further)
-            places.update({cell: f"{name}/{place}" for cell, place in own.write().items()})
+            repository = _Repository(folder, members, description, reports_by_cell)
+            places.update({cell: f"{name}/{place}" for cell, place in repository.write().items()})
             manifests[name] = sha256_file(folder / MANIFEST)
             sums.update({f"{name}/{file}": digest for file, digest in write_sums(folder).items()})
         missing = [cell for cell in order if cell not in made]
@@ -307,7 +309,7 @@ class _Repository:
                 if self._files[name] != digest:
                     raise DamagedFileError(
                         f"{each.folder}: {name} differs from that of another cell",
-                        "use one plan folder for all its cells, and one kind of machine for equal types",
+                        "use one plan folder for all its cells, and one kind of machine for all cells of a type",
                     )
                 continue
             target = self._folder
@@ -363,5 +365,7 @@ class _Repository:
                 listed = read_sums(source)
                 for file in _REPORT_FILES:
                     if file in listed and copy_hashed(source / file, target / file) != listed[file]:
-                        raise DamagedFileError(f"{source / file}: damaged, its sha256 differs", "measure again")
+                        raise DamagedFileError(
+                            f"{source / file}: damaged, its sha256 differs from that in {SUMS}", "measure again"
+                        )
                 yield Report(place, name, document)

@@ -138,9 +138,9 @@ def _reason(each: _Running) -> str | None:
         each.process.stdin.close()
     if code == 0:
         return None
-    said = _ERROR.findall(text)
-    if said:
-        return str(said[-1])
+    errors = _ERROR.findall(text)
+    if errors:
+        return str(errors[-1])
     last = [line for line in text.splitlines() if line.strip()][-1:]
     how = f"ended by signal {-code}; memory may have run out" if code < 0 else f"exit code {code}"
     return f"{how}{f': {last[0].strip()}' if last else ''}"

@@ -271,9 +271,9 @@ def _describe(
         files = {place: f"{cell.format}/{outcome.files[0]}"}
     else:
         files = {f"{place}/{file}": f"{cell.format}/{file}" for file in outcome.files}
-    own = set(outcome.files)
+    published = set(outcome.files)
     for path in sorted(folder.iterdir()):
-        if path.name not in own and path.name not in _OWN:
+        if path.name not in published and path.name not in _OWN:
             files[path.name] = f"{cell.format}/{path.name}"
     if (work / record.IMATRIX).is_file():
         files[record.IMATRIX] = record.IMATRIX

@@ -78,9 +78,9 @@ class ModelEntry:
 
     def pruning(self, ratio: float, channel_grid: int = 1) -> PruneOptions:
         """Return the options of a plan. Raises UsageError if options exclude each other."""
-        from compact_edge.flags import prune_options, pruning_defaults
+        from compact_edge.flags import prune_options
 
-        return prune_options({**pruning_defaults(), **self.values, "ratio": ratio}, channel_grid=channel_grid)
+        return prune_options({**self.values, "ratio": ratio}, channel_grid=channel_grid)
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,15 @@ def rebuild_release(
 
     Raises:
         UsageError: `directory` is not a release, or the user must name the source.
-        PlanMismatchError: the release was built from another source or plan.
+        PlanMismatchError: the release was built from a different source or plan.
         GateError: a file differs.
-        ToolUnavailableError: no file differs, but some are not comparable on this machine.
+        ToolUnavailableError: no file differs, but some cannot be compared on this machine.
     """
     folders = list(repositories(directory))
     if not folders:
-        raise UsageError(f"{directory}: --rebuild is for a release", f"give a folder with the {MANIFEST} of a release")
+        raise UsageError(
+            f"{directory}: not a release, so it cannot be rebuilt", f"give a folder with the {MANIFEST} of a release"
+        )
     verdicts: list[Verdict] = []
     for folder, manifest in folders:
         prefix = "" if folder == directory else f"{folder.name}/"
@@ -99,13 +101,13 @@ def _require(verdicts: list[Verdict]) -> None:
     if different:
         raise GateError(
             f"{len(different)} of {len(verdicts)} rebuilt files are different: {', '.join(different)}",
-            "these files do not come from plan.json and the source; do not use them, and report them",
+            "do not use these files, and report them: they were not made from plan.json and the source",
         )
     other = [each for each in verdicts if each.verdict == NOT_COMPARABLE]
     if other:
         names = ", ".join(each.file for each in other)
         raise ToolUnavailableError(
-            f"{len(other)} of {len(verdicts)} files are not comparable here: {names}",
+            f"{len(other)} of {len(verdicts)} files cannot be compared on this machine: {names}",
             "give the folder of the plan: --plan DIR"
             if all(each.reason == _NO_UPDATES for each in other)
             else "compare them with the engine and on the kind of machine that the manifest names",
@@ -121,12 +123,14 @@ def _rebuilt(
     word = model or str(facts.get("origin"))
     if model is None and word not in BUILT_IN:
         # Do not download a model or open a folder only because a file names it.
-        raise UsageError(f"{where}: was built from {word[:80]!r}", "name the source: --model MODEL")
+        raise UsageError(
+            f"{where}: was built from {word[:80]!r}, which is not opened by default", "name the source: --model MODEL"
+        )
     with open_cache(enabled=False) as cache:
         source = open_source(word, cache, progress)
         if source.id != facts.get("source_id"):
             raise PlanMismatchError(
-                f"{where}: was built from another source than {word}", "name the source: --model MODEL"
+                f"{where}: was built from a different source than {word}", "name the source: --model MODEL"
             )
         decision = _decision(folder, named, plan, source)
         if decision is None:
@@ -144,7 +148,9 @@ def _decision(folder: Path, named: Mapping[str, Any], plan: Path | None, source:
     if plan is None:
         return None
     if sha256_file(plan / PLAN) != named.get("sha256"):
-        raise PlanMismatchError(f"--plan {plan}: differs from the plan of the release", "give the folder of its plan")
+        raise PlanMismatchError(
+            f"--plan {plan}: differs from the plan of the release", "give the folder of the plan of this release"
+        )
     return read_decision(plan, source)
 
 

@@ -133,10 +133,15 @@ def read_record(folder: Path) -> Record:
         raise DamagedFileError(f"{folder}: contains no {CELL}", "give a folder from `compact-edge release --cell`")
     value = read_json_object(path)
     if value.get("schema") != SCHEMA:
-        raise DamagedFileError(f"{path}: schema is {str(value.get('schema'))[:60]!r}, expected {SCHEMA!r}")
+        raise DamagedFileError(
+            f"{path}: schema is {str(value.get('schema'))[:60]!r}, expected {SCHEMA!r}",
+            "make the cell again with this version of compact-edge",
+        )
     shape = _SHAPES.get(str(value.get("kind")))
     if shape is None:
-        raise DamagedFileError(f"{path}: kind must be {PLAN} or {ARTIFACT}")
+        raise DamagedFileError(
+            f"{path}: kind must be {PLAN} or {ARTIFACT}", "make the cell again with this version of compact-edge"
+        )
     wrong = _first_wrong(value, shape)
     if wrong is not None:
         raise DamagedFileError(f"{path}: {wrong} is missing or has the wrong type", "make the cell again")

@@ -31,9 +31,9 @@ class ResolvedModel:
 
     def name(self, label: str) -> str:
         """Return the part of the file name for a recipe. Recipes with different bytes have different parts."""
-        own = self.by_label[label]
-        others = {each.long_name for each in self.by_label.values() if each.short_name == own.short_name}
-        return own.short_name if len(others) == 1 else own.long_name
+        recipe = self.by_label[label]
+        others = {each.long_name for each in self.by_label.values() if each.short_name == recipe.short_name}
+        return recipe.short_name if len(others) == 1 else recipe.long_name
 
 
 def resolve_model(cells: Cells, source: ModelSource) -> ResolvedModel:

@@ -254,7 +254,7 @@ class _Run:
 
 
 def _is_incomplete(out: Path) -> bool:
-    """Whether `out` is an earlier release with missing cells, which the same command completes."""
+    """Return whether `out` is an earlier release with missing cells, which the same command completes."""
     if not (out / SUMS).is_file():
         return False
     try:

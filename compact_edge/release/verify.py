@@ -40,7 +40,10 @@ def checked_files(directory: Path) -> dict[str, str]:
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != SUMS
         }
         for name in sorted(present - sums.keys()):
-            raise DamagedFileError(f"{folder / name}: not listed in {SUMS}", "a file was added after publication")
+            raise DamagedFileError(
+                f"{folder / name}: not listed in {SUMS}",
+                "remove the file if it was added later, or download the directory again",
+            )
         check_sums(folder, sums, _HINT, sha256_of=hashed)
         checked.update({(folder / name).relative_to(directory).as_posix(): digest for name, digest in sums.items()})
     for repository, manifest in repositories(directory):
@@ -64,7 +67,7 @@ def repositories(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         return
     named = manifest["repositories"]
     if not isinstance(named, dict):
-        raise DamagedFileError(f"{path}: repositories must be an object")
+        raise DamagedFileError(f"{path}: repositories must be an object", _HINT)
     for name, digest in named.items():
         folder = safe_child(directory, name, str(path))
         if not (folder / MANIFEST).is_file():
@@ -77,9 +80,9 @@ def repositories(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 def _check_manifest(folder: Path, manifest: Mapping[str, Any], directory: Path, checked: Mapping[str, str]) -> None:
     files = manifest.get("files")
     if not isinstance(files, dict):
-        raise DamagedFileError(f"{folder / MANIFEST}: files must be an object")
+        raise DamagedFileError(f"{folder / MANIFEST}: files must be an object", _HINT)
     prefix = "" if folder == directory else f"{folder.name}/"
     for name, digest in files.items():
         # `name` is only compared with names of hashed files. It is never used as a path.
         if checked.get(f"{prefix}{name}") != digest:
-            raise DamagedFileError(f"{folder / MANIFEST}: {str(name)[:80]!r} is missing, or another file", _HINT)
+            raise DamagedFileError(f"{folder / MANIFEST}: {str(name)[:80]!r} is missing or differs", _HINT)

@@ -47,8 +47,8 @@ class CheckpointRuntime(CheckpointTokenizer):
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         # Linear attention keeps one state, which Transformers cannot copy to several branches.
         self._shares_prefixes = "linear_attention" not in (getattr(self._model.config, "layer_types", None) or ())
-        own = getattr(generation, "eos_token_id", None)
-        self.ends |= frozenset([own] if isinstance(own, int) else own or ())
+        end_ids = getattr(generation, "eos_token_id", None)
+        self.ends |= frozenset([end_ids] if isinstance(end_ids, int) else end_ids or ())
 
     def close(self) -> None:
         """Release the model."""
@@ -59,7 +59,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         return score_in_packs(groups, self._pass, advance, max_branches=self._batch_size, max_tokens=_TOKENS)
 
     def _pass(self, groups: Sequence[Group]) -> list[GroupScores]:
-        """Run the prefixes, padded on the left, then all branches, padded on the right."""
+        """Run all prefixes, padded on the left, then all branches, padded on the right."""
         import torch
 
         if not self._shares_prefixes:
@@ -160,8 +160,8 @@ class CheckpointRuntime(CheckpointTokenizer):
         results: list[list[int]] = [[] for _ in prompts]
         for begin in range(0, len(order), self._batch_size):
             part = order[begin : begin + self._batch_size]
-            for index, made in zip(part, self._greedy([prompts[i] for i in part], max_tokens, ended), strict=True):
-                results[index] = made
+            for index, generated in zip(part, self._greedy([prompts[i] for i in part], max_tokens, ended), strict=True):
+                results[index] = generated
                 advance(1)
         return results
 
@@ -169,7 +169,7 @@ class CheckpointRuntime(CheckpointTokenizer):
         """Decode greedily, ignoring generation_config.json, whose repetition penalty would change the results."""
         import torch
 
-        made: list[list[int]] = [[] for _ in prompts]
+        generated: list[list[int]] = [[] for _ in prompts]
         running = set(range(len(prompts)))
         width = max(map(len, prompts))
         ids = self._padded(prompts, width, left=True)
@@ -193,14 +193,14 @@ class CheckpointRuntime(CheckpointTokenizer):
                     if row not in running:
                         continue
                     if token not in self.ends:
-                        made[row].append(token)
-                    if token in self.ends or ended(made[row]):
+                        generated[row].append(token)
+                    if token in self.ends or ended(generated[row]):
                         running.discard(row)
                 if not running:
                     break
                 ids, positions = chosen[:, None], positions[:, -1:] + 1
                 seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
-        return made
+        return generated
 
 
 def _whole(group: Group) -> Group:

@@ -190,7 +190,7 @@ def _load(names: Sequence[str], include_path: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if include_path is not None and not include_path.is_dir():
-        raise UsageError(f"--include-path {include_path}: the folder does not exist")
+        raise UsageError(f"--include-path {include_path}: the folder does not exist", "correct the path")
     # Try the local tasks first, because lm_eval reads thousands of files to list its own.
     local = TaskManager(include_path=str(include_path), include_defaults=False) if include_path else None
     if local is not None and set(names) <= set(local.all_tasks):
@@ -243,8 +243,8 @@ def _set_up(name: str, task: Any, num_fewshot: int | None) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise UsageError(f"the task {name} uses images or sound", "choose a text task")
-    own = task.get_config("num_fewshot")
-    if own is None or (num_fewshot is not None and own != 0):
+    shots = task.get_config("num_fewshot")
+    if shots is None or (num_fewshot is not None and shots != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 

@@ -11,7 +11,7 @@ _READERS = frozenset({"json", "csv", "parquet", "arrow", "text"})
 
 
 def need_hub(names: Sequence[str], include_path: Path | None) -> bool:
-    """Whether any of the tasks may have its data on the Hub. Assume so unless its data are known to be local."""
+    """Return whether any of the tasks may have its data on the Hub. Assume so unless its data are known to be local."""
     local = {} if include_path is None else _configurations(include_path)
     return not all(_is_local(name, local, frozenset()) for name in names)
 

@@ -75,7 +75,10 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for context, continuation in (request.args for request in requests):
             before, after = self._encoded(context, continuation)
             if not after:
-                raise DataError(f"a continuation has no tokens: {continuation[:80]!r} after {context[-80:]!r}")
+                raise DataError(
+                    f"a continuation has no tokens: {continuation[:80]!r} after {context[-80:]!r}",
+                    "choose another task",
+                )
             pairs.append((before, after))
         return self._score(pairs)
 
@@ -96,7 +99,8 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for before, after in pairs:
             if len(after) > self.max_length:
                 raise DataError(
-                    f"a continuation has {len(after)} tokens, but the model has {self.max_length} positions"
+                    f"a continuation has {len(after)} tokens, but the model has {self.max_length} positions",
+                    "choose another task",
                 )
             ids = tuple([*before, *after][-(self.max_length + 1) :][:-1])
             keys.append((ids, tuple(after)))
@@ -134,9 +138,9 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            mine = [make_disjoint_window(window) for window in windows]
-            pairs += mine
-            counts.append(len(mine))
+            disjoint = [make_disjoint_window(window) for window in windows]
+            pairs += disjoint
+            counts.append(len(disjoint))
         scores = iter(self._score(pairs))
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
@@ -177,6 +181,9 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             raise UsageError("a task requires sampling, but answers are generated greedily", "choose another task")
         most = int(settings["max_gen_toks"])
         if most >= self.max_length:
-            raise DataError(f"a task requires {most} new tokens, but the model has {self.max_length} positions")
+            raise DataError(
+                f"a task requires {most} new tokens, but the model has {self.max_length} positions",
+                "choose another task",
+            )
         stops = handle_stop_sequences(settings.get("until"), eos=None)
         return tuple(stop for stop in stops if stop), most

@@ -25,7 +25,7 @@ _TASK_ONLY = ("include_path", "limit", "num_fewshot", "batch_size", "items")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The options of an evaluation, with the names of the flags of `eval`. None stands for a flag that is not given."""
+    """The options of an evaluation, with the names of the flags of `eval`. None means that a flag is not given."""
 
     model: str
     text: Path | None = None
@@ -124,13 +124,13 @@ def check_options(options: EvalOptions) -> None:
     Raises:
         UsageError: options that exclude each other, or no task.
         ToolUnavailableError: lm_eval is not installed.
-        OutputExistsError, StorageError: a file to write exists already, or its folder does not exist.
+        OutputExistsError, StorageError: a file to write already exists, or its folder does not exist.
     """
     if (options.text is None) == (options.tasks is None):
         raise UsageError("give either --text or --tasks", "see compact-edge eval --help")
     for name in _TASK_ONLY if options.tasks is None else _TEXT_ONLY:
         if getattr(options, name) not in (None, "all"):
-            raise UsageError(f"{_flag(name)} is for --{'tasks' if options.tasks is None else 'text'}")
+            raise UsageError(f"{_flag(name)} is for --{'tasks' if options.tasks is None else 'text'}", "leave it out")
     for name in _AGAINST_ONLY:
         if options.against is None and getattr(options, name) is not None:
             raise UsageError(f"{_flag(name)} is for --against", "name the model to compare with")

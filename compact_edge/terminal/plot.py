@@ -5,15 +5,13 @@ Series differ by colour, dashes and marker size, so that readers can distinguish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from runtime_bench.report.svg import WIDTH, Frame, Point, line, number, text, ticks
+from runtime_bench.report.svg import DARK, FONT, LIGHT, WIDTH, Frame, Point, circle, file, line, number, text, ticks
 
-# Colours by Okabe and Ito, which people with colour blindness can distinguish. The first is for the main series.
-_COLOURS = ("#0072b2", "#c25400", "#00664a", "#a0508c", "#5b6570", "#8a6d00")
-_DARK = ("#56b4e9", "#e69f00", "#5fd6ae", "#d98cc5", "#a5b1bd", "#e6d04a")
+# Colours of the series. The first is for the main series.
+_COLOURS = ("blue", "orange", "green", "purple", "grey", "olive")
 _DASHES = ("", "6 4", "2 3", "8 3 2 3", "4 2", "1 3")
 _GAP, _MARGIN, _LEGEND = 28.0, 16.0, 18.0
 
@@ -66,12 +64,7 @@ def document(panels: Sequence[Panel], title: str, description: str) -> str:
         body.append(f'<g transform="translate({number(_MARGIN)} {number(y)})">{drawn}</g>')
         y += height + _GAP
     width, height = WIDTH + 2 * _MARGIN, y - _GAP + _MARGIN
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {number(width)} {number(height)}" '
-        f'width="{number(1.6 * width)}" height="{number(1.6 * height)}" role="img" aria-labelledby="t d">'
-        f'<title id="t">{escape(title)}</title><desc id="d">{escape(description)}</desc><style>{_style()}</style>'
-        f'<rect class="paper" width="{number(width)}" height="{number(height)}"/>' + "".join(body) + "</svg>\n"
-    )
+    return file(width, height, body, title=title, description=description, style=_style(), scale=1.6)
 
 
 def _panel(panel: Panel) -> tuple[str, float]:
@@ -105,31 +98,26 @@ def _panel(panel: Panel) -> tuple[str, float]:
 
 
 def _mark(x: float, y: float, series: Series, tip: str) -> str:
-    inner = f"<title>{escape(tip)}</title>" if tip else ""
     kind = f"mark s{series.style}" + (" hollow" if series.hollow else "")
-    return (
-        f'<circle class="{kind}" cx="{number(x)}" cy="{number(y)}" r="{3.4 if series.joined else 2.6}">{inner}</circle>'
-    )
+    return circle(x, y, 3.4 if series.joined else 2.6, kind, tip)
 
 
 def _style() -> str:
-    def rules(colours: Sequence[str], page: str, ink: str, soft: str, grid: str) -> str:
+    def rules(colours: Mapping[str, str]) -> str:
         series = "".join(
-            f".curve.s{n}{{stroke:{colour};stroke-dasharray:{dashes or 'none'}}}"
-            f".mark.s{n}{{fill:{colour};stroke:{colour}}}"
-            for n, (colour, dashes) in enumerate(zip(colours, _DASHES, strict=True))
+            f".curve.s{n}{{stroke:{colours[name]};stroke-dasharray:{dashes or 'none'}}}"
+            f".mark.s{n}{{fill:{colours[name]};stroke:{colours[name]}}}"
+            for n, (name, dashes) in enumerate(zip(_COLOURS, _DASHES, strict=True))
         )
         return (
-            f".paper{{fill:{page}}}text{{fill:{soft}}}.title,.name{{fill:{ink}}}.grid{{stroke:{grid}}}"
-            f".base,.one{{stroke:{soft}}}{series}.mark.hollow{{fill:{page}}}"
+            ".paper{{fill:{paper}}}text{{fill:{soft}}}.title,.name{{fill:{ink}}}.grid{{stroke:{grid}}}"
+            ".base,.one{{stroke:{soft}}}".format(**colours)
+            + series
+            + f".mark.hollow{{fill:{colours['paper']}}}"
         )
 
     return (
-        "text{font:11.5px system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}"
+        f"text{{font:11.5px {FONT}}}"
         ".title{font-size:13px;font-weight:600}.curve{fill:none;stroke-width:1.8}.mark{stroke-width:1.4}"
-        ".one{stroke-dasharray:2 3}"
-        + rules(_COLOURS, "#ffffff", "#16202a", "#515c68", "#e6eaee")
-        + "@media (prefers-color-scheme:dark){"
-        + rules(_DARK, "#182027", "#e8edf2", "#a5b1bd", "#29333d")
-        + "}"
+        ".one{stroke-dasharray:2 3}" + rules(LIGHT) + "@media (prefers-color-scheme:dark){" + rules(DARK) + "}"
     )

@@ -49,9 +49,9 @@ def estimated_sizes(
     base = chosen.name if chosen.writer == "direct" else "BF16"
     tensors = []
     for name, shape in expected_shapes(family, config, layers, "config.json").items():
-        gguf_name, own = family.gguf_name(name), gguf_shape(shape)
-        stored = direct_type(TensorShape(gguf_name, tuple(reversed(own)), base), base)
-        tensors.append(SizedTensor(name, gguf_name, own, stored))
+        gguf_name, shape_in_gguf = family.gguf_name(name), gguf_shape(shape)
+        stored = direct_type(TensorShape(gguf_name, tuple(reversed(shape_in_gguf)), base), base)
+        tensors.append(SizedTensor(name, gguf_name, shape_in_gguf, stored))
     vocab = int(config["vocab_size"])
     pairs = merges_of(config, family, merges) / vocab
     # Rounded to whole bytes, so that a range can replace the list of dropped bytes per number of tokens.

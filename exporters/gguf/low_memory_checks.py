@@ -19,7 +19,8 @@ from compact.base.files import read_json_object, write_json
 from compact.checkpoints.gguf_file import GgufTensor, read_gguf
 from compact.checkpoints.gguf_types import dequantize
 from compact.checkpoints.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.checkpoints.shards import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.checkpoints.shards import open_tensors, read_index
+from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from exporters.gate import POSITIONS, Check, check_float32, reference_for, rounded
 from exporters.gguf_writer.write import write_gguf
@@ -171,8 +172,8 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
     size, layers = per_layer_size(family, config), int(config["num_hidden_layers"])
     with open_tensors(index) as read:
         specs = [
-            TensorSpec(own, index[name].dtype, _of_chosen(name, index[name].shape, size, len(chosen)))
-            for own, name in names.items()
+            TensorSpec(overrides, index[name].dtype, _of_chosen(name, index[name].shape, size, len(chosen)))
+            for overrides, name in names.items()
         ]
 
         def produce(spec: TensorSpec) -> torch.Tensor:
@@ -197,8 +198,10 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
         first = layers - shared_kv_layers(family, config)
         config["num_kv_shared_layers"] = sum(n >= first for n in chosen)
     if isinstance(config.get("per_layer_config"), dict):
-        own = config["per_layer_config"]
-        config["per_layer_config"] = {str(new): own[str(old)] for new, old in enumerate(chosen) if str(old) in own}
+        overrides = config["per_layer_config"]
+        config["per_layer_config"] = {
+            str(new): overrides[str(old)] for new, old in enumerate(chosen) if str(old) in overrides
+        }
     config["num_hidden_layers"] = len(chosen)
     if "query_pre_attn_scalar" in config:
         # llama.cpp derives this from the number of layers, which is smaller here. Set the value that it derives.

@@ -69,7 +69,7 @@ class MemoryEstimate:
         return self.weights + self.repacked + self.kv_cache + self.compute + self.tokenizer + self.program
 
     def as_dict(self) -> dict[str, int]:
-        """Bytes by part, and `total`."""
+        """Return the bytes by part, and `total`."""
         return {**asdict(self), "total": self.total}
 
 
@@ -218,7 +218,10 @@ def _rules(isa: Collection[str] | None) -> dict[str, int]:
 
 
 def _is_repacked(tensor: TensorShape, kind: str, rules: Mapping[str, int], *, tied: bool) -> bool:
-    """Whether a tensor is repacked. Only multiplied matrices are, so an embedding is only if it is also the head."""
+    """Return whether a tensor is repacked.
+
+    Only multiplied matrices are repacked, so an embedding is repacked only if it is also the head.
+    """
     looked_up = category(tensor.name) is Choice.EMBEDDING and (tensor.name != "token_embd.weight" or not tied)
     if len(tensor.shape) != 2 or looked_up:
         return False

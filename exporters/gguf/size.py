@@ -19,7 +19,7 @@ import gguf
 
 from compact.architectures.rope import frequency_factors
 from compact.checkpoints.gguf_file import VALUES_START, read_gguf
-from compact.checkpoints.rows import stored_tensors
+from compact.checkpoints.shards import stored_tensors
 from compact.pruning.apply import cut_of
 from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource
@@ -158,7 +158,7 @@ def _text_bytes(text: str) -> int:
 
 
 def _entry_bytes(tensor: TensorShape) -> int:
-    """Bytes of an entry of the tensor table: name, number of dimensions, dimensions, type, offset."""
+    """Return the bytes of an entry of the tensor table: name, number of dimensions, dimensions, type, offset."""
     return _text_bytes(tensor.name) + 4 + 8 * len(tensor.shape) + 4 + 8
 
 
@@ -180,7 +180,7 @@ def gguf_sizes(
         always: ids that are kept at every size.
         order: the other ids, most important first.
         quant, embedding_quant, pre, metadata: as for `exporters.gguf.artifact.Export`.
-        has_imatrix: whether an importance matrix will be used. This affects some types.
+        has_imatrix: whether an importance matrix will be used. It affects the types of some tensors.
 
     Raises:
         CompactEdgeError: `exporters.gguf_writer.write.write_gguf` refuses the unpruned checkpoint.

@@ -36,7 +36,7 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
         DamagedFileError: the file has no tensors, is already a part, or has an unusual alignment.
     """
     if not file.tensors:
-        raise DamagedFileError(f"{file.path}: the file has no tensors")
+        raise DamagedFileError(f"{file.path}: the file has no tensors", "export the model again")
     if any(key in file.values for key in _SPLIT_KEYS) or file.values.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         raise DamagedFileError(
             f"{file.path}: already split, or not aligned to {_ALIGNMENT} bytes", "export the model again"
@@ -45,7 +45,8 @@ def plan_parts(file: GgufFile, max_bytes: int) -> list[list[GgufTensor]]:
     least = largest.n_bytes + _padding(largest.n_bytes)
     if least > max_bytes:
         raise UsageError(
-            f"--split-max-size: {max_bytes / 1e6:.0f} MB is too small: {largest.name} alone has {least / 1e6:.1f} MB",
+            f"--split-max-size: {max_bytes / 1e6:.0f} MB is too small, because {largest.name} alone "
+            f"has {least / 1e6:.1f} MB",
             f"give at least {-(-least // 10**6)}M",
         )
     parts: list[list[GgufTensor]] = [[]]
@@ -111,10 +112,10 @@ def check_parts(source: Path, parts: Sequence[Path]) -> None:
     seen: list[str] = []
     for number, path in enumerate(parts):
         part = read_gguf(path)
-        own = {key: value for key, value in part.values.items() if key not in _SPLIT_KEYS}
+        stored = {key: value for key, value in part.values.items() if key not in _SPLIT_KEYS}
         marks = tuple(part.values.get(key) for key in _SPLIT_KEYS)
-        if own != (whole.values if number == 0 else {}) or marks != (number, len(parts), len(whole.tensors)):
-            raise GateError(f"{path.name}: the keys differ from those of {source.name}")
+        if stored != (whole.values if number == 0 else {}) or marks != (number, len(parts), len(whole.tensors)):
+            raise GateError(f"{path.name}: the keys differ from those of {source.name}", "check the disk")
         for tensor in part.tensors.values():
             original = whole.tensors.get(tensor.name)
             alike = original is not None and (tensor.shape, tensor.qtype) == (original.shape, original.qtype)
@@ -122,7 +123,7 @@ def check_parts(source: Path, parts: Sequence[Path]) -> None:
                 raise GateError(f"{path.name}: {tensor.name} differs from that of {source.name}", "check the disk")
             seen.append(tensor.name)
     if seen != list(whole.tensors):
-        raise GateError(f"the parts of {source.name} do not have all its tensors in order")
+        raise GateError(f"{source.name}: the parts do not have all tensors in order", "check the disk")
 
 
 def _padding(size: int) -> int:
@@ -157,7 +158,9 @@ def _write_part(
         while left:
             block = read.read(min(CHUNK, left))
             if not block:
-                raise DamagedFileError(f"{file.path}: the file ends inside tensor {tensor.name!r}")
+                raise DamagedFileError(
+                    f"{file.path}: the file ends inside tensor {tensor.name!r}", "export the model again"
+                )
             write.write(block)
             left -= len(block)
         write.write(bytes(_padding(tensor.n_bytes)))

@@ -19,7 +19,7 @@ from compact.architectures.family import Family
 from compact.architectures.layout import OUTPUT, check_shapes, is_unused
 from compact.architectures.value_order import Order, value_order
 from compact.base.errors import UnsupportedArchitectureError, UsageError
-from compact.checkpoints.rows import StoredTensor
+from compact.checkpoints.safetensors_file import TensorRef
 
 Array = npt.NDArray[Any]
 _Type = gguf.GGMLQuantizationType
@@ -47,7 +47,7 @@ class PlannedTensor:
     """
 
     name: str
-    source: StoredTensor
+    source: TensorRef
     qtype: gguf.GGMLQuantizationType
     heads: int | None
     offset: float = 0.0
@@ -63,11 +63,11 @@ class PlannedTensor:
     def n_bytes(self) -> int:
         """Size in the file in bytes, without padding."""
         block, size = gguf.GGML_QUANT_SIZES[self.qtype]
-        return self.source.size // int(block) * int(size)
+        return self.source.n_elements // int(block) * int(size)
 
 
 def plan_tensors(
-    family: Family, config: Mapping[str, Any], stored: Mapping[str, StoredTensor], quant: str, where: str
+    family: Family, config: Mapping[str, Any], stored: Mapping[str, TensorRef], quant: str, where: str
 ) -> list[PlannedTensor]:
     """Plan every tensor to write and check it against the layout.
 
@@ -104,7 +104,7 @@ def plan_tensors(
     ]
 
 
-def _same_rows(tensor: StoredTensor, other: StoredTensor | None) -> bool:
+def _same_rows(tensor: TensorRef, other: TensorRef | None) -> bool:
     if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
         return False
     step = max(1, PIECE_ELEMENTS // math.prod(tensor.shape[1:]))

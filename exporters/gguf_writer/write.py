@@ -23,7 +23,7 @@ from compact.architectures.table import family_of
 from compact.base.errors import DamagedFileError, UsageError
 from compact.base.files import as_storage_error, read_json_object
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.rows import stored_tensors
+from compact.checkpoints.shards import stored_tensors
 from exporters.gguf_writer.metadata import (
     FILE_TYPES,
     GgufMetadata,
@@ -161,7 +161,7 @@ def write_gguf(
     family, config, shape, rope = read_layout(checkpoint)
     factors = frequency_factors(rope, shape.head_dim)
     plan = plan_tensors(family, config, stored_tensors(checkpoint), quant, str(checkpoint))
-    n_params = sum(tensor.source.size for tensor in plan)
+    n_params = sum(tensor.source.n_elements for tensor in plan)
 
     if vocab_only:
         plan, factors = [], None

@@ -102,7 +102,7 @@ class LlamaEngine(ChildEngine):
             EngineCrashedError: llama.cpp aborted.
         """
         if not path.is_file():
-            raise ModelNotFoundError(f"no GGUF file at {path}")
+            raise ModelNotFoundError(f"no GGUF file at {path}", "correct the path")
         if n_ctx < 1 or n_threads < 1 or (n_batch is not None and not 1 <= n_batch <= n_ctx):
             raise UsageError(f"context {n_ctx}, batch {n_batch} and {n_threads} threads are not a valid combination")
         self._n_ctx = n_ctx

@@ -34,7 +34,7 @@ class Model:
         self._n_ctx = int(request["n_ctx"])
         self._n_batch = int(request["n_batch"])
         self._n_seq = int(request["n_seq"])
-        self._held: list[int] = []  # ids of sequence 0 in the cache; `generate` may reuse them
+        self._cached_ids: list[int] = []  # ids in the cache; `generate` may reuse them
         params = library.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = bool(request["vocab_only"])
@@ -66,7 +66,7 @@ class Model:
         return context
 
     def describe(self) -> dict[str, Any]:
-        """Return vocabulary size, metadata, special ids and BOS rule. llama.cpp leaves out array values."""
+        """Return vocabulary size, metadata (without array values), special ids, and whether llama.cpp adds BOS."""
         lib, metadata = self._lib, {}
         for index in range(lib.llama_model_meta_count(self._model)):
             key = self._string(lib.llama_model_meta_key_by_index, index)
@@ -103,7 +103,7 @@ class Model:
             room = -count
 
     def detokenize(self, ids: NDArray[np.int32], special: bool) -> bytes:
-        """Return the concatenated bytes of the tokens. `special`: include special tokens as text."""
+        """Return the concatenated bytes of the tokens. With `special`, special tokens are included as text."""
         out = bytearray()
         size = 256
         for token in ids.tolist():
@@ -118,7 +118,7 @@ class Model:
 
     def clear(self) -> None:
         """Empty the key-value cache."""
-        self._held = []
+        self._cached_ids = []
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def decode(self, ids: NDArray[np.int32], start: int, every_position: bool) -> NDArray[np.float32]:
@@ -133,7 +133,7 @@ class Model:
         return self._decode(list(tokens))
 
     def _decode(self, tokens: Sequence[tuple[int, int, Sequence[int], bool]]) -> NDArray[np.float32]:
-        """Run at most one batch of (id, position, sequences, whether to return logits); return those rows of logits."""
+        """Run at most one batch of (id, position, sequences, whether to return logits). Return the requested logits."""
         lib = self._lib
         batch = lib.llama_batch_init(len(tokens), 0, self._n_seq)
         try:
@@ -211,16 +211,16 @@ class Model:
         return scored.arrays()
 
     def _keep(self, ids: list[int]) -> int:
-        """Cut the cache to the prefix that it shares with `ids`. Return its length, at most len(ids) - 1."""
-        pairs = enumerate(zip(self._held, ids, strict=False))
-        kept = next((index for index, (a, b) in pairs if a != b), min(len(self._held), len(ids)))
+        """Cut the cache to the prefix that it has in common with `ids`. Return its length, at most len(ids) - 1."""
+        pairs = enumerate(zip(self._cached_ids, ids, strict=False))
+        kept = next((index for index, (a, b) in pairs if a != b), min(len(self._cached_ids), len(ids)))
         kept = min(kept, len(ids) - 1)
         memory = self._lib.llama_get_memory(self._context)
         # Some caches cannot remove part of a sequence.
         if not kept or not self._lib.llama_memory_seq_rm(memory, 0, kept, -1):
             self.clear()
             return 0
-        self._held = self._held[:kept]
+        self._cached_ids = self._cached_ids[:kept]
         return kept
 
     def generate(
@@ -233,25 +233,25 @@ class Model:
         """
         if not reuse:
             self.clear()
-        made: list[int] = []
+        generated: list[int] = []
         gaps: list[float] = []
         kept = self._keep(ids.tolist())
         for start, part in self.batches(ids[kept:]):
             row = self.decode(part, kept + start, every_position=False)[0]
-        self._held = ids.tolist()
+        self._cached_ids = ids.tolist()
         for position in range(len(ids), len(ids) + max_tokens):
             best = int(row.argmax())
             top = np.partition(row, -2)[-2:]
-            made.append(best)
+            generated.append(best)
             gaps.append(float(top[1]) - float(top[0]))
-            if best in stop or len(made) == max_tokens:
+            if best in stop or len(generated) == max_tokens:
                 break
             row = self.decode(np.array([best], dtype=np.int32), position, every_position=False)[0]
-            self._held.append(best)
-        return made, gaps
+            self._cached_ids.append(best)
+        return generated, gaps
 
     def speed(self, ids: NDArray[np.int32], n_decode: int) -> dict[str, float]:
-        """Time the prompt and `n_decode` single tokens after it, in seconds. Logits: last position only."""
+        """Return the seconds for the prompt and for `n_decode` single tokens after it."""
         # The first pass reads the weights from disk, so it is not timed.
         self.clear()
         self.decode(ids[: self._n_batch], 0, every_position=False)
@@ -266,12 +266,12 @@ class Model:
 
 
 def _load_refusal(reason: str) -> RefusedError:
-    said = reason or "no reason given"
+    shown = reason or "no reason given"
     if "unknown model architecture" in reason:
-        return RefusedError("architecture", f"llama.cpp does not know this model: {said}", "update llama-cpp-python")
+        return RefusedError("architecture", f"llama.cpp does not know this model: {shown}", "update llama-cpp-python")
     if "alloc" in reason:
-        return RefusedError("unavailable", f"llama.cpp could not get memory: {said}", "free some memory")
-    return RefusedError("damaged", f"llama.cpp cannot load the model: {said}", "export the model again")
+        return RefusedError("unavailable", f"llama.cpp could not get memory: {shown}", "free some memory")
+    return RefusedError("damaged", f"llama.cpp cannot load the model: {shown}", "export the model again")
 
 
 class _Server:
@@ -307,8 +307,8 @@ class _Server:
                 return {}, model.branches(unpack(request["lengths"], arrays[0]))
             case "generate":
                 stop, reuse = frozenset(request["stop"]), request["reuse"]
-                made, gaps = model.generate(arrays[0], request["max_tokens"], stop, reuse=reuse)
-                return {"ids": made, "gaps": gaps}, ()
+                generated, gaps = model.generate(arrays[0], request["max_tokens"], stop, reuse=reuse)
+                return {"ids": generated, "gaps": gaps}, ()
             case "speed":
                 return model.speed(arrays[0], request["n_decode"]), ()
         raise ValueError(f"unknown request {request['op']!r}")

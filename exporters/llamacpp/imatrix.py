@@ -71,6 +71,8 @@ class Imatrix:
                     "it was made for another model; measure it again",
                 )
             if not np.isfinite(values).all():
-                raise DamagedFileError(f"importance matrix: {name} has a value that is not finite")
+                raise DamagedFileError(
+                    f"importance matrix: {name} has a value that is not finite", "measure the importance matrix again"
+                )
             found[name] = np.ascontiguousarray(values, dtype=np.float32)
         return found

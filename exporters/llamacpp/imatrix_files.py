@@ -28,6 +28,7 @@ from exporters.llamacpp.imatrix import Imatrix
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _SOURCE_KEY = "compact_edge.source_id"
 _INT32 = struct.Struct("<i")
+_HINT = "measure the importance matrix again"
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -45,7 +46,7 @@ def read_imatrix(path: Path) -> Imatrix:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError as error:
-        raise ModelNotFoundError(f"no importance matrix at {path}") from error
+        raise ModelNotFoundError(f"no importance matrix at {path}", "correct the path") from error
     except OSError as error:
         raise as_storage_error(error, path) from error
     matrix = _read_gguf(read_gguf(path)) if magic == b"GGUF" else _read_legacy(path)
@@ -92,13 +93,13 @@ def _read_gguf(file: GgufFile) -> Imatrix:
         raise DataError(f"{file.path}: this GGUF is not an importance matrix", "its general.type must be imatrix")
     names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
     if not names or any(name + _COUNTS not in file.tensors for name in names):
-        raise DamagedFileError(f"{file.path}: the importance matrix has no entries, or sums without counts")
+        raise DamagedFileError(f"{file.path}: the importance matrix has no entries, or sums without counts", _HINT)
     means: dict[str, NDArray[np.float32]] = {}
     counts: dict[str, NDArray[np.int64]] = {}
     for name in names:
         sums, tokens = _floats(file, name + _SUMS), np.rint(_floats(file, name + _COUNTS)).astype(np.int64).reshape(-1)
         if not len(tokens) or sums.size % len(tokens):
-            raise DamagedFileError(f"{file.path}: the sums and counts of {name} have different shapes")
+            raise DamagedFileError(f"{file.path}: the sums and counts of {name} have different shapes", _HINT)
         # Divide in float32 as llama-quantize does, so that the quantised bytes are equal.
         divisor = np.maximum(tokens, 1).astype(np.float32)[:, None]
         rows = sums.reshape(len(tokens), -1)
@@ -117,7 +118,7 @@ def _read_gguf(file: GgufFile) -> Imatrix:
 def _floats(file: GgufFile, name: str) -> NDArray[np.float32]:
     tensor = file.tensors[name]
     if tensor.qtype != gguf.GGMLQuantizationType.F32:
-        raise DamagedFileError(f"{file.path}: {name} is {tensor.qtype.name}, not F32")
+        raise DamagedFileError(f"{file.path}: {name} is {tensor.qtype.name}, not F32", _HINT)
     return file.read_rows(tensor, 0, tensor.shape[0]).view("<f4").astype(np.float32, copy=False)
 
 
@@ -139,7 +140,7 @@ def _read_legacy(path: Path) -> Imatrix:
     def take(size: int) -> bytes:
         nonlocal at
         if size < 0 or at + size > len(data):
-            raise DamagedFileError(f"{path}: not an importance matrix, or truncated at byte {at}")
+            raise DamagedFileError(f"{path}: not an importance matrix, or truncated at byte {at}", _HINT)
         at += size
         return data[at - size : at]
 
@@ -150,12 +151,12 @@ def _read_legacy(path: Path) -> Imatrix:
     counts: dict[str, NDArray[np.int64]] = {}
     n_entries = integer()
     if n_entries < 1:
-        raise DamagedFileError(f"{path}: the importance matrix has no entries")
+        raise DamagedFileError(f"{path}: the importance matrix has no entries", _HINT)
     for _ in range(n_entries):
         name = take(integer()).decode("utf-8", "replace")
         calls, size = integer(), integer()
         if size < 1:
-            raise DamagedFileError(f"{path}: {name[:80]!r} has {size} values")
+            raise DamagedFileError(f"{path}: {name[:80]!r} has {size} values", _HINT)
         values = np.frombuffer(take(4 * size), dtype="<f4").astype(np.float32)
         means[name] = values / np.float32(calls) if calls > 0 else values
         counts[name] = np.array([max(calls, 1)], dtype=np.int64)

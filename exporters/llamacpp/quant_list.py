@@ -37,10 +37,10 @@ class QuantTable:
 
 _PURPOSE: Mapping[str, str] = {
     "F32": "reference: exact, for comparisons",
-    "F16": "a float16 model as it is",
-    "BF16": "a bfloat16 model as it is",
+    "F16": "a float16 model, unchanged",
+    "BF16": "a bfloat16 model, unchanged",
     "Q8_0": "near lossless; the usual choice where memory is no issue",
-    "Q6_K": "next to Q8_0 in quality, smaller",
+    "Q6_K": "nearly as good as Q8_0, and smaller",
     "Q5_K_M": "between Q4_K_M and Q6_K",
     "Q5_K_S": "Q5_K without its larger tensors",
     "Q5_1": "5 bits with an offset, for rows of 32",
@@ -52,7 +52,7 @@ _PURPOSE: Mapping[str, str] = {
     "IQ4_NL": "4 bits for rows of 32, closer to the weights than Q4_0",
     "IQ4_XS": "IQ4_NL for rows of 256, smaller",
     "Q3_K_L": "3 bits with the value, output and down projections at 5",
-    "Q3_K_M": "3 bits with those at 4 and 5",
+    "Q3_K_M": "3 bits with the value, output and down projections at 4 and 5",
     "Q3_K_S": "3 bits throughout",
     "IQ3_M": "3 bits with the value and output projections at 4",
     "IQ3_S": "IQ3_M without its larger tensors",
@@ -64,10 +64,10 @@ _PURPOSE: Mapping[str, str] = {
     "IQ2_S": "2 bits for large models",
     "IQ2_XS": "2 bits for large models",
     "IQ2_XXS": "2 bits for large models, the smallest of its kind",
-    "IQ1_M": "below 2 bits; experiments",
-    "IQ1_S": "below 2 bits; experiments",
+    "IQ1_M": "below 2 bits, for experiments",
+    "IQ1_S": "below 2 bits, for experiments",
     "TQ2_0": "models trained with ternary weights (BitNet); others become noise",
-    "TQ1_0": "as TQ2_0, packed tighter and slower",
+    "TQ1_0": "as TQ2_0, but smaller and slower",
     "Q2_0": "as TQ2_0, for rows of 64",
     "Q1_0": "models trained with binary weights; others become noise",
 }
@@ -127,7 +127,7 @@ def refused_rows() -> list[dict[str, str]]:
 
 
 def gguf_table() -> QuantTable:
-    """The same rows as a table for people."""
+    """Return the same rows as a table for people."""
     columns = (
         Column("GGUF type"),
         Column("bits", right=True),
@@ -148,8 +148,8 @@ def gguf_table() -> QuantTable:
         for row in quant_rows()
     ]
     notes = (
-        f"bits: a weight of most tensors; {REFERENCE}: over all tensors of that model's shapes, computed",
-        "rows of: what row lengths must be a multiple of; others get a larger type (build and export say which)",
+        f"bits: bits per weight of most tensors; {REFERENCE}: computed average over all tensors of that model",
+        "rows of: row lengths must be a multiple of this; other rows get a larger type (build and export show it)",
         "imatrix: an importance matrix is measured on --calibration, or read with --imatrix",
         *(f"{row['name']} is refused: {row['reason']}; {row['instead']}" for row in refused_rows()),
     )

@@ -111,7 +111,7 @@ def category(name: str) -> Choice:
 
 
 def quantizable(tensor: TensorShape) -> bool:
-    """Whether llama.cpp may change the type of this tensor (`tensor_allows_quantization`)."""
+    """Return whether llama.cpp may change the type of this tensor (`tensor_allows_quantization`)."""
     # ggml ignores trailing dimensions of size one, so it treats a matrix with one row as a vector.
     has_rows = any(length != 1 for length in tensor.shape[1:])
     return has_rows and tensor.name.endswith("weight") and not any(part in tensor.name for part in _NEVER)
@@ -256,5 +256,5 @@ class Mixture:
 
 
 def _more_bits(index: int, count: int) -> bool:
-    """`use_more_bits`: true for the first and last eighth of the layers, and for every third layer between."""
+    """Return llama.cpp's `use_more_bits`: true for the first and last eighth of the layers, and every third between."""
     return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2

@@ -55,7 +55,7 @@ def quantize_gguf(
     if n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}, but must be at least 1")
     if os.path.lexists(target):
-        raise OutputExistsError(f"{target} already exists")
+        raise OutputExistsError(f"{target} already exists", "choose another path")
     model = read_header(source).model_shape(str(source))
     types = predict_types(
         model, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=imatrix is not None

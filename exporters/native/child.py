@@ -178,8 +178,8 @@ class NativeChild:
         if code < 0:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-code).name
-        said = f": {quoted}" if quoted else ""
-        message = f"{self._subject}: {self._library} died during {operation} ({how}){said}"
+        reason = f": {quoted}" if quoted else ""
+        message = f"{self._subject}: {self._library} died during {operation} ({how}){reason}"
         return EngineCrashedError(message, self._crash_hint)
 
 

@@ -173,6 +173,6 @@ def unpack_scores(groups: Sequence[Group], arrays: Sequence[NDArray[Any]]) -> li
 
 
 def ids_fit(groups: Sequence[Group], n_vocab: int) -> bool:
-    """Whether every id is in a vocabulary of `n_vocab` tokens."""
+    """Return whether every id is in a vocabulary of `n_vocab` tokens."""
     _, ids = pack(groups)
     return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < n_vocab)

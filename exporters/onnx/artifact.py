@@ -18,7 +18,7 @@ from exporters.onnx.write import DATA, MODEL, write_onnx
 
 # Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
 _VERSION = 1
-FOLDER = "onnx"  # subfolder of the cache entry, next to its record
+FOLDER = "onnx"  # subfolder of the cache entry; the entry's record is next to it
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class OnnxArtifact:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of graph and data, including rotary tables, per parameter of the checkpoint."""
+        """Bits of graph and data per parameter of the checkpoint. Rotary tables count too."""
         return self.size_bytes * 8 / self.n_params
 
 

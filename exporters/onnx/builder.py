@@ -1,7 +1,7 @@
 """Corrections of onnxruntime-genai's model builder 0.18. Use this module only in the child process.
 
 `install` replaces the classes in the builder's module that `create_model` looks up. A comment in each override says
-what the builder does without it. `tests/exporters/test_onnx.py` compares every family with Transformers.
+what the builder does without it. `tests/exporters/onnx/test_onnx.py` compares every family with Transformers.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def installed() -> str:
 
 
 def fits() -> bool:
-    """Whether these corrections were made for the installed version."""
+    """Return whether these corrections were made for the installed version."""
     return installed().startswith(f"{BUILDER_VERSION}.")
 
 

@@ -17,7 +17,7 @@ _SECTION = "ONNX"
 FLAGS = (
     Flag(
         "--algo-config",
-        "ONNX int4 and int8: rounding algorithm, with its name in the model builder.",
+        "ONNX int4 and int8: rounding algorithm, as the model builder names it.",
         section=_SECTION,
     ),
     Flag("--block-size", "ONNX int4 and int8: weights per block (default: 32).", int, _SECTION),

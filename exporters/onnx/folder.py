@@ -1,4 +1,4 @@
-"""Reads genai_config.json of a folder for onnxruntime-genai, and refuses unsafe paths in it.
+"""Reads genai_config.json of a folder for onnxruntime-genai, and rejects unsafe paths in it.
 
 The parent reads it before it starts a child, so that a hostile folder never reaches native code.
 """
@@ -15,7 +15,8 @@ from compact.base.files import read_json_object, safe_child
 
 GENAI_CONFIG = "genai_config.json"
 MODEL_FILE = "model.onnx"
-# Options that the model builder writes or that cannot name a file. Others could write a profile or load a library.
+_HINT = "export the model again"
+# Options that the model builder writes, or that cannot name a file. Other options could write a file or load a library.
 _SESSION_OPTIONS = frozenset(
     {
         "log_id",
@@ -67,7 +68,7 @@ def read_folder(folder: Path, *, vocab_only: bool = False) -> OnnxFolder:
         UnsafePathError: the graph's file is not a plain file name, or the configuration refers to other files.
     """
     if not folder.is_dir():
-        raise ModelNotFoundError(f"no folder at {folder}")
+        raise ModelNotFoundError(f"{folder}: no such folder", "give the folder of an exported ONNX model")
     config_file = folder / GENAI_CONFIG
     if not config_file.is_file():
         raise ModelNotFoundError(f"{folder}: no {GENAI_CONFIG}", "export the model again")
@@ -94,27 +95,33 @@ def _refuse_other_files(model: Mapping[str, Any], decoder: Mapping[str, Any], co
     """Refuse settings that make genai read or write other files, or load libraries."""
     options = decoder.get("session_options", {})
     if not isinstance(options, dict):
-        raise DamagedFileError(f"{config_file}: session_options must be an object")
+        raise DamagedFileError(f"{config_file}: session_options must be an object", _HINT)
     for key in sorted(options.keys() - _SESSION_OPTIONS):
-        raise UnsafePathError(f"{config_file}: session option {key[:80]!r} is unknown and could refer to a file")
-    # Every other part has its graphs or settings in files with default names.
+        raise UnsafePathError(
+            f"{config_file}: session option {key[:80]!r} is unknown and could refer to a file",
+            "remove the setting, or export the model with compact-edge",
+        )
+    # Parts other than `decoder` have graphs or settings in files with default names.
     others = [key for key, part in model.items() if key != "decoder" and isinstance(part, dict)]
     others += [f"decoder.{key}" for key in ("pipeline", "adapter_filename", "config_filename") if decoder.get(key)]
     if others:
-        raise UnsafePathError(f"{config_file}: {others[0][:80]} refers to other files, which are not loaded")
+        raise UnsafePathError(
+            f"{config_file}: {others[0][:80]} refers to other files, which is not allowed",
+            "remove the setting, or export the model with compact-edge",
+        )
 
 
 def _part(value: Mapping[str, Any], key: str, config_file: Path) -> Mapping[str, Any]:
     part = value.get(key)
     if not isinstance(part, dict):
-        raise DamagedFileError(f"{config_file}: the object {key!r} is missing")
+        raise DamagedFileError(f"{config_file}: the object {key!r} is missing", _HINT)
     return part
 
 
 def _count(model: Mapping[str, Any], key: str, config_file: Path) -> int:
     value = model.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise DamagedFileError(f"{config_file}: {key} must be a positive integer")
+        raise DamagedFileError(f"{config_file}: {key} must be a positive integer", _HINT)
     return value
 
 
@@ -122,7 +129,7 @@ def _ids(value: object, config_file: Path) -> Sequence[int]:
     values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     for item in values:
         if isinstance(item, bool) or not isinstance(item, int) or not -(2**31) <= item < 2**31:
-            raise DamagedFileError(f"{config_file}: a token id is not an integer")
+            raise DamagedFileError(f"{config_file}: a token id is not an integer", _HINT)
     return values
 
 
@@ -132,12 +139,12 @@ def _provider(decoder: Mapping[str, Any], config_file: Path) -> str:
     if not providers:
         return "cpu"
     if not isinstance(providers, list) or not isinstance(providers[0], dict) or not providers[0]:
-        raise DamagedFileError(f"{config_file}: provider_options must be a list of objects")
+        raise DamagedFileError(f"{config_file}: provider_options must be a list of objects", _HINT)
     return str(next(iter(providers[0]))).lower()
 
 
 def named_folder(model: str) -> Path | None:
-    """Return the ONNX folder if MODEL is one or is its model.onnx; None for every other kind of model.
+    """Return the ONNX folder if `model` names one or its model.onnx. None for every other kind of model.
 
     Raises:
         ModelNotFoundError: the file does not exist.

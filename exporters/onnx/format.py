@@ -333,8 +333,8 @@ class OnnxFormat(Format):
     def from_release(cls, recipe: Mapping[str, Any], target: Target, source: ModelSource) -> OnnxFormat:
         from compact.checkpoints.names import CONFIG
 
-        own = {key.removeprefix(_RECIPE_KEY): recipe[key] for key in recipe if key.startswith(_RECIPE_KEY)}
-        options = OnnxOptions(**own)
+        values = {key.removeprefix(_RECIPE_KEY): recipe[key] for key in recipe if key.startswith(_RECIPE_KEY)}
+        options = OnnxOptions(**values)
         check_onnx(options, source.config, str(source.directory / CONFIG))
         return cls(target, options)
 

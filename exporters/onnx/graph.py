@@ -186,8 +186,8 @@ def load_graph(path: Path) -> Any:
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError and onnx's errors
-        said = " ".join(str(error).split())[:200]
-        raise DamagedFileError(f"{path.name} is not an ONNX graph: {said}", "export the model again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path.name} is not an ONNX graph: {reason}", "export the model again") from error
 
 
 def tensors_of(graph: Any) -> Iterator[Any]:

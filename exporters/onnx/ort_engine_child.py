@@ -209,12 +209,12 @@ def one_line(error: Exception) -> str:
 
 def load_refusal(error: Exception, library: str = "onnxruntime") -> RefusedError:
     """Convert an exception that a runtime raised while loading a graph."""
-    said = one_line(error)
-    if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in said:
-        return RefusedError("operator", f"{library}'s CPU provider cannot run this model: {said}")
-    if isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate" in said:
-        return RefusedError("unavailable", f"{library} could not get memory: {said}", "free some memory")
-    return RefusedError("damaged", f"{library} cannot load the model: {said}", "export the model again")
+    reason = one_line(error)
+    if type(error).__name__ == "NotImplemented" or "Could not find an implementation" in reason:
+        return RefusedError("operator", f"{library}'s CPU provider cannot run this model: {reason}")
+    if isinstance(error, MemoryError) or "bad_alloc" in reason or "Failed to allocate" in reason:
+        return RefusedError("unavailable", f"{library} could not get memory: {reason}", "free some memory")
+    return RefusedError("damaged", f"{library} cannot load the model: {reason}", "export the model again")
 
 
 class _Server:

@@ -136,14 +136,14 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
     with GenaiEngine(folder, vocab_only=True) as engine:
         theirs = _genai_ids(engine, every)
     different = [n for n in range(len(every)) if ours[n] != theirs[n]]
-    own = _runtime_differences(unpruned or checkpoint, folder, every, different) if different else set()
-    failed = [n for n in different if n not in own]
+    excused = _runtime_differences(unpruned or checkpoint, folder, every, different) if different else set()
+    failed = [n for n in different if n not in excused]
     shown_by = "with the same tokenizer.json" if unpruned is None else "for the unpruned model too"
-    check = tokenizer_check(every, failed, sorted(own), "special tokens as tokens", RUNTIME, shown_by)
+    check = tokenizer_check(every, failed, sorted(excused), "special tokens as tokens", RUNTIME, shown_by)
     # Ids that do not occur in these texts must be correct too.
     if check.passed and not filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
         return Check("tokenizer", False, "tokenizer.json is not the checkpoint's", check.figures)
-    share = _odd_tokens(own, ours, theirs) / max(1, sum(map(len, ours)))
+    share = _odd_tokens(excused, ours, theirs) / max(1, sum(map(len, ours)))
     figures = {**check.figures, "runtime_own_tokens": rounded(share)}
     if check.passed and share > MAX_OWN_SHARE:
         detail = f"{RUNTIME} does not know this tokenizer: {share:.0%} of the tokens differ {shown_by}"
@@ -261,8 +261,8 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
         with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
             vocabulary = write_vocabulary_folder(unpruned or checkpoint, folder, Path(scratch) / "vocabulary")
             with GenaiEngine(vocabulary, vocab_only=True) as engine:
-                own = _chat_difference(source, engine, conversations)
-        if own is not None:
+                source_difference = _chat_difference(source, engine, conversations)
+        if source_difference is not None:
             return Chat(len(prompts), None, difference, prompt, unpruned is not None)
     return Chat(len(prompts), difference, None, prompt)
 

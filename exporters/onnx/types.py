@@ -42,10 +42,10 @@ class OnnxType:
 
 ONNX_TYPES: Mapping[str, OnnxType] = MappingProxyType(
     {
-        "fp32": OnnxType(32, "every weight as it is; the reference, four times the size of int8"),
-        "fp16": OnnxType(16, "half of fp32; what graphics processors compute in"),
-        "int8": OnnxType(8, "close to the original at a quarter of fp32"),
-        "int4": OnnxType(4, "the smallest; the quantiser (--algo-config) decides how much is lost"),
+        "fp32": OnnxType(32, "unchanged weights; the reference, four times the size of int8"),
+        "fp16": OnnxType(16, "half the size of fp32; the type in which GPUs compute"),
+        "int8": OnnxType(8, "close to the original at a quarter of the size of fp32"),
+        "int4": OnnxType(4, "the smallest; the loss depends on the quantiser (--algo-config)"),
     }
 )
 
@@ -71,13 +71,13 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
         "default": Algorithm("default", _NONE, "onnxruntime's own rounding, the smallest"),
-        "default_last": Algorithm("default", _LAST, "the same with the output matrix at 8 bits"),
-        "default_mixed": Algorithm("default", _MIXED, "and the layers that lose most at 8 bits too"),
+        "default_last": Algorithm("default", _LAST, "the same, with the output matrix at 8 bits"),
+        "default_mixed": Algorithm("default", _MIXED, "the same, with the most sensitive layers at 8 bits too"),
         "rtn": Algorithm("rtn", _NONE, "round to nearest on a grid that leaves one value unused"),
-        "rtn_last": Algorithm("rtn", _LAST, "the same with the output matrix at 8 bits"),
+        "rtn_last": Algorithm("rtn", _LAST, "the same, with the output matrix at 8 bits"),
         "k_quant": Algorithm("k_quant", _NONE, "scales and zero points searched block by block"),
-        "k_quant_last": Algorithm("k_quant", _LAST, "the same with the output matrix at 8 bits"),
-        "k_quant_mixed": Algorithm("k_quant", _MIXED, "and the layers that lose most at 8 bits too"),
+        "k_quant_last": Algorithm("k_quant", _LAST, "the same, with the output matrix at 8 bits"),
+        "k_quant_mixed": Algorithm("k_quant", _MIXED, "the same, with the most sensitive layers at 8 bits too"),
     }
 )
 # For int4 on SmolLM2-135M, `default_last` loses least for its size.
@@ -132,7 +132,7 @@ def onnx_options(
     accuracy_level: int | None = None,
     max_length: int | None = None,
 ) -> OnnxOptions:
-    """Fill in defaults and check the options as far as possible without a model.
+    """Fill in defaults, and check all that can be checked without a model.
 
     Raises:
         UsageError: a name is unknown, a value is out of range, or two values exclude each other.
@@ -140,7 +140,7 @@ def onnx_options(
     _known(quant, ONNX_TYPES, "ONNX type")
     _known(execution_provider, EXECUTION_PROVIDERS, "execution provider")
     if max_length is not None and not 1 <= max_length < MAX_LENGTH_LIMIT:
-        raise UsageError(f"max_length = {max_length} is not a number of tokens", "give 1 or more, or omit it")
+        raise UsageError(f"max_length = {max_length} is out of range", "give 1 or more, or omit it")
     if quant == "fp32" and execution_provider in _NO_FP32:
         message = f"fp32 is not possible for {execution_provider}: the builder's graph would have no key-value cache"
         raise UsageError(message, "use fp16, or the execution provider cpu")
@@ -157,7 +157,7 @@ def onnx_options(
     _known(algo, ALGORITHMS, "quantiser")
     if quant == "int8" and ALGORITHMS[algo].placement:
         raise UsageError(
-            f"algo_config {algo} keeps some matrices at 8 bits, but int8 has all at 8 bits",
+            f"algo_config {algo} keeps some matrices at 8 bits, but int8 stores all of them at 8 bits",
             f"use {ALGORITHMS[algo].method}",
         )
     size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
@@ -185,7 +185,7 @@ def _known(name: str, known: Iterable[str], what: str) -> None:
 
 
 def grid(options: OnnxOptions) -> int:
-    """Return the number that `intermediate_size` should be a multiple of, so that rows of down_proj are whole blocks.
+    """Return the step for `intermediate_size`. At multiples of it, rows of down_proj consist of whole blocks.
 
     `k_quant` needs an even number of blocks (see `check_onnx`).
     """
@@ -221,7 +221,8 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
     head_dim = family.head_dim_of(config)
     if heads % family.kv_heads(config):
         raise DamagedFileError(
-            f"{where}: {heads} heads are not a multiple of {family.kv_heads(config)} key-value heads"
+            f"{where}: {heads} heads are not a multiple of {family.kv_heads(config)} key-value heads",
+            "correct config.json, or download it again",
         )
     if head_dim % _HEAD_STEP and options.execution_provider != "dml":
         message = f"{where}: head_dim = {head_dim} is not a multiple of {_HEAD_STEP}, as GroupQueryAttention requires"
@@ -243,7 +244,10 @@ def check_onnx(options: OnnxOptions, config: Mapping[str, Any], where: str) -> F
 
 
 def _needs_even_blocks(options: OnnxOptions) -> bool:
-    """Whether rows need an even number of blocks. onnxruntime packs two 4-bit zero points of `k_quant` per byte."""
+    """Return whether rows need an even number of blocks.
+
+    onnxruntime packs two 4-bit zero points of `k_quant` per byte.
+    """
     return options.quant == "int4" and options.algorithm.method == "k_quant"
 
 
@@ -254,7 +258,10 @@ def _odd_blocks(row: int, block: int) -> bool:
 def _size(config: Mapping[str, Any], key: str, where: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MAX_LENGTH_LIMIT:
-        raise DamagedFileError(f"{where}: {key} = {str(value)[:40]!r} is not a positive integer")
+        raise DamagedFileError(
+            f"{where}: {key} = {str(value)[:40]!r} is not a positive integer",
+            "correct config.json, or download it again",
+        )
     return value
 
 
@@ -265,7 +272,9 @@ def _check_settings(family: Family, config: Mapping[str, Any], where: str) -> No
         message = f"{where}: activation {activation[:40]!r} is not supported in ONNX"
         raise UnsupportedArchitectureError(message, f"supported: {', '.join(_ACTIVATIONS)}")
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedArchitectureError(f"{where}: use_bidirectional_attention is not supported in ONNX")
+        raise UnsupportedArchitectureError(
+            f"{where}: use_bidirectional_attention is not supported in ONNX", "export this model to GGUF"
+        )
 
 
 def _check_rope(config: Mapping[str, Any], where: str) -> None:
@@ -274,7 +283,7 @@ def _check_rope(config: Mapping[str, Any], where: str) -> None:
     for key in ("rope_scaling", "rope_parameters"):
         settings = config.get(key) or {}
         if not isinstance(settings, Mapping):
-            raise DamagedFileError(f"{where}: {key} is not an object")
+            raise DamagedFileError(f"{where}: {key} is not an object", "correct config.json, or download it again")
         parts += [settings, *(part for part in settings.values() if isinstance(part, Mapping))]
     for part in parts:
         kind = part.get("rope_type", part.get("type")) or "default"
@@ -285,5 +294,6 @@ def _check_rope(config: Mapping[str, Any], where: str) -> None:
             )
         if part.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise UnsupportedArchitectureError(
-                f"{where}: partial_rotary_factor = {part['partial_rotary_factor']!r} is not supported in ONNX"
+                f"{where}: partial_rotary_factor = {part['partial_rotary_factor']!r} is not supported in ONNX",
+                "export this model to GGUF",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from compact.architectures.layout import check_shapes, is_buffer
 from compact.base.errors import DamagedFileError, GateError, OutputExistsError, QuantizedCheckpointError
 from compact.base.files import as_storage_error, check_free_space, publish, read_json_object, write_json
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.rows import StoredTensor, stored_tensors
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import stored_tensors
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -80,7 +81,7 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
         # 1. Give the builder a view of the checkpoint with the right dtype.
         _stage(checkpoint, staged, config, stored)
         # 2. Build the graph and its weights in a child process, and move them to the output.
-        _run_builder(checkpoint.name, staged, built, cache, options, config, progress)
+        _run_builder(checkpoint.name, options, config, staged=staged, built=built, cache=cache, progress=progress)
         for name in (MODEL, DATA):
             (built / name).rename(work / name)
         # 3. Check and write genai_config.json.
@@ -97,13 +98,13 @@ def check_tokenizer_files(checkpoint: Path) -> None:
             raise DamagedFileError(f"{checkpoint}: {name} is missing", "copy the tokenizer's files into the checkpoint")
 
 
-def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:
+def _bytes_needed(tensors: Iterable[TensorRef], options: OnnxOptions) -> int:
     """Return an upper bound in bytes of the weights file without rotary tables."""
     bits = {"fp32": 32, "fp16": 16, "int8": 10, "int4": 10}[options.quant]
-    return sum(int(tensor.size) for tensor in tensors) * bits // 8
+    return sum(tensor.n_elements for tensor in tensors) * bits // 8
 
 
-def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
+def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> None:
     """Create a view of the checkpoint whose config.json has the dtype of the stored weights.
 
     The builder loads weights in the dtype of config.json. Otherwise it might round them.
@@ -136,11 +137,12 @@ def _link(source: Path, target: Path) -> None:
 
 def _run_builder(
     name: str,
+    options: OnnxOptions,
+    config: Mapping[str, Any],
+    *,
     staged: Path,
     built: Path,
     cache: Path,
-    options: OnnxOptions,
-    config: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     request = {
@@ -214,20 +216,20 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
     generation = checkpoint / "generation_config.json"
     override = read_json_object(generation) if generation.is_file() else {}
     for key in ("bos_token_id", "eos_token_id", _PAD):
-        said = override.get(key)
-        if said is None:
-            said = config.get(key, family.default_ids.get(key))
-        if key == _PAD and _no_id(said):
-            said = None
-        found, wanted = _ids(model.get(key)), _ids(said)
+        configured = override.get(key)
+        if configured is None:
+            configured = config.get(key, family.default_ids.get(key))
+        if key == _PAD and _no_id(configured):
+            configured = None
+        found, wanted = _ids(model.get(key)), _ids(configured)
         fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
         if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
             hint = "check config.json and generation_config.json of the checkpoint"
-            raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {said!r}", hint)
+            raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {configured!r}", hint)
 
 
 def _no_id(pad: Any) -> bool:
-    """Whether the value means that there is no padding token. Older checkpoints use -1 for that."""
+    """Return whether the value means that there is no padding token. Older checkpoints use -1 for that."""
     return isinstance(pad, int) and pad < 0
 
 

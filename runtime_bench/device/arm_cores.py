@@ -32,7 +32,10 @@ _NAMES = {
 
 
 def core_names(parts: Sequence[str]) -> str:
-    """`4 x Cortex-A76 + 4 x Cortex-A55` for the part numbers of all cores; an unknown part is shown as its number."""
+    """Return names such as `4 x Cortex-A76 + 4 x Cortex-A55`, given the part numbers of all cores.
+
+    An unknown part is shown as its number.
+    """
     counts: dict[str, int] = {}
     for part in parts:
         name = _NAMES.get(part.lower(), f"part {part}")

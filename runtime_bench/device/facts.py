@@ -151,7 +151,7 @@ class DeviceFacts:
     page_size: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
@@ -218,7 +218,7 @@ def _pairs(lines: Sequence[str], separator: str) -> dict[str, str]:
 
 
 def _words(line: str) -> dict[str, str]:
-    """`a=1 b=two words` as pairs."""
+    """Return the pairs of `a=1 b=two words`."""
     return {key: value.strip() for key, value in re.findall(r"(\w+)=(.*?)(?=\s\w+=|$)", line)}
 
 
@@ -242,7 +242,7 @@ def _processors(lines: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _linux_features(cpus: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """Features that every processor of /proc/cpuinfo has."""
+    """Return the features that every processor of /proc/cpuinfo has."""
     common: set[str] | None = None
     for cpu in cpus:
         text = cpu.get("flags") or cpu.get("Features")
@@ -288,7 +288,7 @@ def _physical(cores: Sequence[Mapping[str, str]], cpus: Sequence[Mapping[str, st
 
 
 def _power(found: Mapping[str, Sequence[str]]) -> tuple[str | None, int | None]:
-    """Mains or battery, and the charge in percent."""
+    """Return whether the device is on mains or battery power, and the charge in percent."""
     supplies = [_words(line) for line in found.get("supplies", [])]
     supplies = [supply for supply in supplies if supply.get("scope") != "Device"]  # the battery of a mouse or keyboard
     batteries = [supply for supply in supplies if supply.get("type") == "Battery"]
@@ -352,7 +352,7 @@ def _windows_facts() -> DeviceFacts:
 
 
 def _windows_features() -> tuple[str, ...]:
-    """Features from `IsProcessorFeaturePresent`; winnt.h defines the numbers."""
+    """Return the features from `IsProcessorFeaturePresent`; winnt.h defines the numbers."""
     if sys.platform == "win32":
         import ctypes
 

@@ -59,13 +59,16 @@ esac
 
 
 def run_text(transport: Transport, script: str, words: Sequence[str]) -> str:
-    """Run a script of this package (`words` are `$1`, ...) and return its output. Raises as `Transport.run`."""
+    """Run a script of this package and return its output. `words` are `$1`, ... Raises what `Transport.run` raises."""
     done = transport.run(["sh", "-s", *words], stdin=script.encode("utf-8"))
     return done.stdout.decode("utf-8", "replace")
 
 
 def read_thermal(transport: Transport) -> Thermal:
-    """Frequencies and temperatures now; empty where the system does not report them. Raises as `Transport.run`."""
+    """Read the current frequencies and temperatures. Empty if the system does not report them.
+
+    Raises what `Transport.run` raises.
+    """
     if transport.spec == "local" and sys.platform == "win32":
         return Thermal()
     frequencies: dict[int, int] = {}
@@ -92,7 +95,9 @@ def _unused(name: str, taken: dict[str, float]) -> str:
 
 
 def read_memory(transport: Transport, pid: int) -> Memory:
-    """Memory of a process on the device. A value that the system does not report is None; after its end all are None.
+    """Read the memory of a process on the device.
+
+    A value that the system does not report is None. After the end of the process, all values are None.
 
     Raises what `Transport.run` raises.
     """
@@ -119,7 +124,9 @@ def read_memory(transport: Transport, pid: int) -> Memory:
 
 
 def read_gpu_memory(transport: Transport, pid: int) -> int | None:
-    """Bytes that a process holds on NVIDIA GPUs, by `nvidia-smi` (NVML); None without a GPU or without its answer.
+    """Return the bytes that a process uses on NVIDIA GPUs, as `nvidia-smi` reports them (NVML).
+
+    None if there is no GPU or `nvidia-smi` gives no value.
 
     Raises what `Transport.run` raises.
     """
@@ -146,7 +153,7 @@ def _windows_memory(pid: int) -> Memory:
 
 
 def _macos_memory(pid: int) -> Memory:
-    """By proc_pid_rusage; the layout is `struct rusage_info_v0` of <sys/resource.h>."""
+    """Read the memory with proc_pid_rusage. The layout is `struct rusage_info_v0` of <sys/resource.h>."""
     import ctypes
 
     class Usage(ctypes.Structure):
@@ -176,7 +183,7 @@ def drop_file_cache(transport: Transport, remote_path: str) -> tuple[bool, str]:
         Whether the cache has no page of the file now; how it was done, or the reason why not.
 
     Raises:
-        CompactEdgeError: as `Transport.run`.
+        CompactEdgeError: see `Transport.run`.
     """
     if transport.spec == "local" and sys.platform == "win32":
         return False, "Windows cannot drop a file's pages"

@@ -1,6 +1,6 @@
-"""Engines that are Python packages. An agent file is copied to the device and controlled through pipes.
+"""Engines that are Python packages. The file of an agent is copied to the device, and the agent is controlled by pipes.
 
-A device without Python cannot run them; the report then says "not measured".
+A device without Python cannot run them. The report is then marked "not measured".
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ class AgentKind(EngineKind):
     takes_folder: bool = False
 
     def find(self, context: EngineContext, *, named: bool) -> Callable[[], AgentEngine] | None:
-        """See `EngineKind.find`. The package itself is searched when the agent runs on the device."""
+        """See `EngineKind.find`. Only the agent finds out whether the package is installed on the device."""
         if not named and not self.is_default(context):
             return None
         return partial(AgentEngine, self, context.transport, python=context.python)
 
     def is_default(self, context: EngineContext) -> bool:
-        """Whether this engine may run when the user named none."""
+        """Return whether this engine may run if the user named no engine."""
         del context
         return True
 
     def tokenizer_of(self, artifact: BenchArtifact) -> Tokenizer | None:
-        """The tokenizer on this machine, for an engine without a tokenizer; otherwise None."""
+        """Return a tokenizer on this machine if the engine has none on the device, otherwise None."""
         del artifact
         return None
 
@@ -148,7 +148,7 @@ class AgentSession:
         self._cache_bytes: int | None = None
         self._longest = 0
         self._tokenizer: Tokenizer | None = None
-        # stderr is used only after a crash. It is drained all the time, because a full pipe would block the child.
+        # stderr is only used after a crash, but it is always read, because a full pipe would block the child.
         self._stderr = _Drain(child)
         self.pid = 0
         self.load_s = 0.0
@@ -258,7 +258,10 @@ class AgentSession:
                 return dict(reply["ok"])
             kind, message = str(reply["error"]), " ".join(str(reply["message"]).split())[:500]
         except (ValueError, KeyError, TypeError) as error:
-            raise EngineCrashedError(f"{self._engine}: the agent gave an invalid answer: {line[:100]!r}") from error
+            raise EngineCrashedError(
+                f"{self._engine}: the agent gave an invalid answer: {line[:100]!r}",
+                "check that the Python on the device starts without printing anything",
+            ) from error
         if kind == "unavailable":
             hint = f"install it on the device: pip install {self._engine}"
             if self._provider != "cpu":
@@ -276,11 +279,11 @@ class AgentSession:
         except subprocess.TimeoutExpired:
             _kill(self._child)
             code = self._child.wait()
-        said = last_lines(self._stderr.text())
+        reason = last_lines(self._stderr.text())
         if code in _LINK_LOST and self._device != "local":
-            return LinkLostError(f"{self._device}: the link was lost during a measurement ({said or 'no reason'})")
+            return LinkLostError(f"{self._device}: the link was lost during a measurement ({reason or 'no reason'})")
         return EngineCrashedError(
-            f"{self._engine} died (exit code {code}){f': {said}' if said else ''}",
+            f"{self._engine} died (exit code {code}){f': {reason}' if reason else ''}",
             "try a smaller --context, because memory may have run out",
         )
 
@@ -311,7 +314,7 @@ class _Drain:
                 self._file.write(block)
 
     def text(self) -> str:
-        """The end of the output."""
+        """Return the end of the output."""
         if self._thread is not None:
             self._thread.join(1.0)
         self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - 8192))

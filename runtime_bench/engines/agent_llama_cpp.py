@@ -17,7 +17,7 @@ class LlamaCppPython(AgentKind):
     options = frozenset({"--device-python", "--gpu-layers"})
 
     def is_default(self, context: EngineContext) -> bool:
-        """On this machine where the package is installed; another device more often has no such package."""
+        """Return true on this machine if the package is installed. Another device rarely has it."""
         return context.transport.spec == "local" and find_spec("llama_cpp") is not None
 
 

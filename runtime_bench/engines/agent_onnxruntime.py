@@ -23,7 +23,7 @@ class Onnxruntime(AgentKind):
     cache_grows = True
 
     def tokenizer_of(self, artifact: BenchArtifact) -> Tokenizer:
-        """The tokenizer.json of the artifact's folder on this machine."""
+        """Return the tokenizer.json of the artifact's folder on this machine."""
         return _FolderTokenizer(artifact.path)
 
 

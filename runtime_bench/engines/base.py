@@ -1,9 +1,9 @@
-"""What the bench asks of an engine: a fresh process with a model in it, prompts as text, times of the device's clock.
+"""The interface of an engine. An engine loads a model in a fresh process, takes text, and times itself on the device.
 
 Every engine runs one sequence at a time (batch size 1), chooses tokens greedily, and continues after the end of a text,
-so that each run makes as many tokens as requested. No figure includes the time of tokenization.
+so that each run generates as many tokens as requested. No time includes tokenization.
 
-`EngineKind` is an engine as the registry knows it, `Engine` is one on a device, `Session` is one process of it.
+`EngineKind` is an engine in the registry, `Engine` is that engine on a device, and `Session` is one process of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from runtime_bench.transports.base import Transport
 
 ALL_LAYERS = -1
-LOAD_SECONDS = 600.0  # for one engine to load a model
-# Time limit of an engine's process, kept by the device even without a connection. No process needs that long.
+LOAD_SECONDS = 600.0  # time limit for loading a model
+# Time limit of an engine's process. The device enforces it even without a connection. No process needs that long.
 PROCESS_SECONDS = 4 * 3600.0
 WARM_UP = "The quick brown fox jumps over the lazy dog."
 WARM_UP_TOKENS = 8
@@ -35,10 +35,10 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is opened, the same for both sides.
+    """The settings for opening a model.
 
     Attributes:
-        threads: for the prompt and for single tokens.
+        threads: number of threads, for the prompt and for single tokens.
         context: positions of the key-value cache.
         gpu_layers: layers on an accelerator; `ALL_LAYERS` for all, 0 for none (llama.cpp).
         execution_provider: `cpu`, `cuda`, `dml`, `webgpu` (onnxruntime).
@@ -52,12 +52,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Figures:
-    """What an engine says of itself once a model is loaded.
+    """Values that an engine reports after loading a model.
 
     Attributes:
         kv_cache_bytes: key-value cache of the context.
         buffers: bytes by backend and kind.
-        device_memory_bytes: of these on an accelerator; None where nothing is there.
+        device_memory_bytes: bytes of these buffers on an accelerator; None if there are none.
         settings: plain values: KV type, flash attention, mmap, mlock, backend.
         engine: plain values: version, build, ISA.
     """
@@ -70,12 +70,12 @@ class Figures:
 
 
 class Session(Protocol):
-    """One process of the engine, the model loaded.
+    """One process of an engine with its model loaded.
 
     Attributes:
         pid: process id on the device.
-        load_s: seconds until the model was ready (see the engine for what they begin with).
-        figures: what the engine said while it loaded.
+        load_s: seconds from `Engine.times_load_from` until the model was ready.
+        figures: values that the engine reported while loading.
         own_cpu_s: processor time that this program used while the engine worked.
         busy_s: time during which the engine worked.
     """
@@ -87,13 +87,13 @@ class Session(Protocol):
     busy_s: float
 
     def warm_up(self) -> None:
-        """Run a short prompt that is in no figure: it touches every weight and makes the compute buffers."""
+        """Run a short prompt without measuring it, so that all weights are read and the compute buffers exist."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens that the engine's own tokenizer needs for each text, BOS included where the model wants one."""
+        """Count the tokens of each text with the engine's own tokenizer, including BOS if the model needs one."""
 
     def generate(self, name: str, text: str, n_tokens: int, depth: int | None = None) -> Generation:
-        """Run one prompt from an empty key-value cache and make `n_tokens` tokens after it.
+        """Run one prompt from an empty key-value cache and generate `n_tokens` tokens after it.
 
         Raises:
             EngineCrashedError: the engine died; its last lines are quoted.
@@ -128,8 +128,8 @@ class Engine(Protocol):
     """An engine on one device.
 
     Attributes:
-        name: as in the registry.
-        times_load_from: what `load_s` begins with, for the report.
+        name: its name in the registry.
+        times_load_from: the event from which `load_s` is measured, for the report.
         facts: plain values that are known before a model is loaded: build, files, sha256.
     """
 
@@ -148,14 +148,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineContext:
-    """Where an engine will run, and what the user said about it.
+    """The device on which an engine will run, and the user's choices for it.
 
     Attributes:
         transport: the device, open.
         device: facts of the device.
-        cache: where engines that were built here are kept.
-        engine_dir: `--engine-dir`, a folder with a program of the engine; None without.
-        python: `--device-python`, a Python interpreter on the device; None without.
+        cache: the cache with the engines that were built on this machine.
+        engine_dir: `--engine-dir`, a folder with the engine's program; None if not given.
+        python: `--device-python`, a Python interpreter on the device; None if not given.
     """
 
     transport: Transport
@@ -169,12 +169,12 @@ class EngineKind(ABC):
     """An engine in the registry, before it is on a device.
 
     Attributes:
-        name: what `--engine` takes and reports say.
+        name: its name for `--engine` and in reports.
         formats: the formats that it opens: `gguf`, `onnx`.
-        options: the options of the bench that only some engines use, and this one does: `--engine-dir`,
-            `--device-python`, `--gpu-layers`, `--execution-provider`.
-        notes: what a report must say about every run on it, one line each.
-        cache_grows: the key-value cache grows with the text, so a peak shows nothing of the whole context.
+        options: the engine-specific options of the bench that this engine uses: `--engine-dir`, `--device-python`,
+            `--gpu-layers`, `--execution-provider`.
+        notes: notes for the report of every run on it, one line each.
+        cache_grows: the key-value cache grows with the text, so the peak does not show the memory of a full context.
     """
 
     name: str
@@ -188,16 +188,18 @@ class EngineKind(ABC):
         """Look for the engine.
 
         Args:
-            context: where it will run.
-            named: the user named this engine. Without that, an engine is found only where it can be expected to run.
+            context: the device, and the user's choices.
+            named: the user named this engine. Otherwise, it is found only if it is likely to run on the device.
 
         Returns:
-            A function that places the engine on the device; None where the engine is not available.
+            A function that places the engine on the device; None if the engine is not available.
 
         Raises:
-            CompactEdgeError: what the user named for it is damaged or does not fit the device.
+            CompactEdgeError: a file that the user gave for it is damaged, or is for another kind of device.
         """
 
     def missing(self, context: EngineContext) -> ToolUnavailableError:
-        """The error for a user whose artifact needs this engine; its hint says how to get it."""
-        return ToolUnavailableError(f"{self.name} is not available for {context.transport.spec}")
+        """Return the error for a user whose artifact needs this engine. Its hint says how to get the engine."""
+        return ToolUnavailableError(
+            f"{self.name} is not available for {context.transport.spec}", "name another engine with --engine"
+        )

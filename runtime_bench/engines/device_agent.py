@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PROMPT_CHUNK = 2048  # tokens of a prompt per call: the default n_batch of llama.cpp
-# A run of one prompt: seconds of the prompt, seconds to each token, ids, text (None where the caller decodes).
+# A run of one prompt: seconds of the prompt, seconds to each token, ids, text (None if the caller decodes).
 Run = tuple[float, list[float], list[int], Any]
 
 
@@ -82,7 +82,7 @@ class LlamaCpp:
         return "; ".join(lines[-2:]) or "no reason given"
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids as in llama-server: with BOS if the model needs it, and special tokens parsed."""
+        """Return the ids as llama-server does: with BOS if the model needs it, and with special tokens parsed."""
         data = text.encode("utf-8")
         room = len(data) + 16
         tokens = (self._lib.llama_token * room)()
@@ -154,7 +154,7 @@ class Genai:
         self.facts = {"version": onnxruntime_genai.__version__}
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of genai's own tokenizer."""
+        """Return the ids of genai's own tokenizer."""
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def run(self, ids: Sequence[int], n_tokens: int) -> Run:
@@ -225,7 +225,7 @@ class Onnxruntime:
         return self._numpy.dtype(kinds.get(name, "int32"))
 
     def tokenize(self, _text: str) -> list[int]:
-        """Not supported: onnxruntime has no tokenizer."""
+        """Raise an error: onnxruntime has no tokenizer."""
         raise RefusedError("bug", "onnxruntime has no tokenizer")
 
     def run(self, ids: Sequence[int], n_tokens: int) -> Run:
@@ -266,7 +266,7 @@ ENGINES: dict[str, Any] = {"llama-cpp-python": LlamaCpp, "onnxruntime-genai": Ge
 
 
 def resident_bytes() -> Any:
-    """Resident memory of this process, None where the system does not report it."""
+    """Return the resident memory of this process, or None if the system does not report it."""
     try:
         with Path("/proc/self/status").open() as status:
             fields = dict(line.split(":", 1) for line in status if ":" in line)

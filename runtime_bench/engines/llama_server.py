@@ -59,7 +59,7 @@ class LlamaServerKind(EngineKind):
         return None if folder is None else partial(LlamaServer, context.transport, folder)
 
     def missing(self, context: EngineContext) -> ToolUnavailableError:
-        """See `EngineKind.missing`: the command that builds one for this device."""
+        """See `EngineKind.missing`. The hint has the command that builds llama-server for this device."""
         machine = _machine(context)
         try:
             variant = variant_for(architecture_named(machine), context.device.isa_features).name
@@ -68,7 +68,7 @@ class LlamaServerKind(EngineKind):
         else:
             build = f"compact-edge engine build --arch {machine} --isa {variant}"
             hint = f"run: {build}, or name a folder with llama-server by --engine-dir"
-        return ToolUnavailableError(f"no llama-server that runs on this {machine} was found", hint)
+        return ToolUnavailableError(f"found no llama-server that runs on {machine}", hint)
 
 
 ENGINE = LlamaServerKind()
@@ -89,7 +89,7 @@ class LlamaServer:
     times_load_from = "the start of the process"
 
     def __init__(self, transport: Transport, folder: EngineFolder) -> None:
-        """Place the engine's files on the device. Raises as `Transport.place_folder`."""
+        """Place the engine's files on the device. Raises the errors of `Transport.place_folder`."""
         self.facts: Mapping[str, Any] = folder.as_dict()
         self._transport = transport
         # Files of a built engine were hashed when it was found.
@@ -222,7 +222,7 @@ class ServerSession:
 
 
 def _unexplained(program: Program) -> bool:
-    """Whether a server ended and the device did not report its exit status.
+    """Return whether a server ended and the device did not report its exit status.
 
     The device ends the server when the connection is lost. That is not a fault of the server.
     """
@@ -237,7 +237,7 @@ def _link_lost(transport: Transport) -> LinkLostError:
 
 
 def arguments(path: str, settings: Settings) -> list[str]:
-    """llama-server's arguments: one slot, no caches between requests, and a log with everything for the report."""
+    """Return llama-server's arguments: one slot, no cache between requests, and a log with all values of the report."""
     layers = "999" if settings.gpu_layers == ALL_LAYERS else str(settings.gpu_layers)
     words = ["-m", path, "--host", "127.0.0.1", "--port", "0", "--offline"]
     words += ["--ctx-size", str(settings.context), "--parallel", "1", "--cache-ram", "0", "--no-slots", "-fit", "off"]
@@ -248,5 +248,5 @@ def arguments(path: str, settings: Settings) -> list[str]:
 
 
 def read_log(transport: Transport, path: str) -> str:
-    """The server's log so far."""
+    """Return the server's log so far."""
     return transport.run(["cat", path]).stdout.decode("utf-8", "replace")

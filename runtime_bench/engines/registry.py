@@ -1,4 +1,4 @@
-"""The engines of the bench, and which of them runs an artifact.
+"""The engines of the bench, and the choice of an engine for an artifact.
 
 A new engine is one module with an `ENGINE` (`runtime_bench.engines.base.EngineKind`) and one line of `ENGINES`.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from runtime_bench.engines.base import Engine, EngineContext, EngineKind
     from runtime_bench.records import Side
 
-# Name -> module. Where the user names no engine, the first one that opens the format and is available runs.
+# Name -> module. If the user names no engine, the first one that opens the format and is available is used.
 # The modules are imported on use: `--help` reads the names only.
 ENGINES: dict[str, str] = {
     "llama-server": "runtime_bench.engines.llama_server",
@@ -33,7 +33,7 @@ class ChosenEngine:
 
     Attributes:
         kind: its entry in the registry.
-        place: places it on the device. Raises DeviceUnavailableError where the device cannot run it.
+        place: places it on the device. Raises DeviceUnavailableError if the device cannot run it.
     """
 
     kind: EngineKind
@@ -41,25 +41,25 @@ class ChosenEngine:
 
 
 def engine_kind(name: str) -> EngineKind:
-    """The engine of that name. Raises KeyError for an unknown name."""
+    """Return the engine of that name. Raises KeyError for an unknown name."""
     kind: EngineKind = import_module(ENGINES[name]).ENGINE
     return kind
 
 
 def engines_for(artifact_format: str) -> list[EngineKind]:
-    """The engines that open artifacts of a format (`gguf`, `onnx`), the preferred one first."""
+    """Return the engines that open artifacts of a format (`gguf`, `onnx`), the preferred one first."""
     return [kind for kind in map(engine_kind, ENGINES) if artifact_format in kind.formats]
 
 
 def choose_engines(
     artifacts: Mapping[Side, BenchArtifact], named: str | None, context: EngineContext
 ) -> dict[Side, ChosenEngine]:
-    """Choose an engine for each side; two artifacts of one format get the same one.
+    """Choose an engine for each side. Two artifacts of one format get the same engine.
 
     Args:
         artifacts: both sides.
-        named: the engine that the user named. Of two formats, it runs the one that it opens. None for no wish.
-        context: where it will run.
+        named: the engine that the user named, or None. If the formats differ, it is used for the one that it opens.
+        context: the device, and the user's choices.
 
     Raises:
         UsageError: the named engine does not open the artifact.
@@ -79,7 +79,7 @@ def _choose(artifact: BenchArtifact, named: str | None, context: EngineContext) 
     if named is not None:
         able = [kind.name for kind in kinds]
         if named not in able:
-            raise UsageError(f"--engine {named} does not open {artifact.name}", f"it takes {' or '.join(able)}")
+            raise UsageError(f"--engine {named} does not open {artifact.name}", f"use --engine {' or '.join(able)}")
         kinds = [kind for kind in kinds if kind.name == named]
     for kind in kinds:
         place = kind.find(context, named=named is not None)

@@ -31,7 +31,7 @@ _HOST = re.compile(r"^CPU|_Host$|^BLAS|^AMX")
 
 
 def loaded_after(log: str) -> float | None:
-    """Seconds from the start of the program to the loaded model; None if the log does not have it."""
+    """Return the seconds from the start of the program to the loaded model, or None if the log does not have them."""
     found = _LOADED.findall(log)
     if not found:
         return None
@@ -41,13 +41,13 @@ def loaded_after(log: str) -> float | None:
 
 
 def port_of(log: str) -> int | None:
-    """The port on which the server listens; None if it does not listen yet."""
+    """Return the port on which the server listens, or None if it does not listen yet."""
     found = _PORT.findall(log)
     return int(found[-1]) if found else None
 
 
 def figures_of(log: str) -> Figures:
-    """Sizes and settings. Values that the log does not have are absent."""
+    """Return sizes and settings. Values that the log does not have are absent."""
     buffers: dict[str, int] = {}
     for backend, kind, size in _BUFFER.findall(log):
         name = f"{backend} {kind}"
@@ -67,7 +67,7 @@ def figures_of(log: str) -> Figures:
 
 
 def last_lines(log: str, count: int = 3) -> str:
-    """The important lines at the end of a log as one line: lines with an error, otherwise the last line."""
+    """Return the important lines at the end of a log as one line: lines with an error, otherwise the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [
         line for line in lines if re.search(r"\berror\b|GGML_ASSERT|failed|what\(\):|terminate called", line, re.I)
@@ -101,6 +101,6 @@ def _engine(log: str) -> dict[str, Any]:
 
 
 def cpu_features(line: str) -> list[str] | None:
-    """CPU features that llama.cpp uses, from `CPU : SSE3 = 1 | AVX = 1 | ...`; None if the line has none."""
+    """Return the CPU features of a line such as `CPU : SSE3 = 1 | AVX = 1 | ...`, or None if it has none."""
     flags = [part.partition(" = ")[0].rpartition(": ")[2].strip() for part in line.split("|")]
     return [flag for flag in flags if flag] or None

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from compact.base.errors import EngineCrashedError
 
-_PAUSE = 0.02  # seconds between two reads of the socket; its buffer has room for thousands of tokens
+_PAUSE = 0.02  # seconds between two reads of the socket; its buffer can store thousands of tokens
 _CONNECT_SECONDS = 10.0
 _CHUNK = 1 << 20
 
@@ -26,7 +26,7 @@ OLD_HINT = "this llama-server may be too old or too new; compact-edge engine bui
 
 
 def unexpected(what: str) -> EngineCrashedError:
-    """The error for a complete answer that this client does not understand."""
+    """Return the error for a complete answer that this client does not understand."""
     return EngineCrashedError(f"llama-server gave an unexpected answer: {what}", OLD_HINT)
 
 
@@ -36,12 +36,12 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Saved:
-    """One answer, raw.
+    """One unparsed answer.
 
     Attributes:
         content: status line, headers and body.
-        wall_s: seconds from the request to the end of the answer, by this side's clock.
-        cpu_s: processor time that this process used meanwhile.
+        wall_s: seconds from the request to the end of the answer, by the clock of this machine.
+        cpu_s: processor time that this process used during the request.
     """
 
     content: bytes
@@ -87,7 +87,7 @@ class _Bytes:
 
 
 def body_of(saved: Saved) -> bytes:
-    """The body of an answer.
+    """Return the body of an answer.
 
     Raises:
         NoAnswerError: the answer is incomplete.
@@ -105,7 +105,7 @@ def body_of(saved: Saved) -> bytes:
 
 
 def json_of(saved: Saved) -> dict[str, Any]:
-    """The JSON object of an answer. Raises as `body_of`."""
+    """Return the JSON object of an answer. Raises the errors of `body_of`."""
     try:
         value = json.loads(body_of(saved))
     except ValueError as error:
@@ -137,7 +137,7 @@ def completion_of(saved: Saved) -> Completion:
 
     The server sends nothing for a token that ends within a character. The time of such a token is interpolated.
 
-    Raises as `body_of`.
+    Raises the errors of `body_of`.
     """
     seen: dict[int, float] = {}
     texts: list[str] = []

@@ -1,7 +1,7 @@
-"""The measuring loop: one fresh engine process per side and repetition, the sides interleaved.
+"""The measuring loop. Each repetition runs a fresh engine process for each side; the two sides alternate.
 
-Repetitions run AB, BA, AB, ... With an even number of pairs each side runs first equally often, so a device that slows
-down while it warms up affects both sides equally.
+The order alternates too: AB, BA, AB, ... With an even number of pairs, each side runs first equally often. A device
+that slows down while it warms up then affects both sides equally.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class BoundSide:
         side: `pruned` or `baseline`.
         engine: runs the artifact.
         model: the artifact on the device.
-        settings: for opening it.
-        prompts: name -> text, chat template applied.
+        settings: settings for opening the artifact.
+        prompts: name -> text with the chat template applied.
     """
 
     side: Side
@@ -39,16 +39,16 @@ class BoundSide:
 
 @dataclass(frozen=True)
 class Workload:
-    """What every process runs.
+    """The texts that every process runs.
 
     Attributes:
-        prompts: as the report lists them; a prompt that does not fit has a reason in `skipped`.
-        texts: by side, name -> text for the engine.
+        prompts: the prompts, as the report lists them. If one does not fit, `skipped` has the reason.
+        texts: side -> (name -> text for the engine).
         depths: depth in tokens of the baseline -> text of that many tokens.
         n_tokens: new tokens after each prompt.
-        reference_tokens: tokens of the reference text by side.
-        figures: what each side's engine reported when it was opened for counting.
-        notes: what was left out, one line each.
+        reference_tokens: side -> number of tokens of the reference text.
+        figures: side -> values that the engine reported when it was opened to count tokens.
+        notes: prompts and depths that were left out, one line each.
     """
 
     prompts: tuple[Prompt, ...]
@@ -65,8 +65,8 @@ class Outcome:
     """Result of the loop.
 
     Attributes:
-        samples: the records, in the order in which they were made.
-        lost: why the run ended early; empty for a full run.
+        samples: the records, in the order of measurement.
+        lost: the reason why the run ended early; empty for a full run.
         notes: remarks for the report, one line each.
     """
 
@@ -83,21 +83,21 @@ def prepare(
     reference: str,
     progress: Progress = SILENT,
 ) -> Workload:
-    """Open both sides once, count tokens with their own tokenizers, and choose what fits into the context.
+    """Open both sides once, count tokens with their own tokenizers, and choose the texts that fit into the context.
 
     Args:
         sides: both sides.
         depths: wanted context depths, in tokens of the baseline.
         n_tokens: new tokens after each prompt.
-        reference: text on which characters per token are counted; the texts of the depths are taken from it.
+        reference: text for counting characters per token. The texts of the depths are cut from it.
         progress: receives the progress.
 
     Raises:
         UsageError: no prompt fits into the context, or the prompts contain no text.
-        CompactEdgeError: what the engines raise.
+        CompactEdgeError: an error of an engine.
     """
     if not reference.strip():
-        raise UsageError("the prompts contain no text", "give prompts with text")
+        raise UsageError("the prompts contain no text", "give other --prompts")
     room = min(bound.settings.context for bound in sides.values()) - n_tokens
     wanted = sorted(set(depths))
     counts: dict[Side, dict[str, int]] = {}
@@ -107,15 +107,15 @@ def prepare(
     texts: dict[int, str] = {}
     depth_counts: dict[Side, dict[int, int]] = {}
     with progress.task("opening both sides", len(SIDES), "sides") as task:
-        for side in ("baseline", "pruned"):  # the baseline first: its tokens decide where the texts of the depths end
+        for side in ("baseline", "pruned"):  # baseline first, because its tokens define the depths
             bound = sides[side]
             with bound.engine.open(bound.model, bound.settings) as session:
                 # An engine that adds BOS to every text would add a second one before that of the template.
                 adds_bos = session.count_tokens([""])[0] > 0
                 bos = bound.model.artifact.bos if adds_bos else ""
-                own = {name: text.removeprefix(bos) for name, text in bound.prompts.items()}
-                given[side] = own
-                counts[side] = dict(zip(own, session.count_tokens(list(own.values())), strict=True))
+                without_bos = {name: text.removeprefix(bos) for name, text in bound.prompts.items()}
+                given[side] = without_bos
+                counts[side] = dict(zip(without_bos, session.count_tokens(list(without_bos.values())), strict=True))
                 totals[side] = session.count_tokens([reference])[0]
                 if side == "baseline":
                     texts = {depth: text_of_tokens(session, reference, depth) for depth in wanted if depth <= room}
@@ -154,13 +154,14 @@ def measure(
     Args:
         transport: the device.
         sides: both sides.
-        workload: what each process runs.
+        workload: the texts that each process runs.
         repetitions: pairs to run.
-        seconds: time limit. No pair starts that would end later, judging by the earlier pairs; one pair always runs.
+        seconds: time limit. A pair does not start if it would probably end later, judging by the earlier pairs. The
+            first pair always runs.
         progress: receives the progress.
 
     Returns:
-        The records. Where the link was lost or the engine died, these are the records up to then, and `lost` has the
+        The records. If the link is lost or the engine dies, the result has the records made before, and `lost` has the
         reason. Nothing is measured twice.
 
     Raises:
@@ -190,7 +191,7 @@ def measure(
                 task.advance(1 if seconds is None else max(0, round(elapsed) - round(counted)))
                 counted = elapsed
     if len(outcome.samples) // len(SIDES) % 2:
-        outcome.notes.append("an odd number of pairs: one of the two orders ran once more than the other")
+        outcome.notes.append("with an odd number of pairs, one of the two orders runs once more than the other")
     return outcome
 
 
@@ -235,7 +236,7 @@ def _record(transport: Transport, bound: BoundSide, workload: Workload, pair: in
 
 
 def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, str]:
-    """Load once, in a separate process, after the weights' pages were dropped from the page cache."""
+    """Drop the weights from the page cache, then load once in a separate process. Return (seconds, how or why not)."""
     how = ""
     for path in bound.model.weights:
         dropped, how = drop_file_cache(transport, path)
@@ -246,7 +247,7 @@ def _cold_load(transport: Transport, bound: BoundSide) -> tuple[float | None, st
 
 
 def text_of_tokens(session: Session, source: str, depth: int) -> str:
-    """Return the longest beginning of `source` with at most `depth` tokens; a short source is repeated."""
+    """Return the longest beginning of `source` with at most `depth` tokens. Repeat the source if it is too short."""
     text = source
     while session.count_tokens([text])[0] < depth:
         text += "\n\n" + source

@@ -1,8 +1,8 @@
-"""Metrics of the report, derived from raw records. A metric that a record does not give is absent, never 0.
+"""Derive the metrics of the report from raw records. A metric that a record does not give is absent, never 0.
 
 Speeds of two sides with different vocabularies cannot be compared in tokens, because a token of one side can be longer
-than a token of the other. `characters_per_s` is therefore tokens per second times characters per token, both sides
-counted on the *same* reference text.
+than a token of the other. `characters_per_s` is therefore tokens per second times characters per token. The
+characters per token of both sides are counted on the *same* reference text.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Metric:
         unit: `s`, `ms`, `tokens/s`, `characters/s`, `bytes`, `bits/byte`.
         better: which direction is an improvement.
         group: `size`, `quality`, `memory`, `load`, `ttft`, `prefill`, `decode`, `itl`, `text`.
-        speed: depends on how fast the device is, so the value from an emulator is not meaningful.
-        deterministic: the same in every run of the same files.
+        speed: true if it depends on the speed of the device. A value from an emulator is then not meaningful.
+        deterministic: true if every run of the same files gives the same value.
     """
 
     key: str
@@ -70,7 +70,7 @@ _TEXT = (
 
 
 def definitions(facts: RunFacts) -> tuple[Metric, ...]:
-    """All metrics that a run with these prompts and depths can have, in the order of the report."""
+    """Return all metrics that a run with these prompts and depths can have, in the order of the report."""
     prompts = [prompt.name for prompt in facts.prompts if prompt.skipped is None]
     return (
         *_SUBJECT,
@@ -93,7 +93,7 @@ def _decode(name: str, label: str) -> Metric:
 
 
 def metrics_of(sample: Sample, facts: RunFacts) -> dict[str, float]:
-    """Metric key -> value, for the metrics that one record gives."""
+    """Return metric key -> value, for the metrics that one record gives."""
     found: dict[str, float | None] = {"load_warm_s": sample.load_s, "load_cold_s": sample.cold_load_s}
     named = {prompt.name for prompt in facts.prompts}
     for generation in sample.generations:
@@ -115,18 +115,18 @@ def metrics_of(sample: Sample, facts: RunFacts) -> dict[str, float]:
 
 
 def subject_metrics(subject: Subject) -> dict[str, float]:
-    """Metric key -> value, for the metrics that are known without running the artifact."""
+    """Return metric key -> value, for the metrics that are known without running the artifact."""
     found = {"size_bytes": subject.size_bytes, "bits_per_byte": subject.bits_per_byte}
     return {key: float(value) for key, value in found.items() if value is not None and _positive(value)}
 
 
 def ttft(generation: Generation) -> float | None:
-    """Seconds from the start of the prompt to the first token; None without any token."""
+    """Return the seconds from the start of the prompt to the first token, or None without a token."""
     return generation.token_s[0] if generation.token_s and _positive(generation.token_s[0]) else None
 
 
 def decode_rate(generations: Iterable[Generation]) -> float | None:
-    """Tokens per second after the first token, over all generations; None where it cannot be computed."""
+    """Return tokens per second after the first token, over all generations. None if it cannot be computed."""
     tokens, seconds = 0, 0.0
     for generation in generations:
         times = generation.token_s
@@ -138,7 +138,7 @@ def decode_rate(generations: Iterable[Generation]) -> float | None:
 
 
 def inter_token_ms(generations: Iterable[Generation]) -> list[float]:
-    """Milliseconds between successive tokens after the first, over all generations."""
+    """Return the milliseconds between successive tokens after the first, over all generations."""
     return [
         (later - earlier) * 1000
         for generation in generations
@@ -160,20 +160,23 @@ def judged_prompt(facts: RunFacts) -> str | None:
 
 
 def characters_per_token(facts: RunFacts, side: Side) -> float | None:
-    """Characters per token of this side on the reference text; None where unknown."""
+    """Return the characters per token of this side on the reference text, or None if unknown."""
     tokens = facts.reference_tokens.get(side, 0)
     return facts.reference_characters / tokens if tokens > 0 and facts.reference_characters > 0 else None
 
 
 def private_label(samples: Sequence[Sample]) -> str:
-    """Name of `private_bytes` on the device of these records; `Private memory` where the source is unknown."""
+    """Name of `private_bytes` on the device of these records; `Private memory` if the source is unknown."""
     readings = (reading for sample in samples for reading in sample.memory.values() if reading.private is not None)
     sources = {str(reading.source) for reading in readings}
     return _PRIVATE.get(sources.pop(), "Private memory") if len(sources) == 1 else "Private memory"
 
 
 def before_loading(sample: Sample) -> float | None:
-    """Bytes of the engine's process before it loaded the model; None for an engine that is not a Python package."""
+    """Return the bytes of the engine's process before it loaded the model.
+
+    None for an engine that is not a Python package.
+    """
     value = sample.buffers.get(PYTHON_BYTES)
     return float(value) if value is not None and _positive(value) else None
 

@@ -27,7 +27,7 @@ class _Day(datetime):
 
 
 def render(request: dict[str, Any]) -> list[str]:
-    """The text of each conversation, up to the point where the answer begins. Raises what Jinja raises."""
+    """Return the text of each conversation up to the point where the answer begins. Raises the errors of Jinja."""
     from transformers.utils import chat_template_utils
 
     # A template that prints the date must give the same prompt every day. A function passed by name is not called.

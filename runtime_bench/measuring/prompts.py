@@ -112,7 +112,7 @@ def _through_template(conversations: list[list[dict[str, str]]], artifact: Bench
 
 
 def reference_text(conversations: Sequence[Conversation]) -> str:
-    """The text on which characters per token are counted: all prompts without a template."""
+    """Return the text on which characters per token are counted: all prompts without a template."""
     parts = []
     for conversation in conversations:
         parts += [conversation.text] if conversation.text is not None else []

@@ -1,9 +1,9 @@
 """Medians, quantiles, and the ratio of paired measurements with a distribution-free interval.
 
-The two sides are measured in pairs whose order alternates (AB BA AB ...). A slow change
-during the run (the device warms up, a clock slows down) affects both sides of a pair almost equally. What remains has
-the opposite sign in the next pair. It therefore cancels in the ratio of a pair and in the median over pairs. An even
-number of pairs balances the two orders; with an odd number one order occurs once more than the other.
+The two sides are measured in pairs whose order alternates (AB BA AB ...). A slow change during the run (the device
+warms up, a clock slows down) affects both sides of a pair almost equally, so most of it cancels in the ratio of the
+pair. The remainder has the opposite sign in the next pair, so it cancels in the median over pairs. An even number of
+pairs balances the two orders.
 
 The interval is that of the sign test. For n independent ratios of any continuous distribution, the number of ratios
 below the true median is binomial (n, 1/2), so the k-th smallest and the k-th largest enclose it with probability
@@ -30,11 +30,11 @@ class Ratio:
     """Ratio pruned / baseline over the pairs.
 
     Attributes:
-        median: of the pairs' ratios (computed on their logarithms, so that 2 and 1/2 are equally far from 1).
+        median: median of the pairs' ratios, computed on their logarithms, so that 2 and 1/2 are equally far from 1.
         low, high: ends of the interval of the median; None with too few pairs for an interval.
-        n: complete pairs.
+        n: number of complete pairs.
         confidence: actual coverage of the interval, at least `CONFIDENCE`; None without an interval.
-        exact: neither side varies (the size of a file), so the ratio has no uncertainty.
+        exact: true if neither side varies (such as the size of a file), so the ratio has no uncertainty.
     """
 
     median: float
@@ -46,12 +46,14 @@ class Ratio:
 
 
 def median(values: Iterable[float]) -> float | None:
-    """Middle value, or the mean of the two middle values; None for an empty sequence."""
+    """Return the middle value, or the mean of the two middle values. None for an empty sequence."""
     return quantile(sorted(values), 0.5)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Quantile `share` (0..1) of ascending `ordered`, linear between neighbours; None for an empty sequence.
+    """Return the quantile `share` (0 to 1) of the ascending values `ordered`, or None for an empty sequence.
+
+    Values between two neighbours are interpolated linearly.
 
     The same definition as numpy's default (type 7 of Hyndman and Fan, The American Statistician 50, 1996).
     """
@@ -60,17 +62,17 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     place = share * (len(ordered) - 1)
     below = min(int(place), len(ordered) - 1)
     above = min(below + 1, len(ordered) - 1)
-    # Rounding must not leave the range of two equal neighbours.
+    # Between two equal neighbours, rounding could give another value.
     if ordered[below] == ordered[above]:
         return ordered[below]
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
 def interval_rank(n: int, confidence: float = CONFIDENCE) -> tuple[int, float] | None:
-    """The largest k for which the k-th smallest and k-th largest of n enclose the median with `confidence`.
+    """Return the largest k for which the k-th smallest and k-th largest of n enclose the median with `confidence`.
 
     Returns:
-        k (1 is the smallest value) and the coverage; None where even the smallest and largest do not reach it.
+        (k, coverage), or None if even the smallest and largest value do not enclose the median with `confidence`.
     """
     outside, rank, coverage = 0, 0, 0.0
     for k in range(1, n // 2 + 1):
@@ -83,7 +85,7 @@ def interval_rank(n: int, confidence: float = CONFIDENCE) -> tuple[int, float] |
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float] | None:
-    """(low, high, coverage) of the median of independent values; None for fewer than 6 values (at 95%)."""
+    """Return (low, high, coverage) of the median of independent values, or None for fewer than 6 values (at 95%)."""
     found = interval_rank(len(values), confidence)
     if found is None:
         return None
@@ -93,12 +95,12 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 def paired_ratio(pairs: Sequence[tuple[float | None, float | None]]) -> Ratio | None:
-    """Ratio of (pruned, baseline) pairs.
+    """Return the ratio of (pruned, baseline) pairs.
 
     A pair with a missing, non-finite or non-positive value is incomplete and is ignored.
 
     Returns:
-        None without a complete pair.
+        The ratio, or None without a complete pair.
     """
     logs = [math.log(new) - math.log(old) for new, old in pairs if _positive(new) and _positive(old) and new and old]
     middle = median(logs)
@@ -112,14 +114,14 @@ def paired_ratio(pairs: Sequence[tuple[float | None, float | None]]) -> Ratio | 
 
 
 def exact_ratio(pruned: float, baseline: float, n: int) -> Ratio | None:
-    """Ratio of two quantities that do not vary; None where either is not positive."""
+    """Return the ratio of two quantities that do not vary, or None if one of them is not positive."""
     if not (_positive(pruned) and _positive(baseline)):
         return None
     return Ratio(pruned / baseline, None, None, n, None, exact=True)
 
 
 def verdict(ratio: Ratio, better: Better) -> Verdict:
-    """What the pairs show about the pruned side.
+    """Return what the pairs show about the pruned side.
 
     `no difference` means that the interval contains 1. It does not prove that the sides are equal.
     """

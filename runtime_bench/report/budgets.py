@@ -20,16 +20,18 @@ _KINDS: Mapping[str, tuple[str, bool, str]] = {
 _GROWING = "the engine's key-value cache grows with the text, so its peak does not show the memory of the whole context"
 
 
-def judge(facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory") -> list[dict[str, Any]]:
-    """Each budget with the measured value (median of the pruned side) and whether it is met.
+def check_budgets(
+    facts: RunFacts, pruned: Mapping[str, float], private: str = "Private memory"
+) -> list[dict[str, Any]]:
+    """Return each budget with the measured value (median of the pruned side) and whether it is met.
 
     Args:
-        facts: of the run; for an incomplete run only storage is judged.
+        facts: facts of the run. For an incomplete run, only storage is checked.
         pruned: metric key -> median of the pruned side.
         private: name of `private_bytes` on the device (`runtime_bench.measuring.metrics.private_label`).
 
     Returns:
-        `passed` is None where the budget could not be judged, and `reason` says why.
+        One JSON object per budget. If the budget could not be checked, `passed` is None and `reason` has the reason.
     """
     return [_judge_one(budget, facts, pruned, private) for budget in facts.budgets]
 

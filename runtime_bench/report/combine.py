@@ -1,7 +1,8 @@
-"""Several runs in one table, to compare devices, quantizations or ratios.
+"""Put several runs in one table, to compare devices, quantizations or ratios.
 
-Runs are ranked by the pruned model's characters per second. Only complete runs on real devices are ranked, whose two
-artifacts differ in nothing but the pruning. Runs are compared only with runs of the same engine, prompts and settings.
+Runs are ranked by the pruned model's characters per second. A run is ranked only if it is
+complete, ran on a real device, and its two artifacts differ only in the pruning. Runs are compared only with runs of
+the same engine, prompts and settings.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from runtime_bench.report import page
+from runtime_bench.report.charts import RatioRow, ratios
 from runtime_bench.report.headline import standing, why
 from runtime_bench.report.markdown import grid, text
 from runtime_bench.report.rows import first_metric
-from runtime_bench.report.svg import RatioRow, ratios
 from runtime_bench.report.words import NONE, device_name, engine_name, figure, plain, ratio_words, subject_name
 
 SCHEMA = "compact-edge/bench-comparison/1"
 SPEED = "characters_per_s"
-# (key of the comparison, keys of the document, of which the first existing one is used, heading)
+# (key of the comparison, keys of the document, heading). The first key that exists is used.
 _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (SPEED, (SPEED,), "characters/s"),
     ("ttft", ("ttft_s:chat", "ttft_s:"), "TTFT"),
@@ -55,7 +56,10 @@ def combine(documents: Sequence[Mapping[str, Any]]) -> Combined:
 
 
 def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The comparison as plain values: `groups` of comparable runs, best first, and `apart` for runs without a rank."""
+    """Return the comparison as plain values.
+
+    `groups` has the comparable runs, best first; `apart` has the runs without a rank.
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     apart = []
     ways: dict[str, set[str]] = {}
@@ -87,7 +91,7 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the ranked runs as text. `short`, for a terminal, has intervals of the speed only."""
+    """Return the header and rows of the ranked runs as text. With `short`, only the speed has an interval."""
     header = [
         "run",
         "rank",
@@ -112,7 +116,7 @@ def table_rows(document: Mapping[str, Any], *, short: bool = False) -> tuple[lis
 
 
 def apart_rows(document: Mapping[str, Any]) -> list[list[str]]:
-    """(run, device, marks, reason) of the runs that are not ranked."""
+    """Return (run, device, marks, reason) of the runs that are not ranked."""
     return [[run["name"], run["device"], ", ".join(run["marks"]), "; ".join(run["why"])] for run in document["apart"]]
 
 
@@ -141,14 +145,14 @@ def _entry(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be equal for a comparison of two speeds."""
+    """Return the values that must be equal before two speeds can be compared."""
     prompts = sorted((prompt["name"], prompt["sha256"]) for prompt in document["prompts"] if prompt["skipped"] is None)
     settings = (plain(document["settings"].get(key)) for key in _SETTINGS)
     return engine_name(document), tuple(prompts), *settings
 
 
 def _differences(groups: Sequence[tuple[Any, ...]]) -> list[str]:
-    """What the groups differ in, in one line; empty for one group."""
+    """Return the differences between the groups in one line, empty for one group."""
     columns = zip(("engine", "prompts", *_SETTINGS.values()), zip(*groups, strict=True), strict=True) if groups else ()
     names = [name for name, values in columns if len(set(values)) > 1]
     return [f"Groups differ in {', '.join(names)}: speeds are not comparable between them."] if names else []
@@ -160,7 +164,7 @@ def _speed(run: Mapping[str, Any]) -> float:
 
 
 def _letter(number: int) -> str:
-    """A, B, ... Z, AA, AB, ..., as columns of a spreadsheet."""
+    """Return A, B, ... Z, AA, AB, ..., as the columns of a spreadsheet are named."""
     letters = ""
     number += 1
     while number:
@@ -264,7 +268,7 @@ def _html(document: Mapping[str, Any]) -> str:
 
 
 def _stacked(value: str) -> str:
-    """A value as HTML, with its ratio and the interval on separate lines."""
+    """Return a value as HTML, with its ratio and the interval on separate lines."""
     first, ratio, rest = value.partition(", ratio ")
     if not ratio:
         return page.words(value)

@@ -33,7 +33,7 @@ from runtime_bench.measuring.statistics import (
     verdict,
 )
 from runtime_bench.records import SIDES, Prompt, RunFacts, Sample, Side
-from runtime_bench.report.budgets import judge
+from runtime_bench.report.budgets import check_budgets
 from runtime_bench.report.headline import summary, title
 from runtime_bench.report.published import published
 from runtime_bench.report.throttling import throttling
@@ -52,7 +52,7 @@ _PERCENTS = tuple(range(101))
 
 
 def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The report of a run as plain values, without NaN, infinity and tuples.
+    """Return the report of a run as plain values, without NaN, infinity and tuples.
 
     There may be few or no samples. Values that they do not give are left out or null.
     """
@@ -88,7 +88,7 @@ def make_document(facts: RunFacts, samples: Sequence[Sample]) -> dict[str, Any]:
         "records": {side: len(by_side[side]) for side in SIDES},
         "metrics": metrics,
         "target": facts.target,
-        "budgets": judge(facts, pruned, private_label(samples)),
+        "budgets": check_budgets(facts, pruned, private_label(samples)),
         "throttling": throttling(samples),
         "inter_token_latency": {
             "percent": list(_PERCENTS),
@@ -149,9 +149,9 @@ def _never_varies(metric: Metric, known: Mapping[Side, Sequence[float]], pairs: 
 
 
 def _row(metric: Metric, sides: Mapping[Side, Any], ratio: Ratio | None, *, judged: bool) -> dict[str, Any]:
-    said: str = NOT_COMPARED
+    shown: str = NOT_COMPARED
     if ratio is not None:
-        said = verdict(ratio, metric.better) if judged else NOT_JUDGED
+        shown = verdict(ratio, metric.better) if judged else NOT_JUDGED
     return {
         "key": metric.key,
         "label": metric.label,
@@ -161,7 +161,7 @@ def _row(metric: Metric, sides: Mapping[Side, Any], ratio: Ratio | None, *, judg
         "pruned": sides["pruned"],
         "baseline": sides["baseline"],
         "ratio": None if ratio is None else asdict(ratio),
-        "verdict": said,
+        "verdict": shown,
     }
 
 

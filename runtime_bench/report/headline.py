@@ -19,13 +19,13 @@ def standing(document: Mapping[str, Any]) -> list[str]:
 
 
 def same_file(document: Mapping[str, Any]) -> bool:
-    """Whether both sides are the same artifact. Such a run shows the noise of the device."""
+    """Return whether both sides are the same artifact. Such a run shows the noise of the device."""
     first, second = (document["subjects"][side]["sha256"] for side in ("pruned", "baseline"))
     return bool(first) and first == second
 
 
 def why(document: Mapping[str, Any]) -> list[str]:
-    """The reason for each mark of `standing`, one line each. An earlier line says if both sides are one file."""
+    """Return the reason for each mark of `standing`, one line each. An earlier line says if both sides are one file."""
     lines = ["both sides are the same file"] if same_file(document) else []
     if document["status"] != "complete":
         lines.append(f"{document['status']}: {document['reason'] or 'no reason was given'}")
@@ -35,14 +35,14 @@ def why(document: Mapping[str, Any]) -> list[str]:
 
 
 def title(document: Mapping[str, Any]) -> str:
-    """`smollm2-135m-compact Q8_0 on Raspberry Pi 5`, preceded by the marks."""
+    """Return a title such as `smollm2-135m-compact Q8_0 on Raspberry Pi 5`, preceded by the marks."""
     text = f"{subject_name(document)} on {device_name(document)}"
     marks = ", ".join(standing(document))
     return f"{marks}: {text}" if marks else text
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """One line: speed, memory, size and quality against the baseline. Leaves out what was not measured."""
+    """Return one line: speed, memory, size and quality against the baseline. Omits what was not measured."""
     metrics = {metric["key"]: metric for metric in document["metrics"]}
     parts: list[str] = []
     if document["status"] == "complete" and not document["emulated"] and "characters_per_s" in metrics:
@@ -59,7 +59,7 @@ def summary(document: Mapping[str, Any]) -> str:
 
 
 def budget_summary(document: Mapping[str, Any]) -> str:
-    """`all 4 budgets of raspberry-pi-5 met`, or which are exceeded; empty for a target without budgets."""
+    """Return `all 4 budgets of raspberry-pi-5 met`, or which are exceeded; empty for a target without budgets."""
     budgets = document["budgets"]
     if not budgets:
         return ""

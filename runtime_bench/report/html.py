@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime_bench.report import page
+from runtime_bench.report.charts import interval
 from runtime_bench.report.headline import budget_summary, same_file, standing, why
 from runtime_bench.report.plots import plots
 from runtime_bench.report.rows import (
@@ -20,10 +21,9 @@ from runtime_bench.report.rows import (
     prompt_rows,
     throttling_line,
 )
-from runtime_bench.report.svg import interval
 from runtime_bench.report.words import NONE, device_name, figure, ratio_words, subject_name
 
-# Key figures: (keys, of which the first measured one is shown; heading).
+# Key figures: (keys, heading). The first key that was measured is shown.
 _CARDS = (
     (("characters_per_s",), "Decode, same text"),
     (("ttft_s:chat", "ttft_s:"), "Time to first token"),
@@ -36,7 +36,7 @@ _SCOPES = {"ttft_s": "prompt {}", "decode_tokens_per_s": "after {}"}
 
 
 def html(document: Mapping[str, Any]) -> str:
-    """The report as a page. Every text of the document is escaped."""
+    """Return the report as a page. Every text of the document is escaped."""
     subjects = document["subjects"]
     drawn = plots(document)
     rows = metric_rows(document)
@@ -69,8 +69,8 @@ def _header(document: Mapping[str, Any]) -> str:
     if budgets:
         failed = any(budget["passed"] is False for budget in document["budgets"])
         passed = all(budget["passed"] is True for budget in document["budgets"])
-        said = outcome(False if failed else True if passed else None)
-        parts.append(f'<p class="line">{page.tag(said)} {page.words(budgets)}</p>')
+        verdict = outcome(False if failed else True if passed else None)
+        parts.append(f'<p class="line">{page.tag(verdict)} {page.words(budgets)}</p>')
     if marks:
         lines = "".join(f"<p>{page.words(line)}</p>" for line in why(document))
         parts.append(
@@ -151,7 +151,7 @@ def _metric(row: Row, reach: float) -> str:
 
 
 def _reach(rows: list[Row]) -> float:
-    """The factor at the ends of the drawings: the smallest of a few round factors that covers every ratio."""
+    """Return the factor at the ends of the drawings: the smallest of a few round factors that covers every ratio."""
     ratios = [row.metric["ratio"] for row in rows if row.metric["ratio"] is not None]
     ends = [end for ratio in ratios for end in (ratio["low"], ratio["median"], ratio["high"]) if end is not None]
     largest = max((math.exp(min(abs(math.log(end)), 6.0)) for end in ends), default=1.0)

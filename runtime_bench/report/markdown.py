@@ -14,7 +14,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The report as GitHub Markdown. Names and facts are escaped."""
+    """Return the report as GitHub Markdown. Names and facts are escaped."""
     blocks = [f"### {text(document['title'])}: {text(document['summary'])}"]
     marks = why(document)
     if marks:
@@ -42,7 +42,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def text(value: str) -> str:
-    """A name as Markdown: on one line, without markup, HTML or a mention of a person."""
+    """Return a name as Markdown: on one line, without markup, HTML or a mention of a person."""
     line = " ".join("".join(character if character.isprintable() else " " for character in value).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _MARKUP.sub(r"\\\1", line)
@@ -51,7 +51,10 @@ def text(value: str) -> str:
 
 
 def _main_rows(document: Mapping[str, Any]) -> list[Row]:
-    """All metrics without the decode speed after each prompt if it is known at each depth: a comment is short."""
+    """Return the metrics for a comment, which must be short.
+
+    The decode speed after each prompt is left out if the speed at each depth is known.
+    """
     rows = metric_rows(document)
     decode = [row for row in rows if row.metric["group"] == "decode"]
     by_depth = [row for row in decode if row.metric["key"].startswith(DECODE_AT_DEPTH)]
@@ -59,14 +62,14 @@ def _main_rows(document: Mapping[str, Any]) -> list[Row]:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
-    """A table. The cells are Markdown; `alignment` has `l` or `r` for each column."""
+    """Return a table. The cells are Markdown; `alignment` has `l` or `r` for each column."""
     rule = {"l": "---", "r": "--:"}
     lines = ["| " + " | ".join(row) + " |" for row in (header, [rule[kind] for kind in alignment], *rows)]
     return "\n".join(lines)
 
 
 def emphasis(word: str) -> str:
-    """A verdict, in bold if it is bad."""
+    """Return a verdict, in bold if it is bad."""
     return f"**{text(word)}**" if word in ("worse", "FAIL") else text(word)
 
 

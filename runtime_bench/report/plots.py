@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime_bench.records import SIDES
+from runtime_bench.report.charts import Bar, Series, bars, curves, lines, scatter
 from runtime_bench.report.page import plot
 from runtime_bench.report.rows import DECODE_AT_DEPTH
-from runtime_bench.report.svg import Bar, Point, Series, bars, curves, lines, scatter
+from runtime_bench.report.svg import Point
 from runtime_bench.report.words import digits, figure
 
 _WHISKERS = "Whiskers: interval of the median."
 
 
 def plots(document: Mapping[str, Any]) -> str:
-    """All plots as HTML; empty without values."""
+    """Return all plots as HTML; empty without values."""
     drawn = [part for part in (_decode(document), _ttft(document), _latency(document), _quality(document)) if part]
     return f'<div class="plots">{"".join(drawn)}</div>' if drawn else ""
 

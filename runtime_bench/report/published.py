@@ -12,7 +12,7 @@ _PATH = re.compile(r"""(?:^|[\s=,:"'(]|(?<!\w)-[A-Za-z])(?:~?/|[A-Za-z]:[\\/]|\\
 
 
 def published(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts without names of files and without values that contain an absolute path, at any depth."""
+    """Return the facts without names of files and without values that contain an absolute path, at any depth."""
     return {
         key: published(value) if isinstance(value, Mapping) else value
         for key, value in facts.items()

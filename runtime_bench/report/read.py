@@ -30,7 +30,7 @@ _HINT = "name a report.json that compact-edge bench wrote, or its directory"
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The report in a file, or in `report.json` of a directory.
+    """Return the report in a file, or in `report.json` of a directory.
 
     Raises:
         DamagedFileError: not JSON, another schema, or a value is missing or has the wrong type.
@@ -51,8 +51,8 @@ def check_document(document: dict[str, Any], where: str) -> None:
     """Raise DamagedFileError, naming `where`, unless the other forms of the report can be made of `document`."""
     found = document.get("schema")
     if found != SCHEMA:
-        said = f"its schema is {str(found)[:60]!r}, not {SCHEMA!r}" if found is not None else "it names no schema"
-        raise DamagedFileError(f"{where}: not a report of this version: {said}", _HINT)
+        reason = f"its schema is {str(found)[:60]!r}, not {SCHEMA!r}" if found is not None else "it names no schema"
+        raise DamagedFileError(f"{where}: not a report of this version: {reason}", _HINT)
     schema = _schema()
     wrong = _first_wrong(document, schema, schema["$defs"], "")
     if wrong is not None:
@@ -68,7 +68,7 @@ def _schema() -> dict[str, Any]:
 
 
 def _first_wrong(value: Any, schema: Mapping[str, Any], defs: Mapping[str, Any], place: str) -> str | None:
-    """Return what is wrong with `value`, or None where it fits.
+    """Return what is wrong with `value`, or None if it fits.
 
     This reads the keywords of JSON Schema that `report.schema.json` uses, except `additionalProperties`: keys that the
     schema does not name are ignored.

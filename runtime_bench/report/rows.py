@@ -36,7 +36,7 @@ class Row:
 
 
 def metric_rows(document: Mapping[str, Any]) -> list[Row]:
-    """Every metric, in the order of the document."""
+    """Return every metric, in the order of the document."""
     return [
         Row(
             label=_label(document, metric),
@@ -51,7 +51,7 @@ def metric_rows(document: Mapping[str, Any]) -> list[Row]:
 
 
 def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
-    """The first metric that was measured, in the order of `keys`. A key that ends in a colon is a prefix."""
+    """Return the first metric that was measured, in the order of `keys`. A key that ends in a colon is a prefix."""
     metrics: list[Mapping[str, Any]] = document["metrics"]
     for key in keys:
         for metric in metrics:
@@ -61,7 +61,7 @@ def first_metric(document: Mapping[str, Any], keys: Sequence[str]) -> Mapping[st
 
 
 def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool | None]]:
-    """(name, what is judged, limit, measured, passed) of each budget; with the reason if it was not judged."""
+    """Return (name, checked quantity, limit, measured value, passed) of each budget, or the reason if unchecked."""
     rows = []
     for budget in document["budgets"]:
         unit = budget["unit"]
@@ -73,12 +73,12 @@ def budget_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, b
 
 
 def outcome(passed: bool | None) -> str:
-    """Result of a budget as text."""
+    """Return the result of a budget as text."""
     return "not judged" if passed is None else "pass" if passed else "FAIL"
 
 
 def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, text) of the conditions under which the values were measured."""
+    """Return (name, text) of the conditions under which the values were measured."""
     settings = {key: value for key, value in published(document["settings"]).items() if key != "batch_size"}
     rows = [
         ("Device", _joined(fact_line(published(document["device"])), document["device_spec"])),
@@ -98,7 +98,7 @@ def fact_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def throttling_line(document: Mapping[str, Any]) -> str:
-    """The verdict, the frequencies and temperatures it is based on, and the reasons of a warning."""
+    """Return the verdict, the frequencies and temperatures it is based on, and the reasons of a warning."""
     found = document["throttling"]
     parts = [found["verdict"]]
     parts += found["reasons"]
@@ -115,7 +115,10 @@ def throttling_line(document: Mapping[str, Any]) -> str:
 
 
 def prompt_rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(name, characters, tokens of the pruned side, of the baseline, reason if it was skipped, otherwise empty)."""
+    """Return (name, characters, pruned tokens, baseline tokens, reason for skipping) of each prompt.
+
+    The reason is empty if the prompt was not skipped.
+    """
     return [
         (
             prompt["name"],
@@ -136,7 +139,7 @@ def _characters(sides: Mapping[str, int | None]) -> str:
 
 
 def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that distinguish builds of an engine; report.json has all facts."""
+    """Return the facts that distinguish builds of an engine; report.json has all facts."""
     shown = {key: engine[key] for key in ("variant", "isa", "toolchain", "compiler", "build") if engine.get(key)}
     if "variant" not in shown and "isa" not in shown:
         shown |= {key: engine[key] for key in ("cpu_features",) if engine.get(key)}
@@ -144,7 +147,7 @@ def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _python_memory(document: Mapping[str, Any]) -> str:
-    """How much memory of each side the interpreter and its packages use; empty for an engine without Python."""
+    """Return how much memory of each side the interpreter and its packages use; empty for an engine without Python."""
     before = document["before_loading_bytes"]
     metric = first_metric(document, ("peak_rss_bytes", "private_bytes"))
     parts = []

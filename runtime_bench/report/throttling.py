@@ -1,4 +1,4 @@
-"""Whether the device throttled during the measurement."""
+"""Detect whether the device throttled during the measurement."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any
 from runtime_bench.measuring.statistics import median
 from runtime_bench.records import Sample, Side, Thermal
 
-# The steps of a governor are coarser than 5% on all known cores. 10% less is a lower step, not jitter.
+# On all known cores, the steps of a frequency governor are larger than 5%. A drop by 10% is a lower step, not jitter.
 _LEAST_SHARE = 0.9
 _SIDES_DIFFER = 0.05
 # Without frequencies, a rise of this many degrees is reported. By itself it does not show a lower speed.
 _WARM = 10.0
 
 RULE = (
-    "warns when the fastest core's median frequency is, after a record, less than 0.9 of before it, or in the last "
-    "third of the run less than 0.9 of the first third, or differs by more than 5% between the sides"
+    "warns if the median frequency of the fastest core is below 0.9 times that before a record, if it is in the last "
+    "third of the run below 0.9 times that of the first third, or if it differs by more than 5% between the sides"
 )
 
 
 def throttling(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Frequencies (Hz, of the fastest core), temperatures (degrees Celsius, of the hottest sensor) and a verdict.
+    """Return frequencies, temperatures and a verdict.
+
+    Frequencies are those of the fastest core, in Hz. Temperatures are those of the hottest sensor, in degrees Celsius.
 
     Returns:
-        `verdict` is `none seen`, `warning` or `unknown`; `reasons` says why, one line each.
+        `verdict` is `none seen`, `warning` or `unknown`. `reasons` has the reasons, one line each.
     """
     ordered = sorted(samples, key=lambda sample: (sample.pair, sample.order))
     before = [_frequency(sample.thermal.get("before")) for sample in ordered]
@@ -90,7 +92,7 @@ def _temperatures(ordered: Sequence[Sample]) -> dict[str, float | None]:
 
 
 def _frequency(reading: Thermal | None) -> float | None:
-    # The fastest core: idle cores reduce their clock, and throttling limits all cores.
+    # Use the fastest core, because idle cores reduce their clock, and throttling limits all cores.
     values = [] if reading is None else [value for value in reading.frequencies if value > 0]
     return float(max(values)) if values else None
 

@@ -9,7 +9,7 @@ NONE = "–"
 
 
 def figure(value: float | None, unit: str) -> str:
-    """A value with its unit: `115.5 MB`, `0.82 s`, `82.1 tokens/s`; a dash where it is missing."""
+    """Return a value with its unit: `115.5 MB`, `0.82 s`, `82.1 tokens/s`. A dash if it is missing."""
     if value is None:
         return NONE
     if unit == "bytes":
@@ -21,7 +21,7 @@ def figure(value: float | None, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits without an exponent for usual values: 1,240, 82.1, 0.0412."""
+    """Return three significant digits without an exponent for usual values: 1,240, 82.1, 0.0412."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -39,7 +39,7 @@ def digits(value: float) -> str:
 
 
 def ratio_words(ratio: Mapping[str, Any] | None) -> str:
-    """`1.22 [1.20, 1.25]`, `0.80 (exact)`, `1.22 (n = 4)`, or a dash."""
+    """Return `1.22 [1.20, 1.25]`, `0.80 (exact)`, `1.22 (n = 4)`, or a dash."""
     if ratio is None:
         return NONE
     low, high = ratio["low"], ratio["high"]
@@ -55,7 +55,7 @@ def ratio_words(ratio: Mapping[str, Any] | None) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio with two decimals, or three where two would round to 1 (0.996 is not 1.00)."""
+    """Return a ratio with two decimals, or three if two would round to 1 (0.996 is not 1.00)."""
     return f"{value:,.{_decimals(value)}f}"
 
 
@@ -68,12 +68,12 @@ def _decimals(value: float) -> int:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 pair`, `10 pairs`, `1,024 characters`."""
+    """Return `1 pair`, `10 pairs`, `1,024 characters`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def plain(value: Any) -> str:
-    """A value of the facts of device, engine or settings, on one line."""
+    """Return a value of the facts of device, engine or settings, on one line."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -88,7 +88,7 @@ def plain(value: Any) -> str:
 
 
 def fact(key: str, value: Any) -> str:
-    """A fact whose name contains its unit: `memory_bytes` in MB or GB."""
+    """Return a fact whose name contains its unit: `memory_bytes` in MB or GB."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and key.endswith("_bytes"):
         return figure(float(value), "bytes")
@@ -98,14 +98,14 @@ def fact(key: str, value: Any) -> str:
 
 
 def fact_name(key: str) -> str:
-    """`memory_bytes` -> `memory`, `kv_type` -> `kv type`."""
+    """Return the name without its unit: `memory_bytes` -> `memory`, `kv_type` -> `kv type`."""
     for unit in ("_bytes", "_hz"):
         key = key.removesuffix(unit)
     return " ".join(key.replace("_", " ").split())
 
 
 def fact_line(facts: Mapping[str, Any]) -> str:
-    """All known facts on one line."""
+    """Return all known facts on one line."""
     return ", ".join(
         f"{fact_name(key)} {fact(key, value)}" for key, value in facts.items() if value not in (None, "", [], {})
     )
@@ -137,5 +137,5 @@ def subject_name(document: Mapping[str, Any]) -> str:
 
 
 def budget_name(name: str) -> str:
-    """A budget's name for a reader."""
+    """Return a budget's name for a reader."""
     return {"ttft": "TTFT"}.get(name, name)

@@ -60,12 +60,12 @@ def _write_forms(directory: Path, document: Mapping[str, Any]) -> None:
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """The document of a run.
+    """Return the document of a run.
 
     It is made from the raw files where `path` is a directory that has them, otherwise read from report.json.
 
     Raises:
-        DamagedFileError, StorageError: as `read_document` and `document_from_raw`.
+        DamagedFileError, StorageError: see `read_document` and `document_from_raw`.
     """
     if (path / FACTS).is_file() and (path / SAMPLES).is_file():
         return document_from_raw(path)
@@ -73,19 +73,22 @@ def load_run(path: Path) -> dict[str, Any]:
 
 
 def document_from_raw(directory: Path) -> dict[str, Any]:
-    """The document of the raw files in a directory. Raises DamagedFileError and StorageError."""
+    """Make the document from the raw files in a directory. Raises DamagedFileError or StorageError."""
     facts, samples = read_facts(directory / FACTS), read_samples(directory / SAMPLES)
     where = str(directory / FACTS)
     try:
         document = make_document(facts, samples)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DamagedFileError(f"{directory}: the raw files do not make a report ({_short(error)})") from error
+        raise DamagedFileError(
+            f"{directory}: the raw files do not make a report ({_short(error)})",
+            "measure again, or give another directory",
+        ) from error
     check_document(document, where)
     return document
 
 
 def read_facts(path: Path) -> RunFacts:
-    """The facts of a run. Raises DamagedFileError and StorageError."""
+    """Read the facts of a run. Raises DamagedFileError or StorageError."""
     value = read_json_object(path)
     if value.pop("schema", None) != FACTS_SCHEMA:
         raise DamagedFileError(
@@ -104,26 +107,36 @@ def read_facts(path: Path) -> RunFacts:
             }
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{path}: not the facts of a run ({_short(error)})") from error
+        raise DamagedFileError(
+            f"{path}: not the facts of a run ({_short(error)})", "measure again, or give another directory"
+        ) from error
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The records of a run. Raises DamagedFileError, with the line, and StorageError."""
+    """Read the records of a run. Raises DamagedFileError with the line, or StorageError."""
     try:
         # Not splitlines: names may contain characters that it treats as line ends.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: not UTF-8 text") from error
+        raise DamagedFileError(
+            f"{path}: not UTF-8 text", "measure again, because the raw records were changed"
+        ) from error
     samples = []
     for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             sample = _with_nan(Sample.from_dict(json.loads(line)))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DamagedFileError(f"{path}:{number}: not a record ({_short(error)})") from error
+            raise DamagedFileError(
+                f"{path}:{number}: not a record ({_short(error)})",
+                "measure again, because the raw records were changed",
+            ) from error
         if sample.side not in SIDES or not isinstance(sample.pair, int):
-            raise DamagedFileError(f"{path}:{number}: not a record (invalid side or pair)")
+            raise DamagedFileError(
+                f"{path}:{number}: not a record (invalid side or pair)",
+                "measure again, because the raw records were changed",
+            )
         samples.append(sample)
     return samples
 

@@ -61,13 +61,13 @@ def read_header(path: Path) -> BinaryHeader:
     except OSError as error:
         raise as_storage_error(error, path) from error
     except (struct.error, OverflowError, ValueError) as error:
-        raise DamagedFileError(f"{path}: ends within its header") from error
+        raise DamagedFileError(f"{path}: ends within its header", "name a folder with llama.cpp's binaries") from error
     raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)", "name a folder with llama.cpp's binaries")
 
 
 def _elf(path: Path, start: bytes, file: BinaryIO) -> BinaryHeader:
     if len(start) < 64 or start[5] not in (1, 2):
-        raise DamagedFileError(f"{path}: its ELF header is damaged")
+        raise DamagedFileError(f"{path}: its ELF header is damaged", "name a folder with llama.cpp's binaries")
     order = "<" if start[5] == 1 else ">"
     machine = struct.unpack_from(f"{order}H", start, 18)[0]
     architecture = _ELF_MACHINES.get(machine, f"ELF machine {machine}")
@@ -95,13 +95,15 @@ def _mach(path: Path, start: bytes) -> BinaryHeader:
         count = struct.unpack_from(">I", start, 4)[0]
         # Java class files have the same magic number; in them this field is a version of at least 45.
         if not 0 < count < 45:
-            raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)")
+            raise DamagedFileError(
+                f"{path}: not a program (ELF, Mach-O or PE)", "name a folder with llama.cpp's binaries"
+            )
         kinds = [struct.unpack_from(">I", start, 8 + 20 * number)[0] for number in range(count)]
     return BinaryHeader("Mach-O", tuple(_MACH_TYPES.get(kind, f"Mach-O CPU {kind:#x}") for kind in kinds), "darwin")
 
 
 def _pe(path: Path, signature: bytes) -> BinaryHeader:
     if signature[:4] != b"PE\0\0":
-        raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)")
+        raise DamagedFileError(f"{path}: not a program (ELF, Mach-O or PE)", "name a folder with llama.cpp's binaries")
     machine = struct.unpack_from("<H", signature, 4)[0]
     return BinaryHeader("PE", (_PE_MACHINES.get(machine, f"PE machine {machine:#x}"),), "windows")

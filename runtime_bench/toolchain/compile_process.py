@@ -39,7 +39,7 @@ class CompileFailedError(ToolUnavailableError):
 
 
 def build_environment() -> dict[str, str]:
-    """This process's environment without variables that would change the binaries, and without git.
+    """Return this process's environment without variables that would change the binaries, and without git.
 
     llama.cpp asks git for its commit. Unpacked inside another repository it would record the commit of that one.
     """

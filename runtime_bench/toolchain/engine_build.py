@@ -42,8 +42,8 @@ from runtime_bench.toolchain.engine_folder import (
 )
 from runtime_bench.toolchain.engine_sources import cmake_project, require_version, source_archive, unpack
 
-_VERSION = 1  # raise it when a change here gives other binaries for the same flags
-_NEEDED_BYTES = 700_000_000  # sources 220 MB, objects 110 MB, binaries 40 MB, and room
+_VERSION = 1  # raise it when a change here gives different binaries for the same flags
+_NEEDED_BYTES = 700_000_000  # sources 220 MB, objects 110 MB, binaries 40 MB, and a margin
 _NO_CMAKE = "install cmake (Debian: apt install cmake ninja-build; macOS: brew install cmake ninja)"
 _NO_CROSS = "install the cross compiler (Debian: apt install {package}), or name an Android NDK with --ndk"
 _NO_COMPILER = "install a C++ compiler (Debian: apt install g++; macOS: xcode-select --install)"
@@ -52,7 +52,7 @@ _FAILED = "update the compiler, or see what this version of llama.cpp needs in i
 
 @dataclass(frozen=True)
 class _Plan:
-    """How an engine is compiled. With the version of the sources this is its key in the cache."""
+    """The settings of a build. Together with the version of the sources, they are the key in the cache."""
 
     architecture: str
     variant: Variant
@@ -93,7 +93,7 @@ def build_engine(
     Args:
         architecture: `aarch64` or `x86_64`, or another name of these.
         variant: name of a CPU variant (`engine_flags.VARIANTS`).
-        cache: where sources and binaries are kept.
+        cache: stores sources and binaries.
         progress: receives the download and the compilation.
         ndk: folder of an Android NDK, for Android binaries; None for Linux or macOS.
         jobs: number of compilers at once; None for one per core.
@@ -125,7 +125,7 @@ def build_engine(
     def make(work: Path) -> None:
         _make(work, plan, tools, archive, source_version=version, progress=progress, jobs=jobs)
 
-    cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, anew=force)
+    cache.get_or_make(KIND, key, make, needed_bytes=_NEEDED_BYTES, replace=force)
     return open_engine(cache, key)
 
 
@@ -142,10 +142,10 @@ def _plan(architecture: str, variant: Variant, ndk: Path | None) -> _Plan:
 
 
 def _tools(plan: _Plan, ndk: Path | None) -> list[str]:
-    """CMake's arguments for the tools of this machine. Raises ToolUnavailableError and UsageError."""
+    """Return CMake's arguments for the tools of this machine. Raises ToolUnavailableError and UsageError."""
     if os.name != "posix":
         raise UsageError(
-            "engines are built on Linux and macOS", "on Windows, name a release of llama.cpp with --engine-dir"
+            "engines can only be built on Linux and macOS", "on Windows, name a release of llama.cpp with --engine-dir"
         )
     if shutil.which("cmake") is None:
         raise ToolUnavailableError("cmake is not installed", _NO_CMAKE)
@@ -268,7 +268,7 @@ def _cores() -> int:
 
 
 def _compiler(tree: Path) -> str:
-    """Name and version of the C++ compiler, as CMake recorded them; `unknown` where it did not."""
+    """Return name and version of the C++ compiler from CMake's files; `unknown` if they do not have them."""
     for file in sorted(tree.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")):
         values: dict[str, str] = {}
         for line in file.read_text("utf-8", "replace").splitlines():
@@ -280,6 +280,6 @@ def _compiler(tree: Path) -> str:
 
 
 def _configured_version(lines: list[str]) -> str:
-    """llama.cpp's version from CMake's output, for binaries that this machine cannot run."""
+    """Return llama.cpp's version from CMake's output, for binaries that this machine cannot run."""
     mark = "-- llama.cpp version: "
     return next((line.removeprefix(mark).strip()[:200] for line in lines if line.startswith(mark)), "unknown")

@@ -62,7 +62,7 @@ class Variant:
     Attributes:
         name: `-march` of ARM, level of the x86-64 psABI.
         architecture: `aarch64` or `x86_64`.
-        needs: features that a CPU must have, named as in target profiles; empty where all CPUs of the
+        needs: features that a CPU must have, named as in target profiles; empty if all CPUs of the
             architecture fit.
     """
 
@@ -92,7 +92,10 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def architecture_named(name: str) -> str:
-    """`aarch64` or `x86_64` for any of their names (arm64, AMD64, ...). Raises UsageError for an unknown name."""
+    """Return `aarch64` or `x86_64`, given any of their names (arm64, AMD64, ...).
+
+    Raises UsageError for an unknown name.
+    """
     plain = name.lower()
     plain = _ALIASES.get(plain, plain)
     if plain not in ARCHITECTURES:
@@ -101,23 +104,23 @@ def architecture_named(name: str) -> str:
 
 
 def this_architecture() -> str:
-    """The architecture of this machine. Raises UsageError where engines cannot be built for it."""
+    """Return the architecture of this machine. Raises UsageError if engines cannot be built for it."""
     return architecture_named(platform.machine() or "unknown")
 
 
 def architecture_of(features: Iterable[str]) -> str | None:
-    """The architecture that has these features; None where the features do not decide it."""
+    """Return the architecture that has these features, or None if none of them is known."""
     has = set(features)
     return next((variant.architecture for variant in VARIANTS if variant.needs & has), None)
 
 
 def variants_of(architecture: str) -> tuple[Variant, ...]:
-    """The variants of one architecture, the most basic first."""
+    """Return the variants of one architecture, the most basic first."""
     return tuple(variant for variant in VARIANTS if variant.architecture == architecture)
 
 
 def variant_named(architecture: str, name: str) -> Variant:
-    """The variant of that name. Raises UsageError."""
+    """Return the variant with a name. Raises UsageError if there is none."""
     for variant in variants_of(architecture):
         if variant.name == name:
             return variant
@@ -126,7 +129,7 @@ def variant_named(architecture: str, name: str) -> Variant:
 
 
 def variant_for(architecture: str, features: Iterable[str]) -> Variant:
-    """The fastest variant that a CPU with these features can run.
+    """Return the fastest variant that a CPU with these features can run.
 
     Args:
         architecture: `aarch64` or `x86_64`.
@@ -140,12 +143,14 @@ def variant_for(architecture: str, features: Iterable[str]) -> Variant:
 
 
 def portable_flags(variant: Variant, toolchain: Toolchain, *, static: bool) -> dict[str, str]:
-    """CMake variables that do not depend on the paths of tools. Their order is fixed: they are part of the cache key.
+    """Return the CMake variables that do not depend on the paths of tools.
+
+    Their order is fixed, because they are part of the cache key.
 
     Args:
         variant: the instructions.
         toolchain: how it is compiled.
-        static: link everything into the binary, so that the device needs no libraries; `-s` strips the symbols.
+        static: link everything into the binary, so that the device needs no libraries. `-s` strips the symbols.
     """
     flags = {**_COMMON, **variant.flags}
     if static:
@@ -170,5 +175,5 @@ def cross_compilers(architecture: str) -> tuple[str, str]:
 
 
 def toolchain_file(ndk: Path) -> Path:
-    """CMake's toolchain file of an Android NDK."""
+    """Return CMake's toolchain file of an Android NDK."""
     return ndk / "build" / "cmake" / "android.toolchain.cmake"

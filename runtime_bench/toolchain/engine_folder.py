@@ -23,7 +23,7 @@ KIND = "engine"  # kind of the cache entries
 MANIFEST = "engine.json"
 SERVER = "llama-server"
 BENCH = "llama-bench"
-LIBRARY = "llama-cpp-python"  # the distribution whose source archive holds llama.cpp's sources
+LIBRARY = "llama-cpp-python"  # its source archive contains llama.cpp's sources
 
 _LIBRARY_NAME = re.compile(r".*\.so(\.\d+)*|.*\.(dylib|dll|metal|metallib)", re.IGNORECASE)
 _VERSION_LINE = re.compile(r"^version: (.{1,200})$", re.MULTILINE)
@@ -39,19 +39,19 @@ class EngineFolder:
     Attributes:
         path: the folder.
         server: path of llama-server.
-        bench: path of llama-bench; None where it is missing.
+        bench: path of llama-bench; None if it is missing.
         files: every file that a device needs: the two programs and their shared libraries, all in `path`. A file can be
             a link to another file of the folder, because loaders look up libraries by such names.
         architecture: `aarch64` or `x86_64`.
         system: `linux`, `android`, `darwin` or `windows`.
         variant: name of the CPU variant (`runtime_bench.toolchain.engine_flags`); None for a folder of the user.
-        version: llama.cpp's version as `llama-server --version` prints it; `unknown` where it could not run.
+        version: llama.cpp's version as `llama-server --version` prints it; `unknown` if it could not run.
         source_version: version of llama-cpp-python that had the sources; None for a folder of the user.
         flags: CMake variables of the build; empty for a folder of the user.
         origin: `built` (by `build_engine`) or `user`.
         compiler: name and version; `unknown` for a folder of the user.
         toolchain: `native`, `gnu` (cross compiler), `ndk` (Android); None for a folder of the user.
-        sha256: of each of `files`, by name; empty for a folder of the user.
+        sha256: name -> sha256 of each of `files`; empty for a folder of the user.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class EngineFolder:
         return sum(file.stat().st_size for file in self.files)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "path": str(self.path),
             "server": self.server.name,
@@ -96,12 +96,12 @@ class EngineFolder:
 
 
 def this_system() -> str:
-    """The system of this machine: `linux`, `darwin` or `windows`."""
+    """Return the system of this machine: `linux`, `darwin` or `windows`."""
     return "windows" if sys.platform == "win32" else "darwin" if sys.platform == "darwin" else "linux"
 
 
 def runs_here(header: BinaryHeader) -> bool:
-    """Whether this machine can run such a program."""
+    """Return whether this machine can run a program with this header."""
     try:
         here = architecture_named(platform.machine() or "unknown")
     except UsageError:
@@ -110,7 +110,7 @@ def runs_here(header: BinaryHeader) -> bool:
 
 
 def server_version(server: Path) -> str:
-    """llama.cpp's version as the program prints it; `unknown` where it does not start or prints none."""
+    """Return llama.cpp's version as the program prints it. `unknown` if it does not start or prints none."""
     try:
         done = subprocess.run(
             [str(server), "--version"],
@@ -127,7 +127,7 @@ def server_version(server: Path) -> str:
 
 
 def open_engine(cache: Cache, key: str) -> EngineFolder:
-    """The engine of a cache entry. Every file is checked against its recorded sha256.
+    """Return the engine of a cache entry. Every file is checked against its recorded sha256.
 
     Raises:
         DamagedFileError: a file is missing or was changed after the build, or the entry does not describe an engine.
@@ -170,7 +170,10 @@ def open_engine(cache: Cache, key: str) -> EngineFolder:
 
 
 def list_engines(cache: Cache, progress: Progress = SILENT) -> list[EngineFolder]:
-    """The engines in the cache, by architecture and variant. Damaged ones are reported to `progress` and left out."""
+    """Return the engines in the cache, by architecture and variant.
+
+    Damaged ones are reported to `progress` and left out.
+    """
     engines = []
     for key in _keys(cache):
         try:
@@ -183,16 +186,16 @@ def list_engines(cache: Cache, progress: Progress = SILENT) -> list[EngineFolder
 def find_engine(
     cache: Cache, architecture: str, features: Iterable[str], *, system: str = "linux"
 ) -> EngineFolder | None:
-    """The best engine in the cache for a device; None where the device can run none of them.
+    """Return the best engine in the cache for a device, or None if the device can run none of them.
 
     An engine of the installed version of llama-cpp-python is preferred, then the variant with more instructions, then
     binaries for exactly this system.
 
     Args:
-        cache: where engines were built.
-        architecture: of the device, by any of its names.
-        features: of its CPU, named as in target profiles.
-        system: of the device: `linux`, `android`, `darwin` or `windows`.
+        cache: the cache with the engines that were built.
+        architecture: architecture of the device, by any of its names.
+        features: features of its CPU, named as in target profiles.
+        system: system of the device: `linux`, `android`, `darwin` or `windows`.
 
     Raises:
         DamagedFileError: the best one was changed after it was built.
@@ -220,7 +223,7 @@ def find_engine(
 def read_engine_dir(path: Path, *, architecture: str, system: str | None = None) -> EngineFolder:
     """Read a user's folder with llama-server, for example an unpacked release of llama.cpp.
 
-    llama-server, llama-bench, the folder's shared libraries and Metal's shaders are used; other programs are not.
+    Only llama-server, llama-bench, the folder's shared libraries and Metal's shaders are used.
 
     Args:
         path: the folder.
@@ -272,7 +275,7 @@ def check_binary(file: Path, architecture: str) -> BinaryHeader:
 
 
 def installed_version() -> str | None:
-    """Version of llama-cpp-python that is installed, without a local part (`+cu124`), or None."""
+    """Return the version of the installed llama-cpp-python without its local part (`+cu124`), or None."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -39,7 +39,7 @@ add_compile_options("-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=" "-ffile-prefix-map
 
 
 def require_version() -> str:
-    """The version of llama-cpp-python that is installed. Raises ToolUnavailableError where it is not."""
+    """Return the version of the installed llama-cpp-python. Raises ToolUnavailableError if it is not installed."""
     version = installed_version()
     if version is None:
         raise ToolUnavailableError(f"{LIBRARY} is not installed", "run: pip install 'compact-edge[prune]'")
@@ -85,11 +85,16 @@ def unpack(archive: Path, target: Path) -> Path:
                     continue
                 total += member.size
                 if total > _MOST_BYTES:
-                    raise DamagedFileError(f"{archive}: unpacks to more than {_MOST_BYTES / 1e9:.0f} GB")
+                    raise DamagedFileError(
+                        f"{archive}: unpacks to more than {_MOST_BYTES / 1e9:.0f} GB",
+                        "remove it from the cache and run the command again",
+                    )
                 tar.extract(member, target, filter="data")
                 root = parts[0]
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DamagedFileError(f"{archive}: not a usable source archive ({error})") from error
+        raise DamagedFileError(
+            f"{archive}: not a usable source archive ({error})", "remove it from the cache and run the command again"
+        ) from error
     except OSError as error:
         raise as_storage_error(error, target) from error
     if root is None or not (target / root / _INSIDE / "CMakeLists.txt").is_file():

@@ -65,7 +65,7 @@ class AdbDevice:
     Attributes:
         serial: its name for `adb -s`.
         state: `device` for a usable device; otherwise `unauthorized`, `offline`, `no permissions`, ...
-        model: as adb prints it; None where it prints none.
+        model: as adb prints it; None if it prints none.
     """
 
     serial: str
@@ -90,7 +90,10 @@ def ask_adb(arguments: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
 
 
 def list_devices() -> tuple[AdbDevice, ...]:
-    """All devices that adb lists. Raises DeviceUnavailableError where adb is missing or its server does not start."""
+    """Return all devices that adb lists.
+
+    Raises DeviceUnavailableError if adb is missing or its server does not start.
+    """
     answer = ask_adb(["devices", "-l"])
     if answer.returncode != 0:
         raise explain(answer.stderr.decode("utf-8", "replace"), "adb")
@@ -113,14 +116,14 @@ def parse_devices(text: str) -> tuple[AdbDevice, ...]:
 
 
 def explain(stderr: str, spec: str) -> DeviceUnavailableError:
-    """The error for a message of adb about a device."""
+    """Return the error for a message of adb about a device."""
     low = stderr.lower()
     for text, (meaning, hint) in _MEANINGS.items():
         if text in low:
             return DeviceUnavailableError(f"{spec}: {meaning}", hint)
-    said = last_line(stderr)
+    reason = last_line(stderr)
     return DeviceUnavailableError(
-        f"{spec}: the connection was lost" + (f" ({said})" if said else ""), "see `adb devices`"
+        f"{spec}: the connection was lost" + (f" ({reason})" if reason else ""), "see `adb devices`"
     )
 
 
@@ -173,13 +176,13 @@ class AdbTransport(RemoteTransport):
         if answer.returncode == 0:
             return
         # adb writes the reason for a failed copy to stdout or stderr, depending on its version.
-        said = "\n".join(part.decode("utf-8", "replace") for part in (answer.stdout, answer.stderr))
+        output = "\n".join(part.decode("utf-8", "replace") for part in (answer.stdout, answer.stderr))
         # The run's directory receives the copy. It is missing only after the link that kept it was lost.
-        gone = arguments[0] == "push" and "No such file or directory" in said
-        if gone or _LINK.search(said) or not said.strip():
-            raise self._lost("" if gone else said)
+        gone = arguments[0] == "push" and "No such file or directory" in output
+        if gone or _LINK.search(output) or not output.strip():
+            raise self._lost("" if gone else output)
         raise DeviceUnavailableError(
-            f"{self.spec}: {name} cannot be copied ({last_line(said)})", "check the device's free space"
+            f"{self.spec}: {name} cannot be copied ({last_line(output)})", "check the device's free space"
         )
 
     @contextmanager

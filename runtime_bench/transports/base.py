@@ -62,14 +62,14 @@ class Program(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs, or where the link was lost before the status arrived."""
+        """The exit status. None while it runs, or if the link was lost before the status arrived."""
 
     @property
     def lost(self) -> bool:
         """Whether the device ended it because it lost the connection."""
 
     def alive(self) -> bool:
-        """Whether it runs, as far as is known here."""
+        """Return whether the program is known to run."""
 
     def stop(self) -> None:
         """End it and wait for its end. Safe to call twice. Does not raise for a lost link."""
@@ -99,19 +99,19 @@ class Transport(Protocol):
     def place(self, source: Path, sha256: str) -> str:
         """Make a local file available on the device and return its path there.
 
-        On this machine that is the file itself. To another device it is copied once. Free space is checked before, and
-        the sha256 is checked on the device. A file that is already there is not sent again.
+        If the device is this machine, that is the file itself. Otherwise it is copied once. Free space is checked
+        first, and the sha256 is checked on the device. A file that is already there is not sent again.
 
         Raises:
             DeviceUnavailableError: too little space, or the copy differs. No partial copy remains.
-            LinkLostError: as `run`.
+            LinkLostError: the connection broke.
         """
 
     def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """As `place`, for several files of one folder (name -> local path, sha256). Returns the folder's path."""
+        """Do the same as `place` for several files of one folder (name -> (local path, sha256)). Return its path."""
 
     def pull(self, remote: str, target: Path) -> None:
-        """Copy a file from the device to this machine. Raises as `run`."""
+        """Copy a file from the device to this machine. Raises the errors of `run`."""
 
     def start(
         self,
@@ -142,7 +142,7 @@ class Transport(Protocol):
         """
 
     def forward(self, port: int) -> AbstractContextManager[int]:
-        """Forward a port of the device's loopback; yields the port on this machine's loopback."""
+        """Forward a port of the device's loopback. Yields the port on this machine's loopback."""
 
     def clean(self) -> None:
         """Remove everything that this program has copied to the device."""

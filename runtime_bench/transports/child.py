@@ -32,7 +32,7 @@ class Child:
 
         Args:
             argv: program and arguments.
-            hint: the next step where the program is not installed.
+            hint: the next step if the program is not installed.
 
         Raises:
             DeviceUnavailableError: the program cannot be started.
@@ -76,7 +76,7 @@ class Child:
             return self._open == 0
 
     def write(self, data: bytes) -> bool:
-        """Write to its stdin, which stays open. Returns False where the process has ended."""
+        """Write to its stdin, which stays open. Returns False if the process has ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(data)
@@ -90,7 +90,7 @@ class Child:
         close_stdin(self._process)
 
     def wait_for(self, find: Callable[[bytes], Found | None], timeout: float) -> Found | None:
-        """Wait until `find` returns a value for stdout; None where the process ends or `timeout` seconds pass first."""
+        """Wait until `find` returns a value for stdout; None if the process ends or `timeout` seconds pass first."""
         end = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -101,7 +101,7 @@ class Child:
                 self._changed.wait(min(left, 1.0))
 
     def wait(self, timeout: float) -> bool:
-        """Wait for its end. Returns False where `timeout` seconds pass first."""
+        """Wait for its end. Returns False if `timeout` seconds pass first."""
         end = time.monotonic() + timeout
         with self._changed:
             while self._open and (left := end - time.monotonic()) > 0:
@@ -109,7 +109,7 @@ class Child:
             return self._open == 0
 
     def returncode(self) -> int:
-        """Its exit status; waits for its end."""
+        """Wait for the end of the process and return its exit status."""
         return self._process.wait()
 
     def close(self, patience: float = PATIENCE) -> None:

@@ -1,6 +1,6 @@
-"""This machine as a device. Files are not copied and ports are not forwarded.
+"""Use this machine as a device. Files are not copied and ports are not forwarded.
 
-On POSIX systems programs run under the same watcher as on any device, so no program survives a killed parent.
+On POSIX systems, programs run under the same watcher as on other devices, so they end if the parent is killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from compact.base.progress import SILENT, Progress
 from runtime_bench.transports.base import DeviceUnavailableError
 from runtime_bench.transports.shell import ShellTransport, check_name
 
-# Folder in the cache of this program.
+# Name of the folder in the cache directory.
 FOLDER = "bench"
 
 
@@ -27,14 +27,14 @@ class FilesHere:
     work_dir: str
 
     def place(self, source: Path, sha256: str) -> str:
-        """See `base.Transport`: the file itself. Raises StorageError where there is no such file."""
+        """Return the path of the file itself (see `base.Transport`). Raises StorageError if it does not exist."""
         del sha256
         if not source.is_file():
             raise StorageError(f"{source}: no such file", "check the path")
         return str(source.absolute())
 
     def place_folder(self, files: Mapping[str, tuple[Path, str]]) -> str:
-        """See `base.Transport`: the folder of the files, or a new folder with links to them. Raises StorageError."""
+        """Return the folder of the files, or a new folder with links to them. Raises StorageError."""
         for name, (source, digest) in files.items():
             check_name(name)
             self.place(source, digest)
@@ -75,7 +75,7 @@ class FilesHere:
 
     @contextmanager
     def forward(self, port: int) -> Iterator[int]:
-        """See `base.Transport`: the port itself."""
+        """Yield the port itself (see `base.Transport`)."""
         yield port
 
 

@@ -1,4 +1,4 @@
-"""Lines in which a script on the device answers: each begins with a random mark that no other output holds."""
+"""Lines with the answers of a script on the device. Each begins with a random mark that no other output contains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 
 
 def new_mark() -> str:
-    """A mark for one command: 64 random bits, so that no program's output holds it by chance."""
+    """Return a mark for one command: 64 random bits, so that no program prints it by chance."""
     return f"compact-edge-{secrets.token_hex(8)}"
 
 

@@ -20,8 +20,8 @@ class WatchedProgram:
             child: the client that runs the watcher.
             pid: process id on the device.
             log: path on the device of the program's output.
-            mark: what the watcher's answers begin with.
-            end: ends a process by its id; raises DeviceUnavailableError where the device cannot be asked.
+            mark: the prefix of the watcher's answers.
+            end: ends a process by its id; raises DeviceUnavailableError if the device cannot be asked.
         """
         self.pid = pid
         self.log = log
@@ -32,7 +32,7 @@ class WatchedProgram:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs, or where the link was lost before the status arrived."""
+        """The exit status. None while it runs, or if the link was lost before the status arrived."""
         for line in self._child.stdout.splitlines(keepends=True):
             answer = line_after(line, self._mark) or ""
             if answer.startswith("exit ") and answer[5:].isdigit():
@@ -45,11 +45,11 @@ class WatchedProgram:
         return not self._stopped and f"\n{self._mark} lost\n".encode() in self._child.stdout
 
     def alive(self) -> bool:
-        """Whether it runs, as far as is known here."""
+        """Return whether the program is known to run."""
         return self.returncode is None and not self._child.ended
 
     def stop(self) -> None:
-        """End it and wait until it is gone. The device ends it by itself where the link is lost."""
+        """End it and wait until it has ended. If the link is lost, the device ends it."""
         if self._stopped:
             return
         self._child.close()

@@ -37,7 +37,7 @@ def script_line(script: str, words: Sequence[str], *, inner: str | None = None) 
         inner: another script of this package among `words`, which the first one runs.
 
     Raises:
-        UsageError: as `shell_line`.
+        UsageError: see `shell_line`.
     """
     _check(script, breaks=False)
     for word in words:

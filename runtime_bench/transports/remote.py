@@ -92,19 +92,19 @@ class RemoteTransport(ShellTransport):
         part = f"{self.work_dir}/part-{next(self._copies)}"
         try:
             self._send(source, part, task, seconds)
-            settled = self._run_script(scripts.SETTLE, [part, target, sha256], seconds)
+            answer = self._run_script(scripts.SETTLE, [part, target, sha256], seconds)
         except LinkLostError:
             raise
         except BaseException:
             with contextlib.suppress(DeviceUnavailableError):
                 self.run(["rm", "-f", part])
             raise
-        if settled.text.startswith("differs"):
+        if answer.text.startswith("differs"):
             raise DeviceUnavailableError(
                 f"{self.spec}: the copy of {source.name} differs from the file, so it was removed",
                 "check the device's disk and that the file is not being written, then run again",
             )
-        self._check_answer(settled, f"{target} cannot be written", settled.text == "placed")
+        self._check_answer(answer, f"{target} cannot be written", answer.text == "placed")
 
     def _check_answer(self, answer: Completed, problem: str, fine: bool = True) -> None:
         if answer.returncode != 0 or not fine:
@@ -139,7 +139,7 @@ class RemoteTransport(ShellTransport):
 
 
 def free_bytes(table: str) -> int | None:
-    """Free bytes from the last line of `df -k`; None where the line cannot be parsed."""
+    """Return the free bytes from the last line of `df -k`, or None if the line cannot be parsed."""
     words = (table.rstrip().splitlines() or [""])[-1].split()
     for at, word in enumerate(words):
         if at and word.endswith("%") and word[:-1].isdigit() and words[at - 1].isdigit():
@@ -148,7 +148,7 @@ def free_bytes(table: str) -> int | None:
 
 
 def last_line(text: str) -> str:
-    """The last non-empty line of a client's stderr, shortened."""
+    """Return the last non-empty line of a client's stderr, shortened."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
 

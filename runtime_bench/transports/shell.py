@@ -50,7 +50,7 @@ _REFUSALS = {
 class ShellTransport(ABC):
     """A device with a POSIX shell. `base.Transport` documents the methods."""
 
-    # Next step where the client is not installed.
+    # Next step if the client is not installed.
     client_hint = ""
     # Directory on the device for all files of the bench; empty for a folder in the home directory.
     base = ""
@@ -67,7 +67,7 @@ class ShellTransport(ABC):
 
     @abstractmethod
     def _argv(self, line: str) -> list[str]:
-        """The client's arguments that run one shell line on the device."""
+        """Return the client's arguments that run one shell line on the device."""
 
     def _keeper_argv(self, line: str) -> list[str]:
         """As `_argv`, for the connection that stays open until the transport is closed."""
@@ -75,7 +75,7 @@ class ShellTransport(ABC):
 
     @abstractmethod
     def _explain(self, stderr: str) -> DeviceUnavailableError:
-        """The error for the client's message about the connection."""
+        """Return the error for a message of the client about the connection."""
 
     @abstractmethod
     def forward(self, port: int) -> AbstractContextManager[int]:
@@ -269,14 +269,14 @@ class ShellTransport(ABC):
 
 
 def program_of(words: Sequence[str]) -> str:
-    """The program of a command. Raises UsageError for an empty command."""
+    """Return the program of a command. Raises UsageError for an empty command."""
     if not words or not words[0]:
         raise UsageError("a command for the device is empty")
     return words[0]
 
 
 def environment_words(environment: Mapping[str, str]) -> list[str]:
-    """The words before a command that set its variables. Raises UsageError for an invalid name."""
+    """Return the words before a command that set its environment. Raises UsageError for an invalid name."""
     for name in environment:
         if not _VARIABLE.fullmatch(name):
             raise UsageError(f"{name[:80]!a} is not a valid name of an environment variable")

@@ -66,7 +66,7 @@ _MEANINGS = (
 
 
 def parse_address(text: str) -> tuple[str | None, str, int | None]:
-    """User, host and port of `[user@]host[:port]`. Raises UsageError with the grammar."""
+    """Return user, host and port of `[user@]host[:port]`. Raises UsageError with the valid forms."""
     user, at, rest = text.rpartition("@")
     if rest.startswith("["):
         host, bracket, after = rest[1:].partition("]")
@@ -147,9 +147,9 @@ class SshTransport(RemoteTransport):
         for text, meaning, hint in _MEANINGS:
             if text in low:
                 return DeviceUnavailableError(f"{self.spec}: {meaning}", hint.format(host=host))
-        said = last_line(stderr)
+        reason = last_line(stderr)
         return DeviceUnavailableError(
-            f"{self.spec}: the connection was lost" + (f" ({said})" if said else ""), f"try `ssh {host} true`"
+            f"{self.spec}: the connection was lost" + (f" ({reason})" if reason else ""), f"try `ssh {host} true`"
         )
 
     def _send(self, source: Path, remote: str, task: Task, timeout: float) -> None:

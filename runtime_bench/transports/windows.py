@@ -1,4 +1,4 @@
-"""This machine under Windows: plain processes without a shell."""
+"""Use this machine as a device under Windows. Programs are plain processes without a shell."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class WindowsProgram:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """The exit status, or None while it runs."""
         return self._process.poll()
 
     @property
     def lost(self) -> bool:
-        """Always False: there is no link."""
+        """Always False, because this machine has no link to lose."""
         return False
 
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether the program runs."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End it and wait for its end."""
+        """Kill the program and wait for its end."""
         self._timer.cancel()
         self._process.kill()
         self._process.wait()
@@ -143,5 +143,5 @@ class WindowsTransport(FilesHere):
 
 
 def _environment_with(environment: Mapping[str, str] | None) -> dict[str, str] | None:
-    """The variables of this process and `environment`; None where `environment` is empty."""
+    """Return the variables of this process with those of `environment`, or None if `environment` is empty."""
     return {**os.environ, **environment} if environment else None

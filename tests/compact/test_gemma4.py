@@ -16,7 +16,7 @@ from compact.base.errors import MixtureOfExpertsError, PlanMismatchError, Unsupp
 from compact.pruning.plan import check_plan, read_plan
 from compact.sources.model_source import open_directory, open_source
 from tests.checkpoints import train_tokenizer, write_checkpoint
-from tests.compact.pruning import plan_for, prune_to
+from tests.compact.pruned_checkpoints import plan_for, prune_to
 from tests.family_models import VARIANTS
 
 DOUBLE_WIDE = VARIANTS["Gemma4ForCausalLM"]["double-wide FFN"]

@@ -1,8 +1,8 @@
 """The commands of the documents, run as they are written, wherever they can run without a network, a device or hours.
 
 What is large is played by something small of the same name: `smollm2-135m` and Llama-3.2-1B by random models (the real
-smollm2-135m is built by tests/compact_edge/test_smollm2.py), Qwen2.5-0.5B by random weights behind its real tokenizer,
-at the published widths of vocabulary and FFN. Budgets of calibration and measuring are the least that work.
+smollm2-135m is built by tests/compact_edge/building/test_smollm2.py), Qwen2.5-0.5B by random weights behind its real
+tokenizer, at the published widths of vocabulary and FFN. Budgets of calibration and measuring are the least that work.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ pytestmark = pytest.mark.slow
 # Commands that are read by click and not run (test_commands.py), and what shows that they work.
 NOT_RUN = (
     (r"\b(ssh|adb):", "needs a device: tests/runtime_bench, tests/devices"),
-    (r"\btorchrun\b", "several processes: tests/compact/test_distributed.py"),
-    (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "needs the Hub: tests/compact_edge/test_hub_build.py"),
+    (r"\btorchrun\b", "several processes: tests/compact/base/test_distributed.py"),
+    (r"(?<![\w./-])(Qwen|HuggingFaceTB|meta-llama|org)/", "the Hub: tests/compact_edge/building/test_hub_build.py"),
     (r"\b(MODEL|DIR|NAME|SERIAL)\b|\.\.\.|my-model|model-int4", "a placeholder"),
-    (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/test_engine_build.py"),
-    (r"gemma-3-270m\.gguf", "a licensed model: tests/compact_edge/test_languages.py"),
-    (r"--tasks\b", "an extra: tests/compact_edge/test_eval_tasks.py"),
-    (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/test_fit.py, test_curve.py"),
-    (r"--recover\b", "minutes: tests/compact_edge/test_recover_commands.py"),
-    (r"onnx|-dml", "a minute each: tests/compact_edge/test_build_onnx.py"),
-    (r"^compact-edge (release|gather)\b|\bverify \S*release\b", "minutes: tests/compact_edge/test_release.py"),
-    (r"\breport-pi\b|\brun-1\b", "needs a run on another device: tests/compact_edge/test_report_command.py"),
+    (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/toolchain/test_engine_build.py"),
+    (r"gemma-3-270m\.gguf", "a licensed model: tests/compact_edge/building/test_languages.py"),
+    (r"--tasks\b", "an extra: tests/compact_edge/tasks/test_eval_tasks.py"),
+    (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/building/test_fit.py"),
+    (r"--recover\b", "minutes: tests/compact_edge/building/test_recover_commands.py"),
+    (r"onnx|-dml", "a minute each: tests/compact_edge/building/test_build_onnx.py"),
+    (r"^compact-edge (release|gather)\b|\bverify \S*release\b", "minutes: tests/compact_edge/release/test_release.py"),
+    (r"\bbench-pi\b", "needs a run on another device: tests/compact_edge/cli/test_report_command.py"),
 )
 # Added where the document does not give the option. Lines below each other may be alternatives with one output.
 _LEAST = {

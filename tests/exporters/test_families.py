@@ -21,7 +21,7 @@ from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from exporters.llamacpp.imatrix_torch import collect
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import load, prune_to, pruned_in_memory
+from tests.compact.pruned_checkpoints import load, prune_to, pruned_in_memory
 from tests.exporters.family_checkpoints import checkpoint, every_case
 from tests.family_models import LLAMA3_ROPE, SOURCE_CASES, SOURCE_NAMES, VARIANTS, YARN_ROPE
 

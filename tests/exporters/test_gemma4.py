@@ -22,7 +22,7 @@ from exporters.llamacpp.quant_types import predict_types
 from exporters.llamacpp.quantize import quantize_gguf
 from exporters.onnx.types import check_onnx, onnx_options
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import around_tokenizer, prune_to
+from tests.compact.pruned_checkpoints import around_tokenizer, prune_to
 from tests.family_models import VARIANTS
 
 DOUBLE_WIDE = VARIANTS["Gemma4ForCausalLM"]["double-wide FFN"]

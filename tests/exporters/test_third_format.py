@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,22 @@ eval_text = "evaluation.txt"
 """
 
 
+# Answers each command with its exit code and what it printed.
+PROGRAM = """
+import contextlib, io, json, sys
+from compact_edge.cli import main as cli
+
+answers = sys.stdout
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
+
+
 class Shop(Workshop):
-    """A workshop in whose child processes a package with the format is installed."""
+    """A workshop with a child process in which a package with the format is installed. It imports torch once."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -44,9 +61,17 @@ class Shop(Workshop):
         entry = f"[{GROUP}]\ncopy = {third_format.__name__}:CopyFormat\n"
         (package / "entry_points.txt").write_text(entry, encoding="utf-8")
 
+        path = os.pathsep.join([str(root / "site"), str(ROOT)])
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], cwd=ROOT, env=self.environment(PYTHONPATH=path),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(self.root / "site"), str(ROOT)])
-        return run_child(command(*words), self.environment(PYTHONPATH=path))
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        print(json.dumps(words), file=self.child.stdin, flush=True)
+        return subprocess.CompletedProcess(words, *json.loads(self.child.stdout.readline()))
 
     def json(self, *words: str) -> Any:
         done = self.run(*words, "--json")
@@ -55,8 +80,10 @@ class Shop(Workshop):
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("third"))
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    made = Shop(tmp_path_factory.mktemp("third"))
+    with made.child:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +173,22 @@ def test_a_release_makes_it_and_verify_makes_it_again(shop: Shop, release_toml: 
     folder = out / "Small-compact-0.2-COPY"
     again = shop.json("verify", str(folder), "--rebuild", "--model", str(shop.model))
     assert [row["verdict"] for row in again["files"]] == ["identical"]
+
+
+def _asked(*places: Path) -> tuple[list[str], bool]:
+    """The names of the formats in a new process, and whether it read the entry points of all packages."""
+    asked = "import sys; from exporters import registry as r; print(*r.names(), 'importlib.metadata' in sys.modules)"
+    done = run_child([*command()[:1], "-c", asked], {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))})
+    assert done.returncode == 0, done.stderr
+    *names, read = done.stdout.split()
+    return names, read == "True"
+
+
+def test_entry_points_are_read_if_a_package_may_have_ours(shop: Shop, tmp_path: Path) -> None:
+    assert _asked(ROOT) == (["gguf", "onnx"], False)
+    assert _asked(shop.root / "site", ROOT) == (["gguf", "onnx", "copy"], True)
+    archive = shutil.make_archive(str(tmp_path / "packages"), "zip", shop.root / "site")
+    assert _asked(Path(archive), ROOT) == (["gguf", "onnx", "copy"], True)
 
 
 def test_a_format_that_cannot_be_loaded_says_so(shop: Shop, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
     "--device",
     default="local",
     show_default=True,
-    help="Device: local, ssh:user@host[:port] or adb:SERIAL (see: devices).",
+    help="Device: local, ssh:user@host[:port] or adb:SERIAL. `compact-edge devices` tests it.",
 )
 @click.option("--out", type=DIRECTORY, help="Output directory (default: NAME-bench).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
@@ -54,64 +54,85 @@ def _depths(_context: click.Context, _parameter: click.Parameter, value: str) ->
     help="Engine that runs the model (default: for GGUF llama-server if available, otherwise llama-cpp-python; for "
     "ONNX onnxruntime-genai).",
 )
-@click.option("--engine-dir", type=DIRECTORY, help="A folder with your own llama-server for the device.")
+@click.option("--engine-dir", type=DIRECTORY, help="Directory that contains your own llama-server for the device.")
 @click.option(
     "--device-python",
-    help="Python interpreter on the device, for engines that are Python packages (default: python3; locally this one).",
+    help="Python interpreter on the device, for engines that are Python packages (default: python3; on this "
+    "machine, the interpreter that runs compact-edge).",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    help="Threads (default: physical cores minus one; on a remote device, those of the target).",
+    help="Threads of the engine (default: physical cores minus one; on a remote device, the number in the target).",
 )
 @click.option(
-    "--baseline-threads", type=click.IntRange(1, 1024), help="Threads of the baseline (default: as --threads)."
+    "--baseline-threads",
+    type=click.IntRange(1, 1024),
+    help="Threads for the baseline (default: as --threads).",
 )
-@click.option("--context", type=click.IntRange(16), help="Positions of the key-value cache (default: the target's).")
+@click.option("--context", type=click.IntRange(16), help="Context length in tokens (default: the target's).")
 @click.option(
-    "--repetitions", type=click.IntRange(1, 1000), default=REPETITIONS, show_default=True, help="Pairs to run."
+    "--repetitions",
+    type=click.IntRange(1, 1000),
+    default=REPETITIONS,
+    show_default=True,
+    help="Pairs to measure. Fewer than 6 give no interval.",
 )
 @click.option(
     "--depths",
     default=",".join(map(str, DEPTHS)),
     show_default=True,
     callback=_depths,
-    help="Context depths for the decode speed, in tokens of the baseline.",
+    help="Context depths at which decode is measured, in tokens of the baseline.",
 )
 @click.option(
-    "--tokens", "n_tokens", type=click.IntRange(2, 4096), default=N_TOKENS, show_default=True, help="New tokens."
+    "--tokens",
+    "n_tokens",
+    type=click.IntRange(2, 4096),
+    default=N_TOKENS,
+    show_default=True,
+    help="Tokens to generate for each prompt and depth.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(1), help="Time limit of the measurement: no pair starts that would end later."
+    "--seconds", type=click.FloatRange(1), help="Time limit in seconds. A pair that would end later is not started."
 )
 @click.option(
-    "--prompts", type=FILE, help="Prompts as JSONL (name, and text or messages) instead of the built-in ones."
+    "--prompts",
+    type=FILE,
+    help="JSONL file of prompts (name, and text or messages) instead of the built-in ones.",
 )
-@click.option("--text", type=FILE, help="Measure bits per byte of both artifacts on this text, on this machine.")
-@click.option("--gpu-layers", default="0", callback=_layers, help="Layers on the GPU, or all (llama.cpp).")
+@click.option(
+    "--text", type=FILE, help="Also measure bits per byte of both artifacts on this text. This runs on this machine."
+)
+@click.option(
+    "--gpu-layers",
+    default="0",
+    callback=_layers,
+    help="Layers on the GPU: a number or all (llama.cpp; default: 0).",
+)
 @click.option(
     "--execution-provider",
     type=click.Choice(_PROVIDERS),
-    help="Execution provider of onnxruntime (default: the one that the folder was built for).",
+    help="Execution provider of onnxruntime (default: the one that the ONNX folder was built for).",
 )
 @click.option(
-    "--target", help="Device profile whose budgets are checked (default: the one that ARTIFACT was built for)."
+    "--target", help="Device profile whose budgets are checked (default: the target that ARTIFACT was built for)."
 )
 @click.option(
-    "--allow-unlike", is_flag=True, help="Compare even if the two artifacts differ in type, engine or threads."
+    "--allow-unlike", is_flag=True, help="Compare even if the artifacts differ in quantization type, engine or threads."
 )
 @click.option("--fail-over-budget", is_flag=True, help="End with exit code 3 if a budget is exceeded.")
-@click.option("--clean-device", is_flag=True, help="Remove all copied files from the device at the end.")
+@click.option("--clean-device", is_flag=True, help="Remove all copied files from the device afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Write report.json to stdout.")
 def bench(as_json: bool, **values: Any) -> None:
     """Measure ARTIFACT against its unpruned BASELINE on a device and write a report.
 
     ARTIFACT and BASELINE are .gguf files, ONNX folders, or the output of `compact-edge build --with-baseline`.
 
-    The bench measures memory, load time, time to first token, and prefill and decode speed at batch size 1. Each run
-    uses a fresh process, and the two sides alternate. The report gives medians and 95% intervals of their ratio.
+    It measures memory, load time, time to first token, and prefill and decode speed at batch size 1. The two artifacts
+    alternate, and each run uses a fresh process. The report gives the median ratio of each figure with a 95% interval.
 
-    The output has report.md, report.html, report.json and the raw samples.jsonl.
+    The output directory contains report.html, report.md, report.json and the raw records (samples.jsonl).
     """
     from compact_edge.bench.pipeline import BenchIncompleteError, OverBudgetError
     from compact_edge.bench.pipeline import bench as run
@@ -137,7 +158,7 @@ def bench(as_json: bool, **values: Any) -> None:
 
 
 def _command() -> str:
-    """The command line, for the report."""
+    """Return the command line, for the report."""
     from compact_edge.cli.main import Session
 
     session = click.get_current_context().find_object(Session)

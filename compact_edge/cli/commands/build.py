@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     required=True,
-    help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat once per format.",
+    help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat to build several formats.",
 )
 @budget_options
 @click.option(
     "--quant",
     "quants",
     multiple=True,
-    help="Quantization type, with its llama.cpp or onnxruntime-genai name, or `list` (default: the target's). With "
-    "several formats: FORMAT=TYPE for each.",
+    help="Quantization type, as llama.cpp or onnxruntime-genai names it (default: the target's). With several formats, "
+    "give FORMAT=TYPE for each. `--quant list` prints all types.",
 )
 @format_options("build")
 @calibration_options
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 @click.option("--no-baseline", is_flag=True, help="Do not build or measure the unpruned model.")
 @click.option("--no-check", is_flag=True, help="Skip the parity gate.")
 @click.option("--no-cache", is_flag=True, help="Recompute every stage; do not use or write the cache.")
-@click.option("--eval-text", type=FILE, help="Text for bits per byte (default: held-out standard library).")
+@click.option(
+    "--eval-text", type=FILE, help="Text for bits per byte (default: held-out text of Python's standard library)."
+)
 @click.option("--prompt", help="Prompt that both models answer at the end.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: physical cores minus one).")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")

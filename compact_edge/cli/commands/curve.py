@@ -22,13 +22,16 @@ from compact_edge.flags import (
 
 @click.command(cls=QuantCommand)
 @click.argument("model")
-@click.option("--quant", help="GGUF type of the files, or `list` (default: the type of the target gguf).")
+@click.option(
+    "--quant",
+    help="GGUF type for the file sizes (default: the type of the target gguf). `--quant list` prints all types.",
+)
 @click.option(
     "--points",
     type=click.IntRange(1, 50),
     default=6,
     show_default=True,
-    help="Number of ratios, evenly spaced from 0.05 to 0.5. Each evaluates 6 sizes.",
+    help="Number of ratios, evenly spaced from 0.05 to 0.5. For each, 6 splits are evaluated.",
 )
 @ranking_options
 @calibration_options
@@ -39,6 +42,7 @@ from compact_edge.flags import (
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def curve(
     model: str,
+    *,
     quant: str | None,
     points: int,
     out: Path | None,
@@ -47,11 +51,11 @@ def curve(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Show what each size of MODEL costs: bits per byte on each text, file size, estimated characters/s.
+    """Show what each size of MODEL costs: bits per byte on each text, file size and estimated characters/s.
 
-    For each ratio of removed parameters, the best split between vocabulary and FFN is searched. It is measured in bits
-    per byte on text of each calibration source that is not used for calibration. Nothing is pruned, repaired or
-    exported, so --method repair and --repair-tokens have no effect.
+    For each ratio of removed parameters, search the best split between vocabulary and FFN. Each split is judged by bits
+    per byte on held-out text of every calibration source. No model is written, and no weights are repaired: --method
+    repair and --repair-tokens have no effect.
 
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).

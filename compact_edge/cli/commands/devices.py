@@ -26,7 +26,7 @@ class Row:
     error: CompactEdgeError | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return {
             "device": self.spec,
             "state": self.state,
@@ -38,7 +38,7 @@ class Row:
         }
 
     def description(self) -> str:
-        """Its description in the table."""
+        """Return the description of the device for the table."""
         if self.error is not None:
             return self.error.message.removeprefix(f"{self.spec}: ")
         if self.facts is None:
@@ -50,10 +50,12 @@ class Row:
 @click.argument("device", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def devices(device: tuple[str, ...], as_json: bool) -> None:
-    """List this machine and Android devices, and connect to each DEVICE.
+    """List the devices that `bench` can measure on, and test the connection to each DEVICE.
 
-    A DEVICE is local, ssh:user@host, ssh:user@host:port or adb:SERIAL. Nothing is installed on a device. The exit code
-    is 69 if a DEVICE cannot be used. COMPACT_EDGE_SSH_CONFIG names an ssh configuration to use instead of your own.
+    The list has this machine and all Android devices that adb sees. Write a DEVICE as local, ssh:user@host,
+    ssh:user@host:port or adb:SERIAL. Nothing is installed on it. If a DEVICE cannot be used, the exit code is 69.
+
+    To use an ssh configuration other than your own, set COMPACT_EDGE_SSH_CONFIG to its path.
     """
     from compact_edge.terminal.console import Console, format_table, print_json
     from runtime_bench.transports.registry import open_transport
@@ -80,7 +82,7 @@ def devices(device: tuple[str, ...], as_json: bool) -> None:
 
 
 def describe(facts: DeviceFacts, *, emulated: bool = False) -> list[str]:
-    """The main facts for one line, the most important first."""
+    """Return the main facts for one line, the most important first."""
     cores = [f"{facts.logical_cores} cores"] if facts.logical_cores else []
     if facts.physical_cores and facts.logical_cores and facts.physical_cores < facts.logical_cores:
         cores = [f"{facts.physical_cores} cores with {facts.logical_cores} threads"]
@@ -118,7 +120,7 @@ def _open(spec: str, model: str | None) -> Row:
 
 
 def _android() -> tuple[list[Row], str | None]:
-    """All devices that adb lists, and a note if adb does not work."""
+    """Return all devices that adb lists, and a note if adb does not work."""
     from runtime_bench.transports.adb import list_devices
     from runtime_bench.transports.base import DeviceUnavailableError
 

@@ -74,15 +74,15 @@ def doctor(as_json: bool) -> None:
     from compact_edge.terminal.console import print_json
 
     checks = run_checks()
-    lacking = [check.name for check in checks if check.needed_for_build and check.status == MISSING]
+    missing = [check.name for check in checks if check.needed_for_build and check.status == MISSING]
     if as_json:
-        print_json({"can_build": not lacking, "checks": [asdict(check) for check in checks]})
+        print_json({"can_build": not missing, "checks": [asdict(check) for check in checks]})
     else:
         click.echo(report(checks))
-    if lacking:
+    if missing:
         raise ToolUnavailableError(
-            f"compact-edge build needs packages or tools that are missing: {', '.join(lacking)}",
-            next(check.next_step for check in checks if check.name == lacking[0]),
+            f"compact-edge build needs packages or tools that are missing: {', '.join(missing)}",
+            next(check.next_step for check in checks if check.name == missing[0]),
         )
 
 
@@ -281,10 +281,10 @@ def _import_names() -> Check:
     from importlib.util import find_spec
 
     name = "import names"
-    home = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[3]
     for package in _GENERIC_NAMES:
         spec = find_spec(package)
-        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != home / package:
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != root / package:
             where = spec.origin if spec is not None else "nowhere"
             detail = f"{package} comes from {where}, not from compact-edge"
             return Check(name, MISSING, detail, "install compact-edge in a separate environment", True)

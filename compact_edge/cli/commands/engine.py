@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def engine() -> None:
-    """Build llama.cpp's llama-server and llama-bench for a device, or list built ones.
+    """Build llama.cpp's llama-server and llama-bench for a device, or list the engines already built.
 
-    `compact-edge bench` runs them on the device. The sources come from llama-cpp-python's archive, so the device runs
-    the version that the artifact was checked with.
+    `compact-edge bench` runs them on the device. The sources come from the source archive of llama-cpp-python, so the
+    device runs the same version of llama.cpp that checked the artifact.
     """
 
 
@@ -29,11 +29,12 @@ def engine() -> None:
     "--arch", help="Architecture of the device, aarch64 or x86_64 (default: the target's, otherwise this machine's)."
 )
 @click.option(
-    "--isa", help="CPU variant; `--isa list` lists them (default: the best one that the device is known to run)."
+    "--isa",
+    help="CPU variant, or `list` to print all (default: the best one that the device is known to run).",
 )
-@click.option("--target", "target_name", help="Profile of the device: a name of `compact-edge targets`, or a file.")
-@click.option("--ndk", type=DIRECTORY, help="Folder of an Android NDK, to build for Android.")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Number of compilers at once (default: one per core).")
+@click.option("--target", "target_name", help="Device profile: a name from `compact-edge targets`, or a TOML file.")
+@click.option("--ndk", type=DIRECTORY, help="Directory of an Android NDK. Builds for Android with it.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Compilers to run in parallel (default: one per core).")
 @click.option("--force", is_flag=True, help="Compile again, even if the cache has the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def build(
@@ -46,9 +47,10 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build llama-server and llama-bench: 5 to 10 minutes on two cores, then kept in the cache.
+    """Build llama-server and llama-bench. This takes 5 to 10 minutes on two cores.
 
-    For another architecture than this machine's it needs the GNU cross compiler for Linux, or an Android NDK.
+    The cache keeps the result. To build for an architecture other than this machine's, install the GNU cross compiler
+    for Linux, or use an Android NDK (--ndk).
     """
     from compact_edge.terminal.console import Console, format_duration, print_json
     from runtime_bench.toolchain.engine_build import build_engine
@@ -106,7 +108,7 @@ def list_command(as_json: bool) -> None:
 def choose_variant(
     arch: str | None, isa: str | None, target_name: str | None, *, android: bool = False
 ) -> tuple[Variant, str]:
-    """The variant to build, and the reason for the choice.
+    """Return the variant to build, and the reason for the choice.
 
     Raises:
         UsageError: an unknown architecture, variant or target, or a target of another architecture than `arch`.
@@ -160,7 +162,7 @@ def describe(folder: EngineFolder, took: str) -> str:
 
 
 def _features_here() -> tuple[str, ...]:
-    """Features of this machine's processor; empty where the system does not report them."""
+    """Return the features of this machine's processor. Empty if the system does not report them."""
     from runtime_bench.device.facts import read_facts
     from runtime_bench.transports.registry import open_transport
 

@@ -57,15 +57,21 @@ if TYPE_CHECKING:
 def evaluate(model: str, as_json: bool, **values: Any) -> None:
     """Measure bits per byte of MODEL on a text, or its accuracy on tasks.
 
-    MODEL is a .gguf file (scored by llama.cpp), an ONNX folder or its model.onnx (scored by onnxruntime), or a
-    checkpoint directory, a model on the Hugging Face Hub (org/name or org/name@revision) or a built-in model (scored by
-    Transformers in float32). On a text, all are scored with the same windows, so the figures are comparable. Lower is
-    better. On tasks, all get the same questions, each through its own tokenizer. The data of lm_eval's own tasks come
-    from the Hub.
+    MODEL is one of these:
+
+    \b
+    - a .gguf file (scored by llama.cpp);
+    - an ONNX folder or its model.onnx (scored by onnxruntime);
+    - a checkpoint directory, a model on the Hugging Face Hub (org/name or
+      org/name@revision) or a built-in model (scored by Transformers in float32).
+
+    On a text, all models are scored with the same windows, so bits per byte are comparable. Lower is better. On tasks,
+    all models get the same questions, each through its own tokenizer. The data of lm_eval's own tasks come from the
+    Hub.
 
     With --against, both models score the text. The extra bits of MODEL are divided into three parts: words that MODEL
     splits and OTHER does not, the eight tokens after such a word, and everything else. The most expensive words are
-    listed. Keep them when you prune OTHER again.
+    listed. To keep them, save them with --save-tokens and prune OTHER again with --keep-tokens.
     """
     from compact_edge.cli.library_env import quiet_libraries
     from compact_edge.tasks.files import need_hub

@@ -20,7 +20,8 @@ def _format_option(function: Any) -> Any:
     defaults = ", ".join(f"{each.export_quant} for {each.name}" for each in formats())
     quant = click.option(
         "--quant",
-        help=f"Quantization type, with its llama.cpp or onnxruntime-genai name, or `list` (default: {defaults}).",
+        help=f"Quantization type, as llama.cpp or onnxruntime-genai names it (default: {defaults}). `--quant list` "
+        "prints all types.",
     )
     choice = click.Choice(names)
     return click.option("--format", "name", type=choice, default=names[0], show_default=True, help="File format.")(

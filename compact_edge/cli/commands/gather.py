@@ -15,11 +15,17 @@ from compact_edge.flags import DIRECTORY
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def gather(folder: tuple[Path, ...], out: Path, force: bool, as_json: bool) -> None:
-    """Join cells of one release.toml into a release. `compact-edge release --cell` builds each FOLDER.
+    """Join separately built cells into a release.
 
-    A FOLDER may also be the folder of a plan, a report of `compact-edge bench` on one of the files, or a directory of
-    such folders. All files are hashed again. Cells of another release.toml or another plan are refused. If cells are
-    missing, the command names them, publishes the others, and ends with exit code 3.
+    A FOLDER is one of these:
+
+    \b
+    - a cell or a plan, built by `compact-edge release --cell`;
+    - a report of `compact-edge bench` on one of the files;
+    - a directory of such folders.
+
+    All files are hashed again. All cells must come from the same release.toml and the same plans; others are refused.
+    If cells are missing, the command names them, publishes the rest, and ends with exit code 3.
     """
     from compact_edge.release import command
 

@@ -18,7 +18,9 @@ _LIST = "list"
 @click.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
-    "--ratio", type=float, help="Show what remains after removing this share of all parameters, split as in a build."
+    "--ratio",
+    type=float,
+    help="Show what remains after removing this share of all parameters, split as in `build`.",
 )
 @click.option("--vocab-size", type=click.IntRange(1), help="Show what remains at this vocab_size.")
 @click.option("--intermediate-size", type=click.IntRange(1), help="Show what remains at this intermediate_size.")
@@ -27,22 +29,23 @@ _LIST = "list"
     multiple=True,
     metavar="CODES",
     callback=split_codes,
-    help="Show how much text in these languages each vocab_size covers, such as en,de,code.",
+    help="Show how much text in these languages each vocab_size keeps whole. Codes as for `build`, such as en,de,code.",
 )
-@click.option("--target", "target_name", help="Show whether the models fit this device (profile name or TOML file).")
-@click.option("--quant", help="With --target: use this GGUF type instead of the profile's.")
+@click.option("--target", "target_name", help="Show whether the models fit this device: a profile name or a TOML file.")
+@click.option("--quant", help="With --target: GGUF type (default: the profile's).")
 @click.option(
-    "--context", type=click.IntRange(1), help="With --target: use this context length instead of the profile's."
+    "--context", type=click.IntRange(1), help="With --target: context length in tokens (default: the profile's)."
 )
 @click.option("--list", "listed", is_flag=True, help="List the built-in table of published models.")
-@click.option("--all", "every", is_flag=True, help="Show the shares of every model in the built-in table.")
+@click.option("--all", "every", is_flag=True, help="Show the parameters by part for every model in the built-in table.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="With --all: plot the shares to this .svg or .png file.",
+    help="With --all: also plot them to this .svg or .png file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def inspect(
+    *,
     models: tuple[str, ...],
     ratio: float | None,
     vocab_size: int | None,
@@ -58,12 +61,18 @@ def inspect(
 ) -> None:
     """Show the sizes of MODEL and its parameters by part: vocabulary, attention, FFN, norms.
 
-    MODEL is a checkpoint directory, a config.json or a directory with only that file, a .gguf file, a model on the
-    Hugging Face Hub (org/name or org/name@revision; only config.json is downloaded), a built-in model (tiny,
-    smollm2-135m), or a name in the built-in table of published models (inspect --list).
+    MODEL is one of these:
 
-    With --target, show which of the models fit that device, and the smallest cut that makes the others fit. Without a
-    MODEL, show this for the whole table.
+    \b
+    - a checkpoint directory, or a .gguf file;
+    - a config.json, or a directory with only that file;
+    - a model on the Hugging Face Hub (org/name or org/name@revision), of
+      which only config.json is downloaded;
+    - a built-in model (tiny, smollm2-135m);
+    - a name in the built-in table of published models (--list prints it).
+
+    With --target, show which models fit the device, and the smallest cut that makes each of the others fit. If no MODEL
+    is given, the whole built-in table is checked.
     """
     from compact.base.errors import UsageError
     from compact.vocabulary.language_use import parse_languages

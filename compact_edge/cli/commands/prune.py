@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option("--out", type=DIRECTORY, required=True, help="Output directory.")
 @budget_options
-@click.option("--quant", help="Make intermediate_size a multiple of the block size of this GGUF type.")
+@click.option("--quant", help="Keep intermediate_size a multiple of the block size of this GGUF type.")
 @calibration_options
 @recovery_options
 @compute_options
@@ -40,8 +40,9 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     MODEL is a checkpoint directory, a .gguf file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
 
-    To use several devices for the calibration, start one process per device with torchrun: torchrun --nproc-per-node 2
-    -m compact_edge prune MODEL --out DIR.
+    To calibrate on several devices, start one process per device:
+
+    `torchrun --nproc-per-node 2 -m compact_edge prune MODEL --out DIR`
     """
     from compact.base.distributed import is_main, joined
     from compact.base.progress import SILENT
@@ -53,7 +54,16 @@ def prune(model: str, out: Path, quant: str | None, force: bool, no_cache: bool,
     with joined(values["device"]):
         options = pruning_options(quant, **values)
         console = Console() if is_main() else SILENT
-        result = prune_model(model, out, options, quant=quant, force=force, use_cache=not no_cache, progress=console)
+        result = prune_model(
+            model,
+            out,
+            options,
+            quant=quant,
+            force=force,
+            use_cache=not no_cache,
+            count_languages=not as_json,
+            progress=console,
+        )
         if result is None:
             return
         if as_json:

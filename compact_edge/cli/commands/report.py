@@ -17,11 +17,13 @@ from compact_edge.flags import DIRECTORY
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def report(run: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) -> None:
-    """Show one run of the bench, or compare several.
+    """Show one benchmark run, or compare several.
 
-    RUN is an output directory of `compact-edge bench`, whose report is made from its raw records, or a report.json.
-    Runs that are partial, emulated or not measured, and runs of two artifacts that differ in more than the pruning, are
-    listed separately and never ranked.
+    RUN is an output directory of `compact-edge bench` or a report.json. From a directory, the report is made again from
+    the raw records.
+
+    Some runs are listed separately and never ranked: partial, emulated and unmeasured runs, and runs whose two
+    artifacts differ in more than the pruning.
     """
     from compact.base.errors import UsageError
     from compact_edge.output import check_output

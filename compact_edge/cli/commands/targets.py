@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def targets(name: str | None, as_json: bool) -> None:
-    """List the device profiles, or show the profile NAME with the source of each number.
+    """List the device profiles. With NAME, show one profile and the source of each number.
 
-    NAME is a name in the list, or the path of your own TOML file.
+    NAME is a name from the list, or the path of your own TOML file.
     """
     from compact_edge.terminal.console import print_json
     from targets.profile import list_profiles, load_profile

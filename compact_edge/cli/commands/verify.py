@@ -12,20 +12,23 @@ from compact_edge.flags import DIRECTORY
 @click.command()
 @click.argument("directory", type=DIRECTORY)
 @click.option(
-    "--rebuild", is_flag=True, help="Rebuild the files of a release from plan.json and the source, and compare."
+    "--rebuild", is_flag=True, help="Build the files of a release again from plan.json and the source, and compare."
 )
-@click.option("--model", help="With --rebuild: the source, if it is not a built-in model.")
+@click.option("--model", help="With --rebuild: the source model, if it is not a built-in model.")
 @click.option(
-    "--plan", type=DIRECTORY, help="With --rebuild: the plan's folder, if the plan uses an updates.safetensors."
+    "--plan",
+    type=DIRECTORY,
+    help="With --rebuild: folder of the plan, if the plan has an updates.safetensors.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 def verify(directory: Path, rebuild: bool, model: str | None, plan: Path | None, as_json: bool) -> None:
     """Check every file of a published DIRECTORY against its SHA256SUMS.
 
-    In a release, also check that every file in the manifests exists and has the right hash. With --rebuild, build the
-    files again and compare. F32, F16, BF16 and Q8_0 files must have equal bytes on every machine. Other quantised
-    files can be compared only with the same build of the engine and the same instruction set. Otherwise they are not
-    comparable (exit code 69).
+    In a release, also check that every file named in a manifest exists and has the right hash.
+
+    With --rebuild, build the files of a release again and compare the bytes. F32, F16, BF16 and Q8_0 files must be
+    identical on every machine. Other types are compared only if the build of the engine and the instruction set are the
+    same. Otherwise they are reported as not comparable (exit code 69).
     """
     from compact.base.errors import UsageError
     from compact_edge.release.verify import checked_files

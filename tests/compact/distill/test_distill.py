@@ -111,7 +111,7 @@ def test_applying_what_was_learned_gives_equal_bytes(source: ModelSource, recove
     assert read_plan(tmp_path / "a" / "plan.json") == recovered.plan
 
 
-def test_the_same_question_trains_nothing_anew(
+def test_the_same_question_trains_nothing_again(
     source: ModelSource, text: Path, recovered: Decision, cache: Cache
 ) -> None:
     cache.misses.clear()
@@ -241,7 +241,7 @@ def test_processes_that_do_not_share_a_disk_stop(
     source: ModelSource, text: Path, seeded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "broadcast_json", lambda step: step + 1)
-    with pytest.raises(StorageError, match="found another state"):
+    with pytest.raises(StorageError, match="found different states"):
         decide(Context(source, _options(text), Cache(seeded, [], [])))
 
 

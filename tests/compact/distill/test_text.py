@@ -33,7 +33,7 @@ def test_what_is_kept_out_never_comes() -> None:
     assert _text(seed=5).held_out == text.held_out
 
 
-def test_sources_give_equal_shares_and_begin_anew_in_another_order() -> None:
+def test_sources_give_equal_shares_and_begin_again_in_another_order() -> None:
     text = _text()
     taken = list(itertools.islice(text.pieces(), 1000))
     characters = Counter({word: sum(len(p) for p in taken if p.startswith(word)) for word in ("alpha", "beta")})
