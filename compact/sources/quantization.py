@@ -35,7 +35,7 @@ _MLX = re.compile(r"\.(?:scales|biases)$")
 def quantization_method(config: Mapping[str, Any]) -> str | None:
     """Return the method with which Transformers would quantize or unpack the weights, or None.
 
-    None also stands for a setting that Transformers skips, or that names no method.
+    It is also None for a setting that Transformers skips, or that names no method.
     """
     for key in ("quantization_config", "compression_config"):
         setting = config.get(key)

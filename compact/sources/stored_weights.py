@@ -1,8 +1,8 @@
 """Find the weights of a checkpoint folder: which files, and which tensors are in them.
 
-The usual layouts are those that Transformers reads (`_get_resolved_checkpoint_files` of its `modeling_utils`): the file
-that `transformers_weights` of config.json names, else `model.safetensors`, else the shards of
-`model.safetensors.index.json`. Other layouts are accepted if only one reading is possible: shards without an index, and
+The usual layouts are those that Transformers reads (`_get_resolved_checkpoint_files` of its `modeling_utils`). It takes
+the first of these that exists: the file that `transformers_weights` of config.json names, `model.safetensors`, and the
+shards of `model.safetensors.index.json`. Other layouts are accepted if only one reading is possible: shards without an index, and
 files with other names. Like Transformers, this reads all tensors of a shard, whatever the index says about them.
 """
 
@@ -63,7 +63,7 @@ def find_weights(directory: Path, config: Mapping[str, Any]) -> StoredWeights:
         config: its config.json.
 
     Raises:
-        DamagedFileError: a file is missing, damaged, or only stands for the real one; a tensor is in two files with
+        DamagedFileError: a file is missing, damaged, or a pointer to the real one; a tensor is in two files with
             different values; or several readings are possible.
         PickleRefusedError: there are only pickled weights, or the index names a file that is not safetensors.
         UnsafePathError: a file is outside the folder.

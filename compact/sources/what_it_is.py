@@ -44,7 +44,9 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 
 
 def refuse_stand_in(path: Path) -> None:
-    """Refuse a file that only stands for the real one. A file that does not exist is accepted.
+    """Refuse a file that has other content than its name says, such as a pointer to the real file.
+
+    A file that does not exist is accepted.
 
     Raises:
         DamagedFileError: the file is a pointer of Git LFS or git-annex, a broken link, a web page, an answer of a
@@ -123,7 +125,7 @@ def refuse_other_folder(directory: Path) -> None:
 
     Raises:
         DataError: the folder has an adapter (`compact.sources.adapters`) or no config.json (`no_config`), or a file
-            only stands for the real one (`refuse_stand_in`).
+            is a pointer to the real one (`refuse_stand_in`).
     """
     refuse_adapter(directory)
     for name in _SMALL:

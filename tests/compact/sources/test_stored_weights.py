@@ -68,7 +68,7 @@ def makers_format_beside(model: Path) -> None:
     [no_index, other_names, one_file_of_a_variant, index_of_a_variant, no_metadata, makers_format_beside],
 )
 def test_one_possible_reading(plain: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    """Transformers finds no weights here. Only one reading is possible, and the user is told of it."""
+    """Transformers finds no weights here. Only one reading is possible, and a note says which."""
     model = write_checkpoint(tmp_path / "m", shards=2)
     change(model)
     with pytest.raises((OSError, KeyError)):
