@@ -12,7 +12,7 @@ from compact.base.errors import CompactEdgeError
 Shapes = Mapping[str, tuple[int, ...]]
 Change = Mapping[str, int | bool]
 
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
 _FIRST = "model.layers.0."
 _BIASES = {"attention_bias": f"{_FIRST}self_attn.q_proj.bias", "mlp_bias": f"{_FIRST}mlp.gate_proj.bias"}
 # Lists with one entry per layer.

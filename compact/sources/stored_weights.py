@@ -2,8 +2,9 @@
 
 The usual layouts are those that Transformers reads (`_get_resolved_checkpoint_files` of its `modeling_utils`). It takes
 the first of these that exists: the file that `transformers_weights` of config.json names, `model.safetensors`, and the
-shards of `model.safetensors.index.json`. Other layouts are accepted if only one reading is possible: shards without an index, and
-files with other names. Like Transformers, this reads all tensors of a shard, whatever the index says about them.
+shards of `model.safetensors.index.json`. Other layouts are accepted if only one reading is possible: shards without an
+index, and files with other names. Like Transformers, this reads all tensors of a shard, whatever the index says about
+them.
 """
 
 from __future__ import annotations

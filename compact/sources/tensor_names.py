@@ -183,9 +183,11 @@ def _inside(part: str) -> re.Pattern[str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return what precedes the embedding in the stored names."""
-    found = []
+    """Return what precedes the embedding in the stored names, at most 4 prefixes."""
+    found: list[str] = []
     for name in names:
+        if len(found) == 4:
+            break
         for end in (EMBEDDING, EMBEDDING.removeprefix(f"{_BASE}.")):
             if name.endswith(f".{end}"):
                 found.append(name.removesuffix(end))
