@@ -112,6 +112,7 @@ class Family:
         plain_norms: modules whose norms do not get `norm_offset`.
         negative_exponents: HF names inside a layer whose values x are stored in GGUF as -exp(x), in F32.
         unused: prefix of tensors that Transformers ignores (heads that predict additional tokens).
+        nested: prefix that Transformers reads as `model.`, as in the multimodal model (`conversion_mapping`).
         onnx_refusal: the reason why this layout cannot be exported to ONNX, or None.
         source_refusal: the reason why a GGUF of this layout cannot be a source, or None.
     """
@@ -161,6 +162,7 @@ class Family:
     plain_norms: frozenset[str] = frozenset()
     negative_exponents: frozenset[str] = frozenset()
     unused: str | None = None
+    nested: str | None = None
     onnx_refusal: str | None = None
     source_refusal: str | None = None
 

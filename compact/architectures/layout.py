@@ -8,6 +8,7 @@ from typing import Any
 
 from compact.architectures.family import Family
 from compact.architectures.layer_shapes import LayerShape, layer_shapes, linear_shape, per_layer_size, shared_kv_layers
+from compact.architectures.misfit import described, fitting_changes, named_keys
 from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
@@ -127,7 +128,14 @@ def _layer_tensors(
     return expected | {name: bare[name] for name in family.bare if name not in absent}
 
 
-def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(
+    family: Family,
+    config: Mapping[str, Any],
+    stored: Mapping[str, tuple[int, ...]],
+    where: str,
+    *,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Check the tensors of a checkpoint against the layout.
 
     Args:
@@ -136,30 +144,67 @@ def check_shapes(family: Family, config: Mapping[str, Any], stored: Mapping[str,
         stored: HF name -> shape. An output matrix may be stored even if config.json ties it to the embedding. If they
             differ, Transformers uses the stored one.
         where: the model's path, for messages.
+        files: HF name -> the file that holds it, for messages.
 
     Raises:
-        DamagedFileError: a tensor is missing or has the wrong shape.
+        DamagedFileError: a tensor is missing or has the wrong shape. The hint names the setting of config.json to
+            change, if a change would make all tensors fit.
         UnsupportedArchitectureError: a tensor does not belong to a model of these sizes.
     """
     expected = expected_shapes(family, config, len(stored), where)
+    places = files or {}
+
+    def hint(otherwise: str) -> str:
+        changes = fitting_changes(family, config, stored, lambda new: expected_shapes(family, new, len(stored), where))
+        return described(changes, config) if changes else otherwise
+
     missing = [name for name in expected if name not in stored]
     if missing:
+        others = next((name for name in sorted(stored) if name not in expected and name != OUTPUT), None)
         raise DamagedFileError(
-            f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)",
-            "download the checkpoint again, the weights together with config.json",
+            f"{where}: tensor {missing[0]!r} is missing ({len(missing)} missing in total)"
+            f"{f', and {others!r} has no place in the model' if others else ''}",
+            hint(
+                f"use a checkpoint with the tensor names of {family.architecture}; Transformers would fill it with "
+                "random values"
+                if others
+                else "save or download the checkpoint again; Transformers would fill it with random values"
+            ),
         )
     for name, shape in stored.items():
         wanted = expected.get(name)
         if name == OUTPUT:
             wanted = expected["model.embed_tokens.weight"]
         if wanted is None:
-            family.gguf_name(name)
+            place = places.get(name, where)
+            drop = hint("Transformers ignores it; to remove it, load the model with Transformers and save it again")
+            try:
+                family.gguf_name(name)
+            except UnsupportedArchitectureError as error:
+                raise UnsupportedArchitectureError(f"{place}: {error.message}", drop) from error
             raise UnsupportedArchitectureError(
-                f"{where}: tensor {name!r} is not part of a model with these sizes",
-                "docs/families.md lists the parts that are supported in each family",
+                f"{place}: tensor {name!r} is not part of a model with these sizes", drop
+            )
+        if shape != wanted and 0 in shape:
+            raise DamagedFileError(
+                f"{places.get(name, where)}: tensor {name!r} is empty (shape {list(shape)})",
+                "DeepSpeed ZeRO-3 saves so: set stage3_gather_16bit_weights_on_model_save and save the model again, or "
+                "run zero_to_fp32.py in the folder of its checkpoint",
             )
         if shape != wanted:
             raise DamagedFileError(
-                f"{where}: tensor {name!r} has shape {list(shape)}, expected {list(wanted)}",
-                "download the checkpoint again, the weights together with config.json",
+                f"{places.get(name, where)}: tensor {name!r} has shape {list(shape)}, but config.json gives "
+                f"{list(wanted)} ({named_keys(name, config)})",
+                hint(_resize_both(stored) or "use the config.json that was saved with these weights"),
             )
+
+
+def _resize_both(stored: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the next step if the embedding and the output matrix have different numbers of rows."""
+    embedding, output = stored.get("model.embed_tokens.weight"), stored.get(OUTPUT)
+    if embedding is None or output is None or embedding[:1] == output[:1]:
+        return None
+    return (
+        f"the embedding has {embedding[0]} rows and {OUTPUT} has {output[0]}: give both the same rows with "
+        "model.resize_token_embeddings, then save the model"
+    )

@@ -173,6 +173,7 @@ FAMILIES: tuple[Family, ...] = (
         gated_queries=True,
         partial_rotary=0.25,
         unused="mtp.",
+        nested="model.language_model.",
         multimodal="Qwen3_5ForConditionalGeneration",
         onnx_refusal="onnxruntime-genai's model builder 0.18 supports it only as a part of a multimodal model",
         source_refusal="it stores -exp(A_log), from which A_log cannot be recovered exactly",

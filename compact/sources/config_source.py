@@ -19,14 +19,16 @@ from compact.base.files import read_json_object
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG
 from compact.sources import hub
+from compact.sources.class_choice import ARCHITECTURES, with_class
 from compact.sources.model_source import (
     BUILT_IN,
     check_layers,
     check_sizes,
     plain_name,
     refuse_auto_map,
-    refuse_quantized,
 )
+from compact.sources.quantization import refuse_quantized
+from compact.sources.what_it_is import refuse_stand_in
 
 # The largest size to accept; far above that of any model.
 _LARGEST = 1 << 24
@@ -113,6 +115,7 @@ def config_of_row(row: PublishedModel) -> ConfigSource:
 
 
 def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSource:
+    refuse_stand_in(path)
     config = read_json_object(path)
     inner = config.get("text_config")
     family = text_family_of(config)
@@ -129,6 +132,8 @@ def _of_file(path: Path, name: str, origin: str, progress: Progress) -> ConfigSo
         config = text_config(path.parent if path.name == CONFIG else path, config, family)
         note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
         progress.note(note)
+    if config.get(ARCHITECTURES):  # a configuration alone must say which model it is of
+        config = with_class(config, str(path))
     family = family_of(config, str(path))
     check_sizes(config, path)
     check_layers(config, path)

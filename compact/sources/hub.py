@@ -25,7 +25,9 @@ from compact.base.files import check_free_space, read_json_object, safe_child
 from compact.base.licences import LEGAL_FILES
 from compact.base.progress import SILENT, Progress, Task
 from compact.checkpoints.shards import INDEX, SINGLE
+from compact.sources.adapters import ADAPTER_CONFIG, adapter_error
 from compact.sources.hub_errors import cache_directory, offline_error, page, translated
+from compact.sources.what_it_is import pickled_weights
 
 CONFIG = "config.json"
 # Files besides the weights that a build reads or copies.
@@ -36,12 +38,13 @@ _SMALL_FILES = (
     "additional_chat_templates/*.jinja",
 )
 _NEVER = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py", ".so", ".safetensors", ".gguf")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@\s:]+))?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# A folder of a repository that has a checkpoint.
+_FOLDER = re.compile(rf"({_PART})/{re.escape(CONFIG)}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -116,7 +119,7 @@ def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
         HubNotFoundError, HubAccessError, HubUnavailableError, HubNameError: see `hub_errors.translate`.
         HubOfflineError: offline mode is on, and the revision is not in the cache.
         PickleRefusedError: the repository has only pickled weights.
-        DataError: the repository has GGUF files but no checkpoint.
+        DataError: the repository has GGUF files but no checkpoint, or is an adapter.
         DamagedFileError: the repository lacks a file that a checkpoint needs.
         DiskFullError: the files do not fit on the disk.
     """
@@ -138,6 +141,9 @@ def fetch_description(name: HubName, progress: Progress = SILENT) -> Snapshot:
         commit = info.sha
         sizes = {file.rfilename: int(file.size or 0) for file in files}
         sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
+        if ADAPTER_CONFIG in sizes:
+            config = Path(hf_hub_download(name.repo, ADAPTER_CONFIG, revision=commit))
+            raise adapter_error(name.repo, config, beside_model=SINGLE in sizes or INDEX in sizes)
         _refuse_unusable(name, sizes)
         # Request the file by the revision's name. The cache then records the commit of that name for offline mode.
         hf_hub_download(name.repo, CONFIG, revision=name.revision)
@@ -165,10 +171,23 @@ def fetch_config(name: HubName, progress: Progress = SILENT) -> Snapshot:
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
+            _refuse_adapter(name)
             raise _lacks(name, CONFIG) from error
     commit = path.parent.name
     progress.note(f"{name.repo}: {CONFIG} of commit {commit}")
     return Snapshot(name, commit, path.parent, {}, {})
+
+
+def _refuse_adapter(name: HubName) -> None:
+    """Raise DataError if the repository, which has no config.json, is an adapter."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(name.repo, ADAPTER_CONFIG, revision=name.revision))
+    except EntryNotFoundError:
+        return
+    raise adapter_error(name.repo, config, beside_model=False)
 
 
 def fetch_weights(snapshot: Snapshot, progress: Progress = SILENT) -> None:
@@ -258,10 +277,10 @@ def _is_small(file: str) -> bool:
 def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
     top = {file for file in files if "/" not in file}
     if SINGLE not in top and INDEX not in top:
-        pickled = sorted(file for file in top if any(fnmatchcase(file, pattern) for pattern in _PICKLED))
-        if pickled:
+        pickled = pickled_weights(top)
+        if pickled is not None:
             raise PickleRefusedError(
-                f"{name.repo}: has only pickled weights ({pickled[0]}), and loading a pickle can run code",
+                f"{name.repo}: has only pickled weights ({pickled}), and loading a pickle can run code",
                 "name a revision or repository with safetensors weights; nothing was downloaded",
             )
         gguf = sorted(file for file in top if file.lower().endswith(".gguf"))
@@ -270,11 +289,25 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
                 f"{name.repo}: has GGUF files but no checkpoint",
                 f"name the float model that they were made from, or download {gguf[0]} and name that file",
             )
+    folders = sorted(match[1] for file in files if (match := _FOLDER.fullmatch(file)))
+    if CONFIG not in top and folders:
+        raise DamagedFileError(
+            f"{name.repo}: no {CONFIG}; its folders have one ({', '.join(folders[:3])})",
+            f"`hf download {name.repo} --include '{folders[-1]}/*' --local-dir FOLDER`, and name FOLDER/{folders[-1]}",
+        )
     for needed in (CONFIG, "tokenizer.json"):
         if needed not in top:
             raise _lacks(name, needed)
     if SINGLE not in top and INDEX not in top:
-        raise DamagedFileError(f"{name.repo}: no {SINGLE} and no {INDEX}", "name a repository with safetensors weights")
+        others = sorted(file for file in top if file.endswith(".safetensors"))
+        onnx = any(file.endswith(".onnx") for file in files)
+        raise DamagedFileError(
+            f"{name.repo}: no {SINGLE} and no {INDEX}{f', but {others[0]}' if others else ''}"
+            f"{', but an ONNX model' if onnx and not others else ''}",
+            f"download it with `hf download {name.repo} --local-dir FOLDER`, and name FOLDER"
+            if others
+            else "name a repository with safetensors weights",
+        )
 
 
 def _lacks(name: HubName, file: str) -> DamagedFileError:

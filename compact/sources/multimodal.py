@@ -1,8 +1,9 @@
 """Extract the language model of a multimodal checkpoint to a separate checkpoint.
 
 Only the language model is pruned and exported. The vision tower and projector are left out, and the caller informs the
-user. Two spellings of tensor names are supported: that of published files, which Transformers also saves
-(`language_model.model.*`), and that of Transformers' modules in memory (`model.language_model.*`).
+user. The spellings of tensor names that Transformers loads are supported: that of published files, which it also saves
+(`language_model.model.*`), that of its modules in memory (`model.language_model.*`), and that of its base class
+(`language_model.*`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.shards import open_tensors, read_index
+from compact.checkpoints.safetensors_file import TensorRef
+from compact.checkpoints.shards import open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
+from compact.sources.tensor_names import wrapper_hint
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
@@ -35,9 +38,13 @@ _PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
+    ("language_model.", "model."),
     ("lm_head.", "lm_head."),
     *((f"{prefix}{part}.", None) for prefix in ("", "model.") for part in _OTHER_PARTS),
 )
+# Names of a language model alone, and the next step if config.json is that of a multimodal model.
+_TEXT_NAMES = ("model.embed_tokens.", "model.layers.", "model.norm.")
+_TEXT_ALONE = "the weights are those of a language model alone: use the config.json that was saved with them"
 _FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "README.md",
@@ -57,7 +64,8 @@ def language_tensors(names: Iterable[str], where: str) -> dict[str, str]:
         prefix, own = next(((prefix, own) for prefix, own in _PREFIXES if name.startswith(prefix)), ("", None))
         if not prefix:
             raise UnsupportedArchitectureError(
-                f"{where}: tensor {name!r} does not belong to a known part of a multimodal model"
+                f"{where}: tensor {name!r} does not belong to a known part of a multimodal model",
+                wrapper_hint(name, where) or (_TEXT_ALONE if name.startswith(_TEXT_NAMES) else None),
             )
         if own is not None:
             found[own + name.removeprefix(prefix)] = name
@@ -97,21 +105,24 @@ def text_config(directory: Path, config: Mapping[str, Any], family: Family) -> d
     return {key: value for key, value in text.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path, progress: Progress = SILENT) -> None:
+def extract_language_model(
+    directory: Path,
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+    tensors: Mapping[str, TensorRef],
+    out: Path,
+    progress: Progress = SILENT,
+) -> None:
     """Write the language model of a multimodal checkpoint into `out`, tensor by tensor.
 
     Args:
         directory: the multimodal checkpoint, in safetensors.
         config: the checked config.json of its language model (`text_config`).
+        names: name in the language model -> stored name, checked against the layout.
+        tensors: stored name -> location (`compact.sources.stored_weights`).
         out: an empty directory. The caller publishes it afterwards.
         progress: receives the number of tensors written.
-
-    Raises:
-        UnsupportedArchitectureError, DamagedFileError: see `language_tensors`.
-        PickleRefusedError: the weights are pickled (see `read_index`).
     """
-    tensors = read_index(directory)
-    names = language_tensors(tensors, str(directory))
     write_json(out / "config.json", config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
     with open_tensors(tensors) as read, progress.task("extracting the language model", len(specs), "tensors") as task:

@@ -102,6 +102,7 @@ def test_of_the_hub_only_the_configuration_is_fetched(tmp_path: Path) -> None:
     with running_hub() as hub:
         repository = hub.add("maker/model", {"config.json": config, "model.safetensors": b"\0" * 1000})
         hub.add("maker/empty", {"README.md": b"nothing"})
+        hub.add("maker/adapter", {"adapter_config.json": b'{"base_model_name_or_path": "maker/Base"}'})
         environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT), COMPACT_EDGE_CACHE=str(tmp_path / "c"))
 
         def inspect(name: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -115,9 +116,11 @@ def test_of_the_hub_only_the_configuration_is_fetched(tmp_path: Path) -> None:
         assert hub.fetched() == ["config.json"]
         assert repository.commit in done.stderr
         missing = inspect("maker/empty")
+        adapter = inspect("maker/adapter")
         offline = inspect("maker/model", HF_HUB_OFFLINE="1")
     result = json.loads(done.stdout)
     assert result["hub_id"] == "maker/model" and result["counted_from"] == "config.json"
     assert result["parameters"]["vocabulary"] == 500 * 64
     assert missing.returncode == 65 and "no config.json" in missing.stderr
+    assert adapter.returncode == 65 and "an adapter of maker/Base" in adapter.stderr
     assert offline.returncode == 0 and json.loads(offline.stdout) == result

@@ -210,7 +210,18 @@ def test_what_the_hub_refuses(hub: Hub, checkpoint: Path, tmp_path: Path) -> Non
     hub.add("maker/hostile", {**without, "model.safetensors.index.json": index})
     index = json.dumps({"weight_map": {"a": "weights.bin"}}).encode()
     hub.add("maker/sly", {**without, "model.safetensors.index.json": index, "weights.bin": b"x"})
+    adapter = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "maker/Base"}).encode()
+    hub.add("maker/adapter", {"adapter_config.json": adapter, "adapter_model.safetensors": b"x"})
+    hub.add("maker/both", {**files, "adapter_config.json": adapter})
+    hub.add("maker/variant", {**without, "model.fp16.safetensors": b"x"})
+    hub.add("maker/onnx", {**without, "onnx/model.onnx": b"x"})
+    hub.add("maker/folders", {"README.md": b"", **{f"checkpoint-5/{file}": data for file, data in files.items()}})
     cases = {
+        "maker/adapter": (65, "an adapter (LORA) of maker/Base (adapter_config.json), not a model", "merge_and_unload"),
+        "maker/both": (65, "a model, and an adapter (LORA) of maker/Base", "remove adapter_config.json"),
+        "maker/variant": (65, "no model.safetensors.index.json, but model.fp16.safetensors", "hf download"),
+        "maker/onnx": (65, "but an ONNX model", "safetensors weights"),
+        "maker/folders": (65, "its folders have one (checkpoint-5)", "name FOLDER/checkpoint-5"),
         "maker/missing": (65, "no such directory here, and no such model on", "hf auth login"),
         f"{NAME}@v9": (65, "no revision 'v9'", "branches and tags"),
         "maker/gated": (69, "access is gated", f"accept the terms at {hub.endpoint}/maker/gated"),

@@ -186,9 +186,12 @@ def test_the_same_tensor_in_two_shards(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "m", shards=2)
     first, second = sorted(model.glob("*.safetensors"))
     weights = load_file(first)
-    weights |= dict([next(iter(load_file(second).items()))])
-    save_file(weights, first, metadata={"format": "pt"})
-    with pytest.raises(DamagedFileError, match="is in two shards"):
+    name, tensor = next(iter(load_file(second).items()))
+    plain = opened(write_checkpoint(tmp_path / "plain"), tmp_path)
+    save_file({**weights, name: tensor}, first, metadata={"format": "pt"})
+    assert opened(model, tmp_path).n_params == plain.n_params
+    save_file({**weights, name: tensor + 1}, first, metadata={"format": "pt"})
+    with pytest.raises(DamagedFileError, match="is in two shards with different values"):
         opened(model, tmp_path)
 
 
