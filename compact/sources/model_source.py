@@ -33,6 +33,7 @@ from compact.base.progress import SILENT, Progress
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
+from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -238,7 +239,7 @@ def open_checkpoint(
     from compact.sources.multimodal import extract_language_model
 
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    hashes = {path.name: sha256_file(path) for path in files}
+    hashes = {path.name: sha256_file(path) for path in files} | named_template_hashes(directory)
     check(hashes)
 
     def make(work: Path) -> None:
@@ -248,6 +249,8 @@ def open_checkpoint(
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
     text = cache.get_or_make("language-model", key, make, needed_bytes=needed)
     note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
+    if not has_unused_templates(directory) and (unused := template_note(directory)) is not None:
+        note = f"{note}; {unused}"  # the language model lacks the file that this note names
     return open_directory(text, name=name, origin=origin, note=note)
 
 
@@ -298,6 +301,8 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
+    hashes |= named_template_hashes(directory)
+    note = "; ".join(part for part in (note, template_note(directory)) if part) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
 
 

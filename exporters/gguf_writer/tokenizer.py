@@ -15,8 +15,9 @@ import tokenizers
 
 from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
-from compact.base.files import as_storage_error, read_json_object
+from compact.base.files import read_json_object
 from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
+from compact.vocabulary.chat_templates import DEFAULT, check_template_names, read_chat_templates
 from compact.vocabulary.pretokenizers import byte_level_bpe, pre_name
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.vocabulary.sentencepiece_bpe import space_prefix as has_space_prefix
@@ -100,9 +101,7 @@ def add_tokenizer(
     if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
         # llama.cpp finds the end of a turn by its text, but does not know this spelling.
         writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
-    template = _chat_template(checkpoint, config)
-    if template:
-        writer.add_chat_template(template)
+    _add_chat_templates(writer, checkpoint)
     return name
 
 
@@ -235,26 +234,22 @@ def _prefix_in_transformers(checkpoint: Path) -> int | None:
     return end if begin is None else begin
 
 
-def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    """Return the chat template, or the list of named templates, from any place that Transformers uses."""
-    template = tokenizer_config.get("chat_template")
-    main, named = checkpoint / "chat_template.jinja", checkpoint / "additional_chat_templates"
-    if template is None and main.is_file():
-        template = _read_text(main)
-        others = sorted(named.glob("*.jinja")) if named.is_dir() else []
-        if others:
-            template = [{"name": "default", "template": template}]
-            template += [{"name": other.stem, "template": _read_text(other)} for other in others]
-    if template is None or isinstance(template, str):
-        return template
-    if isinstance(template, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-        for entry in template
-    ):
-        return template
-    raise DamagedFileError(
-        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named templates"
-    )
+def _add_chat_templates(writer: gguf.GGUFWriter, checkpoint: Path) -> None:
+    """Write the chat templates: `tokenizer.chat_template`, and one key for each named template.
+
+    `GGUFWriter.add_chat_template` is not used: it lists the names in a random order, and changes them.
+
+    Raises UnsafePathError for a name that a key cannot have.
+    """
+    check_template_names(checkpoint)
+    templates = read_chat_templates(checkpoint)
+    names = [name for name in templates if name != DEFAULT]
+    for name in names:
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), templates[name])
+    if names:
+        writer.add_array(gguf.Keys.Tokenizer.CHAT_TEMPLATES, sorted(names))
+    if DEFAULT in templates:
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE, templates[DEFAULT])
 
 
 def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> bool:
@@ -291,12 +286,3 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: 
 
 def _find(part: list[int], whole: list[int]) -> int | None:
     return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: the file is not UTF-8") from error
-    except OSError as error:
-        raise as_storage_error(error, path) from error

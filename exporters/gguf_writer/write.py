@@ -24,6 +24,7 @@ from compact.base.errors import DamagedFileError, UsageError
 from compact.base.files import as_storage_error, read_json_object
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.rows import stored_tensors
+from compact.vocabulary.chat_templates import check_template_names
 from exporters.gguf_writer.metadata import (
     FILE_TYPES,
     GgufMetadata,
@@ -98,9 +99,11 @@ def check_exportable(checkpoint: Path) -> None:
 
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
+        UnsafePathError: a chat template has a name that a GGUF key cannot have.
     """
     family, config, shape, rope = read_layout(checkpoint)
     add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
+    check_template_names(checkpoint)
 
 
 def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:

@@ -17,7 +17,7 @@ from exporters.onnx.types import BUILDER_VERSION, ENGINES, OnnxOptions, other_ve
 from exporters.onnx.write import DATA, MODEL, write_onnx
 
 # Increase this when the bytes of an artifact change for equal inputs. Older cache entries are then not used.
-_VERSION = 1
+_VERSION = 2
 FOLDER = "onnx"  # subfolder of the cache entry, next to its record
 
 

@@ -19,6 +19,13 @@ from compact.base.errors import DamagedFileError, GateError, OutputExistsError, 
 from compact.base.files import as_storage_error, check_free_space, publish, read_json_object, write_json
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.rows import StoredTensor, stored_tensors
+from compact.vocabulary.chat_templates import (
+    DEFAULT,
+    check_template_names,
+    read_chat_templates,
+    template_files,
+    write_chat_templates,
+)
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -29,7 +36,7 @@ _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _PAD = "pad_token_id"
 # Copied unchanged if the checkpoint has them.
-_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
+_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json")
 _TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CRASH_HINT = "memory may have run out, because the builder loads the whole model; nothing was written"
 _LIBRARY = "onnxruntime-genai's model builder"
@@ -91,10 +98,16 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
 
 
 def check_tokenizer_files(checkpoint: Path) -> None:
-    """Raise DamagedFileError if the checkpoint lacks a file that onnxruntime-genai needs."""
+    """Check the files that onnxruntime-genai needs.
+
+    Raises:
+        DamagedFileError: a file is missing, or a chat template is not text.
+        UnsafePathError: a chat template has a name that a file cannot have.
+    """
     for name in ("tokenizer.json", _TOKENIZER_CONFIG):
         if not (checkpoint / name).is_file():
             raise DamagedFileError(f"{checkpoint}: {name} is missing", "copy the tokenizer's files into the checkpoint")
+    check_template_names(checkpoint)
 
 
 def _bytes_needed(tensors: Any, options: OnnxOptions) -> int:
@@ -240,6 +253,23 @@ def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, work / name)
-    settings = read_json_object(checkpoint / _TOKENIZER_CONFIG)
+    settings = _settle_chat_templates(checkpoint, work, read_json_object(checkpoint / _TOKENIZER_CONFIG))
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
     write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})
+
+
+def _settle_chat_templates(checkpoint: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Copy the chat templates, so that Transformers and genai find the same. Return the new tokenizer_config.json.
+
+    genai prefers the template in tokenizer_config.json, reads only text there, and keeps Windows line ends, which Jinja
+    does not. So that template stays only if both use it and read it alike. Otherwise all templates become `.jinja`
+    files.
+    """
+    files, templates = template_files(checkpoint), read_chat_templates(checkpoint)
+    own = settings.get("chat_template")
+    if not files and own in (None, templates.get(DEFAULT)):
+        return settings
+    write_chat_templates(work, templates)
+    if own == templates.get(DEFAULT):
+        return settings
+    return {key: value for key, value in settings.items() if key != "chat_template"}
