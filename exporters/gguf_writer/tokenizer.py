@@ -6,6 +6,7 @@ model has another vocabulary size. This module derives the values from the behav
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import read_json_object
 from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
 from compact.vocabulary.chat_templates import DEFAULT, check_template_names, read_chat_templates
+from compact.vocabulary.end_tokens import end_ids
 from compact.vocabulary.pretokenizers import byte_level_bpe, pre_name
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.vocabulary.sentencepiece_bpe import space_prefix as has_space_prefix
 from compact.vocabulary.tokenizer import load_tokenizer
+from exporters.gguf_writer.end_keys import end_keys
 from exporters.gguf_writer.sentencepiece import is_control, merged_tokens, scored_tokens
 
 _CODELLAMA_EOT = "\u2581<EOT>"
@@ -91,6 +94,7 @@ def add_tokenizer(
         writer.add_token_types(types)
         writer.add_token_merges(_merges(tokenizer_json, str(path)))
     ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
     adds_bos = _add_special(writer, tokenizer, ids, str(path))
     named = _named_id("bos", _added_ids(tokenizer_json), config)
     first = _prefix_in_transformers(checkpoint) if named is None else named
@@ -98,11 +102,25 @@ def add_tokenizer(
     # For a missing token, a loader assigns a new id, which has no embedding row.
     if first is not None and first != guess and first < vocab_size:
         writer.add_uint32(PREFIX_KEY, first)
-    if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
-        # llama.cpp finds the end of a turn by its text, but does not know this spelling.
-        writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
+    keys = end_keys(
+        checkpoint, token_texts(tokenizer_json, vocab_size, str(path)), ids.get("eos"), _eot(tokenizer_json)
+    )
+    for role, token in keys.items():
+        getattr(writer, f"add_{role}_token_id")(token)
     _add_chat_templates(writer, checkpoint)
     return name
+
+
+def check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
+    """Check end tokens and chat templates before any expensive work. Raises the errors of `add_tokenizer`."""
+    path, config_path = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
+    tokenizer_json = read_json_object(path)
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    check_template_names(checkpoint)
+    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
+    if "eos" in ids or not tokenizer_json.get("post_processor"):  # the post-processor may add an end token
+        end_keys(checkpoint, token_texts(tokenizer_json, vocab_size, str(path)), ids.get("eos"), _eot(tokenizer_json))
 
 
 def token_table(
@@ -221,6 +239,23 @@ def _named_id(role: str, added: Mapping[str, int], tokenizer_config: Mapping[str
     named = tokenizer_config.get(f"{role}_token")
     content = named.get("content") if isinstance(named, Mapping) else named
     return added.get(content) if isinstance(content, str) else None
+
+
+def _choose_eos(ids: dict[str, int], checkpoint: Path, *, named: bool) -> None:
+    """Set `eos` for a tokenizer_config.json that names none: to an end of `generate`, or to the tokenizer class's."""
+    ends = () if named else end_ids(checkpoint)
+    if ends and ids.get("eos") not in ends:
+        ids["eos"] = ends[0]
+    if "eos" not in ids:
+        with contextlib.suppress(DamagedFileError):  # Transformers cannot load this tokenizer
+            own: int | None = load_tokenizer(checkpoint).eos_token_id
+            ids |= {} if own is None else {"eos": own}
+
+
+def _eot(tokenizer_json: Mapping[str, Any]) -> int | None:
+    """Return the id of CodeLlama's end of a turn. llama.cpp finds it by its text, but does not know this spelling."""
+    token: int | None = tokenizer_json["model"]["vocab"].get(_CODELLAMA_EOT)
+    return token if is_sentencepiece_bpe(tokenizer_json) else None
 
 
 def _prefix_in_transformers(checkpoint: Path) -> int | None:

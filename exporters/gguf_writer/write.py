@@ -24,7 +24,6 @@ from compact.base.errors import DamagedFileError, UsageError
 from compact.base.files import as_storage_error, read_json_object
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.rows import stored_tensors
-from compact.vocabulary.chat_templates import check_template_names
 from exporters.gguf_writer.metadata import (
     FILE_TYPES,
     GgufMetadata,
@@ -36,7 +35,7 @@ from exporters.gguf_writer.metadata import (
     read_shape,
 )
 from exporters.gguf_writer.tensors import PlannedTensor, pieces, plan_tensors
-from exporters.gguf_writer.tokenizer import add_tokenizer
+from exporters.gguf_writer.tokenizer import add_tokenizer, check_tokenizer
 
 __all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "window_note", "write_gguf"]
 
@@ -100,10 +99,11 @@ def check_exportable(checkpoint: Path) -> None:
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
         UnsafePathError: a chat template has a name that a GGUF key cannot have.
+        UnsupportedTokenizerError: a GGUF cannot make llama.cpp stop where the model stops.
     """
     family, config, shape, rope = read_layout(checkpoint)
     add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
-    check_template_names(checkpoint)
+    check_tokenizer(checkpoint, shape.vocab)
 
 
 def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:

@@ -77,7 +77,7 @@ def test_manifest_says_what_was_made_from_what(shop: Workshop, built: Path) -> N
     assert manifest["artifact"]["size_bytes"] == (built / "gguf" / manifest["artifact"]["file"]).stat().st_size
     assert manifest["artifact"]["bits_per_weight"] == pytest.approx(8.5, abs=0.2)
     assert manifest["parity"]["passed"] is True
-    assert [check["name"] for check in manifest["parity"]["checks"]] == ["tokenizer", "tensors", "kl"]
+    assert [check["name"] for check in manifest["parity"]["checks"]] == ["tokenizer", "ends", "tensors", "kl"]
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((built / "gguf" / name).read_bytes()).hexdigest() == digest
     text = (built / "gguf" / "manifest.json").read_text(encoding="utf-8")
