@@ -19,6 +19,7 @@ from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PLAN, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
+from compact.vocabulary.chat_rendering import check_chat_templates
 from compact_edge.building.options import foreign_flags
 from compact_edge.output import check_output, existing
 from exporters.base import Format
@@ -116,6 +117,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     check_calibration(options.checkpoint, asked)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.checkpoint, cache, progress)
+        check_chat_templates(source.directory)
         licence = licence_of(source)
         if licence is not None:
             progress.note(licence_note(licence, source.directory, card=False))

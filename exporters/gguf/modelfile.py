@@ -16,6 +16,7 @@ from typing import Any
 
 from compact.base.files import read_json_object
 from compact.checkpoints.gguf_file import read_gguf
+from compact.vocabulary.chat_rendering import renderer_of
 from compact.vocabulary.end_tokens import end_ids
 from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.gguf.chat_turns import Messages, Turns, find_turns
@@ -76,17 +77,17 @@ def modelfile(artifact: Path, checkpoint: Path, parts: Sequence[str] = ()) -> st
 
 def chat_turns(checkpoint: Path, bos: str = "") -> Turns | None:
     """Find the turns of a checkpoint's chat template, without the `bos` that the runtime adds itself."""
-    tokenizer = load_tokenizer(checkpoint)
-    if not getattr(tokenizer, "chat_template", None):
-        return None
+    with renderer_of(load_tokenizer(checkpoint)) as renderer:
+        if renderer is None:
+            return None
 
-    def render(messages: Messages) -> str:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False, date_string=_DATE
-        )
-        return text.removeprefix(bos)
+        def render(messages: Messages) -> str:
+            (chat,) = renderer.render([messages], add_generation_prompt=True, date_string=_DATE)
+            if chat.text is None:
+                raise ValueError(chat.error)
+            return chat.text.removeprefix(bos)
 
-    return find_turns(render)
+        return find_turns(render)
 
 
 def go_template(turns: Turns) -> str | None:

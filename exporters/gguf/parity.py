@@ -31,6 +31,7 @@ from exporters.gate import (
     reference_for,
     tokenizer_check,
 )
+from exporters.gguf.chat_check import check_chat
 from exporters.gguf.low_memory_checks import check_first_layers, check_tensors
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
@@ -174,11 +175,13 @@ def check_artifact(
         with LlamaEngine(artifact, vocab_only=True) as vocabulary:
             tokenizer = _check_ids(checkpoint, vocabulary, texts, unpruned, pre)
             ends = check_ends(checkpoint, vocabulary)
+            chat = check_chat(checkpoint, load_tokenizer(checkpoint), vocabulary, unpruned)
         task.advance()
         tensors = check_tensors(checkpoint, artifact)
         task.advance()
+        static = (tokenizer, ends, *chat, tensors)
         if not fits_in_memory(checkpoint, artifact.stat().st_size, MEMORY_SHARE):
-            return ParityReport((tokenizer, ends, tensors, *check_first_layers(checkpoint, texts, pre)), partial=True)
+            return ParityReport((*static, *check_first_layers(checkpoint, texts, pre)), partial=True)
         reference = reference_for(checkpoint, texts, greedy=quant == "F32")
         with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
             if quant == "F32":
@@ -186,4 +189,4 @@ def check_artifact(
             else:
                 checks = [check_kl(mean_kl(reference, engine), quant, baseline_kl)]
         task.advance()
-    return ParityReport((tokenizer, ends, tensors, *checks))
+    return ParityReport((*static, *checks))

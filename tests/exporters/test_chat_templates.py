@@ -11,9 +11,13 @@ from transformers import AutoTokenizer
 from compact.base.errors import UnsafePathError
 from compact.checkpoints.gguf_file import read_gguf
 from compact.sources.from_gguf import read_gguf_checkpoint
+from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.card import has_chat_template
+from exporters.gate import Check
 from exporters.gguf.artifact import checkpoint_id
+from exporters.gguf.chat_check import check_chat
 from exporters.gguf_writer.write import check_exportable, write_gguf
+from exporters.llamacpp.engine import LlamaEngine
 from exporters.onnx.genai_engine import GenaiEngine, write_vocabulary_folder
 from exporters.onnx.write import check_tokenizer_files
 from tests.chat_places import PLACES, TOOL, C, templates_of, with_templates
@@ -81,3 +85,31 @@ def test_an_onnx_folder_has_the_templates_of_transformers(tmp_path: Path, place:
         with GenaiEngine(folder, vocab_only=True) as engine:
             prompt = engine.chat_prompt(CONVERSATION)
         assert prompt == AutoTokenizer.from_pretrained(str(source)).apply_chat_template(CONVERSATION, tokenize=False)
+
+
+def gate_of(checkpoint: Path, path: Path, unpruned: Path | None = None) -> list[Check]:
+    with LlamaEngine(path, vocab_only=True) as engine:
+        return check_chat(checkpoint, load_tokenizer(checkpoint), engine, unpruned)
+
+
+@pytest.mark.parametrize("place", ["jinja beside an older text", "dict", "windows line ends"])
+def test_the_gate_passes_the_right_templates(tmp_path: Path, place: str) -> None:
+    source = with_templates(tmp_path / "source", place)
+    (check,) = gate_of(source, gguf_of(source, tmp_path / "a.gguf"), source)
+    assert check.passed and check.figures["conversations"] == 2
+    other = with_templates(tmp_path / "other", "list without default")
+    assert gate_of(source, tmp_path / "a.gguf", other)[0].passed is False
+    (check,) = gate_of(other, tmp_path / "a.gguf")
+    assert check.passed is False and "other chat templates than Transformers: default" in check.detail
+
+
+def test_the_gate_says_what_it_did_not_compare(tmp_path: Path) -> None:
+    none = with_templates(tmp_path / "none", "none")
+    assert gate_of(none, gguf_of(none, tmp_path / "none.gguf")) == []
+    named = with_templates(tmp_path / "named", "list without default")
+    (check,) = gate_of(named, gguf_of(named, tmp_path / "named.gguf"))
+    assert check.passed and "none is the default" in check.detail
+    other = with_templates(tmp_path / "other", "jinja")
+    (other / "chat_template.jinja").write_text("{{ pad_token }}{{ messages[0].content }}", encoding="utf-8")
+    (check,) = gate_of(other, gguf_of(other, tmp_path / "other.gguf"))
+    assert check.passed is None and "which llama.cpp does not give it" in check.detail
