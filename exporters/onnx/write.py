@@ -205,6 +205,11 @@ def _write_genai_config(
 ) -> None:
     """Check the builder's genai_config.json against the checkpoint, and write it with our `max_length`."""
     document = read_json_object(built / GENAI_CONFIG)
+    model = document["model"]
+    if isinstance(model.get("eos_token_id"), list):
+        model["eos_token_id"] = [token for token in model["eos_token_id"] if not _no_id(token)]
+        if _no_id(model.get(_PAD)):  # the builder takes the first end, which may be "none"
+            model[_PAD] = model["eos_token_id"][0]
     check_genai_ids(checkpoint, document, config, family)
     context = int(document["model"]["context_length"])
     document["search"]["max_length"] = min(options.max_length or context, context)
@@ -230,18 +235,16 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
         said = override.get(key)
         if said is None:
             said = config.get(key, family.default_ids.get(key))
-        if key == _PAD and _no_id(said):
-            said = None
-        found, wanted = _ids(model.get(key)), _ids(said)
+        found, wanted = _ids(model.get(key)), {token for token in _ids(said) if not _no_id(token)}
         fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
         if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
             hint = "check config.json and generation_config.json of the checkpoint"
             raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {said!r}", hint)
 
 
-def _no_id(pad: Any) -> bool:
-    """Whether the value means that there is no padding token. Older checkpoints use -1 for that."""
-    return isinstance(pad, int) and pad < 0
+def _no_id(token: Any) -> bool:
+    """Whether the value means that there is no such token. Older checkpoints use -1 for that."""
+    return isinstance(token, int) and token < 0
 
 
 def _ids(value: Any) -> set[Any]:

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.checkpoints.gguf_file import read_gguf
 from compact.sources.from_gguf import read_gguf_checkpoint
 from compact.sources.model_source import open_directory
-from compact.vocabulary.end_tokens import end_ids, ends_by_text
+from compact.vocabulary.end_tokens import end_ids, ends_by_text, settle_end_ids
 from exporters.gguf.modelfile import modelfile
 from exporters.gguf.parity import check_ends
 from exporters.gguf_writer.write import check_exportable, write_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from tests.checkpoints import train_tokenizer, write_checkpoint
+from tests.compact.pruning import prune_to
 
 ENDS = ("eos", "eot", "eom")
 EOS = 2
@@ -161,3 +162,24 @@ def test_llama_cpp_knows_these_texts(tmp_path: Path, texts: tuple[str, ...]) -> 
     known, never = ends_by_text({token["id"]: token["content"] for token in document["added_tokens"]})
     with LlamaEngine(tmp_path / "m.gguf", vocab_only=True) as engine:
         assert set(engine.eog) == known and not never & known
+
+
+def test_pruning_keeps_every_end(tmp_path: Path) -> None:
+    checkpoint = model_with(tmp_path / "m", {"eos_token_id": [EOS, 418, 419]})
+    texts = AutoTokenizer.from_pretrained(str(checkpoint)).convert_ids_to_tokens([EOS, 418, 419])
+    pruned = prune_to(checkpoint, tmp_path / "pruned", vocab_size=320, intermediate_size=64, calibration_tokens=64)
+    ends = transformers_ends(pruned)
+    assert AutoTokenizer.from_pretrained(str(pruned)).convert_ids_to_tokens(ends) == texts
+    write_gguf(pruned, tmp_path / "m.gguf", "F32", vocab_only=True)
+    with LlamaEngine(tmp_path / "m.gguf", vocab_only=True) as engine:
+        assert set(ends) <= set(engine.eog)
+
+
+def test_an_end_of_the_class_alone_ends_nothing(tmp_path: Path) -> None:
+    # Transformers takes ends from the files. The default of the configuration's class ends no text.
+    checkpoint = model_with(tmp_path / "m", None, eos_token_id=None, bos_token_id=None)
+    assert transformers_ends(checkpoint) == []
+    settle_end_ids({}, {"eos_token_id": 7, "bos_token_id": 1}, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}), encoding="utf-8")
+    assert transformers_ends(checkpoint) == []
