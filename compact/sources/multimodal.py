@@ -126,4 +126,6 @@ def extract_language_model(directory: Path, config: Mapping[str, Any], out: Path
             shutil.copyfile(path, out / path.name)
     copy_chat_templates(directory, out)
     whole = read_json_object(directory / "config.json")
-    settle_end_ids({**whole.get("text_config", {}), **{k: v for k, v in whole.items() if v is not None}}, config, out)
+    inner = whole.get("text_config")
+    parts = (inner if isinstance(inner, dict) else {}, whole)
+    settle_end_ids({key: value for part in parts for key, value in part.items() if value is not None}, config, out)
