@@ -69,8 +69,8 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """Return the token ids of a prompt: as a chat if the model has a template that accepts it, otherwise as text."""
     if (template := template_of(tokenizer)) is not None:
         messages = [{"role": "user", "content": prompt}]
-        subject = f"{tokenizer.name_or_path}: the chat template"
-        (chat,) = render_chats(template, special_of(tokenizer), [messages], subject, add_generation_prompt=True)
+        place = str(tokenizer.name_or_path)
+        (chat,) = render_chats(template, special_of(tokenizer), [messages], place, add_generation_prompt=True)
         if chat.text is not None:
             return encode(tokenizer, [chat.text], add_special_tokens=False)[0]
     bos = bos_id(tokenizer)

@@ -151,17 +151,23 @@ class ChatRenderer:
 
 
 def render_chats(
-    template: str, special: Mapping[str, str], conversations: Sequence[Messages], subject: str, **options: Any
+    template: str, special: Mapping[str, str], conversations: Sequence[Messages], place: str, **options: Any
 ) -> tuple[Rendered, ...]:
-    """Render conversations in a child of their own. Equal calls render once. Raises the errors of `ChatRenderer`."""
+    """Render conversations in a child of their own. Equal calls render once, whatever the `place` for messages is.
+
+    Raises the errors of `ChatRenderer`.
+    """
     request = json.dumps([list(map(list, conversations)), options])
-    return _rendered(template, tuple(sorted(special.items())), request, subject)
+    try:
+        return _rendered(template, tuple(sorted(special.items())), request)
+    except DataError as error:
+        raise DataError(f"{place}: {error.message}", error.hint) from error
 
 
 @lru_cache(maxsize=32)
-def _rendered(template: str, special: tuple[tuple[str, str], ...], request: str, subject: str) -> tuple[Rendered, ...]:
+def _rendered(template: str, special: tuple[tuple[str, str], ...], request: str) -> tuple[Rendered, ...]:
     conversations, options = json.loads(request)
-    with ChatRenderer(template, dict(special), subject) as renderer:
+    with ChatRenderer(template, dict(special), "the chat template") as renderer:
         return tuple(renderer.render(conversations, **options))
 
 
@@ -175,19 +181,19 @@ def check_chat_templates(directory: Path) -> None:
         DataError: it takes too long.
     """
     for name, template in read_chat_templates(directory).items():
-        subject = f"{place_of(directory, name)}: the chat template"
-        found = probe(directory, template, subject)
+        place = place_of(directory, name)
+        found = probe(directory, template, place)
         if all(rendered.text is None for rendered in found):
-            raise DamagedFileError(f"{subject} renders no conversation ({found[0].error})", _HINT)
+            raise DamagedFileError(f"{place}: the chat template renders no conversation ({found[0].error})", _HINT)
 
 
-def probe(directory: Path, template: str, subject: str) -> tuple[Rendered, ...]:
+def probe(directory: Path, template: str, place: str) -> tuple[Rendered, ...]:
     """Render conversations of the usual kinds with a template of a checkpoint. The first are `CONVERSATIONS`."""
-    found = render_chats(template, _special(directory), _PROBES, subject, add_generation_prompt=True)
+    found = render_chats(template, _special(directory), _PROBES, place, add_generation_prompt=True)
     if found[0].text is None:
         # The tokenizer's class may define more tokens. Loading it takes a while.
         found = render_chats(
-            template, special_of(load_tokenizer(directory)), _PROBES, subject, add_generation_prompt=True
+            template, special_of(load_tokenizer(directory)), _PROBES, place, add_generation_prompt=True
         )
     return found
 

@@ -43,9 +43,11 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
         return [Check("chat", False, "the source has other chat templates than the checkpoint", figures)]
     if DEFAULT not in expected:
         return [Check("chat", True, f"{len(expected)} named templates equal, none is the default", figures)]
-    template, subject = expected[DEFAULT], f"{source}: the chat template"
-    in_source = probe(source, template, subject)[: len(CONVERSATIONS)]
-    in_llamacpp = render_chats(found[DEFAULT], _variables(engine), CONVERSATIONS, subject, add_generation_prompt=True)
+    template = expected[DEFAULT]
+    in_source = probe(source, template, str(source))[: len(CONVERSATIONS)]
+    in_llamacpp = render_chats(
+        found[DEFAULT], _variables(engine), CONVERSATIONS, str(source), add_generation_prompt=True
+    )
     compared, own = 0, False
     for messages, before, after in zip(CONVERSATIONS, in_source, in_llamacpp, strict=True):
         if before.text is None:  # the template refuses this conversation

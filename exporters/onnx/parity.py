@@ -17,7 +17,7 @@ import numpy as np
 
 from compact.base.errors import DataError, OperatorMissingError
 from compact.base.progress import SILENT, Progress
-from compact.vocabulary.chat_rendering import CONVERSATIONS, Messages
+from compact.vocabulary.chat_rendering import CONVERSATIONS, Messages, probe, template_of
 from compact.vocabulary.chat_templates import read_chat_templates
 from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.gate import (
@@ -236,6 +236,8 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
     runtime's own.
     """
     tokenizer = load_tokenizer(checkpoint)
+    if (template := template_of(tokenizer)) is not None:
+        probe(checkpoint, template, str(checkpoint))  # within limits; after that, Transformers can render it here
     conversations = [messages for messages in CONVERSATIONS if _transformers_prompt(tokenizer, messages) is not None]
     if not tokenizer.chat_template or not conversations:
         return Chat()
