@@ -116,6 +116,8 @@ def check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
     path, config_path = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
     tokenizer_json = read_json_object(path)
     config = read_json_object(config_path) if config_path.is_file() else {}
+    if not is_sentencepiece_bpe(tokenizer_json):
+        byte_level_bpe(tokenizer_json)
     check_template_names(checkpoint)
     ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
     _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
