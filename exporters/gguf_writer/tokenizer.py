@@ -119,10 +119,13 @@ def check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
     if not is_sentencepiece_bpe(tokenizer_json):
         byte_level_bpe(tokenizer_json)
     check_template_names(checkpoint)
-    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
-    _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
-    if "eos" in ids or not tokenizer_json.get("post_processor"):  # the post-processor may add an end token
-        end_keys(checkpoint, token_texts(tokenizer_json, vocab_size, str(path)), ids.get("eos"), _eot(tokenizer_json))
+    # A later stage names what is wrong with a malformed tokenizer.json.
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+        _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
+        if "eos" in ids or not tokenizer_json.get("post_processor"):  # the post-processor may add an end token
+            texts = token_texts(tokenizer_json, vocab_size, str(path))
+            end_keys(checkpoint, texts, ids.get("eos"), _eot(tokenizer_json))
 
 
 def token_table(
