@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compact.base.files import read_json_object
 from compact.base.licences import NamingLicence, naming_licence
-from compact.checkpoints.names import TOKENIZER_CONFIG
 from compact.sources.model_source import ModelSource
+from compact.vocabulary.chat_templates import DEFAULT, read_chat_templates
 
 # Front matter keys that are copied from the source's card, if present.
 _CARRIED = ("license", "license_name", "license_link", "language", "base_model", "tags")
@@ -91,11 +90,8 @@ def base_model_of(directory: Path) -> str | None:
 
 
 def has_chat_template(checkpoint: Path) -> bool:
-    """Return whether a checkpoint has a chat template, in chat_template.jinja or in tokenizer_config.json."""
-    if (checkpoint / "chat_template.jinja").is_file():
-        return True
-    path = checkpoint / TOKENIZER_CONFIG
-    return path.is_file() and bool(read_json_object(path).get("chat_template"))
+    """Return whether a checkpoint has a chat template that is used without a name."""
+    return DEFAULT in read_chat_templates(checkpoint)
 
 
 def front_matter(

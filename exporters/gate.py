@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compact.base.errors import GateError
+from compact.checkpoints.names import CONFIG
 from compact.checkpoints.shards import read_index
 from compact.forward.load import load_model
 from compact.vocabulary.tokenizer import encode, load_tokenizer
@@ -39,7 +40,7 @@ class Check:
     """One comparison.
 
     Attributes:
-        name: `tokenizer`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
+        name: `tokenizer`, `ends`, `tensors`, `graph`, `logits`, `kl`, `greedy`, `chat`, `generation`.
         passed: None if the result is reported without a verdict.
         detail: one line for the user.
         figures: the same result as JSON values.
@@ -108,6 +109,20 @@ def hf_ids(tokenizer: Any, texts: Sequence[str], *, parse_special: bool) -> list
     """
     tokenizer.backend_tokenizer.encode_special_tokens = not parse_special
     return [list(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def generate_ends(checkpoint: Path) -> list[int]:
+    """Return the ids at which `generate` of Transformers stops, as `from_pretrained` reads them."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(str(checkpoint), local_files_only=True)
+    except OSError:  # there is no generation_config.json
+        config = GenerationConfig.from_pretrained(
+            str(checkpoint), config_file_name=CONFIG, _from_model_config=True, local_files_only=True
+        )
+    ends = config.eos_token_id
+    return sorted({token for token in ([ends] if isinstance(ends, int) else ends or ()) if token >= 0})
 
 
 def fits_in_memory(checkpoint: Path, artifact_bytes: int, share: float) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from compact.base.files import read_json_object
 from compact.checkpoints.names import CONFIG
+from compact.vocabulary.chat_rendering import render_chats, special_of, template_of
 from compact.vocabulary.tokenizer import bos_id, encode, load_tokenizer
 from exporters.llamacpp.engine import Speed
 
@@ -65,11 +66,12 @@ def short_run(checkpoint: Path, text: str) -> ShortRun:
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the token ids of a prompt, with the chat template if the model has one, otherwise as plain text."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-        )
-        return encode(tokenizer, [text], add_special_tokens=False)[0]
+    """Return the token ids of a prompt: as a chat if the model has a template that accepts it, otherwise as text."""
+    if (template := template_of(tokenizer)) is not None:
+        messages = [{"role": "user", "content": prompt}]
+        place = str(tokenizer.name_or_path)
+        (chat,) = render_chats(template, special_of(tokenizer), [messages], place, add_generation_prompt=True)
+        if chat.text is not None:
+            return encode(tokenizer, [chat.text], add_special_tokens=False)[0]
     bos = bos_id(tokenizer)
     return [*([] if bos is None else [bos]), *encode(tokenizer, [prompt], add_special_tokens=False)[0]]

@@ -14,6 +14,7 @@ from typing import Any
 from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
 from compact.base.files import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
 from compact.checkpoints.gguf_model import gguf_in_folder, read_gguf_model, require_weights
+from compact.vocabulary.chat_templates import DEFAULT, read_chat_templates
 from exporters.llamacpp.quant_types import QUANTS
 from exporters.onnx.folder import GENAI_CONFIG, read_folder
 from runtime_bench.records import GGUF, ONNX
@@ -204,7 +205,7 @@ def _read_onnx(path: Path) -> BenchArtifact:
             )
     manifest = _manifest(path)
     quant = _inside(manifest, "artifact", "quant")
-    template, special = path / "chat_template.jinja", _onnx_special(path)
+    special = _onnx_special(path)
     size = sum(file.stat().st_size for file in weights)
     # The manifest of a baseline's folder describes both sides; the size shows which of them this is.
     sides = [part for part in ("after", "before") if _inside(manifest, part, "size_bytes") == size]
@@ -220,7 +221,7 @@ def _read_onnx(path: Path) -> BenchArtifact:
         parameters=parameters,
         bits_per_weight=size * 8 / parameters if parameters else None,
         context_length=described.context_length,
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        chat_template=read_chat_templates(path).get(DEFAULT),
         bos=special.get("bos_token", ""),
         special=special,
         execution_provider=described.execution_provider,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from compact.calibration.hub_dataset import draw_documents, names_hub_dataset, p
 from compact.calibration.mixing import equal_shares, interleave
 from compact.texts import stdlib_text
 from compact.texts.documents import cut, read_documents
+from compact.vocabulary.chat_rendering import ChatRenderer, renderer_of
 from compact.vocabulary.tokenizer import encode, load_tokenizer
 
 STDLIB = "stdlib"
@@ -155,11 +157,12 @@ def _pieces(name: str, tokens: int, size: int, seed: int) -> tuple[list[str], st
     return pieces, digest
 
 
-def _as_chat(piece: str, tokenizer: Any) -> str:
+def _as_chat(piece: str, renderer: ChatRenderer) -> str:
+    """Return a piece as a question and its answer. A piece that the chat template refuses stays as it is."""
     question, _, rest = piece.strip().partition("\n")
     messages = [{"role": "user", "content": question or "Go on."}, {"role": "assistant", "content": rest or piece}]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    return text
+    (chat,) = renderer.render([messages], add_generation_prompt=False)
+    return piece if chat.text is None else chat.text
 
 
 @dataclass
@@ -171,7 +174,7 @@ class _Drawn:
     pieces: Sequence[str]
     tokenizer: Any
     keep: int
-    chats: bool = False
+    chats: ChatRenderer | None = None
     taken: int = 0
     ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -183,8 +186,8 @@ class _Drawn:
         """
         while len(self.ids) < tokens and self.taken < len(self.pieces) - self.keep:
             piece = self.pieces[self.taken]
-            if self.chats and self.taken % _CHAT_SHARE == _CHAT_SHARE - 1:
-                piece = _as_chat(piece, self.tokenizer)
+            if self.chats is not None and self.taken % _CHAT_SHARE == _CHAT_SHARE - 1:
+                piece = _as_chat(piece, self.chats)
             self.ids += encode(self.tokenizer, [piece], add_special_tokens=True)[0]
             self.texts.append(piece)
             self.taken += 1
@@ -251,16 +254,18 @@ def make_calibration(
     tokenizer = load_tokenizer(model_dir)
     size = sequence_length * _CHARS_PER_TOKEN
     drawn = []
-    for name in names:
-        share = -(-tokens // len(names))
-        pieces, name, digest = _draw(
-            name, tokens=tokens, share=share, size=size, seed=seed, sampler=sampler, cache=cache, progress=progress
-        )
-        if keep_out and len(pieces) == 1 and len(pieces[0]) >= _SHORTEST_CUT:
-            pieces = cut(pieces[0], -(-len(pieces[0]) * (_HELD_OUT_SHARE - 1) // _HELD_OUT_SHARE))
-        chats = name == STDLIB_PROSE and bool(getattr(tokenizer, "chat_template", None))
-        drawn.append(_Drawn(name, digest, pieces, tokenizer, held_out_pieces(pieces) if keep_out else 0, chats))
-    for one, count in zip(drawn, equal_shares([one.grow for one in drawn], tokens), strict=True):
+    with ExitStack() as stack:
+        for name in names:
+            share = -(-tokens // len(names))
+            pieces, name, digest = _draw(
+                name, tokens=tokens, share=share, size=size, seed=seed, sampler=sampler, cache=cache, progress=progress
+            )
+            if keep_out and len(pieces) == 1 and len(pieces[0]) >= _SHORTEST_CUT:
+                pieces = cut(pieces[0], -(-len(pieces[0]) * (_HELD_OUT_SHARE - 1) // _HELD_OUT_SHARE))
+            chats = stack.enter_context(renderer_of(tokenizer)) if name == STDLIB_PROSE else None
+            drawn.append(_Drawn(name, digest, pieces, tokenizer, held_out_pieces(pieces) if keep_out else 0, chats))
+        shares = equal_shares([one.grow for one in drawn], tokens)
+    for one, count in zip(drawn, shares, strict=True):
         if count < 16:
             raise CalibrationError(f"{one.name}: only {count} tokens of text", "give a longer calibration text")
         one.ids = one.ids[:count]

@@ -23,6 +23,7 @@ from compact.base.cache import Cache
 from compact.base.errors import CalibrationError
 from compact.base.files import read_json_object, sha256_json, write_text
 from compact.base.progress import SILENT, Progress
+from compact.vocabulary.chat_rendering import renderer_of
 from compact.vocabulary.tokenizer import bos_id, encode, load_tokenizer
 
 if TYPE_CHECKING:
@@ -344,13 +345,13 @@ def _end_ids(model_dir: Path, tokenizer: Any) -> set[int]:
 
 def _chat_of(tokenizer: Any) -> _Chat | None:
     """Return the ids of the chat template around the user's words, or None without a usable template."""
-    if not getattr(tokenizer, "chat_template", None):
+    with renderer_of(tokenizer) as renderer:
+        if renderer is None:
+            return None
+        (chat,) = renderer.render([[{"role": "user", "content": _MARK}]], add_generation_prompt=True)
+    if chat.text is None:  # the template does not support this conversation
         return None
-    message = [{"role": "user", "content": _MARK}]
-    try:
-        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template is a program; any error means that it does not support this conversation
-        return None
+    rendered = chat.text
     before, found, after = rendered.partition(_MARK)
     if not found or not before or not after or _MARK in after:
         return None

@@ -24,6 +24,7 @@ from compact.checkpoints.shards import open_tensors, read_shards
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.pruning.plan import PLAN, UPDATES, PrunePlan, check_plan
 from compact.sources.model_source import ModelSource
+from compact.vocabulary.end_tokens import settle_end_ids
 from compact.vocabulary.loading import check_written_tokenizer
 from compact.vocabulary.tokenizer import remap_config, write_pruned_tokenizer
 
@@ -170,3 +171,4 @@ def _write_configs(source: ModelSource, plan: PrunePlan, target: Path) -> None:
     generation = source.directory / GENERATION_CONFIG
     if generation.is_file():
         write_json(target / GENERATION_CONFIG, remap_config(read_json_object(generation), new_id, str(generation)))
+    settle_end_ids(source.config, config, target)

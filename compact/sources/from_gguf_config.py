@@ -16,6 +16,7 @@ from compact.base.numbers import number
 from compact.checkpoints.gguf_file import GgufFile
 from compact.sources.from_gguf_layers import LAYER_KEYS, layer_settings
 from compact.sources.from_gguf_tokenizer import CONVERT_AGAIN, GgufTokenizer
+from compact.vocabulary.end_tokens import ends_by_text
 
 ROPE_FREQS = "rope_freqs.weight"
 # Key of generation_config.json -> GGUF key after `general.sampling.`. llama.cpp uses them as default sampler settings.
@@ -194,9 +195,14 @@ def _token_ids(tokenizer: GgufTokenizer) -> dict[str, int]:
 
 
 def generation_config(file: GgufFile, tokenizer: GgufTokenizer) -> dict[str, Any]:
-    """Return generation_config.json: token ids and sampler settings. `eos_token_id` has all tokens that end a turn."""
+    """Return generation_config.json: token ids and sampler settings.
+
+    `eos_token_id` has all tokens at which llama.cpp stops: those of the keys, and special tokens that it knows by text.
+    """
     ends = [tokenizer.ids[role] for role in ("eos", "eot", "eom") if role in tokenizer.ids]
-    ends = list(dict.fromkeys(ends))
+    added = {token["id"]: token["content"] for token in tokenizer.json["added_tokens"] if token["special"]}
+    known, never = ends_by_text(added)
+    ends = [token for token in dict.fromkeys([*ends, *sorted(known)]) if token not in never]
     config: dict[str, Any] = dict(_token_ids(tokenizer))
     if ends:
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends

@@ -6,7 +6,6 @@ Supported are byte-level BPE (`tokenizer.ggml.model` = `gpt2`) and SentencePiece
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import gguf
 
 from compact.base.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
-from compact.base.files import write_json, write_text
+from compact.base.files import write_json
 from compact.sources import from_gguf_sentencepiece as gguf_sentencepiece
 from compact.sources.from_gguf_pre import chosen_pre
 from compact.vocabulary import sentencepiece_bpe
+from compact.vocabulary.chat_templates import DEFAULT, PLAIN_NAME, write_chat_templates
 from compact.vocabulary.pretokenizers import find, no_pre_tokenizer, tokenizer_parts
 from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from compact.vocabulary.token_pieces import TokenPieces
@@ -30,7 +30,6 @@ _TYPE = gguf.TokenType
 _ADDED = (_TYPE.CONTROL, _TYPE.UNKNOWN, _TYPE.USER_DEFINED)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
           "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token"}  # fmt: skip
-_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 # The next step for a vocabulary that is incomplete or contradicts itself. llama.cpp refuses most of them, too.
 CONVERT_AGAIN = "convert the model again with a current llama.cpp, or start from its Hugging Face checkpoint"
 _TEMPLATE_KEY = "tokenizer.chat_template"
@@ -90,12 +89,7 @@ class GgufTokenizer:
             **self.names,
         }
         write_json(out / "tokenizer_config.json", config)
-        for name, template in self.templates.items():
-            if name == "default":
-                write_text(out / "chat_template.jinja", template)
-            else:
-                (out / "additional_chat_templates").mkdir(exist_ok=True)
-                write_text(out / "additional_chat_templates" / f"{name}.jinja", template)
+        write_chat_templates(out, self.templates)
 
 
 def read_tokenizer(values: Mapping[str, Any], where: str, pre: str | None = None) -> GgufTokenizer:
@@ -376,10 +370,11 @@ def _templates(values: Mapping[str, Any], where: str) -> dict[str, str]:
     for key, value in values.items():
         if key != _TEMPLATE_KEY and not key.startswith(_TEMPLATE_KEY + "."):
             continue
-        name = key[len(_TEMPLATE_KEY) + 1 :] or "default"
-        if not _TEMPLATE_NAME.match(name):
+        name = key[len(_TEMPLATE_KEY) + 1 :] or DEFAULT
+        if not PLAIN_NAME.match(name):
             raise UnsafePathError(f"{where}: chat template name {name[:60]!r} is not a plain name")
         if not isinstance(value, str):
             raise DamagedFileError(f"{where}: {key} is not text")
-        templates[name] = value
+        if value.strip():  # llama.cpp treats an empty template like none
+            templates[name] = value
     return templates

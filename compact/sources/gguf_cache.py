@@ -14,7 +14,7 @@ from compact.checkpoints.gguf_model import model_stem, read_gguf_model
 from compact.sources.from_gguf import read_gguf_checkpoint
 
 # Raised when what the GGUF source writes changes, so that older cache entries are not used.
-_VERSION = 3
+_VERSION = 4
 _MARKER = "dequantised_from"
 
 

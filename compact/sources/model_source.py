@@ -37,6 +37,8 @@ from compact.sources.quantization import refuse_packed, refuse_quantized
 from compact.sources.standard_form import checked_tensors, standard_form
 from compact.sources.stored_weights import find_weights, refuse_explicit
 from compact.sources.what_it_is import no_config, refuse_other_folder
+from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
+from compact.vocabulary.end_tokens import check_end_ids
 from compact.vocabulary.loading import ADDED_TOKENS, adds_tokens
 from compact.vocabulary.pretokenizers import checked_pre
 
@@ -257,7 +259,7 @@ def open_checkpoint(
     names = {own: stored[name] for own, name in checked_tensors(directory, language, family, inner)[1].items()}
 
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    hashes = {path.name: sha256_file(path) for path in files}
+    hashes = {path.name: sha256_file(path) for path in files} | named_template_hashes(directory)
     check(hashes)
 
     def make(work: Path) -> None:
@@ -267,6 +269,8 @@ def open_checkpoint(
     key = sha256_json({"version": _LANGUAGE_MODEL_VERSION, "files": hashes})
     text = cache.get_or_make("language-model", key, make, needed_bytes=needed)
     note = f"{name} is multimodal: only its language model is taken, images and sound are dropped"
+    if not has_unused_templates(directory) and (unused := template_note(directory)) is not None:
+        note = f"{note}; {unused}"  # the language model lacks the file that this note names
     return open_directory(text, name=name, origin=origin, note=note)
 
 
@@ -316,7 +320,10 @@ def open_directory(directory: Path, *, name: str, origin: str, note: str | None 
         raise DamagedFileError(
             f"{directory}: no {TOKENIZER}", "save the tokenizer with Transformers' fast tokenizer, then try again"
         )
+    check_end_ids(directory, int(config["vocab_size"]))
     hashes = {path.name: sha256_file(path) for path in _hashed_files(directory, tensors)}
+    hashes |= named_template_hashes(directory)
+    note = "; ".join(part for part in (note, template_note(directory)) if part) or None
     return ModelSource(name, origin, directory, config, family, tensors, hashes, sha256_json(hashes), note)
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
-from compact.base.files import write_json
+from compact.base.files import read_json_object, write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.sources.tensor_names import wrapper_hint
+from compact.vocabulary.end_tokens import settle_end_ids
 from compact.vocabulary.tokenizer import copy_chat_templates
 
 if TYPE_CHECKING:
@@ -136,3 +137,7 @@ def extract_language_model(
         if path.is_file():
             shutil.copyfile(path, out / path.name)
     copy_chat_templates(directory, out)
+    whole = read_json_object(directory / "config.json")
+    inner = whole.get("text_config")
+    parts = (inner if isinstance(inner, dict) else {}, whole)
+    settle_end_ids({key: value for part in parts for key, value in part.items() if value is not None}, config, out)

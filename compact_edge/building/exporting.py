@@ -19,6 +19,7 @@ from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PLAN, PrunePlan, read_plan
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
+from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.loading import tokenizer_note
 from compact_edge.building.options import foreign_flags
 from compact_edge.building.pruned_from import recorded_source
@@ -122,6 +123,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResul
     check_calibration(options.checkpoint, requested)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.checkpoint, cache, progress, pre=options.pre)
+        check_chat_templates(source.directory)
         licence = licence_of(source)
         for note in licence_notes(licence, source.directory, card=False):
             progress.note(note)

@@ -27,6 +27,7 @@ from compact.pruning.plan import PrunePlan
 from compact.pruning.ranking import rank_vocabulary
 from compact.sources.model_source import TINY, ModelSource, open_source
 from compact.texts.documents import read_documents
+from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.language_costs import language_costs
 from compact_edge.building.fit import check_fit, largest_of
 from compact_edge.building.method_report import how_words, plan_words
@@ -85,6 +86,7 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
     check_options(options, profiles, quants)
     with open_cache(enabled=options.use_cache) as cache:
         source = open_source(options.model, cache, progress, pre=options.pre)
+        check_chat_templates(source.directory)
         licence = licence_of(source)
         out = (options.out or Path(f"{derived_name(source.name, licence)}-compact")).absolute()
         check_output(out, force=options.force, inputs=inputs_of(options))

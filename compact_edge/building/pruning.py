@@ -20,6 +20,7 @@ from compact.pruning.plan import PrunePlan
 from compact.pruning.ranking import rank_vocabulary
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource, open_source
+from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.language_costs import LanguageCost, language_costs
 from compact_edge.building import method_report, vocabulary_report
 from compact_edge.building.fit import checkpoint_sizes
@@ -113,6 +114,7 @@ def prune_model(
     check_calibration(model, options)
     with open_cache(enabled=use_cache) as cache:
         source = open_source(model, cache, progress, pre=pre)
+        check_chat_templates(source.directory)
         licence = licence_of(source)
         for note in licence_notes(licence, source.directory, card=False, folder=out.name):
             progress.note(note)

@@ -22,6 +22,7 @@ from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.plan import PLAN, UPDATES
 from compact.sources.model_source import ModelSource, open_source
+from compact.vocabulary.chat_rendering import check_chat_templates
 from compact_edge.building.method_report import method_line
 from compact_edge.building.options import BuildOptions
 from compact_edge.building.pipeline import build_for, check_memory, check_storage
@@ -75,6 +76,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
     check_output(out, force=force)
     with open_cache() as cache:
         source = open_source(entry.opened, cache, progress)
+        check_chat_templates(source.directory)
         resolved = resolve_model(cells, source)
         pruning = entry.pruning(plan_cell.ratio, resolved.grid)
         context = Context(source, pruning, cache, progress)

@@ -21,6 +21,7 @@ from compact.base.progress import SILENT, Progress
 from compact.calibration.calibration_set import retokenise
 from compact.checkpoints.names import CONFIG
 from compact.checkpoints.shards import read_index
+from compact.vocabulary.chat_templates import named_template_hashes
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.write import Quant, artifact_name, write_gguf
 from exporters.llamacpp.header import read_header
@@ -273,4 +274,4 @@ def artifact_notes(artifact: GgufArtifact) -> list[str]:
 def checkpoint_id(directory: Path) -> str:
     """Return the sha256 of the content of a checkpoint directory."""
     names = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
-    return sha256_json({path.name: sha256_file(path) for path in names})
+    return sha256_json({path.name: sha256_file(path) for path in names} | named_template_hashes(directory))

@@ -16,6 +16,8 @@ from typing import Any
 
 from compact.base.files import read_json_object
 from compact.checkpoints.gguf_file import read_gguf
+from compact.vocabulary.chat_rendering import renderer_of
+from compact.vocabulary.end_tokens import end_ids
 from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.gguf.chat_turns import Messages, Turns, find_turns
 
@@ -69,23 +71,23 @@ def modelfile(artifact: Path, checkpoint: Path, parts: Sequence[str] = ()) -> st
     architecture = values.get("general.architecture")
     context = values.get(f"{architecture}.context_length", _MAX_CONTEXT)
     lines += ["", f"PARAMETER num_ctx {min(int(context), _MAX_CONTEXT)}"]
-    lines += [f"PARAMETER stop {_quoted(text)}" for text in _stops(values, generation, turns)]
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in _stops(values, end_ids(checkpoint), turns)]
     return "\n".join([*lines, *_sampling(generation)]) + "\n"
 
 
 def chat_turns(checkpoint: Path, bos: str = "") -> Turns | None:
     """Find the turns of a checkpoint's chat template, without the `bos` that the runtime adds itself."""
-    tokenizer = load_tokenizer(checkpoint)
-    if not getattr(tokenizer, "chat_template", None):
-        return None
+    with renderer_of(load_tokenizer(checkpoint)) as renderer:
+        if renderer is None:
+            return None
 
-    def render(messages: Messages) -> str:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False, date_string=_DATE
-        )
-        return text.removeprefix(bos)
+        def render(messages: Messages) -> str:
+            (chat,) = renderer.render([messages], add_generation_prompt=True, date_string=_DATE)
+            if chat.text is None:
+                raise ValueError(chat.error)
+            return chat.text.removeprefix(bos)
 
-    return find_turns(render)
+        return find_turns(render)
 
 
 def go_template(turns: Turns) -> str | None:
@@ -121,13 +123,11 @@ def _literal(text: str) -> str:
     return text.replace("{{", '{{ "{{" }}')
 
 
-def _stops(values: Mapping[str, Any], generation: Mapping[str, Any], turns: Turns | None) -> list[str]:
+def _stops(values: Mapping[str, Any], ends: Sequence[int], turns: Turns | None) -> list[str]:
     """Return the stop texts: the end tokens that the model's files name, and the token that ends an answer's turn."""
     tokens = values.get("tokenizer.ggml.tokens", [])
     kinds = values.get("tokenizer.ggml.token_type", [])
-    ids = generation.get("eos_token_id")
-    named = [*(ids if isinstance(ids, list) else [ids])]
-    named += [values.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    named = [*ends, *(values.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))]
     stops = [tokens[i] for i in named if isinstance(i, int) and 0 <= i < len(tokens)]
     if turns is not None:
         end = turns.after_answer.strip()

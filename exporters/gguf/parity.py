@@ -25,11 +25,13 @@ from exporters.gate import (
     check_float32,
     check_kl,
     fits_in_memory,
+    generate_ends,
     hf_ids,
     mean_kl,
     reference_for,
     tokenizer_check,
 )
+from exporters.gguf.chat_check import check_chat
 from exporters.gguf.known_differences import explained
 from exporters.gguf.low_memory_checks import check_first_layers, check_tensors
 from exporters.gguf_writer.write import write_gguf
@@ -66,17 +68,23 @@ def check_tokenizer(
         unpruned: checkpoint directory of the source; None if there is none. Then only the other rules apply.
         pre: `tokenizer.ggml.pre` for the GGUF of the unpruned checkpoint.
     """
+    with LlamaEngine(artifact, vocab_only=True) as engine:
+        return _check_ids(checkpoint, engine, texts, unpruned, pre)
+
+
+def _check_ids(
+    checkpoint: Path, engine: LlamaEngine, texts: Iterable[str], unpruned: Path | None, pre: str | None
+) -> Check:
     specials = list(load_tokenizer(checkpoint).get_added_vocab())
     every = [*probe_texts(specials), *texts]
-    with LlamaEngine(artifact, vocab_only=True) as engine:
-        different = compare_ids(checkpoint, engine, every)
-        own = _text_handling(checkpoint, engine, every, different)
-        unexplained = [entry for entry in different if entry not in own]
-        if unexplained and unpruned is not None:
-            own |= _runtime_differences(unpruned, every, unexplained, pre)
-        left = [entry for entry in unexplained if entry not in own]
-        known = explained(load_tokenizer(checkpoint).backend_tokenizer, engine, every, left)
-        own |= known.keys()
+    different = compare_ids(checkpoint, engine, every)
+    own = _text_handling(checkpoint, engine, every, different)
+    unexplained = [entry for entry in different if entry not in own]
+    if unexplained and unpruned is not None:
+        own |= _runtime_differences(unpruned, every, unexplained, pre)
+    left = [entry for entry in unexplained if entry not in own]
+    known = explained(load_tokenizer(checkpoint).backend_tokenizer, engine, every, left)
+    own |= known.keys()
     failed = sorted({n for entry in unexplained if entry not in own for n in entry[:1]})
     excused = sorted({n for n, _ in own} - set(failed))
     how = "with and without special tokens"
@@ -128,6 +136,27 @@ def _runtime_differences(
     return {(wanted[n], special) for n, special in found} & set(candidates)
 
 
+def check_ends(checkpoint: Path, engine: LlamaEngine) -> Check:
+    """Check that llama.cpp stops at every token at which `generate` of Transformers stops.
+
+    At some other tokens llama.cpp stops too, because of their text. They are listed, but do not fail the check.
+    """
+    wanted = [token for token in generate_ends(checkpoint) if token < engine.n_vocab]
+    missing = [token for token in wanted if token not in engine.eog]
+    others = [token for token in engine.eog if token not in wanted]
+    figures = {"ends": len(wanted), "missing": missing, "others": others}
+    if missing:
+        return Check("ends", False, f"llama.cpp does not stop at {_texts(engine, missing)}", figures)
+    detail = f"llama.cpp stops at {_texts(engine, wanted)}" if wanted else "the model names no end token"
+    if others:
+        detail += f"; it stops at {_texts(engine, others)} too, by its own rules"
+    return Check("ends", True, detail, figures)
+
+
+def _texts(engine: LlamaEngine, tokens: Sequence[int]) -> str:
+    return ", ".join(repr(engine.detokenize([token]).decode("utf-8", "replace"))[:40] for token in tokens)
+
+
 def check_artifact(
     checkpoint: Path,
     artifact: Path,
@@ -152,12 +181,16 @@ def check_artifact(
         progress: shows the checks.
     """
     with progress.task("parity gate", 3, "checks") as task:
-        tokenizer = check_tokenizer(checkpoint, artifact, texts, unpruned=unpruned, pre=pre)
+        with LlamaEngine(artifact, vocab_only=True) as vocabulary:
+            tokenizer = _check_ids(checkpoint, vocabulary, texts, unpruned, pre)
+            ends = check_ends(checkpoint, vocabulary)
+            chat = check_chat(checkpoint, load_tokenizer(checkpoint), vocabulary, unpruned)
         task.advance()
         tensors = check_tensors(checkpoint, artifact)
         task.advance()
+        static = (tokenizer, ends, *chat, tensors)
         if not fits_in_memory(checkpoint, artifact.stat().st_size, MEMORY_SHARE):
-            return ParityReport((tokenizer, tensors, *check_first_layers(checkpoint, texts, pre)), partial=True)
+            return ParityReport((*static, *check_first_layers(checkpoint, texts, pre)), partial=True)
         reference = reference_for(checkpoint, texts, greedy=quant == "F32")
         with LlamaEngine(artifact, n_ctx=POSITIONS) as engine:
             if quant == "F32":
@@ -165,4 +198,4 @@ def check_artifact(
             else:
                 checks = [check_kl(mean_kl(reference, engine), quant, baseline_kl)]
         task.advance()
-    return ParityReport((tokenizer, tensors, *checks))
+    return ParityReport((*static, *checks))

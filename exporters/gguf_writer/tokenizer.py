@@ -6,6 +6,7 @@ model has another vocabulary size. This module derives the values from the behav
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ import tokenizers
 
 from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
-from compact.base.files import as_storage_error, read_json_object
+from compact.base.files import read_json_object
 from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
+from compact.vocabulary.chat_templates import DEFAULT, check_template_names, read_chat_templates
+from compact.vocabulary.end_tokens import end_ids
 from compact.vocabulary.loading import load_tokenizer, tokenizer_document, tokenizer_settings
 from compact.vocabulary.pretokenizers import byte_level_bpe, pre_name
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
 from compact.vocabulary.sentencepiece_bpe import space_prefix as has_space_prefix
+from exporters.gguf_writer.end_keys import end_keys
 from exporters.gguf_writer.sentencepiece import is_control, merged_tokens, scored_tokens
 
 _CODELLAMA_EOT = "\u2581<EOT>"
@@ -91,6 +95,7 @@ def add_tokenizer(
         writer.add_token_types(types)
         writer.add_token_merges(_merges(tokenizer_json, str(path)))
     ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
     adds_bos = _add_special(writer, tokenizer, ids, str(path))
     named = _named_id("bos", _added_ids(tokenizer_json), config)
     first = _prefix_in_transformers(checkpoint) if named is None else named
@@ -98,13 +103,29 @@ def add_tokenizer(
     # For a missing token, a loader assigns a new id, which has no embedding row.
     if first is not None and first != guess and first < vocab_size:
         writer.add_uint32(PREFIX_KEY, first)
-    if sentencepiece and _CODELLAMA_EOT in tokenizer_json["model"]["vocab"]:
-        # llama.cpp finds the end of a turn by its text, but does not know this spelling.
-        writer.add_eot_token_id(tokenizer_json["model"]["vocab"][_CODELLAMA_EOT])
-    template = _chat_template(checkpoint, config)
-    if template:
-        writer.add_chat_template(template)
+    keys = end_keys(
+        checkpoint, token_texts(tokenizer_json, vocab_size, str(path)), ids.get("eos"), _eot(tokenizer_json)
+    )
+    for role, token in keys.items():
+        getattr(writer, f"add_{role}_token_id")(token)
+    _add_chat_templates(writer, checkpoint)
     return name
+
+
+def check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
+    """Check end tokens and chat templates before any expensive work. Raises the errors of `add_tokenizer`."""
+    path = checkpoint / "tokenizer.json"
+    tokenizer_json, config = tokenizer_document(checkpoint), tokenizer_settings(checkpoint)
+    if not is_sentencepiece_bpe(tokenizer_json):
+        byte_level_bpe(tokenizer_json)
+    check_template_names(checkpoint)
+    # A later stage names what is wrong with a malformed tokenizer.json.
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+        _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
+        if "eos" in ids or not tokenizer_json.get("post_processor"):  # the post-processor may add an end token
+            texts = token_texts(tokenizer_json, vocab_size, str(path))
+            end_keys(checkpoint, texts, ids.get("eos"), _eot(tokenizer_json))
 
 
 def token_table(
@@ -225,6 +246,23 @@ def _named_id(role: str, added: Mapping[str, int], tokenizer_config: Mapping[str
     return added.get(content) if isinstance(content, str) else None
 
 
+def _choose_eos(ids: dict[str, int], checkpoint: Path, *, named: bool) -> None:
+    """Set `eos` for a tokenizer_config.json that names none: to an end of `generate`, or to the tokenizer class's."""
+    ends = () if named else end_ids(checkpoint)
+    if ends and ids.get("eos") not in ends:
+        ids["eos"] = ends[0]
+    if "eos" not in ids:
+        with contextlib.suppress(DamagedFileError):  # Transformers cannot load this tokenizer
+            own: int | None = load_tokenizer(checkpoint).eos_token_id
+            ids |= {} if own is None else {"eos": own}
+
+
+def _eot(tokenizer_json: Mapping[str, Any]) -> int | None:
+    """Return the id of CodeLlama's end of a turn. llama.cpp finds it by its text, but does not know this spelling."""
+    token: int | None = tokenizer_json["model"]["vocab"].get(_CODELLAMA_EOT)
+    return token if is_sentencepiece_bpe(tokenizer_json) else None
+
+
 def _prefix_in_transformers(checkpoint: Path) -> int | None:
     """Return Transformers' id of BOS, or of EOS if there is no BOS. The tokenizer class may define its own tokens."""
     try:
@@ -236,26 +274,22 @@ def _prefix_in_transformers(checkpoint: Path) -> int | None:
     return end if begin is None else begin
 
 
-def _chat_template(checkpoint: Path, tokenizer_config: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    """Return the chat template, or the list of named templates, from any place that Transformers uses."""
-    template = tokenizer_config.get("chat_template")
-    main, named = checkpoint / "chat_template.jinja", checkpoint / "additional_chat_templates"
-    if template is None and main.is_file():
-        template = _read_text(main)
-        others = sorted(named.glob("*.jinja")) if named.is_dir() else []
-        if others:
-            template = [{"name": "default", "template": template}]
-            template += [{"name": other.stem, "template": _read_text(other)} for other in others]
-    if template is None or isinstance(template, str):
-        return template
-    if isinstance(template, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-        for entry in template
-    ):
-        return template
-    raise DamagedFileError(
-        f"{checkpoint / 'tokenizer_config.json'}: chat_template is neither text nor a list of named templates"
-    )
+def _add_chat_templates(writer: gguf.GGUFWriter, checkpoint: Path) -> None:
+    """Write the chat templates: `tokenizer.chat_template`, and one key for each named template.
+
+    `GGUFWriter.add_chat_template` is not used: it lists the names in a random order, and changes them.
+
+    Raises UnsafePathError for a name that a key cannot have.
+    """
+    check_template_names(checkpoint)
+    templates = read_chat_templates(checkpoint)
+    names = [name for name in templates if name != DEFAULT]
+    for name in names:
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), templates[name])
+    if names:
+        writer.add_array(gguf.Keys.Tokenizer.CHAT_TEMPLATES, sorted(names))
+    if DEFAULT in templates:
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE, templates[DEFAULT])
 
 
 def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: dict[str, int], where: str) -> bool:
@@ -292,12 +326,3 @@ def _add_special(writer: gguf.GGUFWriter, tokenizer: tokenizers.Tokenizer, ids: 
 
 def _find(part: list[int], whole: list[int]) -> int | None:
     return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: the file is not UTF-8") from error
-    except OSError as error:
-        raise as_storage_error(error, path) from error

@@ -35,7 +35,7 @@ from exporters.gguf_writer.metadata import (
     read_shape,
 )
 from exporters.gguf_writer.tensors import PlannedTensor, pieces, plan_tensors
-from exporters.gguf_writer.tokenizer import add_tokenizer
+from exporters.gguf_writer.tokenizer import add_tokenizer, check_tokenizer
 
 __all__ = ["GgufInfo", "GgufMetadata", "Quant", "artifact_name", "window_note", "write_gguf"]
 
@@ -98,9 +98,12 @@ def check_exportable(checkpoint: Path) -> None:
 
     Raises:
         UnsupportedArchitectureError, DamagedFileError, QuantizedCheckpointError: as in `write_gguf`.
+        UnsafePathError: a chat template has a name that a GGUF key cannot have.
+        UnsupportedTokenizerError: a GGUF cannot make llama.cpp stop where the model stops.
     """
     family, config, shape, rope = read_layout(checkpoint)
     add_hyperparameters(gguf.GGUFWriter(path=None, arch=family.gguf_arch), family, config, shape, rope, "F32")
+    check_tokenizer(checkpoint, shape.vocab)
 
 
 def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:

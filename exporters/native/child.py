@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from compact.base.child_environment import module_environment
 from compact.base.errors import (
     CompactEdgeError,
     DamagedFileError,
@@ -221,11 +221,7 @@ def last_lines(stderr: IO[bytes]) -> str:
 
 def child_environment() -> dict[str, str]:
     """Return the environment of a child: that of this process, its module path, and settings that keep ggml quiet."""
-    environment = dict(os.environ)
-    # The child finds modules where the parent does, and finds this package if it runs from a clone.
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in sys.path if path]
-    environment["PYTHONPATH"] = os.pathsep.join(paths if root in paths else [*paths, root])
+    environment = module_environment()
     # On a failed assertion, ggml would start a debugger for a backtrace. That is slow and prints pages.
     environment["GGML_NO_BACKTRACE"] = "1"
     return environment

@@ -18,6 +18,8 @@ import numpy as np
 from compact.base.errors import DataError, OperatorMissingError
 from compact.base.files import read_json_object
 from compact.base.progress import SILENT, Progress
+from compact.vocabulary.chat_rendering import CONVERSATIONS, Messages, probe, template_of
+from compact.vocabulary.chat_templates import read_chat_templates
 from compact.vocabulary.loading import load_tokenizer, tokenizer_document
 from exporters.gate import (
     GREEDY_TOKENS,
@@ -47,17 +49,6 @@ RUNTIME = "onnxruntime-genai"
 DECODED = 32
 # Maximum share of tokens with differences of genai's own. With more, genai does not support the tokenizer.
 MAX_OWN_SHARE = 0.1
-
-Messages = list[dict[str, str]]
-_QUESTION: Messages = [{"role": "user", "content": "Why is the sky blue?"}]
-CONVERSATIONS: tuple[Messages, ...] = (
-    _QUESTION,
-    [
-        *_QUESTION,
-        {"role": "assistant", "content": "It scatters blue light most.\n\nAsk on!"},
-        {"role": "user", "content": 'And "sunsets" <red>?'},
-    ],
-)
 
 
 def check_onnx_artifact(
@@ -253,12 +244,14 @@ def render_chat(checkpoint: Path, folder: Path, unpruned: Path | None) -> Chat:
     runtime's own.
     """
     tokenizer = load_tokenizer(checkpoint)
+    if (template := template_of(tokenizer)) is not None:
+        probe(checkpoint, template, str(checkpoint))  # within limits; after that, Transformers can render it here
     conversations = [messages for messages in CONVERSATIONS if _transformers_prompt(tokenizer, messages) is not None]
     if not tokenizer.chat_template or not conversations:
         return Chat()
     prompts = [str(_transformers_prompt(tokenizer, messages)) for messages in conversations]
     prompt = tuple(hf_ids(tokenizer, prompts[:1], parse_special=True)[0])
-    if load_tokenizer(folder, check_rows=False).chat_template != tokenizer.chat_template:
+    if read_chat_templates(folder) != read_chat_templates(checkpoint):
         return Chat(len(prompts), "the folder's chat template is not the checkpoint's", None, prompt)
     with GenaiEngine(folder, vocab_only=True) as engine:
         difference = _chat_difference(tokenizer, engine, conversations)

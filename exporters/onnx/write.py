@@ -20,6 +20,13 @@ from compact.base.files import as_storage_error, check_free_space, publish, read
 from compact.base.progress import SILENT, Progress
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import stored_tensors
+from compact.vocabulary.chat_templates import (
+    DEFAULT,
+    check_template_names,
+    read_chat_templates,
+    template_files,
+    write_chat_templates,
+)
 from compact.vocabulary.loading import ADDED_TOKENS, SPECIAL_TOKENS_MAP, tokenizer_document, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
@@ -31,7 +38,7 @@ _CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _PAD = "pad_token_id"
 # Copied unchanged if the checkpoint has them.
-_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json", "chat_template.jinja")
+_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json")
 _TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CRASH_HINT = "memory may have run out, because the builder loads the whole model; nothing was written"
 _LIBRARY = "onnxruntime-genai's model builder"
@@ -93,10 +100,16 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
 
 
 def check_tokenizer_files(checkpoint: Path) -> None:
-    """Raise DamagedFileError if the checkpoint lacks a file that onnxruntime-genai needs."""
+    """Check the files that onnxruntime-genai needs.
+
+    Raises:
+        DamagedFileError: a file is missing, or a chat template is not text.
+        UnsafePathError: a chat template has a name that a file cannot have.
+    """
     for name in ("tokenizer.json", _TOKENIZER_CONFIG):
         if not (checkpoint / name).is_file():
             raise DamagedFileError(f"{checkpoint}: {name} is missing", "copy the tokenizer's files into the checkpoint")
+    check_template_names(checkpoint)
 
 
 def _bytes_needed(tensors: Iterable[TensorRef], options: OnnxOptions) -> int:
@@ -195,6 +208,11 @@ def _write_genai_config(
 ) -> None:
     """Check the builder's genai_config.json against the checkpoint, and write it with our `max_length`."""
     document = read_json_object(built / GENAI_CONFIG)
+    model = document["model"]
+    if isinstance(model.get("eos_token_id"), list):
+        model["eos_token_id"] = [token for token in model["eos_token_id"] if not _no_id(token)]
+        if _no_id(model.get(_PAD)):  # the builder takes the first end, which may be "none"
+            model[_PAD] = model["eos_token_id"][0]
     check_genai_ids(checkpoint, document, config, family)
     context = int(document["model"]["context_length"])
     document["search"]["max_length"] = min(options.max_length or context, context)
@@ -220,18 +238,16 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
         configured = override.get(key)
         if configured is None:
             configured = config.get(key, family.default_ids.get(key))
-        if key == _PAD and _no_id(configured):
-            configured = None
-        found, wanted = _ids(model.get(key)), _ids(configured)
+        found, wanted = _ids(model.get(key)), {token for token in _ids(configured) if not _no_id(token)}
         fits = wanted <= found if key == "eos_token_id" else wanted in (set(), found)
         if not fits or not all(isinstance(value, int) and 0 <= value < size for value in found):
             hint = "check config.json and generation_config.json of the checkpoint"
             raise GateError(f"{where} has {key} {model.get(key)!r}, but the checkpoint has {configured!r}", hint)
 
 
-def _no_id(pad: Any) -> bool:
-    """Return whether the value means that there is no padding token. Older checkpoints use -1 for that."""
-    return isinstance(pad, int) and pad < 0
+def _no_id(token: Any) -> bool:
+    """Return whether the value means that there is no such token. Older checkpoints use -1 for that."""
+    return isinstance(token, int) and token < 0
 
 
 def _ids(value: Any) -> set[Any]:
@@ -249,7 +265,24 @@ def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
     document = tokenizer_document(checkpoint)
     if document != read_json_object(checkpoint / "tokenizer.json"):
         write_json(work / "tokenizer.json", document)
-    settings = read_json_object(checkpoint / _TOKENIZER_CONFIG)
+    settings = _settle_chat_templates(checkpoint, work, read_json_object(checkpoint / _TOKENIZER_CONFIG))
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
     settings = {**truncation_side(checkpoint), **settings}
     write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})
+
+
+def _settle_chat_templates(checkpoint: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Copy the chat templates, so that Transformers and genai find the same. Return the new tokenizer_config.json.
+
+    genai prefers the template in tokenizer_config.json, reads only text there, and keeps Windows line ends, which Jinja
+    does not. So that template stays only if both use it and read it alike. Otherwise all templates become `.jinja`
+    files.
+    """
+    files, templates = template_files(checkpoint), read_chat_templates(checkpoint)
+    own = settings.get("chat_template")
+    if not files and own in (None, templates.get(DEFAULT)):
+        return settings
+    write_chat_templates(work, templates)
+    if own == templates.get(DEFAULT):
+        return settings
+    return {key: value for key, value in settings.items() if key != "chat_template"}

@@ -8,23 +8,23 @@ long document, code, and a chat of several turns.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from compact.base.errors import DataError, ModelNotFoundError, ToolUnavailableError
-from exporters.native.child import child_environment
+from compact.base.errors import DataError, ModelNotFoundError
+from compact.vocabulary.chat_rendering import SECONDS, ChatRenderer
 from runtime_bench.bench_artifact import BenchArtifact
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 _LARGEST_FILE = 16 << 20
 _MOST_PROMPTS = 64
 _HINT = 'each line is {"name": ..., "text": ...} or {"name": ..., "messages": [...]}'
-# Rendering takes milliseconds; importing Transformers takes seconds on a slow machine.
-RENDER_SECONDS = 60.0
+RENDER_SECONDS = SECONDS
+# A template that prints the date must give the same prompt every day.
+_DAY = date(2025, 1, 1)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -77,38 +77,23 @@ def render(conversations: Sequence[Conversation], artifact: BenchArtifact) -> di
     if artifact.chat_template is None:
         texts |= {c.name: "\n\n".join(message["content"] for message in c.messages) for c in chats}
     elif chats:
-        rendered = _through_template([[dict(m) for m in c.messages] for c in chats], artifact)
+        rendered = _through_template([[dict(m) for m in c.messages] for c in chats], artifact.chat_template, artifact)
         texts |= {c.name: text for c, text in zip(chats, rendered, strict=True)}
     return {c.name: texts[c.name] for c in conversations}
 
 
-def _through_template(conversations: list[list[dict[str, str]]], artifact: BenchArtifact) -> list[str]:
-    request = {"template": artifact.chat_template, "special": artifact.special, "conversations": conversations}
+def _through_template(conversations: list[list[dict[str, str]]], template: str, artifact: BenchArtifact) -> list[str]:
     hint = "give plain texts with --prompts"
-    try:
-        # -P: do not import modules from the working directory.
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "runtime_bench.measuring.prompt_child"],
-            input=json.dumps(request).encode("ascii"),
-            capture_output=True,
-            timeout=RENDER_SECONDS,
-            check=False,
-            # One thread: the child has little memory.
-            env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
-        )
-        answer = json.loads(child.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"{artifact.name}: its chat template takes longer than {RENDER_SECONDS:.0f} s", hint) from error
-    except ValueError as error:
-        raise DataError(f"{artifact.name}: rendering its chat template crashed", hint) from error
-    if "missing" in answer:
-        raise ToolUnavailableError(
-            f"chat templates cannot be rendered: {answer['missing']}",
-            "install the extra: pip install 'compact-edge[prune]'",
-        )
-    if "error" in answer:
-        raise DataError(f"{artifact.name}: its chat template rejects the prompts ({answer['error']})", hint)
-    return [str(text) for text in answer["texts"]]
+    subject = f"{artifact.name}: its chat template"
+    with ChatRenderer(
+        template, artifact.special, subject, day=_DAY.isoformat(), seconds=RENDER_SECONDS, hint=hint
+    ) as renderer:
+        rendered = renderer.render(conversations, add_generation_prompt=True, date_string=_DAY.strftime("%d %b %Y"))
+    texts = [each.text for each in rendered if each.text is not None]
+    if len(texts) < len(rendered):
+        error = next(each.error for each in rendered if each.text is None)
+        raise DataError(f"{subject} rejects the prompts ({error})", hint)
+    return texts
 
 
 def reference_text(conversations: Sequence[Conversation]) -> str:

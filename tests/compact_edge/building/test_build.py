@@ -77,7 +77,7 @@ def test_manifest_says_what_was_made_from_what(shop: Workshop, built: Path) -> N
     assert manifest["artifact"]["size_bytes"] == (built / "gguf" / manifest["artifact"]["file"]).stat().st_size
     assert manifest["artifact"]["bits_per_weight"] == pytest.approx(8.5, abs=0.2)
     assert manifest["parity"]["passed"] is True
-    assert [check["name"] for check in manifest["parity"]["checks"]] == ["tokenizer", "tensors", "kl"]
+    assert [check["name"] for check in manifest["parity"]["checks"]] == ["tokenizer", "ends", "chat", "tensors", "kl"]
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((built / "gguf" / name).read_bytes()).hexdigest() == digest
     text = (built / "gguf" / "manifest.json").read_text(encoding="utf-8")
@@ -134,6 +134,8 @@ def test_float32_passes_the_strict_checks(shop: Workshop, capsys: pytest.Capture
     result = run_json(capsys, shop.build(shop.root / "f32", quant="F32"))
     assert [check["name"] for check in result["formats"]["gguf"]["parity"]["checks"]] == [
         "tokenizer",
+        "ends",
+        "chat",
         "tensors",
         "logits",
         "greedy",

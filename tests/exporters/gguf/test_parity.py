@@ -56,6 +56,8 @@ def test_a_right_file_passes(request: pytest.FixtureRequest, tmp_path: Path, fam
     strict = quant == "F32"
     assert [check.name for check in report.checks] == [
         "tokenizer",
+        "ends",
+        "chat",
         "tensors",
         *(["logits", "greedy"] * strict or ["kl"]),
     ]
@@ -230,7 +232,7 @@ def test_a_model_that_does_not_fit_is_checked_in_part(
     report = gate(deep, tmp_path / "m.gguf", quant)
     assert report.partial
     assert report.passed
-    assert [check.name for check in report.checks] == ["tokenizer", "tensors", "logits", "greedy"]
+    assert [check.name for check in report.checks] == ["tokenizer", "ends", "chat", "tensors", "logits", "greedy"]
     assert report.as_dict()["partial"] is True
     data = tensors_of(tmp_path / "m.gguf")["blk.3.ffn_up.weight"].data  # beyond the two layers
     data[:] = data[::-1].copy()

@@ -129,7 +129,7 @@ def test_special_files_and_the_end_of_a_turn(tmp_path: Path, tied_model: Path) -
     )
     (model / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     (model / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
-    (model / "generation_config.json").write_text('{"eos_token_id": [4], "top_k": 7}', encoding="utf-8")
+    (model / "generation_config.json").write_text('{"eos_token_id": [-1, 4], "top_k": 7}', encoding="utf-8")
     (model / "tokenizer.model").write_bytes(b"not taken")
     (model / "README.md").write_text("not taken", encoding="utf-8")
     folder = write_here(model, tmp_path / "out", onnx_options("fp32", max_length=9999))
@@ -137,7 +137,7 @@ def test_special_files_and_the_end_of_a_turn(tmp_path: Path, tied_model: Path) -
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     assert not {"tokenizer.model", "README.md"} & {path.name for path in folder.iterdir()}
     genai = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-    # generation_config.json goes first; the tokenizer's own end token is added.
+    # generation_config.json goes first; the tokenizer's own end token is added, and "none" is left out.
     assert sorted(genai["model"]["eos_token_id"]) == [2, 4]
     assert genai["model"]["pad_token_id"] in (0, 4)
     assert genai["search"]["max_length"] == 128
