@@ -10,6 +10,7 @@ A killed process may leave its temporary directory behind. The next publication 
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import errno
 import hashlib
@@ -71,9 +72,15 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(
-            f"{path}: not valid JSON ({error})", "correct the file, or download or make it again"
-        ) from error
+        raise DamagedFileError(f"{path}: not valid JSON ({error})", _how_to_correct(path)) from error
+
+
+def _how_to_correct(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(3)
+    if start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "save the file as UTF-8 without a byte order mark; Transformers cannot read it with one"
+    return "correct the file, or download or make it again"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

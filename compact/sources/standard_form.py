@@ -40,6 +40,8 @@ _WEIGHTS = (
 # Raised when the files of the usual form change.
 _VERSION = 1
 _LARGEST_COPY = 200_000_000
+# No later stage and no format computes in float64.
+_NARROWED = {"F64": "F32"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class StandardForm:
     def _specs(self) -> Iterator[TensorSpec]:
         for own, name in sorted(self.tensors.items()):
             ref = self.weights.tensors[name]
-            yield TensorSpec(own, ref.dtype, ref.shape)
+            yield TensorSpec(own, _NARROWED.get(ref.dtype, ref.dtype), ref.shape)
 
     def write(self, out: Path, progress: Progress = SILENT) -> None:
         """Write the usual form into `out`, an empty directory, tensor by tensor."""
@@ -89,7 +91,8 @@ class StandardForm:
 
             def produce(spec: TensorSpec) -> torch.Tensor:
                 task.advance()
-                return read(self.tensors[spec.name])
+                tensor = read(self.tensors[spec.name])
+                return tensor.float() if spec.dtype != plain[self.tensors[spec.name]].dtype else tensor
 
             write_checkpoint(out, specs, produce)
         for path in _small_files(self.directory):
@@ -140,7 +143,7 @@ def standard_form(
     )
     if config != read_json_object(directory / CONFIG):
         settings = (*settings, f"{MODEL_TYPE} of {CONFIG} chooses {family.architecture}")
-    other_types = any(ref.dtype not in DTYPE_BYTES for ref in weights.tensors.values())
+    other_types = any(ref.dtype not in DTYPE_BYTES or ref.dtype in _NARROWED for ref in weights.tensors.values())
     if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
         return None
     kept = {key: value for key, value in config.items() if key not in (*QUANTIZATION_KEYS, EXPLICIT)}
@@ -192,6 +195,8 @@ def _notes(names: Names, weights: StoredWeights) -> Iterator[str]:
         own, name = renamed[0]
         count = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
         yield f"tensor {name} is read as {own}{count}"
+    if any(weights.tensors[name].dtype in _NARROWED for name in names.stored.values()):
+        yield "weights of type F64 are read as F32"
     if weights.repeated:
         yield "some tensors are stored twice with equal values"
     if names.ignored:

@@ -8,7 +8,7 @@ from typing import Any
 
 from compact.base.errors import UnsupportedTokenizerError
 
-_FOREIGN_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
+_FOREIGN_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def steps(part: Any, children: str) -> list[Mapping[str, Any]]:
@@ -47,6 +47,11 @@ def bpe_model(tokenizer_json: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UnsupportedTokenizerError(
             f"tokenizer.json: model type {kind!r} is not supported",
             "byte-level BPE and SentencePiece-style BPE tokenizers can be exported",
+        )
+    if model.get("dropout"):
+        raise UnsupportedTokenizerError(
+            f"tokenizer.json: BPE with dropout = {model['dropout']:.3g} splits the same text differently each time",
+            "dropout is for training: set model.dropout to null in the tokenizer.json of the model",
         )
     for option in _FOREIGN_OPTIONS:
         if model.get(option):
