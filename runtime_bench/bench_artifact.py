@@ -14,6 +14,14 @@ from typing import Any
 from compact.base.errors import CompactEdgeError, DamagedFileError, ModelNotFoundError, UsageError
 from compact.base.files import SUMS, read_json_object, read_sums, safe_child, sha256_file, sha256_json
 from compact.checkpoints.gguf_model import gguf_in_folder, read_gguf_model, require_weights
+from compact.checkpoints.names import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from compact.vocabulary.chat_templates import DEFAULT, read_chat_templates
 from exporters.llamacpp.quant_types import QUANTS
 from exporters.onnx.folder import GENAI_CONFIG, read_folder
@@ -21,8 +29,8 @@ from runtime_bench.records import GGUF, ONNX
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline"
-_ONNX_TEXT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_ONNX_FILES = (GENAI_CONFIG, "config.json", "generation_config.json", *_ONNX_TEXT)
+_ONNX_TEXT = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE)
+_ONNX_FILES = (GENAI_CONFIG, CONFIG, GENERATION_CONFIG, *_ONNX_TEXT)
 _KV_TYPES = {1: 4, 10: 2, 16: 2}  # onnx.TensorProto: FLOAT, FLOAT16, BFLOAT16 -> bytes
 
 
@@ -273,7 +281,7 @@ def _token(values: Mapping[str, Any], name: str) -> str:
 
 def _onnx_special(folder: Path) -> dict[str, str]:
     try:
-        settings = read_json_object(folder / "tokenizer_config.json")
+        settings = read_json_object(folder / TOKENIZER_CONFIG)
     except CompactEdgeError:
         return {}
     special = {}

@@ -23,6 +23,7 @@ from compact.base.cache import Cache
 from compact.base.errors import CalibrationError
 from compact.base.files import read_json_object, sha256_json, write_text
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
 from compact.vocabulary.chat_rendering import renderer_of
 from compact.vocabulary.tokenizer import bos_id, encode, load_tokenizer
 
@@ -336,7 +337,7 @@ def _start_id(tokenizer: Any) -> int | None:
 def _end_ids(model_dir: Path, tokenizer: Any) -> set[int]:
     """Return the ids that end a text, according to the tokenizer and both configuration files."""
     found: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    for name in ("config.json", "generation_config.json"):
+    for name in (CONFIG, GENERATION_CONFIG):
         if (model_dir / name).is_file():
             ends = read_json_object(model_dir / name).get("eos_token_id")
             found.update(end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int))

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-GENERATION_CONFIG = "generation_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
+# The vocabulary of SentencePiece.
+TOKENIZER_MODEL = "tokenizer.model"
+CHAT_TEMPLATE = "chat_template.jinja"
+# The folder of the chat templates that have names.
+NAMED_TEMPLATES = "additional_chat_templates"

@@ -21,6 +21,7 @@ import numpy as np
 from compact.base.errors import CalibrationError, UsageError
 from compact.base.files import sha256_json
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import TOKENIZER
 from compact.texts.documents import read_documents
 from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.sentencepiece_bpe import SPACE_MARK, is_byte_token, is_sentencepiece_bpe, space_prefix
@@ -292,7 +293,7 @@ def evaluate_checkpoint(
         text,
         model.score,
         bos=model.bos,
-        first_token_bytes=token_bytes(directory / "tokenizer.json", ids[0]) if ids else 0,
+        first_token_bytes=token_bytes(directory / TOKENIZER, ids[0]) if ids else 0,
         window=model.window,
         stride=stride,
         progress=progress,

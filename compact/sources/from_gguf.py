@@ -28,6 +28,7 @@ from compact.base.progress import SILENT, Progress
 from compact.checkpoints.gguf_file import GgufFile, GgufTensor
 from compact.checkpoints.gguf_model import model_stem, read_gguf_model, require_weights
 from compact.checkpoints.gguf_types import TensorType, block_of, dequantize
+from compact.checkpoints.names import CONFIG, GENERATION_CONFIG
 from compact.checkpoints.safetensors_file import NUMPY_TYPES
 from compact.checkpoints.writers import SafetensorsWriter
 from compact.sources.from_gguf_config import (
@@ -138,8 +139,8 @@ def read_gguf_checkpoint(
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:
         tokenizer.write(out, config["max_position_embeddings"])
-        write_json(out / "config.json", config)
-        write_json(out / "generation_config.json", generation_config(file, tokenizer))
+        write_json(out / CONFIG, config)
+        write_json(out / GENERATION_CONFIG, generation_config(file, tokenizer))
         info = _info(file, family, tokenizer, dtype, tensors, tuple(quantised))
         write_text(out / "README.md", _card(file, info))
         _write_weights(out / "model.safetensors", file, hf_names, family, config, dtype=dtype, progress=progress)

@@ -15,12 +15,12 @@ import gguf
 
 from compact.base.errors import DamagedFileError, UnsafePathError, UnsupportedTokenizerError
 from compact.base.files import write_json
+from compact.checkpoints.names import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL
 from compact.sources import from_gguf_sentencepiece as gguf_sentencepiece
 from compact.sources.from_gguf_pre import chosen_pre
 from compact.vocabulary import sentencepiece_bpe
 from compact.vocabulary.chat_templates import DEFAULT, PLAIN_NAME, write_chat_templates
 from compact.vocabulary.pretokenizers import find, no_pre_tokenizer, tokenizer_parts
-from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from compact.vocabulary.token_pieces import TokenPieces
 
 _KINDS = {"t5": "SentencePiece unigram (t5)", "bert": "WordPiece (bert)"}
@@ -79,16 +79,16 @@ class GgufTokenizer:
 
     def write(self, out: Path, context: int) -> None:
         """Write the tokenizer's files into `out`. `context` is the model's maximum context length in tokens."""
-        write_json(out / "tokenizer.json", self.json)
+        write_json(out / TOKENIZER, self.json)
         if self.model is not None:
-            (out / MODEL_FILE).write_bytes(self.model)
+            (out / TOKENIZER_MODEL).write_bytes(self.model)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
             **self.names,
         }
-        write_json(out / "tokenizer_config.json", config)
+        write_json(out / TOKENIZER_CONFIG, config)
         write_chat_templates(out, self.templates)
 
 

@@ -24,16 +24,24 @@ from compact.base.errors import CompactEdgeError, DamagedFileError, DataError, H
 from compact.base.files import check_free_space, read_json_object, safe_child
 from compact.base.licences import LEGAL_FILES
 from compact.base.progress import SILENT, Progress, Task
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import ADAPTER_CONFIG, adapter_error
 from compact.sources.hub_errors import cache_directory, offline_error, page, translated
 from compact.sources.what_it_is import pickled_weights
 
-CONFIG = "config.json"
 # Files besides the weights that a build reads or copies.
 _SMALL_FILES = (
-    *(CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "tokenizer.model", "chat_template*", "README.md", INDEX),
+    *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP),
+    *(ADDED_TOKENS, TOKENIZER_MODEL, "chat_template*", "README.md", INDEX),
     *LEGAL_FILES,
     "additional_chat_templates/*.jinja",
 )
@@ -295,7 +303,7 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
             f"{name.repo}: no {CONFIG}; its folders have one ({', '.join(folders[:3])})",
             f"`hf download {name.repo} --include '{folders[-1]}/*' --local-dir FOLDER`, and name FOLDER/{folders[-1]}",
         )
-    for needed in (CONFIG, "tokenizer.json"):
+    for needed in (CONFIG, TOKENIZER):
         if needed not in top:
             raise _lacks(name, needed)
     if SINGLE not in top and INDEX not in top:

@@ -28,7 +28,17 @@ from compact.base.errors import (
 )
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    NAMED_TEMPLATES,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
@@ -39,7 +49,7 @@ from compact.sources.stored_weights import find_weights, refuse_explicit
 from compact.sources.what_it_is import no_config, refuse_other_folder
 from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
 from compact.vocabulary.end_tokens import check_end_ids
-from compact.vocabulary.loading import ADDED_TOKENS, adds_tokens
+from compact.vocabulary.loading import adds_tokens
 from compact.vocabulary.pretokenizers import checked_pre
 
 TINY = "tiny"
@@ -304,7 +314,7 @@ def check_layers(config: Mapping[str, Any], where: Path) -> None:
 
 def _refuse_unsafe(directory: Path, config: Mapping[str, Any]) -> None:
     """Links out of the directory, and code of the checkpoint's own."""
-    for path in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
+    for path in (*directory.iterdir(), *(directory / NAMED_TEMPLATES).glob("*")):
         if path.is_file():  # a link could bring any file of this machine into what is published
             refuse_outside_link(directory, path)
     _refuse_remote_code(directory, config)
@@ -340,7 +350,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
-    tokenizer = (TOKENIZER, TOKENIZER_CONFIG, "tokenizer.model", "chat_template.jinja", "special_tokens_map.json")
+    tokenizer = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP)
     files = {directory / name for name in (CONFIG, GENERATION_CONFIG, *tokenizer) if (directory / name).is_file()}
     if adds_tokens(directory):
         files.add(directory / ADDED_TOKENS)

@@ -18,6 +18,15 @@ from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 from compact.base.files import read_json_object, write_json
 from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
@@ -47,8 +56,8 @@ _PREFIXES: tuple[tuple[str, str | None], ...] = (
 _TEXT_NAMES = ("model.embed_tokens.", "model.layers.", "model.norm.")
 _TEXT_ALONE = "the weights are those of a language model alone: use the config.json that was saved with them"
 _FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "README.md",
+    GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS, TOKENIZER_MODEL, "README.md",
 )  # fmt: skip
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -124,7 +133,7 @@ def extract_language_model(
         out: an empty directory. The caller publishes it afterwards.
         progress: receives the number of tensors written.
     """
-    write_json(out / "config.json", config)
+    write_json(out / CONFIG, config)
     specs = [TensorSpec(own, tensors[name].dtype, tensors[name].shape) for own, name in names.items()]
     with open_tensors(tensors) as read, progress.task("extracting the language model", len(specs), "tensors") as task:
 
@@ -137,7 +146,7 @@ def extract_language_model(
         if path.is_file():
             shutil.copyfile(path, out / path.name)
     copy_chat_templates(directory, out)
-    whole = read_json_object(directory / "config.json")
+    whole = read_json_object(directory / CONFIG)
     inner = whole.get("text_config")
     parts = (inner if isinstance(inner, dict) else {}, whole)
     settle_end_ids({key: value for part in parts for key, value in part.items() if value is not None}, config, out)

@@ -19,7 +19,7 @@ from compact.base.cache import Cache
 from compact.base.errors import QuantizedCheckpointError
 from compact.base.files import read_json_object, sha256_file, sha256_json, write_json
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.names import CONFIG
+from compact.checkpoints.names import CONFIG, NAMED_TEMPLATES
 from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
 from compact.checkpoints.shards import open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
@@ -103,7 +103,7 @@ class StandardForm:
     def _hashes(self) -> dict[str, str]:
         """Return file name -> sha256 of every file that the usual form is made of."""
         index = self.directory.glob("*.safetensors.index*.json")
-        templates = (self.directory / "additional_chat_templates").glob("*.jinja")
+        templates = (self.directory / NAMED_TEMPLATES).glob("*.jinja")
         files = {self.directory / CONFIG, *_small_files(self.directory), *self.weights.files, *index, *templates}
         return {path.relative_to(self.directory).as_posix(): sha256_file(path) for path in sorted(files)}
 

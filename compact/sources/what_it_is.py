@@ -18,7 +18,15 @@ from compact.base.errors import (
     ModelNotFoundError,
     PickleRefusedError,
 )
-from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.checkpoints.names import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import refuse_adapter
 
@@ -28,7 +36,7 @@ _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "tra
 
 _SMALL = (
     *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG),
-    *("tokenizer.model", "chat_template.jinja", "special_tokens_map.json"),
+    *(TOKENIZER_MODEL, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP),
 )
 _HEAD_BYTES = 256
 _LFS = b"version https://git-lfs.github.com/spec/"

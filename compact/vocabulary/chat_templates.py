@@ -12,10 +12,8 @@ from pathlib import Path
 
 from compact.base.errors import DamagedFileError, UnsafePathError
 from compact.base.files import as_storage_error, read_json_object, sha256_file, write_text
-from compact.checkpoints.names import TOKENIZER_CONFIG
+from compact.checkpoints.names import CHAT_TEMPLATE, NAMED_TEMPLATES, TOKENIZER_CONFIG
 
-MAIN_FILE = "chat_template.jinja"
-NAMED_FOLDER = "additional_chat_templates"
 PROCESSOR_FILE = "chat_template.json"
 DEFAULT = "default"
 # Names that a GGUF key and a file can have.
@@ -26,9 +24,9 @@ _KEY = "chat_template"
 
 def template_files(directory: Path) -> dict[str, Path]:
     """Return name -> `.jinja` file. As in Transformers, a named file `default.jinja` replaces chat_template.jinja."""
-    main = directory / MAIN_FILE
+    main = directory / CHAT_TEMPLATE
     files = {DEFAULT: main} if main.is_file() else {}
-    named = sorted((directory / NAMED_FOLDER).glob(f"*{_ENDING}"))
+    named = sorted((directory / NAMED_TEMPLATES).glob(f"*{_ENDING}"))
     return files | {path.name.removesuffix(_ENDING): path for path in named if path.is_file()}
 
 
@@ -82,15 +80,15 @@ def check_template_names(directory: Path) -> None:
 def write_chat_templates(directory: Path, templates: Mapping[str, str]) -> None:
     """Write templates with plain names as `.jinja` files."""
     for name, template in templates.items():
-        file = directory / MAIN_FILE if name == DEFAULT else directory / NAMED_FOLDER / f"{name}{_ENDING}"
+        file = directory / CHAT_TEMPLATE if name == DEFAULT else directory / NAMED_TEMPLATES / f"{name}{_ENDING}"
         file.parent.mkdir(exist_ok=True)
         write_text(file, template)
 
 
 def named_template_hashes(directory: Path) -> dict[str, str]:
     """Return path in the checkpoint -> sha256 of the files in `additional_chat_templates`."""
-    files = sorted(path for path in template_files(directory).values() if path.parent.name == NAMED_FOLDER)
-    return {f"{NAMED_FOLDER}/{path.name}": sha256_file(path) for path in files}
+    files = sorted(path for path in template_files(directory).values() if path.parent.name == NAMED_TEMPLATES)
+    return {f"{NAMED_TEMPLATES}/{path.name}": sha256_file(path) for path in files}
 
 
 def place_of(directory: Path, name: str) -> str:
@@ -110,7 +108,7 @@ def template_note(directory: Path) -> str | None:
     if has_unused_templates(directory):
         return f"the chat template is that of the .jinja files; Transformers ignores the one in {TOKENIZER_CONFIG}"
     if (directory / PROCESSOR_FILE).is_file() and not read_chat_templates(directory):
-        return f"no chat template: AutoTokenizer does not read {PROCESSOR_FILE}; save its text as {MAIN_FILE} to use it"
+        return f"no chat template: AutoTokenizer does not read {PROCESSOR_FILE}; save its text as {CHAT_TEMPLATE} to use it"
     return None
 
 

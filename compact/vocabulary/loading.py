@@ -20,14 +20,19 @@ from typing import Any
 
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import read_json, read_json_object, sha256_file, sha256_json
-from compact.checkpoints.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.vocabulary.pretokenizers import pre_tokenizer_key
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix
 from compact.vocabulary.vocabulary import read_vocabulary
 
-SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-ADDED_TOKENS = "added_tokens.json"
-_READ = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, CONFIG, "tokenizer.model")
+_READ = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, CONFIG, TOKENIZER_MODEL)
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MODEL_OPTIONS = (
     "dropout",

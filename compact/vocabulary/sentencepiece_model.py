@@ -16,9 +16,9 @@ from typing import Any
 
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import as_storage_error
+from compact.checkpoints.names import TOKENIZER_MODEL
 from compact.vocabulary.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK
 
-MODEL_FILE = "tokenizer.model"
 _MAX_BYTES = 64 << 20
 _BPE = 2  # TrainerSpec.ModelType
 _SPECIAL_IDS = ("unk_id", "bos_id", "eos_id", "pad_id")
@@ -72,7 +72,7 @@ def read_model(path: Path) -> SentencePieceModel:
         if path.stat().st_size > _MAX_BYTES:
             raise DamagedFileError(
                 f"{path}: {path.stat().st_size} bytes is too large for a tokenizer",
-                f"remove {MODEL_FILE} if it belongs to another tokenizer",
+                f"remove {TOKENIZER_MODEL} if it belongs to another tokenizer",
             )
         proto.ParseFromString(path.read_bytes())
         pieces = [piece.piece for piece in proto.pieces]
@@ -91,7 +91,7 @@ def read_model(path: Path) -> SentencePieceModel:
         raise UnsupportedTokenizerError(
             f"{path}: a SentencePiece {kinds[proto.trainer_spec.model_type].name.lower()} model, but tokenizer.json "
             "is BPE",
-            f"supported: BPE; remove {MODEL_FILE} if it belongs to another tokenizer",
+            f"supported: BPE; remove {TOKENIZER_MODEL} if it belongs to another tokenizer",
         )
     return SentencePieceModel(
         pieces, [piece.score for piece in proto.pieces], _types(proto, pieces, path), _named_ids(proto), proto
@@ -99,7 +99,7 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def _damaged(path: Path, what: str) -> DamagedFileError:
-    return DamagedFileError(f"{path}: {what}", f"download the file again from its source, or remove {MODEL_FILE}")
+    return DamagedFileError(f"{path}: {what}", f"download the file again from its source, or remove {TOKENIZER_MODEL}")
 
 
 def _types(proto: Any, pieces: Sequence[str], path: Path) -> list[PieceType]:
@@ -165,7 +165,7 @@ def pruned_model(
     if len(present) != len(proto.pieces):
         raise DamagedFileError(
             f"{where}: with the added tokens of tokenizer.json, two pieces have the same text",
-            f"remove {MODEL_FILE} if it belongs to another tokenizer",
+            f"remove {TOKENIZER_MODEL} if it belongs to another tokenizer",
         )
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
@@ -183,7 +183,7 @@ def _renamed(
         if i not in added:
             raise DamagedFileError(
                 f"{where}: id {i} is {piece[:40]!r}, but {text[:40]!r} in tokenizer.json",
-                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
+                f"the files are of different tokenizers; remove {TOKENIZER_MODEL} if tokenizer.json is right",
             )
         renamed[i] = text.replace(" ", SPACE_MARK)
     return renamed

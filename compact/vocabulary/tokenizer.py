@@ -15,16 +15,22 @@ from typing import Any
 
 from compact.base.errors import DamagedFileError
 from compact.base.files import read_json, read_json_object, write_json
-from compact.checkpoints.names import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from compact.vocabulary.loading import ADDED_TOKENS as _ADDED_TOKENS
-from compact.vocabulary.loading import SPECIAL_TOKENS_MAP as _SPECIAL_TOKENS_MAP
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    NAMED_TEMPLATES,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.vocabulary.loading import load_tokenizer as load_tokenizer
 from compact.vocabulary.loading import tokenizer_document, truncation_side
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe
-from compact.vocabulary.sentencepiece_model import MODEL_FILE, pruned_model, read_model
+from compact.vocabulary.sentencepiece_model import pruned_model, read_model
 from compact.vocabulary.vocabulary import Vocabulary, is_filler
-
-_CHAT_TEMPLATE = "chat_template.jinja"
 
 # Keys whose values are ids (or lists of ids, or lists of lists) in config.json and generation_config.json.
 _ID_KEYS = frozenset(
@@ -65,13 +71,13 @@ def referenced_ids(directory: Path) -> set[int]:
     for _, ids in _template_tokens(tokenizer_json.get("post_processor")):
         found.update(ids)
     if _has_model(directory, tokenizer_json):
-        found.update(read_model(directory / MODEL_FILE).special_ids)
+        found.update(read_model(directory / TOKENIZER_MODEL).special_ids)
     return found
 
 
 def _has_model(directory: Path, tokenizer_json: Mapping[str, Any]) -> bool:
     """True if there is a tokenizer.model that belongs to tokenizer.json. Byte-level BPE has none."""
-    return is_sentencepiece_bpe(tokenizer_json) and (directory / MODEL_FILE).is_file()
+    return is_sentencepiece_bpe(tokenizer_json) and (directory / TOKENIZER_MODEL).is_file()
 
 
 def _template_tokens(part: Any) -> Iterator[tuple[str, list[int]]]:
@@ -137,8 +143,8 @@ def _named_fillers(directory: Path, vocabulary: Vocabulary) -> set[str]:
     if (directory / TOKENIZER_CONFIG).is_file():
         config = read_json_object(directory / TOKENIZER_CONFIG)
         texts += _strings_in({key: value for key, value in config.items() if key != "added_tokens_decoder"})
-    if (directory / _SPECIAL_TOKENS_MAP).is_file():
-        texts += _strings_in(read_json(directory / _SPECIAL_TOKENS_MAP))
+    if (directory / SPECIAL_TOKENS_MAP).is_file():
+        texts += _strings_in(read_json(directory / SPECIAL_TOKENS_MAP))
     for path in _chat_templates(directory):
         texts.append(path.read_text(encoding="utf-8"))
     texts += [name for name, _ in _template_tokens(read_json_object(directory / TOKENIZER).get("post_processor"))]
@@ -147,8 +153,8 @@ def _named_fillers(directory: Path, vocabulary: Vocabulary) -> set[str]:
 
 
 def _chat_templates(directory: Path) -> list[Path]:
-    extra = directory / "additional_chat_templates"
-    return [p for p in (directory / _CHAT_TEMPLATE, *sorted(extra.glob("*.jinja"))) if p.is_file()]
+    extra = directory / NAMED_TEMPLATES
+    return [p for p in (directory / CHAT_TEMPLATE, *sorted(extra.glob("*.jinja"))) if p.is_file()]
 
 
 def copy_chat_templates(source: Path, target: Path) -> None:
@@ -243,22 +249,22 @@ def write_pruned_tokenizer(source: Path, target: Path, kept: Sequence[int]) -> N
     tokenizer_json = tokenizer_document(source)
     write_json(target / TOKENIZER, prune_tokenizer_json(tokenizer_json, new_id))
     if _has_model(source, tokenizer_json):
-        path = source / MODEL_FILE
+        path = source / TOKENIZER_MODEL
         added_tokens = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
         tokens = {i: token for token, i in tokenizer_json["model"]["vocab"].items()}
         tokens |= {i: entry["content"] for i, entry in added_tokens.items()}
-        (target / MODEL_FILE).write_bytes(pruned_model(read_model(path), kept, tokens, added_tokens, str(path)))
+        (target / TOKENIZER_MODEL).write_bytes(pruned_model(read_model(path), kept, tokens, added_tokens, str(path)))
     ids = _ids_by_token(tokenizer_json)
     settings = truncation_side(source)
     if (source / TOKENIZER_CONFIG).is_file():
         settings |= _prune_tokenizer_config(read_json_object(source / TOKENIZER_CONFIG), ids, new_id)
     if settings or (source / TOKENIZER_CONFIG).is_file():
         write_json(target / TOKENIZER_CONFIG, settings)
-    if (source / _SPECIAL_TOKENS_MAP).is_file():
-        shutil.copyfile(source / _SPECIAL_TOKENS_MAP, target / _SPECIAL_TOKENS_MAP)
-    if (source / _ADDED_TOKENS).is_file():
-        added = read_json_object(source / _ADDED_TOKENS)
-        write_json(target / _ADDED_TOKENS, {t: new_id[ids[t]] for t in added if ids.get(t) in new_id})
+    if (source / SPECIAL_TOKENS_MAP).is_file():
+        shutil.copyfile(source / SPECIAL_TOKENS_MAP, target / SPECIAL_TOKENS_MAP)
+    if (source / ADDED_TOKENS).is_file():
+        added = read_json_object(source / ADDED_TOKENS)
+        write_json(target / ADDED_TOKENS, {t: new_id[ids[t]] for t in added if ids.get(t) in new_id})
     copy_chat_templates(source, target)
 
 

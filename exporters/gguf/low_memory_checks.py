@@ -18,10 +18,16 @@ from compact.architectures.value_order import value_order
 from compact.base.files import read_json_object, write_json
 from compact.checkpoints.gguf_file import GgufTensor, read_gguf
 from compact.checkpoints.gguf_types import dequantize
-from compact.checkpoints.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+)
 from compact.checkpoints.shards import open_tensors, read_index
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
-from compact.vocabulary.sentencepiece_model import MODEL_FILE
 from exporters.gate import POSITIONS, Check, check_float32, reference_for, rounded
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.engine import LlamaEngine
@@ -207,6 +213,6 @@ def write_few_layers(checkpoint: Path, target: Path) -> None:
         # llama.cpp derives this from the number of layers, which is smaller here. Set the value that it derives.
         config["query_pre_attn_scalar"] = family.head_dim_of(config)
     write_json(target / CONFIG, config)
-    for name in (TOKENIZER, TOKENIZER_CONFIG, MODEL_FILE, "special_tokens_map.json", "added_tokens.json"):
+    for name in (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL, SPECIAL_TOKENS_MAP, ADDED_TOKENS):
         if (checkpoint / name).is_file():
             (target / name).write_bytes((checkpoint / name).read_bytes())

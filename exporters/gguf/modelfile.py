@@ -16,6 +16,7 @@ from typing import Any
 
 from compact.base.files import read_json_object
 from compact.checkpoints.gguf_file import read_gguf
+from compact.checkpoints.names import GENERATION_CONFIG
 from compact.vocabulary.chat_rendering import renderer_of
 from compact.vocabulary.end_tokens import end_ids
 from compact.vocabulary.tokenizer import load_tokenizer
@@ -52,7 +53,7 @@ def modelfile(artifact: Path, checkpoint: Path, parts: Sequence[str] = ()) -> st
     bos = tokens[values["tokenizer.ggml.bos_token_id"]] if values.get("tokenizer.ggml.add_bos_token") else ""
     turns = chat_turns(checkpoint, bos)
     template = None if turns is None else go_template(turns)
-    path = checkpoint / "generation_config.json"
+    path = checkpoint / GENERATION_CONFIG
     generation = read_json_object(path) if path.is_file() else {}
     lines = ["# Use: ollama create NAME -f Modelfile"]
     if parts:

@@ -21,6 +21,7 @@ from compact.architectures.rope import Rope
 from compact.base.errors import DamagedFileError, QuantizedCheckpointError, UnsupportedArchitectureError, UsageError
 from compact.base.files import read_json_object
 from compact.base.numbers import number
+from compact.checkpoints.names import GENERATION_CONFIG
 from compact.sources.from_gguf_config import SAMPLING
 from exporters.gguf_writer.layer_keys import add_layers, check_layers
 from exporters.gguf_writer.linear_attention_keys import add_linear, check_linear
@@ -311,7 +312,7 @@ def general_metadata(checkpoint: Path, wanted: GgufMetadata, n_params: int) -> g
             f"{checkpoint / 'README.md'}: front matter cannot be read: {' '.join(str(error).split())[:120]}",
             "repair the front matter, or remove the file",
         ) from error
-    path = checkpoint / "generation_config.json"
+    path = checkpoint / GENERATION_CONFIG
     generation = read_json_object(path) if path.is_file() else {}
     for key, short in SAMPLING.items():
         value = generation.get(key)

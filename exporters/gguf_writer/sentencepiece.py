@@ -17,8 +17,9 @@ import gguf
 
 from compact.base.errors import DamagedFileError
 from compact.base.files import read_json_object
+from compact.checkpoints.names import ADDED_TOKENS, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL
 from compact.vocabulary.sentencepiece_bpe import BYTE_TOKENS, SPACE_MARK, check_complete, derived_scores, is_byte_token
-from compact.vocabulary.sentencepiece_model import MODEL_FILE, PieceType, SentencePieceModel, read_model
+from compact.vocabulary.sentencepiece_model import PieceType, SentencePieceModel, read_model
 
 # Scores that llama.cpp's converter gives to added tokens and to ids without a token.
 ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
@@ -66,13 +67,13 @@ def scored_tokens(
         UnsupportedTokenizerError: scores cannot express the merges.
         DamagedFileError: tokenizer.model contradicts tokenizer.json, or two ids have the same text (llama.cpp aborts).
     """
-    where = str(checkpoint / "tokenizer.json")
+    where = str(checkpoint / TOKENIZER)
     added = {entry["id"]: entry for entry in tokenizer_json.get("added_tokens") or ()}
     vocab = tokenizer_json["model"]["vocab"]
     merges = [_pair(merge) for merge in tokenizer_json["model"]["merges"]]
     apart = {entry["content"] for entry in added.values()}.union(BYTE_TOKENS)
     check_complete(vocab, merges, apart, where)
-    model_path = checkpoint / MODEL_FILE
+    model_path = checkpoint / TOKENIZER_MODEL
     result = ScoredTokens(
         [f"[PAD{i}]" for i in range(vocab_size)], [PADDING_SCORE] * vocab_size, [int(PieceType.UNUSED)] * vocab_size
     )
@@ -134,7 +135,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 def _listed_ids(checkpoint: Path) -> set[int]:
     """Return the ids in `added_tokens_decoder` or added_tokens.json. They get the score of added tokens."""
     listed: set[int] = set()
-    config_path, added_path = checkpoint / "tokenizer_config.json", checkpoint / "added_tokens.json"
+    config_path, added_path = checkpoint / TOKENIZER_CONFIG, checkpoint / ADDED_TOKENS
     if config_path.is_file():
         decoder = read_json_object(config_path).get("added_tokens_decoder")
         if isinstance(decoder, dict):
@@ -158,7 +159,7 @@ def _check_order(model: SentencePieceModel, merges: Sequence[tuple[str, str]], w
         if score > last:
             raise DamagedFileError(
                 f"{where}: {left + right!r} ranks above a token that tokenizer.json merges earlier",
-                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
+                f"the files are of different tokenizers; remove {TOKENIZER_MODEL} if tokenizer.json is right",
             )
         last = score
 
@@ -179,7 +180,7 @@ def _put_model(
         if texts.get(i, piece) != piece and i not in added:
             raise DamagedFileError(
                 f"{where}: id {i} is {piece[:40]!r}, but {texts[i][:40]!r} in tokenizer.json",
-                f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
+                f"the files are of different tokenizers; remove {TOKENIZER_MODEL} if tokenizer.json is right",
             )
         # The converter treats user-defined pieces as normal ones. `_put_added` sets the types of added tokens.
         plain = PieceType.NORMAL if kind == PieceType.USER_DEFINED else kind
@@ -189,7 +190,7 @@ def _put_model(
         token_id = min(beyond)
         raise DamagedFileError(
             f"{where}: has {len(model.pieces)} pieces, but tokenizer.json has {beyond[token_id][:40]!r} at {token_id}",
-            f"the files are of different tokenizers; remove {MODEL_FILE} if tokenizer.json is right",
+            f"the files are of different tokenizers; remove {TOKENIZER_MODEL} if tokenizer.json is right",
         )
 
 

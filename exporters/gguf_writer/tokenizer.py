@@ -18,6 +18,7 @@ import tokenizers
 from compact.architectures.family import Family
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import read_json_object
+from compact.checkpoints.names import CONFIG, TOKENIZER
 from compact.sources.from_gguf_tokenizer import PREFIX_KEY, prefix_token
 from compact.vocabulary.chat_templates import DEFAULT, check_template_names, read_chat_templates
 from compact.vocabulary.end_tokens import end_ids
@@ -54,7 +55,7 @@ def add_tokenizer(
             unknown, scores cannot express its merges, or llama.cpp cannot add its special tokens.
         DamagedFileError: ids or texts contradict each other.
     """
-    path = checkpoint / "tokenizer.json"
+    path = checkpoint / TOKENIZER
     tokenizer_json = tokenizer_document(checkpoint)
     sentencepiece = is_sentencepiece_bpe(tokenizer_json)
     prefix = sentencepiece and has_space_prefix(tokenizer_json)
@@ -94,7 +95,7 @@ def add_tokenizer(
         writer.add_token_list(tokens)
         writer.add_token_types(types)
         writer.add_token_merges(_merges(tokenizer_json, str(path)))
-    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+    ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / CONFIG), vocab_size)
     _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
     adds_bos = _add_special(writer, tokenizer, ids, str(path))
     named = _named_id("bos", _added_ids(tokenizer_json), config)
@@ -114,14 +115,14 @@ def add_tokenizer(
 
 def check_tokenizer(checkpoint: Path, vocab_size: int) -> None:
     """Check end tokens and chat templates before any expensive work. Raises the errors of `add_tokenizer`."""
-    path = checkpoint / "tokenizer.json"
+    path = checkpoint / TOKENIZER
     tokenizer_json, config = tokenizer_document(checkpoint), tokenizer_settings(checkpoint)
     if not is_sentencepiece_bpe(tokenizer_json):
         byte_level_bpe(tokenizer_json)
     check_template_names(checkpoint)
     # A later stage names what is wrong with a malformed tokenizer.json.
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / "config.json"), vocab_size)
+        ids = _special_ids(tokenizer_json, config, read_json_object(checkpoint / CONFIG), vocab_size)
         _choose_eos(ids, checkpoint, named=_named_id("eos", _added_ids(tokenizer_json), config) is not None)
         if "eos" in ids or not tokenizer_json.get("post_processor"):  # the post-processor may add an end token
             texts = token_texts(tokenizer_json, vocab_size, str(path))

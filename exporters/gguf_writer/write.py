@@ -23,6 +23,7 @@ from compact.architectures.table import family_of
 from compact.base.errors import DamagedFileError, UsageError
 from compact.base.files import as_storage_error, read_json_object
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import CONFIG
 from compact.checkpoints.shards import stored_tensors
 from exporters.gguf_writer.metadata import (
     FILE_TYPES,
@@ -108,7 +109,7 @@ def check_exportable(checkpoint: Path) -> None:
 
 def read_layout(checkpoint: Path) -> tuple[Family, dict[str, Any], Shape, Rope]:
     """Return the family, config.json, and its checked sizes and rotary settings. Raises the errors of `write_gguf`."""
-    config_path = checkpoint / "config.json"
+    config_path = checkpoint / CONFIG
     config = read_json_object(config_path)
     where = str(config_path)
     family = family_of(config, where)

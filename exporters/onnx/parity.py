@@ -18,6 +18,7 @@ import numpy as np
 from compact.base.errors import DataError, OperatorMissingError
 from compact.base.files import read_json_object
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import TOKENIZER
 from compact.vocabulary.chat_rendering import CONVERSATIONS, Messages, probe, template_of
 from compact.vocabulary.chat_templates import read_chat_templates
 from compact.vocabulary.loading import load_tokenizer, tokenizer_document
@@ -145,9 +146,9 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
 
 def _same_document(checkpoint: Path, folder: Path) -> bool:
     """Whether the folder's tokenizer.json is the checkpoint's, or what Transformers makes of it."""
-    if filecmp.cmp(checkpoint / "tokenizer.json", folder / "tokenizer.json", shallow=False):
+    if filecmp.cmp(checkpoint / TOKENIZER, folder / TOKENIZER, shallow=False):
         return True
-    return read_json_object(folder / "tokenizer.json") == tokenizer_document(checkpoint)
+    return read_json_object(folder / TOKENIZER) == tokenizer_document(checkpoint)
 
 
 def _odd_tokens(numbers: set[int], ours: Sequence[list[int]], theirs: Sequence[list[int] | None]) -> int:

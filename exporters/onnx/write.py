@@ -18,6 +18,14 @@ from compact.architectures.layout import check_shapes, is_buffer
 from compact.base.errors import DamagedFileError, GateError, OutputExistsError, QuantizedCheckpointError
 from compact.base.files import as_storage_error, check_free_space, publish, read_json_object, write_json
 from compact.base.progress import SILENT, Progress
+from compact.checkpoints.names import (
+    ADDED_TOKENS,
+    CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import stored_tensors
 from compact.vocabulary.chat_templates import (
@@ -27,18 +35,16 @@ from compact.vocabulary.chat_templates import (
     template_files,
     write_chat_templates,
 )
-from compact.vocabulary.loading import ADDED_TOKENS, SPECIAL_TOKENS_MAP, tokenizer_document, truncation_side
+from compact.vocabulary.loading import tokenizer_document, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-_CONFIG = "config.json"
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _PAD = "pad_token_id"
 # Copied unchanged if the checkpoint has them.
-_COPIED = (_CONFIG, "generation_config.json", "tokenizer.json", "special_tokens_map.json")
+_COPIED = (CONFIG, GENERATION_CONFIG, TOKENIZER, SPECIAL_TOKENS_MAP)
 _TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CRASH_HINT = "memory may have run out, because the builder loads the whole model; nothing was written"
 _LIBRARY = "onnxruntime-genai's model builder"
@@ -69,8 +75,8 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions, *, progress
     """
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} already exists", "choose a new folder")
-    where = str(checkpoint / _CONFIG)
-    config = read_json_object(checkpoint / _CONFIG)
+    where = str(checkpoint / CONFIG)
+    config = read_json_object(checkpoint / CONFIG)
     family = check_onnx(options, config, where)
     stored = stored_tensors(checkpoint)
     tensors = {name: tensor for name, tensor in stored.items() if not is_buffer(name)}
@@ -106,7 +112,7 @@ def check_tokenizer_files(checkpoint: Path) -> None:
         DamagedFileError: a file is missing, or a chat template is not text.
         UnsafePathError: a chat template has a name that a file cannot have.
     """
-    for name in ("tokenizer.json", _TOKENIZER_CONFIG):
+    for name in (TOKENIZER, TOKENIZER_CONFIG):
         if not (checkpoint / name).is_file():
             raise DamagedFileError(f"{checkpoint}: {name} is missing", "copy the tokenizer's files into the checkpoint")
     check_template_names(checkpoint)
@@ -128,10 +134,10 @@ def _stage(checkpoint: Path, staged: Path, config: Mapping[str, Any], tensors: M
     kept = {key: value for key, value in config.items() if key != "torch_dtype"}
     if _no_id(kept.get(_PAD)):
         del kept[_PAD]
-    write_json(staged / _CONFIG, {**kept, "dtype": dtype})
+    write_json(staged / CONFIG, {**kept, "dtype": dtype})
     weights = {tensor.file for tensor in tensors.values()}
     index = checkpoint / "model.safetensors.index.json"
-    names = ("generation_config.json", "tokenizer.json", _TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS)
+    names = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS)
     for file in (*sorted(weights), index, *(checkpoint / name for name in names)):
         if file.is_file():
             _link(file.resolve(), staged / file.name)
@@ -232,7 +238,7 @@ def check_genai_ids(checkpoint: Path, document: Mapping[str, Any], config: Mappi
     size = int(config["vocab_size"])
     if model.get("vocab_size") != size:
         raise GateError(f"{where} has vocab_size {model.get('vocab_size')!r}, but the checkpoint has {size}")
-    generation = checkpoint / "generation_config.json"
+    generation = checkpoint / GENERATION_CONFIG
     override = read_json_object(generation) if generation.is_file() else {}
     for key in ("bos_token_id", "eos_token_id", _PAD):
         configured = override.get(key)
@@ -263,12 +269,12 @@ def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, work / name)
     document = tokenizer_document(checkpoint)
-    if document != read_json_object(checkpoint / "tokenizer.json"):
-        write_json(work / "tokenizer.json", document)
-    settings = _settle_chat_templates(checkpoint, work, read_json_object(checkpoint / _TOKENIZER_CONFIG))
+    if document != read_json_object(checkpoint / TOKENIZER):
+        write_json(work / TOKENIZER, document)
+    settings = _settle_chat_templates(checkpoint, work, read_json_object(checkpoint / TOKENIZER_CONFIG))
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
     settings = {**truncation_side(checkpoint), **settings}
-    write_json(work / _TOKENIZER_CONFIG, {**settings, "model_max_length": context})
+    write_json(work / TOKENIZER_CONFIG, {**settings, "model_max_length": context})
 
 
 def _settle_chat_templates(checkpoint: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
