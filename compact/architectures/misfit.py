@@ -1,4 +1,4 @@
-"""Explain why the tensors of a checkpoint do not fit its config.json: which settings would make them fit."""
+"""If the tensors of a checkpoint do not fit its config.json, finds the settings that would make them fit."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def fitting_changes(
         expected: the layout of a configuration. It may raise an error of `compact.base.errors`.
 
     Returns:
-        Changes as key -> value; each is enough. They have one key each, or there is one with several keys. Empty if
-        no change was found.
+        Alternative changes, each as key -> value: either changes of one key each, or one change of several keys. Empty
+        if no change was found.
     """
 
     def fits(change: Change) -> bool:
@@ -59,14 +59,14 @@ def fitting_changes(
             return False
         output = stored.get("lm_head.weight")
         if output is not None and output == wanted.get("model.embed_tokens.weight"):
-            wanted["lm_head.weight"] = output  # it may be stored, even if config.json ties it
+            wanted["lm_head.weight"] = output  # a tied output matrix may be stored too
         return wanted == dict(stored)
 
     candidates = list(_candidates(family, config, stored))
     single = [change for change in candidates if fits(change)]
     if single:
         return single
-    # The sizes that one tensor alone gives, all at once.
+    # Try the sizes that follow from one tensor each, all at once.
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "attention_bias", "mlp_bias")
     together: dict[str, int | bool] = {}
     for change in candidates:
@@ -75,7 +75,7 @@ def fitting_changes(
 
 
 def changed(config: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """Return config.json with changes. Lists with an entry per layer are cut to the new number of layers."""
+    """Return config.json with a change. Lists with one entry per layer are shortened to the new number of layers."""
     result = {**config, **change}
     layers = change.get("num_hidden_layers")
     for key in _PER_LAYER if layers is not None else ():
@@ -96,7 +96,7 @@ def described(changes: list[Change], config: Mapping[str, Any]) -> str:
 
 
 def _candidates(family: Family, config: Mapping[str, Any], stored: Shapes) -> Iterator[Change]:
-    """Yield settings that one tensor alone suggests and that differ from config.json."""
+    """Yield each setting that follows from one tensor and differs from config.json."""
 
     def rows(name: str) -> int | None:
         shape = stored.get(name)
@@ -117,7 +117,7 @@ def _candidates(family: Family, config: Mapping[str, Any], stored: Shapes) -> It
         queries //= 2
     if queries is not None:
         yield from differs("num_attention_heads", queries // width)
-        # Without `head_dim`, the number of heads also sets their width.
+        # If config.json has no `head_dim`, the number of heads also sets their width.
         yield from differs("head_dim", queries // heads)
     if keys is not None:
         yield from differs("num_key_value_heads", keys // width)

@@ -1,7 +1,7 @@
 """Opens the GGUF that a user named as a model: joins the parts of a split GGUF, and refuses what is not a model.
 
-A split GGUF is a row of files `<stem>-00001-of-0000N.gguf` in one folder, as `llama-gguf-split` writes them. Every part
-has `split.no`, `split.count` and `split.tensors.count`. Only the first part has the other key-values.
+A split GGUF is a series of files `<stem>-00001-of-0000N.gguf` in one folder, as `llama-gguf-split` writes them. Every
+part has `split.no`, `split.count` and `split.tensors.count`. Only the first part has the other key-values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.base.errors import DamagedFileError, DataError, ModelNotFoundError, UsageError
-from compact.checkpoints.file_kinds import is_gguf
+from compact.checkpoints.file_kinds import IMATRIX, is_gguf
 from compact.checkpoints.gguf_file import GgufFile, GgufTensor, read_gguf
 from compact.checkpoints.names import CONFIG
 
@@ -22,15 +22,14 @@ SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf\Z")
 _OTHER_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx")
 _MERGE = "llama-gguf-split --merge FIRST-PART JOINED.gguf"
-# `general.type` of the files that are not models, or `general.architecture` of older ones: (what it is, next step).
-_MATRIX = ("an importance matrix, not a model", "pass it to --imatrix, and name the model")
+# (what it is, next step) for GGUFs that are not models. `general.type` says so, in older files `general.architecture`.
 _ADAPTER = (
     "a LoRA adapter, not a model",
     "merge it into its model (llama-export-lora -m MODEL --lora FILE -o MERGED), and name the result",
 )
 _PROJECTOR = ("the image or sound part (mmproj) of a multimodal model", "name the GGUF of its language model")
 _VECTOR = ("a control vector, not a model", "name the GGUF of the model")
-_OTHER_TYPES = {"imatrix": _MATRIX, "adapter": _ADAPTER, "mmproj": _PROJECTOR}
+_OTHER_TYPES = {"imatrix": IMATRIX, "adapter": _ADAPTER, "mmproj": _PROJECTOR}
 _OTHER_ARCHITECTURES = {"clip": _PROJECTOR, "controlvector": _VECTOR}
 
 
@@ -46,7 +45,7 @@ def model_stem(path: Path) -> str:
 
 
 def read_gguf_model(path: Path) -> GgufFile:
-    """Read the head of a model: of a file, or of a split GGUF by any of its parts.
+    """Read the head of a GGUF model. For a split GGUF, `path` is any of its parts.
 
     Returns:
         The head. For a split GGUF, it has the tensors of all parts, no `split.*` keys, and the first part as `path`.
@@ -76,20 +75,20 @@ def first_gguf(path: Path) -> Path:
     tokens = file.values.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(set(filter(None, tokens))) != sum(map(bool, tokens)):
         raise DamagedFileError(
-            f"{file.path}: tokenizer.ggml.tokens has a token twice, and llama.cpp aborts on such a file",
+            f"{file.path}: tokenizer.ggml.tokens has the same token twice, which makes llama.cpp abort",
             "convert the model again with a current llama.cpp",
         )
     return file.path
 
 
 def require_weights(file: GgufFile) -> None:
-    """Raise DamagedFileError if a GGUF has a vocabulary at most, as those of llama.cpp's tests."""
+    """Raise DamagedFileError if a GGUF has no tensors, such as the vocabularies of llama.cpp's tests."""
     if not file.tensors:
         raise DamagedFileError(f"{file.path}: the file has no weights", "name the GGUF of the whole model")
 
 
 def gguf_in_folder(folder: Path) -> Path | None:
-    """Return the only GGUF model in a folder, its first part if it is split; None if the folder has none.
+    """Return the only GGUF model in a folder, or None if the folder has none. Of a split GGUF, return the first part.
 
     Importance matrices, adapters and mmproj files do not count.
 
@@ -112,9 +111,11 @@ def gguf_in_folder(folder: Path) -> Path | None:
 
 
 def gguf_instead_of_checkpoint(folder: Path) -> Path | None:
-    """Return the only GGUF model in a folder that is not a Hugging Face checkpoint; None for every other folder.
+    """Return the only GGUF model in a folder. Return None if the folder has none, or is a Hugging Face checkpoint.
 
-    A folder of GGUF files may have config.json, but it has no other weights. Raises UsageError as `gguf_in_folder`.
+    A folder with config.json is a checkpoint only if it has weights other than GGUF files.
+
+    Raises UsageError as `gguf_in_folder`.
     """
     if (folder / CONFIG).is_file() and any(next(folder.glob(pattern), None) for pattern in _OTHER_WEIGHTS):
         return None
@@ -122,11 +123,11 @@ def gguf_instead_of_checkpoint(folder: Path) -> Path | None:
 
 
 def other_kind(path: Path) -> str | None:
-    """Return what a GGUF is that is not a model (`an importance matrix, not a model`). None for every other file."""
+    """Return what a GGUF is if it is not a model (`an importance matrix, not a model`), otherwise None."""
     try:
         other = _other_kind(read_gguf(path).values) if is_gguf(path) else None
     except DataError:
-        return None  # whoever opens it gets the reason
+        return None  # opening the file raises this error again
     return None if other is None else other[0]
 
 
@@ -164,7 +165,7 @@ def _joined(file: GgufFile, count: Any) -> GgufFile:
     wanted = heads[0].values.get(SPLIT_TENSORS)
     if wanted != len(tensors):
         raise DamagedFileError(
-            f"{heads[0].path}: the parts have {len(tensors)} tensors, but {SPLIT_TENSORS} is {wanted!r}",
+            f"{heads[0].path}: all parts together have {len(tensors)} tensors, but {SPLIT_TENSORS} is {wanted!r}",
             "download all parts again",
         )
     values = {key: value for key, value in heads[0].values.items() if key not in SPLIT_KEYS}
@@ -172,10 +173,12 @@ def _joined(file: GgufFile, count: Any) -> GgufFile:
 
 
 def _part_paths(file: GgufFile, count: Any) -> Sequence[Path]:
-    """Return the paths of all parts in order. The names say where they are."""
+    """Return the paths of all parts, in order. They follow from the name of one part."""
     path, number = file.path, file.values.get(SPLIT_NO)
     if not isinstance(count, int) or isinstance(count, bool) or not isinstance(number, int) or not 0 <= number < count:
-        raise DamagedFileError(f"{path}: {SPLIT_NO} = {number!r} and {SPLIT_COUNT} = {count!r} are not valid")
+        raise DamagedFileError(
+            f"{path}: {SPLIT_NO} = {number!r} and {SPLIT_COUNT} = {count!r} are not valid", "download all parts again"
+        )
     named = _PART.match(path.name)
     if named is None or int(named["count"]) != count:
         raise DataError(
@@ -187,7 +190,7 @@ def _part_paths(file: GgufFile, count: Any) -> Sequence[Path]:
     if missing:
         shown = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         raise ModelNotFoundError(
-            f"{path}: part {number + 1} of {count} of a split GGUF; missing beside it: {shown}",
-            "put all parts into one folder",
+            f"{path}: part {number + 1} of {count} of a split GGUF; its folder lacks {shown}",
+            "put all parts into one folder, then name any of them",
         )
     return paths

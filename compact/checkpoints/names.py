@@ -13,3 +13,8 @@ TOKENIZER_MODEL = "tokenizer.model"
 CHAT_TEMPLATE = "chat_template.jinja"
 # The folder of the chat templates that have names.
 NAMED_TEMPLATES = "additional_chat_templates"
+# The small files that the id of a source depends on. added_tokens.json is added if Transformers takes tokens from it.
+SMALL_FILES = (
+    *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG),
+    *(TOKENIZER_MODEL, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP),
+)

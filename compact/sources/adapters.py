@@ -1,4 +1,4 @@
-"""Refuse adapters (LoRA and others of PEFT): they change a model and are not one."""
+"""Refuses adapters (LoRA and others of PEFT). An adapter changes a model, but is not a model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def adapter_base(config: Path) -> tuple[str, str]:
-    """Return the kind of an adapter (`LORA`) and its base model, as `adapter_config.json` names them.
+    """Return the kind of an adapter (`LORA`) and the name of its base model, from `adapter_config.json`.
 
-    The file is not trusted: texts are cut, and other values give empty texts.
+    The file is not trusted: long texts are shortened, and values of other types give empty texts.
     """
     try:
         value = json.loads(config.read_text(encoding="utf-8"))
@@ -38,16 +38,17 @@ def adapter_error(where: str, config: Path, *, beside_model: bool) -> DataError:
         beside_model: whether a whole model is there too.
     """
     kind, base = adapter_base(config)
-    what = f"an adapter{f' ({kind})' if kind else ''} of {base or 'a model that it does not name'}"
+    what = f"an adapter{f' ({kind})' if kind else ''} for {base or 'a model that it does not name'}"
     if beside_model:
         return DataError(
-            f"{where}: a model, and {what} ({ADAPTER_CONFIG}); with PEFT installed, Transformers adds the adapter",
-            f"merge it with PEFT's merge_and_unload and save the result; if the weights contain it already, "
-            f"remove {ADAPTER_CONFIG}",
+            f"{where}: contains both a model and {what} ({ADAPTER_CONFIG}); Transformers applies the adapter if PEFT "
+            "is installed",
+            "merge the adapter with PEFT's merge_and_unload, save the result and name its folder; "
+            f"if it is merged already, remove {ADAPTER_CONFIG}",
         )
     return DataError(
         f"{where}: {what} ({ADAPTER_CONFIG}), not a model",
-        f"merge it with PEFT and name the new folder: AutoPeftModelForCausalLM.from_pretrained({where!r})"
+        f"merge it into its model and name NEW_FOLDER: AutoPeftModelForCausalLM.from_pretrained({where!r})"
         ".merge_and_unload().save_pretrained(NEW_FOLDER); save the tokenizer there too",
     )
 

@@ -1,4 +1,4 @@
-"""Choose the architecture of a config.json as `AutoModelForCausalLM` does: by `model_type`, not by `architectures`."""
+"""Chooses the architecture of a config.json as `AutoModelForCausalLM` does: by `model_type`, not by `architectures`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ARCHITECTURES, MODEL_TYPE = "architectures", "model_type"
 def with_class(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return config.json with the architecture that Transformers chooses.
 
-    `architectures` may be missing, name the base class (`LlamaModel`) or a class made by a wrapper
-    (`FSDPLlamaForCausalLM`). Other classes, such as classifiers, stay as they are, so that `family_of` refuses them.
+    `architectures` may be missing, or name the base class (`LlamaModel`) or a class that a wrapper made
+    (`FSDPLlamaForCausalLM`). Other classes, such as classifiers, are kept, so that `family_of` refuses them.
 
     Args:
         config: the parsed file.
@@ -33,12 +33,13 @@ def with_class(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         if kind is None:
             raise DamagedFileError(
                 f"{where}: no {MODEL_TYPE}, so Transformers cannot choose a class",
-                f'add "{MODEL_TYPE}": "{named.model_type}", if {named.architecture} is right',
+                f'if {named.architecture} is right, add "{MODEL_TYPE}": "{named.model_type}"',
             )
         raise DamagedFileError(
             f"{where}: {ARCHITECTURES} is {named.architecture}, but {MODEL_TYPE} is {str(kind)[:40]!r}, which "
-            "Transformers follows",
-            f"set {MODEL_TYPE} to {named.model_type!r}, or {ARCHITECTURES} to the class of {MODEL_TYPE}",
+            "Transformers would use",
+            f"if {named.architecture} is right, set {MODEL_TYPE} to {named.model_type!r}; otherwise correct "
+            f"{ARCHITECTURES}",
         )
     if chosen is None or (named is chosen and isinstance(names, list)):
         return result

@@ -28,7 +28,7 @@ from compact.sources.model_source import (
     refuse_auto_map,
 )
 from compact.sources.quantization import refuse_quantized
-from compact.sources.what_it_is import refuse_stand_in
+from compact.sources.stand_ins import refuse_stand_in
 
 # The largest size to accept; far above that of any model.
 _LARGEST = 1 << 24

@@ -19,12 +19,15 @@ def chosen_pre(values: Mapping[str, Any], pre: str | None, where: str) -> str:
 
     Raises:
         UsageError: `pre` is not in the table of `compact.vocabulary.pretokenizers`.
-        UnsupportedTokenizerError: the user gave none, and the file has none, or one that is not in the table.
+        UnsupportedTokenizerError: the user gave no name, and the file's own is missing or not in the table.
     """
     if pre is None:
         return _own_pre(values, where)
     if not is_readable(pre):
-        raise UsageError(f"--pre {pre[:60]!r}: a GGUF cannot be read with this name", f"one of: {READABLE_NAMES}")
+        raise UsageError(
+            f"--pre {pre[:60]!r}: a GGUF cannot be converted with this pre-tokenizer",
+            f"use one of: {READABLE_NAMES}",
+        )
     return pre
 
 
@@ -33,14 +36,17 @@ def _own_pre(values: Mapping[str, Any], where: str) -> str:
     pre = values.get("tokenizer.ggml.pre")
     if isinstance(pre, str) and is_readable(pre):
         return pre
-    name = f"name the model's own with --pre NAME (one of: {READABLE_NAMES})"
+    name = f"give the model's pre-tokenizer with --pre NAME (one of: {READABLE_NAMES})"
     checkpoint = "start from the Hugging Face checkpoint"
     if pre is None:
-        what, hint = "no tokenizer.ggml.pre, so the pre-tokenizer is unknown", f"an old converter made it; {name}"
+        what, hint = (
+            "no tokenizer.ggml.pre, so the pre-tokenizer is unknown",
+            f"an old converter made this file: {name}",
+        )
     elif pre == "default":
         what, hint = "tokenizer.ggml.pre is 'default', so the converter did not know the pre-tokenizer", name
     else:
         what = f"tokenizer.ggml.pre {str(pre)[:60]!r} is not supported"
-        hint = f"{checkpoint}; or, if the file has a wrong name, {name}"
+        hint = f"{checkpoint}; or, if this name is wrong, {name}"
         raise UnsupportedTokenizerError(f"{where}: {what}", hint)
     raise UnsupportedTokenizerError(f"{where}: {what}", f"{hint}, or {checkpoint}")

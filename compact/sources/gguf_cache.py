@@ -1,4 +1,4 @@
-"""Keeps the checkpoint that is made from a GGUF in the cache."""
+"""Converts a GGUF to a checkpoint, and keeps the checkpoint in the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GgufCheckpoint:
     Attributes:
         directory: the checkpoint in the cache.
         name: name of the model.
-        note: one line for the user about dequantised weights and another pre-tokenizer, or None.
+        note: one line for the user about dequantised weights and `--pre`, or None.
     """
 
     directory: Path
@@ -34,13 +34,13 @@ class GgufCheckpoint:
 
 
 def gguf_checkpoint(path: Path, cache: Cache, progress: Progress, pre: str | None) -> GgufCheckpoint:
-    """Return the checkpoint of a GGUF, or of a split GGUF by any of its parts.
+    """Return the checkpoint made from a GGUF. For a split GGUF, `path` is any of its parts.
 
     Args:
-        path: the file. Its first bytes say whether it is a GGUF, not its name.
+        path: the file. It may have any name.
         cache: where the checkpoint is kept.
         progress: shows the work.
-        pre: name of the pre-tokenizer, instead of the file's own; or None.
+        pre: the name that the user gave with `--pre`, or None for the file's own.
 
     Raises:
         CompactEdgeError: as `compact.sources.from_gguf.read_gguf_checkpoint`.
@@ -71,7 +71,7 @@ def gguf_checkpoint(path: Path, cache: Cache, progress: Progress, pre: str | Non
 
 
 def _name(head: GgufFile) -> str:
-    """Return the name of the file, or `general.name` if the file has another ending, as a blob of a cache has."""
+    """Return the name of the file, or `general.name` if the file does not end in `.gguf`, such as a blob of a cache."""
     own = head.values.get("general.name")
     if head.path.suffix.lower() != ".gguf" and isinstance(own, str) and own.strip():
         return own

@@ -35,8 +35,8 @@ from compact.checkpoints.names import (
 )
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import ADAPTER_CONFIG, adapter_error
+from compact.sources.folder_kinds import pickled_weights
 from compact.sources.hub_errors import cache_directory, offline_error, page, translated
-from compact.sources.what_it_is import pickled_weights
 
 # Files besides the weights that a build reads or copies.
 _SMALL_FILES = (

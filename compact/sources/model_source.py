@@ -28,25 +28,15 @@ from compact.base.errors import (
 )
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.names import (
-    ADDED_TOKENS,
-    CHAT_TEMPLATE,
-    CONFIG,
-    GENERATION_CONFIG,
-    NAMED_TEMPLATES,
-    SPECIAL_TOKENS_MAP,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    TOKENIZER_MODEL,
-)
+from compact.checkpoints.names import ADDED_TOKENS, CONFIG, NAMED_TEMPLATES, SMALL_FILES, TOKENIZER, TOKENIZER_CONFIG
 from compact.checkpoints.safetensors_file import TensorRef
 from compact.checkpoints.shards import open_tensors, read_index, refuse_outside_link
 from compact.sources import hub
 from compact.sources.class_choice import with_class
+from compact.sources.folder_kinds import no_config, refuse_other_folder
 from compact.sources.quantization import refuse_packed, refuse_quantized
 from compact.sources.standard_form import checked_tensors, standard_form
 from compact.sources.stored_weights import find_weights, refuse_explicit
-from compact.sources.what_it_is import no_config, refuse_other_folder
 from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
 from compact.vocabulary.end_tokens import check_end_ids
 from compact.vocabulary.loading import adds_tokens
@@ -350,8 +340,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Family]:
 
 
 def _hashed_files(directory: Path, tensors: Mapping[str, TensorRef]) -> list[Path]:
-    tokenizer = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP)
-    files = {directory / name for name in (CONFIG, GENERATION_CONFIG, *tokenizer) if (directory / name).is_file()}
+    files = {directory / name for name in SMALL_FILES if (directory / name).is_file()}
     if adds_tokens(directory):
         files.add(directory / ADDED_TOKENS)
     return sorted(files | {ref.file for ref in tensors.values()})

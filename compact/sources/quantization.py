@@ -1,8 +1,8 @@
-"""Refuse checkpoints whose weights are quantized, and recognise settings that are left over above float weights.
+"""Refuses checkpoints whose weights are quantized, and recognises leftover settings of checkpoints with float weights.
 
 Transformers quantizes or unpacks a model if config.json has a `quantization_config` with a method that it knows
-(`get_hf_quantizer` of its `quantizers.auto`). It loads the weights as they are if the method is another one, or if it
-is bitsandbytes with neither 4 nor 8 bits.
+(`get_hf_quantizer` of its `quantizers.auto`). It loads the weights unchanged if it does not know the method, or if the
+method is bitsandbytes with neither 4 nor 8 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compact.base.errors import QuantizedCheckpointError
 from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
 
 KEYS = ("quantization_config", "compression_config", "quantization")
-# End of a tensor's name -> what packs weights with such tensors.
+# (end of a tensor's name, the library or format that stores packed weights under such names).
 _PACKED = (
     (re.compile(r"\.(?:qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
     (re.compile(r"\.(?:absmax|quant_map|nested_absmax|SCB|weight_format)$|\.quant_state\."), "bitsandbytes"),
@@ -35,7 +35,7 @@ _MLX = re.compile(r"\.(?:scales|biases)$")
 def quantization_method(config: Mapping[str, Any]) -> str | None:
     """Return the method with which Transformers would quantize or unpack the weights, or None.
 
-    It is also None for a setting that Transformers skips, or that names no method.
+    It is also None if Transformers ignores the setting, or if the setting names no method.
     """
     for key in ("quantization_config", "compression_config"):
         setting = config.get(key)
@@ -73,13 +73,13 @@ def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
     if method is not None:
         raise QuantizedCheckpointError(
             f"{where}: the checkpoint is already quantised ({method}, quantization_config)",
-            "start from the float checkpoint of this model; if all of its weights are float, name its folder after "
-            "removing quantization_config from config.json",
+            "start from the float checkpoint of this model; or, if the weights here are float, remove "
+            "quantization_config from config.json and name the folder",
         )
 
 
 def packed_tensor(tensors: Mapping[str, TensorRef]) -> tuple[str, str] | None:
-    """Return the name of a tensor that is packed or belongs to one, and what packs so; None if all are plain."""
+    """Return the name of a packed tensor and the library or format that packed it, or None if all tensors are plain."""
     has_mlx = any(ref.dtype == "U32" for ref in tensors.values())
     for name in sorted(tensors):
         for pattern, method in _PACKED:
@@ -91,7 +91,7 @@ def packed_tensor(tensors: Mapping[str, TensorRef]) -> tuple[str, str] | None:
 
 
 def refuse_packed(tensors: Mapping[str, TensorRef], config: Mapping[str, Any], where: Path) -> None:
-    """Refuse quantized weights, and a method of quantization that is left over above float weights.
+    """Refuse quantized weights, and float weights that Transformers would quantize or unpack because of config.json.
 
     Args:
         tensors: stored name -> location.
@@ -99,7 +99,7 @@ def refuse_packed(tensors: Mapping[str, TensorRef], config: Mapping[str, Any], w
         where: its path.
 
     Raises:
-        QuantizedCheckpointError: with the tensor or the key of config.json that shows it.
+        QuantizedCheckpointError: the message names the tensor, or the key of config.json.
     """
     packed, method = packed_tensor(tensors), quantization_method(config)
     if packed is not None:
@@ -113,7 +113,7 @@ def refuse_packed(tensors: Mapping[str, TensorRef], config: Mapping[str, Any], w
         return
     if all(ref.dtype in DTYPE_BYTES for ref in tensors.values()):
         raise QuantizedCheckpointError(
-            f"{where}: quantization_config ({method}), but all weights are float; Transformers would quantize or "
+            f"{where}: quantization_config names {method}, but all weights are float; Transformers would quantize or "
             "unpack them",
             "remove quantization_config from config.json to use the float weights as they are",
         )

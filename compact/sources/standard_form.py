@@ -1,4 +1,4 @@
-"""Rewrite an unusual checkpoint folder as a usual one, if Transformers reads it or only one reading is possible.
+"""Rewrites an unusual checkpoint folder as a usual one, if Transformers reads it or only one reading is possible.
 
 Later stages and Transformers itself then read one kind of folder: `model.safetensors` or indexed shards, with the names
 of the layout, and a config.json without settings for the original files. Examples: shards without an index, names of
@@ -37,7 +37,7 @@ _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".data", ".h5", ".msgpack", ".ot", ".npz"),
     *(".safetensors.index.json", ".bin.index.json", ".py", ".pyc", ".so", ".zip", ".tar", ".gz"),
 )
-# Raised when the files of the usual form change.
+# Raise this if the files of the usual form change.
 _VERSION = 1
 _LARGEST_COPY = 200_000_000
 # No later stage and no format computes in float64.
@@ -46,7 +46,7 @@ _NARROWED = {"F64": "F32"}
 
 @dataclass(frozen=True)
 class StandardForm:
-    """What the usual form of an unusual checkpoint folder contains.
+    """The usual form of an unusual checkpoint folder.
 
     Attributes:
         directory: the unusual folder.
@@ -65,7 +65,7 @@ class StandardForm:
     def written(
         self, cache: Cache, progress: Progress = SILENT, check: Callable[[Mapping[str, str]], None] = lambda _: None
     ) -> Path:
-        """Return a folder with the usual form. It is kept in the cache.
+        """Write the usual form into the cache, unless it is there. Return its folder.
 
         Args:
             cache: the cache.
@@ -101,7 +101,7 @@ class StandardForm:
         write_json(out / CONFIG, self.config)
 
     def _hashes(self) -> dict[str, str]:
-        """Return file name -> sha256 of every file that the usual form is made of."""
+        """Return file name -> sha256 of every file that the usual form depends on."""
         index = self.directory.glob("*.safetensors.index*.json")
         templates = (self.directory / NAMED_TEMPLATES).glob("*.jinja")
         files = {self.directory / CONFIG, *_small_files(self.directory), *self.weights.files, *index, *templates}
@@ -109,7 +109,7 @@ class StandardForm:
 
 
 def _small_files(directory: Path) -> list[Path]:
-    """Return the files of a checkpoint folder besides config.json, weights and programs, such as the tokenizer's."""
+    """Return the files to copy, such as those of the tokenizer: all except config.json, weights and programs."""
     return [
         path
         for path in sorted(directory.iterdir())
@@ -139,10 +139,12 @@ def standard_form(
     refuse_packed(weights.tensors, config, directory / CONFIG)
     names, tensors = checked_tensors(directory, config, family, weights)
     settings = tuple(
-        f"{CONFIG} has {key}, which the weights do not need" for key in QUANTIZATION_KEYS if config.get(key) is not None
+        f"{key} of {CONFIG} is ignored, because the weights are not quantized"
+        for key in QUANTIZATION_KEYS
+        if config.get(key) is not None
     )
     if config != read_json_object(directory / CONFIG):
-        settings = (*settings, f"{MODEL_TYPE} of {CONFIG} chooses {family.architecture}")
+        settings = (*settings, f"{CONFIG} is read as {family.architecture}, because of its {MODEL_TYPE}")
     other_types = any(ref.dtype not in DTYPE_BYTES or ref.dtype in _NARROWED for ref in weights.tensors.values())
     if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
         return None

@@ -1,4 +1,4 @@
-"""Find the weights of a checkpoint folder: which files, and which tensors are in them.
+"""Finds the weight files of a checkpoint folder, and the tensors in them.
 
 The usual layouts are those that Transformers reads (`_get_resolved_checkpoint_files` of its `modeling_utils`). It takes
 the first of these that exists: the file that `transformers_weights` of config.json names, `model.safetensors`, and the
@@ -21,15 +21,16 @@ from compact.checkpoints.names import CONFIG
 from compact.checkpoints.safetensors_file import TensorRef, read_header
 from compact.checkpoints.shards import INDEX, SINGLE, refuse_outside_link
 from compact.sources.adapters import ADAPTER_WEIGHTS
-from compact.sources.what_it_is import no_weights, refuse_stand_in
+from compact.sources.folder_kinds import no_weights
+from compact.sources.stand_ins import refuse_stand_in
 
 EXPLICIT = "transformers_weights"
-# Bytes per element of the types whose values are compared.
+# Bytes per element of the types whose values can be compared.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)?\.safetensors")
 # Transformers reads these before any other file (`is_sharded_checkpoint` of its `distributed.checkpoint`).
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-# Safetensors files that are not weights of the model. `updates` belongs to a plan of this program.
+# Safetensors files that are not weights of the model. `updates` is a file of our plans.
 _NOT_WEIGHTS = re.compile(r"(?:optimizer|scheduler|random_states|training_args|updates)\b.*")
 _PIECE = 1 << 20
 
@@ -41,8 +42,8 @@ class StoredWeights:
     Attributes:
         files: the safetensors files, sorted by name.
         tensors: stored name -> location. The dtype may be any of safetensors, not only a float type.
-        notes: what is unusual, each as one short statement. Transformers cannot read a folder with notes, or reads it
-            from another file than `model.safetensors`.
+        notes: what is unusual, each as one short statement. With notes, Transformers cannot read the folder, or it
+            reads a file other than `model.safetensors`.
         repeated: some tensors are in two files, with equal values.
     """
 
@@ -68,7 +69,7 @@ def find_weights(directory: Path, config: Mapping[str, Any]) -> StoredWeights:
             different values; or several readings are possible.
         PickleRefusedError: there are only pickled weights, or the index names a file that is not safetensors.
         UnsafePathError: a file is outside the folder.
-        DataError: the folder has something else than weights (`compact.sources.what_it_is.no_weights`).
+        DataError: the folder has no weights (`compact.sources.folder_kinds.no_weights`).
     """
     files, notes = _files(directory, config)
     for file in files:
@@ -90,11 +91,11 @@ def _header(file: Path, directory: Path) -> list[TensorRef]:
     try:
         return read_header(file)
     except DamagedFileError as error:
-        others = (directory / INDEX).is_file() and file.name == SINGLE
+        has_shards = (directory / INDEX).is_file() and file.name == SINGLE
         hint = (
-            f"download it again; or remove it to use the shards of {INDEX}: Transformers reads {SINGLE} first"
-            if others
-            else "it may be cut off: download it again"
+            f"download it again, or remove it to use the shards of {INDEX}"
+            if has_shards
+            else "the file may be incomplete: download it again"
         )
         raise DamagedFileError(error.message, error.hint or hint) from error
 
@@ -104,8 +105,8 @@ def _files(directory: Path, config: Mapping[str, Any]) -> tuple[list[Path], tupl
     distributed = next((path.name for path in sorted(directory.iterdir()) if _DISTRIBUTED.fullmatch(path.name)), None)
     if distributed is not None:
         raise DamagedFileError(
-            f"{directory / distributed}: a shard of a distributed checkpoint, which Transformers reads before {SINGLE}",
-            "load it with Transformers and save it with save_pretrained to a new folder; or remove the files "
+            f"{directory / distributed}: a shard of a distributed checkpoint, which Transformers prefers to {SINGLE}",
+            "load the folder with Transformers and save it to a new one with save_pretrained; or remove the files "
             f"shard-*-model-* to use {SINGLE}",
         )
     explicit = config.get(EXPLICIT)
@@ -125,7 +126,7 @@ def _explicit(directory: Path, name: object) -> tuple[list[Path], tuple[str, ...
     where = directory / CONFIG
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise DamagedFileError(
-            f"{where}: {EXPLICIT} = {str(name)[:80]!r}, which is not a safetensors file",
+            f"{where}: {EXPLICIT} = {str(name)[:80]!r} is not a safetensors file",
             f"remove {EXPLICIT} from {CONFIG}, or set it to the name of a safetensors file",
         )
     path = safe_child(directory, name, str(where))
@@ -143,9 +144,9 @@ def _explicit(directory: Path, name: object) -> tuple[list[Path], tuple[str, ...
 
 
 def refuse_explicit(config: Mapping[str, Any], where: Path, repo: str) -> None:
-    """Raise DataError if config.json of a model on the Hub chooses another file than `model.safetensors`.
+    """Raise DataError if config.json of a model on the Hub names a file other than `model.safetensors`.
 
-    Only the usual files are downloaded.
+    Only files with the usual names are downloaded.
 
     Args:
         config: config.json.
@@ -154,8 +155,8 @@ def refuse_explicit(config: Mapping[str, Any], where: Path, repo: str) -> None:
     """
     if config.get(EXPLICIT) not in (None, SINGLE):
         raise DataError(
-            f"{where}: {EXPLICIT} names another file than {SINGLE}",
-            f"download the model with `hf download {repo} --local-dir FOLDER`, and name FOLDER",
+            f"{where}: {EXPLICIT} names a file other than {SINGLE}, which is not downloaded",
+            f"run `hf download {repo} --local-dir FOLDER`, then name FOLDER",
         )
 
 
@@ -168,7 +169,7 @@ def _indexed(directory: Path, index: Path) -> tuple[list[Path], tuple[str, ...]]
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedFileError(f"{index}: weight_map is missing", "download the index again, or remove it")
     if not all(isinstance(name, str) for name in weight_map.values()):
-        raise DamagedFileError(f"{index}: weight_map must map names to file names", "download the index again")
+        raise DamagedFileError(f"{index}: weight_map has values that are not file names", "download the index again")
     files = [safe_child(directory, name, str(index)) for name in sorted(set(weight_map.values()))]
     for file in files:
         refuse_stand_in(file)
@@ -199,22 +200,29 @@ def _unindexed(directory: Path) -> tuple[list[Path], tuple[str, ...]]:
     )
     for path in found:
         refuse_stand_in(path)
-    # Mistral's own format, with other names. It repeats the weights of the other files.
+    # `consolidated*` is Mistral's own format. It repeats the weights of the other files under other names.
     files = [path for path in found if not path.name.startswith("consolidated")] or found
     if not files:
         raise no_weights(directory)
     names = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
     if len(indexes) > 1:
-        raise _unclear(directory, ", ".join(path.name for path in indexes[:3]))
+        listed = ", ".join(path.name for path in indexes[:3])
+        raise DamagedFileError(
+            f"{directory}: no {SINGLE} and no {INDEX}, but {len(indexes)} other indexes ({listed})",
+            f"rename the index to use to {INDEX}, or remove the others",
+        )
     _refuse_gap(files)
     if len(files) > 1 and _overlap(files):
-        raise _unclear(directory, names)
+        raise DamagedFileError(
+            f"{directory}: no {SINGLE} and no {INDEX}, and several files have the same tensors ({names})",
+            f"rename the file to use to {SINGLE}, or remove the others",
+        )
     note = f"the weights are {names}" if len(files) == 1 else f"{len(files)} shards without an index ({names})"
     return files, (note,)
 
 
 def _refuse_gap(files: Iterable[Path]) -> None:
-    """Raise DamagedFileError if numbered shards are not all there."""
+    """Raise DamagedFileError if one of the numbered shards is missing."""
     for file in files:
         if (match := _NUMBERED.fullmatch(file.name)) is None:
             continue
@@ -222,7 +230,9 @@ def _refuse_gap(files: Iterable[Path]) -> None:
         for number in range(1, min(int(total), 10_000) + 1):
             other = file.with_name(f"{start}-{number:05d}-of-{total}{rest or ''}.safetensors")
             if not other.is_file():
-                raise DamagedFileError(f"{other}: missing, but {file.name} is there", "download the checkpoint again")
+                raise DamagedFileError(
+                    f"{other}: missing, although {file.name} exists", "download the checkpoint again"
+                )
 
 
 def _overlap(files: Iterable[Path]) -> bool:
@@ -236,12 +246,12 @@ def _overlap(files: Iterable[Path]) -> bool:
 
 
 def refuse_left_out(directory: Path, weights: StoredWeights, missing: Set[str]) -> None:
-    """Raise DamagedFileError if a tensor that is missing is in a safetensors file that is not read.
+    """Raise DamagedFileError if a missing tensor is in a safetensors file that is not read.
 
     Args:
         directory: the folder.
-        weights: what is read of it.
-        missing: names in the layout.
+        weights: the tensors that are read.
+        missing: names in the layout of the tensors that were not found.
     """
     for file in sorted(set(directory.glob("*.safetensors")) - set(weights.files)):
         try:
@@ -253,30 +263,23 @@ def refuse_left_out(directory: Path, weights: StoredWeights, missing: Set[str]) 
         name = min(found)
         if weights.files[0].name == SINGLE:
             raise DamagedFileError(
-                f"{weights.files[0]}: tensor {name!r} is missing, but it is in {file.name}; beside {SINGLE}, "
-                "Transformers reads no other file",
-                f"remove {SINGLE} if the other files are the model",
+                f"{weights.files[0]}: tensor {name!r} is missing; it is in {file.name}, but Transformers reads only "
+                f"{SINGLE} if that exists",
+                f"remove {SINGLE} if the other files are the whole model",
             )
         raise DamagedFileError(
-            f"{directory}: tensor {name!r} is missing, but it is in {file.name}, which {INDEX} does not name",
+            f"{directory}: tensor {name!r} is missing; it is in {file.name}, which {INDEX} does not name",
             f"get the index that belongs to these files, or remove {INDEX} to read all of them",
         )
 
 
-def _unclear(directory: Path, names: str) -> DataError:
-    return DamagedFileError(
-        f"{directory}: no {SINGLE} and no {INDEX}, and several files have the same tensors ({names})",
-        f"rename the one to use to {SINGLE}, or remove the others",
-    )
-
-
 def _refuse_difference(one: TensorRef, two: TensorRef) -> None:
-    """Raise DamagedFileError if a tensor has other values in a second file. Transformers would take the last one."""
+    """Raise DamagedFileError if two tensors of the same name differ. Transformers would use the last one."""
     if (one.dtype, one.shape) == (two.dtype, two.shape) and one.dtype in _BYTES and _same_bytes(one, two):
         return
     raise DamagedFileError(
         f"{two.file}: tensor {two.name!r} is in two shards with different values (also in {one.file.name})",
-        f"remove the copy that is not the model's; Transformers would use the one of {two.file.name}",
+        f"remove the file with the wrong copy; Transformers would use {two.file.name}",
     )
 
 

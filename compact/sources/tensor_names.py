@@ -1,9 +1,9 @@
-"""Map the names that a checkpoint stores to those of the layout, as Transformers does when it loads a model.
+"""Maps the names that a checkpoint stores to those of the layout, as Transformers does when it loads a model.
 
 Transformers removes or adds the prefix of its base class (`rename_source_key` of its `core_model_loading`), ties the
 embedding to a stored output matrix if only that is stored (`tie_weights` of its `modeling_utils`), and ignores tensors
-that the model does not have. Names with the prefix of a wrapper are different: Transformers finds none of them and
-fills the model with random values. They are refused here with the name of the wrapper.
+that the model does not have. It does not find names with the prefix of a wrapper, and fills the model with random
+values instead. This module refuses such names and says which wrapper they come from.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def map_names(
         where: the folder, for messages.
 
     Raises:
-        DamagedFileError: two stored names are one tensor of the model.
+        DamagedFileError: two stored names map to the same tensor of the model.
     """
     known = {*expected, OUTPUT}
     found: dict[str, str] = {}
@@ -78,8 +78,8 @@ def map_names(
         own = _own_name(name, known, family)
         if own in known and own in found:
             raise DamagedFileError(
-                f"{where}: tensors {found[own]!r} and {name!r} are both {own!r} of the model",
-                "remove the one that is not the model's",
+                f"{where}: tensors {found[own]!r} and {name!r} both map to {own!r} of the model",
+                "remove the wrong one",
             )
         if own not in known and _is_ignored(name, own, family):
             ignored.append(name)
@@ -136,8 +136,8 @@ def refuse_wrapped(
     original = next((name for name in sorted(tensors) if _ORIGINAL.search(name)), None)
     if original is not None:
         raise DamagedFileError(
-            f"{tensors[original].file}: tensor {original!r} has a name of the maker's original format",
-            "use the Hugging Face version of this model, with the tensor names of Transformers",
+            f"{tensors[original].file}: the tensor name {original!r} is from the maker's original format",
+            "use the Hugging Face version of this model, which has the tensor names of Transformers",
         )
     inside = [part for part in _WRAPPERS if any(_inside(part).search(name) for name in tensors)]
     tries = [tuple(inside), *((prefix,) for prefix in _prefixes(tensors) if prefix not in inside)]
@@ -147,7 +147,7 @@ def refuse_wrapped(
         first = next(name for name in sorted(tensors) if any(_inside(part).search(name) for part in parts))
         wrapper = _WRAPPERS.get(parts[0], ("", ""))[0]
         raise DamagedFileError(
-            f"{tensors[first].file}: names of tensors have the prefix {parts[0]!r}"
+            f"{tensors[first].file}: tensor names have the prefix {parts[0]!r}"
             f"{f' of {wrapper}' if wrapper else ''} ({first!r}), so Transformers finds none of them",
             _without_prefix(parts, tensors, where),
         )
@@ -166,7 +166,7 @@ def _without_prefix(
         patterns.append(re.escape(part))
     mapping = ", ".join(f"r'{pattern}': ''" for pattern in patterns)
     return (
-        f"save {place} with save_pretrained; or rename them: {auto}.from_pretrained({where!r}, "
+        f"save {place} with save_pretrained; or rename the tensors: {auto}.from_pretrained({where!r}, "
         f"key_mapping={{{mapping}}}).save_pretrained(NEW_FOLDER, save_original_format=False)"
     )
 
@@ -178,12 +178,12 @@ def wrapper_hint(name: str, where: str) -> str | None:
 
 
 def _inside(part: str) -> re.Pattern[str]:
-    """A prefix at the start of a name or of one of its parts."""
+    """Return the pattern of a prefix at the start of a name or of one of its parts."""
     return re.compile(rf"(?:^|(?<=\.)){re.escape(part)}")
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return what precedes the embedding in the stored names, at most 4 prefixes."""
+    """Return the prefixes with which stored names of the embedding begin, at most 4."""
     found: list[str] = []
     for name in names:
         if len(found) == 4:

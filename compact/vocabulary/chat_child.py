@@ -1,6 +1,6 @@
-"""Child process of `compact.vocabulary.chat_rendering`: renders chat templates within limits of memory.
+"""Child process of `compact.vocabulary.chat_rendering`: renders chat templates with a limit of memory.
 
-A chat template is a program by the model's author. This child has the same Jinja environment as Transformers (a
+This child has the same Jinja environment as Transformers (a
 sandbox, `raise_exception`, `strftime_now`, `tojson`, the tag `generation`, `break` and `continue`), but starts faster.
 
 The first line of stdin is `{"template", "special", "day"}`. Each later line is a request with `conversations` and
@@ -22,7 +22,7 @@ LONGEST_TEXT = 16 << 20  # characters
 
 
 def environment(day: str | None) -> Any:
-    """Return the Jinja environment. `day` is the date of `strftime_now` in ISO format; None for today."""
+    """Return the Jinja environment. `day` is the date that `strftime_now` gives, in ISO format, or None for today."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -57,8 +57,8 @@ def environment(day: str | None) -> Any:
 
 
 def limit_memory() -> None:
-    """Limit the growth of the address space from here on, where the system can."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+    """Limit how much the address space of this process may grow from now on. Does nothing on Windows."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
@@ -76,7 +76,7 @@ def _answer(request: dict[str, Any], compiled: Callable[[], Any], special: dict[
             text = str(compiled().render(messages=messages, **options))
             if len(text) > LONGEST_TEXT:
                 text, error = None, "its text is longer than 16 million characters"
-        except Exception as raised:  # a division by zero, endless recursion, no memory, anything
+        except Exception as raised:  # a template can raise anything: ZeroDivisionError, RecursionError, MemoryError
             error = " ".join(str(raised).split())[:200] or type(raised).__name__
         texts.append(text)
         errors.append(error)
@@ -103,7 +103,7 @@ def main() -> None:
 
     for line in sys.stdin:
         answer = {"missing": missing} if missing else _answer(json.loads(line), compiled, first["special"])
-        # Plain ASCII: a lone surrogate in a template must not end this process.
+        # json.dumps writes ASCII, so that a lone surrogate in a text cannot end this process.
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

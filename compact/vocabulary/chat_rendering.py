@@ -1,6 +1,6 @@
 """Renders chat templates in a child process with limits of time and memory.
 
-A chat template is a program by the model's author. It may loop for ever or fill the memory.
+A chat template is a program that the author of the model wrote. It may loop forever or fill the memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from typing import Any, Self
 
 from compact.base.child_environment import module_environment
 from compact.base.errors import DamagedFileError, DataError, ToolUnavailableError
-from compact.base.files import read_json_object
-from compact.checkpoints.names import TOKENIZER_CONFIG
 from compact.vocabulary.chat_templates import DEFAULT, place_of, read_chat_templates
-from compact.vocabulary.tokenizer import load_tokenizer
+from compact.vocabulary.loading import load_tokenizer, tokenizer_settings
 
 SECONDS = 60.0  # for one request; rendering takes milliseconds
 Messages = Sequence[Mapping[str, Any]]
@@ -35,8 +33,8 @@ CONVERSATIONS: tuple[Messages, ...] = (
         {"role": "user", "content": 'And "sunsets" <red>?'},
     ],
 )
-# A template is usable if it renders one of these. Some need a system message, some take lists of parts, and those of
-# translation models need the languages.
+# A template is usable if it renders one of these. Some templates need a system message, and some take lists of parts.
+# Those of translation models also need the languages.
 _PART = {"type": "text", "text": "Why?", "source_lang_code": "en", "target_lang_code": "de"}
 _PROBES: tuple[Messages, ...] = (
     *CONVERSATIONS,
@@ -101,7 +99,7 @@ class ChatRenderer:
             options: more variables of the template, such as `add_generation_prompt`.
 
         Raises:
-            DataError: rendering takes too long, or the child crashes.
+            DataError: rendering takes too long, or the child process crashes.
             ToolUnavailableError: jinja2 is not installed.
         """
         request = {"conversations": [list(messages) for messages in conversations], "options": options}
@@ -121,7 +119,8 @@ class ChatRenderer:
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
-            how = f"takes longer than {self._seconds:.0f} s" if late.is_set() else "crashes the program that renders it"
+            late_text = f"takes longer than {self._seconds:.0f} s to render"
+            how = late_text if late.is_set() else "crashes the process that renders it"
             raise DataError(f"{self._subject} {how}", self._hint) from error
         finally:
             timer.cancel()
@@ -153,9 +152,17 @@ class ChatRenderer:
 def render_chats(
     template: str, special: Mapping[str, str], conversations: Sequence[Messages], place: str, **options: Any
 ) -> tuple[Rendered, ...]:
-    """Render conversations in a child of their own. Equal calls render once, whatever the `place` for messages is.
+    """Render conversations in a new child process. Equal calls render once.
 
-    Raises the errors of `ChatRenderer`.
+    Args:
+        template: Jinja text.
+        special: variables of the template: `bos_token`, `eos_token`, ...
+        conversations: as in `ChatRenderer.render`.
+        place: file of the template, for messages. It is not part of the cache key.
+        options: more variables of the template.
+
+    Raises:
+        DataError, ToolUnavailableError: as `ChatRenderer.render`.
     """
     request = json.dumps([list(map(list, conversations)), options])
     try:
@@ -174,21 +181,23 @@ def _rendered(template: str, special: tuple[tuple[str, str], ...], request: str)
 def check_chat_templates(directory: Path) -> None:
     """Check before any expensive work that the chat templates of a checkpoint can be rendered.
 
-    A template that refuses some conversations is right. It must render one of the usual kinds.
+    A template may refuse some conversations. It must render at least one of the usual kinds.
 
     Raises:
         DamagedFileError: a template does not parse, or it renders no conversation.
-        DataError: it takes too long.
+        DataError: rendering takes too long.
     """
     for name, template in read_chat_templates(directory).items():
         place = place_of(directory, name)
         found = probe(directory, template, place)
         if all(rendered.text is None for rendered in found):
-            raise DamagedFileError(f"{place}: the chat template renders no conversation ({found[0].error})", _HINT)
+            raise DamagedFileError(
+                f"{place}: the chat template renders none of the usual conversations ({found[0].error})", _HINT
+            )
 
 
 def probe(directory: Path, template: str, place: str) -> tuple[Rendered, ...]:
-    """Render conversations of the usual kinds with a template of a checkpoint. The first are `CONVERSATIONS`."""
+    """Render conversations of the usual kinds with a template of a checkpoint. `CONVERSATIONS` come first."""
     found = render_chats(template, _special(directory), _PROBES, place, add_generation_prompt=True)
     if found[0].text is None:
         # The tokenizer's class may define more tokens. Loading it takes a while.
@@ -204,10 +213,8 @@ def special_of(tokenizer: Any) -> dict[str, str]:
 
 
 def _special(directory: Path) -> dict[str, str]:
-    """Return the special tokens that tokenizer_config.json names."""
-    path = directory / TOKENIZER_CONFIG
-    config = read_json_object(path) if path.is_file() else {}
-    named = {key: value for key, value in config.items() if key.endswith("_token")}
+    """Return the special tokens that the settings of the tokenizer name."""
+    named = {key: value for key, value in tokenizer_settings(directory).items() if key.endswith("_token")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
     return {key: text for key, text in texts.items() if isinstance(text, str)}
 
@@ -221,7 +228,7 @@ def template_of(tokenizer: Any) -> str | None:
 
 @contextlib.contextmanager
 def renderer_of(tokenizer: Any) -> Iterator[ChatRenderer | None]:
-    """Open a renderer for the chat template of a tokenizer of Transformers; None without a template."""
+    """Open a renderer for the chat template of a tokenizer of Transformers. It is None if there is no template."""
     template = template_of(tokenizer)
     if template is None:
         yield None

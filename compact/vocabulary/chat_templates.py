@@ -1,7 +1,7 @@
-"""The chat templates of a checkpoint, from all files in which `AutoTokenizer` looks for them.
+"""Reads the chat templates of a checkpoint, from all files in which `AutoTokenizer` looks for them.
 
-Transformers uses the `.jinja` files if there are any. Only without them does it use `chat_template` of
-tokenizer_config.json. It ignores chat_template.json, which belongs to processors.
+If there are `.jinja` files, Transformers uses only these. Otherwise it uses `chat_template` of tokenizer_config.json.
+It ignores chat_template.json, which belongs to processors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compact.checkpoints.names import CHAT_TEMPLATE, NAMED_TEMPLATES, TOKENIZER_
 
 PROCESSOR_FILE = "chat_template.json"
 DEFAULT = "default"
-# Names that a GGUF key and a file can have.
+# A name that is safe in a GGUF key and in a file name.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _ENDING = ".jinja"
 _KEY = "chat_template"
@@ -31,10 +31,11 @@ def template_files(directory: Path) -> dict[str, Path]:
 
 
 def read_chat_templates(directory: Path) -> dict[str, str]:
-    """Return name -> chat template, as `AutoTokenizer` has them. A single template has the name `default`.
+    """Return name -> chat template, as `AutoTokenizer` has them.
 
-    Without `default`, the model has named templates only, and `apply_chat_template` needs a name. Empty templates are
-    left out. Lines end with \\n, as Jinja reads them. Other template engines keep \\r\\n.
+    A template without a name is called `default`. If the model has only named templates, there is no `default`, and
+    `apply_chat_template` needs a name. Empty templates are left out. All lines end with \\n: Jinja reads \\r\\n as \\n,
+    but other template engines do not.
 
     Args:
         directory: a checkpoint, or the folder of an ONNX model.
@@ -63,7 +64,9 @@ def _all_templates(directory: Path) -> dict[str, str]:
         value = {entry["name"]: entry.get("template") for entry in value}
     templates = value if isinstance(value, Mapping) else {DEFAULT: value}
     if not all(isinstance(text, str) for pair in templates.items() for text in pair):
-        raise DamagedFileError(f"{path}: {_KEY} is neither text nor a list of named templates")
+        raise DamagedFileError(
+            f"{path}: {_KEY} is neither text nor a list of named templates", "correct it, or remove it"
+        )
     return dict(templates)
 
 
@@ -92,7 +95,7 @@ def named_template_hashes(directory: Path) -> dict[str, str]:
 
 
 def place_of(directory: Path, name: str) -> str:
-    """Return the file, and its key if it has any, that holds a template of `read_chat_templates`."""
+    """Return the file that contains a template, for messages: `FILE`, or `FILE: chat_template`."""
     file = template_files(directory).get(name)
     return f"{directory / TOKENIZER_CONFIG}: {_KEY}" if file is None else str(file)
 
@@ -104,11 +107,13 @@ def has_unused_templates(directory: Path) -> bool:
 
 
 def template_note(directory: Path) -> str | None:
-    """Return a note for the user about templates that Transformers ignores, otherwise None."""
+    """Return one line for the user if Transformers ignores a chat template, otherwise None."""
     if has_unused_templates(directory):
-        return f"the chat template is that of the .jinja files; Transformers ignores the one in {TOKENIZER_CONFIG}"
+        return f"the chat template comes from the .jinja files; Transformers ignores the one in {TOKENIZER_CONFIG}"
     if (directory / PROCESSOR_FILE).is_file() and not read_chat_templates(directory):
-        return f"no chat template: AutoTokenizer does not read {PROCESSOR_FILE}; save its text as {CHAT_TEMPLATE} to use it"
+        return (
+            f"no chat template: AutoTokenizer ignores {PROCESSOR_FILE}; to use its template, save it as {CHAT_TEMPLATE}"
+        )
     return None
 
 
@@ -116,6 +121,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: the file is not UTF-8") from error
+        raise DamagedFileError(f"{path}: the file is not UTF-8", "save the template as UTF-8") from error
     except OSError as error:
         raise as_storage_error(error, path) from error

@@ -1,12 +1,13 @@
-"""The tokenizer of a checkpoint as Transformers gives it.
+"""Loads the tokenizer of a checkpoint as Transformers does.
 
 `AutoTokenizer` does not always give what tokenizer.json says. The class of the tokenizer can bring its own normalizer
-and pre-tokenizer (`GPT2Tokenizer`, `Qwen2Tokenizer`). Transformers also adds the tokens that only another file names
-(tokenizer_config.json, special_tokens_map.json, added_tokens.json), with the next free ids. What `AutoTokenizer` gives
-is what the model was used with, so it is the reference. `tokenizer_document` returns it in the form of tokenizer.json.
+and pre-tokenizer (`GPT2Tokenizer`, `Qwen2Tokenizer`). If another file names a token that tokenizer.json lacks
+(tokenizer_config.json, special_tokens_map.json, added_tokens.json), Transformers adds it with the next free id. People
+use the model with `AutoTokenizer`, so its tokenizer is the reference. `tokenizer_document` returns it in the form of
+tokenizer.json.
 
-The sections `truncation` and `padding` of tokenizer.json are the state of a training run. Transformers cuts and pads a
-text only if a call asks for it, so the tokenizers here never do.
+The sections `truncation` and `padding` of tokenizer.json are left over from a training run. Transformers truncates and
+pads a text only if a call asks for it, so the tokenizers here never do.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _RESIZE = (
 def load_tokenizer(directory: Path, *, check_rows: bool = True) -> Any:
     """Load the checkpoint's tokenizer with Transformers (`AutoTokenizer`), without running code from the checkpoint.
 
-    It neither cuts nor pads a text, also if its `backend_tokenizer` is called directly.
+    It never truncates or pads a text, even if its `backend_tokenizer` is called directly.
 
     Args:
         directory: the checkpoint.
@@ -67,7 +68,10 @@ def load_tokenizer(directory: Path, *, check_rows: bool = True) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises a bare `Exception` for an invalid file
-        raise DamagedFileError(f"{directory}: the tokenizer cannot be loaded ({_one_line(error)})") from error
+        raise DamagedFileError(
+            f"{directory}: Transformers cannot load the tokenizer ({_one_line(error)})",
+            f"download {TOKENIZER} and {TOKENIZER_CONFIG} again, or save the tokenizer again with Transformers",
+        ) from error
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -94,13 +98,13 @@ def _check_rows(directory: Path, tokenizer: Any) -> None:
     missing = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
     if not missing:
         return
-    first = min(missing, key=lambda i: (i in added, i))  # a token that the model itself lacks says more
+    first = min(missing, key=lambda i: (i in added, i))  # prefer a token of the vocabulary over an added token
     named = _named_in(directory, missing[first])
     file, key = named or (TOKENIZER_CONFIG, f"the class {type(tokenizer).__name__}")
-    more = f" ({len(missing) - 1} more like it)" if len(missing) > 1 else ""
+    more = f" (as have {len(missing) - 1} more tokens)" if len(missing) > 1 else ""
     hint = f"{_RESIZE}; or remove the token from {file}"
     if named is None:
-        hint = f"name a token with a row, or null, as unk_token, eos_token and pad_token in {file}; or {_RESIZE}"
+        hint = f"in {file}, set unk_token, eos_token and pad_token to tokens with a row, or to null; or {_RESIZE}"
     elif key == "model":
         hint = "use the tokenizer that belongs to these weights"
     raise DamagedFileError(
@@ -111,7 +115,7 @@ def _check_rows(directory: Path, tokenizer: Any) -> None:
 
 
 def _named_in(directory: Path, token: str) -> tuple[str, str] | None:
-    """Return the file and the key that name a token, or None if no file does."""
+    """Return the file that names a token and the key in it, or None if no file names it."""
     for file in (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS):
         if not (directory / file).is_file():
             continue
@@ -136,14 +140,14 @@ def _texts(value: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What Transformers made of the files, without the vocabulary and the merges that it takes from tokenizer.json.
+    """The tokenizer that Transformers loaded, without the vocabulary and the merges, which come from tokenizer.json.
 
     Attributes:
         parts: normalizer, pre_tokenizer, post_processor and decoder, as tokenizer.json would have them.
         options: options of the BPE model.
         added: id -> (token, its flags) of every added token.
         pad_id: id of the padding token, or None.
-        own_model: `model` of tokenizer.json if the class does not take it from the file, otherwise None.
+        own_model: the section `model`, if the class does not take it from tokenizer.json; otherwise None.
     """
 
     parts: Mapping[str, Any]
@@ -159,7 +163,7 @@ def _loaded(directory: Path, stamp: tuple[tuple[str, int, int, int], ...], n_tok
 
     Args:
         directory: the checkpoint.
-        stamp: the state of the files, so that changed files are read again.
+        stamp: sizes and times of the files. It is part of the cache key, so that changed files are read again.
         n_tokens: tokens of the BPE model in tokenizer.json.
     """
     from tokenizers.models import BPE
@@ -196,8 +200,8 @@ def _stamp(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
 def tokenizer_document(directory: Path) -> dict[str, Any]:
     """Return tokenizer.json as `AutoTokenizer` understands it.
 
-    Where the two agree, this is the content of the file. Otherwise the sections that Transformers replaces are
-    replaced: `normalizer`, `pre_tokenizer`, `post_processor`, `decoder`, options of the model, and `added_tokens`.
+    If the two agree, this is the content of the file. Otherwise the sections that Transformers replaces are replaced
+    here too: `normalizer`, `pre_tokenizer`, `post_processor`, `decoder`, options of the model, and `added_tokens`.
     `truncation` is None, and `padding` names the padding token's id.
 
     Raises:
@@ -208,14 +212,14 @@ def tokenizer_document(directory: Path) -> dict[str, Any]:
     raw = read_json_object(path)
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        return raw  # the caller refuses it
+        return raw  # not BPE: the caller refuses it
     entries = raw.get("added_tokens") or []
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("id"), int) for e in entries):
-        return raw  # as above
+        return raw  # malformed: the caller refuses it
     try:
         loaded = _loaded(directory, _stamp(directory), len(model["vocab"]))
     except DamagedFileError:
-        read_vocabulary(raw, 1 << 31, str(path))  # says more precisely what is wrong
+        read_vocabulary(raw, 1 << 31, str(path))  # its error is more precise
         raise
     changed = {**_without_training_state(raw, loaded), **_added(entries, loaded)}
     if not _segments_alike(raw, loaded):
@@ -227,7 +231,7 @@ def tokenizer_document(directory: Path) -> dict[str, Any]:
 
 
 def adds_tokens(directory: Path) -> bool:
-    """Whether added_tokens.json names a token that tokenizer.json does not have."""
+    """Return whether added_tokens.json names a token that tokenizer.json does not have."""
     path = directory / ADDED_TOKENS
     if not path.is_file():
         return False
@@ -239,19 +243,19 @@ def adds_tokens(directory: Path) -> bool:
 
 
 def tokenizer_key(directory: Path) -> str:
-    """Return the sha256 of everything in the checkpoint that decides how text is cut into tokens.
+    """Return the sha256 of everything in the checkpoint that decides how text is split into tokens.
 
-    It is the sha256 of tokenizer.json where Transformers takes the file as it is.
+    If Transformers uses tokenizer.json unchanged, this is the sha256 of the file.
     """
     raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
     return sha256_file(directory / TOKENIZER) if raw == document else sha256_json(document)
 
 
 def check_written_tokenizer(directory: Path) -> None:
-    """Check that Transformers takes a written tokenizer.json as it is.
+    """Check that Transformers uses a written tokenizer.json unchanged.
 
     Raises:
-        DamagedFileError: it changes a part. Then ids of the tokenizer and rows of the embedding do not fit together.
+        DamagedFileError: it changes a section. Token ids and rows of the embedding would no longer match.
     """
     raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
     for key, value in document.items():
@@ -275,9 +279,9 @@ def tokenizer_settings(directory: Path) -> dict[str, Any]:
 
 
 def truncation_side(directory: Path) -> dict[str, Any]:
-    """Return the setting of tokenizer_config.json that replaces tokenizer.json's section `truncation`; often none.
+    """Return `truncation_side` for tokenizer_config.json if tokenizer.json truncates on the left, otherwise nothing.
 
-    Transformers takes the side to cut from that section if tokenizer_config.json does not name it.
+    A pruned tokenizer.json has no section `truncation`, so the side moves to tokenizer_config.json.
     """
     truncation = read_json_object(directory / TOKENIZER).get("truncation")
     left = isinstance(truncation, dict) and truncation.get("direction") == "Left"
@@ -295,8 +299,8 @@ def tokenizer_note(directory: Path) -> str | None:
     if not replaced:
         return None
     return (
-        f"{directory.name}: Transformers' tokenizer class replaces {' and '.join(replaced)} of {TOKENIZER}; the pruned "
-        "and exported tokenizer is the one that AutoTokenizer gives"
+        f"{directory.name}: Transformers' tokenizer class replaces {' and '.join(replaced)} of {TOKENIZER}; pruning "
+        "and export use what AutoTokenizer gives"
     )
 
 
@@ -329,11 +333,11 @@ def _options(model: Mapping[str, Any], loaded: _Loaded) -> dict[str, Any]:
 
 
 def _segments_alike(raw: Mapping[str, Any], loaded: _Loaded) -> bool:
-    """Whether tokenizer.json and Transformers cut text into tokens alike.
+    """Return whether tokenizer.json and Transformers split text into the same tokens.
 
-    NFC is left aside: neither llama.cpp nor onnxruntime-genai normalizes, and Transformers adds NFC again if its class
-    does. For SentencePiece-style BPE only the space before a text counts, because Transformers writes the same in
-    several ways.
+    NFC is ignored: neither llama.cpp nor onnxruntime-genai normalizes, and a class of Transformers that normalizes adds
+    NFC again. For SentencePiece-style BPE only the space before a text counts, because Transformers has several
+    spellings for the same behaviour.
     """
     if loaded.own_model is not None:
         return False

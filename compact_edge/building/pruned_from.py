@@ -1,6 +1,7 @@
-"""Remembers in the user's cache which model a checkpoint was pruned from, so that `export` can compare with it.
+"""Records in the user's cache which model a checkpoint was pruned from, so that `export` can compare with it.
 
-The checkpoint itself does not name a path, because it may be published. Its plan.json has the sha256 of the source.
+The checkpoint does not contain the path of the model, because it may be published. Its plan.json has the sha256 of the
+source.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _KIND, _FILE = "pruned-from", "source.json"
 
 
 def remember(source: ModelSource, plan: PrunePlan, cache: Cache) -> None:
-    """Record where the source of a plan is. All joined processes must make the same call."""
+    """Record where the source of a plan is. With `torchrun`, every process must call this."""
     path = Path(source.origin).expanduser()
     origin = str(path.absolute()) if path.exists() else source.hub_reference or source.origin
     value = {"origin": origin, "pre": source.pre}
@@ -27,7 +28,10 @@ def remember(source: ModelSource, plan: PrunePlan, cache: Cache) -> None:
 
 
 def recorded_source(plan: PrunePlan, cache: Cache) -> ModelSource | None:
-    """Return the source of a plan if it was pruned with this cache and is still there, with the sha256 of the plan."""
+    """Return the source of a plan, or None.
+
+    It is None if this cache has no record of the plan, or if the model is not there any more or has changed.
+    """
     found = cache.find(_KIND, plan.id)
     if found is None:
         return None
@@ -43,7 +47,7 @@ def recorded_source(plan: PrunePlan, cache: Cache) -> ModelSource | None:
 
 
 def _is_downloaded(model: HubName) -> bool:
-    """Whether the Hub's cache has the model, so that nothing is downloaded now."""
+    """Return whether the Hub's cache has the model. `export` must not download it."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(model.repo, CONFIG, revision=model.revision), str)

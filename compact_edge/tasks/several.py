@@ -1,4 +1,4 @@
-"""`eval` with several models, such as `eval DIR/*.gguf`: which of the files to score, and the table of results."""
+"""`eval` with several models, such as `eval DIR/*.gguf`: chooses the files to score, and makes the table of results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ONE_MODEL = ("against", "items")
 
 
 def models_to_score(options: EvalOptions, models: Sequence[str], progress: Progress) -> list[str]:
-    """Check the options and all files before any is scored. Return the models in order, each once.
+    """Return the models to score, in order and each once. All options and files are checked first.
 
-    If several are named, two kinds of files are left out, because a shell gives all files of a folder: further parts of
-    a split GGUF, and GGUFs that are not models (importance matrices, adapters, mmproj files).
+    `DIR/*.gguf` gives all files of a folder. So if several files are named, two kinds are left out: further parts of a
+    split GGUF, and GGUFs that are not models (importance matrices, adapters, mmproj files).
 
     Args:
         options: the options. `model` is ignored.
@@ -37,7 +37,7 @@ def models_to_score(options: EvalOptions, models: Sequence[str], progress: Progr
         return list(models)
     for name in _ONE_MODEL:
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name}: {len(models)} models are named", "name one MODEL")
+            raise UsageError(f"--{name}: takes one MODEL, but {len(models)} are given", "name one MODEL")
     from compact.checkpoints.gguf_model import other_kind
     from exporters.opened import named_artifact
 
@@ -50,7 +50,7 @@ def models_to_score(options: EvalOptions, models: Sequence[str], progress: Progr
         artifact = named_artifact(model, options.pre)
         chosen.setdefault(model if artifact is None else artifact.path.absolute(), model)
     if not chosen:
-        raise DataError(f"none of the {len(models)} files is a model: {left_out[0]}", "name the file of a model")
+        raise DataError(f"none of the {len(models)} files is a model ({left_out[0]})", "name a file that is a model")
     for note in left_out:
         progress.note(note)
     return list(chosen.values())
@@ -74,7 +74,7 @@ def score_each(options: EvalOptions, models: Sequence[str], progress: Progress) 
 
 
 def table_of(results: Sequence[TextResult | TasksResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of one table for results of the same kind."""
+    """Return the header and the rows of one table. All results must be of the same kind."""
     rows: list[tuple[str, ...]] = []
     header: tuple[str, ...] = ("MODEL", "TASK", "METRIC", "VALUE ± STANDARD ERROR", "ITEMS")
     for result in results:

@@ -1,4 +1,4 @@
-"""The check of the parity gate on chat templates: those of the GGUF are the ones that Transformers uses."""
+"""The parity gate's check that the chat templates of the GGUF are those that Transformers uses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _KEY = "tokenizer.chat_template"
 
 
 def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: Path | None) -> list[Check]:
-    """Compare the chat templates of a GGUF, the checkpoint and its source, and the text of the same conversations.
+    """Compare the chat templates of a GGUF, its checkpoint and the source, and the conversations that they render.
 
-    llama.cpp gives a template only the texts of BOS and EOS. If a template shows other tokens, the texts differ. This
-    is reported, but does not fail the check.
+    llama.cpp passes only the texts of BOS and EOS to a template. If a template prints other special tokens, the
+    rendered texts differ. The check reports this and does not fail.
 
     Args:
         checkpoint: the checkpoint that the GGUF was exported from.
@@ -27,7 +27,7 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
         unpruned: checkpoint of the source; None if `checkpoint` is unpruned.
 
     Returns:
-        The check `chat`; empty without a template.
+        The check `chat`, or an empty list if there is no template.
     """
     expected, found = templates_of(tokenizer), _templates_in(engine.metadata)
     if not expected and not found:
@@ -36,19 +36,19 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
     if found != expected:
         names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
         return [
-            Check("chat", False, f"the GGUF has other chat templates than Transformers: {', '.join(names)}", figures)
+            Check("chat", False, f"chat templates of the GGUF and of Transformers differ: {', '.join(names)}", figures)
         ]
     source = checkpoint if unpruned is None else unpruned
     if read_chat_templates(source) != expected:
-        return [Check("chat", False, "the source has other chat templates than the checkpoint", figures)]
+        return [Check("chat", False, "chat templates of the source and of the checkpoint differ", figures)]
     if DEFAULT not in expected:
-        return [Check("chat", True, f"{len(expected)} named templates equal, none is the default", figures)]
+        return [Check("chat", True, f"{len(expected)} named templates equal; none is the default", figures)]
     template = expected[DEFAULT]
     in_source = probe(source, template, str(source))[: len(CONVERSATIONS)]
     in_llamacpp = render_chats(
         found[DEFAULT], _variables(engine), CONVERSATIONS, str(source), add_generation_prompt=True
     )
-    compared, own = 0, False
+    compared, llamacpp_differs = 0, False
     for messages, before, after in zip(CONVERSATIONS, in_source, in_llamacpp, strict=True):
         if before.text is None:  # the template refuses this conversation
             continue
@@ -57,10 +57,10 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
         text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
         if text != before.text and "strftime_now" not in template:
             return [Check("chat", False, _difference(text, before.text, "the source"), figures)]
-        own = own or after.text != text
+        llamacpp_differs = llamacpp_differs or after.text != text
     figures["conversations"] = compared
-    if own:
-        detail = "the template shows more tokens than BOS and EOS, which llama.cpp does not give it"
+    if llamacpp_differs:
+        detail = "the template prints special tokens other than BOS and EOS, which llama.cpp does not pass to it"
         return [Check("chat", None, detail, figures)]
     if not compared:
         return [
@@ -70,7 +70,7 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
 
 
 def templates_of(tokenizer: Any) -> dict[str, str]:
-    """Return name -> chat template of a tokenizer of Transformers, without empty ones."""
+    """Return name -> chat template of a tokenizer of Transformers. Empty templates are left out."""
     own = getattr(tokenizer, "chat_template", None)
     named = own if isinstance(own, Mapping) else {} if own is None else {DEFAULT: own}
     return {str(name): plain_lines(template) for name, template in named.items() if template.strip()}
@@ -82,7 +82,7 @@ def _templates_in(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _variables(engine: LlamaEngine) -> dict[str, str]:
-    """Return what llama.cpp gives a template: the texts of BOS and EOS, if the file names them."""
+    """Return the variables that llama.cpp passes to a template: the texts of BOS and EOS, if the file names them."""
     ids = {role: engine.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
     return {
         f"{role}_token": engine.detokenize([int(token)]).decode("utf-8", "replace")

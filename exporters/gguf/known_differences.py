@@ -1,8 +1,8 @@
-"""The known ways in which llama.cpp's tokenizer differs from that of Hugging Face (docs/tokenizers.md lists them).
+"""The known differences between llama.cpp's tokenizer and that of Hugging Face (docs/tokenizers.md lists them).
 
 Each has a name, a condition on the tokenizer, and a change of tokenizer.json that makes Hugging Face's tokenizer do
-what llama.cpp does. A text is explained if the changed tokenizer gives llama.cpp's ids. Every other difference fails
-the parity gate. No unpruned model is needed, so `export` can use this for a checkpoint of any origin.
+what llama.cpp does. A difference on a text is explained if the changed tokenizer gives llama.cpp's ids. Every other
+difference fails the parity gate. This needs no unpruned model, so `export` can use it for every checkpoint.
 
 Names and rules are those of llama.cpp's src/llama-vocab.cpp (the release in llama-cpp-python 0.3.36).
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import tokenizers
 
+from compact.vocabulary.end_tokens import END_TEXTS
 from compact.vocabulary.pretokenizers import loses_nfc
 from compact.vocabulary.sentencepiece_bpe import SPACE_MARK, is_sentencepiece_bpe, space_prefix, tokenizer_parts
 from compact.vocabulary.tokenizer_json import steps
@@ -24,15 +25,12 @@ from exporters.gguf_writer.sentencepiece import VISIBLE, is_control
 from exporters.llamacpp.engine import LlamaEngine
 
 Document = dict[str, Any]
-# A text by its index, and whether special tokens in it are read as tokens.
+# (index of a text, whether special tokens in it are read as tokens).
 Case = tuple[int, bool]
 
-# llama.cpp makes these control tokens, or user-defined ones, by their text alone.
-_BY_NAME = frozenset(
+# llama.cpp makes these control tokens, or user-defined ones, because of their text alone.
+_BY_NAME = END_TEXTS | frozenset(
     {
-        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-        "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-        "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~[", "<｜end▁of▁sentence｜>",
         "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
         "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
         "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>",
@@ -46,11 +44,11 @@ _STRIPPING = ("lstrip", "rstrip", "single_word")
 
 @dataclass(frozen=True)
 class KnownDifference:
-    """One way in which llama.cpp reads a text differently.
+    """One known difference.
 
     Attributes:
         name: what llama.cpp does, for the report of the gate.
-        applies: whether a tokenizer.json can meet it.
+        applies: returns whether the difference can occur with a tokenizer.json.
         change: changes a tokenizer.json in place, so that it does what llama.cpp does. The second argument has the ids
             that llama.cpp does not find where special tokens are read as text.
     """
@@ -97,7 +95,7 @@ def _other_kinds(document: Document, control: Collection[int]) -> Iterator[dict[
 
 
 def _plain_by_name(document: Document, control: Collection[int]) -> dict[str, int]:
-    """Return the tokens of the vocabulary that are not added tokens, but control tokens for llama.cpp by their name."""
+    """Return the plain tokens of the vocabulary that llama.cpp makes control tokens because of their text."""
     added = {entry["id"] for entry in _entries(document)}
     vocab = document["model"]["vocab"]
     named = {text: vocab[text] for text in sorted(_BY_NAME) if text in vocab}
@@ -161,12 +159,12 @@ def explained(
     document: Document = json.loads(backend.to_str())
     control = frozenset(engine.control_ids())
     known = [each for each in KNOWN_DIFFERENCES if each.applies(document, control)]
-    # First all together, as llama.cpp has them, then each alone, which may be enough for a text.
+    # First all changes together, because llama.cpp has all differences. Then each alone, in case they conflict.
     trials = [known, *([each] for each in known)] if len(known) > 1 else [known]
     theirs = {
         special: dict(zip(numbers, engine.tokenize([texts[n] for n in numbers], parse_special=special), strict=True))
         for special in (True, False)
-        if (numbers := [n for n, own in cases if own is special])
+        if (numbers := [n for n, as_special in cases if as_special is special])
     }
     found: dict[Case, str] = {}
     for trial in trials if known else ():
@@ -174,13 +172,13 @@ def explained(
         for each in trial:
             each.change(changed, control)
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(changed))
-        # The library numbers added tokens itself if the vocabulary does not have their text.
-        own = {entry["content"]: int(entry["id"]) for entry in _entries(changed)}
+        # The library gives added tokens new ids if the vocabulary lacks their text. Map them back.
+        original_ids = {entry["content"]: int(entry["id"]) for entry in _entries(changed)}
         for n, special in (case for case in cases if case not in found):
             tokenizer.encode_special_tokens = not special
             encoding = tokenizer.encode(texts[n], add_special_tokens=False)
-            if [own.get(token, i) for token, i in zip(encoding.tokens, encoding.ids, strict=True)] == theirs[special][
-                n
-            ]:
+            if [original_ids.get(token, i) for token, i in zip(encoding.tokens, encoding.ids, strict=True)] == theirs[
+                special
+            ][n]:
                 found[n, special] = ", ".join(each.name for each in trial)
     return found

@@ -31,16 +31,16 @@ def named_gguf(model: str) -> Path | None:
 
 
 def pre_notes(path: Path) -> list[str]:
-    """Return a note if llama.cpp does not know the file's pre-tokenizer and uses its default."""
+    """Return a note if the file does not name its pre-tokenizer, so that llama.cpp uses its default."""
     values = read_gguf(path).values if path.is_file() else {}
     pre = values.get("tokenizer.ggml.pre", "default")
     if values.get("tokenizer.ggml.model") != "gpt2" or pre != "default":
         return []
-    return [f"{path.name} does not name its pre-tokenizer, so llama.cpp splits text in its default way; see --pre"]
+    return [f"{path.name} does not name its pre-tokenizer, so llama.cpp uses its default; name it with --pre"]
 
 
 def check_pre(path: Path, pre: str) -> None:
-    """Check the pre-tokenizer that llama.cpp shall use for a GGUF instead of the file's own.
+    """Check the pre-tokenizer that llama.cpp is to use for a GGUF instead of the file's own.
 
     Raises:
         UsageError: llama.cpp has no such name, or the file's tokenizer has no pre-tokenizer.

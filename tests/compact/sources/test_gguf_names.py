@@ -121,7 +121,7 @@ def test_any_part_and_the_folder_mean_the_whole(
 
 def test_parts_that_do_not_fit_together(parts: list[Path], tmp_path: Path) -> None:
     alone = Path(shutil.copy(parts[0], tmp_path / parts[0].name))
-    missing = rf"part 1 of {len(parts)} of a split GGUF; missing beside it: {parts[1].name}, {parts[2].name}"
+    missing = rf"part 1 of {len(parts)} of a split GGUF; its folder lacks {parts[1].name}, {parts[2].name}"
     with pytest.raises(ModelNotFoundError, match=missing):
         opened(alone, tmp_path)
     blob = Path(shutil.copy(parts[1], tmp_path / "sha256-ab"))
@@ -220,7 +220,7 @@ def test_a_download_that_stopped(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match=rf"incomplete: it has {len(content) * 3 // 4} bytes") as caught:
         opened(tmp_path / "m.gguf", tmp_path)
     assert caught.value.hint == "download the file again"
-    # A file cut in bytes, as some uploads have it: the first piece begins as a GGUF, the second does not.
+    # Some uploads are cut by bytes: the first piece begins as a GGUF, the second does not.
     for name, piece in (("m.gguf-split-a", content[:60_000]), ("m.gguf.part2of2", content[60_000:])):
         (tmp_path / name).write_bytes(piece)
         with pytest.raises(DamagedFileError) as caught:

@@ -217,8 +217,12 @@ def test_what_the_hub_refuses(hub: Hub, checkpoint: Path, tmp_path: Path) -> Non
     hub.add("maker/onnx", {**without, "onnx/model.onnx": b"x"})
     hub.add("maker/folders", {"README.md": b"", **{f"checkpoint-5/{file}": data for file, data in files.items()}})
     cases = {
-        "maker/adapter": (65, "an adapter (LORA) of maker/Base (adapter_config.json), not a model", "merge_and_unload"),
-        "maker/both": (65, "a model, and an adapter (LORA) of maker/Base", "remove adapter_config.json"),
+        "maker/adapter": (
+            65,
+            "an adapter (LORA) for maker/Base (adapter_config.json), not",
+            "merge_and_unload",
+        ),
+        "maker/both": (65, "both a model and an adapter (LORA) for maker/Base", "remove adapter_config.json"),
         "maker/variant": (65, "no model.safetensors.index.json, but model.fp16.safetensors", "hf download"),
         "maker/onnx": (65, "but an ONNX model", "safetensors weights"),
         "maker/folders": (65, "its folders have one (checkpoint-5)", "name FOLDER/checkpoint-5"),

@@ -127,7 +127,7 @@ def test_several_readings_are_refused(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "m")
     shutil.copyfile(model / "model.safetensors", model / "model.bf16.safetensors")
     (model / "model.safetensors").rename(model / "model.fp16.safetensors")
-    refusal(model, tmp_path, DamagedFileError, "model.bf16.safetensors, model.fp16.safetensors", "rename the one")
+    refusal(model, tmp_path, DamagedFileError, "model.bf16.safetensors, model.fp16.safetensors", "rename the file")
 
 
 def test_shards_that_are_missing(tmp_path: Path) -> None:

@@ -184,4 +184,11 @@ def test_names_of_other_formats(tmp_path: Path) -> None:
     change_weights(model, lambda weights: {n.replace("q_proj", "qkv_proj"): t for n, t in weights.items()})
     refusal(model, tmp_path, DamagedFileError, "q_proj.weight' is missing", "random values")
     rename(model, lambda name: name.replace("model.", "").replace("self_attn.qkv_proj", "attention.wq"))
-    refusal(model, tmp_path, DamagedFileError, "attention.wq", "maker's original format", "Hugging Face version")
+    refusal(
+        model,
+        tmp_path,
+        DamagedFileError,
+        "attention.wq",
+        "maker's original format",
+        "Hugging Face version",
+    )

@@ -44,15 +44,15 @@ def adapter(model: Path) -> None:
 def test_an_adapter(model: Path, tmp_path: Path, with_config: bool) -> None:
     adapter(model)
     bare(model, *(() if with_config else ("config.json",)))
-    refusal(model, tmp_path, DataError, "an adapter (LORA) of Qwen/Qwen2.5-0.5B", "not a model", "merge_and_unload")
+    refusal(model, tmp_path, DataError, "an adapter (LORA) for Qwen/Qwen2.5-0.5B", "not a model", "merge_and_unload")
 
 
 def test_an_adapter_beside_a_model(model: Path, tmp_path: Path) -> None:
-    """With PEFT, Transformers adds the adapter to the weights; without it, not. So it is the user's to say."""
+    """Transformers applies the adapter only if PEFT is installed. So the user must decide."""
     adapter(model)
-    refusal(model, tmp_path, DataError, "a model, and an adapter", "Qwen/Qwen2.5-0.5B", "remove adapter_config.json")
+    refusal(model, tmp_path, DataError, "a model and an adapter", "Qwen/Qwen2.5-0.5B", "remove adapter_config.json")
     (model / "adapter_config.json").write_text("[")
-    refusal(model, tmp_path, DataError, "an adapter of a model that it does not name")
+    refusal(model, tmp_path, DataError, "an adapter for a model that it does not name")
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_an_adapter_beside_a_model(model: Path, tmp_path: Path) -> None:
 def test_a_pointer_of_git_lfs(tmp_path: Path, name: str) -> None:
     model = write_checkpoint(tmp_path / "m", shards=2)
     (model / name).write_text(LFS)
-    refusal(model, tmp_path, DamagedFileError, f"{name}: a pointer of Git LFS", "git lfs pull")
+    refusal(model, tmp_path, DamagedFileError, f"{name}: a Git LFS pointer", "git lfs pull")
     if name == "config.json":
-        with pytest.raises(DamagedFileError, match="a pointer of Git LFS"):
+        with pytest.raises(DamagedFileError, match="a Git LFS pointer"):
             open_config(str(model / name))
 
 
@@ -75,9 +75,9 @@ def test_a_pointer_that_is_not_needed(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "what", "step"),
     [
-        (".git/annex/objects/xx/yy/SHA256E-s1--aa/SHA256E-s1--aa", "a pointer of git-annex", "git annex get"),
-        ("../../blobs/0123", "a link into a Hub cache that does not have the file", "hf download"),
-        ("/somewhere/else", "a broken link", "put the file in place"),
+        (".git/annex/objects/xx/yy/SHA256E-s1--aa/SHA256E-s1--aa", "a git-annex pointer", "git annex get"),
+        ("../../blobs/0123", "a link to a file that is not in the Hub cache", "hf download"),
+        ("/somewhere/else", "a broken link", "replace the link by the file"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -91,9 +91,9 @@ def test_a_link_to_nothing(model: Path, tmp_path: Path, name: str, target: str, 
     ("content", "what"),
     [
         (PAGE, "a web page"),
-        ("Entry not found", "the answer of a server ('Entry not found')"),
+        ("Entry not found", "an error message of a server ('Entry not found')"),
         ("", "the file is empty"),
-        ("/annex/objects/SHA256E-s1--aa.json\n", "a pointer of git-annex"),
+        ("/annex/objects/SHA256E-s1--aa.json\n", "a git-annex pointer"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -104,7 +104,7 @@ def test_something_else_in_the_file(model: Path, tmp_path: Path, name: str, cont
 
 def test_other_weights_under_the_name(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(100))
-    refusal(model, tmp_path, PickleRefusedError, "model.safetensors: a pickle")
+    refusal(model, tmp_path, PickleRefusedError, "model.safetensors: a PyTorch pickle")
     (model / "model.safetensors").write_bytes(b"GGUF" + bytes(100))
     refusal(model, tmp_path, DamagedFileError, "model.safetensors: a GGUF file", "rename it")
 
@@ -211,7 +211,7 @@ def weights_alone(model: Path) -> None:
         (mistral, DataError, ("original format (consolidated.safetensors", "Hugging Face version")),
         (training, DataError, ("the output of a training run", "m/checkpoint-1000")),
         (hub_cache, DataError, ("Hub cache", f"snapshots/{'a' * 40}")),
-        (inside, ModelNotFoundError, ("its subfolders have one (final)", "m/final")),
+        (inside, ModelNotFoundError, ("it has subfolders with one (final)", "m/final")),
         (deepspeed, DataError, ("distributed training run", "zero_to_fp32.py")),
         (tensorflow, DataError, ("TensorFlow", "that it was made from")),
         (pickled, PickleRefusedError, ("only pickled weights (pytorch_model.bin)", "safetensors")),
@@ -219,7 +219,7 @@ def weights_alone(model: Path) -> None:
         (state_alone, DamagedFileError, ("no model.safetensors and no", "download the model again")),
         (dvc, DamagedFileError, ("model.safetensors.dvc", "dvc pull")),
         (diffusion, DataError, ("diffusion pipeline", "causal language model")),
-        (weights_alone, ModelNotFoundError, ("no config.json", "weights alone (model.safetensors)")),
+        (weights_alone, ModelNotFoundError, ("no config.json", "only weights (model.safetensors)")),
         (bare, DamagedFileError, ("no model.safetensors and no", "download the model again")),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_text_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
 )
 def test_a_template_that_renders_nothing_is_refused_by_name(tmp_path: Path, template: str) -> None:
     source = checkpoint_with(tmp_path, template)
-    with pytest.raises(DamagedFileError, match="the chat template renders no conversation") as caught:
+    with pytest.raises(DamagedFileError, match="the chat template renders none of the usual conversations") as caught:
         check_chat_templates(source)
     assert str(source / MAIN) in caught.value.message and "remove it" in str(caught.value.hint)
 
@@ -106,7 +106,7 @@ def test_a_token_of_the_tokenizers_class_is_known(tmp_path: Path) -> None:
 def test_every_named_template_is_checked(tmp_path: Path) -> None:
     source = with_templates(tmp_path / "m", "named files")
     (source / TOOL).write_text("{% for %}", encoding="utf-8")
-    with pytest.raises(DamagedFileError, match=r"tool_use\.jinja: the chat template renders no conversation"):
+    with pytest.raises(DamagedFileError, match=r"tool_use\.jinja: the chat template renders none of the usual"):
         check_chat_templates(source)
 
 
@@ -114,6 +114,6 @@ def test_a_template_without_an_end_is_ended() -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with (
         ChatRenderer(endless, {}, "m: the chat template", seconds=3) as renderer,
-        pytest.raises(DataError, match="m: the chat template takes longer than 3 s"),
+        pytest.raises(DataError, match="m: the chat template takes longer than 3 s to render"),
     ):
         renderer.render(CONVERSATIONS)

@@ -48,7 +48,7 @@ def test_templates_that_transformers_ignores_are_named(tmp_path: Path) -> None:
 
     assert note("text") is None and note("jinja") is None
     assert "ignores the one in tokenizer_config.json" in str(note("jinja beside an older text"))
-    assert "AutoTokenizer does not read chat_template.json" in str(note("processor's file"))
+    assert "AutoTokenizer ignores chat_template.json" in str(note("processor's file"))
     assert note("processor's file beside a text") is None
 
 

@@ -63,7 +63,7 @@ def test_export_in_parts(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureF
         capsys,
         ["inspect", result["file"]],
         65,
-        f"a split GGUF; missing beside it: {names[1]}",
+        f"a split GGUF; its folder lacks {names[1]}",
         "put all parts into one folder",
     )
 

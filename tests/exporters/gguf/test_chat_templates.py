@@ -100,7 +100,7 @@ def test_the_gate_passes_the_right_templates(tmp_path: Path, place: str) -> None
     other = with_templates(tmp_path / "other", "list without default")
     assert gate_of(source, tmp_path / "a.gguf", other)[0].passed is False
     (check,) = gate_of(other, tmp_path / "a.gguf")
-    assert check.passed is False and "other chat templates than Transformers: default" in check.detail
+    assert check.passed is False and "of the GGUF and of Transformers differ: default" in check.detail
 
 
 def test_the_gate_says_what_it_did_not_compare(tmp_path: Path) -> None:

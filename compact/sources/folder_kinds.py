@@ -1,8 +1,7 @@
-"""Say what a file or folder is if no checkpoint can be opened there, and what the user can do.
+"""Says what a folder is if it is not a checkpoint that can be opened, and what the user can do.
 
-Two questions are answered. `refuse_stand_in` looks at one file: it may be a pointer of a large-file store or a web page
-instead of the file. `no_config` and `no_weights` look at a folder: it may be an adapter, an ONNX model or the output of
-a training run.
+It may be an adapter, an ONNX model, the output of a training run, and so on. The errors of `no_config` and `no_weights`
+name it.
 """
 
 from __future__ import annotations
@@ -18,125 +17,28 @@ from compact.base.errors import (
     ModelNotFoundError,
     PickleRefusedError,
 )
-from compact.checkpoints.names import (
-    CHAT_TEMPLATE,
-    CONFIG,
-    GENERATION_CONFIG,
-    SPECIAL_TOKENS_MAP,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    TOKENIZER_MODEL,
-)
+from compact.checkpoints.names import CONFIG, SMALL_FILES
 from compact.checkpoints.shards import INDEX, SINGLE
 from compact.sources.adapters import refuse_adapter
+from compact.sources.stand_ins import refuse_stand_in
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# Pickles that a training run leaves beside the weights.
+# Beginnings of the names of pickles that a training run leaves beside the weights.
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
-
-_SMALL = (
-    *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG),
-    *(TOKENIZER_MODEL, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP),
-)
-_HEAD_BYTES = 256
-_LFS = b"version https://git-lfs.github.com/spec/"
-_ANNEX = (b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")
-_PAGE = (b"<!doctype html", b"<html", b"<?xml")
-# What servers answer in place of a file, as downloaders without a check of the status save it.
-_ANSWERS = (
-    *(b"entry not found", b"repository not found", b"access to model", b"invalid username or password"),
-    *(b"invalid credentials", b"unauthorized", b"404: not found", b"too many requests"),
-)
-_JSON_OR_WEIGHTS = (".json", ".safetensors", ".gguf", ".model")
 _STEP = re.compile(r"checkpoint-(\d+)")
-
-
-def refuse_stand_in(path: Path) -> None:
-    """Refuse a file that has other content than its name says, such as a pointer to the real file.
-
-    A file that does not exist is accepted.
-
-    Raises:
-        DamagedFileError: the file is a pointer of Git LFS or git-annex, a broken link, a web page, an answer of a
-            server, or empty.
-        PickleRefusedError: the file is named like a safetensors file, but is a pickle of PyTorch.
-    """
-    if path.is_symlink() and not path.exists():
-        raise _broken_link(path)
-    if not path.is_file():
-        return
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
-        return  # whoever reads the file says why it cannot be read
-    if head.startswith(_LFS):
-        raise DamagedFileError(
-            f"{path}: a pointer of Git LFS, not the file itself", f"run `git lfs pull` in {path.parent}, then try again"
-        )
-    if head.startswith(_ANNEX):
-        raise _not_fetched(path)
-    if path.suffix.lower() not in _JSON_OR_WEIGHTS:
-        return
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if start.startswith(_PAGE):
-        raise DamagedFileError(
-            f"{path}: a web page, not the file itself",
-            "download it again: on the Hub, the address of a file has /resolve/ where its page has /blob/, "
-            "and a gated model needs `hf auth login`",
-        )
-    answer = next((answer for answer in _ANSWERS if start.startswith(answer)), None)
-    if answer is not None:
-        text = head.decode("utf-8", "replace").strip().splitlines()[0][:60]
-        raise DamagedFileError(
-            f"{path}: the answer of a server ({text!r}), not the file itself",
-            "download it again; `hf download` stops if the Hub does not give the file",
-        )
-    if not head:
-        raise DamagedFileError(f"{path}: the file is empty", "download it again")
-    if path.suffix.lower() == ".safetensors":
-        _refuse_other_weights(path, head)
-
-
-def _refuse_other_weights(path: Path, head: bytes) -> None:
-    if head[8:9] == b"{":  # the JSON header, after its length, which may be any 8 bytes
-        return
-    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise PickleRefusedError(
-            f"{path}: a pickle of PyTorch named like a safetensors file, and loading a pickle can run code",
-            "convert it to safetensors with a tool that you trust, then try again",
-        )
-    if head.startswith(b"GGUF"):
-        raise DamagedFileError(f"{path}: a GGUF file, not a safetensors file", "rename it to .gguf and name that file")
-
-
-def _broken_link(path: Path) -> DamagedFileError:
-    target = path.readlink().as_posix()
-    if "annex/objects" in target:
-        return _not_fetched(path)
-    if "blobs/" in target:
-        return DamagedFileError(
-            f"{path}: a link into a Hub cache that does not have the file ({target[:80]})",
-            "download the model again with `hf download`, or copy its folder with `cp -rL`, which follows links",
-        )
-    return DamagedFileError(f"{path}: a broken link to {target[:80]}", "put the file in place of the link")
-
-
-def _not_fetched(path: Path) -> DamagedFileError:
-    return DamagedFileError(
-        f"{path}: a pointer of git-annex, not the file itself", f"run `git annex get {path.name}` in {path.parent}"
-    )
+# Error class, what the folder is, next step.
+Answer = tuple[type[DataError], str, str]
 
 
 def refuse_other_folder(directory: Path) -> None:
     """Refuse a folder that cannot be a checkpoint, before any of its files is parsed.
 
     Raises:
-        DataError: the folder has an adapter (`compact.sources.adapters`) or no config.json (`no_config`), or a file
-            is a pointer to the real one (`refuse_stand_in`).
+        DataError: the folder has an adapter (`refuse_adapter`) or no config.json (`no_config`), or a file is not what
+            its name says (`refuse_stand_in`).
     """
     refuse_adapter(directory)
-    for name in _SMALL:
+    for name in SMALL_FILES:
         refuse_stand_in(directory / name)
     if not (directory / CONFIG).is_file():
         raise no_config(directory)
@@ -148,12 +50,12 @@ def _ggufs(directory: Path) -> list[Path]:
 
 
 def pickled_weights(names: Iterable[str]) -> str | None:
-    """Return the first file name of pickled weights, or None. The state of a training run does not count."""
+    """Return the first name of a file of pickled weights, or None. The state of a training run does not count."""
     return min((name for name in names if name.endswith(_PICKLED) and not name.startswith(_STATE)), default=None)
 
 
 def no_config(directory: Path) -> CompactEdgeError:
-    """Return the error for a folder without `config.json`: what the folder is, and what to do."""
+    """Return the error for a folder without `config.json`. It says what the folder is and what to do."""
     kind, what, step = _look(directory) or (
         ModelNotFoundError,
         "",
@@ -163,7 +65,7 @@ def no_config(directory: Path) -> CompactEdgeError:
 
 
 def no_weights(directory: Path) -> CompactEdgeError:
-    """Return the error for a folder with `config.json` but without safetensors: what it is, and what to do."""
+    """Return the error for a folder with `config.json` but without safetensors. It says what it is and what to do."""
     pickled = pickled_weights(path.name for path in directory.iterdir())
     if pickled is not None and not _training_state(directory):
         return PickleRefusedError(
@@ -174,12 +76,9 @@ def no_weights(directory: Path) -> CompactEdgeError:
     kind, what, step = _look(directory) or (
         DamagedFileError,
         "",
-        "the directory must contain safetensors weights: download the model again, with all of its files",
+        "download the model again with all of its files; the weights must be safetensors files",
     )
     return kind(f"{directory}: no {SINGLE} and no {INDEX}{'; ' if what else ''}{what}", step)
-
-
-Answer = tuple[type[DataError], str, str]
 
 
 def _look(directory: Path) -> Answer | None:
@@ -198,7 +97,7 @@ def _pointer_file(directory: Path) -> Answer | None:
     name = _first(directory, ("*.dvc",))
     if name is None:
         return None
-    return DamagedFileError, f"{name} is a pointer of DVC", f"run `dvc pull` in {directory}, then try again"
+    return DamagedFileError, f"{name} is a DVC pointer", f"run `dvc pull` in {directory}, then try again"
 
 
 def _several_ggufs(directory: Path) -> Answer | None:
@@ -215,7 +114,7 @@ def _exported(directory: Path) -> Answer | None:
         (("openvino_model.xml",), "an OpenVINO model"),
         (("*.mlpackage", "*.mlmodelc"), "a Core ML model"),
         (("*.tflite", "*.litertlm", "*.task"), "a LiteRT model"),
-        (("tf_model.h5", "flax_model.msgpack", "rust_model.ot"), "a checkpoint of TensorFlow, Flax or Rust"),
+        (("tf_model.h5", "flax_model.msgpack", "rust_model.ot"), "a TensorFlow, Flax or Rust checkpoint"),
     )
     for patterns, what in forms:
         if (name := _first(directory, patterns)) is not None:
@@ -239,7 +138,11 @@ def _steps(directory: Path) -> Answer | None:
     if not steps:
         return None
     names = ", ".join(path.name for _, path in sorted(steps)[-3:])
-    return DataError, f"it is the output of a training run ({names})", f"name one of its steps, such as {max(steps)[1]}"
+    return (
+        DataError,
+        f"it is the output of a training run ({names})",
+        f"name one of its checkpoints, such as {max(steps)[1]}",
+    )
 
 
 def _cache(directory: Path) -> Answer | None:
@@ -265,7 +168,7 @@ def _other(directory: Path) -> Answer | None:
     if (directory / "model_index.json").is_file():
         return DataError, "it is a diffusion pipeline (model_index.json)", "name a causal language model"
     if (directory / "Modelfile").is_file():
-        return DataError, "it belongs to Ollama (Modelfile)", "name the GGUF file that FROM in its Modelfile names"
+        return DataError, "it belongs to Ollama (Modelfile)", "name the GGUF file in the FROM line of its Modelfile"
     return None
 
 
@@ -274,7 +177,7 @@ def _inside(directory: Path) -> Answer | None:
     if not folders or (directory / CONFIG).is_file():
         return None
     names = ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")
-    return ModelNotFoundError, f"its subfolders have one ({names})", f"name one of them, such as {folders[0]}"
+    return ModelNotFoundError, f"it has subfolders with one ({names})", f"name one of them, such as {folders[0]}"
 
 
 def _weights_alone(directory: Path) -> Answer | None:
@@ -282,7 +185,7 @@ def _weights_alone(directory: Path) -> Answer | None:
         return None
     if (name := _first(directory, ("*.safetensors",))) is not None:
         step = f"put {CONFIG} and the tokenizer of the same model beside {name}"
-        return ModelNotFoundError, f"it has weights alone ({name})", step
+        return ModelNotFoundError, f"it has only weights ({name})", step
     if (name := pickled_weights(path.name for path in directory.iterdir())) is not None:
         return PickleRefusedError, f"it has only pickled weights ({name})", "name a model with safetensors weights"
     return None
