@@ -112,4 +112,4 @@ def test_the_gate_says_what_it_did_not_compare(tmp_path: Path) -> None:
     other = with_templates(tmp_path / "other", "jinja")
     (other / "chat_template.jinja").write_text("{{ pad_token }}{{ messages[0].content }}", encoding="utf-8")
     (check,) = gate_of(other, gguf_of(other, tmp_path / "other.gguf"))
-    assert check.passed is None and "which llama.cpp does not give it" in check.detail
+    assert check.passed is None and "which llama.cpp does not pass to it" in check.detail
