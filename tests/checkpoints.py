@@ -153,7 +153,9 @@ def write_checkpoint(
     (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (out / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     names = {"bos_token": SPECIALS[1], "eos_token": SPECIALS[2], "pad_token": SPECIALS[0]}
-    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE, **names}
+    texts = {*document["model"]["vocab"], *(token["content"] for token in document["added_tokens"])}
+    named = {key: text for key, text in names.items() if text in texts}
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE, **named}
     (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
     tensors = dict(weights if weights is not None else random_weights(config, dtype))
     if shards == 1:

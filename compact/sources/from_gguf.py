@@ -135,7 +135,7 @@ def read_gguf_checkpoint(
     try:
         check_shapes(family, config, {name: tensor.shape for name, tensor in hf_names.items()}, where)
     except DamagedFileError as error:
-        raise DamagedFileError(error.message, error.hint or "download or convert the GGUF again") from error
+        raise DamagedFileError(error.message, "download or convert the GGUF again") from error
     quantised = sorted({t.qtype.name for t in tensors.values() if t.qtype not in _FLOATS})
     try:
         tokenizer.write(out, config["max_position_embeddings"])

@@ -95,7 +95,7 @@ def unknown_tokenizer() -> dict[str, Any]:
 def test_a_checkpoint_whose_pre_tokenizer_is_not_known(tmp_path: Path) -> None:
     from compact_edge.cli import main as cli
 
-    model = write_checkpoint(tmp_path / "hf", "qwen2", tokenizer=unknown_tokenizer())
+    model = write_checkpoint(tmp_path / "hf", "llama", tokenizer=unknown_tokenizer())
     line = ["export", str(model), "--quant", "F32", "--no-cache"]
     assert cli.run([*line, "--out", str(tmp_path / "a")]) == 65
     assert cli.run([*line, "--out", str(tmp_path / "b"), "--pre", "smollm"]) == 3  # the parity gate compares
@@ -109,7 +109,7 @@ def test_a_checkpoint_whose_pre_tokenizer_is_not_known(tmp_path: Path) -> None:
 def test_prune_records_the_name_for_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from compact_edge.cli import main as cli
 
-    model = write_checkpoint(tmp_path / "hf", "qwen2", tokenizer=unknown_tokenizer())
+    model = write_checkpoint(tmp_path / "hf", "llama", tokenizer=unknown_tokenizer())
     prune = ["prune", str(model), "--vocab-size", "380", "--vocab-rank", "merges", "--no-cache"]
     assert cli.run([*prune, "--out", str(tmp_path / "none")]) == 65
     err = capsys.readouterr().err

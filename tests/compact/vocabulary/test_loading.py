@@ -16,7 +16,7 @@ from compact.sources.model_source import open_directory
 from compact.vocabulary.loading import load_tokenizer, tokenizer_document, tokenizer_key, tokenizer_note
 from compact_edge.cli import main as cli
 from tests.checkpoints import TEXTS, write_checkpoint
-from tests.compact.pruning import document, plan_for, prune_to
+from tests.compact.pruned_checkpoints import document, plan_for, prune_to
 from tests.compact.tokenizer_edits import NAMED, PAD, edit, padded, truncated
 
 SIZES = {"vocab_size": 330, "intermediate_size": 32, "method": "random"}

@@ -148,7 +148,8 @@ def test_sentencepiece_vocabularies_have_the_size_predicted(
     family: str, style: str, padding: int, tmp_path: Path
 ) -> None:
     document = tokenizer_json(style)
-    folder = write_checkpoint(tmp_path / "m", family, tokenizer=document, padding=padding, bos_token_id=1)
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    folder = write_checkpoint(tmp_path / "m", family, tokenizer=document, padding=padding, **ids)
     source = open_directory(folder, name="m", origin="m")
     sizes = Sizes(800, source.intermediate_size // 2)
     context = context_of(source, sizes, Cache(tmp_path / "cache", [], []))

@@ -20,7 +20,7 @@ from exporters.gguf.parity import check_ends
 from exporters.gguf_writer.write import check_exportable, write_gguf
 from exporters.llamacpp.engine import LlamaEngine
 from tests.checkpoints import train_tokenizer, write_checkpoint
-from tests.compact.pruning import prune_to
+from tests.compact.pruned_checkpoints import prune_to
 
 ENDS = ("eos", "eot", "eom")
 EOS = 2

@@ -17,7 +17,7 @@ from exporters.gguf_writer.write import write_gguf
 from exporters.onnx.genai_engine import GenaiEngine, write_vocabulary_folder
 from exporters.onnx.parity import check_onnx_tokenizer
 from tests.checkpoints import TEXTS, llama_vocabularies, write_checkpoint
-from tests.compact.pruning import prune_to
+from tests.compact.pruned_checkpoints import prune_to
 from tests.compact.tokenizer_edits import NAMED, PAD, Edit, edit, padded, truncated
 from tests.sentencepiece_models import tokenizer_files, tokenizer_json
 
