@@ -300,8 +300,9 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
     folders = sorted(match[1] for file in files if (match := _FOLDER.fullmatch(file)))
     if CONFIG not in top and folders:
         raise DamagedFileError(
-            f"{name.repo}: no {CONFIG}; its folders have one ({', '.join(folders[:3])})",
-            f"`hf download {name.repo} --include '{folders[-1]}/*' --local-dir FOLDER`, and name FOLDER/{folders[-1]}",
+            f"{name.repo}: no {CONFIG}; it has subfolders with one ({', '.join(folders[:3])})",
+            f"run `hf download {name.repo} --include '{folders[-1]}/*' --local-dir FOLDER`, then name "
+            f"FOLDER/{folders[-1]}",
         )
     for needed in (CONFIG, TOKENIZER):
         if needed not in top:
@@ -312,7 +313,7 @@ def _refuse_unusable(name: HubName, files: Iterable[str]) -> None:
         raise DamagedFileError(
             f"{name.repo}: no {SINGLE} and no {INDEX}{f', but {others[0]}' if others else ''}"
             f"{', but an ONNX model' if onnx and not others else ''}",
-            f"download it with `hf download {name.repo} --local-dir FOLDER`, and name FOLDER"
+            f"run `hf download {name.repo} --local-dir FOLDER`, then name FOLDER"
             if others
             else "name a repository with safetensors weights",
         )

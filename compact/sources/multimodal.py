@@ -80,7 +80,9 @@ def language_tensors(names: Iterable[str], where: str) -> dict[str, str]:
         if own is not None:
             found[own + name.removeprefix(prefix)] = name
     if not found:
-        raise DamagedFileError(f"{where}: no tensors of a language model")
+        raise DamagedFileError(
+            f"{where}: no tensors of a language model", "download the model again with all of its files"
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.base.errors import QuantizedCheckpointError
+from compact.checkpoints.names import CONFIG
 from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
 
 KEYS = ("quantization_config", "compression_config", "quantization")
@@ -62,6 +63,11 @@ def _is_known(method: str) -> bool:
     return method in AUTO_QUANTIZATION_CONFIG_MAPPING
 
 
+def _named_key(config: Mapping[str, Any]) -> str:
+    """Return the key of config.json that says how the weights are quantized."""
+    return next((key for key in KEYS if config.get(key)), KEYS[0])
+
+
 def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
     """Raise QuantizedCheckpointError if config.json alone shows that the weights are quantized.
 
@@ -71,10 +77,11 @@ def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
     """
     method = quantization_method(config) or _mlx_method(config)
     if method is not None:
+        key = _named_key(config)
         raise QuantizedCheckpointError(
-            f"{where}: the checkpoint is already quantised ({method}, quantization_config)",
+            f"{where}: the checkpoint is already quantised ({method}, {key})",
             "start from the float checkpoint of this model; or, if the weights here are float, remove "
-            "quantization_config from config.json and name the folder",
+            f"{key} from {CONFIG} and name the folder",
         )
 
 
@@ -112,9 +119,9 @@ def refuse_packed(tensors: Mapping[str, TensorRef], config: Mapping[str, Any], w
     if method is None:
         return
     if all(ref.dtype in DTYPE_BYTES for ref in tensors.values()):
+        key = _named_key(config)
         raise QuantizedCheckpointError(
-            f"{where}: quantization_config names {method}, but all weights are float; Transformers would quantize or "
-            "unpack them",
-            "remove quantization_config from config.json to use the float weights as they are",
+            f"{where}: {key} names {method}, but all weights are float; Transformers would quantize or unpack them",
+            f"remove {key} from {CONFIG} to use the float weights as they are",
         )
     refuse_quantized(config, where)

@@ -206,8 +206,8 @@ def pre_name(tokenizer_json: Mapping[str, Any]) -> str:
         raise UnsupportedTokenizerError(
             f"tokenizer.json: pre_tokenizer {short(pre_steps)} with ignore_merges = {bool(model.get('ignore_merges'))} "
             "has no known equivalent in llama.cpp",
-            "if llama.cpp has it, give its name there with --pre, and the parity gate compares the two; known without "
-            f"--pre: {KNOWN_NAMES}",
+            "if llama.cpp has an equivalent, name it with --pre; the parity gate then compares the two (known without "
+            f"--pre: {KNOWN_NAMES})",
         )
     return row.name
 
@@ -234,7 +234,7 @@ def is_readable(pre: Any) -> bool:
 
 def no_pre_tokenizer(pre: str, where: str) -> UsageError:
     """Return the error for `--pre` with a SentencePiece-style tokenizer."""
-    return UsageError(f"--pre {pre[:60]}: {where} is SentencePiece-style and has no pre-tokenizer", "leave it out")
+    return UsageError(f"--pre {pre[:60]}: {where} is SentencePiece-style and has no pre-tokenizer", "leave out --pre")
 
 
 def check_name(pre: str) -> None:
@@ -265,7 +265,7 @@ def checked_pre(pre: str, tokenizer_json: Mapping[str, Any], where: str) -> str:
     except UnsupportedTokenizerError:
         return _BY_NAME[pre].name if pre in _BY_NAME else pre
     if pre not in _BY_NAME or _BY_NAME[pre].name != own:
-        raise UsageError(f"--pre {pre}: {where} has the pre-tokenizer {own!r}", "leave it out")
+        raise UsageError(f"--pre {pre}: {where} has the pre-tokenizer {own!r}", "leave out --pre")
     return own
 
 

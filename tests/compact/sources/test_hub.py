@@ -225,7 +225,7 @@ def test_what_the_hub_refuses(hub: Hub, checkpoint: Path, tmp_path: Path) -> Non
         "maker/both": (65, "both a model and an adapter (LORA) for maker/Base", "remove adapter_config.json"),
         "maker/variant": (65, "no model.safetensors.index.json, but model.fp16.safetensors", "hf download"),
         "maker/onnx": (65, "but an ONNX model", "safetensors weights"),
-        "maker/folders": (65, "its folders have one (checkpoint-5)", "name FOLDER/checkpoint-5"),
+        "maker/folders": (65, "it has subfolders with one (checkpoint-5)", "name FOLDER/checkpoint-5"),
         "maker/missing": (65, "no such directory here, and no such model on", "hf auth login"),
         f"{NAME}@v9": (65, "no revision 'v9'", "branches and tags"),
         "maker/gated": (69, "access is gated", f"accept the terms at {hub.endpoint}/maker/gated"),

@@ -78,7 +78,7 @@ def test_names_that_do_not_apply(whole: Path, checkpoint: Path, tmp_path: Path) 
         opened(whole, tmp_path, "tekken")
     with pytest.raises(UsageError, match="has the pre-tokenizer 'qwen2'") as caught:
         opened(checkpoint, tmp_path, "gpt-2")
-    assert caught.value.hint == "leave it out"
+    assert caught.value.hint == "leave out --pre"
     assert opened(checkpoint, tmp_path, "qwen2").pre == "qwen2"
     with pytest.raises(UsageError, match="its own tokenizer"):
         named_artifact(str(checkpoint), "qwen2")

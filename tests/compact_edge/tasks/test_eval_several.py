@@ -103,7 +103,7 @@ def test_what_is_refused_before_any_work(
     shop: Workshop, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, text = [str(folder / "a-F16.gguf"), str(shop.model)], ["--text", str(shop.text)]
-    assert_error(capsys, ["eval", *models, *text, "--against", "tiny"], 2, "--against: 2 models", "one MODEL")
+    assert_error(capsys, ["eval", *models, *text, "--against", "tiny"], 2, "--against: takes one MODEL", "one MODEL")
     torn = tmp_path / "torn.gguf"
     torn.write_bytes((folder / "a-F16.gguf").read_bytes()[:-200])
     assert_error(capsys, ["eval", *models, str(torn), *text], 65, "torn.gguf: the file is incomplete")
