@@ -111,16 +111,17 @@ def _candidates(family: Family, config: Mapping[str, Any], stored: Shapes) -> It
     yield from differs("hidden_size", rows("model.norm.weight"))
     yield from differs("intermediate_size", rows(f"{_FIRST}mlp.gate_proj.weight"))
     yield from differs("num_hidden_layers", max(layers) + 1 if layers else None)
+    # The width is 0 if config.json has more heads than `hidden_size`.
     heads, width = config["num_attention_heads"], family.head_dim_of(config)
     queries, keys = rows(f"{_FIRST}self_attn.q_proj.weight"), rows(f"{_FIRST}self_attn.k_proj.weight")
     if queries is not None and family.gated_queries:
         queries //= 2
     if queries is not None:
-        yield from differs("num_attention_heads", queries // width)
+        yield from differs("num_attention_heads", queries // width if width else None)
         # If config.json has no `head_dim`, the number of heads also sets their width.
         yield from differs("head_dim", queries // heads)
     if keys is not None:
-        yield from differs("num_key_value_heads", keys // width)
+        yield from differs("num_key_value_heads", keys // width if width else None)
         if queries is not None and not config.get("head_dim") and (shared := config.get("num_key_value_heads")):
             yield from differs("num_attention_heads", queries // max(1, keys // shared))
     for key, name in _BIASES.items() if family.optional_biases else ():

@@ -67,7 +67,7 @@ def test_pickled_weights_are_not_opened(model: Path, tmp_path: Path, name: str) 
 
 def test_a_pickle_that_calls_itself_safetensors(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    refused(model, tmp_path, DamagedFileError)
+    refused(model, tmp_path, PickleRefusedError)
     assert not (tmp_path / "ran").exists()
 
 

@@ -124,7 +124,7 @@ def test_a_token_that_only_the_class_adds(tmp_path: Path) -> None:
     assert reference(source).get_vocab()["<|endoftext|>"] == rows(source)  # the class's own unk_token
     with pytest.raises(DamagedFileError, match="the class Qwen2Tokenizer: token") as caught:
         plan_for(source, tmp_path, **SIZES)
-    assert "or null, as unk_token" in str(caught.value.hint)
+    assert "set unk_token, eos_token and pad_token" in str(caught.value.hint)
     edit(source, "tokenizer_config.json", unk_token=None)
     assert len(reference(prune_to(source, tmp_path / "out", **SIZES))) == 330
 

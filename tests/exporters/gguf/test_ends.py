@@ -113,7 +113,7 @@ def refused(checkpoint: Path) -> str:
 
 def test_what_a_gguf_cannot_express_is_refused_before_any_work(tmp_path: Path) -> None:
     many = model_with(tmp_path / "many", {"eos_token_id": [300, 301, 302]})
-    assert "generation_config.json: eos_token_id: 3 tokens that llama.cpp does not know as ends" in refused(many)
+    assert "generation_config.json: eos_token_id: llama.cpp does not know 3 of these tokens as ends" in refused(many)
     none = model_with(tmp_path / "none", {}, eos=None, eos_token_id=None)
     assert "generation_config.json: eos_token_id: no end token" in refused(none)
 
@@ -121,8 +121,8 @@ def test_what_a_gguf_cannot_express_is_refused_before_any_work(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("file", "value", "problem"),
     [
-        ("generation_config.json", [2, 99999], "eos_token_id has 99999, but the embedding has"),
-        ("config.json", 99999, "eos_token_id has 99999, but the embedding has"),
+        ("generation_config.json", [2, 99999], "eos_token_id has the id 99999, but the embedding has only"),
+        ("config.json", 99999, "eos_token_id has the id 99999, but the embedding has only"),
         ("generation_config.json", "</s>", "is neither a token id nor a list of token ids"),
         ("generation_config.json", [[2]], "is neither a token id nor a list of token ids"),
         ("config.json", True, "is neither a token id nor a list of token ids"),
