@@ -250,8 +250,8 @@ def pre_option(function: Function) -> Function:
     return click.option(
         "--pre",
         metavar="NAME",
-        help="llama.cpp's name of the pre-tokenizer, such as llama-bpe, if a GGUF file does not name it or that of "
-        "tokenizer.json is not known.",
+        help="Name of the pre-tokenizer in llama.cpp, such as llama-bpe. For a GGUF file that does not name it, or a "
+        "checkpoint whose pre-tokenizer has no known name.",
     )(function)
 
 

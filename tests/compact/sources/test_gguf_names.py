@@ -164,6 +164,8 @@ NOT_MODELS = {
     "an old adapter": (b"algg" + bytes(60), "LoRA adapter", "merge"),
     "a pickle": (b"PK\x03\x04" + bytes(60), "pickle", "checkpoint"),
     "safetensors": (struct.pack("<Q", 2) + b"{}" + bytes(60), "safetensors", "directory"),
+    # The length of the header, 640, has the first bytes of a pickle.
+    "more safetensors": (struct.pack("<Q", 640) + b"{" + bytes(700), "safetensors", "directory"),
     "JSON": (b'{"model_type": "llama"}', "JSON", "directory"),
     "gzip": (b"\x1f\x8b\x08" + bytes(60), "archive", "unpack"),
     "zeros": (bytes(4096), "zeros", "download"),
