@@ -116,7 +116,7 @@ def checked_revision(revision: str | None, word: str) -> str | None:
 
 
 def names_hub_model(word: str) -> bool:
-    """Whether MODEL names a Hub model, so that the command may use the network. Local files take precedence."""
+    """Return whether MODEL names a Hub model, so that the command may use the network. Local files take precedence."""
     return not Path(word).expanduser().exists() and _NAME.fullmatch(word) is not None and parse_model(word) is not None
 
 

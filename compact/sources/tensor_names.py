@@ -50,7 +50,7 @@ class Names:
 
     @property
     def usual(self) -> bool:
-        """Whether every tensor has the name of the layout already, and none is left out."""
+        """Return whether every tensor has the name of the layout already, and none is left out."""
         return not self.ignored and all(name == stored for name, stored in self.stored.items())
 
 

@@ -101,7 +101,7 @@ def place_of(directory: Path, name: str) -> str:
 
 
 def has_unused_templates(directory: Path) -> bool:
-    """Whether tokenizer_config.json has templates that Transformers ignores, because there are `.jinja` files."""
+    """Return whether Transformers ignores templates of tokenizer_config.json, because there are `.jinja` files."""
     path = directory / TOKENIZER_CONFIG
     return bool(template_files(directory)) and path.is_file() and read_json_object(path).get(_KEY) is not None
 

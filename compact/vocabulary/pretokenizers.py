@@ -228,7 +228,7 @@ def loses_nfc(tokenizer_json: Mapping[str, Any]) -> bool:
 
 
 def is_readable(pre: Any) -> bool:
-    """Whether the table has this name or alias, so that a GGUF with it can be read."""
+    """Return whether the table has this name or alias, so that a GGUF with it can be read."""
     return isinstance(pre, str) and pre in _BY_NAME
 
 

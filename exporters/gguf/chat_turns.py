@@ -119,7 +119,7 @@ def _system(render: Render) -> tuple[tuple[str, str] | None, str | None]:
 
 
 def _holds(turns: Turns, render: Render) -> bool:
-    """Whether the turns match the template on conversations that were not used to find them."""
+    """Return whether the turns match the template on conversations that were not used to find them."""
     probes = [
         _talk("Why is it so?"),
         _talk("One", "two", "three", "four", "five"),

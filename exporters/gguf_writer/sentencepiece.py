@@ -35,7 +35,7 @@ VISIBLE = frozenset(
 
 
 def is_control(entry: Mapping[str, Any], text: str) -> bool:
-    """Whether an entry of `added_tokens` becomes a control token, by its flag or by its text (as in the converter)."""
+    """Return whether an added token becomes a control token: by its flag, or by its text as in the converter."""
     looks_special = text in _LOOKS_SPECIAL or any(
         text.startswith(first) and text.endswith(last) for first, last in _LOOKS_SPECIAL_AFFIXES
     )

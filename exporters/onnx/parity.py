@@ -145,7 +145,7 @@ def check_onnx_tokenizer(checkpoint: Path, folder: Path, texts: Sequence[str], *
 
 
 def _same_document(checkpoint: Path, folder: Path) -> bool:
-    """Whether the folder's tokenizer.json is the checkpoint's, or what Transformers makes of it."""
+    """Return whether tokenizer.json of the folder equals the checkpoint's, or what Transformers makes of it."""
     if filecmp.cmp(checkpoint / TOKENIZER, folder / TOKENIZER, shallow=False):
         return True
     return read_json_object(folder / TOKENIZER) == tokenizer_document(checkpoint)
