@@ -122,5 +122,5 @@ def test_of_the_hub_only_the_configuration_is_fetched(tmp_path: Path) -> None:
     assert result["hub_id"] == "maker/model" and result["counted_from"] == "config.json"
     assert result["parameters"]["vocabulary"] == 500 * 64
     assert missing.returncode == 65 and "no config.json" in missing.stderr
-    assert adapter.returncode == 65 and "an adapter of maker/Base" in adapter.stderr
+    assert adapter.returncode == 65 and "an adapter for maker/Base" in adapter.stderr
     assert offline.returncode == 0 and json.loads(offline.stdout) == result
