@@ -39,7 +39,7 @@ from compact.sources.standard_form import checked_tensors, standard_form
 from compact.sources.stored_weights import find_weights, refuse_explicit
 from compact.vocabulary.chat_templates import has_unused_templates, named_template_hashes, template_note
 from compact.vocabulary.end_tokens import check_end_ids
-from compact.vocabulary.loading import adds_tokens
+from compact.vocabulary.loading import adds_tokens, tokenizer_document
 from compact.vocabulary.pretokenizers import checked_pre
 
 TINY = "tiny"
@@ -143,8 +143,7 @@ def open_source(model: str, cache: Cache, progress: Progress = SILENT, *, pre: s
     """
     source = _resolve(model, cache, progress, pre)
     if pre is not None:
-        where = source.directory / TOKENIZER
-        source = replace(source, pre=checked_pre(pre, read_json_object(where), f"{model}'s {TOKENIZER}"))
+        source = replace(source, pre=checked_pre(pre, tokenizer_document(source.directory), f"{model}'s {TOKENIZER}"))
     if source.note is not None:
         progress.note(source.note)
     return source

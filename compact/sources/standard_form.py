@@ -18,10 +18,11 @@ from compact.architectures.layout import check_shapes, expected_shapes
 from compact.base.cache import Cache
 from compact.base.errors import QuantizedCheckpointError
 from compact.base.files import read_json_object, sha256_file, sha256_json, write_json
+from compact.base.licences import legal_files
 from compact.base.progress import SILENT, Progress
-from compact.checkpoints.names import CONFIG, NAMED_TEMPLATES
+from compact.checkpoints.names import ADDED_TOKENS, CONFIG, NAMED_TEMPLATES, SMALL_FILES
 from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
-from compact.checkpoints.shards import open_tensors
+from compact.checkpoints.shards import SINGLE, open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.sources.class_choice import MODEL_TYPE
 from compact.sources.quantization import KEYS as QUANTIZATION_KEYS
@@ -33,13 +34,10 @@ from compact.vocabulary.tokenizer import copy_chat_templates
 if TYPE_CHECKING:
     import torch
 
-_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".data", ".h5", ".msgpack", ".ot", ".npz"),
-    *(".safetensors.index.json", ".bin.index.json", ".py", ".pyc", ".so", ".zip", ".tar", ".gz"),
-)
+# Files besides config.json, weights, chat templates and licences that later stages read.
+_COPIED = (*(name for name in SMALL_FILES if name != CONFIG), ADDED_TOKENS, "README.md", "plan.json")
 # Raise this if the files of the usual form change.
 _VERSION = 1
-_LARGEST_COPY = 200_000_000
 # No later stage and no format computes in float64.
 _NARROWED = {"F64": "F32"}
 
@@ -109,16 +107,8 @@ class StandardForm:
 
 
 def _small_files(directory: Path) -> list[Path]:
-    """Return the files to copy, such as those of the tokenizer: all except config.json, weights and programs."""
-    return [
-        path
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-        and path.name != CONFIG
-        and not path.name.startswith(".")
-        and not path.name.lower().endswith(_WEIGHTS)
-        and path.stat().st_size <= _LARGEST_COPY
-    ]
+    """Return the files of a checkpoint folder, besides config.json, weights and chat templates, that are used."""
+    return [path for path in (*(directory / name for name in _COPIED), *legal_files(directory)) if path.is_file()]
 
 
 def standard_form(
@@ -146,7 +136,7 @@ def standard_form(
     if config != read_json_object(directory / CONFIG):
         settings = (*settings, f"{CONFIG} is read as {family.architecture}, because of its {MODEL_TYPE}")
     other_types = any(ref.dtype not in DTYPE_BYTES or ref.dtype in _NARROWED for ref in weights.tensors.values())
-    if weights.usual and names.usual and not settings and not other_types and EXPLICIT not in config:
+    if weights.usual and names.usual and not settings and not other_types and config.get(EXPLICIT) in (None, SINGLE):
         return None
     kept = {key: value for key, value in config.items() if key not in (*QUANTIZATION_KEYS, EXPLICIT)}
     return StandardForm(directory, kept, tensors, weights, (*weights.notes, *_notes(names, weights), *settings))

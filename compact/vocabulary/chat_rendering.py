@@ -196,10 +196,14 @@ def check_chat_templates(directory: Path) -> None:
             )
 
 
-def probe(directory: Path, template: str, place: str) -> tuple[Rendered, ...]:
-    """Render conversations of the usual kinds with a template of a checkpoint. `CONVERSATIONS` come first."""
-    found = render_chats(template, _special(directory), _PROBES, place, add_generation_prompt=True)
-    if found[0].text is None:
+def probe(directory: Path, template: str, place: str, tokenizer: Any = None) -> tuple[Rendered, ...]:
+    """Render conversations of the usual kinds with a template of a checkpoint. `CONVERSATIONS` come first.
+
+    The special tokens are those of `tokenizer`, if it is given, and otherwise those that the settings name.
+    """
+    special = _special(directory) if tokenizer is None else special_of(tokenizer)
+    found = render_chats(template, special, _PROBES, place, add_generation_prompt=True)
+    if found[0].text is None and tokenizer is None:
         # The tokenizer's class may define more tokens. Loading it takes a while.
         found = render_chats(
             template, special_of(load_tokenizer(directory)), _PROBES, place, add_generation_prompt=True

@@ -231,14 +231,15 @@ def tokenizer_document(directory: Path) -> dict[str, Any]:
 
 
 def adds_tokens(directory: Path) -> bool:
-    """Return whether added_tokens.json names a token that tokenizer.json does not have."""
+    """Return whether added_tokens.json names a token that is not an added token of tokenizer.json.
+
+    A token of the vocabulary that becomes an added token splits text differently.
+    """
     path = directory / ADDED_TOKENS
     if not path.is_file():
         return False
     document = read_json_object(directory / TOKENIZER)
-    model, entries = document.get("model"), document.get("added_tokens")
-    known = set(model.get("vocab") or ()) if isinstance(model, dict) else set()
-    known.update(entry.get("content") for entry in entries or () if isinstance(entry, dict))
+    known = {entry.get("content") for entry in document.get("added_tokens") or () if isinstance(entry, dict)}
     return not known.issuperset(read_json_object(path))
 
 

@@ -19,7 +19,7 @@ from compact.base.errors import UsageError
 from compact.base.files import read_json_object, sha256_file, sha256_json
 from compact.base.progress import SILENT, Progress
 from compact.calibration.calibration_set import retokenise
-from compact.checkpoints.names import CONFIG
+from compact.checkpoints.names import CONFIG, TOKENIZER_MODEL
 from compact.checkpoints.shards import read_index
 from compact.vocabulary.chat_templates import named_template_hashes
 from exporters.gguf_writer.metadata import GgufMetadata
@@ -273,5 +273,9 @@ def artifact_notes(artifact: GgufArtifact) -> list[str]:
 
 def checkpoint_id(directory: Path) -> str:
     """Return the sha256 of the content of a checkpoint directory."""
-    names = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
+    names = sorted(
+        path
+        for path in directory.iterdir()
+        if path.suffix in {".json", ".safetensors", ".jinja"} or path.name == TOKENIZER_MODEL
+    )
     return sha256_json({path.name: sha256_file(path) for path in names} | named_template_hashes(directory))

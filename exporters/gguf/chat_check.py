@@ -8,6 +8,7 @@ from typing import Any
 
 from compact.vocabulary.chat_rendering import CONVERSATIONS, probe, render_chats
 from compact.vocabulary.chat_templates import DEFAULT, plain_lines, read_chat_templates
+from compact.vocabulary.loading import load_tokenizer
 from exporters.gate import Check
 from exporters.llamacpp.engine import LlamaEngine
 
@@ -44,7 +45,8 @@ def check_chat(checkpoint: Path, tokenizer: Any, engine: LlamaEngine, unpruned: 
     if DEFAULT not in expected:
         return [Check("chat", True, f"{len(expected)} named templates equal; none is the default", figures)]
     template = expected[DEFAULT]
-    in_source = probe(source, template, str(source))[: len(CONVERSATIONS)]
+    own = tokenizer if unpruned is None else load_tokenizer(unpruned)
+    in_source = probe(source, template, str(source), own)[: len(CONVERSATIONS)]
     in_llamacpp = render_chats(
         found[DEFAULT], _variables(engine), CONVERSATIONS, str(source), add_generation_prompt=True
     )

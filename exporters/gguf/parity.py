@@ -13,8 +13,10 @@ from pathlib import Path
 
 import tokenizers
 
+from compact.base.errors import UnsupportedTokenizerError
 from compact.base.progress import SILENT, Progress
-from compact.vocabulary.pretokenizers import loses_nfc
+from compact.vocabulary.loading import tokenizer_document
+from compact.vocabulary.pretokenizers import loses_nfc, pre_name
 from compact.vocabulary.sentencepiece_bpe import is_sentencepiece_bpe, space_prefix, tokenizer_parts
 from compact.vocabulary.tokenizer import load_tokenizer
 from exporters.gate import (
@@ -80,7 +82,7 @@ def _check_ids(
     different = compare_ids(checkpoint, engine, every)
     own = _text_handling(checkpoint, engine, every, different)
     unexplained = [entry for entry in different if entry not in own]
-    if unexplained and unpruned is not None:
+    if unexplained and unpruned is not None and not _named_by_user(unpruned, pre):
         own |= _runtime_differences(unpruned, every, unexplained, pre)
     left = [entry for entry in unexplained if entry not in own]
     known = explained(load_tokenizer(checkpoint).backend_tokenizer, engine, every, left)
@@ -121,6 +123,19 @@ def _text_handling(
         if engine.tokenize([text], parse_special=parse_special) == [ours]:
             explained.add((n, parse_special))
     return explained
+
+
+def _named_by_user(unpruned: Path, pre: str | None) -> bool:
+    """Return whether the pre-tokenizer comes from `--pre` and not from tokenizer.json.
+
+    A wrong name is wrong in the GGUF of the unpruned model too, so that model excuses nothing.
+    """
+    if pre is None:
+        return False
+    try:
+        return pre != pre_name(tokenizer_document(unpruned))
+    except UnsupportedTokenizerError:
+        return True
 
 
 def _runtime_differences(

@@ -35,7 +35,7 @@ from compact.vocabulary.chat_templates import (
     template_files,
     write_chat_templates,
 )
-from compact.vocabulary.loading import tokenizer_document, truncation_side
+from compact.vocabulary.loading import tokenizer_document, tokenizer_settings, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -271,10 +271,28 @@ def copy_tokenizer(checkpoint: Path, work: Path, context: int) -> None:
     document = tokenizer_document(checkpoint)
     if document != read_json_object(checkpoint / TOKENIZER):
         write_json(work / TOKENIZER, document)
-    settings = _settle_chat_templates(checkpoint, work, read_json_object(checkpoint / TOKENIZER_CONFIG))
+    settings = _settle_chat_templates(checkpoint, work, _with_special_tokens(checkpoint))
     # Transformers writes "no limit" as an integer with 31 digits, which parsers in other languages cannot read.
     settings = {**truncation_side(checkpoint), **settings}
     write_json(work / TOKENIZER_CONFIG, {**settings, "model_max_length": context})
+
+
+def _with_special_tokens(checkpoint: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json with the special tokens that Transformers takes from special_tokens_map.json.
+
+    genai does not read that file.
+    """
+    written = read_json_object(checkpoint / TOKENIZER_CONFIG)
+    other = {
+        key: value
+        for key, value in tokenizer_settings(checkpoint).items()
+        if _token_text(value) != _token_text(written.get(key))
+    }
+    return {**written, **other}
+
+
+def _token_text(value: Any) -> Any:
+    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def _settle_chat_templates(checkpoint: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:

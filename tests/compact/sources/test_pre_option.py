@@ -119,6 +119,27 @@ def test_prune_records_the_name_for_export(tmp_path: Path, capsys: pytest.Captur
     assert cli.run(["export", str(tmp_path / "pruned"), "--out", str(tmp_path / "gguf"), "--no-cache"]) == 0
 
 
+def test_a_wrong_name_fails_the_gate_of_a_pruned_model_too(tmp_path: Path) -> None:
+    """The GGUF of the unpruned model has the same wrong name, so it must not excuse the differences."""
+    from compact_edge.cli import main as cli
+
+    model = write_checkpoint(tmp_path / "hf", "llama", tokenizer=unknown_tokenizer())
+    sizes = ["--vocab-size", "380", "--vocab-rank", "merges", "--pre", "smollm"]
+    assert cli.run(["prune", str(model), *sizes, "--out", str(tmp_path / "pruned")]) == 0
+    line = ["export", str(tmp_path / "pruned"), "--quant", "F32"]
+    assert cli.run([*line, "--source", str(model), "--pre", "smollm", "--out", str(tmp_path / "a")]) == 3
+    assert cli.run([*line, "--out", str(tmp_path / "b")]) == 3
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_the_name_is_compared_with_the_tokenizer_of_transformers(tmp_path: Path) -> None:
+    """model_type qwen2 has a pre-tokenizer of its own, whatever tokenizer.json says."""
+    model = write_checkpoint(tmp_path / "hf", "qwen2", tokenizer=train_tokenizer("gpt-2"))
+    assert opened(model, tmp_path, "qwen2").pre == "qwen2"
+    with pytest.raises(UsageError, match="has the pre-tokenizer 'qwen2'"):
+        opened(model, tmp_path, "gpt-2")
+
+
 def test_llama_cpp_knows_every_name(tmp_path: Path, checkpoint: Path) -> None:
     names = sorted({*OTHER_NAMES, *(name for row in PRE_TOKENIZERS for name in (row.name, *row.aliases))})
     paths = []

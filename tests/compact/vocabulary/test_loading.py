@@ -151,6 +151,18 @@ def test_added_tokens_json_changes_the_source(tmp_path: Path) -> None:
     assert source_id() != before
 
 
+def test_a_token_of_the_vocabulary_that_becomes_an_added_token_changes_the_source(tmp_path: Path) -> None:
+    """An added token is cut out of the text first, so the same text splits differently."""
+    source = write_checkpoint(tmp_path / "m")
+    before = open_directory(source, name="m", origin="m").id
+    text = "quick"
+    ids = load_tokenizer(source)(text)["input_ids"]
+    token = text[1]
+    edit(source, "added_tokens.json", **{token: load_tokenizer(source).get_vocab()[token]})
+    assert load_tokenizer(source)(text)["input_ids"] != ids
+    assert open_directory(source, name="m", origin="m").id != before
+
+
 # 3. The class of the tokenizer.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_the_gate_passes_the_right_templates(tmp_path: Path, place: str) -> None
     assert gate_of(source, tmp_path / "a.gguf", other)[0].passed is False
     (check,) = gate_of(other, tmp_path / "a.gguf")
     assert check.passed is False and "of the GGUF and of Transformers differ: default" in check.detail
+
+
+def special_tokens_elsewhere(out: Path) -> Path:
+    """BOS and EOS are named in special_tokens_map.json alone, as Transformers 4 wrote many checkpoints."""
+    source = with_templates(out, "jinja")
+    path = source / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    named = {key: settings.pop(key) for key in ("bos_token", "eos_token")}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    (source / "special_tokens_map.json").write_text(json.dumps(named), encoding="utf-8")
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    (source / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return source
+
+
+def test_special_tokens_of_special_tokens_map_json(tmp_path: Path, onnx_fp32: Path) -> None:
+    source = special_tokens_elsewhere(tmp_path / "source")
+    expected = AutoTokenizer.from_pretrained(str(source)).apply_chat_template(CONVERSATION, tokenize=False)
+    assert expected.startswith("<|im_start|>[user]")
+    (check,) = gate_of(source, gguf_of(source, tmp_path / "a.gguf"))
+    assert check.passed, check.detail
+    with GenaiEngine(write_vocabulary_folder(source, onnx_fp32, tmp_path / "folder"), vocab_only=True) as engine:
+        assert engine.chat_prompt(CONVERSATION) == expected
 
 
 def test_the_gate_says_what_it_did_not_compare(tmp_path: Path) -> None:
