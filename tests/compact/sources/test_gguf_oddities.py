@@ -173,7 +173,7 @@ def test_a_token_twice(whole: Path, tmp_path: Path) -> None:
     path = rewritten(whole, tmp_path / "m.gguf", tokenizer__ggml__tokens=tokens)
     with pytest.raises(DamagedFileError, match=r"has '<\|im_start\|>' twice, as 1 and 2"):
         read_back(path, tmp_path)
-    with pytest.raises(DamagedFileError, match=r"a token twice, and llama\.cpp aborts"):
+    with pytest.raises(DamagedFileError, match=r"the same token twice, which makes llama\.cpp abort"):
         named_artifact(str(path))
 
 

@@ -54,9 +54,19 @@ def test_a_gguf_without_a_known_name(whole: Path, checkpoint: Path, tmp_path: Pa
     assert source.pre == "qwen2"
     own = "names none" if named is None else f"names '{named}'"
     assert source.note == f"changed.gguf is read with the pre-tokenizer 'qwen2' (--pre); the file {own}"
-    other = opened(changed, tmp_path, "llama-v3")  # an alias
-    assert other.pre == "llama-bpe"
-    assert ids(other.directory) != ids(checkpoint)
+    # In Transformers, every model of type qwen2 has the pre-tokenizer qwen2.
+    with pytest.raises(UsageError, match="has the pre-tokenizer 'qwen2'"):
+        opened(changed, tmp_path, "llama-v3")
+
+
+def test_an_alias_of_llama_cpp(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "hf", "llama", tokenizer=train_tokenizer("llama-bpe"))
+    write_gguf(checkpoint, tmp_path / "whole.gguf", "F16", pre="llama-bpe")
+    changed = rewritten(tmp_path / "whole.gguf", tmp_path / "changed.gguf", tokenizer__ggml__pre="default")
+    source = opened(changed, tmp_path, "llama-v3")
+    assert source.pre == "llama-bpe"
+    assert ids(source.directory) == ids(checkpoint)
+    assert ids(opened(changed, tmp_path, "gpt-2").directory) != ids(checkpoint)
 
 
 def test_llama_cpp_uses_the_given_name_too(whole: Path, checkpoint: Path, tmp_path: Path) -> None:

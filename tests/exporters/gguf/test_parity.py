@@ -218,6 +218,10 @@ def test_a_difference_of_the_unpruned_pair_is_the_runtimes_own(
     write_gguf(llama, tmp_path / "m.gguf", "F32", pre="llama-bpe")
     strict = parity.check_tokenizer(llama, tmp_path / "m.gguf", [], unpruned=None)
     assert (strict.passed, strict.figures["different"]) == (False, 2)
+    # A name that tokenizer.json does not confirm may be wrong for both models.
+    named = parity.check_tokenizer(llama, tmp_path / "m.gguf", [], unpruned=llama, pre="llama-bpe")
+    assert (named.passed, named.figures["different"]) == (False, 2)
+    monkeypatch.setattr(parity, "_named_by_user", lambda *_: False)
     excused = parity.check_tokenizer(llama, tmp_path / "m.gguf", [], unpruned=llama, pre="llama-bpe")
     assert (excused.passed, excused.figures["different"], excused.figures["runtime_own"]) == (True, 0, 2)
 
