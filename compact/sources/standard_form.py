@@ -25,6 +25,7 @@ from compact.checkpoints.safetensors_file import DTYPE_BYTES, TensorRef
 from compact.checkpoints.shards import SINGLE, open_tensors
 from compact.checkpoints.writers import TensorSpec, write_checkpoint
 from compact.sources.class_choice import MODEL_TYPE
+from compact.sources.media_tokens import leave_out, media_tokens
 from compact.sources.quantization import KEYS as QUANTIZATION_KEYS
 from compact.sources.quantization import refuse_packed
 from compact.sources.stored_weights import EXPLICIT, StoredWeights, refuse_left_out
@@ -52,6 +53,7 @@ class StandardForm:
         tensors: name in the layout -> stored name.
         weights: the tensors of the folder.
         notes: what is unusual about the folder, each as one short statement.
+        left_out: tokens for images and sound, which have no row in the embedding.
     """
 
     directory: Path
@@ -59,6 +61,7 @@ class StandardForm:
     tensors: Mapping[str, str]
     weights: StoredWeights
     notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def written(
         self, cache: Cache, progress: Progress = SILENT, check: Callable[[Mapping[str, str]], None] = lambda _: None
@@ -97,6 +100,8 @@ class StandardForm:
             shutil.copyfile(path, out / path.name)
         copy_chat_templates(self.directory, out)
         write_json(out / CONFIG, self.config)
+        if self.left_out:
+            leave_out(out, self.left_out)
 
     def _hashes(self) -> dict[str, str]:
         """Return file name -> sha256 of every file that the usual form depends on."""
@@ -135,11 +140,14 @@ def standard_form(
     )
     if config != read_json_object(directory / CONFIG):
         settings = (*settings, f"{CONFIG} is read as {family.architecture}, because of its {MODEL_TYPE}")
+    media = media_tokens(directory, config["vocab_size"])
+    if media:
+        settings = (*settings, f"the tokenizer has {', '.join(media)} without a row in the embedding: left out")
     other_types = any(ref.dtype not in DTYPE_BYTES or ref.dtype in _NARROWED for ref in weights.tensors.values())
     if weights.usual and names.usual and not settings and not other_types and config.get(EXPLICIT) in (None, SINGLE):
         return None
     kept = {key: value for key, value in config.items() if key not in (*QUANTIZATION_KEYS, EXPLICIT)}
-    return StandardForm(directory, kept, tensors, weights, (*weights.notes, *_notes(names, weights), *settings))
+    return StandardForm(directory, kept, tensors, weights, (*weights.notes, *_notes(names, weights), *settings), media)
 
 
 def checked_tensors(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from compact.base.errors import DamagedFileError, UnsupportedTokenizerError
 from compact.base.files import read_json_object
 from compact.vocabulary.tokenizer_json import bpe_model
-from tests.checkpoints import train_tokenizer, write_checkpoint
+from compact_edge.cli import main as cli
+from tests.checkpoints import TEXTS, train_tokenizer, write_checkpoint
 from tests.compact.sources.unusual_folders import change_weights, logits, opened
 
 
@@ -63,3 +66,43 @@ def test_tables_of_rotary_angles_in_the_weights(tmp_path: Path) -> None:
     source = opened(model, tmp_path)
     assert not any("inv_freq" in name for name in source.tensors)
     assert torch.equal(logits(source.directory), expected)
+
+
+def with_a_token_for_images(model: Path) -> int:
+    """Add `<image_soft_token>` as Gemma 3 1B has it: its id is the number of rows of the embedding."""
+    rows = int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    path = model / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    entry = {**document["added_tokens"][0], "id": rows, "content": "<image_soft_token>"}
+    document["added_tokens"].append(entry)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["extra_special_tokens"] = {"image_token": "<image_soft_token>"}
+    settings["image_token"] = "<image_soft_token>"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return rows
+
+
+def test_a_token_for_images_of_a_text_only_model(tmp_path: Path) -> None:
+    """google/gemma-3-1b-it: 262,144 rows, and a tokenizer with 262,145 tokens."""
+    model = write_checkpoint(tmp_path / "m")
+    expected = logits(model)
+    rows = with_a_token_for_images(model)
+    whole = AutoTokenizer.from_pretrained(model)
+    assert len(whole) == rows + 1
+    source = opened(model, tmp_path)
+    assert source.note is not None and "<image_soft_token>" in source.note
+    made = AutoTokenizer.from_pretrained(source.directory)
+    assert len(made) == rows
+    assert made(TEXTS[0])["input_ids"] == whole(TEXTS[0])["input_ids"]
+    assert torch.equal(logits(source.directory), expected)
+
+
+def test_a_model_with_a_token_for_images_is_pruned_and_exported(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "m")
+    with_a_token_for_images(model)
+    sizes = ["--vocab-size", "380", "--vocab-rank", "merges"]
+    assert cli.run(["prune", str(model), *sizes, "--out", str(tmp_path / "pruned")]) == 0
+    assert cli.run(["export", str(tmp_path / "pruned"), "--quant", "F32", "--out", str(tmp_path / "gguf")]) == 0
+    assert cli.run(["export", str(model), "--quant", "F32", "--out", str(tmp_path / "whole")]) == 0
