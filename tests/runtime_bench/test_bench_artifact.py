@@ -86,7 +86,7 @@ def test_a_split_gguf_is_all_its_parts(one: Path, tmp_path: Path) -> None:
     second = next(path for path in sorted(tmp_path.iterdir()) if "-00002-of-" in path.name)
     assert read_artifact(second) == parts
     second.unlink()
-    with pytest.raises(ModelNotFoundError, match="missing"):
+    with pytest.raises(ModelNotFoundError, match="its folder lacks"):
         read_artifact(first)
 
 
