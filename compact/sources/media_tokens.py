@@ -12,6 +12,7 @@ from typing import Any
 
 from compact.base.files import read_json_object, write_json
 from compact.checkpoints.names import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG
+from compact.vocabulary.loading import token_text
 
 # The settings of tokenizer_config.json that name such a token.
 _KEYS = ("image_token", "audio_token", "video_token")
@@ -34,7 +35,7 @@ def media_tokens(directory: Path, rows: int) -> tuple[str, ...]:
     value = read_json_object(settings)
     nested = value.get("extra_special_tokens")
     places = (value, nested if isinstance(nested, dict) else {})
-    named = {text for place in places for key in _KEYS if isinstance(text := _text(place.get(key)), str)}
+    named = {text for place in places for key in _KEYS if (text := token_text(place.get(key))) is not None}
     if not named:
         return ()
     entries = [entry for entry in read_json_object(tokenizer).get(_ENTRIES) or () if isinstance(entry, dict)]
@@ -59,14 +60,8 @@ def leave_out(directory: Path, texts: Collection[str]) -> None:
 def _without(value: Any, texts: Collection[str]) -> Any:
     """Return a JSON value without the entries that are, or are named as, one of the tokens."""
     if isinstance(value, dict):
-        kept = {key: part for key, part in value.items() if key not in texts and _text(part) not in texts}
+        kept = {key: part for key, part in value.items() if key not in texts and token_text(part) not in texts}
         return {key: _without(part, texts) for key, part in kept.items()}
     if isinstance(value, list):
-        return [_without(part, texts) for part in value if _text(part) not in texts]
+        return [_without(part, texts) for part in value if token_text(part) not in texts]
     return value
-
-
-def _text(value: Any) -> str | None:
-    """Return the text of a token: a string, or an object with the key `content`."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None

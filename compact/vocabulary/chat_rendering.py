@@ -20,7 +20,7 @@ from typing import Any, Self
 from compact.base.child_environment import module_environment
 from compact.base.errors import DamagedFileError, DataError, ToolUnavailableError
 from compact.vocabulary.chat_templates import DEFAULT, place_of, read_chat_templates
-from compact.vocabulary.loading import load_tokenizer, tokenizer_settings
+from compact.vocabulary.loading import load_tokenizer, token_text, tokenizer_settings
 
 SECONDS = 60.0  # for one request; rendering takes milliseconds
 Messages = Sequence[Mapping[str, Any]]
@@ -218,9 +218,8 @@ def special_of(tokenizer: Any) -> dict[str, str]:
 
 def _special(directory: Path) -> dict[str, str]:
     """Return the special tokens that the settings of the tokenizer name."""
-    named = {key: value for key, value in tokenizer_settings(directory).items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
-    return {key: text for key, text in texts.items() if isinstance(text, str)}
+    named = {key: token_text(value) for key, value in tokenizer_settings(directory).items() if key.endswith("_token")}
+    return {key: text for key, text in named.items() if text is not None}
 
 
 def template_of(tokenizer: Any) -> str | None:

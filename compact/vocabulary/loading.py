@@ -208,8 +208,11 @@ def tokenizer_document(directory: Path) -> dict[str, Any]:
         DamagedFileError: the file or the tokenizer is damaged, or a token has no row in the embedding.
         UnsupportedTokenizerError: the tokenizer is not of a supported kind.
     """
-    path = directory / TOKENIZER
-    raw = read_json_object(path)
+    return _document(directory, read_json_object(directory / TOKENIZER))
+
+
+def _document(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return `tokenizer_document` for the content of tokenizer.json, which is `raw` itself if the two agree."""
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         return raw  # not BPE: the caller refuses it
@@ -219,7 +222,7 @@ def tokenizer_document(directory: Path) -> dict[str, Any]:
     try:
         loaded = _loaded(directory, _stamp(directory), len(model["vocab"]))
     except DamagedFileError:
-        read_vocabulary(raw, 1 << 31, str(path))  # its error is more precise
+        read_vocabulary(raw, 1 << 31, str(directory / TOKENIZER))  # its error is more precise
         raise
     changed = {**_without_training_state(raw, loaded), **_added(entries, loaded)}
     if not _segments_alike(raw, loaded):
@@ -248,7 +251,8 @@ def tokenizer_key(directory: Path) -> str:
 
     If Transformers uses tokenizer.json unchanged, this is the sha256 of the file.
     """
-    raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
+    raw = read_json_object(directory / TOKENIZER)
+    document = _document(directory, raw)
     return sha256_file(directory / TOKENIZER) if raw == document else sha256_json(document)
 
 
@@ -258,7 +262,8 @@ def check_written_tokenizer(directory: Path) -> None:
     Raises:
         DamagedFileError: it changes a section. Token ids and rows of the embedding would no longer match.
     """
-    raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
+    raw = read_json_object(directory / TOKENIZER)
+    document = _document(directory, raw)
     for key, value in document.items():
         if value != raw.get(key):
             raise DamagedFileError(
@@ -279,6 +284,12 @@ def tokenizer_settings(directory: Path) -> dict[str, Any]:
     return {**settings, **{key: value for key, value in read_json_object(named).items() if key.endswith("_token")}}
 
 
+def token_text(value: Any) -> str | None:
+    """Return the text of a token in a settings file: a string, or an object with the key `content`."""
+    text = value.get("content") if isinstance(value, Mapping) else value
+    return text if isinstance(text, str) else None
+
+
 def truncation_side(directory: Path) -> dict[str, Any]:
     """Return `truncation_side` for tokenizer_config.json if tokenizer.json truncates on the left, otherwise nothing.
 
@@ -291,7 +302,8 @@ def truncation_side(directory: Path) -> dict[str, Any]:
 
 def tokenizer_note(directory: Path) -> str | None:
     """Return one line for the user if the tokenizer's class replaces parts of tokenizer.json, otherwise None."""
-    raw, document = read_json_object(directory / TOKENIZER), tokenizer_document(directory)
+    raw = read_json_object(directory / TOKENIZER)
+    document = _document(directory, raw)
     if raw == document:
         return None
     replaced = [key for key in ("normalizer", "pre_tokenizer") if raw.get(key) != document.get(key)]

@@ -35,7 +35,7 @@ from compact.vocabulary.chat_templates import (
     template_files,
     write_chat_templates,
 )
-from compact.vocabulary.loading import tokenizer_document, tokenizer_settings, truncation_side
+from compact.vocabulary.loading import token_text, tokenizer_document, tokenizer_settings, truncation_side
 from exporters.native.child import NativeChild
 from exporters.onnx.folder import GENAI_CONFIG
 from exporters.onnx.types import OnnxOptions, check_onnx
@@ -286,13 +286,9 @@ def _with_special_tokens(checkpoint: Path) -> dict[str, Any]:
     other = {
         key: value
         for key, value in tokenizer_settings(checkpoint).items()
-        if _token_text(value) != _token_text(written.get(key))
+        if key.endswith("_token") and token_text(value) != token_text(written.get(key))
     }
     return {**written, **other}
-
-
-def _token_text(value: Any) -> Any:
-    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def _settle_chat_templates(checkpoint: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
