@@ -164,10 +164,20 @@ def _resolve(model: str, cache: Cache, progress: Progress, pre: str | None) -> M
         return _open_gguf(path, model, cache, progress, pre)
     if (named := hub.parse_model(model)) is not None:
         return _open_hub(named, model, cache, progress)
+    raise _no_such_model(model)
+
+
+def check_exists(model: str) -> None:
+    """Raise ModelNotFoundError for a name that is not a file, a folder, a built-in model or a model of the Hub."""
+    if model not in BUILT_IN and not Path(model).expanduser().exists() and hub.parse_model(model) is None:
+        raise _no_such_model(model)
+
+
+def _no_such_model(model: str) -> ModelNotFoundError:
     close = difflib.get_close_matches(model, BUILT_IN, n=1)
     choice = f"name a directory, a .gguf file, a Hub model (org/name), or one of: {', '.join(BUILT_IN)}"
     hint = f"did you mean {close[0]!r}?" if close else choice
-    raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
+    return ModelNotFoundError(f"{model}: no such directory, file or built-in model", hint)
 
 
 def plain_name(name: str) -> str:

@@ -39,6 +39,7 @@ def models_to_score(options: EvalOptions, models: Sequence[str], progress: Progr
         if getattr(options, name) is not None:
             raise UsageError(f"--{name}: takes one MODEL, but {len(models)} are given", "name one MODEL")
     from compact.checkpoints.gguf_model import other_kind
+    from compact.sources.model_source import check_exists
     from exporters.opened import named_artifact
 
     chosen: dict[Path | str, str] = {}
@@ -49,23 +50,13 @@ def models_to_score(options: EvalOptions, models: Sequence[str], progress: Progr
             continue
         artifact = named_artifact(model, options.pre)
         if artifact is None:
-            _check_exists(model)
+            check_exists(model)
         chosen.setdefault(model if artifact is None else artifact.path.absolute(), model)
     if not chosen:
         raise DataError(f"none of the {len(models)} files is a model ({left_out[0]})", "name a file that is a model")
     for note in left_out:
         progress.note(note)
     return list(chosen.values())
-
-
-def _check_exists(model: str) -> None:
-    """Raise ModelNotFoundError for a name that is not a file, a folder, a built-in model or a model of the Hub."""
-    from compact.base.errors import ModelNotFoundError
-    from compact.sources.hub import parse_model
-    from compact.sources.model_source import BUILT_IN
-
-    if model not in BUILT_IN and not Path(model).expanduser().exists() and parse_model(model) is None:
-        raise ModelNotFoundError(f"{model}: no such directory, file or built-in model", "no model was scored")
 
 
 def score_each(options: EvalOptions, models: Sequence[str], progress: Progress) -> Iterator[TextResult | TasksResult]:
