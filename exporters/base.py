@@ -19,6 +19,7 @@ from exporters.format_values import (
     Choices,
     Flag,
     Measurements,
+    Recipe,
     Request,
     SizeRequest,
     Target,
@@ -149,6 +150,12 @@ class Format(ABC):
         Raises:
             CompactEdgeError: the format cannot hold the model, or a package is missing.
         """
+
+    @classmethod
+    def recipes(cls, target: Target, source: ModelSource, choices: Choices) -> Sequence[Recipe]:
+        """Return the types that a search tries for this model. The user's choices of types are not changed."""
+        del target, source, choices
+        return ()
 
     @property
     @abstractmethod

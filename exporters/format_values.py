@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from exporters.llamacpp.engine import Speed
 
 ORIGINAL, PRUNED = "original", "pruned"
+# Values of a format's flags by key. Without the flag, the value is None, False, () or missing.
+Choices = Mapping[str, Any]
 
 
 class Whole(Protocol):
@@ -177,13 +179,34 @@ class SizeRequest:
 
 
 class ArtifactSizes(Protocol):
-    """Predicted bytes of an artifact at given sizes."""
+    """Predicted figures of an artifact at given sizes."""
 
     def file_bytes(self, sizes: Sizes) -> int:
         """Return an upper bound for the total size of the model's files."""
 
     def bytes_per_token(self, sizes: Sizes) -> int:
         """Return the bytes of weights that are read to decode one token."""
+
+    def weights_per_token(self, sizes: Sizes) -> int:
+        """Return the number of weights that are multiplied in prefill for one token. The LM head is not counted."""
+
+    def memory_bytes(self, sizes: Sizes, context: int) -> int:
+        """Estimate the resident memory of the running model with a key-value cache for `context` positions."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights of an artifact are stored. `Format.resolve` takes both values.
+
+    Attributes:
+        quant: type of the artifact, with its usual name in the runtime.
+        choices: values of the format's flags that change the types of some tensors.
+        name: short name for tables, such as `Q8_0, embedding IQ4_NL`.
+    """
+
+    quant: str
+    choices: Choices
+    name: str
 
 
 @dataclass(frozen=True)
@@ -214,10 +237,6 @@ class Flag:
     def key(self) -> str:
         """The key in `Choices`."""
         return self.name.removeprefix("--").replace("-", "_")
-
-
-# Values of a format's flags by key. Without the flag, the value is None, False, () or missing.
-Choices = Mapping[str, Any]
 
 
 def is_given(value: Any) -> bool:

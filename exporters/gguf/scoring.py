@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compact.base.progress import Progress
+from compact.base.progress import SILENT, Progress
 from compact.forward.evaluate import DEFAULT_WINDOW, Evaluation, TextScorer, evaluate
 from exporters.format_values import Measurements, Variant
 from exporters.llamacpp.engine import LlamaEngine
@@ -43,10 +43,20 @@ def evaluate_gguf(
     pre: str | None = None,
 ) -> Evaluation:
     """Measure bits per byte of a GGUF in llama.cpp, with its own tokenizer and the same windows as for a checkpoint."""
-    with open_gguf(path, threads=threads, window=window, pre=pre) as (model, engine):
+    with open_gguf(path, threads=threads, window=window, pre=pre) as opened:
+        return score_texts(opened, {label: text}, progress=progress)[label]
+
+
+def score_texts(
+    opened: tuple[TextScorer, LlamaEngine], texts: Mapping[str, str], *, progress: Progress = SILENT
+) -> dict[str, Evaluation]:
+    """Measure bits per byte of an open GGUF on several texts. The names of the texts label the progress."""
+    model, engine = opened
+    found = {}
+    for name, text in texts.items():
         ids = model.encode(text)
         first = engine.detokenize(ids[:1])
-        return evaluate(
+        found[name] = evaluate(
             ids,
             text,
             model.score,
@@ -55,8 +65,9 @@ def evaluate_gguf(
             first_token_bytes=len(first) - (engine.adds_space and first.startswith(b" ")),
             window=model.window,
             progress=progress,
-            label=label,
+            label=name,
         )
+    return found
 
 
 def measure_gguf(variant: Variant, text: str, prompt: str | None, threads: int) -> Measurements:

@@ -7,8 +7,8 @@ inputs summed over tokens, and the number of tokens. `imatrix_torch.collect` mea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -76,3 +76,19 @@ class Imatrix:
                 )
             found[name] = np.ascontiguousarray(values, dtype=np.float32)
         return found
+
+    def pruned(self, kept_channels: Sequence[Sequence[int]]) -> Imatrix:
+        """Return the matrix of a pruned model: the entries of `ffn_down` keep only the kept channels.
+
+        All other inputs have the sizes of the unpruned model. Their values are approximate, because the pruned model's
+        activations differ slightly.
+
+        Args:
+            kept_channels: kept FFN channels of each layer, as in a plan.
+        """
+        means = dict(self.means)
+        for layer, channels in enumerate(kept_channels):
+            name = f"blk.{layer}.ffn_down.weight"
+            if name in means:
+                means[name] = means[name][np.asarray(channels, dtype=np.int64)]
+        return replace(self, means=means)

@@ -252,6 +252,7 @@ def predict_types(
     *,
     embedding_quant: str | None = None,
     output_quant: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     has_imatrix: bool = False,
 ) -> dict[str, str]:
     """Predict the type that `llama_model_quantize` gives each tensor.
@@ -261,6 +262,8 @@ def predict_types(
         quant: name of a quantization.
         embedding_quant: type of token_embd (`token_embedding_type`).
         output_quant: type of the output (`output_tensor_type`). With tied embeddings, the output is token_embd.
+        tensor_types: tensor name -> type (`tt_overrides`). It must name all tensors that are quantised or none,
+            because llama.cpp's mixtures count the tensors that they choose a type for.
         has_imatrix: whether there will be an importance matrix, for any tensors.
 
     Returns:
@@ -282,6 +285,8 @@ def predict_types(
     for tensor in sorted(model.tensors, key=tensor_order):
         kind = category(tensor.name)
         explicit = embedding if kind is Choice.EMBEDDING else output if kind is Choice.OUTPUT else None
+        if tensor_types and tensor.name in tensor_types:
+            explicit = ggml_type(tensor_types[tensor.name])
         if not quantizable(tensor):
             types[tensor.name] = tensor.type
         elif explicit is not None:

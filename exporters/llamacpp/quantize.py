@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def quantize_gguf(
     imatrix: Imatrix | None = None,
     embedding_quant: str | None = None,
     output_quant: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     n_threads: int = 1,
     progress: Progress = SILENT,
 ) -> None:
@@ -39,6 +41,7 @@ def quantize_gguf(
         imatrix: importance matrix. Entries for tensors that are not in the source are ignored.
         embedding_quant: type of token_embd, if different from the mixture's.
         output_quant: type of the output, if different from the mixture's. With tied embeddings, this is token_embd.
+        tensor_types: tensor name -> type, for tensors that do not get the mixture's type.
         n_threads: threads for quantising.
         progress: receives one unit per tensor.
 
@@ -58,7 +61,12 @@ def quantize_gguf(
         raise OutputExistsError(f"{target} already exists", "choose another path")
     model = read_header(source).model_shape(str(source))
     types = predict_types(
-        model, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=imatrix is not None
+        model,
+        quant,
+        embedding_quant=embedding_quant,
+        output_quant=output_quant,
+        tensor_types=tensor_types,
+        has_imatrix=imatrix is not None,
     )
     covered = imatrix.means.keys() if imatrix is not None else frozenset[str]()
     uncovered = [name for name in needing_imatrix(types, quant) if name not in covered]
@@ -76,6 +84,7 @@ def quantize_gguf(
         "n_threads": n_threads,
         "embedding_type": ggml_type(embedding_quant).value if embedding_quant else None,
         "output_type": ggml_type(output_quant).value if output_quant else None,
+        "tensor_types": {name: ggml_type(kind).value for name, kind in (tensor_types or {}).items()},
         "names": list(entries),
     }
     # The subject is part of every message, so a crash message also names the type.

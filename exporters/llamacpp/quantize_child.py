@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,9 @@ class _Server:
             params.token_embedding_type = request["embedding_type"]
         if request["output_type"] is not None:
             params.output_tensor_type = request["output_type"]
+        overrides = _overrides(llama_cpp, request["tensor_types"])
+        if overrides is not None:
+            params.tt_overrides = overrides
         entries = _entries(llama_cpp, request["names"], arrays)
         if entries is not None:
             params.imatrix = entries
@@ -53,6 +56,18 @@ class _Server:
     def _on_line(self, line: str) -> None:
         if match := _LINE.match(line):
             self._channel.progress(done=int(match[1]), total=int(match[2]))
+
+
+def _overrides(llama_cpp: Any, types: Mapping[str, int]) -> Any:
+    """Build the array of `llama_model_tensor_override` for `llama_model_quantize_params.tt_overrides`."""
+    if not types:
+        return None
+    entries = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()
+    for entry, (name, kind) in zip(entries, types.items(), strict=False):
+        # llama.cpp searches the tensor's name for this regular expression.
+        entry.pattern = ("^" + name.replace(".", r"\.") + "$").encode()
+        entry.type = kind
+    return entries  # the last entry has no pattern and ends the list
 
 
 def _entries(llama_cpp: Any, names: Sequence[str], arrays: Sequence[Array]) -> Any:
