@@ -127,3 +127,8 @@ def is_searched(options: BudgetOptions) -> bool:
     if options.split is None:
         return options.fit_bytes is not None
     return parse_split(options.split) == AUTO
+
+
+def is_predicted(options: BudgetOptions) -> bool:
+    """Return whether the sizes for a ratio are chosen by their predicted loss (`compact.search.ratio`)."""
+    return options.split is None and options.fit_bytes is None and not has_explicit_sizes(options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 # Maximum context in the card's command. Without a limit, llama.cpp allocates memory for the model's full context.
 _CARD_CONTEXT = 4096
 _ENDING = ".gguf"
+# Key of a mix of types in the choices, manifests and recipes.
+MIX = "tensor_types"
 # Row lengths must be multiples of these block sizes. File types such as Q4_K_M mix tensor types of one block size.
 # Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
 _BLOCK_1 = ("F32", "F16", "BF16")
@@ -65,6 +67,8 @@ class GgufFormat(Format):
         imatrix: file with an importance matrix of the pruned model.
         files: additional files of the folder.
         window: note about the model's sliding window; None if the GGUF supports it.
+        mix: tensor name -> type, for a mix of types that a search made. Empty: the mix that llama.cpp calls
+            `type_name`.
     """
 
     type_name: str
@@ -73,6 +77,7 @@ class GgufFormat(Format):
     imatrix: Path | None
     files: FileOptions
     window: str | None
+    mix: Mapping[str, str] = field(default_factory=dict)
     name: ClassVar[str] = "gguf"
     label: ClassVar[str] = "GGUF"
     runtime: ClassVar[str] = "llama.cpp"
@@ -157,7 +162,8 @@ class GgufFormat(Format):
             split_max_bytes=given.get("split_max_size"),
         )
         window = window_note(source.family, source.config)
-        return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window)
+        mix: Mapping[str, str] = given.get(MIX) or {}
+        return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window, mix)
 
     @property
     def quant(self) -> str:
@@ -179,6 +185,7 @@ class GgufFormat(Format):
             name=request.name,
             pre=request.pre,
             embedding_quant=self.embedding,
+            tensor_types=self.mix,
             # The given matrix is of the pruned model. The unpruned model needs its own.
             imatrix_file=None if request.label == ORIGINAL else self.imatrix,
             texts=calibration.texts if request.measures else (),
@@ -204,8 +211,9 @@ class GgufFormat(Format):
             request.ranking.order,
             self.type_name,
             embedding_quant=self.embedding,
+            tensor_types=self.mix,
             # A build always has a matrix: a given file, or one measured on the calibration text.
-            has_imatrix=quant_named(self.type_name).uses_imatrix,
+            has_imatrix=self.uses_imatrix,
             pre=request.source.pre,
             metadata=longest,
         )
@@ -312,6 +320,7 @@ class GgufFormat(Format):
         return {
             "quant": self.type_name,
             "embedding_quant": self.asked_embedding,
+            **({MIX: dict(self.mix)} if self.mix else {}),
             "save_imatrix": self.files.save_imatrix,
             "modelfile": self.files.modelfile,
             "split_max_bytes": self.files.split_max_bytes,
@@ -358,11 +367,13 @@ class GgufFormat(Format):
         choices = {
             "embedding_quant": recipe["embedding_quant"],
             "imatrix": imatrix if recipe["imatrix"] else None,
+            MIX: recipe.get(MIX),
         }
         return cls.resolve(target, source, quant=recipe["quant"], choices=choices)
 
     def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
-        return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix}
+        mix = {MIX: dict(self.mix)} if self.mix else {}
+        return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix, **mix}
 
     @property
     def long_name(self) -> str:
@@ -370,7 +381,9 @@ class GgufFormat(Format):
 
     @property
     def uses_imatrix(self) -> bool:
-        return quant_named(self.type_name).uses_imatrix
+        from exporters.gguf.artifact import writes_directly
+
+        return not writes_directly(quant_named(self.type_name), self.embedding, self.mix)
 
     @classmethod
     def made_with(cls, quant: str) -> dict[str, Any] | None:
