@@ -31,6 +31,7 @@ from compact.pruning.budget import (
     TOLERANCE,
     Limits,
     Parts,
+    Shares,
     Sizes,
     count_parts,
     inner_sizes,
@@ -39,7 +40,7 @@ from compact.pruning.budget import (
     vocabulary_share,
     wanted_parameters,
 )
-from compact.pruning.budget_options import AUTO, is_searched, parse_split
+from compact.pruning.budget_options import is_searched, parse_split
 from compact.pruning.context import Context
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.options import PruneOptions
@@ -330,7 +331,7 @@ def find_sizes(context: Context, *, size_of: SizeOf | None = None) -> Found:
         candidates = sizes_at_ratio(_ratio_of(options) or DEFAULT_RATIO, curve)
     if not is_searched(options):
         split = parse_split(options.split or "")
-        assert split != AUTO
+        assert isinstance(split, Shares)
         return Found(nearest_share(split, candidates, curve.parts, curve.limits), None)
     evaluator = SizeEvaluator(context)
     evaluator.prepare()

@@ -19,6 +19,7 @@ from exporters.format_values import (
     Choices,
     Flag,
     Measurements,
+    Recipe,
     Request,
     SizeRequest,
     Target,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from compact.vocabulary.token_pieces import TokenPieces
     from exporters.gate import ParityReport
     from exporters.gguf.artifact import GgufArtifact
+    from exporters.gguf.artifact_sizes import GgufArtifactSizes
     from exporters.gguf.placing import FileOptions
-    from exporters.gguf.size import GgufSizes
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
@@ -199,24 +200,18 @@ class GgufFormat(Format):
             check_files(artifact, self.files)
         return artifact
 
-    def sizes(self, request: SizeRequest) -> GgufSizes:
-        from exporters.gguf.artifact import metadata_of
-        from exporters.gguf.size import gguf_sizes
+    @classmethod
+    def recipes(cls, target: Target, source: ModelSource, choices: Choices) -> Sequence[Recipe]:
+        from exporters.gguf.recipes import recipes_of
 
-        # The plan does not exist yet. Any sha256 has the length of its id.
-        longest = metadata_of(request.source, request.name, request.description, request.source.id)
-        return gguf_sizes(
-            request.source,
-            request.ranking.always,
-            request.ranking.order,
-            self.type_name,
-            embedding_quant=self.embedding,
-            tensor_types=self.mix,
-            # A build always has a matrix: a given file, or one measured on the calibration text.
-            has_imatrix=self.uses_imatrix,
-            pre=request.source.pre,
-            metadata=longest,
-        )
+        del target
+        return recipes_of(source, choices.get("embedding_quant"))
+
+    def sizes(self, request: SizeRequest) -> GgufArtifactSizes:
+        from exporters.gguf.artifact_sizes import artifact_sizes
+
+        isa = None if self.target.isa is None else self.target.isa.features
+        return artifact_sizes(request, self.type_name, self.embedding, isa, tensor_types=self.mix)
 
     def notes(self, artifact: GgufArtifact) -> list[str]:
         from exporters.gguf.artifact import artifact_notes

@@ -27,7 +27,7 @@ from exporters.gguf.artifact import lossless_type, writes_directly
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.tensors import plan_tensors, type_of
 from exporters.gguf_writer.write import ROPE_FREQS, Quant, read_layout, write_gguf
-from exporters.llamacpp.quant_rules import ModelShape, TensorShape
+from exporters.llamacpp.quant_rules import Choice, ModelShape, TensorShape, category
 from exporters.llamacpp.quant_types import GGML_TYPES, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
@@ -120,6 +120,12 @@ class GgufSizes:
         if _OUTPUT in n_bytes:
             n_bytes[_EMBEDDING] //= sizes.vocab_size
         return sum(n_bytes.values())
+
+    def weights_per_token(self, sizes: Sizes) -> int:
+        """Return the number of weights that prefill multiplies per token: all matrices but embeddings and LM head."""
+        outer = (Choice.EMBEDDING, Choice.OUTPUT)
+        matrices = (each for each in self._shapes(sizes) if len(each.shape) == 2 and category(each.name) not in outer)
+        return sum(each.count for each in matrices)
 
     def file_tensors(self, sizes: Sizes) -> list[FileTensor]:
         """Return every tensor of the file at these sizes."""
