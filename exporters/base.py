@@ -21,6 +21,7 @@ from exporters.format_values import (
     Measurements,
     Recipe,
     Request,
+    SearchType,
     SizeRequest,
     Target,
     Variant,
@@ -156,6 +157,26 @@ class Format(ABC):
         """Return the types that a search tries for this model. The user's choices of types are not changed."""
         del target, source, choices
         return ()
+
+    @classmethod
+    def search_types(
+        cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
+    ) -> Sequence[SearchType]:
+        """Return the types of `recipes`, resolved for the unpruned model of `request`, with errors if known."""
+        del cache, progress
+        return [
+            SearchType(
+                cls.resolve(target, request.source, quant=each.quant, choices={**choices, **each.choices}), each.name
+            )
+            for each in cls.recipes(target, request.source, choices)
+        ]
+
+    def for_trial(
+        self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress
+    ) -> Self:
+        """Return the format for a quick trial of a pruned model, with files in `work` if it needs some."""
+        del kept_channels, request, work, cache, progress
+        return self
 
     @property
     @abstractmethod

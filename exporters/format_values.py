@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from compact.pruning.budget import Sizes
     from compact.pruning.ranking import Ranking
     from compact.sources.model_source import ModelSource
+    from exporters.base import Format
     from exporters.llamacpp.engine import Speed
 
 ORIGINAL, PRUNED = "original", "pruned"
@@ -219,6 +220,23 @@ class Recipe:
     quant: str
     choices: Choices
     name: str
+
+
+@dataclass(frozen=True)
+class SearchType:
+    """One way to store a model, which a search compares with others.
+
+    Attributes:
+        format: the format with this type.
+        name: short name for tables.
+        body_error: mean relative error of the body's matrices on the unpruned model; None if it is not known.
+        head_error: the same for embedding and head.
+    """
+
+    format: Format
+    name: str
+    body_error: float | None = None
+    head_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -49,3 +49,9 @@ class Context:
         changed = replace(self)
         changed._values.update({**self._values, make: value})
         return changed
+
+    def with_options(self, options: PruneOptions) -> Context:
+        """Return a copy with other options. The caller must make sure that the kept values do not depend on them."""
+        changed = replace(self, options=options)
+        changed._values.update(self._values)
+        return changed

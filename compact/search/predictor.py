@@ -123,6 +123,10 @@ class Predictor:
         whole = self._reach.at(self.whole.vocab_size)[1]
         return max(0.0, self._reach.at(vocab_size)[1] / whole - 1) if whole > 0 else 0.0
 
+    def characters_per_token(self, vocab_size: int) -> float:
+        """Return the expected characters per token of a text."""
+        return 1 / self._reach.at(vocab_size)[1]
+
     def energy_lost(self, sizes: Sizes) -> float:
         """Return the share of act² energy that the dropped channels have, mean over the layers, 0 to 1."""
         if sizes.intermediate_size >= self.whole.intermediate_size:

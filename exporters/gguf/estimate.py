@@ -29,6 +29,7 @@ def estimated_sizes(
     quant: str,
     *,
     embedding_quant: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     has_imatrix: bool | None = None,
     merges: int | None = None,
 ) -> GgufSizes:
@@ -38,6 +39,7 @@ def estimated_sizes(
         config: config.json with checked sizes.
         family: the row of the family table.
         quant, embedding_quant: names of llama.cpp types.
+        tensor_types: tensor name -> type, for a mix of types.
         has_imatrix: whether an importance matrix will be used. None: use one if the type takes one, as a build does.
         merges: merges of the tokenizer, if known.
 
@@ -61,7 +63,7 @@ def estimated_sizes(
         ModelShape((), family.gguf_arch, layers, int(config["num_attention_heads"]), family.kv_heads(config)),
         chosen.name,
         embedding_quant,
-        {},
+        tensor_types or {},
         chosen.uses_imatrix if has_imatrix is None else has_imatrix,
         _KEYS_BYTES + vocab * per_token,
         range(vocab * per_token, -1, -per_token),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ from exporters.format_values import (
     Measurements,
     Recipe,
     Request,
+    SearchType,
     SizeRequest,
     Target,
     Variant,
@@ -165,6 +166,30 @@ class GgufFormat(Format):
         window = window_note(source.family, source.config)
         mix: Mapping[str, str] = given.get(MIX) or {}
         return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window, mix)
+
+    @classmethod
+    def search_types(
+        cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
+    ) -> Sequence[SearchType]:
+        from exporters.gguf.search_types import gguf_search_types
+
+        return gguf_search_types(target, request, choices, cache, progress)
+
+    def for_trial(
+        self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress
+    ) -> GgufFormat:
+        """See `Format.for_trial`. The matrix is the unpruned model's, without the dropped channels."""
+        from exporters.gguf.search_types import matrix_of
+        from exporters.llamacpp.imatrix_files import write_imatrix
+
+        if self.imatrix is not None or not self.uses_imatrix:
+            return self
+        matrix = matrix_of(request, cache, progress)
+        if matrix is None:
+            return self
+        path = work / "imatrix.gguf"
+        write_imatrix(matrix.pruned(kept_channels), path)
+        return replace(self, imatrix=path)
 
     @property
     def quant(self) -> str:

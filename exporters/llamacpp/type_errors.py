@@ -127,6 +127,4 @@ def _measure(source: ModelSource, matrix: Imatrix | None, progress: Progress) ->
 
 def _fitting(n_in: int, *, has_matrix: bool) -> Sequence[str]:
     """Return the types whose blocks fit rows of this length."""
-    return [
-        name for name in TYPES if n_in % GGML_TYPES[name].block == 0 and (has_matrix or name not in _NEED_MATRIX)
-    ]
+    return [name for name in TYPES if n_in % GGML_TYPES[name].block == 0 and (has_matrix or name not in _NEED_MATRIX)]

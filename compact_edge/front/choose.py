@@ -1,0 +1,149 @@
+"""Choose sizes and types for a build within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compact.base.cache import Cache
+from compact.base.errors import ToolUnavailableError
+from compact.base.progress import Progress
+from compact.pruning.budget import Sizes
+from compact.pruning.context import Context
+from compact.pruning.ranking import rank_vocabulary
+from compact_edge.front.candidates import SearchLimits
+from compact_edge.front.record import front_record
+from compact_edge.front.search import FrontSearch, Measured, run_search, start_search
+from compact_edge.front.trials import Trials
+from exporters.base import Format
+from exporters.format_values import ArtifactSizes, Choices, Request, SearchType, SizeRequest, Target, Variant
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One format of a build whose type may be searched.
+
+    Attributes:
+        kind: class of the format.
+        target: the device profile.
+        choices: the user's choices.
+        quant: the user's type; None to search it.
+        limits: limits of the artifact.
+    """
+
+    kind: type[Format]
+    target: Target
+    choices: Choices
+    quant: str | None
+    limits: SearchLimits
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The result.
+
+    Attributes:
+        sizes: V' and I'.
+        formats: the formats with their types, in the order of the request.
+        record: how they were found, for the plan.
+    """
+
+    sizes: Sizes
+    formats: tuple[Format, ...]
+    record: dict[str, Any]
+
+
+def open_search(
+    wanted: Wanted,
+    context: Context,
+    original: Request,
+    *,
+    names: tuple[str, str],
+    threads: int,
+) -> FrontSearch:
+    """Prepare the search for one format: fit the predictions.
+
+    Args:
+        wanted: the format and its limits.
+        context: the model, the options and the calibration.
+        original: the request for the unpruned model's artifact.
+        names: name of the pruned model, and the longest possible description in its metadata.
+        threads: threads of the runtime.
+    """
+    types = _types(wanted, original, context.cache, context.progress)
+    request = SizeRequest(context.source, context.once(rank_vocabulary), *names)
+    sizes = {each.name: each.format.sizes(request) for each in types}
+
+    def trials_for(texts: Mapping[str, str]) -> Trials:
+        return Trials(context, original, texts, threads=threads)
+
+    limits = wanted.limits
+    if limits.min_speed is not None and limits.bandwidth is None:
+        first = types[0]
+        bandwidth = _bandwidth_here(first, sizes[first.name], context, original, threads)
+        limits = replace(limits, bandwidth=bandwidth)
+    return start_search(context, types, sizes, trials_for, limits)
+
+
+def choose(
+    wanted: Sequence[Wanted],
+    context: Context,
+    original: Request,
+    *,
+    names: tuple[str, str],
+    threads: int,
+    minutes: float | None,
+) -> Chosen:
+    """Search sizes and types within the limits.
+
+    The first format decides the sizes. Each other format then gets its best type at these sizes.
+
+    Raises:
+        BudgetError: nothing meets the limits.
+        CompactEdgeError: an error of measuring.
+    """
+    search = open_search(wanted[0], context, original, names=names, threads=threads)
+    with search.trials:
+        best = run_search(search, minutes=minutes)
+        record = front_record(search, best)
+    formats = [best.candidate.type.search_type.format]
+    for other in wanted[1:]:
+        found = _type_at(best.candidate.sizes, other, context, original, names=names, threads=threads)
+        formats.append(found.candidate.type.search_type.format)
+    return Chosen(best.candidate.sizes, tuple(formats), record)
+
+
+def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) -> list[SearchType]:
+    """Return the types to compare: the user's type alone if there is one."""
+    source = original.source
+    if wanted.quant is not None:
+        resolved = wanted.kind.resolve(wanted.target, source, quant=wanted.quant, choices=wanted.choices)
+        return [SearchType(resolved, resolved.quant)]
+    return list(wanted.kind.search_types(wanted.target, original, wanted.choices, cache, progress))
+
+
+def _type_at(
+    sizes: Sizes, wanted: Wanted, context: Context, original: Request, *, names: tuple[str, str], threads: int
+) -> Measured:
+    """Return the best type of another format at given sizes."""
+    search = open_search(wanted, context, original, names=names, threads=threads)
+    with search.trials:
+        return run_search(search, only=sizes)
+
+
+def _bandwidth_here(
+    first: SearchType, sizes: ArtifactSizes, context: Context, original: Request, threads: int
+) -> float:
+    """Return the bytes/s that decoding reads on this machine, from a short run of the unpruned model."""
+    artifact = first.format.make(original, context.cache, context.progress)
+    variant = Variant(original.label, original.checkpoint, original.checkpoint_id, artifact)
+    text = " ".join(part.text for part in original.calibration.held_out) or " ".join(original.calibration.texts)
+    measured = first.format.measure(variant, text, None, threads)
+    if measured is None:
+        raise ToolUnavailableError(
+            "--min-speed: the runtime cannot open the model here, and the target has no memory_bandwidth_gb_s",
+            "add memory_bandwidth_gb_s to the target's profile",
+        )
+    whole = Sizes(context.source.vocab_size, context.source.intermediate_size)
+    return measured.decode * sizes.bytes_per_token(whole)

@@ -1,0 +1,95 @@
+"""What quantization to a type costs: fitted to a few types that are measured on the unpruned model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compact.base.progress import Progress
+from compact.search.predictor import Predictor
+from compact_edge.front.trials import Trials
+from exporters.format_values import SearchType
+
+
+@dataclass(frozen=True)
+class TypeLosses:
+    """Predicts ln(bits per byte / float) of a type on the unpruned model.
+
+    The loss is linear in the mean relative errors of the body and of embedding and head.
+
+    Attributes:
+        body, head: loss per relative error.
+        measured: measured losses, by the name of the type.
+    """
+
+    body: float
+    head: float
+    measured: Mapping[str, float]
+
+    def at(self, search_type: SearchType) -> float:
+        """Return the measured loss of a type if there is one, otherwise the predicted loss."""
+        if search_type.name in self.measured:
+            return self.measured[search_type.name]
+        return self.body * (search_type.body_error or 0.0) + self.head * (search_type.head_error or 0.0)
+
+
+def fit_type_losses(
+    types: Sequence[SearchType], trials: Trials, predictor: Predictor, progress: Progress
+) -> TypeLosses:
+    """Measure some types on the unpruned model, and fit the losses of all types.
+
+    If the errors of the types are not known, every type is measured.
+    """
+    chosen = probed(types)
+    losses: dict[str, float] = {}
+    before = predictor.unpruned.texts
+    with progress.task("measuring types", len(chosen), "types") as task:
+        for each in chosen:
+            texts = trials.score(predictor.whole, each.format)
+            ratios = [math.log(texts[name].bits_per_byte / before[name].bits_per_byte) for name in texts]
+            losses[each.name] = float(np.mean(ratios))
+            task.advance()
+    return fitted(types, losses)
+
+
+def probed(types: Sequence[SearchType]) -> list[SearchType]:
+    """Return the types to measure: one with a medium and one with a large error of the body, one of the head."""
+    known = [each for each in types if each.body_error is not None]
+    if len(known) < len(types):
+        return list(types)
+    if not known:
+        return []
+    plain = [each for each in known if (each.head_error or 0.0) == min(one.head_error or 0.0 for one in known)]
+    largest = max(each.body_error or 0.0 for each in plain)
+    medium = min(plain, key=lambda each: abs((each.body_error or 0.0) - largest / 3))
+    worst = max(plain, key=lambda each: each.body_error or 0.0)
+    exact = sorted(known, key=lambda each: (each.body_error or 0.0, -(each.head_error or 0.0)))
+    # Of the types with nearly exact bodies, the one with the largest error of the head.
+    least = exact[0].body_error or 0.0
+    head = max(
+        (each for each in exact if (each.body_error or 0.0) <= least + largest / 50),
+        key=lambda each: each.head_error or 0.0,
+    )
+    return list({each.name: each for each in (medium, worst, head)}.values())
+
+
+def fitted(types: Sequence[SearchType], losses: Mapping[str, float]) -> TypeLosses:
+    """Fit the two coefficients to measured losses. Neither is negative."""
+    by_name = {each.name: each for each in types}
+    rows = [
+        (by_name[name].body_error or 0.0, by_name[name].head_error or 0.0, loss)
+        for name, loss in losses.items()
+        if name in by_name and by_name[name].body_error is not None
+    ]
+    body = _slope([(x, loss) for x, head, loss in rows if x > 4 * head or head == min(h for _, h, _ in rows)])
+    head = _slope([(h, loss - body * x) for x, h, loss in rows])
+    return TypeLosses(body, head, dict(losses))
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of a line through the origin by least squares, or 0 if it would be negative."""
+    total = sum(x * x for x, _ in points)
+    return max(0.0, sum(x * y for x, y in points) / total) if total > 0 else 0.0

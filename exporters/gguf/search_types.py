@@ -1,0 +1,157 @@
+"""The GGUF types that a search compares, with their errors: llama.cpp's mixes, and mixes made for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from compact.base.cache import Cache
+from compact.base.progress import Progress
+from compact.pruning.budget import Sizes
+from compact.sources.model_source import ModelSource
+from exporters.format_values import Choices, Recipe, Request, SearchType, Target
+from exporters.gguf.artifact import Export, importance_of
+from exporters.gguf.estimate import estimated_sizes
+from exporters.gguf.recipes import recipes_of
+from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.quant_rules import Choice, category, quantizable
+from exporters.llamacpp.quant_types import GGML_TYPES
+from exporters.llamacpp.type_errors import TypeErrors, measure_type_errors
+
+# Bits per weight of the body in the mixes that are tried.
+_BITS = (3.5, 4.0, 4.75, 5.25, 5.75, 6.5, 7.5)
+# Types of the embedding (and of a tied head) in these mixes.
+_EMBEDDINGS = ("Q8_0", "IQ4_NL")
+# Types that a mix may give to a matrix of the body. The others have more bits and larger errors than one of these, or
+# kernels that are slow on a CPU.
+_BODY = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS")
+_LARGEST_BLOCK = 256
+
+
+def matrix_of(request: Request, cache: Cache, progress: Progress) -> Imatrix | None:
+    """Return the importance matrix of the unpruned model on the calibration text.
+
+    A build measures the same matrix for its baseline.
+    """
+    calibration = request.calibration
+    export = Export(
+        checkpoint=request.source.directory,
+        checkpoint_id=request.source.id,
+        quant="IQ4_NL",
+        name=request.name,
+        texts=calibration.texts if request.measures else (),
+        texts_id=calibration.id,
+    )
+    return importance_of(export, cache, progress)
+
+
+def gguf_search_types(
+    target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
+) -> list[SearchType]:
+    """Return all types to compare, with the mean relative errors of their matrices on the unpruned model.
+
+    Args:
+        target: the device profile.
+        request: the unpruned model and its calibration.
+        choices: the user's choices. A type of the embedding stays as it is.
+        cache, progress: for the importance matrix and the errors.
+
+    Raises:
+        CompactEdgeError: an error of measuring the matrix or the errors.
+    """
+    from exporters.gguf.format import MIX, GgufFormat
+
+    source = request.source
+    errors = measure_type_errors(source, matrix_of(request, cache, progress), cache, progress)
+    recipes = recipes_of(source, choices.get("embedding_quant"))
+    if choices.get("embedding_quant") is None:
+        recipes = [*recipes, *_mixes(source, errors, MIX)]
+    found = []
+    for recipe in recipes:
+        resolved = GgufFormat.resolve(target, source, quant=recipe.quant, choices={**choices, **recipe.choices})
+        types = _types(source, recipe, recipe.choices.get(MIX) or {})
+        found.append(SearchType(resolved, recipe.name, *errors.of(types)))
+    return found
+
+
+def _types(source: ModelSource, recipe: Recipe, mix: Mapping[str, str]) -> dict[str, str]:
+    """Return the type of every tensor of the unpruned model. I' is rounded down to a multiple of all blocks."""
+    inner = source.intermediate_size
+    sizes = Sizes(source.vocab_size, inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
+    model = estimated_sizes(
+        source.config,
+        source.family,
+        recipe.quant,
+        embedding_quant=recipe.choices.get("embedding_quant"),
+        tensor_types=mix,
+    )
+    return {each.tensor.name: each.type for each in model.file_tensors(sizes)}
+
+
+def _mixes(source: ModelSource, errors: TypeErrors, key: str) -> Iterator[Recipe]:
+    """Yield recipes whose body has about the wanted bits per weight and the smallest mean error.
+
+    Every matrix counts the same, whatever its size: small matrices get more bits. For a price per bit, each matrix
+    takes the type with the smallest sum of error and price. The price is searched for the wanted bits.
+    """
+    model = estimated_sizes(source.config, source.family, "Q8_0")
+    inner = source.intermediate_size
+    whole = Sizes(source.vocab_size, inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
+    tensors = [each.tensor for each in model.file_tensors(whole) if quantizable(each.tensor)]
+    heads = [t.name for t in tensors if category(t.name) in (Choice.EMBEDDING, Choice.OUTPUT)]
+    counts = {t.name: t.count for t in tensors if t.name not in heads and t.name in errors.errors}
+    others = {t.name: "Q8_0" for t in tensors if t.name not in heads and t.name not in errors.errors}
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for bits in _BITS:
+        body = cheapest(counts, errors, bits)
+        if tuple(sorted(body.items())) in seen:
+            continue
+        seen.add(tuple(sorted(body.items())))
+        for embedding in _EMBEDDINGS:
+            if any(errors.errors.get(name) and embedding not in errors.errors[name] for name in heads):
+                continue
+            mix = {**others, **body, **dict.fromkeys(heads, embedding)}
+            # The name of the file is the type of most weights.
+            weights: dict[str, int] = {}
+            for name, kind in body.items():
+                weights[kind] = weights.get(kind, 0) + counts[name]
+            most = max(weights, key=lambda kind: weights[kind])
+            yield Recipe(_FILE_TYPES.get(most, most), {key: mix}, f"mix {bits:g}, embedding {embedding}")
+
+
+# Tensor types that are not the name of a file type.
+_FILE_TYPES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}
+
+
+def cheapest(counts: Mapping[str, int], errors: TypeErrors, bits: float) -> dict[str, str]:
+    """Return the types with the smallest sum of errors at no more than `bits` per weight on average.
+
+    Args:
+        counts: tensor name -> number of weights.
+        errors: relative errors.
+        bits: average bits per weight. If even the smallest types have more, they are returned.
+    """
+    total = sum(counts.values())
+    low, high = 0.0, 1.0  # price of a bit per weight of the whole body
+    best = _at_price(counts, errors, high, total)
+    for _ in range(40):
+        price = (low + high) / 2
+        types = _at_price(counts, errors, price, total)
+        if sum(GGML_TYPES[types[name]].bits * count for name, count in counts.items()) / total > bits:
+            low = price
+        else:
+            high, best = price, types
+    return best
+
+
+def _at_price(counts: Mapping[str, int], errors: TypeErrors, price: float, total: int) -> dict[str, str]:
+    found = {}
+    for name, count in counts.items():
+        offered: Sequence[str] = [kind for kind in _BODY if kind in errors.errors[name]]
+        # The errors are averaged over the matrices, and the bits over the weights.
+        found[name] = min(
+            offered,
+            key=lambda kind, name=name, count=count: (  # type: ignore[misc]
+                errors.at(name, kind) / len(counts) + price * GGML_TYPES[kind].bits * count / total
+            ),
+        )
+    return found
