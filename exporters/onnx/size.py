@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from compact.architectures.layout import OUTPUT
 from compact.pruning.apply import cut_of
@@ -77,6 +78,7 @@ class OnnxSizes:
 
     Attributes:
         tensors: weights in the graph of the unpruned model. A tied head is not included.
+        tied: whether the head is the embedding.
         options: options of the export.
         layers: number of layers.
         float32_norms: whether norms are computed in float32, whatever the type of the activations.
@@ -87,6 +89,7 @@ class OnnxSizes:
     """
 
     tensors: tuple[GraphTensor, ...]
+    tied: bool
     options: OnnxOptions
     layers: int
     float32_norms: bool
@@ -100,7 +103,7 @@ class OnnxSizes:
 
         The data are exact, unless the builder leaves out biases that are all zero. The graph is at most 22% too high.
         """
-        return self._graph_bytes() + self.data_bytes(sizes)
+        return self._graph_bytes + self.data_bytes(sizes)
 
     def data_bytes(self, sizes: Sizes) -> int:
         """Return the size of model.onnx.data in bytes."""
@@ -115,7 +118,7 @@ class OnnxSizes:
         """
         read = self._angle_bytes
         for each in self.graph_tensors(sizes):
-            is_table = each.name == _EMBEDDING and not self._tied
+            is_table = each.name == _EMBEDDING and not self.tied
             read += self._bytes(each) // (each.shape[0] if is_table else 1)
         return read
 
@@ -140,11 +143,11 @@ class OnnxSizes:
         weights = copies = 0
         for each in self.graph_tensors(sizes):
             n_bytes = self._bytes(each)
-            if each.name == _EMBEDDING and not self._tied:
+            if each.name == _EMBEDDING and not self.tied:
                 continue
             weights += n_bytes
             if self._is_head(each):
-                copies = n_bytes * (self._tied + self.options.quantized)
+                copies = n_bytes * (self.tied + self.options.quantized)
         if self.options.quant == "fp16" and self.options.execution_provider == "cpu":
             weights *= _F32 // _F16
         tables = self.positions * self._angle_bytes
@@ -167,10 +170,6 @@ class OnnxSizes:
         return found
 
     @property
-    def _tied(self) -> bool:
-        return all(each.name != OUTPUT for each in self.tensors)
-
-    @property
     def _float_bytes(self) -> int:
         """Bytes of an activation, scale, key or value."""
         on_cpu = self.options.quantized and self.options.execution_provider == "cpu"
@@ -190,7 +189,7 @@ class OnnxSizes:
         return ONNX_TYPES[self.options.quant].bits
 
     def _is_head(self, tensor: GraphTensor) -> bool:
-        return tensor.name == (_EMBEDDING if self._tied else OUTPUT)
+        return tensor.name == (_EMBEDDING if self.tied else OUTPUT)
 
     def _is_sensitive(self, layer: int | None) -> bool:
         """Return whether `*_mixed` keeps matrices of this layer at 8 bits.
@@ -201,7 +200,7 @@ class OnnxSizes:
         return layer is not None and (layer < eighth or layer >= 7 * eighth or (layer - round(eighth)) % 3 == 2)
 
     def _has_zero_points(self, tensor: GraphTensor) -> bool:
-        is_lookup = tensor.name == _EMBEDDING and not self._tied
+        is_lookup = tensor.name == _EMBEDDING and not self.tied
         return self.options.quantized and self.options.algorithm.method == "k_quant" and not is_lookup
 
     def _bytes(self, tensor: GraphTensor) -> int:
@@ -218,6 +217,7 @@ class OnnxSizes:
             row += -(-blocks * bits // 8)
         return rows * row
 
+    @cached_property
     def _graph_bytes(self) -> int:
         count = len(self.tensors) + 2 * self.rotary_tables
         for each in self.tensors:
@@ -262,6 +262,7 @@ def onnx_sizes(source: ModelSource, options: OnnxOptions) -> OnnxSizes:
     tensors: Iterable[GraphTensor] = (GraphTensor(name, ref.shape) for name, ref in source.tensors.items())
     return OnnxSizes(
         tensors=tuple(tensors if options.execution_provider == "dml" else _joined(tensors)),
+        tied=source.tied,
         options=options,
         layers=source.num_hidden_layers,
         # Gemma. Its norms are stored with an offset.
