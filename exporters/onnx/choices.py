@@ -55,9 +55,9 @@ def resolve_options(target: Target, quant: str | None, choices: Choices) -> Onnx
     )
 
 
-# Quantisers of int4 that a search tries, largest files first. On SmolLM2-135M, `rtn*` and plain `k_quant` lose more than
-# `default*` of about the same size, and the two `*_mixed` are close together (docs/onnx.md). So `default_mixed` is tried
-# only for models with an odd number of blocks in a row, which `k_quant*` refuses.
+# Quantisers of int4 that a search tries, largest files first. On SmolLM2-135M, `rtn*` and plain `k_quant` lose more
+# than `default*` of about the same size, and the two `*_mixed` are close together (docs/onnx.md). So `default_mixed` is
+# tried only for models with an odd number of blocks in a row, which `k_quant*` refuses.
 _TRIED = ("k_quant_mixed", "k_quant_last", "default_last", "default")
 _TRIED_ODD = ("default_mixed", "default_last", "default")
 
