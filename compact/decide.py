@@ -18,8 +18,8 @@ from compact.base.errors import PlanMismatchError
 from compact.base.progress import SILENT, Progress
 from compact.calibration.default_text import default_calibration
 from compact.pruning.apply import prune
-from compact.pruning.budget import Sizes
-from compact.pruning.budget_options import check_budget, is_searched
+from compact.pruning.budget import DEFAULT_RATIO, Sizes
+from compact.pruning.budget_options import check_budget, is_predicted, is_searched
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.methods import method_named
@@ -28,7 +28,8 @@ from compact.pruning.planning import make_plan
 from compact.pruning.ranking import rank_vocabulary
 from compact.pruning.sizes import sizes_of
 from compact.requested_texts import check_texts_to_learn, texts_to_learn
-from compact.search.find import SizeOf, find_sizes
+from compact.search.find import SizeOf, curve_of, find_sizes
+from compact.search.ratio import predicted_sizes
 from compact.sources.model_source import ModelSource
 
 # Increment when the same plan produces different checkpoint files.
@@ -68,6 +69,12 @@ def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
     if options.fit_bytes is not None or is_searched(options):
         found = find_sizes(context, size_of=size_of)
         sizes, search = found.sizes, found.record
+    elif is_predicted(options):
+        ranking = context.once(rank_vocabulary)
+        ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+        predicted = predicted_sizes(context, curve_of(source, ranking, options), ratio, size_of)
+        sizes = sizes_of(source, ranking, options) if predicted is None else predicted.sizes
+        search = None if predicted is None else predicted.record
     else:
         sizes = sizes_of(source, context.once(rank_vocabulary), options)
     _warn_of_memory(context, sizes)

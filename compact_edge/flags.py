@@ -11,6 +11,7 @@ import click
 
 from compact.pruning.methods import DEFAULT_METHOD, METHODS, method_named, methods_help
 from compact.pruning.recover_options import RECOVERIES, TRAINED
+from compact_edge import budget_flags
 
 if TYPE_CHECKING:
     from compact.pruning.options import PruneOptions
@@ -69,35 +70,6 @@ def split_codes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
     return tuple(code.strip() for value in values for code in value.split(",") if code.strip())
 
 
-def _coverage(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    from compact.pruning.budget_options import parse_coverage
-
-    return None if value is None else parse_coverage(value)
-
-
-_BUDGET = (
-    click.option("--ratio", type=float, help="Share of all parameters to remove (default: 0.2)."),
-    click.option("--vocab-size", type=int, help="Final vocab_size, including special tokens."),
-    click.option(
-        "--vocab-coverage",
-        metavar="SHARE",
-        callback=_coverage,
-        help="Instead of --vocab-size: use the smallest vocabulary that keeps this share of the languages' tokens "
-        "whole, such as 99.9%.",
-    ),
-    click.option("--intermediate-size", type=int, help="Final intermediate_size of every layer."),
-    click.option(
-        "--fit",
-        metavar="SIZE",
-        help="GGUF: maximum file size, such as 400MB or 60MiB. Searches the sizes (--split auto).",
-    ),
-    click.option(
-        "--split",
-        metavar="auto|V:FFN",
-        help="How to split the cut between vocabulary and FFN. auto: search by bits per byte. 70:30: fixed shares "
-        "(default: auto for --fit, a fixed rule for --ratio).",
-    ),
-)
 _RANKING = (
     click.option(
         "--pad-vocab-to-multiple-of",
@@ -218,7 +190,7 @@ _RECOVERY = (
 
 
 _SUBJECTS = {
-    "Sizes": _BUDGET,
+    "Sizes": (*budget_flags.SIZES, *budget_flags.LIMITS, *budget_flags.SPLIT),
     "Vocabulary and channels": _RANKING,
     "Calibration": _CALIBRATION,
     "Recovery": _RECOVERY,
@@ -228,7 +200,7 @@ _SUBJECTS = {
 
 def pruning_choices() -> dict[str, tuple[str, ...]]:
     """Return the shared options with a fixed set of values: parameter name -> allowed values."""
-    parameters = _parameters((*_BUDGET, *_RANKING, *_CALIBRATION, *_RECOVERY, *_COMPUTE))
+    parameters = _parameters(tuple(option for group in _SUBJECTS.values() for option in group))
     return {p.name or "": tuple(p.type.choices) for p in parameters if isinstance(p.type, click.Choice)}
 
 
@@ -256,8 +228,13 @@ def pre_option(function: Function) -> Function:
 
 
 def budget_options(function: Function) -> Function:
-    """Add the options that say what to remove: sizes, ranking and method."""
-    return _apply((*_BUDGET, *_RANKING), function)
+    """Add the options that say what to remove without making an artifact: sizes, ranking and method."""
+    return _apply((*budget_flags.SIZES, *budget_flags.FIT, *budget_flags.SPLIT, *_RANKING), function)
+
+
+def artifact_budget_options(function: Function) -> Function:
+    """Add the options of `budget_options`, and the limits of the artifact."""
+    return _apply((*budget_flags.SIZES, *budget_flags.LIMITS, *budget_flags.SPLIT, *_RANKING), function)
 
 
 def ranking_options(function: Function) -> Function:
@@ -335,7 +312,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     from compact.pruning.ranking import check_ranking
 
     names = {field.name for field in fields(PruneOptions)} & values.keys() - {"recover"}
-    fit = values.get("fit")
+    fit, memory = values.get("fit"), values.get("max_memory")
     fitted_to = values.get("repair_tokens")
     if fitted_to is None:
         names -= {"repair_tokens"}
@@ -344,6 +321,7 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
     options = PruneOptions(
         **{name: values[name] for name in names},
         fit_bytes=None if fit is None else parse_size(fit),
+        max_memory_bytes=None if memory is None else parse_size(memory, "--max-memory"),
         channel_grid=channel_grid,
         recover=_recover_options(values),
     )

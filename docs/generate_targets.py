@@ -19,7 +19,7 @@ from targets.profile import Profile, list_profiles  # noqa: E402
 
 PAGE = Path(__file__).with_name("targets.md")
 BEGIN, END = "<!-- begin: docs/generate_targets.py -->", "<!-- end: generate_targets -->"
-_HEADER = ("target", "for", "type", "context", "memory", "storage", "TTFT", "tokens/s")
+_HEADER = ("target", "for", "type", "context", "memory", "storage", "TTFT", "tokens/s", "bandwidth")
 
 
 def page(text: str) -> str:
@@ -40,6 +40,7 @@ def _row(profile: Profile) -> str:
         _value(profile.storage_budget_mib, "{:,} MiB"),
         _value(profile.ttft_budget_s, "≤ {:g} s"),
         _value(profile.tokens_per_second_budget, "≥ {:g}"),
+        _value(profile.memory_bandwidth_gb_s, "{:g} GB/s"),
     )
     return "| " + " | ".join(cells) + " |"
 

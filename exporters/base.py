@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from exporters.task_runtime import Runtime
 
 
-def size_not_known(name: str) -> UsageError:
-    """Return the error of `--fit` for a format whose size cannot be predicted."""
+def size_not_known(name: str, option: str = "--fit") -> UsageError:
+    """Return the error of a limit, such as `--fit`, for a format whose size cannot be predicted."""
     return UsageError(
-        f"--fit: the size of an artifact of the format {name} is not known before it is made",
-        "give a --ratio instead, or build the gguf with --fit first",
+        f"{option}: the size of an artifact of the format {name} is not known before it is made",
+        f"give a --ratio instead, or build the gguf with {option} first",
     )
 
 

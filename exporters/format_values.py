@@ -26,6 +26,13 @@ class Whole(Protocol):
     def value(self) -> int: ...
 
 
+class Features(Protocol):
+    """The instruction-set features of a device profile."""
+
+    @property
+    def features(self) -> tuple[str, ...]: ...
+
+
 class Target(Protocol):
     """The attributes of a device profile that formats use. `targets.profile.Profile` describes them."""
 
@@ -39,6 +46,8 @@ class Target(Protocol):
     def embedding_quant(self) -> str: ...
     @property
     def context_length(self) -> Whole: ...
+    @property
+    def isa(self) -> Features | None: ...
     @property
     def execution_provider(self) -> str | None: ...
     @property
@@ -192,6 +201,9 @@ class ArtifactSizes(Protocol):
 
     def memory_bytes(self, sizes: Sizes, context: int) -> int:
         """Estimate the resident memory of the running model with a key-value cache for `context` positions."""
+
+    def kv_bytes(self, context: int) -> int:
+        """Return the bytes of the key-value cache for `context` positions. They do not depend on the sizes."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
 _REALS: Mapping[str, tuple[float, float]] = {
     "ttft_budget_s": (0.001, 86_400.0),
     "tokens_per_second_budget": (0.001, 1_000_000.0),
+    "memory_bandwidth_gb_s": (0.01, 100_000.0),
 }
 _TEXTS = (
     *("name", "description", "runtime", "quantization", "quantization_block32", "embedding_quant", "why"),
@@ -58,7 +59,8 @@ class Profile:
     embedding, and of the head where the two are tied. `block_alignment` is
     the grid on which the number of kept FFN channels is chosen. Budgets are upper limits, except
     `tokens_per_second_budget`, which is a lower one; None means that the profile sets no limit. `ttft_budget_s` is
-    the time to the first token, in seconds.
+    the time to the first token, in seconds. `memory_bandwidth_gb_s` is the number of bytes that the CPU can read from
+    memory per second, in units of 1e9; None means that speeds cannot be estimated for the target.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Profile:
     storage_budget_mib: Figure[int] | None = None
     ttft_budget_s: Figure[float] | None = None
     tokens_per_second_budget: Figure[float] | None = None
+    memory_bandwidth_gb_s: Figure[float] | None = None
     execution_provider: str | None = None
     accuracy_level: Figure[int] | None = None
 
@@ -168,6 +171,7 @@ def _build(reader: Reader) -> Profile:
         storage_budget_mib=integers.get("storage_budget_mib"),
         ttft_budget_s=reals.get("ttft_budget_s"),
         tokens_per_second_budget=reals.get("tokens_per_second_budget"),
+        memory_bandwidth_gb_s=reals.get("memory_bandwidth_gb_s"),
         execution_provider=_execution_provider(reader, artifact_format),
         accuracy_level=integers.get("accuracy_level"),
     )

@@ -38,8 +38,8 @@ from exporters.gguf.artifact import Export, importance_of, lossless_type
 from exporters.gguf.scoring import open_gguf, score_texts
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.imatrix import Imatrix
-from exporters.llamacpp.quantize import quantize_gguf
 from exporters.llamacpp.quant_types import quant_named
+from exporters.llamacpp.quantize import quantize_gguf
 
 NAME = "front"
 TEXTS = ("wikitext", "technical", "fiction", "code")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from compact.architectures.layout import EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDING, expected_shapes
 from compact.architectures.table import family_of
@@ -203,21 +203,24 @@ def explicit_sizes(vocab_size: int | None, intermediate_size: int | None, limits
     return Sizes(vocab_size, inner)
 
 
-def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | None = None) -> Sizes:
+def sizes_for_ratio(
+    ratio: float, parts: Parts, limits: Limits, split: Shares | Literal["proportional"] | None = None
+) -> Sizes:
     """Compute sizes that remove `ratio` of all parameters, to within 0.5 percentage points.
 
     Args:
         ratio: share of all parameters to remove, 0 < ratio < 1.
         parts: number of parameters in each part of the source.
         limits: ranges and grids of the sizes.
-        split: how to divide the removed parameters between vocabulary and FFN. None uses the default split.
+        split: how to divide the removed parameters between vocabulary and FFN. `proportional` and None use the fixed
+            rule of this module.
 
     Raises:
         BudgetError: the ratio is out of range, vocabulary and FFN have too few parameters for it, or no sizes on the
             grids are near the ratio or the split.
     """
     wanted = wanted_parameters(ratio, parts, limits)
-    if split is not None:
+    if isinstance(split, Shares):
         _check_shares(split, ratio, parts, limits)
     ideal = _default_inner(wanted, parts, limits)
     candidates = [_complete(inner, wanted, parts, limits) for inner in _inner_candidates(ideal, limits)]
@@ -225,7 +228,7 @@ def sizes_for_ratio(ratio: float, parts: Parts, limits: Limits, split: Shares | 
         (abs(removed_parameters(s, parts, limits) - wanted) / parts.total, n, s) for n, s in enumerate(candidates)
     ]
     near = [found for found in reached if found[0] <= TOLERANCE]
-    if near and split is not None:
+    if near and isinstance(split, Shares):
         return nearest_share(split, [sizes for _, _, sizes in near], parts, limits)
     error, _, sizes = near[0] if near else min(reached)
     if error > TOLERANCE:

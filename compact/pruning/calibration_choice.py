@@ -15,7 +15,7 @@ from compact.calibration.calibration_set import (
 from compact.calibration.default_text import default_calibration
 from compact.calibration.hub_dataset import names_hub_dataset
 from compact.calibration.sampling import SAMPLE_LENGTH, sample_texts
-from compact.pruning.budget_options import is_searched
+from compact.pruning.budget_options import is_predicted, is_searched
 from compact.pruning.context import Context
 from compact.pruning.methods import method_named
 from compact.sources.model_source import TINY
@@ -73,7 +73,10 @@ def calibration_for(context: Context, *, keep_out: bool = False) -> Calibration:
         tokens=tokens,
         sequence_length=length,
         seed=options.seed,
-        keep_out=keep_out or method_named(options.method).needs_held_out or is_searched(options),
+        keep_out=keep_out
+        or method_named(options.method).needs_held_out
+        or is_searched(options)
+        or is_predicted(options),
         sampler=write,
         cache=context.cache,
         progress=context.progress,

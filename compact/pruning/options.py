@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compact.calibration.calibration_set import plain_name
+from compact.pruning.budget_options import MinSpeed
 from compact.pruning.recover_options import RecoverOptions
 
 # `--vocab-rank`.
@@ -22,10 +23,15 @@ class PruneOptions:
     Attributes:
         ratio: share of all parameters to remove, used if no other budget is given. None uses the default ratio.
         vocab_size, intermediate_size: explicit final sizes.
-        fit_bytes: largest size of the artifact, in bytes.
+        fit_bytes: largest size of the artifact's files, in bytes.
+        max_memory_bytes: largest resident memory of the running model, in bytes.
+        max_loss: largest increase of bits per byte over the unpruned model's, as a share: 0.03 means 3%.
+        min_speed: smallest decode speed on the target's device.
+        search_minutes: time limit of the search, in minutes.
         split: how a ratio or `fit_bytes` is divided between vocabulary and FFN. `auto` searches for the best split
-            (`compact.search.find`). `V:I` gives the shares. None means `auto` for `fit_bytes`, and the fixed default
-            split for a ratio.
+            (`compact.search.find`). `V:I` gives the shares. `proportional` is a fixed rule: the share of its
+            parameters that the vocabulary loses is twice the FFN's. None means `auto` with a limit, and the fixed rule
+            for a ratio.
         channel_grid: `intermediate_size` must be a multiple of this, for the quantization.
         pad_vocab_to_multiple_of: `vocab_size` must be a multiple of this.
         languages: BCP 47 codes, or `code`. Tokens are ranked by how often text in these languages uses them.
@@ -52,6 +58,10 @@ class PruneOptions:
     vocab_size: int | None = None
     intermediate_size: int | None = None
     fit_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    max_loss: float | None = None
+    min_speed: MinSpeed | None = None
+    search_minutes: float | None = None
     split: str | None = None
     channel_grid: int = 32
     pad_vocab_to_multiple_of: int = 1

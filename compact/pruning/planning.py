@@ -12,7 +12,7 @@ from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.importance import top_channels
 from compact.pruning.methods import method_named
-from compact.pruning.options import REPAIR_TOKENS
+from compact.pruning.options import REPAIR_TOKENS, PruneOptions
 from compact.pruning.plan import SCHEMA, PrunePlan
 from compact.pruning.ranking import rank_vocabulary
 from compact.pruning.sizes import sizes_of
@@ -65,7 +65,7 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
         "scripts": list(ranking.scripts),
         "dtype": options.dtype,
         "seed": options.seed,
-    }
+    } | _limits_of(options)
     return PrunePlan(
         schema=SCHEMA,
         source_name=source.name,
@@ -80,6 +80,16 @@ def make_plan(context: Context, sizes: Sizes | None = None) -> PrunePlan:
         kept_token_ids=kept,
         kept_channels=channels,
     )
+
+
+def _limits_of(options: PruneOptions) -> dict[str, Any]:
+    """Return the given limits besides `fit_bytes`. A limit that is not given has no key."""
+    limits = {
+        "max_memory_bytes": options.max_memory_bytes,
+        "max_loss": options.max_loss,
+        "min_speed": None if options.min_speed is None else asdict(options.min_speed),
+    }
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def _describe(calibration: Calibration) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from compact.pruning.budget import (
     pruned_parts,
     sizes_for_ratio,
 )
-from compact.pruning.budget_options import AUTO, check_budget, has_explicit_sizes, parse_split
+from compact.pruning.budget_options import AUTO, check_budget, has_explicit_sizes, has_limits, parse_split
 from compact.pruning.options import PruneOptions
 from compact.pruning.ranking import Ranking
 from compact.sources.model_source import ModelSource
@@ -53,8 +53,8 @@ def sizes_of(source: ModelSource, ranking: Ranking, options: PruneOptions) -> Si
     if has_explicit_sizes(options):
         return explicit_sizes(_vocab_size(ranking, options), options.intermediate_size, limits)
     split = None if options.split is None else parse_split(options.split)
-    if options.fit_bytes is not None or split == AUTO:
-        raise UsageError("--fit and --split auto: the sizes need a search", "call compact.decide.decide instead")
+    if has_limits(options) or split == AUTO:
+        raise UsageError("limits and --split auto: the sizes need a search", "call compact.decide.decide instead")
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
     return sizes_for_ratio(ratio, count_parts(source.tensors, source.config), limits, split)
 

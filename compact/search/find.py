@@ -31,6 +31,7 @@ from compact.pruning.budget import (
     TOLERANCE,
     Limits,
     Parts,
+    Shares,
     Sizes,
     count_parts,
     inner_sizes,
@@ -39,7 +40,7 @@ from compact.pruning.budget import (
     vocabulary_share,
     wanted_parameters,
 )
-from compact.pruning.budget_options import AUTO, is_searched, parse_split
+from compact.pruning.budget_options import is_searched, parse_split
 from compact.pruning.context import Context
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.options import PruneOptions
@@ -330,7 +331,7 @@ def find_sizes(context: Context, *, size_of: SizeOf | None = None) -> Found:
         candidates = sizes_at_ratio(_ratio_of(options) or DEFAULT_RATIO, curve)
     if not is_searched(options):
         split = parse_split(options.split or "")
-        assert split != AUTO
+        assert isinstance(split, Shares)
         return Found(nearest_share(split, candidates, curve.parts, curve.limits), None)
     evaluator = SizeEvaluator(context)
     evaluator.prepare()
@@ -371,10 +372,7 @@ def _record(
         "budget": {"ratio": _ratio_of(options), "fit_bytes": options.fit_bytes},
         "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
         "unpruned": {
-            "vocab_size": curve.limits.vocab_size,
-            "intermediate_size": curve.limits.intermediate_size,
-            "parameters": curve.parts.total,
-            "bytes": n_bytes,
+            **size_as_dict(unpruned.sizes, curve.parts.total, n_bytes),
             "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in unpruned.texts.items()},
         },
         "points": [point_as_dict(point) for point in points],
@@ -382,13 +380,20 @@ def _record(
     }
 
 
+def size_as_dict(sizes: Sizes, n_params: int, n_bytes: int | None) -> dict[str, Any]:
+    """Return a size as a JSON object."""
+    return {
+        "vocab_size": sizes.vocab_size,
+        "intermediate_size": sizes.intermediate_size,
+        "parameters": n_params,
+        "bytes": n_bytes,
+    }
+
+
 def point_as_dict(point: Point) -> dict[str, Any]:
     """Return a point as a JSON object for a plan or a file. Scores are rounded to four decimals."""
     return {
-        "vocab_size": point.sizes.vocab_size,
-        "intermediate_size": point.sizes.intermediate_size,
-        "parameters": point.n_params,
-        "bytes": point.n_bytes,
+        **size_as_dict(point.sizes, point.n_params, point.n_bytes),
         "vocabulary_share": round(point.vocabulary_share, 4),
         "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in point.texts.items()},
         "mean_ratio": round(point.mean, 4),

@@ -111,9 +111,10 @@ class SizeEvaluator:
         This must happen before this class loads a model, because the pass needs memory for a model too. It must also
         happen outside of any other cache entry, so that all processes that share the pass take part in it.
         """
-        self._channel_scores()
+        self.channel_scores()
 
-    def _channel_scores(self) -> ChannelScores:
+    def channel_scores(self) -> ChannelScores:
+        """Return the scores of the channels."""
         if self._scores is None:
             calibration = self._calibration if self._method.needs_calibration else None
             self._scores = self._method.score(self._context, calibration, None)
@@ -159,7 +160,7 @@ class SizeEvaluator:
         kept = kept_ids(self._ranking.vocabulary, self._ranking.always, self._ranking.order, sizes.vocab_size)
         channels = None
         if sizes.intermediate_size < self._source.intermediate_size:
-            scores = self._channel_scores().at(sizes.vocab_size)
+            scores = self.channel_scores().at(sizes.vocab_size)
             channels = top_channels(scores, sizes.intermediate_size, self._source.ffn_widths)
         if self._model is None:
             check_memory(self._source, self._device, self._dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compact.base.errors import UsageError
-from compact.pruning.budget_options import check_budget
+from compact.pruning.budget_options import check_budget, given_limits
 from compact.pruning.options import PruneOptions
 from compact.requested_texts import check_calibration
 from compact.sources.model_source import ModelSource
@@ -81,9 +81,16 @@ def by_format(profiles: Sequence[Profile]) -> dict[str, Profile]:
 def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants: Quants) -> None:
     """Check the options before the model is opened. Raises CompactEdgeError."""
     check_budget(options.prune)
-    for name in profiles if options.prune.fit_bytes is not None else ():
-        if not format_named(name).predicts_size:
-            raise size_not_known(name)
+    for limit in given_limits(options.prune):
+        for name in profiles:
+            if not format_named(name).predicts_size:
+                raise size_not_known(name, limit)
+    for name in profiles if options.prune.min_speed is not None else ():
+        if profiles[name].memory_bandwidth_gb_s is None:
+            raise UsageError(
+                f"--min-speed: the target {profiles[name].name} has no memory_bandwidth_gb_s",
+                "choose a target that has it (docs/targets.md), or add it to your own profile",
+            )
     if options.with_baseline and not options.baseline:
         raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
     for each in formats():

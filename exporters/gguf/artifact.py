@@ -6,7 +6,7 @@ matrix, and an identical build reuses everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from exporters.gguf_writer.write import Quant, artifact_name, write_gguf
 from exporters.llamacpp.header import read_header
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
+from exporters.llamacpp.quant_types import Quant as LlamaQuant
 
 if TYPE_CHECKING:
     from compact.sources.model_source import ModelSource
@@ -47,6 +48,7 @@ class Export:
         name: model name for file name and metadata, without size and type.
         pre: `tokenizer.ggml.pre`; None to derive it from the tokenizer.
         embedding_quant: type of `token_embd` (and of the tied head); None for llama.cpp's choice.
+        tensor_types: tensor name -> type, for a mix of types. Empty: the mix that llama.cpp calls `quant`.
         imatrix_file: file with an importance matrix, used instead of measuring one.
         texts, texts_id: calibration texts for the importance matrix, and their id.
         texts_name: name of the texts in the metadata of the matrix.
@@ -60,6 +62,7 @@ class Export:
     name: str
     pre: str | None = None
     embedding_quant: str | None = None
+    tensor_types: Mapping[str, str] = field(default_factory=dict)
     imatrix_file: Path | None = None
     texts: tuple[str, ...] = ()
     texts_id: str = ""
@@ -124,14 +127,15 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
     chosen = quant_named(export.quant)
     measured: Imatrix | None = None
     embedding = export.embedding_quant
-    if chosen.writer == "direct" and embedding is not None and embedding != chosen.name:
+    direct = writes_directly(chosen, embedding, export.tensor_types)
+    if not direct and chosen.base in ("F32", "F16", "BF16"):
         raise UsageError(
             f"--embedding-quant {embedding}: {chosen.name} files have a single type",
-            "leave it out, or choose a 4-bit type",
+            "leave it out, or choose another --quant",
         )
-    if chosen.uses_imatrix or export.with_imatrix:
+    if not direct or export.with_imatrix:
         measured = importance_of(export, cache, progress)
-    matrix = measured if chosen.uses_imatrix else None
+    matrix = None if direct else measured
     n_params = sum(ref.n_elements for ref in read_index(export.checkpoint).values())
     name = artifact_name(export.name, n_params, chosen.name)
     key = sha256_json(
@@ -140,6 +144,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
             "checkpoint": export.checkpoint_id,
             "quant": chosen.name,
             "embedding": embedding,
+            **({"tensor_types": dict(export.tensor_types)} if export.tensor_types else {}),
             "imatrix": matrix.id if matrix is not None else None,
             "metadata": _describe(export.metadata),
             "name": name,
@@ -150,10 +155,10 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
     size = 4 * n_params
 
     def make(work: Path) -> None:
-        if chosen.writer == "direct":
-            direct: Quant = chosen.name  # type: ignore[assignment]  # QUANTS marks the names that are written directly
+        if direct:
+            only: Quant = chosen.name  # type: ignore[assignment]  # QUANTS marks the names that are written directly
             write_gguf(
-                export.checkpoint, work / name, direct, pre=export.pre, metadata=export.metadata, progress=progress
+                export.checkpoint, work / name, only, pre=export.pre, metadata=export.metadata, progress=progress
             )
             return
         from exporters.llamacpp.quantize import quantize_gguf
@@ -167,6 +172,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
             chosen.name,
             imatrix=matrix,
             embedding_quant=embedding,
+            tensor_types=export.tensor_types,
             n_threads=default_threads(),
             progress=progress,
         )
@@ -181,12 +187,21 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
         size_bytes=path.stat().st_size,
         n_params=n_params,
         summary=summarize(
-            header.model_shape(str(path)), chosen.name, embedding_quant=embedding, has_imatrix=matrix is not None
+            header.model_shape(str(path)),
+            chosen.name,
+            embedding_quant=embedding,
+            tensor_types=export.tensor_types,
+            has_imatrix=matrix is not None,
         ),
         imatrix_id=matrix.id if matrix is not None else None,
         embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
         imatrix=measured,
     )
+
+
+def writes_directly(quant: LlamaQuant, embedding: str | None, tensor_types: Mapping[str, str]) -> bool:
+    """Return whether our own writer makes the file: all matrices have one type, F32, F16, BF16 or Q8_0."""
+    return quant.writer == "direct" and embedding in (None, quant.name) and not tensor_types
 
 
 def lossless_type(checkpoint: Path) -> Quant:

@@ -61,6 +61,7 @@ def estimated_sizes(
         ModelShape((), family.gguf_arch, layers, int(config["num_attention_heads"]), family.kv_heads(config)),
         chosen.name,
         embedding_quant,
+        {},
         chosen.uses_imatrix if has_imatrix is None else has_imatrix,
         _KEYS_BYTES + vocab * per_token,
         range(vocab * per_token, -1, -per_token),

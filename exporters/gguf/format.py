@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,7 @@ from exporters.format_values import (
     Choices,
     Flag,
     Measurements,
+    Recipe,
     Request,
     SizeRequest,
     Target,
@@ -37,14 +38,16 @@ if TYPE_CHECKING:
     from compact.vocabulary.token_pieces import TokenPieces
     from exporters.gate import ParityReport
     from exporters.gguf.artifact import GgufArtifact
+    from exporters.gguf.artifact_sizes import GgufArtifactSizes
     from exporters.gguf.placing import FileOptions
-    from exporters.gguf.size import GgufSizes
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
 # Maximum context in the card's command. Without a limit, llama.cpp allocates memory for the model's full context.
 _CARD_CONTEXT = 4096
 _ENDING = ".gguf"
+# Key of a mix of types in the choices, manifests and recipes.
+MIX = "tensor_types"
 # Row lengths must be multiples of these block sizes. File types such as Q4_K_M mix tensor types of one block size.
 # Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
 _BLOCK_1 = ("F32", "F16", "BF16")
@@ -65,6 +68,8 @@ class GgufFormat(Format):
         imatrix: file with an importance matrix of the pruned model.
         files: additional files of the folder.
         window: note about the model's sliding window; None if the GGUF supports it.
+        mix: tensor name -> type, for a mix of types that a search made. Empty: the mix that llama.cpp calls
+            `type_name`.
     """
 
     type_name: str
@@ -73,6 +78,7 @@ class GgufFormat(Format):
     imatrix: Path | None
     files: FileOptions
     window: str | None
+    mix: Mapping[str, str] = field(default_factory=dict)
     name: ClassVar[str] = "gguf"
     label: ClassVar[str] = "GGUF"
     runtime: ClassVar[str] = "llama.cpp"
@@ -157,7 +163,8 @@ class GgufFormat(Format):
             split_max_bytes=given.get("split_max_size"),
         )
         window = window_note(source.family, source.config)
-        return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window)
+        mix: Mapping[str, str] = given.get(MIX) or {}
+        return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window, mix)
 
     @property
     def quant(self) -> str:
@@ -179,6 +186,7 @@ class GgufFormat(Format):
             name=request.name,
             pre=request.pre,
             embedding_quant=self.embedding,
+            tensor_types=self.mix,
             # The given matrix is of the pruned model. The unpruned model needs its own.
             imatrix_file=None if request.label == ORIGINAL else self.imatrix,
             texts=calibration.texts if request.measures else (),
@@ -192,23 +200,18 @@ class GgufFormat(Format):
             check_files(artifact, self.files)
         return artifact
 
-    def sizes(self, request: SizeRequest) -> GgufSizes:
-        from exporters.gguf.artifact import metadata_of
-        from exporters.gguf.size import gguf_sizes
+    @classmethod
+    def recipes(cls, target: Target, source: ModelSource, choices: Choices) -> Sequence[Recipe]:
+        from exporters.gguf.recipes import recipes_of
 
-        # The plan does not exist yet. Any sha256 has the length of its id.
-        longest = metadata_of(request.source, request.name, request.description, request.source.id)
-        return gguf_sizes(
-            request.source,
-            request.ranking.always,
-            request.ranking.order,
-            self.type_name,
-            embedding_quant=self.embedding,
-            # A build always has a matrix: a given file, or one measured on the calibration text.
-            has_imatrix=quant_named(self.type_name).uses_imatrix,
-            pre=request.source.pre,
-            metadata=longest,
-        )
+        del target
+        return recipes_of(source, choices.get("embedding_quant"))
+
+    def sizes(self, request: SizeRequest) -> GgufArtifactSizes:
+        from exporters.gguf.artifact_sizes import artifact_sizes
+
+        isa = None if self.target.isa is None else self.target.isa.features
+        return artifact_sizes(request, self.type_name, self.embedding, isa, tensor_types=self.mix)
 
     def notes(self, artifact: GgufArtifact) -> list[str]:
         from exporters.gguf.artifact import artifact_notes
@@ -312,6 +315,7 @@ class GgufFormat(Format):
         return {
             "quant": self.type_name,
             "embedding_quant": self.asked_embedding,
+            **({MIX: dict(self.mix)} if self.mix else {}),
             "save_imatrix": self.files.save_imatrix,
             "modelfile": self.files.modelfile,
             "split_max_bytes": self.files.split_max_bytes,
@@ -358,11 +362,13 @@ class GgufFormat(Format):
         choices = {
             "embedding_quant": recipe["embedding_quant"],
             "imatrix": imatrix if recipe["imatrix"] else None,
+            MIX: recipe.get(MIX),
         }
         return cls.resolve(target, source, quant=recipe["quant"], choices=choices)
 
     def manifest_recipe(self, *, has_imatrix: bool) -> dict[str, Any]:
-        return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix}
+        mix = {MIX: dict(self.mix)} if self.mix else {}
+        return {"quant": self.type_name, "embedding_quant": self.embedding, "imatrix": has_imatrix, **mix}
 
     @property
     def long_name(self) -> str:
@@ -370,7 +376,9 @@ class GgufFormat(Format):
 
     @property
     def uses_imatrix(self) -> bool:
-        return quant_named(self.type_name).uses_imatrix
+        from exporters.gguf.artifact import writes_directly
+
+        return not writes_directly(quant_named(self.type_name), self.embedding, self.mix)
 
     @classmethod
     def made_with(cls, quant: str) -> dict[str, Any] | None:

@@ -23,11 +23,11 @@ from compact.checkpoints.shards import stored_tensors
 from compact.pruning.apply import cut_of
 from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource
-from exporters.gguf.artifact import lossless_type
+from exporters.gguf.artifact import lossless_type, writes_directly
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.tensors import plan_tensors, type_of
 from exporters.gguf_writer.write import ROPE_FREQS, Quant, read_layout, write_gguf
-from exporters.llamacpp.quant_rules import ModelShape, TensorShape
+from exporters.llamacpp.quant_rules import Choice, ModelShape, TensorShape, category
 from exporters.llamacpp.quant_types import GGML_TYPES, predict_types, quant_named
 
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
@@ -77,6 +77,7 @@ class GgufSizes:
         shape: input of the rules that assign types. Its tensors are fixed and not in the checkpoint.
         quant: requested type.
         embedding: requested type of the embedding, or None.
+        mix: tensor name -> type, for a mix of types; empty for llama.cpp's mix.
         has_imatrix: whether an importance matrix will be used.
         values_bytes: bytes of the keys of the unpruned model.
         dropped_bytes: by n, bytes that the tokenizer's lists lose if only the first n ranked ids are kept.
@@ -88,6 +89,7 @@ class GgufSizes:
     shape: ModelShape
     quant: str
     embedding: str | None
+    mix: Mapping[str, str]
     has_imatrix: bool
     values_bytes: int
     dropped_bytes: Sequence[int]
@@ -119,6 +121,12 @@ class GgufSizes:
             n_bytes[_EMBEDDING] //= sizes.vocab_size
         return sum(n_bytes.values())
 
+    def weights_per_token(self, sizes: Sizes) -> int:
+        """Return the number of weights that prefill multiplies per token: all matrices but embeddings and LM head."""
+        outer = (Choice.EMBEDDING, Choice.OUTPUT)
+        matrices = (each for each in self._shapes(sizes) if len(each.shape) == 2 and category(each.name) not in outer)
+        return sum(each.count for each in matrices)
+
     def file_tensors(self, sizes: Sizes) -> list[FileTensor]:
         """Return every tensor of the file at these sizes."""
         shapes = self._shapes(sizes)
@@ -138,10 +146,16 @@ class GgufSizes:
         return shapes
 
     def _types(self, shapes: Sequence[TensorShape]) -> dict[str, str]:
-        if quant_named(self.quant).writer == "direct":
+        if writes_directly(quant_named(self.quant), self.embedding, self.mix):
             return {tensor.name: direct_type(tensor, self.quant) for tensor in shapes}
         model = replace(self.shape, tensors=tuple(shapes))
-        return predict_types(model, self.quant, embedding_quant=self.embedding, has_imatrix=self.has_imatrix)
+        return predict_types(
+            model,
+            self.quant,
+            embedding_quant=self.embedding,
+            tensor_types=self.mix,
+            has_imatrix=self.has_imatrix,
+        )
 
 
 def direct_type(tensor: TensorShape, quant: str) -> str:
@@ -169,6 +183,7 @@ def gguf_sizes(
     quant: str,
     *,
     embedding_quant: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     has_imatrix: bool,
     pre: str | None = None,
     metadata: GgufMetadata,
@@ -179,7 +194,7 @@ def gguf_sizes(
         source: the unpruned checkpoint.
         always: ids that are kept at every size.
         order: the other ids, most important first.
-        quant, embedding_quant, pre, metadata: as for `exporters.gguf.artifact.Export`.
+        quant, embedding_quant, tensor_types, pre, metadata: as for `exporters.gguf.artifact.Export`.
         has_imatrix: whether an importance matrix will be used. It affects the types of some tensors.
 
     Raises:
@@ -187,7 +202,7 @@ def gguf_sizes(
     """
     chosen = quant_named(quant)
     base: Quant = lossless_type(source.directory)
-    if chosen.writer == "direct":
+    if writes_directly(chosen, embedding_quant, tensor_types or {}):
         base = chosen.name  # type: ignore[assignment]  # the table says which names are written directly
     with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
         head = Path(scratch) / "head.gguf"
@@ -202,6 +217,7 @@ def gguf_sizes(
         ModelShape(fixed, family.gguf_arch, shape.layers, shape.heads, shape.kv_heads),
         chosen.name,
         embedding_quant,
+        tensor_types or {},
         has_imatrix,
         file.values_end - VALUES_START,
         _dropped_bytes(file.values, always, order),

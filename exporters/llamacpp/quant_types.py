@@ -331,13 +331,19 @@ def summarize(
     *,
     embedding_quant: str | None = None,
     output_quant: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     has_imatrix: bool = False,
 ) -> QuantSummary:
     """Compute the actual size of a quantization and its fallbacks. Arguments and errors as in `predict_types`."""
 
     def types(shape: ModelShape) -> dict[str, str]:
         return predict_types(
-            shape, quant, embedding_quant=embedding_quant, output_quant=output_quant, has_imatrix=has_imatrix
+            shape,
+            quant,
+            embedding_quant=embedding_quant,
+            output_quant=output_quant,
+            tensor_types=tensor_types,
+            has_imatrix=has_imatrix,
         )
 
     got = types(model)

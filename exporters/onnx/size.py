@@ -152,9 +152,9 @@ class OnnxSizes:
             weights *= _F32 // _F16
         tables = self.positions * self._angle_bytes
         program = _PROGRAM + _ENTRY * sizes.vocab_size
-        return weights + copies + tables + self.kv_cache_bytes(context) + program
+        return weights + copies + tables + self.kv_bytes(context) + program
 
-    def kv_cache_bytes(self, context: int) -> int:
+    def kv_bytes(self, context: int) -> int:
         """Return the bytes of keys and values of `context` positions. Layers with a window store all of them too."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self._float_bytes * context
 

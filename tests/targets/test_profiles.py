@@ -94,6 +94,29 @@ def test_values_and_units() -> None:
     assert load_profile("phone-arm64").quantization_block == 32
 
 
+def test_memory_bandwidth_is_below_the_maximum_of_the_memory() -> None:
+    """GB/s by JEDEC: transfers per second by the width of all channels. Generic profiles describe no memory."""
+    most = {
+        "phone-arm64": 3.733 * 4,
+        "raspberry-pi-5": 4.267 * 4,
+        "laptop-x86": 2.4 * 16,
+        "laptop-windows": 2.4 * 16,
+        "laptop-apple": 4.266 * 16,
+    }
+    for profile in list_profiles():
+        figure = profile.memory_bandwidth_gb_s
+        assert (figure is None) == (profile.name not in most)
+        if figure is not None:
+            assert 0.6 < figure.value / most[profile.name] < 0.7
+
+
+def test_a_bandwidth_in_bytes_is_refused() -> None:
+    line = 'memory_bandwidth_gb_s = {{ value = {}, source = "measured" }}\n'
+    assert parse(GOOD + line.format(12.5)).memory_bandwidth_gb_s == Figure(12.5, "measured")
+    with pytest.raises(DataError, match=r"'memory_bandwidth_gb_s\.value' must be between 0.01 and 100000"):
+        parse(GOOD + line.format(12_500_000_000))
+
+
 def test_type_names_are_those_of_the_exporter() -> None:
     for name, block in GgufFormat.file_types.items():
         assert QUANTS[name].block == block

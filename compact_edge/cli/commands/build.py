@@ -10,7 +10,7 @@ from compact_edge.flags import (
     DIRECTORY,
     FILE,
     QuantCommand,
-    budget_options,
+    artifact_budget_options,
     calibration_options,
     compute_options,
     format_choices,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     required=True,
     help="Device profile: a name from `compact-edge targets`, or a TOML file. Repeat to build several formats.",
 )
-@budget_options
+@artifact_budget_options
 @click.option(
     "--quant",
     "quants",

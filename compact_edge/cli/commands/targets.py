@@ -78,6 +78,7 @@ def describe(profile: Profile) -> str:
         ("storage, at most", profile.storage_budget_mib, "MiB"),
         ("time to first token, at most", profile.ttft_budget_s, "s"),
         ("speed, at least", profile.tokens_per_second_budget, "tokens/s"),
+        ("memory bandwidth", profile.memory_bandwidth_gb_s, "GB/s"),
         ("accuracy level", profile.accuracy_level, ""),
     )
     facts += [

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from compact.base.cache import Cache
 from compact.base.errors import BudgetError, DamagedFileError, DataError, PlanMismatchError, UsageError
+from compact.pruning.budget import Sizes
+from compact.pruning.budget_options import MinSpeed
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PrunePlan, check_plan, read_plan
@@ -67,6 +69,20 @@ def test_equal_questions_give_equal_bytes(
     assert first.id == again.id
     assert read_plan(tmp_path / "a.json") == first
     assert make_plan(Context(source, replace(options, seed=1), cache)).id != first.id
+
+
+def test_the_plan_names_the_limits_that_were_given(source: ModelSource, options: PruneOptions, cache: Cache) -> None:
+    """A plan without them has no such keys, so it has the bytes that it had before the limits existed."""
+    sizes = Sizes(320, 64)
+    plain = replace(options, vocab_size=None, intermediate_size=None)
+    limited = replace(plain, max_memory_bytes=6_000_000, max_loss=0.03, min_speed=MinSpeed(8.0, "tokens"))
+    given = make_plan(Context(source, limited, cache), sizes).options
+    without = make_plan(Context(source, plain, cache), sizes).options
+    assert {name: given[name] for name in given.keys() - without.keys()} == {
+        "max_memory_bytes": 6_000_000,
+        "max_loss": 0.03,
+        "min_speed": {"value": 8.0, "unit": "tokens"},
+    }
 
 
 def test_no_path_of_this_machine_is_written(

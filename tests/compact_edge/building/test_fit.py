@@ -244,7 +244,7 @@ def test_an_artifact_above_the_size_fails_the_build() -> None:
         (("--fit", "1MB", "--ratio", "0.2"), 2, "--ratio and --fit exclude each other"),
         (("--fit", "1MB", "--vocab-size", "300"), 2, "--fit and explicit sizes exclude each other"),
         (("--split", "auto", "--vocab-size", "300"), 2, "--split and explicit sizes exclude each other"),
-        (("--split", "70/30"), 2, "--split '70/30': expected `auto` or `V:FFN`"),
+        (("--split", "70/30"), 2, "--split '70/30': expected `auto`, `proportional` or `V:FFN`"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(

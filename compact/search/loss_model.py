@@ -1,0 +1,59 @@
+"""A model of the loss of a cut: what dropped tokens, dropped channels and quantization cost.
+
+The loss of an artifact is the logarithm of its bits per byte divided by the unpruned float model's, averaged over texts.
+The model adds three terms:
+
+- vocabulary: a power of the number of extra tokens per token of the text. A dropped token is written in several pieces.
+- FFN: a power of the share of act² energy that the dropped channels had (`compact.pruning.importance`).
+- quantization: a power of the mean relative error of the body's matrices, and one of the embedding's.
+
+Each power law is fitted to measured points of the same model. The terms are added, because the logarithms of the losses
+of independent changes add up. docs/front.md compares predictions with measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# An exponent outside of these limits comes from noise.
+_EXPONENTS = (0.7, 2.5)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = scale * x ** exponent, and 0 for x = 0."""
+
+    scale: float
+    exponent: float
+
+    def at(self, x: float) -> float:
+        """Return the loss at `x`, which must not be negative."""
+        return self.scale * x**self.exponent if x > 0 else 0.0
+
+
+def fit_power_law(points: Sequence[tuple[float, float]], default_exponent: float) -> PowerLaw:
+    """Fit a power law to points (x, loss).
+
+    The larger of two losses is known with a smaller relative error, so the law goes through the point with the largest
+    loss. The other points only determine the exponent. Points without a positive loss determine nothing: they are
+    within the noise.
+
+    Args:
+        points: measured points with x > 0.
+        default_exponent: the exponent if only one point has a positive loss.
+    """
+    useful = [(x, loss) for x, loss in points if x > 0 and loss > 0]
+    if not useful:
+        return PowerLaw(0.0, default_exponent)
+    x0, y0 = max(useful, key=lambda point: point[1])
+    slopes = [math.log(y0 / y) / math.log(x0 / x) for x, y in useful if x < x0 and y < y0]
+    exponent = sum(slopes) / len(slopes) if slopes else default_exponent
+    exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[1])
+    return PowerLaw(y0 / x0**exponent, exponent)
+
+
+def as_share(log_ratio: float) -> float:
+    """Return a loss as a share: 0.03 for bits per byte that are 3% above the unpruned model's."""
+    return math.expm1(log_ratio)

@@ -1,0 +1,181 @@
+"""Predict the loss of every size (V', I') of a model from a few measured sizes.
+
+One calibration pass gives the scores of all channels at every V'. Five sizes are measured in addition: the unpruned
+model, two that only drop tokens, and two that only drop channels. They fit the terms of `compact.search.loss_model`.
+
+The held-out text is short, and it contains few of the rare tokens. How often text uses the dropped tokens is therefore
+taken from the ranking: from the words of `--languages` or the corpus, otherwise from the calibration text and merge
+order. The held-out text only determines what an extra token costs.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from compact.pruning.budget import Sizes
+from compact.pruning.calibration_choice import calibration_for
+from compact.pruning.context import Context
+from compact.pruning.importance import vocabulary_grid
+from compact.pruning.ranking import Ranking, rank_vocabulary
+from compact.search.loss_model import PowerLaw, fit_power_law
+from compact.search.size_evaluator import SizeEvaluator, SizeScore
+from compact.vocabulary.coverage import Reach, reach_of
+from compact.vocabulary.language_use import Use, merge_order_use, mixed
+
+# The sizes that are measured: extra tokens per token, and shares of energy lost.
+_EXTRA_TOKENS = (0.02, 0.12)
+_ENERGY_LOST = (0.01, 0.06)
+# Exponents if only one measured size has a loss.
+_VOCABULARY_EXPONENT, _FFN_EXPONENT = 1.0, 1.5
+# Weight of merge order in the use of tokens without languages or a corpus. It stands for all text that the calibration
+# set does not contain.
+_UNSEEN = 0.1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measured size.
+
+    Attributes:
+        sizes: V' and I'.
+        extra_tokens: extra tokens per token of the held-out texts.
+        energy_lost: share of act² energy that the dropped channels had, mean over the layers.
+        loss: mean over the texts of ln(bits per byte / the unpruned model's).
+    """
+
+    sizes: Sizes
+    extra_tokens: float
+    energy_lost: float
+    loss: float
+
+
+class Predictor:
+    """Predicts the loss of sizes. Measured sizes come from the cache if possible."""
+
+    def __init__(self, context: Context) -> None:
+        """Run the calibration pass and measure the sizes that the prediction needs.
+
+        Args:
+            context: the checkpoint and the options. Its calibration must hold out text.
+
+        Raises:
+            CalibrationError: the calibration has no held-out text.
+            UsageError: the model does not fit in memory twice.
+        """
+        self.evaluator = SizeEvaluator(context)
+        self.evaluator.prepare()
+        self._source, self._ranking = context.source, context.once(rank_vocabulary)
+        self._reach = _expected_reach(context, self._ranking)
+        multiple = context.options.pad_vocab_to_multiple_of
+        self._grid = vocabulary_grid(self._source.vocab_size, len(self._ranking.always), multiple=multiple)
+        self._energy: dict[int, list[np.ndarray[Any, np.dtype[np.float64]]]] = {}
+        planned = self._planned()
+        with context.progress.task("measuring sizes", 1 + len(planned), "sizes") as task:
+            self.unpruned = self.evaluator.at(self.evaluator.whole)
+            task.advance()
+            self.probes = []
+            for sizes in planned:
+                self.probes.append(self.probe(self.evaluator.at(sizes)))
+                task.advance()
+
+    @property
+    def whole(self) -> Sizes:
+        """The sizes of the unpruned model."""
+        return self.evaluator.whole
+
+    def loss(self, sizes: Sizes) -> float:
+        """Predict ln(bits per byte / the unpruned model's) of a size whose V' is on the grid."""
+        return self.vocabulary_law.at(self.extra_tokens(sizes.vocab_size)) + self.ffn_law.at(self.energy_lost(sizes))
+
+    def probe(self, score: SizeScore) -> Probe:
+        """Return a measured size with the inputs of the prediction."""
+        losses, extra = [], []
+        for name, text in score.texts.items():
+            before = self.unpruned.texts[name]
+            losses.append(math.log(text.bits_per_byte / before.bits_per_byte))
+            extra.append(text.n_tokens / before.n_tokens - 1)
+        return Probe(score.sizes, float(np.mean(extra)), self.energy_lost(score.sizes), float(np.mean(losses)))
+
+    @cached_property
+    def vocabulary_law(self) -> PowerLaw:
+        """Loss by extra tokens per token."""
+        whole = self.whole.intermediate_size
+        points = [(p.extra_tokens, p.loss) for p in self.probes if p.sizes.intermediate_size == whole]
+        return fit_power_law(points, _VOCABULARY_EXPONENT)
+
+    @cached_property
+    def ffn_law(self) -> PowerLaw:
+        """Loss by the share of energy lost."""
+        whole = self.whole.vocab_size
+        points = [(p.energy_lost, p.loss) for p in self.probes if p.sizes.vocab_size == whole]
+        return fit_power_law(points, _FFN_EXPONENT)
+
+    def extra_tokens(self, vocab_size: int) -> float:
+        """Return the expected extra tokens per token of a text, compared with the unpruned tokenizer."""
+        whole = self._reach.at(self.whole.vocab_size)[1]
+        return max(0.0, self._reach.at(vocab_size)[1] / whole - 1) if whole > 0 else 0.0
+
+    def energy_lost(self, sizes: Sizes) -> float:
+        """Return the share of act² energy that the dropped channels have, mean over the layers, 0 to 1."""
+        if sizes.intermediate_size >= self.whole.intermediate_size:
+            return 0.0
+        vocab = self._grid[min(bisect_left(self._grid, sizes.vocab_size), len(self._grid) - 1)]
+        if vocab not in self._energy:
+            scores = self.evaluator.channel_scores().at(vocab)  # [layers, channels]
+            full = self.whole.intermediate_size
+            rows = (np.sort(row[: full * width]) for row, width in zip(scores, self._source.ffn_widths, strict=True))
+            # Entry n: share of the energy in the n weakest channels.
+            self._energy[vocab] = [np.cumsum(row) / max(row.sum(), np.finfo(np.float64).tiny) for row in rows]
+        dropped = self.whole.intermediate_size - sizes.intermediate_size
+        shares = zip(self._energy[vocab], self._source.ffn_widths, strict=True)
+        return float(np.mean([row[dropped * width - 1] for row, width in shares]))
+
+    def _planned(self) -> list[Sizes]:
+        """Return the sizes to measure, besides the unpruned model."""
+        whole, grid = self.whole, [size for size in self._grid if size < self.whole.vocab_size]
+        rows = _nearest(grid, self.extra_tokens, _EXTRA_TOKENS)
+        step = max(1, whole.intermediate_size // 64)
+        inner = range(step, whole.intermediate_size, step)
+        channels = _nearest(inner, lambda size: self.energy_lost(Sizes(whole.vocab_size, size)), _ENERGY_LOST)
+        return [
+            *(Sizes(size, whole.intermediate_size) for size in rows),
+            *(Sizes(whole.vocab_size, size) for size in channels),
+        ]
+
+
+def _nearest(sizes: Sequence[int], value_of: Callable[[int], float], wanted: Sequence[float]) -> list[int]:
+    """Return for each wanted value the size whose value is nearest on a logarithmic scale, without duplicates."""
+    values = {size: value_of(size) for size in sizes}
+    positive = [size for size in sizes if values[size] > 0]
+    found = (min(positive, key=lambda size: abs(math.log(values[size] / each))) for each in wanted if positive)
+    return list(dict.fromkeys(found))
+
+
+def _expected_reach(context: Context, ranking: Ranking) -> Reach:
+    """Return coverage and tokens per character of the text that the model will be used for."""
+    if ranking.use is not None:
+        return ranking.reach
+    counts = Counter(i for sequence in context.once(calibration_for).sequences for i in sequence)
+    total = sum(counts.values())
+    seen: Mapping[int, float] = {i: count / total for i, count in counts.items()}
+    use: Use = mixed([(1 - _UNSEEN, dict(seen)), (_UNSEEN, merge_order_use(ranking.vocabulary, _words(ranking, seen)))])
+    return reach_of(ranking.vocabulary, ranking.always, ranking.order, use)
+
+
+def _words(ranking: Ranking, seen: Mapping[int, float]) -> list[str]:
+    """Return the tokens that text like the calibration set may use.
+
+    These are the droppable tokens before the last one that the calibration set contains, so tokens of other scripts,
+    which are ranked last, do not count.
+    """
+    last = max((n for n, i in enumerate(ranking.order) if i in seen), default=-1)
+    by_id = ranking.vocabulary.by_id
+    return [by_id[i] for i in ranking.order[: last + 1] if i in by_id]
