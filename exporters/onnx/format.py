@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compact.base.errors import OperatorMissingError
 from exporters.base import Format
-from exporters.format_values import Choices, Flag, Measurements, Request, Target, Variant
-from exporters.onnx.choices import FLAGS, PROVIDERS, resolve_options
+from exporters.format_values import Choices, Flag, Measurements, Recipe, Request, SizeRequest, Target, Variant
+from exporters.onnx.choices import FLAGS, PROVIDERS, recipes, resolve_options
 from exporters.onnx.types import ALGORITHMS, ENGINES, ONNX_TYPES, OnnxOptions, check_onnx, grid
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from exporters.gate import ParityReport
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.onnx.artifact import OnnxArtifact
+    from exporters.onnx.size import OnnxSizes
     from exporters.task_runtime import Runtime
 
 Result = TypeVar("Result")
@@ -52,6 +53,7 @@ class OnnxFormat(Format):
     packages: ClassVar[tuple[str, ...]] = ENGINES
     profile: ClassVar[str] = "onnx"
     export_quant: ClassVar[str] = "fp32"
+    predicts_size: ClassVar[bool] = True
     file_types: ClassVar[Mapping[str, int]] = _TYPES
     tensor_types: ClassVar[Mapping[str, int]] = _TYPES
     providers: ClassVar[tuple[str, ...]] = tuple(PROVIDERS)
@@ -120,6 +122,12 @@ class OnnxFormat(Format):
             options = replace(options, max_length=min(options.max_length, positions))
         return cls(target, options)
 
+    @classmethod
+    def recipes(cls, target: Target, source: ModelSource, choices: Choices) -> Sequence[Recipe]:
+        from compact.checkpoints.names import CONFIG
+
+        return recipes(target, source.config, str(source.directory / CONFIG), choices)
+
     @property
     def quant(self) -> str:
         return self.builder_options.quant
@@ -142,6 +150,11 @@ class OnnxFormat(Format):
         return make_onnx_artifact(
             request.checkpoint, request.checkpoint_id, request.name, self.builder_options, cache, progress
         )
+
+    def sizes(self, request: SizeRequest) -> OnnxSizes:
+        from exporters.onnx.size import onnx_sizes
+
+        return onnx_sizes(request.source, self.builder_options)
 
     def notes(self, artifact: OnnxArtifact) -> list[str]:
         del artifact

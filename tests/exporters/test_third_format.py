@@ -118,6 +118,14 @@ def test_its_flag_is_refused_where_it_is_not_made(shop: Shop) -> None:
     assert "COPY type 'Q4_0' is not known" in done.stderr
 
 
+def test_a_size_that_it_does_not_predict_is_refused(shop: Shop) -> None:
+    out = shop.root / "fitted"
+    done = shop.run(*shop.build(out, "--fit", "1MB", quant="stored", target=str(PROFILE)))
+    assert done.returncode == 2
+    assert "--fit: the size of an artifact of the format copy is not known before it is made" in done.stderr
+    assert not out.exists()
+
+
 def test_build_makes_and_publishes_it(built: Path) -> None:
     manifest = json.loads((built / "copy" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["format"] == "copy" and manifest["target"] == "copy"

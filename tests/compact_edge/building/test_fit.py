@@ -25,6 +25,7 @@ from exporters.gguf.size import gguf_sizes
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.llamacpp.quant_types import quant_named
 from tests.checkpoints import write_checkpoint
+from tests.exporters.onnx_graphs import without_child
 from tests.sentencepiece_models import tokenizer_json
 from tests.small_builds import Workshop
 
@@ -261,14 +262,41 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_prune_asks_for_the_type_and_onnx_says_that_it_cannot(
-    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prune_asks_for_the_type(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert cli.run(["prune", str(shop.model), *out, "--fit", "1MB"]) == 2
     assert "give the GGUF type with --quant" in capsys.readouterr().err
-    assert cli.run(shop.build(tmp_path / "out", "--fit", "1MB", target="onnx", quant="int4")) == 2
-    assert "the size of an artifact of the format onnx is not known before it is made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("formats", "quants", "limit"),
+    [(("onnx",), ("int4",), 100_000), (("onnx", "gguf"), ("onnx=int8", "gguf=F16"), 240_000)],
+)
+def test_an_onnx_folder_fits(
+    shop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    formats: tuple[str, ...],
+    quants: tuple[str, ...],
+    limit: int,
+) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
+    without_child(monkeypatch)
+    out = tmp_path / "out"
+    more = [
+        word
+        for name, quant in zip(formats[1:], quants[1:], strict=True)
+        for word in ("--target", name, "--quant", quant)
+    ]
+    options = ("--fit", f"{limit}B", "--no-check", "--no-baseline", *more)
+    assert cli.run(shop.build(out, *options, target=formats[0], quant=quants[0])) == 0
+    onnx = sum((out / "onnx" / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    totals = [onnx, *(file.stat().st_size for file in out.glob("gguf/*.gguf"))]
+    assert len(totals) == len(formats)
+    assert 0.9 * limit < max(totals) <= limit
+    plan = json.loads((out / "onnx" / "plan.json").read_text("utf-8"))
+    chosen = plan["search"]["points"][plan["search"]["chosen"]]
+    assert max(totals) <= chosen["bytes"] <= limit
 
 
 @pytest.mark.slow
