@@ -28,7 +28,7 @@ from compact.pruning.planning import make_plan
 from compact.pruning.ranking import rank_vocabulary
 from compact.pruning.sizes import sizes_of
 from compact.requested_texts import check_texts_to_learn, texts_to_learn
-from compact.search.find import SizeOf, curve_of, find_sizes
+from compact.search.find import Found, SizeOf, curve_of, find_sizes
 from compact.search.ratio import predicted_sizes
 from compact.sources.model_source import ModelSource
 
@@ -49,12 +49,13 @@ class Decision:
     updates: Path | None = None
 
 
-def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
+def decide(context: Context, *, size_of: SizeOf | None = None, found: Found | None = None) -> Decision:
     """Decide which tokens and channels stay, and which weights change.
 
     Args:
         context: the model, the user's options, and the cache that stores the result of every stage.
         size_of: computes the size of the artifact in bytes from V' and I'. Required for `options.fit_bytes`.
+        found: sizes that were found before. None: find them here.
 
     Raises:
         UsageError: two options exclude each other.
@@ -66,7 +67,9 @@ def decide(context: Context, *, size_of: SizeOf | None = None) -> Decision:
     check_texts_to_learn(options, default_calibration(source))
     adapt = method_named(options.method).adapter
     search = None
-    if options.fit_bytes is not None or is_searched(options):
+    if found is not None:
+        sizes, search = found.sizes, found.record
+    elif options.fit_bytes is not None or is_searched(options):
         found = find_sizes(context, size_of=size_of)
         sizes, search = found.sizes, found.record
     elif is_predicted(options):

@@ -1,13 +1,14 @@
 """A model of the loss of a cut: what dropped tokens, dropped channels and quantization cost.
 
-The loss of an artifact is the logarithm of its bits per byte divided by the unpruned float model's, averaged over texts.
-The model adds three terms:
+The loss of an artifact is ln(bits per byte / the unpruned float model's), averaged over texts. The model adds three
+terms:
 
 - vocabulary: a power of the number of extra tokens per token of the text. A dropped token is written in several pieces.
 - FFN: a power of the share of act² energy that the dropped channels had (`compact.pruning.importance`).
-- quantization: a power of the mean relative error of the body's matrices, and one of the embedding's.
+- quantization: linear in the mean relative errors of the body's matrices and of the embedding
+  (`compact_edge.front.type_losses`).
 
-Each power law is fitted to measured points of the same model. The terms are added, because the logarithms of the losses
+Each term is fitted to measured points of the same model. The terms are added, because the logarithms of the losses
 of independent changes add up. docs/front.md compares predictions with measurements.
 """
 

@@ -3,9 +3,14 @@
 One calibration pass gives the scores of all channels at every V'. Five sizes are measured in addition: the unpruned
 model, two that only drop tokens, and two that only drop channels. They fit the terms of `compact.search.loss_model`.
 
-The held-out text is short, and it contains few of the rare tokens. How often text uses the dropped tokens is therefore
-taken from the ranking: from the words of `--languages` or the corpus, otherwise from the calibration text and merge
-order. The held-out text only determines what an extra token costs.
+Sizes are scored on the held-out text of the calibration, and on built-in text of kinds that the calibration does not
+contain. Both are corrected, because a short text of a known kind flatters a cut:
+
+- The texts contain few of the rare tokens. How often text uses the dropped tokens is therefore taken from the ranking:
+  from the words of `--languages` or the corpus, otherwise from the calibration text and merge order. The texts only
+  determine what an extra token costs.
+- Channels are chosen by the calibration text, so text of the same kind loses less than other text. The cost of dropped
+  channels is therefore measured on the other kinds alone, if there are any.
 """
 
 from __future__ import annotations
@@ -20,15 +25,18 @@ from typing import Any
 
 import numpy as np
 
+from compact.calibration.calibration_set import STDLIB, STDLIB_PROSE
+from compact.calibration.default_text import default_calibration
 from compact.pruning.budget import Sizes
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.ranking import Ranking, rank_vocabulary
 from compact.search.loss_model import PowerLaw, fit_power_law
-from compact.search.size_evaluator import SizeEvaluator, SizeScore
+from compact.search.size_evaluator import TEXT_BYTES, SizeEvaluator, SizeScore, TextScore
+from compact.texts import stdlib_text
 from compact.vocabulary.coverage import Reach, reach_of
-from compact.vocabulary.language_use import Use, merge_order_use, mixed
+from compact.vocabulary.language_use import ENGLISH, Use, merge_order_use, mixed
 
 # The sizes that are measured: extra tokens per token, and shares of energy lost.
 _EXTRA_TOKENS = (0.02, 0.12)
@@ -49,12 +57,14 @@ class Probe:
         extra_tokens: extra tokens per token of the held-out texts.
         energy_lost: share of act² energy that the dropped channels had, mean over the layers.
         loss: mean over the texts of ln(bits per byte / the unpruned model's).
+        loss_elsewhere: the same over the texts of kinds that the calibration does not contain.
     """
 
     sizes: Sizes
     extra_tokens: float
     energy_lost: float
     loss: float
+    loss_elsewhere: float
 
 
 class Predictor:
@@ -71,6 +81,8 @@ class Predictor:
             UsageError: the model does not fit in memory twice.
         """
         self.evaluator = SizeEvaluator(context)
+        self._others = other_texts(context, len(self.evaluator.texts))
+        self.evaluator.texts.update(self._others)
         self.evaluator.prepare()
         self._source, self._ranking = context.source, context.once(rank_vocabulary)
         self._reach = _expected_reach(context, self._ranking)
@@ -97,12 +109,28 @@ class Predictor:
 
     def probe(self, score: SizeScore) -> Probe:
         """Return a measured size with the inputs of the prediction."""
-        losses, extra = [], []
+        losses, extra = {}, []
         for name, text in score.texts.items():
             before = self.unpruned.texts[name]
-            losses.append(math.log(text.bits_per_byte / before.bits_per_byte))
+            losses[name] = math.log(text.bits_per_byte / before.bits_per_byte)
             extra.append(text.n_tokens / before.n_tokens - 1)
-        return Probe(score.sizes, float(np.mean(extra)), self.energy_lost(score.sizes), float(np.mean(losses)))
+        mean = float(np.mean(list(losses.values())))
+        elsewhere = float(np.mean([losses[name] for name in self._others])) if self._others else mean
+        return Probe(score.sizes, float(np.mean(extra)), self.energy_lost(score.sizes), mean, elsewhere)
+
+    def correction(self, sizes: Sizes, texts: Mapping[str, TextScore]) -> float:
+        """Return what to add to the loss on the texts, to predict the loss on text that the model will be used for.
+
+        Args:
+            sizes: V' and I' of a measured model.
+            texts: its scores.
+        """
+        extra = float(
+            np.mean([score.n_tokens / self.unpruned.texts[name].n_tokens - 1 for name, score in texts.items()])
+        )
+        expected = self.vocabulary_law.at(self.extra_tokens(sizes.vocab_size))
+        lost = self.energy_lost(sizes)
+        return expected - self.vocabulary_law.at(max(0.0, extra)) + self.ffn_law.at(lost) - self._ffn_on_texts.at(lost)
 
     @cached_property
     def vocabulary_law(self) -> PowerLaw:
@@ -113,10 +141,16 @@ class Predictor:
 
     @cached_property
     def ffn_law(self) -> PowerLaw:
-        """Loss by the share of energy lost."""
-        whole = self.whole.vocab_size
-        points = [(p.energy_lost, p.loss) for p in self.probes if p.sizes.vocab_size == whole]
-        return fit_power_law(points, _FFN_EXPONENT)
+        """Loss by the share of energy lost, on text of other kinds than the calibration."""
+        return fit_power_law([(p.energy_lost, p.loss_elsewhere) for p in self._ffn_probes], _FFN_EXPONENT)
+
+    @cached_property
+    def _ffn_on_texts(self) -> PowerLaw:
+        return fit_power_law([(p.energy_lost, p.loss) for p in self._ffn_probes], _FFN_EXPONENT)
+
+    @property
+    def _ffn_probes(self) -> list[Probe]:
+        return [probe for probe in self.probes if probe.sizes.vocab_size == self.whole.vocab_size]
 
     def extra_tokens(self, vocab_size: int) -> float:
         """Return the expected extra tokens per token of a text, compared with the unpruned tokenizer."""
@@ -153,6 +187,24 @@ class Predictor:
             *(Sizes(size, whole.intermediate_size) for size in rows),
             *(Sizes(whole.vocab_size, size) for size in channels),
         ]
+
+
+def other_texts(context: Context, n_held_out: int) -> dict[str, str]:
+    """Return built-in text of kinds that the calibration does not contain: code, and prose if it is English.
+
+    Args:
+        context: the options. Prose is left out if `--languages` does not name English.
+        n_held_out: number of held-out texts. The texts together have about as many bytes as these.
+    """
+    names = set(context.options.calibration or default_calibration(context.source))
+    if STDLIB in names:
+        return {}
+    texts = {"stdlib code": stdlib_text.code("train")}
+    languages = context.options.languages
+    if STDLIB_PROSE not in names and (not languages or any(code.split("-")[0] == ENGLISH for code in languages)):
+        texts["stdlib prose"] = stdlib_text.prose("train")
+    size = TEXT_BYTES * max(1, n_held_out) // (2 * len(texts))
+    return {name: "\n\n".join(stdlib_text.take(parts, size))[:size] for name, parts in texts.items()}
 
 
 def _nearest(sizes: Sequence[int], value_of: Callable[[int], float], wanted: Sequence[float]) -> list[int]:

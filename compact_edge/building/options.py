@@ -85,12 +85,6 @@ def check_options(options: BuildOptions, profiles: Mapping[str, Profile], quants
         for name in profiles:
             if not format_named(name).predicts_size:
                 raise size_not_known(name, limit)
-    for name in profiles if options.prune.min_speed is not None else ():
-        if profiles[name].memory_bandwidth_gb_s is None:
-            raise UsageError(
-                f"--min-speed: the target {profiles[name].name} has no memory_bandwidth_gb_s",
-                "choose a target that has it (docs/targets.md), or add it to your own profile",
-            )
     if options.with_baseline and not options.baseline:
         raise UsageError("--with-baseline and --no-baseline exclude each other", "give one of them")
     for each in formats():

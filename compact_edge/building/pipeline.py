@@ -5,7 +5,6 @@ Each stage is a function of frozen values and stores its result in the cache. Th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,18 +18,18 @@ from compact.base.licences import NamingLicence, derived_name, licence_notes
 from compact.base.progress import Progress
 from compact.calibration.calibration_set import Calibration
 from compact.calibration.evaluation_text import NAME, default_evaluation_text
-from compact.decide import decide, pruned_checkpoint, read_decision
+from compact.decide import pruned_checkpoint
 from compact.pruning.budget import Sizes
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.plan import PrunePlan
-from compact.pruning.ranking import rank_vocabulary
 from compact.sources.model_source import TINY, ModelSource, open_source
 from compact.texts.documents import read_documents
 from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.language_costs import language_costs
-from compact_edge.building.fit import check_fit, largest_of
-from compact_edge.building.method_report import how_words, plan_words
+from compact_edge.building.deciding import decide_build, description, names_of
+from compact_edge.building.fit import check_fit
+from compact_edge.building.method_report import plan_words
 from compact_edge.building.options import (
     BuildOptions,
     by_format,
@@ -94,13 +93,14 @@ def build_for(options: BuildOptions, profiles: Mapping[str, Profile], progress: 
         check_free_space(cache.root, 6 * source.n_params)
         check_free_space(out.parent, 2 * source.n_params)
         formats = [resolve_format(options, profile, quants, source) for profile in profiles.values()]
-        result = _run(options, formats, source, licence=licence, out=out, cache=cache, progress=progress)
+        result = _run(options, formats, profiles, source, licence=licence, out=out, cache=cache, progress=progress)
         return replace(result, formats=publish_build(options, result))
 
 
 def _run(
     options: BuildOptions,
     formats: Sequence[Format],
+    profiles: Mapping[str, Profile],
     source: ModelSource,
     *,
     licence: NamingLicence | None,
@@ -116,22 +116,10 @@ def _run(
     model_name = derived_name(source.name, licence)
     compute = resolve_compute(options)
     eval_name, text = _evaluation_text(options)
-    # 1. Plan: rank, calibrate and choose the sizes, or read an existing plan.
-    pruning = replace(options.prune, channel_grid=math.lcm(*(each.channel_grid for each in formats)))
-    context = Context(source, pruning, cache, progress)
+    # 1. Plan: rank, calibrate and choose the sizes and types, or read an existing plan.
+    context = Context(source, options.prune, cache, progress)
     calibration = context.once(calibration_for)
-    pruned_name = options.name or f"{model_name}-compact"
-    size_of = None
-    if pruning.fit_bytes is not None:
-        whole = Sizes(source.vocab_size, source.intermediate_size)
-        longest = _description(source, 1.0, whole, how_words(pruning.method, learns=pruning.recover is not None))
-        size_of = largest_of(formats, source, context.once(rank_vocabulary), pruned_name, longest)
-    decision = decide(context, size_of=size_of) if options.plan is None else read_decision(options.plan, source)
-    plan = decision.plan
-    # 2. Prune.
-    pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
-    # 3. Export, check and compare, once per format.
-    prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
+    names = names_of(options, context, licence)
     original = Request(
         label=ORIGINAL,
         checkpoint=source.directory,
@@ -141,10 +129,19 @@ def _run(
         published=options.with_baseline,
         source=source,
         calibration=calibration,
-        pre=source.pre or plan.pre,
+        pre=source.pre,
         unpruned=source.directory,
     )
-    smaller = pruned_request(original, plan, pruned, pruned_id, pruned_name)
+    decided = decide_build(options, formats, profiles, context, original, names=names, threads=compute.threads)
+    formats, decision, pruning = decided.formats, decided.decision, decided.context.options
+    notes += decided.notes
+    plan = decision.plan
+    # 2. Prune.
+    pruned, pruned_id = pruned_checkpoint(source, decision, cache, progress=progress)
+    # 3. Export, check and compare, once per format.
+    prompt = options.prompt or (TINY_PROMPT if source.origin == TINY else PROMPT)
+    original = replace(original, pre=source.pre or plan.pre)
+    smaller = pruned_request(original, plan, pruned, pruned_id, names.pruned)
 
     def result_of(artifact_format: Format) -> FormatResult:
         compare = partial(
@@ -191,25 +188,16 @@ def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpo
     """Return the request for the pruned artifact, derived from the request for the unpruned one."""
     source = original.source
     removed = 1 - sizes_by_part(checkpoint)["total"] / source.n_params
+    whole = Sizes(source.vocab_size, source.intermediate_size)
     return replace(
         original,
         label=PRUNED,
         checkpoint=checkpoint,
         checkpoint_id=checkpoint_id,
         name=name,
-        description=_description(source, removed, plan.sizes, plan_words(plan)),
+        description=description(source.name, removed, (whole, plan.sizes), plan_words(plan)),
         published=True,
         plan_id=plan.id,
-    )
-
-
-def _description(source: ModelSource, removed: float, sizes: Sizes, how: tuple[str, str]) -> str:
-    """Return one line for the metadata of the pruned artifact."""
-    cut, later = how
-    return (
-        f"{source.name} with {removed:.1%} of its parameters removed by {cut}: "
-        f"vocabulary {source.vocab_size} -> {sizes.vocab_size}, "
-        f"FFN {source.intermediate_size} -> {sizes.intermediate_size}{later}"
     )
 
 

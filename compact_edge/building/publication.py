@@ -63,7 +63,7 @@ def _write_folder(
     names = outcome.format.place(folder, compared.variant, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
-        if result.plan.search is not None:
+        if result.plan.search is not None and "points" in result.plan.search:
             write_text(folder / SPLIT_SVG, split_svg(result.plan.search, result.source.name))
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)

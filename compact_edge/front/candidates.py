@@ -130,15 +130,16 @@ def candidates_of(
 ) -> list[Candidate]:
     """Return all candidates: every type at every V' and I' of the grids."""
     rows = np.array(curve.vocabulary)
-    inner = _spread(curve.inner, _INNER_SIZES)
+    all_inner = _spread(curve.inner, _INNER_SIZES)
     whole = Sizes(curve.limits.vocab_size, curve.limits.intermediate_size)
     if whole.vocab_size not in curve.vocabulary:
         rows = np.append(rows, whole.vocab_size)
-    losses = np.array([[predictor.loss(Sizes(int(v), i)) for i in inner] for v in rows])  # [V', I']
+    losses = {(int(v), i): predictor.loss(Sizes(int(v), i)) for v in rows for i in all_inner}
     characters = [predictor.characters_per_token(int(v)) for v in rows]
     found = []
     for each in types:
         grid = each.search_type.format.channel_grid
+        inner = [size for size in all_inner if size % grid == 0 or size == whole.intermediate_size]
         bytes_at = _separable(each.sizes.file_bytes, rows, inner, whole)
         memory = per_token = None
         if limits.memory_bytes is not None:
@@ -148,8 +149,6 @@ def candidates_of(
             kv_bytes = each.sizes.kv_bytes(limits.context_length)
         for n, v in enumerate(rows):
             for m, i in enumerate(inner):
-                if i % grid and i != whole.intermediate_size:
-                    continue
                 speed = None
                 if per_token is not None and limits.bandwidth is not None:
                     speed = decode_tokens_per_second(int(per_token[n, m]), kv_bytes, limits.bandwidth)
@@ -161,7 +160,7 @@ def candidates_of(
                         None if memory is None else int(memory[n, m]),
                         speed,
                         characters[n],
-                        float(losses[n, m]) + each.loss,
+                        losses[int(v), i] + each.loss,
                     )
                 )
     return found

@@ -12,6 +12,7 @@ from compact.base.progress import Progress
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
+from compact.search.loss_model import as_share
 from compact_edge.front.candidates import SearchLimits
 from compact_edge.front.record import front_record
 from compact_edge.front.search import FrontSearch, Measured, run_search, start_search
@@ -47,11 +48,13 @@ class Chosen:
         sizes: V' and I'.
         formats: the formats with their types, in the order of the request.
         record: how they were found, for the plan.
+        notes: notes for the user.
     """
 
     sizes: Sizes
     formats: tuple[Format, ...]
     record: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def open_search(
@@ -107,11 +110,19 @@ def choose(
     with search.trials:
         best = run_search(search, minutes=minutes)
         record = front_record(search, best)
+    notes = []
+    if best.candidate.sizes == search.predictor.whole:
+        loss = f"{as_share(best.loss):.1%}"
+        notes.append(
+            f"no cut: {best.candidate.type.name} at {best.candidate.n_bytes / 1e6:.1f} MB (loss {loss}) loses less "
+            "than any cut within the limits"
+        )
+        context.progress.note(notes[0])
     formats = [best.candidate.type.search_type.format]
     for other in wanted[1:]:
         found = _type_at(best.candidate.sizes, other, context, original, names=names, threads=threads)
         formats.append(found.candidate.type.search_type.format)
-    return Chosen(best.candidate.sizes, tuple(formats), record)
+    return Chosen(best.candidate.sizes, tuple(formats), record, tuple(notes))
 
 
 def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) -> list[SearchType]:

@@ -1,4 +1,7 @@
-"""The record of a search for the plan, `--json` and reports. It has no timings, so equal searches have equal records."""
+"""The record of a search for the plan, `--json` and reports.
+
+It has no timings, so that equal searches have equal records.
+"""
 
 from __future__ import annotations
 

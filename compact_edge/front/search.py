@@ -46,8 +46,8 @@ class Measured:
     Attributes:
         candidate: sizes, type and predicted figures.
         texts: scores by text.
-        loss: ln(bits per byte / the unpruned float model's), mean over the texts, corrected for tokens that the texts
-            do not contain.
+        loss: ln(bits per byte / the unpruned float model's), mean over the texts, corrected for other text
+            (`Predictor.correction`).
         raw_loss: the same without the correction.
     """
 
@@ -97,10 +97,7 @@ class FrontSearch:
         texts = self.trials.score(candidate.sizes, candidate.type.search_type.format)
         before = self.predictor.unpruned.texts
         raw = float(np.mean([math.log(texts[n].bits_per_byte / before[n].bits_per_byte) for n in texts]))
-        extra = float(np.mean([texts[n].n_tokens / before[n].n_tokens - 1 for n in texts]))
-        law = self.predictor.vocabulary_law
-        unseen = law.at(self.predictor.extra_tokens(candidate.sizes.vocab_size)) - law.at(max(0.0, extra))
-        found = Measured(candidate, texts, raw + unseen, raw)
+        found = Measured(candidate, texts, raw + self.predictor.correction(candidate.sizes, texts), raw)
         self.measured[candidate.key] = found
         return found
 

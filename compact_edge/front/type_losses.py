@@ -62,16 +62,16 @@ def probed(types: Sequence[SearchType]) -> list[SearchType]:
         return list(types)
     if not known:
         return []
-    plain = [each for each in known if (each.head_error or 0.0) == min(one.head_error or 0.0 for one in known)]
+    heads = [each.head_error or 0.0 for each in known]
+    exact_head = min(heads) + (max(heads) - min(heads)) / 10
+    plain = [each for each in known if (each.head_error or 0.0) <= exact_head]
     largest = max(each.body_error or 0.0 for each in plain)
     medium = min(plain, key=lambda each: abs((each.body_error or 0.0) - largest / 3))
     worst = max(plain, key=lambda each: each.body_error or 0.0)
-    exact = sorted(known, key=lambda each: (each.body_error or 0.0, -(each.head_error or 0.0)))
     # Of the types with nearly exact bodies, the one with the largest error of the head.
-    least = exact[0].body_error or 0.0
+    exact_body = min(each.body_error or 0.0 for each in known) + largest / 50
     head = max(
-        (each for each in exact if (each.body_error or 0.0) <= least + largest / 50),
-        key=lambda each: each.head_error or 0.0,
+        (each for each in known if (each.body_error or 0.0) <= exact_body), key=lambda each: each.head_error or 0.0
     )
     return list({each.name: each for each in (medium, worst, head)}.values())
 
@@ -84,8 +84,11 @@ def fitted(types: Sequence[SearchType], losses: Mapping[str, float]) -> TypeLoss
         for name, loss in losses.items()
         if name in by_name and by_name[name].body_error is not None
     ]
-    body = _slope([(x, loss) for x, head, loss in rows if x > 4 * head or head == min(h for _, h, _ in rows)])
-    head = _slope([(h, loss - body * x) for x, h, loss in rows])
+    # The errors of body and head are independent, so least squares in turn converge at once.
+    least = min((head for _, head, _ in rows), default=0.0)
+    most = max((head for _, head, _ in rows), default=0.0)
+    body = _slope([(x, loss) for x, head, loss in rows if head <= least + (most - least) / 10])
+    head = _slope([(head, loss - body * x) for x, head, loss in rows])
     return TypeLosses(body, head, dict(losses))
 
 

@@ -5,6 +5,7 @@ Imports outside the standard library are inside functions, because the command l
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,7 +198,9 @@ class GgufFormat(Format):
 
     @property
     def channel_grid(self) -> int:
-        return grid(self.type_name)
+        # Rows of down_proj have `intermediate_size` weights.
+        blocks = (ggml_type(kind).block for name, kind in self.mix.items() if "ffn_down" in name)
+        return math.lcm(grid(self.type_name), *blocks)
 
     def make(self, request: Request, cache: Cache, progress: Progress) -> GgufArtifact:
         from exporters.gguf.artifact import Export, make_artifact, metadata_of
