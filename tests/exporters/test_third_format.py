@@ -118,11 +118,12 @@ def test_its_flag_is_refused_where_it_is_not_made(shop: Shop) -> None:
     assert "COPY type 'Q4_0' is not known" in done.stderr
 
 
-def test_a_size_that_it_does_not_predict_is_refused(shop: Shop) -> None:
-    out = shop.root / "fitted"
-    done = shop.run(*shop.build(out, "--fit", "1MB", quant="stored", target=str(PROFILE)))
+@pytest.mark.parametrize("limit", [("--fit", "1GB"), ("--max-loss", "3%")], ids=["fit", "max-loss"])
+def test_a_limit_of_a_size_that_it_does_not_predict_is_refused(shop: Shop, limit: tuple[str, str]) -> None:
+    out = shop.root / "limited"
+    done = shop.run(*shop.build(out, *limit, quant="stored", target=str(PROFILE)))
     assert done.returncode == 2
-    assert "--fit: the size of an artifact of the format copy is not known before it is made" in done.stderr
+    assert f"{limit[0]}: the size of an artifact of the format copy is not known before it is made" in done.stderr
     assert not out.exists()
 
 

@@ -201,8 +201,9 @@ def test_memory_is_about_what_the_runtime_takes(
         resident = engine.speed(list(range(100, 116)), 4).resident_bytes
     model = onnx_sizes(tiny, options)
     assert model.memory_bytes(sizes, 256) == pytest.approx(resident, rel=0.25)
-    item = 4  # float32, 3 layers with 2 key-value heads of 64
-    assert model.memory_bytes(sizes, 1256) - model.memory_bytes(sizes, 256) == 1000 * 2 * 3 * 2 * 64 * item
+    # float32, 3 layers with 2 key-value heads of 64
+    assert model.memory_bytes(sizes, 1256) - model.memory_bytes(sizes, 256) == 1000 * 2 * 3 * 2 * 64 * 4
+    assert model.kv_bytes(1000) == 1000 * 2 * 3 * 2 * 64 * 4
 
 
 # ----- recipes
