@@ -21,7 +21,6 @@ from exporters.format_values import (
     Measurements,
     Recipe,
     Request,
-    SearchType,
     SizeRequest,
     Target,
     Variant,
@@ -159,17 +158,12 @@ class Format(ABC):
         return ()
 
     @classmethod
-    def search_types(
+    def measured_recipes(
         cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
-    ) -> Sequence[SearchType]:
-        """Return the types of `recipes`, resolved for the unpruned model of `request`, with errors if known."""
+    ) -> Sequence[Recipe]:
+        """Return `recipes` for the unpruned model of `request`, with their errors if the format can measure them."""
         del cache, progress
-        return [
-            SearchType(
-                cls.resolve(target, request.source, quant=each.quant, choices={**choices, **each.choices}), each.name
-            )
-            for each in cls.recipes(target, request.source, choices)
-        ]
+        return cls.recipes(target, request.source, choices)
 
     def for_trial(
         self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from compact.pruning.budget import Sizes
     from compact.pruning.ranking import Ranking
     from compact.sources.model_source import ModelSource
-    from exporters.base import Format
     from exporters.llamacpp.engine import Speed
 
 ORIGINAL, PRUNED = "original", "pruned"
@@ -215,25 +214,12 @@ class Recipe:
         quant: type of the artifact, with its usual name in the runtime.
         choices: values of the format's flags that change the types of some tensors.
         name: short name for tables, such as `Q8_0, embedding IQ4_NL`.
-    """
-
-    quant: str
-    choices: Choices
-    name: str
-
-
-@dataclass(frozen=True)
-class SearchType:
-    """One way to store a model, which a search compares with others.
-
-    Attributes:
-        format: the format with this type.
-        name: short name for tables.
         body_error: mean relative error of the body's matrices on the unpruned model; None if it is not known.
         head_error: the same for embedding and head.
     """
 
-    format: Format
+    quant: str
+    choices: Choices
     name: str
     body_error: float | None = None
     head_error: float | None = None

@@ -46,6 +46,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "compact_edge": (
         ("terminal",),
         (".",),
+        ("front",),
         ("building",),
         ("inspect", "tasks", "bench"),
         ("release",),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from compact.pruning.budget import Sizes
 from compact.pruning.budget_options import TOKENS, MinSpeed
 from compact.search.find import Curve
 from compact.search.predictor import Predictor
-from exporters.format_values import ArtifactSizes, SearchType
+from exporters.base import Format
+from exporters.format_values import ArtifactSizes
 from exporters.speed_estimate import decode_tokens_per_second
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # Largest number of sizes I' to try. V' has at most 64.
 _INNER_SIZES = 32
@@ -48,6 +50,22 @@ class SearchLimits:
     def max_log_loss(self) -> float:
         """The largest ln(bits per byte / the unpruned model's)."""
         return math.inf if self.max_loss is None else math.log1p(self.max_loss)
+
+
+@dataclass(frozen=True)
+class SearchType:
+    """A recipe, resolved for the model.
+
+    Attributes:
+        format: the format with this type.
+        name: short name for tables.
+        body_error, head_error: see `exporters.format_values.Recipe`.
+    """
+
+    format: Format
+    name: str
+    body_error: float | None = None
+    head_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,8 @@ def candidates_of(
     types: Sequence[StoredType], curve: Curve, predictor: Predictor, limits: SearchLimits
 ) -> list[Candidate]:
     """Return all candidates: every type at every V' and I' of the grids."""
+    import numpy as np
+
     rows = np.array(curve.vocabulary)
     all_inner = _spread(curve.inner, _INNER_SIZES)
     whole = Sizes(curve.limits.vocab_size, curve.limits.intermediate_size)
@@ -168,6 +188,8 @@ def candidates_of(
 
 def _separable(figure: Callable[[Sizes], int], rows: Array, inner: Sequence[int], whole: Sizes) -> Array:
     """Return a figure at all sizes [V', I'], computed from its values at the whole V' and at the whole I'."""
+    import numpy as np
+
     by_rows = np.array([figure(Sizes(int(v), whole.intermediate_size)) for v in rows], dtype=np.float64)
     by_inner = np.array([figure(Sizes(whole.vocab_size, i)) for i in inner], dtype=np.float64)
     table: Array = by_rows[:, None] + by_inner[None, :] - float(figure(whole))

@@ -13,12 +13,12 @@ from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.loss_model import as_share
-from compact_edge.front.candidates import SearchLimits
+from compact_edge.front.candidates import SearchLimits, SearchType
 from compact_edge.front.record import front_record
 from compact_edge.front.search import FrontSearch, Measured, run_search, start_search
 from compact_edge.front.trials import Trials
 from exporters.base import Format
-from exporters.format_values import ArtifactSizes, Choices, Request, SearchType, SizeRequest, Target, Variant
+from exporters.format_values import ArtifactSizes, Choices, Request, SizeRequest, Target, Variant
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,12 @@ def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) 
     if wanted.quant is not None:
         resolved = wanted.kind.resolve(wanted.target, source, quant=wanted.quant, choices=wanted.choices)
         return [SearchType(resolved, resolved.quant)]
-    return list(wanted.kind.search_types(wanted.target, original, wanted.choices, cache, progress))
+    found = []
+    for each in wanted.kind.measured_recipes(wanted.target, original, wanted.choices, cache, progress):
+        choices = {**wanted.choices, **each.choices}
+        resolved = wanted.kind.resolve(wanted.target, source, quant=each.quant, choices=choices)
+        found.append(SearchType(resolved, each.name, each.body_error, each.head_error))
+    return found
 
 
 def _type_at(

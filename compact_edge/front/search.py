@@ -14,9 +14,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from compact.base.errors import BudgetError
 from compact.pruning.budget import Sizes, count_parts, removed_parameters
@@ -26,10 +25,18 @@ from compact.search.find import Curve, curve_of
 from compact.search.loss_model import as_share
 from compact.search.predictor import Predictor
 from compact.search.size_evaluator import TextScore
-from compact_edge.front.candidates import Candidate, SearchLimits, StoredType, candidates_of, violations, within
+from compact_edge.front.candidates import (
+    Candidate,
+    SearchLimits,
+    SearchType,
+    StoredType,
+    candidates_of,
+    violations,
+    within,
+)
 from compact_edge.front.trials import Trials
 from compact_edge.front.type_losses import TypeLosses, fit_type_losses
-from exporters.format_values import ArtifactSizes, SearchType
+from exporters.format_values import ArtifactSizes
 
 # Artifacts that are measured after the prediction.
 TRIALS = 6
@@ -90,13 +97,13 @@ class FrontSearch:
         """Return the mean error of the predictions of a type, or of all types if this one has no measurement."""
         errors = {key: one.loss - one.candidate.loss for key, one in self.measured.items()}
         same = [error for (_, name), error in errors.items() if name == candidate.type.name]
-        return float(np.mean(same)) if same else (float(np.mean(list(errors.values()))) if errors else 0.0)
+        return fmean(same or errors.values()) if errors else 0.0
 
     def measure(self, candidate: Candidate) -> Measured:
         """Make and score a candidate."""
         texts = self.trials.score(candidate.sizes, candidate.type.search_type.format)
         before = self.predictor.unpruned.texts
-        raw = float(np.mean([math.log(texts[n].bits_per_byte / before[n].bits_per_byte) for n in texts]))
+        raw = fmean(math.log(texts[n].bits_per_byte / before[n].bits_per_byte) for n in texts)
         found = Measured(candidate, texts, raw + self.predictor.correction(candidate.sizes, texts), raw)
         self.measured[candidate.key] = found
         return found

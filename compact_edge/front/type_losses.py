@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import fmean
 
 from compact.base.progress import Progress
 from compact.search.predictor import Predictor
+from compact_edge.front.candidates import SearchType
 from compact_edge.front.trials import Trials
-from exporters.format_values import SearchType
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def fit_type_losses(
         for each in chosen:
             texts = trials.score(predictor.whole, each.format)
             ratios = [math.log(texts[name].bits_per_byte / before[name].bits_per_byte) for name in texts]
-            losses[each.name] = float(np.mean(ratios))
+            losses[each.name] = fmean(ratios)
             task.advance()
     return fitted(types, losses)
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from exporters.format_values import Flag
 
+# Key of a mix of types in the choices, manifests and recipes. It has no flag: a search makes it.
+MIX = "tensor_types"
+
 
 def _part_size(text: str) -> int:
     from compact.pruning.budget_options import parse_size

@@ -22,13 +22,12 @@ from exporters.format_values import (
     Measurements,
     Recipe,
     Request,
-    SearchType,
     SizeRequest,
     Target,
     Variant,
     is_given,
 )
-from exporters.gguf.flags import FLAGS
+from exporters.gguf.flags import FLAGS, MIX
 from exporters.llamacpp.quant_types import QUANTS, ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 # Maximum context in the card's command. Without a limit, llama.cpp allocates memory for the model's full context.
 _CARD_CONTEXT = 4096
 _ENDING = ".gguf"
-# Key of a mix of types in the choices, manifests and recipes.
-MIX = "tensor_types"
 # Row lengths must be multiples of these block sizes. File types such as Q4_K_M mix tensor types of one block size.
 # Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
 _BLOCK_1 = ("F32", "F16", "BF16")
@@ -169,28 +166,24 @@ class GgufFormat(Format):
         return cls(target, type_name, embedding, embedding_quant, given.get("imatrix"), files, window, mix)
 
     @classmethod
-    def search_types(
+    def measured_recipes(
         cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
-    ) -> Sequence[SearchType]:
-        from exporters.gguf.search_types import gguf_search_types
+    ) -> Sequence[Recipe]:
+        from exporters.gguf.search_types import with_errors
 
-        return gguf_search_types(target, request, choices, cache, progress)
+        return with_errors(cls.recipes(target, request.source, choices), request, choices, cache, progress)
 
     def for_trial(
         self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress
     ) -> GgufFormat:
         """See `Format.for_trial`. The matrix is the unpruned model's, without the dropped channels."""
-        from exporters.gguf.search_types import matrix_of
-        from exporters.llamacpp.imatrix_files import write_imatrix
+        from exporters.gguf.search_types import write_trial_matrix
 
         if self.imatrix is not None or not self.uses_imatrix:
             return self
-        matrix = matrix_of(request, cache, progress)
-        if matrix is None:
-            return self
         path = work / "imatrix.gguf"
-        write_imatrix(matrix.pruned(kept_channels), path)
-        return replace(self, imatrix=path)
+        written = write_trial_matrix(path, kept_channels, request, cache, progress)
+        return replace(self, imatrix=path) if written else self
 
     @property
     def quant(self) -> str:

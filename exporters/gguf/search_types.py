@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from compact.base.cache import Cache
 from compact.base.progress import Progress
 from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource
-from exporters.format_values import Choices, Recipe, Request, SearchType, Target
+from exporters.format_values import Choices, Recipe, Request
 from exporters.gguf.artifact import Export, importance_of
 from exporters.gguf.estimate import estimated_sizes
-from exporters.gguf.recipes import recipes_of
+from exporters.gguf.flags import MIX
 from exporters.llamacpp.imatrix import Imatrix
+from exporters.llamacpp.imatrix_files import write_imatrix
 from exporters.llamacpp.quant_rules import Choice, category, quantizable
 from exporters.llamacpp.quant_types import GGML_TYPES
 from exporters.llamacpp.type_errors import TypeErrors, measure_type_errors
@@ -44,32 +47,45 @@ def matrix_of(request: Request, cache: Cache, progress: Progress) -> Imatrix | N
     return importance_of(export, cache, progress)
 
 
-def gguf_search_types(
-    target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
-) -> list[SearchType]:
-    """Return all types to compare, with the mean relative errors of their matrices on the unpruned model.
+def write_trial_matrix(
+    path: Path, kept_channels: Sequence[Sequence[int]], request: Request, cache: Cache, progress: Progress
+) -> bool:
+    """Write an approximate importance matrix of a pruned model. Return False if there is no text to measure one.
 
     Args:
-        target: the device profile.
+        path: file to write.
+        kept_channels: kept FFN channels of each layer.
         request: the unpruned model and its calibration.
-        choices: the user's choices. A type of the embedding stays as it is.
+        cache, progress: for the matrix of the unpruned model.
+    """
+    matrix = matrix_of(request, cache, progress)
+    if matrix is not None:
+        write_imatrix(matrix.pruned(kept_channels), path)
+    return matrix is not None
+
+
+def with_errors(
+    recipes: Sequence[Recipe], request: Request, choices: Choices, cache: Cache, progress: Progress
+) -> list[Recipe]:
+    """Return the recipes, and mixes made for the model, with the mean relative errors on the unpruned model.
+
+    Args:
+        recipes: llama.cpp's mixes.
+        request: the unpruned model and its calibration.
+        choices: the user's choices. With a type of the embedding, no mixes are made.
         cache, progress: for the importance matrix and the errors.
 
     Raises:
         CompactEdgeError: an error of measuring the matrix or the errors.
     """
-    from exporters.gguf.format import MIX, GgufFormat
-
     source = request.source
     errors = measure_type_errors(source, matrix_of(request, cache, progress), cache, progress)
-    recipes = recipes_of(source, choices.get("embedding_quant"))
     if choices.get("embedding_quant") is None:
-        recipes = [*recipes, *_mixes(source, errors, MIX)]
+        recipes = [*recipes, *_mixes(source, errors)]
     found = []
     for recipe in recipes:
-        resolved = GgufFormat.resolve(target, source, quant=recipe.quant, choices={**choices, **recipe.choices})
-        types = _types(source, recipe, recipe.choices.get(MIX) or {})
-        found.append(SearchType(resolved, recipe.name, *errors.of(types)))
+        body, head = errors.of(_types(source, recipe, recipe.choices.get(MIX) or {}))
+        found.append(replace(recipe, body_error=body, head_error=head))
     return found
 
 
@@ -87,7 +103,7 @@ def _types(source: ModelSource, recipe: Recipe, mix: Mapping[str, str]) -> dict[
     return {each.tensor.name: each.type for each in model.file_tensors(sizes)}
 
 
-def _mixes(source: ModelSource, errors: TypeErrors, key: str) -> Iterator[Recipe]:
+def _mixes(source: ModelSource, errors: TypeErrors) -> Iterator[Recipe]:
     """Yield recipes whose body has about the wanted bits per weight and the smallest mean error.
 
     Every matrix counts the same, whatever its size: small matrices get more bits. For a price per bit, each matrix
@@ -115,7 +131,7 @@ def _mixes(source: ModelSource, errors: TypeErrors, key: str) -> Iterator[Recipe
             for name, kind in body.items():
                 weights[kind] = weights.get(kind, 0) + counts[name]
             most = max(weights, key=lambda kind: weights[kind])
-            yield Recipe(_FILE_TYPES.get(most, most), {key: mix}, f"mix {bits:g}, embedding {embedding}")
+            yield Recipe(_FILE_TYPES.get(most, most), {MIX: mix}, f"mix {bits:g}, embedding {embedding}")
 
 
 # Tensor types that are not the name of a file type.
