@@ -2,6 +2,9 @@
 
     python -m benchmarks.quality.front --model tiny --model smollm2-135m
     python -m benchmarks.quality.front --model gemma-3-270m=PATH.gguf --model qwen2.5-coder-0.5b=PATH.gguf
+    python -m benchmarks.quality.front --part search --model gemma-3-270m=PATH.gguf   # what `--fit` chooses
+    python -m benchmarks.quality.front --part predictions --model tiny     # the predictions of all cells
+    python -m benchmarks.quality.front --part ratios --model tiny          # `--ratio` against `--split proportional`
     python -m benchmarks.quality.front --tables     # only write the tables, from the recorded cells
 
 A cell is one GGUF: V', I', the type of the file, and the type of the embedding if it differs from llama.cpp's choice.
@@ -23,6 +26,7 @@ from typing import Any
 import click
 
 from benchmarks.common import Cells, cache, evaluation_texts, head, summary
+from benchmarks.quality import front_search
 from compact.base.cache import Cache, default_root
 from compact.base.progress import SILENT
 from compact.decide import decide
@@ -203,13 +207,25 @@ def measure(model: str, source: ModelSource, n_bytes: int, store: Cache) -> None
 
 @click.command(help=summary(__doc__))
 @click.option("--model", "models", multiple=True, help="NAME=PATH of a model that this script has sizes for.")
+@click.option(
+    "--part",
+    type=click.Choice(["types", "search", "predictions", "ratios"]),
+    default="types",
+    show_default=True,
+    help="What to measure.",
+)
 @click.option("--bytes", "n_bytes", default=6_000, show_default=True, help="Bytes to evaluate of every text.")
-def main(models: Sequence[str], n_bytes: int) -> None:
+def main(models: Sequence[str], part: str, n_bytes: int) -> None:
     """Compute the cells that are not recorded yet, and record them."""
     store = cache()
     for word in models:
         name, _, path = word.partition("=")
-        measure(name, open_source(path or name, store, Console()), n_bytes, store)
+        source = open_source(path or name, store, Console())
+        if part == "types":
+            measure(name, source, n_bytes, store)
+        else:
+            scored = front_search.Scored(n_bytes, texts_of(n_bytes))
+            front_search.measure(part, name, source, options_of(name), store, scored)
 
 
 if __name__ == "__main__":
