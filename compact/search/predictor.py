@@ -41,6 +41,8 @@ from compact.vocabulary.language_use import ENGLISH, Use, merge_order_use, mixed
 # The sizes that are measured: extra tokens per token, and shares of energy lost.
 _EXTRA_TOKENS = (0.02, 0.12)
 _ENERGY_LOST = (0.01, 0.06)
+# Number of measured sizes, with the unpruned model.
+SIZES = 1 + len(_EXTRA_TOKENS) + len(_ENERGY_LOST)
 # Exponents if only one measured size has a loss.
 _VOCABULARY_EXPONENT, _FFN_EXPONENT = 1.0, 1.5
 # Weight of merge order in the use of tokens without languages or a corpus. It stands for all text that the calibration

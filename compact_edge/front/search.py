@@ -165,7 +165,9 @@ def run_search(
     with search.context.progress.task("measuring artifacts", trials, "files") as task:
         for _ in range(trials):
             chosen = _next(search, everything)
-            if chosen is None or (search.measured and minutes and time.monotonic() - started > 60 * minutes):
+            if chosen is None or (
+                search.measured and minutes is not None and time.monotonic() - started > 60 * minutes
+            ):
                 break
             search.measure(chosen)
             task.advance()
