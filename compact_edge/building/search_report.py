@@ -153,8 +153,8 @@ def _print_split(search: Mapping[str, Any]) -> None:
         rows,
         [
             f"bits per byte: of the pruned model before any repair, on text that the calibration does not contain "
-            f"({_text_bytes(search)} bytes); mean and worst: change against the unpruned model, over the texts; chosen: "
-            "minimum of a parabola through the sizes near the best"
+            f"({_text_bytes(search)} bytes); mean and worst: change against the unpruned model, over the texts; "
+            "chosen: minimum of a parabola through the sizes near the best"
         ],
     )
 
