@@ -9,7 +9,7 @@ from typing import Any
 from compact.base.cache import open_cache
 from compact.base.distributed import is_main
 from compact.base.errors import UsageError
-from compact.base.files import publish, write_sums, write_text
+from compact.base.files import publish, write_sums
 from compact.base.licences import licence_notes, write_notice
 from compact.base.progress import Progress
 from compact.decide import decide
@@ -26,7 +26,7 @@ from compact_edge.building import method_report, vocabulary_report
 from compact_edge.building.fit import checkpoint_sizes
 from compact_edge.building.options import texts_of
 from compact_edge.building.pruned_from import remember
-from compact_edge.building.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.search_report import write_plot
 from compact_edge.building.variant import sizes_by_part
 from compact_edge.output import check_output, existing
 from exporters.card import licence_of
@@ -131,8 +131,7 @@ def prune_model(
         with publish(out, force=force, needed_bytes=needed) as work:
             apply(source, plan, work, updates=decision.updates, progress=progress)
             write_notice(licence, work)
-            if plan.search is not None:
-                write_text(work / SPLIT_SVG, split_svg(plan.search, source.name))
+            write_plot(work, plan, source.name)
             write_sums(work)
         languages = language_costs(source.directory, out) if count_languages else []
         return PruneResult(out, source, plan, options, sizes_by_part(out), languages)

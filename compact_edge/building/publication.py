@@ -18,7 +18,7 @@ from compact.pruning.methods import method_of_plan
 from compact.pruning.options import options_as_json
 from compact.pruning.plan import PLAN
 from compact_edge.building.method_report import method_line
-from compact_edge.building.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.search_report import card_note, write_plot
 from compact_edge.building.vocabulary_report import how_ranked
 from compact_edge.version import __version__
 from exporters.card import CardFacts, front_matter, render
@@ -63,8 +63,7 @@ def _write_folder(
     names = outcome.format.place(folder, compared.variant, check=options.check)
     if pruned:
         result.plan.write(folder / PLAN)
-        if result.plan.search is not None and "points" in result.plan.search:
-            write_text(folder / SPLIT_SVG, split_svg(result.plan.search, result.source.name))
+        write_plot(folder, result.plan, result.source.name)
     for path in legal_files(result.source.directory):
         shutil.copyfile(path, folder / path.name)
     write_notice(result.licence, folder)
@@ -184,11 +183,9 @@ def _card_facts(
         notes.append(
             f"channels chosen by {method_of_plan(plan.method).channels}{scored}; tokens ranked by {how_ranked(plan)}"
         )
-        if plan.search is not None:
-            notes.append(
-                f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "
-                f"(`{PLAN}`, `search`; `{SPLIT_SVG}`)"
-            )
+        searched = None if plan.search is None else card_note(plan.search)
+        if searched is not None:
+            notes.append(searched)
         if compared.parity is not None:
             kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
             checks = ", ".join(check.name for check in compared.parity.checks)

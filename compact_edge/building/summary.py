@@ -83,7 +83,7 @@ def print_summary(result: BuildResult) -> None:
     soft = not console.is_terminal
     threads = f"{result.compute.threads} thread{'s' * (result.compute.threads > 1)}"
     dtype = result.compute.dtype
-    if result.plan.search is not None and "points" in result.plan.search:
+    if result.plan.search is not None:
         print_search(result.plan.search)
     for outcome in result.formats:
         after = outcome.after

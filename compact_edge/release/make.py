@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.base.cache import open_cache
 from compact.base.errors import GateError, PlanMismatchError, UsageError
-from compact.base.files import publish, sha256_file, sha256_json, write_json, write_sums, write_text
+from compact.base.files import publish, sha256_file, sha256_json, write_json, write_sums
 from compact.base.licences import derived_name
 from compact.base.progress import Progress
 from compact.decide import decide, pruned_checkpoint
@@ -26,7 +26,7 @@ from compact.vocabulary.chat_rendering import check_chat_templates
 from compact_edge.building.method_report import method_line
 from compact_edge.building.options import BuildOptions
 from compact_edge.building.pipeline import build_for, check_memory, check_storage
-from compact_edge.building.search_report import SPLIT_SVG, split_svg
+from compact_edge.building.search_report import write_plot
 from compact_edge.output import check_output
 from compact_edge.packages import installed_versions
 from compact_edge.release import record
@@ -86,8 +86,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
             decision.plan.write(work / PLAN)
             if decision.updates is not None:
                 shutil.copyfile(decision.updates, work / UPDATES)
-            if decision.plan.search is not None:
-                write_text(work / SPLIT_SVG, split_svg(decision.plan.search, source.name))
+            write_plot(work, decision.plan, source.name)
             if resolved.uses_imatrix:
                 from exporters.gguf.artifact import Export, importance_of
                 from exporters.llamacpp.imatrix_files import write_imatrix
