@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -185,10 +186,7 @@ def _card_facts(
             f"channels chosen by {method_of_plan(plan.method).channels}{scored}; tokens ranked by {how_ranked(plan)}"
         )
         if plan.search is not None:
-            notes.append(
-                f"sizes chosen by bits per byte on held-out text, of {len(plan.search['points'])} judged "
-                f"(`{PLAN}`, `search`; `{SPLIT_SVG}`)"
-            )
+            notes.append(_how_sizes_were_chosen(plan.search))
         if compared.parity is not None:
             kind = f"in part ({compared.parity.why_partial})" if compared.parity.partial else "in full"
             checks = ", ".join(check.name for check in compared.parity.checks)
@@ -215,6 +213,18 @@ def _card_facts(
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f}M"
+
+
+def _how_sizes_were_chosen(search: Mapping[str, Any]) -> str:
+    """Return a note for the card: a search of splits, a search of sizes and types, or a prediction."""
+    if "points" in search:
+        files, judged = f"`{PLAN}`, `search`; `{SPLIT_SVG}`", f", of {len(search['points'])} judged"
+        return f"sizes chosen by bits per byte on held-out text{judged} ({files})"
+    if search.get("kind") == "front":
+        judged = f"{len(search['measured'])} files were measured, of {search['candidates']:,} predicted"
+        return f"sizes and type chosen by bits per byte on held-out text: {judged} (`{PLAN}`, `search`)"
+    measured = 1 + len(search["measured"])
+    return f"sizes chosen by predicted bits per byte, fitted to {measured} measured sizes (`{PLAN}`, `search`)"
 
 
 def _megabytes(count: int) -> str:

@@ -86,7 +86,7 @@ def make_plan(cells: Cells, plan_cell: PlanCell, out: Path, progress: Progress, 
             decision.plan.write(work / PLAN)
             if decision.updates is not None:
                 shutil.copyfile(decision.updates, work / UPDATES)
-            if decision.plan.search is not None:
+            if decision.plan.search is not None and "points" in decision.plan.search:
                 write_text(work / SPLIT_SVG, split_svg(decision.plan.search, source.name))
             if resolved.uses_imatrix:
                 from exporters.gguf.artifact import Export, importance_of
