@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from compact.search.loss_model import PowerLaw, as_share
-from compact_edge.front.candidates import Candidate, SearchLimits, candidates_of, pareto, violations
+from compact_edge.front.candidates import Candidate, SearchLimits, pareto, violations
 from compact_edge.front.search import FrontSearch, Measured, n_params_of, objective
 
 # The value of `kind` in the record of a search for sizes and type.
@@ -25,7 +25,7 @@ def front_record(search: FrontSearch, best: Measured) -> dict[str, Any]:
     Losses are shares of the unpruned float model's bits per byte: 0.03 for 3% more. They are means over the texts,
     corrected for rare tokens that the texts do not contain.
     """
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     texts = search.predictor.evaluator.texts
     measured = sorted(search.measured.values(), key=lambda one: (one.candidate.n_bytes, one.loss))
     whole = search.predictor.whole

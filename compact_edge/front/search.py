@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -87,6 +88,11 @@ class FrontSearch:
     type_losses: TypeLosses
     measured: dict[tuple[Sizes, str], Measured] = field(default_factory=dict)
 
+    @cached_property
+    def everything(self) -> list[Candidate]:
+        """All candidates. The limits decide which figures they have, so set them before."""
+        return candidates_of(self.types, self.curve, self.predictor, self.limits)
+
     def loss_of(self, candidate: Candidate) -> float:
         """Return the measured loss of a candidate, or its predicted loss with the corrections so far."""
         if candidate.key in self.measured:
@@ -158,7 +164,7 @@ def run_search(
     Raises:
         BudgetError: no candidate meets the limits. The message names the limit that excludes the others.
     """
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     if only is not None:
         everything = [each for each in everything if each.sizes == only] or everything
     started = time.monotonic()
