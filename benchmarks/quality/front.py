@@ -57,7 +57,10 @@ LANGUAGES = {
 # Shares of the vocabulary and of the FFN that are kept.
 WHOLE = (1.0, 1.0)
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ2_M")
-EMBEDDINGS = (("Q8_0", "IQ4_NL"), ("Q5_K_M", "IQ4_NL"), ("Q4_K_M", "IQ4_NL"), ("Q4_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"))
+EMBEDDINGS = (
+    *((quant, "IQ4_NL") for quant in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL", "IQ3_M", "IQ2_M")),
+    ("IQ4_XS", "Q8_0"),
+)
 SMALL = {"tiny": 0.5, "smollm2-135m": 0.75, "gemma-3-270m": 0.25, "qwen2.5-coder-0.5b": 0.5}
 MIDDLE = {"tiny": 0.75, "smollm2-135m": 0.875, "gemma-3-270m": 0.5, "qwen2.5-coder-0.5b": 0.75}
 
