@@ -89,7 +89,7 @@ def open_search(
     if limits.min_speed is not None and limits.bandwidth is None:
         first = types[0]
         bandwidth = _bandwidth_here(first, sizes[first.name], context, original, threads)
-        limits = replace(limits, bandwidth=bandwidth)
+        limits = replace(limits, bandwidth=bandwidth, is_timed=True)
     return start_search(context, types, sizes, trials_for, limits)
 
 

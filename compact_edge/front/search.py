@@ -41,6 +41,8 @@ from exporters.format_values import ArtifactSizes
 
 # Artifacts that are measured after the prediction.
 TRIALS = 6
+# Artifacts that are measured at most, if none of the first ones is within the limits.
+_MOST_TRIALS = 15
 # Losses that differ by less than this are equal: the texts are short.
 _NOISE = 0.0005
 # Types whose best candidate is measured in the first round.
@@ -166,7 +168,12 @@ def run_search(
     """
     everything = search.everything
     if only is not None:
-        everything = [each for each in everything if each.sizes == only] or everything
+        everything = [each for each in everything if each.sizes == only]
+        if not everything:
+            raise BudgetError(
+                f"no type of this format fits intermediate_size {only.intermediate_size}",
+                "build the formats one after another",
+            )
     started = time.monotonic()
     with search.context.progress.task("measuring artifacts", trials, "files") as task:
         for _ in range(trials):
@@ -195,8 +202,8 @@ def _next(search: FrontSearch, everything: Sequence[Candidate]) -> Candidate | N
         fresh = [each for each in left if each.type.name not in tried]
         return min(fresh or left, key=lambda each: objective(search, each))
     best = min(left, key=lambda each: objective(search, each))
-    good = [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
-    if good and min(objective(search, one.candidate) for one in good) <= objective(search, best):
+    found = good(search)
+    if found and min(objective(search, one.candidate) for one in found) <= objective(search, best):
         return None
     return best
 

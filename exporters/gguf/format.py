@@ -176,7 +176,7 @@ class GgufFormat(Format):
         """See `Format.for_trial`. The matrix is the unpruned model's, without the dropped channels."""
         from exporters.gguf.search_types import write_trial_matrix
 
-        if self.imatrix is not None or not self.uses_imatrix:
+        if not self.uses_imatrix:
             return self
         path = write_trial_matrix(work / "imatrix.gguf", kept_channels, request, cache, progress)
         return replace(self, imatrix=path)
