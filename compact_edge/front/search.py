@@ -176,18 +176,23 @@ def run_search(
             )
     started = time.monotonic()
     with search.context.progress.task("measuring artifacts", trials, "files") as task:
-        for _ in range(trials):
+        for number in range(_MOST_TRIALS):
             chosen = _next(search, everything)
-            if chosen is None or (
-                search.measured and minutes is not None and time.monotonic() - started > 60 * minutes
-            ):
+            late = minutes is not None and time.monotonic() - started > 60 * minutes
+            enough = number >= trials or (late and search.measured)
+            if chosen is None or (enough and good(search)):
                 break
             search.measure(chosen)
             task.advance()
-    good = [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
-    if not good:
+    found = good(search)
+    if not found:
         raise unreachable(search, everything)
-    return min(good, key=lambda one: objective(search, one.candidate))
+    return min(found, key=lambda one: objective(search, one.candidate))
+
+
+def good(search: FrontSearch) -> list[Measured]:
+    """Return the measured candidates within the limits."""
+    return [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
 
 
 def _next(search: FrontSearch, everything: Sequence[Candidate]) -> Candidate | None:
