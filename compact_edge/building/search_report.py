@@ -19,6 +19,7 @@ import click
 from compact.base.files import write_text
 from compact.pruning.plan import PLAN, PrunePlan
 from compact_edge.front.describe import cells, columns, front_note, is_front, limit_words, place_on_front
+from compact_edge.front.plot import FRONT_SVG, search_svg
 from compact_edge.terminal.console import one_line
 from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report.svg import Point
@@ -65,7 +66,7 @@ def print_search(search: Mapping[str, Any]) -> None:
 def search_plot(search: Mapping[str, Any], model: str) -> tuple[str, str] | None:
     """Return file name and text of the plot of a search, or None if there is nothing to plot."""
     if is_front(search):
-        return None
+        return FRONT_SVG, search_svg(search, model)
     return (SPLIT_SVG, split_svg(search, model)) if "points" in search else None
 
 
@@ -80,7 +81,7 @@ def write_plot(folder: Path, plan: PrunePlan, model: str) -> None:
 def card_note(search: Mapping[str, Any]) -> str | None:
     """Return the note of a model card: how the sizes were found."""
     if is_front(search):
-        return f"{front_note(search)} (`{PLAN}`, `search`)"
+        return f"{front_note(search)} (`{PLAN}`, `search`; `{FRONT_SVG}`)"
     if "points" in search:
         return (
             f"sizes chosen by bits per byte on held-out text, of {len(search['points'])} judged "

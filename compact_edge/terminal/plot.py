@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from runtime_bench.report.svg import DARK, FONT, LIGHT, WIDTH, Frame, Point, circle, file, line, number, text, ticks
 
 # Colours of the series. The first is for the main series.
-_COLOURS = ("blue", "orange", "green", "purple", "grey", "olive")
-_DASHES = ("", "6 4", "2 3", "8 3 2 3", "4 2", "1 3")
+_COLOURS = ("blue", "orange", "green", "purple", "grey", "olive", "red", "ink")
+_DASHES = ("", "6 4", "2 3", "8 3 2 3", "4 2", "1 3", "5 2 1 2", "")
 _GAP, _MARGIN, _LEGEND = 28.0, 16.0, 18.0
 
 
@@ -27,6 +27,9 @@ class Series:
         style: index of colour and dashes.
         joined: whether to draw a line through the points.
         hollow: whether to draw open markers.
+        ring: whether to draw a ring around the markers.
+        marks: whether to draw markers.
+        in_legend: whether the legend has the series.
     """
 
     name: str
@@ -35,6 +38,9 @@ class Series:
     style: int
     joined: bool = True
     hollow: bool = False
+    ring: bool = False
+    marks: bool = True
+    in_legend: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,9 @@ def document(panels: Sequence[Panel], title: str, description: str) -> str:
 def _panel(panel: Panel) -> tuple[str, float]:
     parts = [text(0, 12, panel.title, kind="title")]
     y = 32.0
-    for one in panel.series:
+    for one in (each for each in panel.series if each.in_legend):
         parts.append(line(2, y - 4, 26, y - 4, f"curve s{one.style}") if one.joined else "")
-        parts += [_mark(14, y - 4, one, ""), text(34, y, one.name, kind="name")]
+        parts += [_mark(14, y - 4, one, "") if one.marks else "", text(34, y, one.name, kind="name")]
         y += _LEGEND
     points = [point for one in panel.series for point in one.points]
     xs, ys = [point.x for point in points], [point.y for point in points]
@@ -85,7 +91,7 @@ def _panel(panel: Panel) -> tuple[str, float]:
     for one in panel.series:
         if one.joined:
             frame.curve(one.points, f"s{one.style}")
-    for one in panel.series:
+    for one in (each for each in panel.series if each.marks):
         frame.parts += [
             _mark(frame.x(point.x), frame.y(point.y), one, tip) for point, tip in zip(one.points, one.tips, strict=True)
         ]
@@ -99,14 +105,15 @@ def _panel(panel: Panel) -> tuple[str, float]:
 
 def _mark(x: float, y: float, series: Series, tip: str) -> str:
     kind = f"mark s{series.style}" + (" hollow" if series.hollow else "")
-    return circle(x, y, 3.4 if series.joined else 2.6, kind, tip)
+    ring = circle(x, y, 5.2, f"ring s{series.style}") if series.ring else ""
+    return ring + circle(x, y, 3.4 if series.joined else 2.6, kind, tip)
 
 
 def _style() -> str:
     def rules(colours: Mapping[str, str]) -> str:
         series = "".join(
             f".curve.s{n}{{stroke:{colours[name]};stroke-dasharray:{dashes or 'none'}}}"
-            f".mark.s{n}{{fill:{colours[name]};stroke:{colours[name]}}}"
+            f".mark.s{n}{{fill:{colours[name]};stroke:{colours[name]}}}.ring.s{n}{{stroke:{colours[name]}}}"
             for n, (name, dashes) in enumerate(zip(_COLOURS, _DASHES, strict=True))
         )
         return (
@@ -118,6 +125,6 @@ def _style() -> str:
 
     return (
         f"text{{font:11.5px {FONT}}}"
-        ".title{font-size:13px;font-weight:600}.curve{fill:none;stroke-width:1.8}.mark{stroke-width:1.4}"
+        ".title{font-size:13px;font-weight:600}.curve{fill:none;stroke-width:1.8}.mark{stroke-width:1.4}.ring{fill:none}"
         ".one{stroke-dasharray:2 3}" + rules(LIGHT) + "@media (prefers-color-scheme:dark){" + rules(DARK) + "}"
     )

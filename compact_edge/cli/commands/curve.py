@@ -1,8 +1,7 @@
-"""`compact-edge curve`: show what each size of a model costs, as a table and a plot."""
+"""`compact-edge curve`: show what each size and type of a model costs, as a table and a plot."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,25 @@ from compact_edge.flags import (
 @click.command(cls=QuantCommand)
 @click.argument("model")
 @click.option(
-    "--quant",
-    help="GGUF type for the file sizes (default: the type of the target gguf). `--quant list` prints all types.",
+    "--target",
+    default="gguf",
+    show_default=True,
+    help="Device profile: a name from `compact-edge targets`, or a TOML file.",
+)
+@click.option(
+    "--quant", help="Compare the sizes of this type only (default: all types). `--quant list` prints all types."
 )
 @click.option(
     "--points",
     type=click.IntRange(1, 50),
-    default=6,
+    default=8,
     show_default=True,
-    help="Number of ratios, evenly spaced from 0.05 to 0.5. For each, 6 splits are evaluated.",
+    help="Number of files to make and measure, evenly spaced along the front.",
+)
+@click.option(
+    "--search-minutes",
+    type=float,
+    help="Time limit for these files, in minutes. An interrupted search continues from its cached results.",
 )
 @ranking_options
 @pre_option
@@ -40,72 +49,70 @@ from compact_edge.flags import (
 @compute_options
 @click.option("--out", type=DIRECTORY, help="Directory for curve.json and curve.svg (default: NAME-curve).")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
-@click.option("--no-cache", is_flag=True, help="Measure every size again; do not use or write the cache.")
+@click.option("--no-cache", is_flag=True, help="Measure everything again; do not use or write the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")
 def curve(
     model: str,
     *,
+    target: str,
     quant: str | None,
     points: int,
+    search_minutes: float | None,
     out: Path | None,
     force: bool,
     no_cache: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Show what each size of MODEL costs: bits per byte on each text, file size and estimated characters/s.
+    """Show the best files of MODEL: for each file size, the sizes and the type that lose least.
 
-    For each ratio of removed parameters, search the best split between vocabulary and FFN. Each split is judged by bits
-    per byte on held-out text of every calibration source. No model is written, and no weights are repaired: --method
-    repair and --repair-tokens have no effect.
+    Predicts bits per byte, file size and speed of every type at every vocab_size and intermediate_size, and measures
+    some of them as real files, on held-out text of every calibration source. Prints the command that builds each file.
+    No model is written, and no weights are repaired or trained: --method repair and --repair-tokens have no effect.
 
     MODEL is a checkpoint directory, a GGUF file, a model on the Hugging Face Hub (org/name or org/name@revision) or a
     built-in model (tiny, smollm2-135m).
     """
     from compact.base.cache import open_cache
     from compact.base.files import publish, write_json, write_sums, write_text
-    from compact.pruning.calibration_choice import calibration_for
     from compact.pruning.context import Context
-    from compact.pruning.ranking import rank_vocabulary
     from compact.requested_texts import check_calibration
     from compact.sources.model_source import open_source
     from compact_edge.cli.library_env import quiet_libraries
-    from compact_edge.inspect.curve import curve_svg, measure_curve, print_curve, ratios_of
+    from compact_edge.inspect.curve import CurveOptions, curve_svg, measure_curve, print_curve
     from compact_edge.output import check_output, existing
     from compact_edge.terminal.console import Console, print_json
-    from exporters.format_values import SizeRequest
-    from exporters.gguf.format import GgufFormat
+    from exporters.base import size_not_known
+    from exporters.registry import format_of_runtime
     from targets.profile import load_profile
 
     quiet_libraries(model, *values["calibration"])
     inputs = existing(model, *values["calibration"], values["vocab_corpus"], values["keep_tokens"])
-    profile = load_profile(GgufFormat.profile)
-    GgufFormat.check_choices(profile, quant, {})
+    profile = load_profile(target)
+    kind = format_of_runtime(profile.runtime)
+    if not kind.predicts_size:
+        raise size_not_known(kind.name, f"--target {target}")
+    kind.check_choices(profile, quant, {})
     if out is not None:
         check_output(out, force=force, inputs=inputs)
-    check_calibration(model, prune_options(values))
+    pruning = prune_options(values)
+    check_calibration(model, pruning)
     console = Console()
+    options = CurveOptions(model, target, quant, points, search_minutes, tuple(_given(values)))
     with open_cache(enabled=not no_cache) as cache:
         source = open_source(model, cache, console, pre=values["pre"])
         out = (out or Path(f"{source.name}-curve")).absolute()
         check_output(out, force=force, inputs=inputs)
-        gguf = GgufFormat.resolve(profile, source, quant=quant)
-        options = prune_options(values, channel_grid=gguf.channel_grid)
-        context = Context(source, options, cache, console)
-        sizes = gguf.sizes(SizeRequest(source, context.once(rank_vocabulary), f"{source.name}-compact", ""))
-        context = context.with_value(calibration_for, calibration_for(context, keep_out=True))
-        found = measure_curve(context, sizes, gguf.quant, ratios_of(points))
+        found = measure_curve(options, profile, Context(source, pruning, cache, console))
         with publish(out, force=force) as work:
-            write_json(work / "curve.json", found.as_dict())
+            write_json(work / "curve.json", found)
             write_text(work / "curve.svg", curve_svg(found))
             write_sums(work)
     if as_json:
-        print_json({"out": str(out), **found.as_dict()})
+        print_json({"out": str(out), **found})
         return
     print_curve(found)
-    click.echo(f"wrote {out}\nnext, for any size in this range:")
-    words = ["build", model, "--target", GgufFormat.profile, "--quant", gguf.quant, *_given(values)]
-    click.echo(f"  compact-edge {shlex.join(words)} --fit SIZE")
+    click.echo(f"wrote {out}")
 
 
 def _given(values: Mapping[str, Any]) -> list[str]:
