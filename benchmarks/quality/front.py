@@ -27,6 +27,7 @@ import click
 
 from benchmarks.common import Cells, cache, evaluation_texts, head, summary
 from benchmarks.quality import front_search
+from benchmarks.quality.front_tables import write_page
 from compact.base.cache import Cache, default_root
 from compact.base.progress import SILENT
 from compact.decide import decide
@@ -218,10 +219,13 @@ def measure(model: str, source: ModelSource, n_bytes: int, store: Cache) -> None
     help="What to measure.",
 )
 @click.option("--bytes", "n_bytes", default=6_000, show_default=True, help="Bytes to evaluate of every text.")
-def main(models: Sequence[str], part: str, n_bytes: int) -> None:
-    """Compute the cells that are not recorded yet, and record them."""
+@click.option("--tables", is_flag=True, help="Only write the tables and pictures, from the recorded cells.")
+def main(models: Sequence[str], part: str, n_bytes: int, *, tables: bool) -> None:
+    """Compute the cells that are not recorded yet, record them, and write the page's tables and pictures."""
+    if not models and not tables:
+        raise click.UsageError("--model is needed")
     store = cache()
-    for word in models:
+    for word in () if tables else models:
         name, _, path = word.partition("=")
         source = open_source(path or name, store, Console())
         if part == "types":
@@ -229,6 +233,7 @@ def main(models: Sequence[str], part: str, n_bytes: int) -> None:
         else:
             scored = front_search.Scored(n_bytes, texts_of(n_bytes))
             front_search.measure(part, name, source, options_of(name), store, scored)
+    write_page()
 
 
 if __name__ == "__main__":
