@@ -21,6 +21,11 @@ _FRONT_POINTS = 40
 _SAME_TYPE = 3.0
 # Distance of logarithmic losses at which a measurement has half of its largest weight.
 _DISTANCE = 0.1
+# A correction is at most this share of the predicted loss. An error is a share of at least the noise of short texts.
+_LARGEST_ERROR = 0.5
+_NOISE = 0.005
+# Losses that differ by less than this are equal.
+_EQUAL = 0.0005
 
 
 @dataclass
@@ -41,7 +46,8 @@ class CurveSearch(FrontSearch):
                 continue
             distance = abs(math.log(known.loss / candidate.loss))
             weight = (_SAME_TYPE if known.type.name == candidate.type.name else 1.0) / (_DISTANCE + distance)
-            total += weight * (one.loss / known.loss - 1)
+            error = (one.loss - known.loss) / max(known.loss, _NOISE)
+            total += weight * min(max(error, -_LARGEST_ERROR), _LARGEST_ERROR)
             weights += weight
         return candidate.loss * total / weights if weights else 0.0
 
@@ -78,10 +84,13 @@ def measure_front(opened: FrontSearch, points: int, minutes: float | None = None
 
 
 def _useful_front(search: FrontSearch, everything: Sequence[Candidate]) -> list[Candidate]:
-    """Return the front of the candidates that do not lose too much. If all do, return the whole front."""
+    """Return the front of the candidates that do not lose too much. If all do, return the whole front.
+
+    A larger file is on the front only if its loss is smaller by more than the noise.
+    """
     losses = {each.key: search.loss_of(each) for each in everything}
     useful = [each for each in everything if losses[each.key] <= math.log1p(LARGEST_LOSS)]
-    return pareto(useful or everything, lambda each: losses[each.key])
+    return pareto(useful or everything, lambda each: round(max(0.0, losses[each.key]) / _EQUAL) * _EQUAL)
 
 
 def _at(search: FrontSearch, front: Sequence[Candidate], place: float) -> Candidate | None:
