@@ -34,7 +34,16 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prune(shop: Workshop, out: Path, *options: str) -> list[str]:
     short = ("--calibration-tokens", "512")
-    return ["prune", str(shop.model), "--out", str(out), "--calibration", str(shop.calibration), *short, *proportional(*options)]
+    return [
+        "prune",
+        str(shop.model),
+        "--out",
+        str(out),
+        "--calibration",
+        str(shop.calibration),
+        *short,
+        *proportional(*options),
+    ]
 
 
 def test_prune_says_and_records_what_was_learned(
