@@ -52,8 +52,7 @@ class Format(ABC):
 
     Attributes:
         target: the device profile.
-        name: name of the format. It is also the folder name in a build. In upper case, it is the end of a release
-            folder's name.
+        name: name of the format and of its folder in a build. A release folder's name ends with it in upper case.
         label: name in messages.
         runtime: name of its runtime in a profile.
         engine: engine that measures it on this machine.
@@ -153,7 +152,7 @@ class Format(ABC):
 
     @classmethod
     def recipes(cls, target: Target, source: ModelSource, choices: Choices) -> Sequence[Recipe]:
-        """Return the types that a search tries for this model. The user's choices of types are not changed."""
+        """Return the types that a search tries for a model. The user's choices stay as they are."""
         del target, source, choices
         return ()
 
@@ -161,14 +160,14 @@ class Format(ABC):
     def measured_recipes(
         cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
     ) -> Sequence[Recipe]:
-        """Return `recipes` for the unpruned model of `request`, with their errors if the format can measure them."""
+        """Return `recipes` for the unpruned model, with their errors if the format can measure them."""
         del cache, progress
         return cls.recipes(target, request.source, choices)
 
     def for_trial(
         self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress
     ) -> Self:
-        """Return the format for a quick trial of a pruned model, with files in `work` if it needs some."""
+        """Return the format for a quick trial of a pruned model. It may write files into `work`."""
         del kept_channels, request, work, cache, progress
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -179,12 +179,15 @@ class SizeRequest:
         ranking: decides the tokens that stay at each vocabulary size.
         name: model name, without size and type.
         description: longest possible description in the file's metadata.
+        shared: values that the types of a format share. A format keeps them here, so that predicting the sizes of many
+            types reads the tokenizer once.
     """
 
     source: ModelSource
     ranking: Ranking
     name: str
     description: str
+    shared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class ArtifactSizes(Protocol):

@@ -13,6 +13,9 @@ import pytest
 from tests.checkpoints import TEXTS, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+# Options that decide the sizes.
+_SIZES = ("--split", "--vocab-size", "--vocab-coverage", "--intermediate-size", "--plan")
+_LIMITS = ("--fit", "--max-memory", "--min-speed", "--max-loss")
 
 
 class Workshop:
@@ -32,7 +35,7 @@ class Workshop:
         return [
             *("build", str(self.model), "--target", target, "--quant", quant, "--out", str(out), "--threads", "1"),
             *("--calibration", str(self.calibration), "--calibration-tokens", "512", "--eval-text", str(self.text)),
-            *options,
+            *proportional(*options),
         ]
 
     def build_both(self) -> Path:
@@ -62,6 +65,12 @@ class Workshop:
         scratch = self.root / "scratch"
         scratch.mkdir(exist_ok=True)
         return scratch
+
+
+def proportional(*options: str) -> tuple[str, ...]:
+    """The options, with the rule for sizes that measures nothing if none of them decides the sizes."""
+    decided = any(option in (*_SIZES, *_LIMITS) for option in options)
+    return options if decided else ("--split", "proportional", *options)
 
 
 def command(*arguments: str) -> list[str]:

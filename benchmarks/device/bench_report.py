@@ -3,9 +3,9 @@
     python -m benchmarks.device.bench_report --out DIR [--repetitions 10] [--threads 1] [--ssh ssh:me@localhost]
     python -m benchmarks.device.bench_report --tables     # write the tables from the recorded result
 
-Builds smollm2-135m at ratio 0.2 for the targets gguf and onnx with their baselines, unless DIR/build exists. Then it
-runs `compact-edge bench` on each, and writes the tables of README.md and docs/performance.md. The reports stay in DIR.
-Needs the engine of `compact-edge engine build`, and an idle machine.
+Builds smollm2-135m at ratio 0.2 (`--split proportional`) for the targets gguf and onnx with their baselines, unless
+DIR/build exists. Then it runs `compact-edge bench` on each, and writes the tables of README.md and docs/performance.md.
+The reports stay in DIR. Needs the engine of `compact-edge engine build`, and an idle machine.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def main() -> None:
     build = arguments.out / "build"
     if not build.exists():
         targets = ("--target", "gguf", "--target", "onnx")
-        command("build", "smollm2-135m", "--ratio", RATIO, *targets, "--with-baseline", "--out", str(build))
+        sizes = ("--ratio", RATIO, "--split", "proportional")
+        command("build", "smollm2-135m", *sizes, *targets, "--with-baseline", "--out", str(build))
     options = ("--repetitions", arguments.repetitions, "--threads", arguments.threads, "--force")
     runs = []
     devices = ["local", *([arguments.ssh] if arguments.ssh else [])]

@@ -3,10 +3,10 @@
     python -m benchmarks.device.memory_estimate --build BUILD [--work-dir DIR]
     python -m benchmarks.device.memory_estimate --table      # only write the table, from the recorded result
 
-BUILD is the output of `compact-edge build smollm2-135m --ratio 0.2 --target gguf --with-baseline`. The other models
-have random weights and real tokenizers. They set the constants for a vocabulary entry and for the program, at the top
-of exporters/gguf/memory.py and exporters/gguf/estimate.py; smollm2-135m checks them. Needs the engine of
-`compact-edge engine build`. Writes the table of docs/size.md.
+BUILD is the output of `compact-edge build smollm2-135m --ratio 0.2 --split proportional --target gguf
+--with-baseline`. The other models have random weights and real tokenizers. They set the constants for a vocabulary
+entry and for the program, at the top of exporters/gguf/memory.py and exporters/gguf/estimate.py; smollm2-135m checks
+them. Needs the engine of `compact-edge engine build`. Writes the table of docs/size.md.
 """
 
 from __future__ import annotations

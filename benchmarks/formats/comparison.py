@@ -23,6 +23,7 @@ from compact.calibration.evaluation_text import NAME, default_evaluation_text
 from compact.forward.evaluate import evaluate_checkpoint
 from compact.forward.load import load_model
 from compact.pruning.apply import prune
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
@@ -132,7 +133,7 @@ def main() -> None:
     quiet_libraries(arguments.model)
     console, store = Console(), cache()
     source = open_source(arguments.model, store, console)
-    options = PruneOptions(ratio=arguments.ratio, channel_grid=32)
+    options = PruneOptions(ratio=arguments.ratio, split=PROPORTIONAL, channel_grid=32)
     calibration = calibration_for(Context(source, options, store, console))
     plan = make_plan(Context(source, options, store, console).with_value(calibration_for, calibration))
     pruned = store.get_or_make("pruned-bench", plan.id, lambda work: prune(source, plan, work, progress=console))

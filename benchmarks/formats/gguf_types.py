@@ -21,6 +21,7 @@ import click
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table
 from compact.base.errors import BudgetError
 from compact.calibration.calibration_set import Calibration
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
@@ -80,7 +81,9 @@ def main(
     calibration: Calibration = calibration_for(Context(source, drawn, store))
     models: list[tuple[str, Path, str]] = [("0", source.directory, source.id)]
     for ratio in ratios.split(",") if ratios != "none" else ():
-        options = PruneOptions(ratio=float(ratio), channel_grid=grid, calibration_tokens=calibration_tokens)
+        options = PruneOptions(
+            ratio=float(ratio), split=PROPORTIONAL, channel_grid=grid, calibration_tokens=calibration_tokens
+        )
         made = pruned_checkpoint(source, options, store)
         models.append((ratio, made.directory, made.plan.id))
     rows, figures = [], []

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, write_table
 from compact.checkpoints.shards import read_index
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
@@ -57,7 +58,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for ratio in (float(value) for value in arguments.ratios.split(",")):
         # k_quant needs an even number of blocks in a row.
-        options = PruneOptions(ratio=ratio, channel_grid=64)
+        options = PruneOptions(ratio=ratio, split=PROPORTIONAL, channel_grid=64)
         texts = calibration_for(Context(source, options, store, console)).texts
         if ratio:
             made = pruned_checkpoint(source, options, store)

@@ -70,6 +70,7 @@ def write_hollow(out: Path, guide: Guide) -> None:
 def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     """Parameters and sizes of a guide's model at every ratio."""
     from compact.pruning.budget import Sizes, count_parts, pruned_parts
+    from compact.pruning.budget_options import PROPORTIONAL
     from compact.pruning.context import Context
     from compact.pruning.options import PruneOptions
     from compact.pruning.ranking import rank_vocabulary
@@ -88,7 +89,7 @@ def measure(guide: Guide, directory: Path) -> dict[str, Any]:
     unpruned = Sizes(source.vocab_size, source.intermediate_size)
     rows = []
     for ratio in RATIOS:
-        options = PruneOptions(ratio=ratio, channel_grid=gguf.channel_grid)
+        options = PruneOptions(ratio=ratio, split=PROPORTIONAL, channel_grid=gguf.channel_grid)
         sizes = sizes_of(source, ranking, options) if ratio else unpruned
         rows.append(
             {

@@ -35,6 +35,7 @@ from compact.base.cache import Cache
 from compact.calibration.calibration_set import SELF, STDLIB, STDLIB_PROSE
 from compact.decide import decide
 from compact.pruning.apply import prune
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.sources.model_source import ModelSource, open_source
@@ -121,6 +122,7 @@ def main(model: str, ratio: float, calibration_tokens: int, n_bytes: int, only: 
                 continue
             options = PruneOptions(
                 ratio=ratio,
+                split=PROPORTIONAL,
                 channel_grid=32,
                 calibration=tuple(names.get(name, name) for name in mix),
                 calibration_tokens=calibration_tokens,

@@ -2,6 +2,9 @@
 
     python -m benchmarks.quality.front --model tiny --model smollm2-135m
     python -m benchmarks.quality.front --model gemma-3-270m=PATH.gguf --model qwen2.5-coder-0.5b=PATH.gguf
+    python -m benchmarks.quality.front --part search --model gemma-3-270m=PATH.gguf   # what `--fit` chooses
+    python -m benchmarks.quality.front --part predictions --model tiny     # the predictions of all cells
+    python -m benchmarks.quality.front --part ratios --model tiny          # `--ratio` against `--split proportional`
     python -m benchmarks.quality.front --tables     # only write the tables, from the recorded cells
 
 A cell is one GGUF: V', I', the type of the file, and the type of the embedding if it differs from llama.cpp's choice.
@@ -23,6 +26,8 @@ from typing import Any
 import click
 
 from benchmarks.common import Cells, cache, evaluation_texts, head, summary
+from benchmarks.quality import front_search
+from benchmarks.quality.front_tables import write_page
 from compact.base.cache import Cache, default_root
 from compact.base.progress import SILENT
 from compact.decide import decide
@@ -53,7 +58,10 @@ LANGUAGES = {
 # Shares of the vocabulary and of the FFN that are kept.
 WHOLE = (1.0, 1.0)
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ2_M")
-EMBEDDINGS = (("Q8_0", "IQ4_NL"), ("Q5_K_M", "IQ4_NL"), ("Q4_K_M", "IQ4_NL"), ("Q4_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"))
+EMBEDDINGS = (
+    *((quant, "IQ4_NL") for quant in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL", "IQ3_M", "IQ2_M")),
+    ("IQ4_XS", "Q8_0"),
+)
 SMALL = {"tiny": 0.5, "smollm2-135m": 0.75, "gemma-3-270m": 0.25, "qwen2.5-coder-0.5b": 0.5}
 MIDDLE = {"tiny": 0.75, "smollm2-135m": 0.875, "gemma-3-270m": 0.5, "qwen2.5-coder-0.5b": 0.75}
 
@@ -203,13 +211,29 @@ def measure(model: str, source: ModelSource, n_bytes: int, store: Cache) -> None
 
 @click.command(help=summary(__doc__))
 @click.option("--model", "models", multiple=True, help="NAME=PATH of a model that this script has sizes for.")
+@click.option(
+    "--part",
+    type=click.Choice(["types", "search", "predictions", "ratios"]),
+    default="types",
+    show_default=True,
+    help="What to measure.",
+)
 @click.option("--bytes", "n_bytes", default=6_000, show_default=True, help="Bytes to evaluate of every text.")
-def main(models: Sequence[str], n_bytes: int) -> None:
-    """Compute the cells that are not recorded yet, and record them."""
+@click.option("--tables", is_flag=True, help="Only write the tables and pictures, from the recorded cells.")
+def main(models: Sequence[str], part: str, n_bytes: int, *, tables: bool) -> None:
+    """Compute the cells that are not recorded yet, record them, and write the page's tables and pictures."""
+    if not models and not tables:
+        raise click.UsageError("--model is needed")
     store = cache()
-    for word in models:
+    for word in () if tables else models:
         name, _, path = word.partition("=")
-        measure(name, open_source(path or name, store, Console()), n_bytes, store)
+        source = open_source(path or name, store, Console())
+        if part == "types":
+            measure(name, source, n_bytes, store)
+        else:
+            scored = front_search.Scored(n_bytes, texts_of(n_bytes))
+            front_search.measure(part, name, source, options_of(name), store, scored)
+    write_page()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from compact.decide import decide
 from compact.forward.layerwise import LayerStream
 from compact.pruning.apply import prune
 from compact.pruning.budget import Sizes, count_parts, removed_parameters
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.importance import collect_scores, top_channels
@@ -71,6 +72,7 @@ class Setting:
         """COMPACT's options at the ratio, calibrated on encyclopedic and technical text in equal shares."""
         return PruneOptions(
             ratio=self.ratio,
+            split=PROPORTIONAL,
             channel_grid=32,
             calibration=tuple(texts_to_learn_from().values()),
             calibration_tokens=CALIBRATION_TOKENS,
@@ -112,7 +114,7 @@ def _of_scores(score: Callable[[Setting], Array]) -> Method:
     def make(setting: Setting, out: Path) -> None:
         sizes = setting.sizes
         # Plan the vocabulary only. With all channels kept, this needs no calibration.
-        whole = replace(setting.options, ratio=None, vocab_size=sizes.vocab_size)
+        whole = replace(setting.options, ratio=None, split=None, vocab_size=sizes.vocab_size)
         plan: PrunePlan = make_plan(Context(setting.source, whole, setting.stages))
         channels = top_channels(score(setting), sizes.intermediate_size)
         prune(setting.source, replace(plan, kept_channels=channels), out)
@@ -213,7 +215,7 @@ def _vocabulary_only(setting: Setting) -> PruneOptions:
     size = setting.source.vocab_size - round(setting.removed / parts.per_row)
     if size < len(rank_vocabulary(Context(setting.source, setting.options, setting.stages)).always):
         raise BudgetError("the vocabulary alone cannot give that much")
-    return replace(setting.options, ratio=None, vocab_size=size)
+    return replace(setting.options, ratio=None, split=None, vocab_size=size)
 
 
 def _ffn_only(setting: Setting) -> PruneOptions:
@@ -222,7 +224,7 @@ def _ffn_only(setting: Setting) -> PruneOptions:
     inner = round(exact / 32) * 32
     if inner < 32:
         raise BudgetError("the FFN alone cannot give that much")
-    return replace(setting.options, ratio=None, intermediate_size=inner)
+    return replace(setting.options, ratio=None, split=None, intermediate_size=inner)
 
 
 def _with_recovery(setting: Setting) -> PruneOptions:

@@ -3,9 +3,9 @@
     python -m benchmarks.quality.ratios --model smollm2-135m
     python -m benchmarks.quality.ratios --model tiny
 
-`smollm2-135m` is calibrated on the first 80% of WikiText-2's validation text, `tiny` on its default text. Compare the
-kinds of text that the calibration does not contain. Runs in float32 through Transformers, in about 20 minutes on 2
-cores.
+Ratios are split by the fixed rule (`--split proportional`). `smollm2-135m` is calibrated on the first 80% of
+WikiText-2's validation text, `tiny` on its default text. Compare the kinds of text that the calibration does not
+contain. Runs in float32 through Transformers, in about 20 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from benchmarks.common import cache, evaluation_texts, pruned_checkpoint, record, summary, table, wikitext_train
 from compact.forward.evaluate import evaluate_checkpoint
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.options import PruneOptions
 from compact.sources.model_source import TINY, open_source
 from compact_edge.terminal.console import Console
@@ -40,7 +41,11 @@ def main(model: str, ratios: str, calibration: tuple[str, ...], calibration_toke
         ]
         for ratio in ratios.split(","):
             options = PruneOptions(
-                ratio=float(ratio), channel_grid=32, calibration=named, calibration_tokens=calibration_tokens
+                ratio=float(ratio),
+                split=PROPORTIONAL,
+                channel_grid=32,
+                calibration=named,
+                calibration_tokens=calibration_tokens,
             )
             made = pruned_checkpoint(source, options, store)
             size = open_source(str(made.directory), store).n_params

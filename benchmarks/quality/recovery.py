@@ -29,6 +29,7 @@ from benchmarks.common import (
     write_table,
 )
 from compact.decide import decide, pruned_checkpoint
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
@@ -58,7 +59,12 @@ def options_of(row: Row | None) -> PruneOptions:
         names = tuple(files.get(name, name) for name in text.split(" + "))
         recover = RecoverOptions(text=names, learning_rate=rate, tokens=tokens)
     return PruneOptions(
-        ratio=RATIO, channel_grid=32, calibration=tuple(files.values()), method="repair", recover=recover
+        ratio=RATIO,
+        split=PROPORTIONAL,
+        channel_grid=32,
+        calibration=tuple(files.values()),
+        method="repair",
+        recover=recover,
     )
 
 

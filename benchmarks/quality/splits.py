@@ -43,6 +43,7 @@ from benchmarks.common import (
 )
 from compact.forward.evaluate import evaluate_checkpoint
 from compact.pruning.budget import count_parts
+from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.options import PruneOptions
 from compact.pruning.sizes import parts_at
@@ -157,7 +158,7 @@ def main(model: str, ratios: str, n_bytes: int, *, curve: bool, weights: str | N
         return {**sizes, "bits_per_byte": bits_per_byte(made.directory, texts), "search": made.plan.search}
 
     for ratio in map(float, ratios.split(",")):
-        for name, split in (("fixed rule", None), ("auto", "auto")):
+        for name, split in (("fixed rule", PROPORTIONAL), ("auto", "auto")):
             cells.get(f"{ratio:g}|{name}", lambda r=ratio, s=split: score(replace(fixed, ratio=r, split=s)))  # type: ignore[misc]
     print(show(cells.cells))
     if model == DOCUMENTED:

@@ -195,7 +195,7 @@ def of_size(gigabytes: int, work: Path, repeat: int, threads: int) -> dict[str, 
         "repeat": repeat,
     }
     read_once(ref.file for ref in tensors.values())
-    pruned = measure([*prune, "--ratio", "0.2", "--out", work / "pruned"])
+    pruned = measure([*prune, "--ratio", "0.2", "--split", "proportional", "--out", work / "pruned"])
     shutil.rmtree(work / "pruned")
     result["prune"] = {"ours": vars(pruned)}
     mine, their = in_turn(

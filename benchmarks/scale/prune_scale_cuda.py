@@ -108,6 +108,7 @@ def large(shape: str, work: Path, tokens: int, *, whole: bool) -> dict[str, Any]
 
 def plans() -> dict[str, Any]:
     """Compare the plans of smollm2-135m by CPU float32, CUDA float32 and CUDA bfloat16."""
+    from compact.pruning.budget_options import PROPORTIONAL
     from compact.pruning.calibration_choice import calibration_for
     from compact.pruning.channel_scores import act2_scores
     from compact.pruning.context import Context
@@ -119,7 +120,7 @@ def plans() -> dict[str, Any]:
 
     store = cache()
     source = open_source("smollm2-135m", store)
-    cpu = PruneOptions(ratio=0.2, device="cpu", dtype="float32")
+    cpu = PruneOptions(ratio=0.2, split=PROPORTIONAL, device="cpu", dtype="float32")
     kept = {
         name: make_plan(Context(source, options, store))
         for name, options in {

@@ -30,8 +30,8 @@ class PruneOptions:
         search_minutes: time limit of the search, in minutes.
         split: how a ratio or `fit_bytes` is divided between vocabulary and FFN. `auto` searches for the best split
             (`compact.search.find`). `V:I` gives the shares. `proportional` is a fixed rule: the share of its
-            parameters that the vocabulary loses is twice the FFN's. None means `auto` with a limit, and the fixed rule
-            for a ratio.
+            parameters that the vocabulary loses is twice the FFN's. None means `auto` with a limit, and the smallest
+            predicted loss for a ratio (`compact.search.ratio`).
         channel_grid: `intermediate_size` must be a multiple of this, for the quantization.
         pad_vocab_to_multiple_of: `vocab_size` must be a multiple of this.
         languages: BCP 47 codes, or `code`. Tokens are ranked by how often text in these languages uses them.

@@ -18,8 +18,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# An exponent outside of these limits comes from noise.
-_EXPONENTS = (0.7, 2.5)
+# An exponent outside of the limits comes from noise.
+EXPONENTS = (0.7, 2.5)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class PowerLaw:
         return self.scale * x**self.exponent if x > 0 else 0.0
 
 
-def fit_power_law(points: Sequence[tuple[float, float]], default_exponent: float) -> PowerLaw:
+def fit_power_law(
+    points: Sequence[tuple[float, float]], default_exponent: float, limits: tuple[float, float] = EXPONENTS
+) -> PowerLaw:
     """Fit a power law to points (x, loss).
 
     The larger of two losses is known with a smaller relative error, so the law goes through the point with the largest
@@ -44,6 +46,7 @@ def fit_power_law(points: Sequence[tuple[float, float]], default_exponent: float
     Args:
         points: measured points with x > 0.
         default_exponent: the exponent if only one point has a positive loss.
+        limits: smallest and largest exponent.
     """
     useful = [(x, loss) for x, loss in points if x > 0 and loss > 0]
     if not useful:
@@ -51,7 +54,7 @@ def fit_power_law(points: Sequence[tuple[float, float]], default_exponent: float
     x0, y0 = max(useful, key=lambda point: point[1])
     slopes = [math.log(y0 / y) / math.log(x0 / x) for x, y in useful if x < x0 and y < y0]
     exponent = sum(slopes) / len(slopes) if slopes else default_exponent
-    exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[1])
+    exponent = min(max(exponent, limits[0]), limits[1])
     return PowerLaw(y0 / x0**exponent, exponent)
 
 

@@ -41,8 +41,12 @@ from compact.vocabulary.language_use import ENGLISH, Use, merge_order_use, mixed
 # The sizes that are measured: extra tokens per token, and shares of energy lost.
 _EXTRA_TOKENS = (0.02, 0.12)
 _ENERGY_LOST = (0.01, 0.06)
+# Number of measured sizes, with the unpruned model.
+SIZES = 1 + len(_EXTRA_TOKENS) + len(_ENERGY_LOST)
 # Exponents if only one measured size has a loss.
 _VOCABULARY_EXPONENT, _FFN_EXPONENT = 1.0, 1.5
+# Every extra token costs about the same, and frequent words cost less than rare ones.
+_VOCABULARY_EXPONENTS = (0.7, 1.05)
 # Weight of merge order in the use of tokens without languages or a corpus. It stands for all text that the calibration
 # set does not contain.
 _UNSEEN = 0.1
@@ -137,7 +141,7 @@ class Predictor:
         """Loss by extra tokens per token."""
         whole = self.whole.intermediate_size
         points = [(p.extra_tokens, p.loss) for p in self.probes if p.sizes.intermediate_size == whole]
-        return fit_power_law(points, _VOCABULARY_EXPONENT)
+        return fit_power_law(points, _VOCABULARY_EXPONENT, _VOCABULARY_EXPONENTS)
 
     @cached_property
     def ffn_law(self) -> PowerLaw:

@@ -37,6 +37,8 @@ class SearchLimits:
         max_loss: largest loss of bits per byte, as a share of the unpruned float model's.
         context_length: positions of the key-value cache.
         bandwidth: bytes/s that the device reads; None if unknown.
+        is_timed: whether the bandwidth was measured in a short run. Records then have no speeds, because they would
+            differ in every run.
     """
 
     fit_bytes: int | None = None
@@ -45,6 +47,7 @@ class SearchLimits:
     max_loss: float | None = None
     context_length: int = 2048
     bandwidth: float | None = None
+    is_timed: bool = False
 
     @property
     def max_log_loss(self) -> float:

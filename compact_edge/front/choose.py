@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,13 @@ from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.loss_model import as_share
+from compact.search.predictor import SIZES
 from compact_edge.front.candidates import SearchLimits, SearchType
+from compact_edge.front.cost import cost_note
 from compact_edge.front.record import front_record
-from compact_edge.front.search import FrontSearch, Measured, run_search, start_search
+from compact_edge.front.search import TRIALS, FrontSearch, Measured, run_search, start_search
 from compact_edge.front.trials import Trials
+from compact_edge.front.type_losses import PROBES
 from exporters.base import Format
 from exporters.format_values import ArtifactSizes, Choices, Request, SizeRequest, Target, Variant
 
@@ -85,7 +89,7 @@ def open_search(
     if limits.min_speed is not None and limits.bandwidth is None:
         first = types[0]
         bandwidth = _bandwidth_here(first, sizes[first.name], context, original, threads)
-        limits = replace(limits, bandwidth=bandwidth)
+        limits = replace(limits, bandwidth=bandwidth, is_timed=True)
     return start_search(context, types, sizes, trials_for, limits)
 
 
@@ -106,9 +110,12 @@ def choose(
         BudgetError: nothing meets the limits.
         CompactEdgeError: an error of measuring.
     """
+    started = time.monotonic()
+    context.progress.note(cost_note(context.source, original.calibration, sizes=SIZES, files=TRIALS + PROBES))
     search = open_search(wanted[0], context, original, names=names, threads=threads)
     with search.trials:
-        best = run_search(search, minutes=minutes)
+        left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+        best = run_search(search, minutes=left)
         record = front_record(search, best)
     notes = []
     if best.candidate.sizes == search.predictor.whole:

@@ -5,12 +5,12 @@ It has no timings, so that equal searches have equal records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from compact.search.loss_model import PowerLaw, as_share
-from compact_edge.front.candidates import Candidate, SearchLimits, candidates_of, pareto, violations
+from compact_edge.front.candidates import Candidate, SearchLimits, pareto, violations
 from compact_edge.front.search import FrontSearch, Measured, n_params_of, objective
 
 # The value of `kind` in the record of a search for sizes and type.
@@ -25,7 +25,7 @@ def front_record(search: FrontSearch, best: Measured) -> dict[str, Any]:
     Losses are shares of the unpruned float model's bits per byte: 0.03 for 3% more. They are means over the texts,
     corrected for rare tokens that the texts do not contain.
     """
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     texts = search.predictor.evaluator.texts
     measured = sorted(search.measured.values(), key=lambda one: (one.candidate.n_bytes, one.loss))
     whole = search.predictor.whole
@@ -77,7 +77,7 @@ def unpruned_points(search: FrontSearch, everything: Sequence[Candidate]) -> lis
 def candidate_as_dict(search: FrontSearch, candidate: Candidate) -> dict[str, Any]:
     """Return a candidate as JSON values."""
     one = search.measured.get(candidate.key)
-    speed = candidate.characters_per_second
+    speed = None if search.limits.is_timed else candidate.characters_per_second
     return {
         "vocab_size": candidate.sizes.vocab_size,
         "intermediate_size": candidate.sizes.intermediate_size,
@@ -118,8 +118,10 @@ def _no_cut(search: FrontSearch, everything: Sequence[Candidate]) -> dict[str, A
 
 def limits_as_dict(limits: SearchLimits) -> dict[str, Any]:
     """Return the limits as JSON values."""
-    values: Mapping[str, Any] = asdict(limits)
-    return dict(values)
+    values: dict[str, Any] = asdict(limits)
+    if values.pop("is_timed"):
+        del values["bandwidth"]
+    return values
 
 
 def _law(law: PowerLaw) -> dict[str, float]:

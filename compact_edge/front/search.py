@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -40,6 +41,8 @@ from exporters.format_values import ArtifactSizes
 
 # Artifacts that are measured after the prediction.
 TRIALS = 6
+# Artifacts that are measured at most, if none of the first ones is within the limits.
+_MOST_TRIALS = 15
 # Losses that differ by less than this are equal: the texts are short.
 _NOISE = 0.0005
 # Types whose best candidate is measured in the first round.
@@ -86,6 +89,11 @@ class FrontSearch:
     limits: SearchLimits
     type_losses: TypeLosses
     measured: dict[tuple[Sizes, str], Measured] = field(default_factory=dict)
+
+    @cached_property
+    def everything(self) -> list[Candidate]:
+        """All candidates. The limits decide which figures they have, so set them before."""
+        return candidates_of(self.types, self.curve, self.predictor, self.limits)
 
     def loss_of(self, candidate: Candidate) -> float:
         """Return the measured loss of a candidate, or its predicted loss with the corrections so far."""
@@ -158,21 +166,33 @@ def run_search(
     Raises:
         BudgetError: no candidate meets the limits. The message names the limit that excludes the others.
     """
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     if only is not None:
-        everything = [each for each in everything if each.sizes == only] or everything
+        everything = [each for each in everything if each.sizes == only]
+        if not everything:
+            raise BudgetError(
+                f"no type of this format fits intermediate_size {only.intermediate_size}",
+                "build the formats one after another",
+            )
     started = time.monotonic()
     with search.context.progress.task("measuring artifacts", trials, "files") as task:
-        for _ in range(trials):
+        for number in range(_MOST_TRIALS):
             chosen = _next(search, everything)
-            if chosen is None or (search.measured and minutes and time.monotonic() - started > 60 * minutes):
+            late = minutes is not None and time.monotonic() - started > 60 * minutes
+            enough = number >= trials or (late and search.measured)
+            if chosen is None or (enough and good(search)):
                 break
             search.measure(chosen)
             task.advance()
-    good = [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
-    if not good:
+    found = good(search)
+    if not found:
         raise unreachable(search, everything)
-    return min(good, key=lambda one: objective(search, one.candidate))
+    return min(found, key=lambda one: objective(search, one.candidate))
+
+
+def good(search: FrontSearch) -> list[Measured]:
+    """Return the measured candidates within the limits."""
+    return [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
 
 
 def _next(search: FrontSearch, everything: Sequence[Candidate]) -> Candidate | None:
@@ -187,8 +207,8 @@ def _next(search: FrontSearch, everything: Sequence[Candidate]) -> Candidate | N
         fresh = [each for each in left if each.type.name not in tried]
         return min(fresh or left, key=lambda each: objective(search, each))
     best = min(left, key=lambda each: objective(search, each))
-    good = [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
-    if good and min(objective(search, one.candidate) for one in good) <= objective(search, best):
+    found = good(search)
+    if found and min(objective(search, one.candidate) for one in found) <= objective(search, best):
         return None
     return best
 

@@ -12,6 +12,9 @@ from compact.search.predictor import Predictor
 from compact_edge.front.candidates import SearchType
 from compact_edge.front.trials import Trials
 
+# Types that are measured if their errors are known.
+PROBES = 3
+
 
 @dataclass(frozen=True)
 class TypeLosses:

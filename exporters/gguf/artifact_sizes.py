@@ -86,6 +86,7 @@ def artifact_sizes(
         pre=source.pre,
         # The plan does not exist yet. Any sha256 has the length of its id.
         metadata=metadata_of(source, request.name, request.description, source.id),
+        heads=request.shared,
     )
     vocabulary = ranking.vocabulary
     merges = 0 if vocabulary.sentencepiece else len(vocabulary.merges)

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from exporters.llamacpp.quant_list import QuantTable
     from exporters.task_runtime import Runtime
 
-# Maximum context in the card's command. Without a limit, llama.cpp allocates memory for the model's full context.
-_CARD_CONTEXT = 4096
 _ENDING = ".gguf"
 # Row lengths must be multiples of these block sizes. File types such as Q4_K_M mix tensor types of one block size.
 # Types that llama.cpp refuses to write without an importance matrix (IQ1, IQ2, IQ3_XXS) are not a sensible default.
@@ -67,8 +65,7 @@ class GgufFormat(Format):
         imatrix: file with an importance matrix of the pruned model.
         files: additional files of the folder.
         window: note about the model's sliding window; None if the GGUF supports it.
-        mix: tensor name -> type, for a mix of types that a search made. Empty: the mix that llama.cpp calls
-            `type_name`.
+        mix: tensor name -> type, for a mix that a search made. Empty: the mix that llama.cpp calls `type_name`.
     """
 
     type_name: str
@@ -179,11 +176,10 @@ class GgufFormat(Format):
         """See `Format.for_trial`. The matrix is the unpruned model's, without the dropped channels."""
         from exporters.gguf.search_types import write_trial_matrix
 
-        if self.imatrix is not None or not self.uses_imatrix:
+        if not self.uses_imatrix:
             return self
-        path = work / "imatrix.gguf"
-        written = write_trial_matrix(path, kept_channels, request, cache, progress)
-        return replace(self, imatrix=path) if written else self
+        path = write_trial_matrix(work / "imatrix.gguf", kept_channels, request, cache, progress)
+        return replace(self, imatrix=path)
 
     @property
     def quant(self) -> str:
@@ -349,19 +345,14 @@ class GgufFormat(Format):
         return {"sha256": artifact.sha256, "imatrix_id": artifact.imatrix_id}
 
     def usage(self, names: Sequence[str], checkpoint: Path, title: str) -> tuple[str, list[str]]:
-        from compact.base.files import read_json_object
-        from compact.checkpoints.names import CONFIG
+        from exporters.gguf.usage import card_lines
 
-        positions = int(read_json_object(checkpoint / CONFIG).get("max_position_embeddings") or _CARD_CONTEXT)
-        lines = [f"llama-cli -m {names[0]} -c {min(positions, _CARD_CONTEXT)} {_mode(checkpoint)}"]
-        if self.files.modelfile:
-            if len(names) > 1:
-                lines.append(f"llama-gguf-split --merge {names[0]} {title}.gguf")
-            lines.append("ollama create NAME -f Modelfile")
-        return "console", lines
+        return "console", card_lines(names, checkpoint, title, modelfile=self.files.modelfile)
 
     def commands(self, folder: Path, names: Sequence[str], checkpoint: Path) -> list[str]:
-        return [f"llama-cli -m {shlex.quote(str(folder / names[0]))} {_mode(checkpoint)}"]
+        from exporters.gguf.usage import chat_mode
+
+        return [f"llama-cli -m {shlex.quote(str(folder / names[0]))} {chat_mode(checkpoint)}"]
 
     def card_notes(self, names: Sequence[str]) -> list[str]:
         if len(names) < 2:
@@ -408,9 +399,3 @@ class GgufFormat(Format):
         from exporters.llamacpp.engine_build import engine_build
 
         return dict(engine_build().as_dict())
-
-
-def _mode(checkpoint: Path) -> str:
-    from exporters.card import has_chat_template
-
-    return "-cnv" if has_chat_template(checkpoint) else "-no-cnv -p 'Once upon a time'"

@@ -49,8 +49,10 @@ def matrix_of(request: Request, cache: Cache, progress: Progress) -> Imatrix | N
 
 def write_trial_matrix(
     path: Path, kept_channels: Sequence[Sequence[int]], request: Request, cache: Cache, progress: Progress
-) -> bool:
-    """Write an approximate importance matrix of a pruned model. Return False if there is no text to measure one.
+) -> Path | None:
+    """Write an approximate importance matrix of a pruned model, and return the path.
+
+    Returns None if there is no text to measure one.
 
     Args:
         path: file to write.
@@ -59,9 +61,10 @@ def write_trial_matrix(
         cache, progress: for the matrix of the unpruned model.
     """
     matrix = matrix_of(request, cache, progress)
-    if matrix is not None:
-        write_imatrix(matrix.pruned(kept_channels), path)
-    return matrix is not None
+    if matrix is None:
+        return None
+    write_imatrix(matrix.pruned(kept_channels), path)
+    return path
 
 
 def with_errors(

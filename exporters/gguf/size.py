@@ -187,6 +187,7 @@ def gguf_sizes(
     has_imatrix: bool,
     pre: str | None = None,
     metadata: GgufMetadata,
+    heads: dict[str, Any] | None = None,
 ) -> GgufSizes:
     """Prepare to compute GGUF sizes of a model.
 
@@ -196,6 +197,7 @@ def gguf_sizes(
         order: the other ids, most important first.
         quant, embedding_quant, tensor_types, pre, metadata: as for `exporters.gguf.artifact.Export`.
         has_imatrix: whether an importance matrix will be used. It affects the types of some tensors.
+        heads: keeps the bytes of the keys for the next type of the same model, or None.
 
     Raises:
         CompactEdgeError: `exporters.gguf_writer.write.write_gguf` refuses the unpruned checkpoint.
@@ -204,10 +206,14 @@ def gguf_sizes(
     base: Quant = lossless_type(source.directory)
     if writes_directly(chosen, embedding_quant, tensor_types or {}):
         base = chosen.name  # type: ignore[assignment]  # the table says which names are written directly
-    with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
-        head = Path(scratch) / "head.gguf"
-        write_gguf(source.directory, head, base, pre=pre, metadata=metadata, vocab_only=True)
-        file = read_gguf(head)
+    heads = {} if heads is None else heads
+    if base not in heads:
+        with tempfile.TemporaryDirectory(prefix="compact-edge-") as scratch:
+            head = Path(scratch) / "head.gguf"
+            write_gguf(source.directory, head, base, pre=pre, metadata=metadata, vocab_only=True)
+            file = read_gguf(head)
+        heads[base] = file.values_end - VALUES_START, _dropped_bytes(file.values, always, order)
+    values_bytes, dropped_bytes = heads[base]
     family, config, shape, rope = read_layout(source.directory)
     planned = plan_tensors(family, config, stored_tensors(source.directory), base, str(source.directory))
     factors = frequency_factors(rope, shape.head_dim)
@@ -219,8 +225,8 @@ def gguf_sizes(
         embedding_quant,
         tensor_types or {},
         has_imatrix,
-        file.values_end - VALUES_START,
-        _dropped_bytes(file.values, always, order),
+        values_bytes,
+        dropped_bytes,
         len(always),
         source.intermediate_size,
     )

@@ -117,7 +117,9 @@ def _measure(source: ModelSource, matrix: Imatrix | None, progress: Progress) ->
                 if weights is not None and (weights.size != n_in or not weights.any()):
                     weights = None
                 types = _fitting(n_in, has_matrix=weights is not None)
-                answer, _ = child.ask({"types": types}, [rows] if weights is None else [rows, weights])
+                answer, _ = child.ask(
+                    {"op": "quantising", "types": types}, [rows] if weights is None else [rows, weights]
+                )
                 found[name] = dict(zip(types, answer["errors"], strict=True))
                 task.advance()
     finally:

@@ -23,6 +23,7 @@ pocket = "F32"
 model = "model"
 name = "Small"
 ratios = [0.2]
+split = "proportional"
 calibration = "calibration.txt"
 calibration_tokens = 512
 eval_text = "evaluation.txt"

@@ -20,7 +20,7 @@ _LIST = "list"
 @click.option(
     "--ratio",
     type=float,
-    help="Show what remains after removing this share of all parameters, split as in `build`.",
+    help="Show what remains after removing this share of all parameters, split as by `build --split proportional`.",
 )
 @click.option("--vocab-size", type=click.IntRange(1), help="Show what remains at this vocab_size.")
 @click.option("--intermediate-size", type=click.IntRange(1), help="Show what remains at this intermediate_size.")

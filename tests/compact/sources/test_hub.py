@@ -26,7 +26,7 @@ from compact.sources.hub import HubName, names_hub_model, parse_model
 from compact.sources.model_source import TINY
 from tests.checkpoints import write_checkpoint
 from tests.hub_standin import TOKEN, Hub, running_hub
-from tests.small_builds import ROOT, command, run_child, tree
+from tests.small_builds import ROOT, command, proportional, run_child, tree
 
 NAME = "maker/Small-Model"
 # What stands in a repository and must never be asked for.
@@ -287,7 +287,8 @@ def test_pruning_a_hub_model_gives_what_its_files_give(hub: Hub, tmp_path: Path)
     folder = tmp_path / "tiny-from-hub"
     shutil.copytree(ROOT / "compact" / "models" / TINY, folder)
     hub.add_folder(f"maker/{folder.name}", folder, branches=("main", "v1"))
-    options = ("--calibration", "stdlib", "--calibration-tokens", "256", "--sequence-length", "64")
+    short = ("--calibration-tokens", "256", "--sequence-length", "64")
+    options = proportional("--calibration", "stdlib", *short)
     environment = hub.environment(tmp_path / "home", COMPACT_EDGE_CACHE=str(tmp_path / "cache"))
     made = {}
     for word in (f"maker/{folder.name}@v1", str(folder)):

@@ -18,7 +18,7 @@ from exporters.native.child import NativeChild
 from targets.profile import __file__ as profile_module
 from tests.checkpoints import copy_checkpoint
 from tests.exporters.onnx_graphs import without_child
-from tests.small_builds import Workshop, leftovers, tree
+from tests.small_builds import Workshop, leftovers, proportional, tree
 
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "config.json"}
 OURS = {"plan.json", "manifest.json", "SHA256SUMS", "README.md"}
@@ -39,7 +39,7 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 def arguments(shop: Workshop, out: Path, *options: str, targets: tuple[str, ...] = ("onnx",)) -> list[str]:
     named = [part for target in targets for part in ("--target", target)]
     texts = ["--calibration", str(shop.calibration), "--calibration-tokens", "512", "--eval-text", str(shop.text)]
-    return ["build", str(shop.model), *named, "--out", str(out), "--threads", "1", *texts, *options]
+    return ["build", str(shop.model), *named, "--out", str(out), "--threads", "1", *texts, *proportional(*options)]
 
 
 def run_json(capsys: pytest.CaptureFixture[str], line: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from compact.checkpoints.gguf_file import read_gguf
 from tests.checkpoints import TEXTS
 from tests.hub_standin import running_hub
-from tests.small_builds import ROOT, Workshop, command, leftovers
+from tests.small_builds import ROOT, Workshop, command, leftovers, proportional
 
 pytest.importorskip("datasets", reason="datasets is not installed (the extra `datasets`)")
 
@@ -35,7 +35,7 @@ def test_a_hub_model_from_its_name_to_the_published_directory(tmp_path: Path) ->
         environment = hub.environment(tmp_path / "home", **changes)
         build = command(
             *("build", "maker/my-finetune", "--target", "gguf", "--quant", "Q8_0", "--no-baseline", "--threads", "1"),
-            *("--eval-text", str(shop.text), "--calibration-tokens", "512"),
+            *("--eval-text", str(shop.text), "--calibration-tokens", "512", *proportional()),
         )
         # C4 has a configuration `en`; this repository has none, and says so before anything is built.
         done = subprocess.run(build, cwd=work, env=environment, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from compact.pruning.plan import PrunePlan, read_plan
 from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
 from compact_edge.building.method_report import gain_lines
 from compact_edge.cli import main as cli
-from tests.small_builds import Workshop
+from tests.small_builds import Workshop, proportional
 
 DISTILL = ("--recover", "distill", "--recover-tokens", "400")
 
@@ -34,7 +34,16 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prune(shop: Workshop, out: Path, *options: str) -> list[str]:
     short = ("--calibration-tokens", "512")
-    return ["prune", str(shop.model), "--out", str(out), "--calibration", str(shop.calibration), *short, *options]
+    return [
+        "prune",
+        str(shop.model),
+        "--out",
+        str(out),
+        "--calibration",
+        str(shop.calibration),
+        *short,
+        *proportional(*options),
+    ]
 
 
 def test_prune_says_and_records_what_was_learned(

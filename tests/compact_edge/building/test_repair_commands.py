@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from compact_edge.cli import main as cli
 from tests.exporters.onnx_graphs import without_child
-from tests.small_builds import Workshop, tree
+from tests.small_builds import Workshop, proportional, tree
 
 REPAIR = ("--method", "repair", "--calibration-tokens", "900", "--sequence-length", "64")
 
@@ -30,7 +30,8 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prune(shop: Workshop, out: Path, *options: str) -> list[str]:
-    return ["prune", str(shop.model), "--out", str(out), "--calibration", str(shop.calibration), *REPAIR, *options]
+    words = ["prune", str(shop.model), "--out", str(out), "--calibration", str(shop.calibration)]
+    return [*words, *proportional(*REPAIR, *options)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from compact_edge.cli import main as cli
 from tests.checkpoints import llama_vocabularies
 from tests.compact_edge.cli.bad_models import BAD_MODELS
 from tests.compact_edge.running import assert_error, run_json
-from tests.small_builds import Workshop, tree
+from tests.small_builds import Workshop, proportional, tree
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -40,7 +40,7 @@ def cached(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 def prune(shop: Workshop, out: Path, *options: str, model: Path | None = None) -> list[str]:
     return [
         *("prune", str(model or shop.model), "--out", str(out)),
-        *("--calibration", str(shop.calibration), "--calibration-tokens", "512", *options),
+        *("--calibration", str(shop.calibration), "--calibration-tokens", "512", *proportional(*options)),
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from compact_edge.cli.library_env import quiet_libraries
 from tests.small_builds import ROOT, Workshop, command, run_child
 
-_OURS = ("calibrating: ", "pruning: ")
+_OURS = ("calibrating: ", "measuring sizes: ", "pruning: ")
 
 
 @pytest.mark.slow

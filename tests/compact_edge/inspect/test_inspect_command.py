@@ -59,8 +59,9 @@ def test_a_configuration_alone_says_what_the_checkpoint_says(
 def test_the_sizes_are_those_of_a_build(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = run_json(capsys, "inspect", str(shop.model), "--ratio", "0.25")["pruned"]
     out = tmp_path / "pruned"
+    sizes = ("--ratio", "0.25", "--split", "proportional")
     calibration = ("--calibration", str(shop.calibration), "--calibration-tokens", "256")
-    assert cli.run(["prune", str(shop.model), "--ratio", "0.25", *calibration, "--out", str(out)]) == 0
+    assert cli.run(["prune", str(shop.model), *sizes, *calibration, "--out", str(out)]) == 0
     built = open_directory(out, name="m", origin="m")
     assert (built.vocab_size, built.intermediate_size) == (shown["vocab_size"], shown["intermediate_size"])
     assert count_parts(built.tensors, built.config).as_dict() == shown["parameters"]
