@@ -46,7 +46,7 @@ def quantize_gguf(
         progress: receives one unit per tensor.
 
     Raises:
-        UsageError: a name is unknown, or a required importance matrix is missing.
+        UsageError: the name of a type or a tensor is unknown, or a required importance matrix is missing.
         BudgetError: the rows do not fit `embedding_quant` or `output_quant`, or llama.cpp has no fallback for them.
         OutputExistsError: `target` exists.
         ModelNotFoundError, DamagedFileError, QuantizedCheckpointError: the source is missing or unusable.
@@ -60,6 +60,9 @@ def quantize_gguf(
     if os.path.lexists(target):
         raise OutputExistsError(f"{target} already exists", "choose another path")
     model = read_header(source).model_shape(str(source))
+    unknown = (tensor_types or {}).keys() - {tensor.name for tensor in model.tensors}
+    if unknown:
+        raise UsageError(f"{source}: has no tensor {min(unknown)}", "its type was chosen for another model")
     types = predict_types(
         model,
         quant,

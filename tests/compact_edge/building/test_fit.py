@@ -187,28 +187,27 @@ def test_decoding_reads_a_tied_embedding_whole_and_one_row_of_another(tmp_path: 
 def test_a_build_fits_and_shows_how_its_sizes_were_found(
     shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With a type, only the sizes are searched."""
     limit = 130_000
     out = tmp_path / "out"
     second = ("--calibration", str(shop.text))
     arguments = shop.build(out, "--fit", f"{limit}B", "--no-check", "--no-baseline", *second)
     assert cli.run(arguments) == 0
     shown = capsys.readouterr().out
-    assert "Sizes evaluated for --fit 0.13 MB" in shown
     assert "calibration.txt" in shown and "evaluation.txt" in shown and "chosen" in shown
     (file,) = (out / "gguf").glob("*.gguf")
-    assert 0.9 * limit < file.stat().st_size <= limit
+    assert file.name.endswith("-Q8_0.gguf")
+    assert file.stat().st_size <= limit
     plan = json.loads((out / "gguf" / "plan.json").read_text("utf-8"))
-    chosen = plan["search"]["points"][plan["search"]["chosen"]]
+    assert plan["search"]["types"] == ["Q8_0"]
+    chosen = plan["search"]["measured"][plan["search"]["chosen"]]
     assert (len(plan["kept_token_ids"]), len(plan["kept_channels"][0])) == (
         chosen["vocab_size"],
         chosen["intermediate_size"],
     )
-    assert chosen["bytes"] == pytest.approx(file.stat().st_size, abs=64)
-    drawing = ElementTree.fromstring((out / "gguf" / "split.svg").read_text("utf-8"))
-    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
-    tips = [element.text or "" for element in drawing.iter("{http://www.w3.org/2000/svg}title")]
-    for point in plan["search"]["points"]:
-        assert any(f"{point['vocab_size']} / {point['intermediate_size']}" in tip for tip in tips)
+    assert file.stat().st_size <= chosen["bytes"] <= file.stat().st_size + 1000
+    (drawing,) = (out / "gguf").glob("*.svg")
+    assert ElementTree.fromstring(drawing.read_text("utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
     assert cli.run(["verify", str(out / "gguf")]) == 0
 
 
@@ -238,8 +237,7 @@ def test_an_artifact_above_the_size_fails_the_build() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--fit", "1GB"), 2, "the unpruned model already fits"),
-        (("--fit", "9kB"), 2, "not reachable, because the smallest artifact has"),
+        (("--fit", "9kB"), 2, "not reachable, because the smallest file has"),
         (("--fit", "much"), 2, "--fit 'much': not a size"),
         (("--fit", "1MB", "--ratio", "0.2"), 2, "--ratio and --fit exclude each other"),
         (("--fit", "1MB", "--vocab-size", "300"), 2, "--fit and explicit sizes exclude each other"),
@@ -293,10 +291,10 @@ def test_an_onnx_folder_fits(
     onnx = sum((out / "onnx" / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     totals = [onnx, *(file.stat().st_size for file in out.glob("gguf/*.gguf"))]
     assert len(totals) == len(formats)
-    assert 0.9 * limit < max(totals) <= limit
+    assert max(totals) <= limit
     plan = json.loads((out / "onnx" / "plan.json").read_text("utf-8"))
-    chosen = plan["search"]["points"][plan["search"]["chosen"]]
-    assert max(totals) <= chosen["bytes"] <= limit
+    chosen = plan["search"]["measured"][plan["search"]["chosen"]]
+    assert onnx <= chosen["bytes"] <= limit
 
 
 @pytest.mark.slow

@@ -55,8 +55,8 @@ class KnownPredictor:
     whole: Sizes = WHOLE
     unpruned: Any = field(default_factory=lambda: SimpleNamespace(texts={"text": TextScore(1.0, 100, 400)}))
     evaluator: Any = field(default_factory=lambda: SimpleNamespace(texts={"text": "x" * 400}))
-    vocabulary_law: PowerLaw = PowerLaw(1.0, 1.0)
-    ffn_law: PowerLaw = PowerLaw(1.0, 1.5)
+    vocabulary_law: PowerLaw = field(default_factory=lambda: PowerLaw(1.0, 1.0))
+    ffn_law: PowerLaw = field(default_factory=lambda: PowerLaw(1.0, 1.5))
 
     def loss(self, sizes: Sizes) -> float:
         return self.optimism * true_cut_loss(sizes)

@@ -245,9 +245,7 @@ def test_the_smallest_size_in_the_message_is_reachable() -> None:
 
 def test_limits_that_contradict_each_other_are_both_named() -> None:
     search, _ = synthetic_search(SearchLimits(fit_bytes=50_000_000, max_loss=0.01))
-    with pytest.raises(
-        BudgetError, match=r"^--(fit|max-loss) cannot be met together with --(fit|max-loss): "
-    ) as caught:
+    with pytest.raises(BudgetError, match=r"^--[a-z-]+ cannot be met together with --") as caught:
         run_search(search)
     assert {"--fit", "--max-loss"} <= set(caught.value.message.replace(":", "").split())
     assert "\n" not in caught.value.message
