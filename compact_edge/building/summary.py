@@ -110,7 +110,8 @@ def print_summary(result: BuildResult) -> None:
         console.print(Text(one_line(line)), soft_wrap=soft)
     console.print()
     _print_replies(result, None if soft else console.width)
-    for line in (*method_report.less_loss(result.source, result.plan, result.pruning), *next_commands(result)):
+    size = max(outcome.after.variant.artifact.size_bytes for outcome in result.formats)
+    for line in (*method_report.less_loss(result.source, result.plan, result.pruning, size), *next_commands(result)):
         click.echo(line)
 
 

@@ -102,8 +102,13 @@ class FrontSearch:
         return candidate.loss + self._correction(candidate)
 
     def _correction(self, candidate: Candidate) -> float:
-        """Return the mean error of the predictions of a type, or of all types if this one has no measurement."""
-        errors = {key: one.loss - one.candidate.loss for key, one in self.measured.items()}
+        """Return the mean error of the predictions of a type, or of all types if this one has no measurement.
+
+        Cuts correct only cuts: errors of their predictions say nothing about the unpruned model in a type.
+        """
+        whole = self.predictor.whole
+        is_cut = candidate.sizes != whole
+        errors = {k: one.loss - one.candidate.loss for k, one in self.measured.items() if (k[0] != whole) == is_cut}
         same = [error for (_, name), error in errors.items() if name == candidate.type.name]
         return fmean(same or errors.values()) if errors else 0.0
 
