@@ -17,6 +17,7 @@ from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report import svg
 from tests.small_builds import Workshop, leftovers
 
+CODE = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(200))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -30,12 +31,18 @@ def prepared(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPACT_EDGE_CACHE", str(shop.cache))
 
 
-# With this calibration, a single text is scored: every text starts an engine.
-CALIBRATION = ["--calibration", "stdlib", "--calibration-tokens", "1024"]
+def shop_texts(shop: Workshop) -> list[str]:
+    return [str(shop.calibration), str(shop.root / "<code> & more")]
+
+
+def calibration(shop: Workshop) -> list[str]:
+    words = [word for name in shop_texts(shop) for word in ("--calibration", name)]
+    return [*words, "--calibration-tokens", "512"]
 
 
 def curve(shop: Workshop, out: Path, *options: str) -> list[str]:
-    return ["curve", str(shop.model), "--out", str(out), *CALIBRATION, *options]
+    (shop.root / "<code> & more").write_text(CODE, encoding="utf-8")
+    return ["curve", str(shop.model), "--out", str(out), *calibration(shop), *options]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,7 @@ def test_the_command_of_a_row_builds_its_file(
     point = pinned[len(pinned) // 2]
     words = shlex.split(point["command"])
     assert words[:3] == ["compact-edge", "build", str(shop.model)]
-    assert words[-len(CALIBRATION) :] == CALIBRATION
+    assert words[-len(calibration(shop)) :] == calibration(shop)
     out = tmp_path / "out"
     assert cli.run([*words[1:], "--out", str(out), "--no-check", "--no-baseline", "--threads", "1"]) == 0
     capsys.readouterr()
