@@ -38,7 +38,7 @@ def search_svg(search: Mapping[str, Any], model: str) -> str:
     unpruned = [] if search["no_cut"] is None else [search["no_cut"]]
     points = unique([*search["front"], *search["measured"], *unpruned])
     title = f"{model}: sizes and types for {limit_words(search['limits'])}"
-    panels = [loss_panel(title, search["front"], points, search["unpruned"], chosen=chosen)]
+    panels = [loss_panel(title, search["front"], points, search["unpruned"], marked=(chosen, "chosen"))]
     if all(point["characters_per_second"] is not None for point in points):
         panels.append(
             speed_panel("characters/s", points, search["unpruned"], lambda point: float(point["characters_per_second"]))
@@ -47,7 +47,12 @@ def search_svg(search: Mapping[str, Any], model: str) -> str:
 
 
 def loss_panel(
-    title: str, front: Sequence[Entry], points: Sequence[Entry], whole: Entry, *, chosen: Entry | None = None
+    title: str,
+    front: Sequence[Entry],
+    points: Sequence[Entry],
+    whole: Entry,
+    *,
+    marked: tuple[Entry, str] | None = None,
 ) -> Panel:
     """Return the plot of loss by file size. Losses above `LARGEST_LOSS` are left out, unless all are.
 
@@ -56,7 +61,7 @@ def loss_panel(
         front: points of the front, which a line joins.
         points: all points to draw.
         whole: sizes of the unpruned model.
-        chosen: the point to label.
+        marked: a point and its label.
     """
 
     def place(point: Entry) -> Point:
@@ -65,7 +70,7 @@ def loss_panel(
     line = drawable(front)
     joined = Series("front: no file of this size is predicted to lose less", tuple(map(place, line)), (), _LINE,
                     marks=False)  # fmt: skip
-    labels = () if chosen is None else ((place(chosen), "chosen"),)
+    labels = () if marked is None else ((place(marked[0]), marked[1]),)
     return Panel(
         title,
         "MB",

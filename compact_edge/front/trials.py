@@ -93,11 +93,24 @@ class Trials:
 
     def _score(self, sizes: Sizes, plan: PrunePlan, artifact_format: Format) -> dict[str, TextScore]:
         self._prune(sizes, plan)
+        return self.score_checkpoint(self._checkpoint, plan.id, plan, artifact_format)
+
+    def score_checkpoint(
+        self, checkpoint: Path, checkpoint_id: str, plan: PrunePlan, artifact_format: Format
+    ) -> dict[str, TextScore]:
+        """Make and score the artifact of a pruned checkpoint.
+
+        Args:
+            checkpoint: the checkpoint.
+            checkpoint_id: hash of its content.
+            plan: the plan that it was made from.
+            artifact_format: the format and its type.
+        """
         with tempfile.TemporaryDirectory(prefix="trial-", dir=self._context.cache.root) as folder:
             work = Path(folder)
             trial = artifact_format.for_trial(plan.kept_channels, self._original, work, self._context.cache, SILENT)
             request = replace(
-                self._original, label=PRUNED, checkpoint=self._checkpoint, checkpoint_id=plan.id, published=False
+                self._original, label=PRUNED, checkpoint=checkpoint, checkpoint_id=checkpoint_id, published=False
             )
             artifact = trial.make(request, Cache(work / "cache", [], []), SILENT)
             found = {}

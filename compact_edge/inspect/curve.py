@@ -20,6 +20,7 @@ from compact_edge.front.cost import cost_note
 from compact_edge.front.curve import curve_record, measure_front
 from compact_edge.front.describe import is_cut
 from compact_edge.front.plot import loss_panel, speed_panel, unique
+from compact_edge.front.recovered import recover_point
 from compact_edge.front.type_losses import PROBES
 from compact_edge.terminal.plot import document
 from exporters.card import licence_of
@@ -27,6 +28,7 @@ from exporters.format_values import ORIGINAL, Choices, Recipe, Request, is_given
 from exporters.registry import format_of_runtime
 
 if TYPE_CHECKING:
+    from compact.pruning.recover_options import RecoverOptions
     from targets.profile import Profile
 
 SCHEMA = "compact-edge/curve/2"
@@ -45,6 +47,7 @@ class CurveOptions:
         points: number of files to measure.
         minutes: time limit for the measurements.
         given: the other options of the user that a build takes too.
+        recover: how to train one of the points; None for no training.
     """
 
     model: str
@@ -53,6 +56,7 @@ class CurveOptions:
     points: int
     minutes: float | None = None
     given: tuple[str, ...] = ()
+    recover: RecoverOptions | None = None
 
 
 def measure_curve(options: CurveOptions, profile: Profile, context: Context) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def measure_curve(options: CurveOptions, profile: Profile, context: Context) -> 
     search = open_search(wanted, context, original, names=(names.pruned, names.longest), threads=default_threads())
     with search.trials:
         found = measure_front(search, options.points, options.minutes)
+        recovered = None if options.recover is None else recover_point(found, context, options.recover)
     record = curve_record(found)
     recipes = {each.name: each for each in kind.recipes(profile, source, {})}
     if options.quant is not None:
@@ -107,6 +112,7 @@ def measure_curve(options: CurveOptions, profile: Profile, context: Context) -> 
         "quant": options.quant,
         "bandwidth": limits.bandwidth,
         **record,
+        "recovered": recovered,
     }
 
 
@@ -158,7 +164,7 @@ def print_curve(curve: Mapping[str, Any]) -> None:
             *(f"{scores[text]:.3f}" if text in scores else "" for text in texts),
             f"{point['loss']:+.1%}",
             "" if worst is None else f"{worst:+.1%}",
-            f"{point['characters_per_second']:,.0f}" if rated else f"x{point['speed']:.2f}",
+            _speed(point, rated=rated),
             "measured" if point["measured"] else "predicted",
         ]
 
@@ -167,6 +173,8 @@ def print_curve(curve: Mapping[str, Any]) -> None:
     others = [p for p in curve["unpruned_types"] if p["measured"] and p["command"] not in on_front]
     rows = [row(str(number), point) for number, point in enumerate(shown, 1)]
     rows += [row("no cut", point) for point in others]
+    if curve["recovered"] is not None:
+        rows.append(row("trained", curve["recovered"]))
     sizes = ", ".join(f"{name} {n_bytes:,}" for name, n_bytes in curve["held_out_bytes"].items())
     speed = (
         "estimated from the target's memory bandwidth"
@@ -190,6 +198,12 @@ def print_curve(curve: Mapping[str, Any]) -> None:
     print_lines(["to build a row:", *(f"  {n:>{width}}  {words}" for n, words in enumerate(on_front, 1))])
 
 
+def _speed(point: Mapping[str, Any], *, rated: bool) -> str:
+    if rated:
+        return f"{point['characters_per_second']:,.0f}"
+    return f"x{point['speed']:.2f}" if "speed" in point else ""
+
+
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines to stdout as they are."""
     import click
@@ -211,8 +225,10 @@ def curve_svg(curve: Mapping[str, Any]) -> str:
     rated = curve["bandwidth"] is not None
     label = "characters/s" if rated else f"characters/s, 1 = unpruned in {curve['speed_reference']}"
     key = "characters_per_second" if rated else "speed"
+    heading = "Loss by file size (hollow: no cut; ring: measured)"
+    trained = None if curve["recovered"] is None else (curve["recovered"], "trained")
     panels = [
-        loss_panel("Loss by file size (hollow: no cut; ring: measured)", curve["front"], points, curve["unpruned"]),
+        loss_panel(heading, curve["front"], points, curve["unpruned"], marked=trained),
         speed_panel(label, points, curve["unpruned"], lambda point: float(point[key])),
     ]
     listed = "; ".join(f"{p['bytes'] / 1e6:.1f} MB {p['type']} {p['loss']:+.1%}" for p in shown_points(curve["front"]))
