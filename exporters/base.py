@@ -158,11 +158,23 @@ class Format(ABC):
 
     @classmethod
     def measured_recipes(
-        cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
+        cls,
+        target: Target,
+        request: Request,
+        choices: Choices,
+        cache: Cache,
+        progress: Progress,
+        *,
+        also: Sequence[Recipe] = (),
     ) -> Sequence[Recipe]:
-        """Return `recipes` for the unpruned model, with their errors if the format can measure them."""
+        """Return `also` and `recipes` for the unpruned model, with their errors if the format can measure them."""
         del cache, progress
-        return cls.recipes(target, request.source, choices)
+        return [*also, *cls.recipes(target, request.source, choices)]
+
+    @property
+    def own_recipe(self) -> Recipe | None:
+        """The recipe of this type. None if the format cannot measure its errors."""
+        return None
 
     def for_trial(
         self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress

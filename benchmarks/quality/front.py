@@ -5,6 +5,7 @@
     python -m benchmarks.quality.front --part search --model gemma-3-270m=PATH.gguf   # what `--fit` chooses
     python -m benchmarks.quality.front --part predictions --model tiny     # the predictions of all cells
     python -m benchmarks.quality.front --part ratios --model tiny          # `--ratio` against `--split proportional`
+    python -m benchmarks.quality.front --part speed --model tiny           # speeds side by side, on an idle machine
     python -m benchmarks.quality.front --tables     # only write the tables, from the recorded cells
 
 A cell is one GGUF: V', I', the type of the file, and the type of the embedding if it differs from llama.cpp's choice.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import click
 
 from benchmarks.common import Cells, cache, evaluation_texts, head, summary
-from benchmarks.quality import front_search
+from benchmarks.quality import front_search, front_speed
 from benchmarks.quality.front_tables import write_page
 from compact.base.cache import Cache, default_root
 from compact.base.progress import SILENT
@@ -117,8 +118,9 @@ def texts_of(n_bytes: int) -> dict[str, str]:
 
 
 def options_of(model: str) -> PruneOptions:
-    """The options that all cells of a model share."""
-    return PruneOptions(languages=LANGUAGES[model], device="cpu", dtype="float32")
+    """The options that all cells of a model share. The largest model is calibrated on a quarter of the tokens."""
+    tokens = 8_192 if model == "qwen2.5-coder-0.5b" else None
+    return PruneOptions(languages=LANGUAGES[model], calibration_tokens=tokens, device="cpu", dtype="float32")
 
 
 def matrix_of(source: ModelSource, options: PruneOptions, store: Cache) -> Imatrix:
@@ -209,11 +211,40 @@ def measure(model: str, source: ModelSource, n_bytes: int, store: Cache) -> None
             print(f"{model} {cell.key}: {found['bytes'] / 1e6:.1f} MB {found['bits_per_byte']}", flush=True)
 
 
+def speed_cells(model: str) -> list[Cell]:
+    """The cells whose speeds are measured side by side."""
+    small = SMALL[model]
+    unpruned = [Cell(1, 1, "Q8_0"), Cell(1, 1, "Q4_K_M"), Cell(1, 1, "Q4_0", "IQ4_NL")]
+    return [*unpruned, Cell(small, 1, "Q8_0"), Cell(small, 1, "Q4_K_M"), Cell(1, 0.75, "Q8_0")]
+
+
+def measure_speed(model: str, source: ModelSource, store: Cache) -> None:
+    """Measure the speeds of `speed_cells`."""
+    text = texts_of(12_000)["technical"]
+    with tempfile.TemporaryDirectory(dir=default_root()) as work:
+        trials = Trials(source, options_of(model), store, Path(work))
+
+        def maker(cell: Cell) -> Callable[[Path], tuple[Path, Path]]:
+            def make(folder: Path) -> tuple[Path, Path]:
+                path = trials.make(sizes_of(cell, source), cell.quant, cell.embedding, None)
+                shutil.move(path, folder / "model.gguf")
+                checkpoint = Path(work) / "checkpoint"
+                if not checkpoint.is_dir():
+                    return folder / "model.gguf", source.directory
+                shutil.copytree(checkpoint, folder / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
+                return folder / "model.gguf", folder / "tokenizer"
+
+            return make
+
+        files = {cell.key: maker(cell) for cell in speed_cells(model)}
+        front_speed.measure(model, files, text, Path(work))
+
+
 @click.command(help=summary(__doc__))
 @click.option("--model", "models", multiple=True, help="NAME=PATH of a model that this script has sizes for.")
 @click.option(
     "--part",
-    type=click.Choice(["types", "search", "predictions", "ratios"]),
+    type=click.Choice(["types", "search", "predictions", "ratios", "speed"]),
     default="types",
     show_default=True,
     help="What to measure.",
@@ -230,6 +261,8 @@ def main(models: Sequence[str], part: str, n_bytes: int, *, tables: bool) -> Non
         source = open_source(path or name, store, Console())
         if part == "types":
             measure(name, source, n_bytes, store)
+        elif part == "speed":
+            measure_speed(name, source, store)
         else:
             scored = front_search.Scored(n_bytes, texts_of(n_bytes))
             front_search.measure(part, name, source, options_of(name), store, scored)

@@ -168,6 +168,34 @@ def _ranks(values: Sequence[float]) -> list[float]:
     ]
 
 
+def speeds_table() -> str:
+    """Speeds of unpruned and pruned files, relative to the unpruned Q8_0 file."""
+    rows = []
+    for model in MODELS:
+        cells, qualities = _cells(f"front-speed-{model}"), _cells(f"front-{model}")
+        if not cells or WHOLE not in qualities:
+            continue
+        first = next(iter(cells.values()))
+        for key, cell in cells.items():
+            quality = qualities[key]
+            quant, embedding = key.split("|")[2:]
+            rows.append(
+                [
+                    model,
+                    f"{quant}, embedding {embedding}" if embedding else quant,
+                    f"{quality['vocab_size']:,} / {quality['intermediate_size']:,}",
+                    f"{cell['bytes'] / 1e6:.0f} MB",
+                    _percent(_loss(quality, qualities[WHOLE]["bits_per_byte"])),
+                    *(
+                        f"{cell[name]:,.0f} (x{cell[name] / first[name]:.2f})"
+                        for name in ("decode_characters_per_second", "prefill_characters_per_second")
+                    ),
+                ]
+            )
+    header = ["model", "type", "vocab_size / intermediate_size", "file", "mean loss"]
+    return table([*header, "decode, characters/s", "prefill, characters/s"], rows) if rows else ""
+
+
 def ratios_table() -> str:
     """The loss of `--ratio` by prediction beside the fixed rule's."""
     rows = []
@@ -258,6 +286,7 @@ def write_page() -> None:
         ("front_budgets", budgets_table()),
         ("front_predictions", predictions_table()),
         ("front_ratios", ratios_table()),
+        ("front_speed", speeds_table()),
     ):
         write_table(PAGE, f"quality.{name}", rows)
     write_table(ROOT / "README.md", "quality.front_budgets", budgets_table())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from compact.pruning.budget_options import has_limits
 from compact.pruning.methods import METHODS, Method, method_named, method_of_plan
 
 if TYPE_CHECKING:
@@ -70,8 +72,15 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
     return lines
 
 
-def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list[str]:
-    """Return suggestions for a better model of the same size, with their cost, without the steps already done."""
+def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions, file_bytes: int | None = None) -> list[str]:
+    """Return suggestions for a better model of the same size, with their cost, without the steps already done.
+
+    Args:
+        source: the unpruned model.
+        plan: the plan of the build.
+        asked: the user's options.
+        file_bytes: size of the artifact, if it was made. A search for this size may find a better file.
+    """
     from compact.distill.run import memory_of
     from compact.pruning.recover_options import DEFAULT_MINUTES, RecoverOptions
 
@@ -89,6 +98,10 @@ def less_loss(source: ModelSource, plan: PrunePlan, asked: PruneOptions) -> list
                 f"trains it with the original as teacher: {minutes} minutes, {needed / 1e9:.1f} GB of memory{short}",
             )
         )
+    if file_bytes is not None and not has_limits(asked):
+        # Rounded up, so that the same file would fit.
+        size = f"{math.ceil(file_bytes / 1e5) / 10:g}MB"
+        ways.append((f"--fit {size}", "compares all types and sizes, with and without a cut, for this file size"))
     if not ways:
         return []
     width = max(len(option) for option, _ in ways)

@@ -5,6 +5,7 @@ Each stage is a function of frozen values and stores its result in the cache. Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from compact.sources.model_source import TINY, ModelSource, open_source
 from compact.texts.documents import read_documents
 from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.language_costs import language_costs
-from compact_edge.building.deciding import decide_build, description, names_of
+from compact_edge.building.deciding import Names, decide_build, description, names_of
 from compact_edge.building.fit import check_fit
 from compact_edge.building.method_report import plan_words
 from compact_edge.building.options import (
@@ -41,6 +42,7 @@ from compact_edge.building.options import (
 from compact_edge.building.publication import publish_build
 from compact_edge.building.result import BuildResult, Compute, FormatResult, VariantResult
 from compact_edge.building.variant import cached_value, evaluate_variant, sizes_by_part
+from compact_edge.front.place import Built, place_of
 from compact_edge.output import check_output
 from exporters.base import Format
 from exporters.card import licence_of
@@ -165,7 +167,12 @@ def _run(
             parity.require(tokenizer_hint=None if source.pre is None else f"--pre {source.pre} may be wrong")
         after = compare(variant, parity)
         check_memory(artifact_format.target, artifact_format, after.measured)
-        return FormatResult(artifact_format, before, after, own_notes)
+        place = None
+        if before is not None and plan.search is not None and "predicted" in plan.search:
+            place = _place(
+                before, after, artifact_format, plan, decided.context, original, options=options, names=names
+            )
+        return FormatResult(artifact_format, before, after, own_notes, place=place)
 
     return BuildResult(
         source=source,
@@ -182,6 +189,25 @@ def _run(
         licence=licence,
         reused=list(cache.reused),
     )
+
+
+def _place(
+    before: VariantResult,
+    after: VariantResult,
+    artifact_format: Format,
+    plan: PrunePlan,
+    context: Context,
+    original: Request,
+    *,
+    options: BuildOptions,
+    names: Names,
+) -> str | None:
+    """Compare the artifact with all sizes and types. The baseline shows what the type costs."""
+    if before.artifact_evaluation is None:
+        return None
+    loss = math.log(before.artifact_evaluation.bits_per_byte / before.evaluation.bits_per_byte)
+    built = Built(artifact_format, plan.sizes, after.variant.artifact.size_bytes, loss)
+    return place_of(built, context, original, options.choices, (names.pruned, names.longest))
 
 
 def pruned_request(original: Request, plan: PrunePlan, checkpoint: Path, checkpoint_id: str, name: str) -> Request:

@@ -67,6 +67,7 @@ class FormatResult:
         after: the pruned model.
         notes: notes for the user about this format.
         files: file names of the pruned artifact. The file to open comes first.
+        place: where the file is, compared with all sizes and types; None if that is not known.
     """
 
     format: Format
@@ -74,6 +75,7 @@ class FormatResult:
     after: VariantResult
     notes: list[str]
     files: tuple[str, ...] = ()
+    place: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -85,6 +87,7 @@ class FormatResult:
             "before": None if self.before is None else self.before.as_dict(),
             "after": after.as_dict(),
             "parity": None if after.parity is None else after.parity.as_dict(),
+            "place": self.place,
             "notes": self.notes,
         }
 

@@ -102,7 +102,8 @@ def print_summary(result: BuildResult) -> None:
             f"* a short run on this machine with {outcome.format.engine}, {threads}; "
             f"bits per byte on {result.eval_name} ({after.evaluation.n_bytes:,} bytes, lower is better)"
         )
-        for line in (fine, *losses(outcome, dtype), *_parity(after)):
+        place = [] if outcome.place is None else [outcome.place]
+        for line in (fine, *losses(outcome, dtype), *place, *_parity(after)):
             console.print(Text(one_line(line)), soft_wrap=soft)
     for line in method_report.gain_lines(result.plan, result.pruning):
         console.print(Text(one_line(line)), soft_wrap=soft)
@@ -110,7 +111,8 @@ def print_summary(result: BuildResult) -> None:
         console.print(Text(one_line(line)), soft_wrap=soft)
     console.print()
     _print_replies(result, None if soft else console.width)
-    for line in (*method_report.less_loss(result.source, result.plan, result.pruning), *next_commands(result)):
+    size = max(outcome.after.variant.artifact.size_bytes for outcome in result.formats)
+    for line in (*method_report.less_loss(result.source, result.plan, result.pruning, size), *next_commands(result)):
         click.echo(line)
 
 

@@ -20,7 +20,7 @@ from exporters.base import Format
 from exporters.format_values import Variant
 
 # Increase this when the meaning of an evaluation changes for equal inputs.
-_EVALUATION_VERSION = 1
+_EVALUATION_VERSION = 2
 
 
 def cached_value(cache: Cache, kind: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

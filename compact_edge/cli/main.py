@@ -70,7 +70,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry(
         "compact_edge.cli.commands.eval", "evaluate", "Measure bits per byte on a text, or accuracy on tasks."
     ),
-    "curve": Entry("compact_edge.cli.commands.curve", "curve", "Show what each size of a model costs on each text."),
+    "curve": Entry("compact_edge.cli.commands.curve", "curve", "Show the best file of each size, and its loss."),
     "bench": Entry("compact_edge.cli.commands.bench", "bench", "Measure an artifact against its baseline on a device."),
     "report": Entry("compact_edge.cli.commands.report", "report", "Show one benchmark run, or compare several."),
     "engine": Entry("compact_edge.cli.commands.engine", "engine", "Build llama.cpp's server for a device."),

@@ -152,7 +152,8 @@ def candidates_of(
     """Return all candidates: every type at every V' and I' of the grids."""
     import numpy as np
 
-    rows = np.array(curve.vocabulary)
+    # The smallest vocabulary has no merges, and formats refuse a tokenizer without any.
+    rows = np.array([size for size in curve.vocabulary if size > curve.limits.smallest_vocab_size])
     all_inner = _spread(curve.inner, _INNER_SIZES)
     whole = Sizes(curve.limits.vocab_size, curve.limits.intermediate_size)
     if whole.vocab_size not in curve.vocabulary:

@@ -10,7 +10,7 @@ from typing import Any
 
 from compact.pruning.budget import Sizes
 from compact.search.loss_model import as_share
-from compact_edge.front.candidates import Candidate, candidates_of, pareto
+from compact_edge.front.candidates import Candidate, pareto
 from compact_edge.front.plot import LARGEST_LOSS
 from compact_edge.front.record import candidate_as_dict, front_points, measured_as_dict, unpruned_points
 from compact_edge.front.search import FrontSearch, n_params_of
@@ -65,7 +65,7 @@ def measure_front(opened: FrontSearch, points: int, minutes: float | None = None
         CompactEdgeError: an error of making or scoring an artifact.
     """
     search = CurveSearch(**{each.name: getattr(opened, each.name) for each in fields(opened)})
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     whole = search.predictor.whole
     for each in everything:
         if each.sizes == whole and each.type.name in search.type_losses.measured:
@@ -107,7 +107,7 @@ def curve_record(search: CurveSearch) -> dict[str, Any]:
     Losses are those of `compact_edge.front.record.front_record`. `speed` is the estimated number of characters/s
     divided by that of the unpruned model in the type `speed_reference`, from the bytes that are read per token.
     """
-    everything = candidates_of(search.types, search.curve, search.predictor, search.limits)
+    everything = search.everything
     whole = search.predictor.whole
     texts = search.predictor.evaluator.texts
     reference = max(search.types, key=lambda each: each.sizes.bytes_per_token(whole))

@@ -21,7 +21,7 @@ def limit_words(limits: Mapping[str, Any]) -> str:
     if limits["memory_bytes"] is not None:
         words.append(f"--max-memory {_mb(limits['memory_bytes'])}")
     if limits["min_speed"] is not None:
-        words.append(f"--min-speed {limits['min_speed']['value']:g} {limits['min_speed']['unit']}")
+        words.append(f"--min-speed {limits['min_speed']['value']:g} {limits['min_speed']['unit']}/s")
     if limits["max_loss"] is not None:
         words.append(f"--max-loss {100 * limits['max_loss']:g}%")
     return " ".join(words)

@@ -11,13 +11,16 @@ from compact.base.devices import default_threads
 from compact.base.licences import derived_name
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
+from compact.search.predictor import SIZES
 from compact_edge.building.deciding import limits_of, names_of
 from compact_edge.building.options import BuildOptions
 from compact_edge.building.search_report import print_table
 from compact_edge.front.choose import Wanted, open_search
+from compact_edge.front.cost import cost_note
 from compact_edge.front.curve import curve_record, measure_front
 from compact_edge.front.describe import is_cut
 from compact_edge.front.plot import loss_panel, speed_panel, unique
+from compact_edge.front.type_losses import PROBES
 from compact_edge.terminal.plot import document
 from exporters.card import licence_of
 from exporters.format_values import ORIGINAL, Choices, Recipe, Request, is_given
@@ -84,6 +87,8 @@ def measure_curve(options: CurveOptions, profile: Profile, context: Context) -> 
     )
     limits = limits_of(context.options, profile)
     wanted = Wanted(kind, profile, {}, options.quant, limits)
+    files = options.points + PROBES
+    context.progress.note(cost_note(source, original.calibration, sizes=SIZES, files=files))
     search = open_search(wanted, context, original, names=(names.pruned, names.longest), threads=default_threads())
     with search.trials:
         found = measure_front(search, options.points, options.minutes)

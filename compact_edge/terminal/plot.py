@@ -6,7 +6,7 @@ Series differ by colour, dashes and marker size, so that readers can distinguish
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime_bench.report.svg import DARK, FONT, LIGHT, WIDTH, Frame, Point, circle, file, line, number, text, ticks
 
@@ -78,7 +78,10 @@ def _panel(panel: Panel) -> tuple[str, float]:
     y = 32.0
     for one in (each for each in panel.series if each.in_legend):
         parts.append(line(2, y - 4, 26, y - 4, f"curve s{one.style}") if one.joined else "")
-        parts += [_mark(14, y - 4, one, "") if one.marks else "", text(34, y, one.name, kind="name")]
+        parts += [
+            _mark(14, y - 4, replace(one, ring=False), "") if one.marks else "",
+            text(34, y, one.name, kind="name"),
+        ]
         y += _LEGEND
     points = [point for one in panel.series for point in one.points]
     xs, ys = [point.x for point in points], [point.y for point in points]

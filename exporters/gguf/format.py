@@ -164,11 +164,23 @@ class GgufFormat(Format):
 
     @classmethod
     def measured_recipes(
-        cls, target: Target, request: Request, choices: Choices, cache: Cache, progress: Progress
+        cls,
+        target: Target,
+        request: Request,
+        choices: Choices,
+        cache: Cache,
+        progress: Progress,
+        *,
+        also: Sequence[Recipe] = (),
     ) -> Sequence[Recipe]:
         from exporters.gguf.search_types import with_errors
 
-        return with_errors(cls.recipes(target, request.source, choices), request, choices, cache, progress)
+        recipes = [*also, *cls.recipes(target, request.source, choices)]
+        return with_errors(recipes, request, choices, cache, progress)
+
+    @property
+    def own_recipe(self) -> Recipe:
+        return Recipe(self.type_name, {"embedding_quant": self.embedding, MIX: self.mix}, self.long_name)
 
     def for_trial(
         self, kept_channels: Sequence[Sequence[int]], request: Request, work: Path, cache: Cache, progress: Progress
