@@ -60,6 +60,8 @@ LONG_MODULES = (
     "compact/repair/test_repair.py",
     "exporters/onnx/test_onnx_parity.py",
     "compact_edge/building/test_fit.py",
+    "compact_edge/front/test_limits_command.py",
+    "compact/search/test_predictor.py",
     "compact_edge/tasks/test_task_runtimes.py",
     "runtime_bench/transports/test_transports.py",
     "compact_edge/release/test_release.py",
