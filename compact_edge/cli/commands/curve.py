@@ -21,7 +21,6 @@ from compact_edge.flags import (
     recovery_options,
 )
 
-
 # Parameters of --recover and the options that belong to it.
 _TRAINING = ("recover", "learning_rate", "train")
 
@@ -130,7 +129,11 @@ def _given(values: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name in values and not name.startswith(_TRAINING) and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if (
+            name in values
+            and not name.startswith(_TRAINING)
+            and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ):
             given = values[name] if parameter.multiple else [values[name]]
             words += [word for value in given for word in (parameter.opts[0], str(value))]
     return words
