@@ -3,8 +3,8 @@
 The loss of an artifact is ln(bits per byte / the unpruned float model's), averaged over texts. The model adds three
 terms:
 
-- vocabulary: a power of the number of extra tokens per token of the text. A dropped token is written in several pieces.
-- FFN: a power of the share of act² energy that the dropped channels had (`compact.pruning.importance`).
+- vocabulary: by the number of extra tokens per token of the text. A dropped token is written in several pieces.
+- FFN: by the share of act² energy that the dropped channels had (`compact.pruning.importance`).
 - quantization: linear in the mean relative errors of the body's matrices and of the embedding
   (`compact_edge.front.type_losses`).
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # An exponent outside of the limits comes from noise.
 EXPONENTS = (0.7, 2.5)
@@ -56,6 +57,58 @@ def fit_power_law(
     exponent = sum(slopes) / len(slopes) if slopes else default_exponent
     exponent = min(max(exponent, limits[0]), limits[1])
     return PowerLaw(y0 / x0**exponent, exponent)
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """Power laws from one measured point to the next, and beyond the first and the last one.
+
+    Attributes:
+        points: measured points (x, loss), both ascending.
+        below: the law for x below the first point.
+        above: the law for x above the last point.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    below: PowerLaw
+    above: PowerLaw
+
+    def at(self, x: float) -> float:
+        """Return the loss at `x`, which must not be negative."""
+        if not self.points or x <= self.points[0][0]:
+            return self.below.at(x)
+        for (x0, y0), (x1, y1) in pairwise(self.points):
+            if x <= x1:
+                share = math.log(x / x0) / math.log(x1 / x0)
+                between: float = y0 * (y1 / y0) ** share
+                return between
+        return self.above.at(x)
+
+
+def fit_law(
+    points: Sequence[tuple[float, float]], default_exponent: float, limits: tuple[float, float] = EXPONENTS
+) -> LossLaw:
+    """Join measured points (x, loss) by power laws.
+
+    A point whose loss is not below that of the next larger x is left out, because it is within the noise.
+
+    Args:
+        points: measured points.
+        default_exponent, limits: of the laws beyond the points, as in `fit_power_law`.
+    """
+    kept: list[tuple[float, float]] = []
+    for x, loss in sorted(points, reverse=True):
+        if x > 0 and loss > 0 and (not kept or (x < kept[0][0] and loss < kept[0][1])):
+            kept.insert(0, (x, loss))
+    below = _through(kept[0], fit_power_law(kept[:2], default_exponent, limits)) if kept else PowerLaw(0.0, 1.0)
+    above = fit_power_law(kept[-2:], default_exponent, limits)
+    return LossLaw(tuple(kept), below, above)
+
+
+def _through(point: tuple[float, float], law: PowerLaw) -> PowerLaw:
+    """Return a law with the same exponent through a point."""
+    x, loss = point
+    return PowerLaw(loss / x**law.exponent, law.exponent)
 
 
 def as_share(log_ratio: float) -> float:

@@ -1,7 +1,7 @@
 """Predict the loss of every size (V', I') of a model from a few measured sizes.
 
-One calibration pass gives the scores of all channels at every V'. Five sizes are measured in addition: the unpruned
-model, two that only drop tokens, and two that only drop channels. They fit the terms of `compact.search.loss_model`.
+One calibration pass gives the scores of all channels at every V'. Six sizes are measured in addition: the unpruned
+model, two that only drop tokens, and three that only drop channels. They fit the terms of `compact.search.loss_model`.
 
 Sizes are scored on the held-out text of the calibration, and on built-in text of kinds that the calibration does not
 contain. Both are corrected, because a short text of a known kind flatters a cut:
@@ -32,7 +32,7 @@ from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.ranking import Ranking, rank_vocabulary
-from compact.search.loss_model import PowerLaw, fit_power_law
+from compact.search.loss_model import LossLaw, fit_law
 from compact.search.size_evaluator import TEXT_BYTES, SizeEvaluator, SizeScore, TextScore
 from compact.texts import stdlib_text
 from compact.vocabulary.coverage import Reach, reach_of
@@ -40,7 +40,7 @@ from compact.vocabulary.language_use import ENGLISH, Use, merge_order_use, mixed
 
 # The sizes that are measured: extra tokens per token, and shares of energy lost.
 _EXTRA_TOKENS = (0.02, 0.12)
-_ENERGY_LOST = (0.01, 0.06)
+_ENERGY_LOST = (0.01, 0.05, 0.15)
 # Number of measured sizes, with the unpruned model.
 SIZES = 1 + len(_EXTRA_TOKENS) + len(_ENERGY_LOST)
 # Exponents if only one measured size has a loss.
@@ -137,20 +137,20 @@ class Predictor:
         return expected - self.vocabulary_law.at(max(0.0, extra)) + self.ffn_law.at(lost) - self._ffn_on_texts.at(lost)
 
     @cached_property
-    def vocabulary_law(self) -> PowerLaw:
+    def vocabulary_law(self) -> LossLaw:
         """Loss by extra tokens per token."""
         whole = self.whole.intermediate_size
         points = [(p.extra_tokens, p.loss) for p in self.probes if p.sizes.intermediate_size == whole]
-        return fit_power_law(points, _VOCABULARY_EXPONENT, _VOCABULARY_EXPONENTS)
+        return fit_law(points, _VOCABULARY_EXPONENT, _VOCABULARY_EXPONENTS)
 
     @cached_property
-    def ffn_law(self) -> PowerLaw:
+    def ffn_law(self) -> LossLaw:
         """Loss by the share of energy lost, on text of other kinds than the calibration."""
-        return fit_power_law([(p.energy_lost, p.loss_elsewhere) for p in self._ffn_probes], _FFN_EXPONENT)
+        return fit_law([(p.energy_lost, p.loss_elsewhere) for p in self._ffn_probes], _FFN_EXPONENT)
 
     @cached_property
-    def _ffn_on_texts(self) -> PowerLaw:
-        return fit_power_law([(p.energy_lost, p.loss) for p in self._ffn_probes], _FFN_EXPONENT)
+    def _ffn_on_texts(self) -> LossLaw:
+        return fit_law([(p.energy_lost, p.loss) for p in self._ffn_probes], _FFN_EXPONENT)
 
     @property
     def _ffn_probes(self) -> list[Probe]:

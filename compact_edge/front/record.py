@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from compact.search.loss_model import PowerLaw, as_share
+from compact.search.loss_model import LossLaw, as_share
 from compact_edge.front.candidates import Candidate, SearchLimits, pareto, violations
 from compact_edge.front.search import FrontSearch, Measured, n_params_of, objective
 
@@ -124,5 +124,6 @@ def limits_as_dict(limits: SearchLimits) -> dict[str, Any]:
     return values
 
 
-def _law(law: PowerLaw) -> dict[str, float]:
-    return {"scale": round(law.scale, 4), "exponent": round(law.exponent, 4)}
+def _law(law: LossLaw) -> list[list[float]]:
+    """Return the measured points of a law: extra tokens or energy lost, and the loss."""
+    return [[round(x, 4), round(as_share(loss), 4)] for x, loss in law.points]

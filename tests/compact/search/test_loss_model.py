@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact.search.loss_model import PowerLaw, as_share, fit_power_law
+from compact.search.loss_model import PowerLaw, as_share, fit_law, fit_power_law
 
 POSITIVE = st.floats(1e-4, 1.0)
 
@@ -58,6 +58,26 @@ def test_more_is_never_cheaper(points: list[tuple[float, float]], first: float, 
     assert 0.0 <= law.at(low) <= law.at(high)
     assert law.at(0.0) == 0.0
     assert math.isfinite(law.at(1.0))
+
+
+def test_a_law_goes_through_its_points_and_follows_their_ends() -> None:
+    points = [(0.01, 0.02), (0.05, 0.1), (0.15, 0.6)]
+    law = fit_law(points, 1.0)
+    assert [law.at(x) for x, _ in points] == pytest.approx([loss for _, loss in points])
+    assert law.at(0.005) == pytest.approx(0.01)  # the first two points are proportional
+    steeper = math.log(0.6 / 0.1) / math.log(3)
+    assert law.at(0.3) == pytest.approx(0.6 * 2**steeper)
+
+
+def test_a_point_that_contradicts_a_larger_one_is_left_out() -> None:
+    assert fit_law([(0.01, 0.3), (0.05, 0.1), (0.15, 0.6)], 1.0) == fit_law([(0.05, 0.1), (0.15, 0.6)], 1.0)
+
+
+@given(points=st.lists(st.tuples(POSITIVE, st.floats(-0.1, 1.0)), max_size=5), first=POSITIVE, second=POSITIVE)
+def test_more_is_never_cheaper_between_points(points: list[tuple[float, float]], first: float, second: float) -> None:
+    law = fit_law(points, 1.0)
+    low, high = sorted((first, second))
+    assert 0.0 <= law.at(low) <= law.at(high) * (1 + 1e-9)
 
 
 def test_a_loss_is_shown_as_a_share() -> None:

@@ -72,10 +72,10 @@ def measured(predictor: Predictor) -> dict[Sizes, tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_four_cuts_are_measured(predictor: Predictor) -> None:
+def test_five_cuts_are_measured(predictor: Predictor) -> None:
     """Two that only drop tokens, and two that only drop channels."""
     assert predictor.whole == WHOLE
-    assert len(predictor.probes) == 4
+    assert len(predictor.probes) == 5
     for probe in predictor.probes:
         tokens = probe.sizes.vocab_size < WHOLE.vocab_size
         assert tokens != (probe.sizes.intermediate_size < WHOLE.intermediate_size)

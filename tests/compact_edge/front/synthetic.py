@@ -11,7 +11,7 @@ from typing import Any
 from compact.base.progress import SILENT
 from compact.pruning.budget import Sizes
 from compact.search.find import Curve
-from compact.search.loss_model import PowerLaw
+from compact.search.loss_model import LossLaw, fit_law
 from compact.search.size_evaluator import TextScore
 from compact_edge.front.candidates import SearchLimits, SearchType, StoredType
 from compact_edge.front.search import FrontSearch
@@ -55,8 +55,8 @@ class KnownPredictor:
     whole: Sizes = WHOLE
     unpruned: Any = field(default_factory=lambda: SimpleNamespace(texts={"text": TextScore(1.0, 100, 400)}))
     evaluator: Any = field(default_factory=lambda: SimpleNamespace(texts={"text": "x" * 400}))
-    vocabulary_law: PowerLaw = field(default_factory=lambda: PowerLaw(1.0, 1.0))
-    ffn_law: PowerLaw = field(default_factory=lambda: PowerLaw(1.0, 1.5))
+    vocabulary_law: LossLaw = field(default_factory=lambda: fit_law([(1.0, 1.0)], 1.0))
+    ffn_law: LossLaw = field(default_factory=lambda: fit_law([(1.0, 1.0)], 1.5))
 
     def loss(self, sizes: Sizes) -> float:
         return self.optimism * true_cut_loss(sizes)
