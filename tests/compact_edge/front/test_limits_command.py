@@ -167,3 +167,26 @@ def test_what_is_too_large_for_a_target_is_searched_within_its_budget(tmp_path: 
     file, plan = built(tmp_path / "out")
     assert file.stat().st_size <= 2**20
     assert plan["search"]["limits"]["fit_bytes"] == 2**20
+
+
+def test_a_build_by_ratio_says_where_its_file_is(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The baseline in the same type shows what the type costs; nothing more is measured."""
+    line = [
+        word for word in build(shop, tmp_path / "out", "--ratio", "0.2", "--quant", "Q4_0") if word != "--no-baseline"
+    ]
+    assert cli.run([*line, "--json"]) == 0, capsys.readouterr().err
+    result = json.loads(capsys.readouterr().out)
+    file = result["formats"]["gguf"]
+    assert result["search"]["predicted"]["vocab_size"] > 0
+    place = file["place"]
+    assert place.startswith("on the front") or "more loss than the best file of this size" in place
+
+
+def test_a_split_by_the_fixed_rule_says_nothing_of_other_types(
+    shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = build(shop, tmp_path / "out", "--ratio", "0.2", "--split", "proportional", "--quant", "Q4_0", "--json")
+    assert cli.run(line) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["formats"]["gguf"]["place"] is None
