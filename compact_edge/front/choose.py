@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from compact.base.cache import Cache
-from compact.base.errors import ToolUnavailableError
+from compact.base.errors import BudgetError, ToolUnavailableError
 from compact.base.progress import Progress
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.loss_model import as_share
 from compact.search.predictor import SIZES
-from compact_edge.front.candidates import SearchLimits, SearchType
+from compact_edge.front.candidates import SearchLimits, SearchType, within
 from compact_edge.front.cost import cost_note
 from compact_edge.front.record import front_record
-from compact_edge.front.search import TRIALS, FrontSearch, Measured, run_search, start_search
+from compact_edge.front.search import TRIALS, FrontSearch, run_search, start_search, unreachable
 from compact_edge.front.trials import Trials
 from compact_edge.front.type_losses import PROBES
 from exporters.base import Format
@@ -104,7 +105,8 @@ def choose(
 ) -> Chosen:
     """Search sizes and types within the limits.
 
-    The first format decides the sizes. Each other format then gets its best type at these sizes.
+    The first format decides the sizes, among those at which every format can meet its limits. Each other format then
+    gets its best type at these sizes.
 
     Raises:
         BudgetError: nothing meets the limits.
@@ -112,24 +114,43 @@ def choose(
     """
     started = time.monotonic()
     context.progress.note(cost_note(context.source, original.calibration, sizes=SIZES, files=TRIALS + PROBES))
-    search = open_search(wanted[0], context, original, names=names, threads=threads)
-    with search.trials:
-        left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-        best = run_search(search, minutes=left)
+
+    def left() -> float | None:
+        return None if minutes is None else minutes - (time.monotonic() - started) / 60
+
+    with ExitStack() as stack:
+        searches = [open_search(each, context, original, names=names, threads=threads) for each in wanted]
+        for each in searches:
+            stack.enter_context(each.trials)
+        search, others = searches[0], searches[1:]
+        _keep_common(search, others)
+        best = run_search(search, minutes=left())
+        sizes = best.candidate.sizes
+        found = [best, *(run_search(other, minutes=left(), only=sizes) for other in others)]
         record = front_record(search, best)
     notes = []
-    if best.candidate.sizes == search.predictor.whole:
+    if sizes == search.predictor.whole:
         loss = f"{as_share(best.loss):.1%}"
         notes.append(
             f"no cut: {best.candidate.type.name} at {best.candidate.n_bytes / 1e6:.1f} MB (loss {loss}) loses less "
             "than any cut within the limits"
         )
         context.progress.note(notes[0])
-    formats = [best.candidate.type.search_type.format]
-    for other in wanted[1:]:
-        found = _type_at(best.candidate.sizes, other, context, original, names=names, threads=threads)
-        formats.append(found.candidate.type.search_type.format)
-    return Chosen(best.candidate.sizes, tuple(formats), record, tuple(notes))
+    formats = tuple(one.candidate.type.search_type.format for one in found)
+    return Chosen(sizes, formats, record, tuple(notes))
+
+
+def _keep_common(search: FrontSearch, others: Sequence[FrontSearch]) -> None:
+    """Keep the candidates at sizes at which the other formats can meet their limits too."""
+    for other in others:
+        met = {each.sizes for each in other.everything if within(each, other.limits, loss=other.loss_of(each))}
+        if not met:
+            raise unreachable(other, other.everything)
+        search.everything = [each for each in search.everything if each.sizes in met]
+    if not search.everything:
+        raise BudgetError(
+            "no sizes meet the limits of all formats", "relax a limit, or build the formats one after another"
+        )
 
 
 def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) -> list[SearchType]:
@@ -144,15 +165,6 @@ def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) 
         resolved = wanted.kind.resolve(wanted.target, source, quant=each.quant, choices=choices)
         found.append(SearchType(resolved, each.name, each.body_error, each.head_error))
     return found
-
-
-def _type_at(
-    sizes: Sizes, wanted: Wanted, context: Context, original: Request, *, names: tuple[str, str], threads: int
-) -> Measured:
-    """Return the best type of another format at given sizes."""
-    search = open_search(wanted, context, original, names=names, threads=threads)
-    with search.trials:
-        return run_search(search, only=sizes)
 
 
 def _bandwidth_here(

@@ -150,9 +150,9 @@ def cheapest(counts: Mapping[str, int], errors: TypeErrors, bits: float) -> dict
         bits: average bits per weight. If even the smallest types have more, they are returned.
     """
     total = sum(counts.values())
-    low, high = 0.0, 1.0  # price of a bit per weight of the whole body
+    low, high = 0.0, 1e3  # price of a bit per weight of the whole body
     best = _at_price(counts, errors, high, total)
-    for _ in range(40):
+    for _ in range(60):
         price = (low + high) / 2
         types = _at_price(counts, errors, price, total)
         if sum(GGML_TYPES[types[name]].bits * count for name, count in counts.items()) / total > bits:

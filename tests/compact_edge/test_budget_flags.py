@@ -49,8 +49,6 @@ def test_prune_makes_no_artifact_and_has_no_limit_but_its_size() -> None:
         ("laptop-x86", ("--min-speed", "8 tokens"), "--min-speed '8 tokens': expected a speed above 0"),
         ("laptop-x86", ("--max-memory", "1GB", "--ratio", "0.2"), "--ratio and --max-memory exclude each other"),
         ("laptop-x86", ("--search-minutes", "5"), "--search-minutes: nothing is searched"),
-        ("gguf", ("--min-speed", "20"), "--min-speed: the target gguf has no memory_bandwidth_gb_s"),
-        ("onnx", ("--fit", "1GB", "--min-speed", "9"), "--min-speed: the target onnx has no memory_bandwidth_gb_s"),
     ],
 )
 def test_a_bad_limit_is_refused_before_any_work(

@@ -72,7 +72,7 @@ def test_a_ratio_is_met_and_equal_inputs_give_equal_plans(source: ModelSource, t
     assert (rows * hidden + 3 * channels * hidden * layers) / parts.total == pytest.approx(ratio, abs=0.005)
     assert plan.search["predicted"]["vocab_size"] == len(plan.kept_token_ids)
     assert plan.search["predicted"]["intermediate_size"] == len(plan.kept_channels[0])
-    assert len(plan.search["measured"]) <= 4
+    assert len(plan.search["measured"]) <= 5
 
 
 def test_without_held_out_text_the_fixed_rule_is_used_and_a_note_says_so(source: ModelSource, tmp_path: Path) -> None:

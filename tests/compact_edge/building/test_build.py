@@ -176,7 +176,11 @@ def test_summary_has_the_rows_and_the_next_commands(
     ):
         assert row in out
     less = out[out.index("to lose less at this size:") : out.index("wrote ")].splitlines()
-    assert [line.split()[:2] for line in less[1:]] == [["--method", "repair"], ["--recover", "distill"]]
+    assert [line.split()[:2] for line in less[1:]] == [
+        ["--method", "repair"],
+        ["--recover", "distill"],
+        ["--fit", "0.1MB"],
+    ]
     assert out.rstrip().splitlines()[-4:] == [
         "next:",
         "  compact-edge verify summary",

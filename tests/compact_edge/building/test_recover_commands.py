@@ -87,7 +87,9 @@ def test_a_build_exports_what_was_learned(shop: Workshop, tmp_path: Path, capsys
     assert said.endswith(", trained by the original")
     plan = read_plan(folder / "plan.json")
     assert (", repaired by least squares" in said) == bool(plan.repair and plan.repair["share"])
-    assert "to lose less" not in capsys.readouterr().out
+    offered = capsys.readouterr().out.split("to lose less at this size:\n")[1].splitlines()
+    assert offered[0].split()[0] == "--fit"
+    assert not any("--method" in line or "--recover" in line for line in offered[:2])
 
 
 def test_prune_offers_what_loses_less(shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,7 @@ def built(shop: Workshop) -> BuildResult:
         calibration_tokens=512,
         eval_text=str(shop.text),
         no_baseline=True,
+        split="proportional",
     )
 
 

@@ -287,7 +287,7 @@ def test_build_refuses_bad_options_before_any_work(
     message: str,
     hint: str,
 ) -> None:
-    monkeypatch.setattr("compact_edge.building.pipeline.decide", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("compact_edge.building.deciding.decide", lambda *_, **__: pytest.fail("work was done"))
     out = tmp_path / "out"
     assert_error(capsys, ["build", str(shop.model), *options, "--out", str(out)], code, message, hint)
     assert not out.exists()

@@ -101,8 +101,11 @@ def test_the_embedding_has_the_type_asked_for(tmp_path: Path, checkpoint: Path) 
     artifact = make_artifact(request(checkpoint, quant="Q4_0", texts=(), embedding_quant="Q5_0"), cache)
     assert artifact.embedding_type == "Q5_0"
     assert artifact.imatrix_id is None
-    with pytest.raises(UsageError, match="Q8_0 files have a single type"):
-        make_artifact(request(checkpoint, embedding_quant="Q4_0"), cache)
+    with pytest.raises(UsageError, match="F16 files have a single type"):
+        make_artifact(request(checkpoint, quant="F16", embedding_quant="Q4_0"), cache)
+    mixed = make_artifact(request(checkpoint, quant="Q8_0", texts=(), embedding_quant="Q4_0"), cache)
+    assert mixed.embedding_type == "Q4_0"
+    assert mixed.size_bytes < make_artifact(request(checkpoint, quant="Q8_0"), cache).size_bytes
     with pytest.raises(UsageError, match="needs an importance matrix"):
         make_artifact(request(checkpoint, quant="IQ2_M", texts=()), cache)
 
