@@ -24,7 +24,9 @@ def predicted_sizes(context: Context, curve: Curve, ratio: float, size_of: SizeO
     Raises:
         BudgetError: the ratio is out of range or not reachable.
     """
-    candidates = sizes_at_ratio(ratio, curve)
+    every = sizes_at_ratio(ratio, curve)
+    # The smallest vocabulary has no merges, and GGUF needs some.
+    candidates = [sizes for sizes in every if sizes.vocab_size > curve.limits.smallest_vocab_size] or every
     try:
         predictor = Predictor(context)
     except (CalibrationError, UsageError) as error:

@@ -64,7 +64,7 @@ def _embeddings(quant: str, wanted: str | None) -> Iterator[str | None]:
         if wanted in (None, quant):
             yield None
     elif wanted is not None:
-        yield wanted
+        yield None if wanted == quant else wanted
     else:
         yield from _EMBEDDINGS
 

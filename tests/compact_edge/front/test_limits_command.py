@@ -174,7 +174,7 @@ def test_a_build_by_ratio_says_where_its_file_is(
 ) -> None:
     """The baseline in the same type shows what the type costs; nothing more is measured."""
     line = [
-        word for word in build(shop, tmp_path / "out", "--ratio", "0.2", "--quant", "Q4_0") if word != "--no-baseline"
+        word for word in build(shop, tmp_path / "out", "--ratio", "0.1", "--quant", "Q4_0") if word != "--no-baseline"
     ]
     assert cli.run([*line, "--json"]) == 0, capsys.readouterr().err
     result = json.loads(capsys.readouterr().out)
@@ -187,6 +187,6 @@ def test_a_build_by_ratio_says_where_its_file_is(
 def test_a_split_by_the_fixed_rule_says_nothing_of_other_types(
     shop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = build(shop, tmp_path / "out", "--ratio", "0.2", "--split", "proportional", "--quant", "Q4_0", "--json")
+    line = build(shop, tmp_path / "out", "--ratio", "0.1", "--split", "proportional", "--quant", "Q4_0", "--json")
     assert cli.run(line) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["formats"]["gguf"]["place"] is None
