@@ -64,7 +64,8 @@ def _embeddings(quant: str, wanted: str | None) -> Iterator[str | None]:
         if wanted in (None, quant):
             yield None
     elif wanted is not None:
-        yield None if wanted == quant else wanted
+        # Files of a single type are written directly.
+        yield None if wanted == quant and quant_named(quant).writer == "direct" else wanted
     else:
         yield from _EMBEDDINGS
 
