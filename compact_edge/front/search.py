@@ -228,7 +228,7 @@ def unreachable(search: FrontSearch, everything: Sequence[Candidate]) -> BudgetE
         least = min(everything, key=lambda each: each.n_bytes)
         return BudgetError(
             f"--fit {_mb(limits.fit_bytes or 0)}: not reachable, because the smallest file has {_mb(least.n_bytes)} "
-            f"({least.type.name}, {_percent(search.loss_of(least))} more bits per byte)",
+            f"({least.type.name}, {_more(search.loss_of(least))} bits per byte)",
             "give a larger size",
         )
     if "--max-memory" in alone:
@@ -259,7 +259,7 @@ def unreachable(search: FrontSearch, everything: Sequence[Candidate]) -> BudgetE
     rest = " and ".join(name for name in names if name != binding)
     return BudgetError(
         f"{binding} cannot be met together with {rest}: the nearest file has {_mb(near.n_bytes)} and "
-        f"{_percent(search.loss_of(near))} more bits per byte",
+        f"{_more(search.loss_of(near))} bits per byte",
         f"relax {binding}, or one of the others",
     )
 
@@ -272,6 +272,11 @@ def n_params_of(search: FrontSearch, sizes: Sizes) -> int:
 
 def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
+
+
+def _more(log_loss: float) -> str:
+    """Return how much more a file loses, in words if the prediction is far beyond what was measured."""
+    return "many times the" if as_share(log_loss) > 5 else f"{_percent(log_loss)} more"
 
 
 def _percent(log_loss: float) -> str:
