@@ -32,7 +32,10 @@ NOT_RUN = (
     (r"\bengine build\b", "compiles for minutes: tests/runtime_bench/toolchain/test_engine_build.py"),
     (r"gemma-3-270m\.gguf", "a licensed model: tests/compact_edge/building/test_languages.py"),
     (r"--tasks\b", "an extra: tests/compact_edge/tasks/test_eval_tasks.py"),
-    (r"--fit\b|\bcurve\b", "minutes, and sizes of the real model: tests/compact_edge/building/test_fit.py"),
+    (
+        r"--fit\b|--max-(memory|loss)\b|--min-speed\b|\bcurve\b",
+        "minutes, and sizes of the real model: tests/compact_edge/building/test_fit.py",
+    ),
     (r"--recover\b", "minutes: tests/compact_edge/building/test_recover_commands.py"),
     (r"onnx|-dml", "a minute each: tests/compact_edge/building/test_build_onnx.py"),
     (r"^compact-edge (release|gather)\b|\bverify \S*release\b", "minutes: tests/compact_edge/release/test_release.py"),
