@@ -101,6 +101,8 @@ class Predictor:
             for sizes in planned:
                 self.probes.append(self.probe(self.evaluator.at(sizes)))
                 task.advance()
+        # A build keeps the predictor. It must not keep the model in memory too.
+        self.evaluator.release_model()
 
     @property
     def whole(self) -> Sizes:

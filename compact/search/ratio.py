@@ -28,7 +28,7 @@ def predicted_sizes(context: Context, curve: Curve, ratio: float, size_of: SizeO
     # The smallest vocabulary has no merges, and GGUF needs some.
     candidates = [sizes for sizes in every if sizes.vocab_size > curve.limits.smallest_vocab_size] or every
     try:
-        predictor = Predictor(context)
+        predictor = context.once(Predictor)
     except (CalibrationError, UsageError) as error:
         context.progress.note(f"--split proportional is used, because sizes cannot be measured: {error.message}")
         return None

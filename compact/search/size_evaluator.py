@@ -120,6 +120,10 @@ class SizeEvaluator:
             self._scores = self._method.score(self._context, calibration, None)
         return self._scores
 
+    def release_model(self) -> None:
+        """Release the memory of the model. The next size that is not in the cache loads it again."""
+        self._model = None
+
     def _key(self, sizes: Sizes) -> str:
         key: dict[str, Any] = {
             "version": _VERSION,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compact.base.licences import NamingLicence, derived_name
 from compact.decide import Decision, decide, read_decision
 from compact.pruning.budget import Sizes
-from compact.pruning.budget_options import given_limits, has_explicit_sizes, has_limits, is_searched
+from compact.pruning.budget_options import has_limits, is_predicted, is_searched
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.ranking import rank_vocabulary
@@ -115,7 +115,6 @@ def decide_build(
     if options.plan is not None:
         return Decided(tuple(formats), read_decision(options.plan, context.source), _on_grid(context, formats))
     limits = {name: limits_of(pruning, profile) for name, profile in profiles.items()}
-    notes: tuple[str, ...] = ()
     if not (has_limits(pruning) and is_searched(pruning)):
         budgets = _target_budgets(pruning, profiles)
         if budgets is None:
@@ -141,9 +140,8 @@ def decide_build(
         minutes=pruning.search_minutes,
     )
     on_grid = _on_grid(context, chosen.formats)
-    return Decided(
-        chosen.formats, decide(on_grid, found=Found(chosen.sizes, chosen.record)), on_grid, (*notes, *chosen.notes)
-    )
+    decision = decide(on_grid, found=Found(chosen.sizes, chosen.record))
+    return Decided(chosen.formats, decision, on_grid, chosen.notes)
 
 
 def limits_of(pruning: PruneOptions, profile: Profile) -> SearchLimits:
@@ -180,8 +178,7 @@ def _on_grid(context: Context, formats: Sequence[Format]) -> Context:
 
 def _target_budgets(pruning: PruneOptions, profiles: Mapping[str, Profile]) -> dict[str, SearchLimits] | None:
     """Return the budgets of the targets, if the user gave no size and every target has one."""
-    sized = pruning.ratio is not None or pruning.split is not None or has_explicit_sizes(pruning)
-    if sized or given_limits(pruning):
+    if pruning.ratio is not None or not is_predicted(pruning):
         return None
     found = {}
     for name, profile in profiles.items():

@@ -16,7 +16,7 @@ from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.loss_model import as_share
 from compact.search.predictor import SIZES
-from compact_edge.front.candidates import SearchLimits, SearchType, within
+from compact_edge.front.candidates import SearchLimits, SearchType
 from compact_edge.front.cost import cost_note
 from compact_edge.front.record import front_record
 from compact_edge.front.search import TRIALS, FrontSearch, run_search, start_search, unreachable
@@ -143,7 +143,7 @@ def choose(
 def _keep_common(search: FrontSearch, others: Sequence[FrontSearch]) -> None:
     """Keep the candidates at sizes at which the other formats can meet their limits too."""
     for other in others:
-        met = {each.sizes for each in other.everything if within(each, other.limits, loss=other.loss_of(each))}
+        met = {each.sizes for each in other.everything if other.meets_limits(each)}
         if not met:
             raise unreachable(other, other.everything)
         search.everything = [each for each in search.everything if each.sizes in met]

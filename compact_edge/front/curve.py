@@ -15,8 +15,6 @@ from compact_edge.front.plot import LARGEST_LOSS
 from compact_edge.front.record import candidate_as_dict, front_points, measured_as_dict, unpruned_points
 from compact_edge.front.search import FrontSearch, n_params_of
 
-# Largest number of points of the front in the result. Measured points are added to them.
-_FRONT_POINTS = 40
 # Weight of a measurement of the same type, relative to another type.
 _SAME_TYPE = 3.0
 # Distance of logarithmic losses at which a measurement has half of its largest weight.
@@ -139,7 +137,7 @@ def curve_record(search: CurveSearch) -> dict[str, Any]:
         "types": [each.name for each in search.types],
         "candidates": len(everything),
         "speed_reference": reference.name,
-        "front": [complete(point) for point in front_points(search, front, _FRONT_POINTS)],
+        "front": [complete(point) for point in front_points(search, front)],
         "unpruned_types": [complete(point) for point in unpruned_points(search, everything)],
         "measured": [complete(candidate_as_dict(search, each)) for each in measured],
     }

@@ -65,7 +65,7 @@ def place_of(built: Built, context: Context, original: Request, choices: Choices
         resolved = kind.resolve(target, context.source, quant=each.quant, choices={**choices, **each.choices})
         loss = per_error * (_error(each) or 0.0)
         types.append(StoredType(SearchType(resolved, each.name), resolved.sizes(request), loss))
-    predictor = Predictor(context)
+    predictor = context.once(Predictor)
     curve = curve_of(context.source, context.once(rank_vocabulary), context.options)
     smaller = [c for c in candidates_of(types, curve, predictor, SearchLimits()) if c.n_bytes <= built.n_bytes]
     mine = predictor.loss(built.sizes) + built.type_loss

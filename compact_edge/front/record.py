@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from compact.search.loss_model import LossLaw, as_share
-from compact_edge.front.candidates import Candidate, SearchLimits, pareto, violations
+from compact_edge.front.candidates import Candidate, SearchLimits, pareto
 from compact_edge.front.search import FrontSearch, Measured, n_params_of, objective
 
 # The value of `kind` in the record of a search for sizes and type.
 FRONT = "front"
-# Largest number of points of the front in the record.
+# Largest number of points of the front in a record. Measured points are added to them.
 _FRONT_POINTS = 40
 
 
@@ -55,12 +55,10 @@ def front_record(search: FrontSearch, best: Measured) -> dict[str, Any]:
     }
 
 
-def front_points(
-    search: FrontSearch, everything: Sequence[Candidate], most: int = _FRONT_POINTS
-) -> list[dict[str, Any]]:
+def front_points(search: FrontSearch, everything: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Return the front of all candidates, smallest file first, with measured losses where there are some."""
     front = pareto(everything, search.loss_of)
-    step = max(1, -(-len(front) // most))
+    step = max(1, -(-len(front) // _FRONT_POINTS))
     chosen = [
         each for n, each in enumerate(front) if n % step == 0 or each.key in search.measured or n == len(front) - 1
     ]
@@ -76,7 +74,6 @@ def unpruned_points(search: FrontSearch, everything: Sequence[Candidate]) -> lis
 
 def candidate_as_dict(search: FrontSearch, candidate: Candidate) -> dict[str, Any]:
     """Return a candidate as JSON values."""
-    one = search.measured.get(candidate.key)
     speed = None if search.limits.is_timed else candidate.characters_per_second
     return {
         "vocab_size": candidate.sizes.vocab_size,
@@ -89,7 +86,7 @@ def candidate_as_dict(search: FrontSearch, candidate: Candidate) -> dict[str, An
         "tokens_per_second": None if speed is None else round(candidate.tokens_per_second or 0.0, 1),
         "predicted_loss": round(as_share(candidate.loss), 4),
         "loss": round(as_share(search.loss_of(candidate)), 4),
-        "measured": one is not None,
+        "measured": candidate.key in search.measured,
     }
 
 
@@ -108,11 +105,7 @@ def measured_as_dict(search: FrontSearch, one: Measured) -> dict[str, Any]:
 def _no_cut(search: FrontSearch, everything: Sequence[Candidate]) -> dict[str, Any] | None:
     """Return the best unpruned candidate within the limits, if there is one."""
     whole = search.predictor.whole
-    kept = [
-        each
-        for each in everything
-        if each.sizes == whole and not violations(each, search.limits, loss=search.loss_of(each))
-    ]
+    kept = [each for each in everything if each.sizes == whole and search.meets_limits(each)]
     return candidate_as_dict(search, min(kept, key=lambda each: objective(search, each))) if kept else None
 
 

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from compact.base.errors import BudgetError
-from compact.pruning.budget import Sizes, count_parts, removed_parameters
+from compact.pruning.budget import Sizes, removed_parameters
 from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.find import Curve, curve_of
@@ -78,6 +78,7 @@ class FrontSearch:
         types: the types to compare.
         trials: makes and scores artifacts.
         limits: what the user asks for.
+        type_losses: the losses of types, and the types that were measured for them.
         measured: results so far, by candidate.
     """
 
@@ -100,6 +101,10 @@ class FrontSearch:
         if candidate.key in self.measured:
             return self.measured[candidate.key].loss
         return candidate.loss + self._correction(candidate)
+
+    def meets_limits(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is within all limits, as far as is known."""
+        return within(candidate, self.limits, loss=self.loss_of(candidate))
 
     def _correction(self, candidate: Candidate) -> float:
         """Return the mean error of the predictions of a type, or of all types if this one has no measurement.
@@ -149,7 +154,7 @@ def start_search(
     Raises:
         CompactEdgeError: an error of the predictor, or of making and scoring an artifact.
     """
-    predictor = Predictor(context)
+    predictor = context.once(Predictor)
     curve = curve_of(context.source, context.once(rank_vocabulary), context.options)
     trials = trials_for(predictor.evaluator.texts)
     losses = fit_type_losses(types, trials, predictor, context.progress)
@@ -197,12 +202,12 @@ def run_search(
 
 def good(search: FrontSearch) -> list[Measured]:
     """Return the measured candidates within the limits."""
-    return [one for one in search.measured.values() if within(one.candidate, search.limits, loss=one.loss)]
+    return [one for one in search.measured.values() if search.meets_limits(one.candidate)]
 
 
 def _next(search: FrontSearch, everything: Sequence[Candidate]) -> Candidate | None:
     """Return the candidate to measure next, or None if no other one is likely to be better."""
-    feasible = [each for each in everything if within(each, search.limits, loss=search.loss_of(each))]
+    feasible = [each for each in everything if search.meets_limits(each)]
     left = [each for each in feasible if each.key not in search.measured]
     if not left:
         return None
@@ -266,7 +271,7 @@ def unreachable(search: FrontSearch, everything: Sequence[Candidate]) -> BudgetE
 
 def n_params_of(search: FrontSearch, sizes: Sizes) -> int:
     """Return the number of parameters after pruning to these sizes."""
-    parts = count_parts(search.context.source.tensors, search.context.source.config)
+    parts = search.curve.parts
     return parts.total - removed_parameters(sizes, parts, search.curve.limits)
 
 

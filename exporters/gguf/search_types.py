@@ -16,9 +16,9 @@ from exporters.gguf.estimate import estimated_sizes
 from exporters.gguf.flags import MIX
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.imatrix_files import write_imatrix
-from exporters.llamacpp.quant_rules import Choice, category, quantizable
+from exporters.llamacpp.quant_rules import quantizable
 from exporters.llamacpp.quant_types import GGML_TYPES
-from exporters.llamacpp.type_errors import TypeErrors, measure_type_errors
+from exporters.llamacpp.type_errors import TypeErrors, is_head, measure_type_errors
 
 # Bits per weight of the body in the mixes that are tried.
 _BITS = (3.5, 4.0, 4.75, 5.25, 5.75, 6.5, 7.5)
@@ -116,7 +116,7 @@ def _mixes(source: ModelSource, errors: TypeErrors) -> Iterator[Recipe]:
     inner = source.intermediate_size
     whole = Sizes(source.vocab_size, inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
     tensors = [each.tensor for each in model.file_tensors(whole) if quantizable(each.tensor)]
-    heads = [t.name for t in tensors if category(t.name) in (Choice.EMBEDDING, Choice.OUTPUT)]
+    heads = [t.name for t in tensors if is_head(t.name)]
     counts = {t.name: t.count for t in tensors if t.name not in heads and t.name in errors.errors}
     others = {t.name: "Q8_0" for t in tensors if t.name not in heads and t.name not in errors.errors}
     seen: set[tuple[tuple[str, str], ...]] = set()

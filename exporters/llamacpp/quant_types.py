@@ -193,7 +193,7 @@ REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # Types for which llama.cpp requires an importance matrix (`tensor_requires_imatrix`).
-_REQUIRES_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+REQUIRES_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 # For the embedding and the output it does not check. There, these types abort (`ggml_quantize_requires_imatrix`).
 _HEAD_REQUIRES_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 # Base type -> nearest quantization with blocks of 32, for models whose row lengths are not multiples of 256.
@@ -301,7 +301,7 @@ def predict_types(
 
 def needing_imatrix(types: Mapping[str, str], quant: str) -> list[str]:
     """Return the tensors in the predicted `types` for which llama.cpp requires an importance matrix."""
-    required = _REQUIRES_IMATRIX | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else _REQUIRES_IMATRIX
+    required = REQUIRES_IMATRIX | {"Q2_K"} if quant_named(quant).name == "Q2_K_S" else REQUIRES_IMATRIX
     heads = ("token_embd.weight", "output.weight")
     return [name for name, kind in types.items() if kind in (_HEAD_REQUIRES_IMATRIX if name in heads else required)]
 

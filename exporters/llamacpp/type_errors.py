@@ -22,13 +22,11 @@ from compact.checkpoints.shards import open_tensors
 from compact.sources.model_source import ModelSource
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.quant_rules import Choice, category
-from exporters.llamacpp.quant_types import GGML_TYPES
+from exporters.llamacpp.quant_types import GGML_TYPES, REQUIRES_IMATRIX
 from exporters.native.child import NativeChild
 
 # Rows of a matrix that are quantised. The embedding has many kinds of rows, so it gets more.
 _ROWS, _EMBEDDING_ROWS = 64, 512
-# Types that need an importance matrix. They abort without one.
-_NEED_MATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 TYPES = (
     *("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS"),
     *("Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS"),
@@ -57,12 +55,13 @@ class TypeErrors:
         Args:
             types: tensor name -> type name, for all tensors.
         """
-        body = [self.at(name, types[name]) for name in self.errors if name in types and not _is_head(name)]
-        head = [self.at(name, types[name]) for name in self.errors if name in types and _is_head(name)]
+        body = [self.at(name, types[name]) for name in self.errors if name in types and not is_head(name)]
+        head = [self.at(name, types[name]) for name in self.errors if name in types and is_head(name)]
         return float(np.mean(body)) if body else 0.0, float(np.mean(head)) if head else 0.0
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Return whether a tensor is an embedding or the output."""
     return category(name) in (Choice.EMBEDDING, Choice.OUTPUT)
 
 
@@ -110,7 +109,7 @@ def _measure(source: ModelSource, matrix: Imatrix | None, progress: Progress) ->
             for hf_name in matrices:
                 name = source.family.gguf_name(hf_name)
                 n_rows, n_in = source.tensors[hf_name].shape
-                wanted = min(n_rows, _EMBEDDING_ROWS if _is_head(name) else _ROWS)
+                wanted = min(n_rows, _EMBEDDING_ROWS if is_head(name) else _ROWS)
                 chosen = np.sort(generator.choice(n_rows, wanted, replace=False))
                 rows = read(hf_name)[torch.from_numpy(chosen)].float().numpy()  # [rows, n_in]
                 weights = None if matrix is None else matrix.means.get(name)
@@ -129,4 +128,6 @@ def _measure(source: ModelSource, matrix: Imatrix | None, progress: Progress) ->
 
 def _fitting(n_in: int, *, has_matrix: bool) -> Sequence[str]:
     """Return the types whose blocks fit rows of this length."""
-    return [name for name in TYPES if n_in % GGML_TYPES[name].block == 0 and (has_matrix or name not in _NEED_MATRIX)]
+    return [
+        name for name in TYPES if n_in % GGML_TYPES[name].block == 0 and (has_matrix or name not in REQUIRES_IMATRIX)
+    ]
