@@ -46,7 +46,7 @@ from compact.pruning.importance import vocabulary_grid
 from compact.pruning.options import PruneOptions
 from compact.pruning.ranking import Ranking, rank_vocabulary
 from compact.pruning.sizes import limits_of
-from compact.search.size_evaluator import SizeEvaluator, SizeScore, TextScore
+from compact.search.size_evaluator import SizeEvaluator, SizeScore, TextScore, text_bytes
 from compact.sources.model_source import ModelSource
 
 # Sizes -> bytes of the artifact. The result is exact or a few bytes too large.
@@ -370,7 +370,7 @@ def _record(
 ) -> dict[str, Any]:
     return {
         "budget": {"ratio": _ratio_of(options), "fit_bytes": options.fit_bytes},
-        "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
+        "held_out_bytes": text_bytes(texts),
         "unpruned": {
             **size_as_dict(unpruned.sizes, curve.parts.total, n_bytes),
             "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in unpruned.texts.items()},

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from compact.pruning.context import Context
 from compact.pruning.importance import vocabulary_grid
 from compact.pruning.ranking import Ranking, rank_vocabulary
 from compact.search.loss_model import LossLaw, fit_law
-from compact.search.size_evaluator import TEXT_BYTES, SizeEvaluator, SizeScore, TextScore
+from compact.search.size_evaluator import TEXT_BYTES, SizeEvaluator, SizeScore, TextScore, extra_tokens, log_ratios
 from compact.texts import stdlib_text
 from compact.vocabulary.coverage import Reach, reach_of
 from compact.vocabulary.language_use import ENGLISH, Use, merge_order_use, mixed
@@ -115,14 +116,12 @@ class Predictor:
 
     def probe(self, score: SizeScore) -> Probe:
         """Return a measured size with the inputs of the prediction."""
-        losses, extra = {}, []
-        for name, text in score.texts.items():
-            before = self.unpruned.texts[name]
-            losses[name] = math.log(text.bits_per_byte / before.bits_per_byte)
-            extra.append(text.n_tokens / before.n_tokens - 1)
-        mean = float(np.mean(list(losses.values())))
-        elsewhere = float(np.mean([losses[name] for name in self._others])) if self._others else mean
-        return Probe(score.sizes, float(np.mean(extra)), self.energy_lost(score.sizes), mean, elsewhere)
+        before = self.unpruned.texts
+        losses = log_ratios(score.texts, before)
+        mean = fmean(losses.values())
+        elsewhere = fmean(losses[name] for name in self._others) if self._others else mean
+        extra = extra_tokens(score.texts, before)
+        return Probe(score.sizes, extra, self.energy_lost(score.sizes), mean, elsewhere)
 
     def correction(self, sizes: Sizes, texts: Mapping[str, TextScore]) -> float:
         """Return what to add to the loss on the texts, to predict the loss on text that the model will be used for.
@@ -131,9 +130,7 @@ class Predictor:
             sizes: V' and I' of a measured model.
             texts: its scores.
         """
-        extra = float(
-            np.mean([score.n_tokens / self.unpruned.texts[name].n_tokens - 1 for name, score in texts.items()])
-        )
+        extra = extra_tokens(texts, self.unpruned.texts)
         expected = self.vocabulary_law.at(self.extra_tokens(sizes.vocab_size))
         lost = self.energy_lost(sizes)
         return expected - self.vocabulary_law.at(max(0.0, extra)) + self.ffn_law.at(lost) - self._ffn_on_texts.at(lost)

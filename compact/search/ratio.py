@@ -10,6 +10,7 @@ from compact.pruning.context import Context
 from compact.search.find import Curve, Found, SizeOf, size_as_dict, sizes_at_ratio
 from compact.search.loss_model import as_share
 from compact.search.predictor import Predictor
+from compact.search.size_evaluator import text_bytes
 
 # Losses are compared after rounding to this many decimals, so that rounding errors of a machine do not decide.
 _DECIMALS = 4
@@ -46,7 +47,7 @@ def _record(predictor: Predictor, curve: Curve, ratio: float, best: Sizes, size_
     texts = predictor.evaluator.texts
     return {
         "budget": {"ratio": ratio, "fit_bytes": None},
-        "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
+        "held_out_bytes": text_bytes(texts),
         "unpruned": {
             **size_as_dict(whole, curve.parts.total, None if size_of is None else size_of(whole)),
             "bits_per_byte": {n: round(s.bits_per_byte, 4) for n, s in predictor.unpruned.texts.items()},

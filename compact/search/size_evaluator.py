@@ -11,10 +11,12 @@ The results equal those of `compact.forward.evaluate.evaluate_checkpoint` for th
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from compact.base.devices import free_memory, resolve_device, resolve_dtype
@@ -65,6 +67,21 @@ class SizeScore:
 
     sizes: Sizes
     texts: Mapping[str, TextScore]
+
+
+def log_ratios(after: Mapping[str, TextScore], before: Mapping[str, TextScore]) -> dict[str, float]:
+    """Return ln(bits per byte / bits per byte before) of every text."""
+    return {name: math.log(score.bits_per_byte / before[name].bits_per_byte) for name, score in after.items()}
+
+
+def extra_tokens(after: Mapping[str, TextScore], before: Mapping[str, TextScore]) -> float:
+    """Return the extra tokens per token, mean over the texts."""
+    return fmean(score.n_tokens / before[name].n_tokens - 1 for name, score in after.items())
+
+
+def text_bytes(texts: Mapping[str, str]) -> dict[str, int]:
+    """Return the number of UTF-8 bytes of every text."""
+    return {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()}
 
 
 class SizeEvaluator:

@@ -9,11 +9,18 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from compact.pruning.budget import Sizes
-from compact.search.loss_model import as_share
+from compact.search.size_evaluator import text_bytes
 from compact_edge.front.candidates import Candidate, pareto
 from compact_edge.front.plot import LARGEST_LOSS
-from compact_edge.front.record import candidate_as_dict, front_points, measured_as_dict, unpruned_points
-from compact_edge.front.search import FrontSearch, n_params_of
+from compact_edge.front.record import (
+    candidate_as_dict,
+    front_points,
+    measured_as_dict,
+    types_measured,
+    unpruned_as_dict,
+    unpruned_points,
+)
+from compact_edge.front.search import FrontSearch
 
 # Weight of a measurement of the same type, relative to another type.
 _SAME_TYPE = 3.0
@@ -107,7 +114,6 @@ def curve_record(search: CurveSearch) -> dict[str, Any]:
     """
     everything = search.everything
     whole = search.predictor.whole
-    texts = search.predictor.evaluator.texts
     reference = max(search.types, key=lambda each: each.sizes.bytes_per_token(whole))
     types = {each.name: each for each in search.types}
     slowest = reference.sizes.bytes_per_token(whole) / search.predictor.characters_per_token(whole.vocab_size)
@@ -126,14 +132,9 @@ def curve_record(search: CurveSearch) -> dict[str, Any]:
     front = [each for each in everything if each.key in useful]
     measured = sorted((one.candidate for one in search.measured.values()), key=lambda each: each.n_bytes)
     return {
-        "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
-        "unpruned": {
-            "vocab_size": whole.vocab_size,
-            "intermediate_size": whole.intermediate_size,
-            "parameters": n_params_of(search, whole),
-            "bits_per_byte": {n: round(s.bits_per_byte, 4) for n, s in search.predictor.unpruned.texts.items()},
-        },
-        "types_measured": {name: round(as_share(loss), 4) for name, loss in search.type_losses.measured.items()},
+        "held_out_bytes": text_bytes(search.predictor.evaluator.texts),
+        "unpruned": unpruned_as_dict(search),
+        "types_measured": types_measured(search),
         "types": [each.name for each in search.types],
         "candidates": len(everything),
         "speed_reference": reference.name,

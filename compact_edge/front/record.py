@@ -5,11 +5,12 @@ It has no timings, so that equal searches have equal records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from compact.search.loss_model import LossLaw, as_share
+from compact.search.size_evaluator import TextScore, log_ratios, text_bytes
 from compact_edge.front.candidates import Candidate, SearchLimits, pareto
 from compact_edge.front.search import FrontSearch, Measured, n_params_of, objective
 
@@ -26,25 +27,18 @@ def front_record(search: FrontSearch, best: Measured) -> dict[str, Any]:
     corrected for rare tokens that the texts do not contain.
     """
     everything = search.everything
-    texts = search.predictor.evaluator.texts
     measured = sorted(search.measured.values(), key=lambda one: (one.candidate.n_bytes, one.loss))
-    whole = search.predictor.whole
     return {
         "kind": FRONT,
         "limits": limits_as_dict(search.limits),
-        "held_out_bytes": {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()},
-        "unpruned": {
-            "vocab_size": whole.vocab_size,
-            "intermediate_size": whole.intermediate_size,
-            "parameters": n_params_of(search, whole),
-            "bits_per_byte": {n: round(s.bits_per_byte, 4) for n, s in search.predictor.unpruned.texts.items()},
-        },
+        "held_out_bytes": text_bytes(search.predictor.evaluator.texts),
+        "unpruned": unpruned_as_dict(search),
         "model": {
             "vocabulary": _law(search.predictor.vocabulary_law),
             "ffn": _law(search.predictor.ffn_law),
             "body_error": round(search.type_losses.body, 4),
             "head_error": round(search.type_losses.head, 4),
-            "types_measured": {name: round(as_share(loss), 4) for name, loss in search.type_losses.measured.items()},
+            "types_measured": types_measured(search),
         },
         "types": [each.name for each in search.types],
         "candidates": len(everything),
@@ -53,6 +47,22 @@ def front_record(search: FrontSearch, best: Measured) -> dict[str, Any]:
         "no_cut": _no_cut(search, everything),
         "front": front_points(search, everything),
     }
+
+
+def unpruned_as_dict(search: FrontSearch) -> dict[str, Any]:
+    """Return the sizes of the unpruned model and its scores as JSON values."""
+    whole = search.predictor.whole
+    return {
+        "vocab_size": whole.vocab_size,
+        "intermediate_size": whole.intermediate_size,
+        "parameters": n_params_of(search, whole),
+        "bits_per_byte": {n: round(s.bits_per_byte, 4) for n, s in search.predictor.unpruned.texts.items()},
+    }
+
+
+def types_measured(search: FrontSearch) -> dict[str, float]:
+    """Return the losses of the types that were measured on the unpruned model, by name."""
+    return {name: round(as_share(loss), 4) for name, loss in search.type_losses.measured.items()}
 
 
 def front_points(search: FrontSearch, everything: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -92,13 +102,19 @@ def candidate_as_dict(search: FrontSearch, candidate: Candidate) -> dict[str, An
 
 def measured_as_dict(search: FrontSearch, one: Measured) -> dict[str, Any]:
     """Return a measured candidate as JSON values."""
-    before = search.predictor.unpruned.texts
-    ratios = {name: score.bits_per_byte / before[name].bits_per_byte for name, score in one.texts.items()}
     return {
         **candidate_as_dict(search, one.candidate),
-        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in one.texts.items()},
-        "worst_text_loss": round(max(ratios.values()) - 1, 4),
+        **scores_as_dict(search, one.texts),
         "loss_on_texts": round(as_share(one.raw_loss), 4),
+    }
+
+
+def scores_as_dict(search: FrontSearch, texts: Mapping[str, TextScore]) -> dict[str, Any]:
+    """Return the scores of a file, and the loss of its worst text, as JSON values."""
+    worst = max(log_ratios(texts, search.predictor.unpruned.texts).values())
+    return {
+        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in texts.items()},
+        "worst_text_loss": round(as_share(worst), 4),
     }
 
 

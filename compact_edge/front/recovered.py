@@ -11,8 +11,9 @@ from compact.decide import decide, pruned_checkpoint
 from compact.pruning.context import Context
 from compact.pruning.recover_options import RecoverOptions
 from compact.search.loss_model import as_share
+from compact.search.size_evaluator import log_ratios
 from compact_edge.front.curve import CurveSearch
-from compact_edge.front.record import candidate_as_dict
+from compact_edge.front.record import candidate_as_dict, scores_as_dict
 from compact_edge.front.search import Measured
 
 # Training starts from the measured cut with the largest loss up to this share: the one with most to recover.
@@ -55,15 +56,12 @@ def recover_point(search: CurveSearch, context: Context, recover: RecoverOptions
     decision = decide(trained)
     checkpoint, key = pruned_checkpoint(context.source, decision, context.cache, progress=context.progress)
     texts = search.trials.score_checkpoint(checkpoint, key, decision.plan, kind)
-    before = search.predictor.unpruned.texts
-    raw = fmean(math.log(texts[name].bits_per_byte / before[name].bits_per_byte) for name in texts)
-    ratios = {name: texts[name].bits_per_byte / before[name].bits_per_byte for name in texts}
+    raw = fmean(log_ratios(texts, search.predictor.unpruned.texts).values())
     return {
         **candidate_as_dict(search, one.candidate),
-        "bits_per_byte": {name: round(score.bits_per_byte, 4) for name, score in texts.items()},
+        **scores_as_dict(search, texts),
         "loss_before": round(as_share(one.loss), 4),
         # What training recovers on the texts is subtracted. The correction for other text stays.
         "loss": round(as_share(one.loss - one.raw_loss + raw), 4),
-        "worst_text_loss": round(max(ratios.values()) - 1, 4),
         "measured": True,
     }

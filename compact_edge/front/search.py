@@ -10,7 +10,6 @@ Without `max_loss`, the best candidate has the smallest loss. With it, the best 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from compact.pruning.ranking import rank_vocabulary
 from compact.search.find import Curve, curve_of
 from compact.search.loss_model import as_share
 from compact.search.predictor import Predictor
-from compact.search.size_evaluator import TextScore
+from compact.search.size_evaluator import TextScore, log_ratios
 from compact_edge.front.candidates import (
     Candidate,
     SearchLimits,
@@ -120,8 +119,7 @@ class FrontSearch:
     def measure(self, candidate: Candidate) -> Measured:
         """Make and score a candidate."""
         texts = self.trials.score(candidate.sizes, candidate.type.search_type.format)
-        before = self.predictor.unpruned.texts
-        raw = fmean(math.log(texts[n].bits_per_byte / before[n].bits_per_byte) for n in texts)
+        raw = fmean(log_ratios(texts, self.predictor.unpruned.texts).values())
         found = Measured(candidate, texts, raw + self.predictor.correction(candidate.sizes, texts), raw)
         self.measured[candidate.key] = found
         return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from compact.base.progress import Progress
 from compact.search.predictor import Predictor
+from compact.search.size_evaluator import log_ratios
 from compact_edge.front.candidates import SearchType
 from compact_edge.front.trials import Trials
 
@@ -51,8 +51,7 @@ def fit_type_losses(
     with progress.task("measuring types", len(chosen), "types") as task:
         for each in chosen:
             texts = trials.score(predictor.whole, each.format)
-            ratios = [math.log(texts[name].bits_per_byte / before[name].bits_per_byte) for name in texts]
-            losses[each.name] = fmean(ratios)
+            losses[each.name] = fmean(log_ratios(texts, before).values())
             task.advance()
     return fitted(types, losses)
 

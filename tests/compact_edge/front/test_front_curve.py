@@ -23,8 +23,7 @@ def optimistic() -> CurveSearch:
 
 @pytest.fixture
 def record(optimistic: CurveSearch, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    for module in ("record", "curve"):
-        monkeypatch.setattr(f"compact_edge.front.{module}.n_params_of", lambda _, sizes: sizes.vocab_size)
+    monkeypatch.setattr("compact_edge.front.record.n_params_of", lambda _, sizes: sizes.vocab_size)
     return curve_record(optimistic)
 
 
