@@ -33,17 +33,16 @@ from compact.base.cache import Cache, default_root
 from compact.base.progress import SILENT
 from compact.decide import decide
 from compact.pruning.apply import prune
-from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PrunePlan
 from compact.sources.model_source import ModelSource, open_source
 from compact.texts import stdlib_text
 from compact_edge.terminal.console import Console
-from exporters.gguf.artifact import Export, importance_of, lossless_type
+from exporters.gguf.artifact import lossless_type
 from exporters.gguf.scoring import open_gguf, score_texts
+from exporters.gguf.search_types import matrix_of
 from exporters.gguf_writer.write import write_gguf
-from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.quant_types import quant_named
 from exporters.llamacpp.quantize import quantize_gguf
 
@@ -123,24 +122,15 @@ def options_of(model: str) -> PruneOptions:
     return PruneOptions(languages=LANGUAGES[model], calibration_tokens=tokens, device="cpu", dtype="float32")
 
 
-def matrix_of(source: ModelSource, options: PruneOptions, store: Cache) -> Imatrix:
-    """The importance matrix of the unpruned model on the calibration text."""
-    calibration = calibration_for(Context(source, options, store))
-    export = Export(
-        source.directory, source.id, "IQ4_NL", source.name, texts=calibration.texts, texts_id=calibration.id
-    )
-    matrix = importance_of(export, store, Console())
-    assert matrix is not None
-    return matrix
-
-
 class Trials:
     """Makes GGUFs of one model, one after another. The pruned float GGUF of the last sizes is kept."""
 
     def __init__(self, source: ModelSource, options: PruneOptions, store: Cache, work: Path) -> None:
         self._source, self._options, self._store, self._work = source, options, store, work
         self._context = Context(source, options, store, Console())
-        self._matrix = matrix_of(source, options, store)
+        matrix = matrix_of(front_search.original_of(self._context), store, Console())
+        assert matrix is not None
+        self._matrix = matrix
         self._sizes: tuple[int, int] | None = None
         self._plan: PrunePlan | None = None
 
@@ -148,7 +138,7 @@ class Trials:
         options = replace(self._options, vocab_size=sizes[0], intermediate_size=sizes[1])
         return decide(Context(self._source, options, self._store, SILENT)).plan
 
-    def make(self, sizes: tuple[int, int], quant: str, embedding: str | None, types: Mapping[str, str] | None) -> Path:
+    def make(self, sizes: tuple[int, int], quant: str, embedding: str | None) -> Path:
         """Make a GGUF and return its path."""
         float_gguf, checkpoint = self._work / "float.gguf", self._work / "checkpoint"
         if self._sizes != sizes:
@@ -175,7 +165,6 @@ class Trials:
                 quant,
                 imatrix=self._matrix.pruned(self._plan.kept_channels),
                 embedding_quant=embedding,
-                tensor_types=types,
                 n_threads=2,
             )
         return target
@@ -204,7 +193,7 @@ def measure(model: str, source: ModelSource, n_bytes: int, store: Cache) -> None
             sizes = sizes_of(cell, source)
 
             def make(cell: Cell = cell, sizes: tuple[int, int] = sizes) -> dict[str, Any]:
-                found = score(trials.make(sizes, cell.quant, cell.embedding, None), texts)
+                found = score(trials.make(sizes, cell.quant, cell.embedding), texts)
                 return {"vocab_size": sizes[0], "intermediate_size": sizes[1], **found}
 
             found = cells.get(cell.key, make)
@@ -226,7 +215,7 @@ def measure_speed(model: str, source: ModelSource, store: Cache) -> None:
 
         def maker(cell: Cell) -> Callable[[Path], tuple[Path, Path]]:
             def make(folder: Path) -> tuple[Path, Path]:
-                path = trials.make(sizes_of(cell, source), cell.quant, cell.embedding, None)
+                path = trials.make(sizes_of(cell, source), cell.quant, cell.embedding)
                 shutil.move(path, folder / "model.gguf")
                 checkpoint = Path(work) / "checkpoint"
                 if not checkpoint.is_dir():

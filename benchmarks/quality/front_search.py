@@ -52,7 +52,7 @@ def measure(part: str, model: str, source: ModelSource, options: PruneOptions, s
         _ratios(model, source, options, store, scored, cells)
         return
     context = Context(source, replace(options, split="auto", ratio=0.2), store, Console())
-    original = _original(context)
+    original = original_of(context)
     search = _search(context, original)
     with search.trials:
         if part == "predictions":
@@ -61,7 +61,8 @@ def measure(part: str, model: str, source: ModelSource, options: PruneOptions, s
             _fits(search, original, scored, cells)
 
 
-def _original(context: Context) -> Request:
+def original_of(context: Context) -> Request:
+    """The request for the unpruned model's artifact."""
     source = context.source
     return Request(
         label=ORIGINAL,

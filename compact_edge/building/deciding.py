@@ -11,6 +11,7 @@ from compact.base.licences import NamingLicence, derived_name
 from compact.decide import Decision, decide, read_decision
 from compact.pruning.budget import Sizes
 from compact.pruning.budget_options import has_limits, is_predicted, is_searched
+from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.ranking import rank_vocabulary
@@ -21,7 +22,7 @@ from compact_edge.building.options import BuildOptions, parse_quants
 from compact_edge.front.candidates import SearchLimits
 from compact_edge.front.choose import Wanted, choose
 from exporters.base import Format
-from exporters.format_values import Request, SizeRequest
+from exporters.format_values import ORIGINAL, Request, SizeRequest
 
 if TYPE_CHECKING:
     from targets.profile import Profile
@@ -64,6 +65,23 @@ def names_of(options: BuildOptions, context: Context, licence: NamingLicence | N
     how = how_words(pruning.method, learns=pruning.recover is not None)
     name = options.name or f"{derived_name(source.name, licence)}-compact"
     return Names(name, description(source.name, 1.0, (whole, whole), how))
+
+
+def original_request(context: Context, name: str, *, published: bool) -> Request:
+    """Return the request for the unpruned model's artifact."""
+    source = context.source
+    return Request(
+        label=ORIGINAL,
+        checkpoint=source.directory,
+        checkpoint_id=source.id,
+        name=name,
+        description=f"{source.name}, unpruned",
+        published=published,
+        source=source,
+        calibration=context.once(calibration_for),
+        pre=source.pre,
+        unpruned=source.directory,
+    )
 
 
 def description(name: str, removed: float, sizes: tuple[Sizes, Sizes], how: tuple[str, str]) -> str:

@@ -28,7 +28,7 @@ from compact.sources.model_source import TINY, ModelSource, open_source
 from compact.texts.documents import read_documents
 from compact.vocabulary.chat_rendering import check_chat_templates
 from compact.vocabulary.language_costs import language_costs
-from compact_edge.building.deciding import Names, decide_build, description, names_of
+from compact_edge.building.deciding import Names, decide_build, description, names_of, original_request
 from compact_edge.building.fit import check_fit
 from compact_edge.building.method_report import plan_words
 from compact_edge.building.options import (
@@ -46,7 +46,7 @@ from compact_edge.front.place import Built, place_of
 from compact_edge.output import check_output
 from exporters.base import Format
 from exporters.card import licence_of
-from exporters.format_values import ORIGINAL, PRUNED, Measurements, Request, Target, Variant
+from exporters.format_values import PRUNED, Measurements, Request, Target, Variant
 from exporters.gate import MEMORY_SHARE, ParityReport, fits_in_memory
 
 if TYPE_CHECKING:
@@ -122,18 +122,7 @@ def _run(
     context = Context(source, options.prune, cache, progress)
     calibration = context.once(calibration_for)
     names = names_of(options, context, licence)
-    original = Request(
-        label=ORIGINAL,
-        checkpoint=source.directory,
-        checkpoint_id=source.id,
-        name=model_name,
-        description=f"{source.name}, unpruned",
-        published=options.with_baseline,
-        source=source,
-        calibration=calibration,
-        pre=source.pre,
-        unpruned=source.directory,
-    )
+    original = original_request(context, model_name, published=options.with_baseline)
     decided = decide_build(options, formats, profiles, context, original, names=names, threads=compute.threads)
     formats, decision, pruning = decided.formats, decided.decision, decided.context.options
     notes += decided.notes

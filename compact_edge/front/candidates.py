@@ -11,8 +11,9 @@ from compact.pruning.budget import Sizes
 from compact.pruning.budget_options import TOKENS, MinSpeed
 from compact.search.find import Curve
 from compact.search.predictor import Predictor
+from compact.sources.model_source import ModelSource
 from exporters.base import Format
-from exporters.format_values import ArtifactSizes
+from exporters.format_values import ArtifactSizes, Choices, Recipe, Target
 from exporters.speed_estimate import decode_tokens_per_second
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class SearchType:
     name: str
     body_error: float | None = None
     head_error: float | None = None
+
+
+def resolve_recipe(
+    kind: type[Format], target: Target, source: ModelSource, choices: Choices, recipe: Recipe
+) -> SearchType:
+    """Return a recipe resolved for a model. Its choices take precedence over the user's."""
+    resolved = kind.resolve(target, source, quant=recipe.quant, choices={**choices, **recipe.choices})
+    return SearchType(resolved, recipe.name, recipe.body_error, recipe.head_error)
 
 
 @dataclass(frozen=True)

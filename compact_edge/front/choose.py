@@ -16,7 +16,7 @@ from compact.pruning.context import Context
 from compact.pruning.ranking import rank_vocabulary
 from compact.search.loss_model import as_share
 from compact.search.predictor import SIZES
-from compact_edge.front.candidates import SearchLimits, SearchType
+from compact_edge.front.candidates import SearchLimits, SearchType, resolve_recipe
 from compact_edge.front.cost import cost_note
 from compact_edge.front.record import front_record
 from compact_edge.front.search import TRIALS, FrontSearch, run_search, start_search, unreachable
@@ -159,12 +159,8 @@ def _types(wanted: Wanted, original: Request, cache: Cache, progress: Progress) 
     if wanted.quant is not None:
         resolved = wanted.kind.resolve(wanted.target, source, quant=wanted.quant, choices=wanted.choices)
         return [SearchType(resolved, resolved.quant)]
-    found = []
-    for each in wanted.kind.measured_recipes(wanted.target, original, wanted.choices, cache, progress):
-        choices = {**wanted.choices, **each.choices}
-        resolved = wanted.kind.resolve(wanted.target, source, quant=each.quant, choices=choices)
-        found.append(SearchType(resolved, each.name, each.body_error, each.head_error))
-    return found
+    recipes = wanted.kind.measured_recipes(wanted.target, original, wanted.choices, cache, progress)
+    return [resolve_recipe(wanted.kind, wanted.target, source, wanted.choices, each) for each in recipes]
 
 
 def _bandwidth_here(

@@ -10,7 +10,7 @@ from compact.pruning.ranking import rank_vocabulary
 from compact.search.find import curve_of
 from compact.search.loss_model import as_share
 from compact.search.predictor import Predictor
-from compact_edge.front.candidates import Candidate, SearchLimits, SearchType, StoredType, candidates_of
+from compact_edge.front.candidates import Candidate, SearchLimits, StoredType, candidates_of, resolve_recipe
 from exporters.base import Format
 from exporters.format_values import Choices, Recipe, Request, SizeRequest
 
@@ -62,9 +62,8 @@ def place_of(built: Built, context: Context, original: Request, choices: Choices
     request = SizeRequest(context.source, context.once(rank_vocabulary), *names)
     types = []
     for each in recipes[1:]:
-        resolved = kind.resolve(target, context.source, quant=each.quant, choices={**choices, **each.choices})
-        loss = per_error * (_error(each) or 0.0)
-        types.append(StoredType(SearchType(resolved, each.name), resolved.sizes(request), loss))
+        found = resolve_recipe(kind, target, context.source, choices, each)
+        types.append(StoredType(found, found.format.sizes(request), per_error * (_error(each) or 0.0)))
     predictor = context.once(Predictor)
     curve = curve_of(context.source, context.once(rank_vocabulary), context.options)
     smaller = [c for c in candidates_of(types, curve, predictor, SearchLimits()) if c.n_bytes <= built.n_bytes]

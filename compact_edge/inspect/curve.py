@@ -12,7 +12,7 @@ from compact.base.licences import derived_name
 from compact.pruning.calibration_choice import calibration_for
 from compact.pruning.context import Context
 from compact.search.predictor import SIZES
-from compact_edge.building.deciding import limits_of, names_of
+from compact_edge.building.deciding import limits_of, names_of, original_request
 from compact_edge.building.options import BuildOptions
 from compact_edge.building.search_report import print_table
 from compact_edge.front.choose import Wanted, open_search
@@ -24,7 +24,7 @@ from compact_edge.front.recovered import recover_point
 from compact_edge.front.type_losses import PROBES
 from compact_edge.terminal.plot import document
 from exporters.card import licence_of
-from exporters.format_values import ORIGINAL, Choices, Recipe, Request, is_given
+from exporters.format_values import Choices, Recipe, is_given
 from exporters.registry import format_of_runtime
 
 if TYPE_CHECKING:
@@ -77,18 +77,7 @@ def measure_curve(options: CurveOptions, profile: Profile, context: Context) -> 
     kind = format_of_runtime(profile.runtime)
     licence = licence_of(source)
     names = names_of(BuildOptions(options.model, (options.target,), context.options), context, licence)
-    original = Request(
-        label=ORIGINAL,
-        checkpoint=source.directory,
-        checkpoint_id=source.id,
-        name=derived_name(source.name, licence),
-        description=f"{source.name}, unpruned",
-        published=False,
-        source=source,
-        calibration=context.once(calibration_for),
-        pre=source.pre,
-        unpruned=source.directory,
-    )
+    original = original_request(context, derived_name(source.name, licence), published=False)
     limits = limits_of(context.options, profile)
     wanted = Wanted(kind, profile, {}, options.quant, limits)
     files = options.points + PROBES

@@ -128,7 +128,7 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
     measured: Imatrix | None = None
     embedding = export.embedding_quant
     direct = writes_directly(chosen, embedding, export.tensor_types)
-    if not direct and chosen.base in ("F32", "F16", "BF16"):
+    if not direct and chosen.is_float:
         raise UsageError(
             f"--embedding-quant {embedding}: {chosen.name} files have a single type",
             "leave it out, or choose another --quant",

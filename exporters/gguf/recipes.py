@@ -60,7 +60,7 @@ def recipes_for(config: Mapping[str, Any], float_type: str, embedding_quant: str
 
 def _embeddings(quant: str, wanted: str | None) -> Iterator[str | None]:
     """Yield the embedding types to try with a type. Files of a float type have a single type."""
-    if quant_named(quant).base in ("F32", "F16", "BF16"):
+    if quant_named(quant).is_float:
         if wanted in (None, quant):
             yield None
     elif wanted is not None:
@@ -71,16 +71,37 @@ def _embeddings(quant: str, wanted: str | None) -> Iterator[str | None]:
 
 
 def _types(config: Mapping[str, Any], quant: str, embedding: str | None) -> tuple[tuple[str, str], ...] | None:
-    """Return the type of every tensor by name, or None if the rows do not fit the types.
+    """Return the type of every tensor by name, or None if the rows do not fit the types."""
+    try:
+        check_rows(quant, row_lengths(config))
+        return tuple(sorted(unpruned_types(config, quant, embedding).items()))
+    except BudgetError:
+        return None
+
+
+def unpruned_types(
+    config: Mapping[str, Any], quant: str, embedding: str | None, mix: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the type of every tensor of the unpruned model by name.
+
+    Args:
+        config: config.json with checked sizes.
+        quant: type of the file.
+        embedding: type of the token embedding, or None for llama.cpp's choice.
+        mix: tensor name -> type, for a mix of types.
+
+    Raises:
+        BudgetError: the rows do not fit the types.
+    """
+    family = family_of(config, CONFIG)
+    model = estimated_sizes(config, family, quant, embedding_quant=embedding, tensor_types=mix)
+    return {each.tensor.name: each.type for each in model.file_tensors(aligned_sizes(config))}
+
+
+def aligned_sizes(config: Mapping[str, Any]) -> Sizes:
+    """Return the sizes of the unpruned model, with I' rounded down to a multiple of 256.
 
     I' of a pruned model is a multiple of the block of its type, and 256 is a multiple of all blocks.
     """
     inner = int(config["intermediate_size"])
-    sizes = Sizes(int(config["vocab_size"]), inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
-    try:
-        check_rows(quant, row_lengths(config))
-        model = estimated_sizes(config, family_of(config, CONFIG), quant, embedding_quant=embedding)
-        tensors = model.file_tensors(sizes)
-    except BudgetError:
-        return None
-    return tuple(sorted((each.tensor.name, each.type) for each in tensors))
+    return Sizes(int(config["vocab_size"]), inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from compact.base.cache import Cache
 from compact.base.progress import Progress
-from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource
 from exporters.format_values import Choices, Recipe, Request
 from exporters.gguf.artifact import Export, importance_of
 from exporters.gguf.estimate import estimated_sizes
 from exporters.gguf.flags import MIX
+from exporters.gguf.recipes import aligned_sizes, unpruned_types
 from exporters.llamacpp.imatrix import Imatrix
 from exporters.llamacpp.imatrix_files import write_imatrix
 from exporters.llamacpp.quant_rules import quantizable
@@ -27,7 +27,6 @@ _EMBEDDINGS = ("Q8_0", "IQ4_NL")
 # Types that a mix may give to a matrix of the body. The others have more bits and larger errors than one of these, or
 # kernels that are slow on a CPU.
 _BODY = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS")
-_LARGEST_BLOCK = 256
 
 
 def matrix_of(request: Request, cache: Cache, progress: Progress) -> Imatrix | None:
@@ -87,23 +86,10 @@ def with_errors(
         recipes = [*recipes, *_mixes(source, errors)]
     found = []
     for recipe in recipes:
-        body, head = errors.of(_types(source, recipe, recipe.choices.get(MIX) or {}))
+        embedding, mix = recipe.choices.get("embedding_quant"), recipe.choices.get(MIX)
+        body, head = errors.of(unpruned_types(source.config, recipe.quant, embedding, mix))
         found.append(replace(recipe, body_error=body, head_error=head))
     return found
-
-
-def _types(source: ModelSource, recipe: Recipe, mix: Mapping[str, str]) -> dict[str, str]:
-    """Return the type of every tensor of the unpruned model. I' is rounded down to a multiple of all blocks."""
-    inner = source.intermediate_size
-    sizes = Sizes(source.vocab_size, inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
-    model = estimated_sizes(
-        source.config,
-        source.family,
-        recipe.quant,
-        embedding_quant=recipe.choices.get("embedding_quant"),
-        tensor_types=mix,
-    )
-    return {each.tensor.name: each.type for each in model.file_tensors(sizes)}
 
 
 def _mixes(source: ModelSource, errors: TypeErrors) -> Iterator[Recipe]:
@@ -113,9 +99,7 @@ def _mixes(source: ModelSource, errors: TypeErrors) -> Iterator[Recipe]:
     takes the type with the smallest sum of error and price. The price is searched for the wanted bits.
     """
     model = estimated_sizes(source.config, source.family, "Q8_0")
-    inner = source.intermediate_size
-    whole = Sizes(source.vocab_size, inner // _LARGEST_BLOCK * _LARGEST_BLOCK or inner)
-    tensors = [each.tensor for each in model.file_tensors(whole) if quantizable(each.tensor)]
+    tensors = [t.tensor for t in model.file_tensors(aligned_sizes(source.config)) if quantizable(t.tensor)]
     heads = [t.name for t in tensors if is_head(t.name)]
     counts = {t.name: t.count for t in tensors if t.name not in heads and t.name in errors.errors}
     others = {t.name: "Q8_0" for t in tensors if t.name not in heads and t.name not in errors.errors}

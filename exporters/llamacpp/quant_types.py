@@ -126,6 +126,11 @@ class Quant:
         return self.writer == "llama"
 
     @property
+    def is_float(self) -> bool:
+        """Whether the weights stay floating-point numbers."""
+        return self.base in ("F32", "F16", "BF16")
+
+    @property
     def block(self) -> int:
         """Weights per block of the base type."""
         return GGML_TYPES[self.base].block
@@ -292,7 +297,7 @@ def predict_types(
         elif explicit is not None:
             _check_rows(tensor, explicit)
             types[tensor.name] = explicit.name
-        elif wanted.base in ("F32", "F16", "BF16"):
+        elif wanted.is_float:
             types[tensor.name] = wanted.base
         else:
             types[tensor.name] = _fitting(mixture.choose(tensor, kind, wanted.block), tensor)
