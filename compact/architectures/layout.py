@@ -12,9 +12,10 @@ from compact.architectures.misfit import described, fitting_changes, named_keys
 from compact.base.errors import DamagedFileError, UnsupportedArchitectureError
 
 PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
-# Tensors with one row per token.
-EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight", PER_LAYER_EMBEDDING})
+EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+# Tensors with one row per token.
+EMBEDDINGS = frozenset({EMBEDDING, OUTPUT, PER_LAYER_EMBEDDING})
 # Buffers in older checkpoints. They are not part of any layout, and Transformers ignores them too.
 _BUFFER = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.attention\.bias$")
 

@@ -5,6 +5,10 @@ student's tokens. At a position where both tokenizers have a boundary, the teach
 t becomes a distribution q over the student's next token s by the *first kept piece*:
 
     q(s) = sum of p(t) over all t whose segmentation by the student begins with s
+
+After the first pieces p1 ... pk of a word, the same distribution p gives the next piece:
+
+    q(s | p1 ... pk) = sum of p(t) over all t that begin p1 ... pk s, divided by the same sum over p1 ... pk
 """
 
 from __future__ import annotations
@@ -32,11 +36,19 @@ class Alignment:
             rows without a token, and for dropped tokens that no text contains.
         teacher_lengths: int64 [teacher's rows], length of the text that each token covers, in bytes of its spelling.
         student_lengths: int64 [student's rows], the same for the student.
+        piece_offsets, piece_ids: int64 [teacher's rows + 1] and [number of pieces]. The pieces of row r are
+            `piece_ids[piece_offsets[r] : piece_offsets[r + 1]]`. A kept token has one piece.
     """
 
     first_piece: IntArray
     teacher_lengths: IntArray
     student_lengths: IntArray
+    piece_offsets: IntArray
+    piece_ids: IntArray
+
+    def pieces(self, row: int) -> tuple[int, ...]:
+        """Return the student's ids of all pieces of a teacher token. It is empty if the token has none."""
+        return tuple(self.piece_ids[self.piece_offsets[row] : self.piece_offsets[row + 1]].tolist())
 
     def boundaries(self, teacher_ids: Sequence[int], student_ids: Sequence[int]) -> tuple[IntArray, IntArray]:
         """Return the positions where both tokenizers have a boundary after the token.
@@ -70,17 +82,20 @@ def align(vocabulary: Vocabulary, kept: Sequence[int]) -> Alignment:
         for rank, pair in reversed(list(enumerate(vocabulary.merges)))
         if pair[0] in kept_tokens and pair[1] in kept_tokens and pair[0] + pair[1] in kept_tokens
     }
-    first_piece = np.full(vocabulary.n_rows, -1, dtype=np.int64)
+    pieces: list[list[int]] = [[] for _ in range(vocabulary.n_rows)]
     lengths = np.zeros(vocabulary.n_rows, dtype=np.int64)
     for row, token in vocabulary.by_id.items():
         # The tokenizer matches added tokens literally in the text. Other tokens are spelled in the model's alphabet.
         is_model_token = vocabulary.tokens.get(token) == row and token not in vocabulary.added
         lengths[row] = _length(token, vocabulary) if is_model_token else len(token.encode())
         if row in new_id:
-            first_piece[row] = new_id[row]
-        elif is_model_token and (piece := _first_piece(token, ranks, vocabulary.tokens, new_id)) is not None:
-            first_piece[row] = piece
-    return Alignment(first_piece, lengths, lengths[np.asarray(kept, dtype=np.int64)])
+            pieces[row] = [new_id[row]]
+        elif is_model_token:
+            pieces[row] = _pieces(token, ranks, vocabulary.tokens, new_id)
+    first_piece = np.array([found[0] if found else -1 for found in pieces], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum([len(found) for found in pieces])]).astype(np.int64)
+    flat = np.array([piece for found in pieces for piece in found], dtype=np.int64)
+    return Alignment(first_piece, lengths, lengths[np.asarray(kept, dtype=np.int64)], offsets, flat)
 
 
 def _length(token: str, vocabulary: Vocabulary) -> int:
@@ -90,16 +105,21 @@ def _length(token: str, vocabulary: Vocabulary) -> int:
     return 1 if is_byte_token(token) else len(token.encode())
 
 
-def _first_piece(
+def _pieces(
     token: str, ranks: Mapping[tuple[str, str], int], tokens: Mapping[str, int], new_id: Mapping[int, int]
-) -> int | None:
-    piece = segment(token, ranks)[0]
-    spellings = [piece, f"<0x{piece.encode()[0]:02X}>"]
-    for spelling in spellings:
-        row = tokens.get(spelling)
-        if row is not None and row in new_id:
-            return new_id[row]
-    return None
+) -> list[int]:
+    """Return the student's ids of a dropped token. Stop at a piece that the student cannot write."""
+    found: list[int] = []
+    for piece in segment(token, ranks):
+        # SentencePiece writes an unknown character as its bytes.
+        for spellings in ([piece], [f"<0x{byte:02X}>" for byte in piece.encode()]):
+            rows = [tokens.get(spelling) for spelling in spellings]
+            if all(row is not None and row in new_id for row in rows):
+                found += [new_id[row] for row in rows if row is not None]
+                break
+        else:
+            break
+    return found
 
 
 def segment(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:

@@ -2,86 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from compact.distill.align import Alignment
-from compact.distill.loss import Targets
+from compact.distill.align import Alignment, IntArray
+from compact.distill.branches import Draw, Lesson, layout, lesson
+from compact.distill.loss import Targets, joined
 from compact.distill.teacher import Answers
+from compact.distill.word_tree import word_tree
+
+# Number of next tokens in a target. The remaining probability is the tail.
+TOP_K = 64
+# Bytes of distributions that are in memory at once.
+_CHUNK_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How dropped words are taught.
+
+    Attributes:
+        branches: number of branches per text. 0 teaches only the words of the running text.
+        temper: how much likelier words are preferred: 1 draws by probability, 0 draws all alike.
+        branch_weight: factor for the weight of branches.
+        inner_weight: weight of positions inside a word of the running text, if the teacher gives a distribution there.
+        label_weight: weight of the other positions inside a word, whose target is the next token.
+    """
+
+    branches: int = 0
+    temper: float = 1.0
+    branch_weight: float = 1.0
+    inner_weight: float = 0.0
+    label_weight: float = 0.3
+    label_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class Example:
-    """One piece of text for the student.
+    """One piece of text for the student, with branches.
 
     Attributes:
-        ids: the student's ids, with BOS if its tokenizer adds one.
-        positions: int64 [N], the positions that have a target, ascending.
+        ids: the student's ids of the text [T], with BOS if its tokenizer adds one, then those of the branches [B].
+        positions: int64 [N], the positions that have a target.
         targets: the targets at these N positions.
+        parents: int64 [B], the position that each branch position follows.
+        position_ids: int64 [B], the position ids of the branch positions. Those of the text are 0 to T - 1.
     """
 
     ids: list[int]
     positions: torch.Tensor
     targets: Targets
+    parents: IntArray
+    position_ids: IntArray
+
+    @property
+    def n_text(self) -> int:
+        return len(self.ids) - len(self.parents)
 
 
-def make_example(answers: Answers, student_ids: Sequence[int], alignment: Alignment, inner_weight: float) -> Example:
-    """Map the teacher's answers to the student's vocabulary.
-
-    At a boundary that both tokenizers share, the target is the teacher's distribution, with weight 1. Inside a token
-    that the student does not have, the teacher gives no distribution. There, the target is the student's next token.
+class ExampleMaker:
+    """Makes examples for one student.
 
     Args:
-        answers: the teacher's answers on the piece.
-        student_ids: the piece, encoded by the student's tokenizer.
+        probabilities: maps the teacher's hidden states [N, hidden_size] to its distributions, float32 [N, rows].
         alignment: the alignment of the two vocabularies.
-        inner_weight: weight of the positions inside a token.
+        how: number and weights of the lessons in dropped words.
+        n_rows: number of rows of the student's LM head.
     """
-    # If the teacher's text was truncated, truncate the student's text at the same place.
-    end = int(alignment.teacher_lengths[answers.ids].sum())
-    n_read = int(np.searchsorted(np.cumsum(alignment.student_lengths[np.asarray(student_ids)]), end, side="right"))
-    ids = list(student_ids[: max(n_read, 1)])
-    at, teacher_at = alignment.boundaries(answers.ids.tolist(), ids)
-    pieces = torch.from_numpy(alignment.first_piece[answers.top_ids[teacher_at]])
-    mass = torch.from_numpy(np.exp(answers.top_log_probs[teacher_at]))
-    outer = _merged(pieces, mass)  # positions with the teacher's distribution
-    inner = np.setdiff1d(np.arange(len(ids) - 1), at)  # positions inside a token of the teacher
-    labels = torch.tensor([ids[n + 1] for n in inner], dtype=torch.int64)
-    k = outer.ids.shape[1]
-    q = torch.zeros(len(inner), k)
-    valid = torch.zeros(len(inner), k, dtype=torch.bool)
-    q[:, :1], valid[:, :1] = 1.0, True
-    positions = torch.from_numpy(np.concatenate([at, inner]))
-    order = positions.argsort()
-    targets = Targets(
-        torch.cat([outer.ids, labels[:, None].expand(-1, k)])[order],
-        torch.cat([outer.q, q])[order],
-        torch.cat([outer.valid, valid])[order],
-        torch.cat([outer.weights, torch.full((len(inner),), inner_weight)])[order],
-    )
-    return Example(ids, positions[order], targets)
+
+    def __init__(
+        self, probabilities: Callable[[torch.Tensor], torch.Tensor], alignment: Alignment, how: Lessons, n_rows: int
+    ) -> None:
+        self._probabilities, self._alignment, self._how, self._n_rows = probabilities, alignment, how, n_rows
+        self._tree = word_tree(alignment)
+        known = alignment.first_piece >= 0
+        self._known = torch.from_numpy(np.nonzero(known)[0])
+        self._first = torch.from_numpy(alignment.first_piece[known])
+
+    def make(self, answers: Answers, student_ids: Sequence[int], random: np.random.Generator) -> Example:
+        """Map the teacher's answers to the student's vocabulary.
+
+        At a boundary that both tokenizers share, the target is the teacher's distribution, with weight 1. Inside a
+        token that the student does not have, and in branches, it is the distribution of the next piece.
+
+        Args:
+            answers: the teacher's answers on the piece.
+            student_ids: the piece, encoded by the student's tokenizer.
+            random: draws the branches.
+        """
+        # If the teacher's text was truncated, truncate the student's text at the same place.
+        alignment, how = self._alignment, self._how
+        end = int(alignment.teacher_lengths[answers.ids].sum())
+        ends = np.cumsum(alignment.student_lengths[np.asarray(student_ids)])
+        ids = list(student_ids[: max(int(np.searchsorted(ends, end, side="right")), 1)])
+        at, teacher_at = alignment.boundaries(answers.ids.tolist(), ids)
+        inner = np.setdiff1d(np.arange(len(ids) - 1), at)  # positions inside a token of the teacher
+        inside = _by_boundary(inner, at)
+
+        draw = Draw(self._tree, how.branches, how.temper, TOP_K, random)
+        found: dict[int, Lesson] = {}
+        parts: list[Targets] = []
+        per_chunk = max(1, _CHUNK_BYTES // (8 * len(alignment.first_piece)))
+        states = torch.from_numpy(answers.states)
+        for start in range(0, len(at), per_chunk):
+            places = at[start : start + per_chunk]
+            p = self._probabilities(states[teacher_at[start : start + per_chunk]])  # [rows, teacher's rows]
+            parts.append(self._outer(p))
+            if not len(self._tree.rows) or not (how.branches or how.inner_weight):
+                continue
+            sums = self._tree.cumulative(p)
+            if how.branches:
+                draw.offer(places.tolist(), sums)
+            for row, place in enumerate(places.tolist()):
+                for n in inside.get(place, ()) if how.inner_weight else ():
+                    node = self._tree.index.get(tuple(ids[place + 1 : n + 1]))
+                    if node is not None:
+                        found[n] = lesson(self._tree, sums[row], place, node, how.inner_weight, TOP_K)
+        drawn = draw.drawn() if how.branches else []
+        placed = layout(len(ids), drawn)
+        rows = [
+            _lesson_row(found[n], how.inner_weight, ids[n + 1], how.label_share)
+            if n in found
+            else ([ids[n + 1]], [1.0], how.label_weight)
+            for n in inner.tolist()
+        ]
+        rows += [_lesson_row(one, how.branch_weight * one.weight) for one in drawn]
+        return Example(
+            ids + placed.ids,
+            torch.from_numpy(np.concatenate([at, inner, np.array(placed.taught, dtype=np.int64)])),
+            joined([*parts, _stacked(rows)]),
+            placed.parents,
+            placed.position_ids,
+        )
+
+    def _outer(self, p: torch.Tensor) -> Targets:
+        """Return the targets of positions with a distribution [N, teacher's rows]: the likeliest first pieces."""
+        q = torch.zeros(len(p), self._n_rows).index_add_(1, self._first, p[:, self._known])
+        top, ids = q.topk(min(TOP_K, self._n_rows), dim=1)
+        valid = top > 0
+        ids = torch.where(valid, ids, ids[:, :1])
+        return Targets(ids, top, valid, torch.ones(len(p)))
 
 
-def _merged(pieces: torch.Tensor, mass: torch.Tensor) -> Targets:
-    """Add up the mass of equal pieces in every row. This gives `q(s)` for the teacher's likeliest tokens.
+def _by_boundary(inner: IntArray, at: IntArray) -> dict[int, list[int]]:
+    """Return the positions inside words by the boundary at which their word begins."""
+    found: dict[int, list[int]] = {}
+    for n in inner.tolist():
+        last = int(np.searchsorted(at, n)) - 1
+        if last >= 0:
+            found.setdefault(int(at[last]), []).append(n)
+    return found
 
-    Args:
-        pieces: int64 [N, k], the first piece of each token, or -1 if it has none. Then its mass goes to the tail.
-        mass: float32 [N, k], the probability of each token.
-    """
-    pieces, order = pieces.sort(dim=1, descending=True)
-    mass = mass.gather(1, order)
-    is_new = torch.ones_like(pieces, dtype=torch.bool)
-    is_new[:, 1:] = pieces[:, 1:] != pieces[:, :-1]
-    slot = is_new.cumsum(1) - 1
-    exists = pieces >= 0
-    q = torch.zeros_like(mass).scatter_add_(1, slot, mass * exists)
-    ids = torch.zeros_like(pieces).scatter_(1, slot, pieces.clamp_min(0))
-    # The order is descending, so -1 comes last, and real pieces have the first slots.
-    count = (is_new & exists).sum(1, keepdim=True)
-    valid = torch.arange(pieces.shape[1])[None, :] < count
-    ids = torch.where(valid, ids, ids[:, :1])
-    return Targets(ids, torch.where(valid, q, 0), valid, (count[:, 0] > 0).float())
+
+_Row = tuple[list[int], list[float], float]  # ids, probabilities, weight
+
+
+def _lesson_row(one: Lesson, weight: float, label: int | None = None, label_share: float = 0.0) -> _Row:
+    q = dict(zip(one.next_pieces.tolist(), one.probabilities.tolist(), strict=True))
+    if label is not None and label_share > 0:
+        q = {piece: (1 - label_share) * value for piece, value in q.items()}
+        q[label] = q.get(label, 0.0) + label_share
+    return list(q), list(q.values()), weight
+
+
+def _stacked(rows: Sequence[_Row]) -> Targets:
+    """Return the rows as targets. Shorter rows are padded."""
+    k = max((len(tokens) for tokens, *_ in rows), default=1)
+    ids, q = torch.zeros(len(rows), k, dtype=torch.int64), torch.zeros(len(rows), k)
+    valid = torch.zeros(len(rows), k, dtype=torch.bool)
+    for n, (tokens, probabilities, _) in enumerate(rows):
+        ids[n] = tokens[0]
+        ids[n, : len(tokens)] = torch.tensor(tokens)
+        q[n, : len(tokens)] = torch.tensor(probabilities)
+        valid[n, : len(tokens)] = True
+    return Targets(ids, q, valid, torch.tensor([weight for *_, weight in rows], dtype=torch.float32))

@@ -10,6 +10,7 @@ where `rest` is the student's mass outside the listed tokens. With a one-hot q a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,25 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         return Targets(self.ids.to(device), self.q.to(device), self.valid.to(device), self.weights.to(device))
+
+
+def joined(parts: Sequence[Targets]) -> Targets:
+    """Join targets. All rows get the largest k."""
+    k = max(part.ids.shape[1] for part in parts)
+
+    def wide(values: torch.Tensor, repeat_first: bool) -> torch.Tensor:
+        missing = k - values.shape[1]
+        if not missing:
+            return values
+        tail = values[:, :1].expand(-1, missing) if repeat_first else values.new_zeros(len(values), missing)
+        return torch.cat([values, tail], dim=1)
+
+    return Targets(
+        torch.cat([wide(part.ids, repeat_first=True) for part in parts]),
+        torch.cat([wide(part.q, repeat_first=False) for part in parts]),
+        torch.cat([wide(part.valid, repeat_first=False) for part in parts]),
+        torch.cat([part.weights for part in parts]),
+    )
 
 
 def head_logits(rows: torch.Tensor, matrix: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:

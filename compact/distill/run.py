@@ -14,10 +14,11 @@ import itertools
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compact.base.cache import ENVIRONMENT
@@ -31,7 +32,7 @@ from compact.checkpoints.names import TOKENIZER
 from compact.distill import checkpoint
 from compact.distill.align import Alignment, align
 from compact.distill.checkpoint import TORCH_DTYPES
-from compact.distill.example import Example, make_example
+from compact.distill.example import Example, ExampleMaker, Lessons
 from compact.distill.lock import exclusive_run
 from compact.distill.memory import needed_and_free, require_memory, trained_and_all
 from compact.distill.sources import training_text
@@ -53,8 +54,7 @@ from compact.vocabulary.vocabulary import read_vocabulary
 _LONGEST = 2 * PIECE_TOKENS
 # Number of pieces that the teacher answers at once.
 _SHARD = 16
-# Weight in the loss of positions inside a token that the student does not have.
-_INNER_WEIGHT = 0.3
+_LESSONS = Lessons()
 _SEQUENCES_PER_BATCH = 2
 # Save the run's state, and show its loss if there was no evaluation, after this many seconds.
 _SAVE_EVERY = _NOTE_EVERY = 300.0
@@ -114,6 +114,7 @@ def distill(
         "dtype": str(compute),
         "seed": seed,
         "processes": world_size(),
+        "lessons": asdict(_LESSONS),
     }
     key = sha256_json(run)
     saved = cache.path("recovering", key)
@@ -229,7 +230,7 @@ class _Session:
         """
         source, cache, options = context.source, context.cache, context.options.recover
         assert options is not None
-        self._keeps = cache.keeps
+        self._keeps, self._seed = cache.keeps, context.options.seed
         self._options, self._text, self._saved, self._progress = options, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
         vocabulary = read_vocabulary(
@@ -238,14 +239,14 @@ class _Session:
         self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
         self._length = min(_LONGEST, source.max_positions)
         self._teacher = Teacher(
-            source.directory,
-            source.id,
+            source,
             cache,
             device=device,
             dtype=dtype,
             length=self._length,
             left_free=left_free,
         )
+        self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, _LESSONS, len(plan.kept_token_ids))
         model = load_model(student, device=device, dtype=torch.float32)
         parameters = trained_parameters(model, options.train)
         self._trainer = Trainer(
@@ -313,14 +314,16 @@ class _Session:
         per_step = self._options.pieces_per_step * world_size()
         size = max(1, _SHARD // per_step) * per_step
         pieces = itertools.islice(self._text.pieces(), skip, None)
+        number = skip
         while True:
             shard = list(itertools.islice(pieces, size))
             texts = share(shard)
             answers = self._teacher.answers(texts)
             ids = encode(self._tokenizer, texts, add_special_tokens=True)
+            draw = np.random.default_rng([self._seed, number, rank()])
+            number += size
             examples = [
-                make_example(answer, row[: self._length], self._alignment, _INNER_WEIGHT)
-                for answer, row in zip(answers, ids, strict=True)
+                self._maker.make(answer, row[: self._length], draw) for answer, row in zip(answers, ids, strict=True)
             ]
             for start in range(0, len(examples), self._options.pieces_per_step):
                 yield examples[start : start + self._options.pieces_per_step]

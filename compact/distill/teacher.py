@@ -1,7 +1,8 @@
-"""The teacher's answers: the unpruned model's likeliest next tokens at every position of a text.
+"""The teacher's answers: the unpruned model's last hidden states at every position of a text.
 
-The answers on a piece of text depend only on the piece and the model. They are cached per piece, so that later passes
-over a text, other orders of it, and other pruned versions of the model can use them too.
+With the LM head, they give its distribution over the whole vocabulary. The answers on a piece of text depend only on
+the piece and the model. They are cached per piece, so that later passes over a text, other orders of it, and other
+pruned versions of the model can use them too.
 """
 
 from __future__ import annotations
@@ -12,33 +13,34 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compact.architectures.layout import EMBEDDING, OUTPUT
 from compact.base.cache import Cache
 from compact.base.distributed import world_size
 from compact.base.errors import StorageError
 from compact.base.files import sha256_json
+from compact.checkpoints.shards import open_tensors
 from compact.distill.align import IntArray
-from compact.distill.padding import padded_batch, padded_length
+from compact.distill.padding import padded_batch
+from compact.sources.model_source import ModelSource
 from compact.vocabulary.tokenizer import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
-# Number of next tokens to store per position. The remaining probability mass is the tail.
-TOP_K = 64
 KIND = "teacher"  # kind of the cache entries
 # Increment when equal inputs give other answers.
-_VERSION = 1
+_VERSION = 2
 _FILE = "answers.npz"
 # Store answers only while at least this much of the disk is free. They can be computed again, so they must not fill up
 # the disk.
 _LEFT_FREE = 4 << 30
-# Bytes of logits that are in memory at once, and number of positions per forward pass.
-_LOGITS_BYTES = 1 << 28
+# Number of positions per forward pass.
 _POSITIONS = 2048
 
 
@@ -48,21 +50,18 @@ class Answers:
 
     Attributes:
         ids: int64 [T], the teacher's ids of the piece, with BOS if the tokenizer adds one.
-        top_ids: int64 [T, k], the likeliest tokens. Row i is about the token that follows position i.
-        top_log_probs: float32 [T, k], their log-probabilities, descending, with the precision of float16.
+        states: float32 [T, hidden_size], output of the last norm, with the precision of float16.
     """
 
     ids: IntArray
-    top_ids: IntArray
-    top_log_probs: np.ndarray[Any, np.dtype[np.float32]]
+    states: np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Teacher:
-    """The unpruned model. It is loaded when the first text is not in the cache.
+    """The unpruned model. It is loaded when the first text is not in the cache. Its LM head is loaded in any case.
 
     Args:
-        directory: directory of its checkpoint.
-        source_id: id of the model in cache keys.
+        source: the model.
         cache: stores the answers while the disk has room.
         device, dtype: device and type of the model, already resolved (not `auto`).
         length: longest piece, in tokens. Longer pieces are truncated.
@@ -71,8 +70,7 @@ class Teacher:
 
     def __init__(
         self,
-        directory: Path,
-        source_id: str,
+        source: ModelSource,
         cache: Cache,
         *,
         device: str,
@@ -81,11 +79,10 @@ class Teacher:
         left_free: int = 0,
     ) -> None:
         self._left_free = max(left_free, _LEFT_FREE)
-        self._directory, self._cache, self._device, self._dtype = directory, cache, device, dtype
+        self._source, self._cache, self._device, self._dtype = source, cache, device, dtype
         self._length = length
-        self._tokenizer = load_tokenizer(directory)
-        self._model: Any = None
-        self._key = {"version": _VERSION, "source": source_id, "dtype": str(dtype), "k": TOP_K, "length": length}
+        self._tokenizer = load_tokenizer(source.directory)
+        self._key = {"version": _VERSION, "source": source.id, "dtype": str(dtype), "length": length}
 
     def answers(self, pieces: Sequence[str]) -> list[Answers]:
         """Return one `Answers` per piece, in order. All pieces that are not in the cache are computed together.
@@ -129,13 +126,38 @@ class Teacher:
     def _cut(self, pieces: Sequence[str]) -> list[list[int]]:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]
 
+    def probabilities(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the distributions, float32 [N, vocab_size], of hidden states [N, hidden_size]."""
+        import torch
+
+        from compact.distill.loss import head_logits
+
+        head, (scale, cap) = self._head
+        with torch.inference_mode():
+            return head_logits(states.to(head.device, head.dtype), head, scale, cap).softmax(dim=-1).cpu()
+
+    @cached_property
+    def _head(self) -> tuple[torch.Tensor, tuple[float, float | None]]:
+        """The weight of the LM head [vocab_size, hidden_size], and the settings of `head_settings`."""
+        from transformers import AutoConfig
+
+        from compact.distill.loss import head_settings
+
+        tensors = self._source.tensors
+        with open_tensors(tensors) as read:
+            weight = read(OUTPUT if OUTPUT in tensors else EMBEDDING).to(self._device, self._dtype)
+        config = AutoConfig.from_pretrained(str(self._source.directory), local_files_only=True, trust_remote_code=False)
+        return weight, head_settings(config)
+
+    @cached_property
+    def _model(self) -> Any:
+        from compact.forward.load import load_model
+
+        return load_model(self._source.directory, device=self._device, dtype=self._dtype)
+
     def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
         import torch
 
-        from compact.forward.load import load_model
-
-        if self._model is None:
-            self._model = load_model(self._directory, device=self._device, dtype=self._dtype)
         results: dict[int, Answers] = {}
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
         size = max(1, _POSITIONS // max(map(len, sequences)))
@@ -144,46 +166,18 @@ class Teacher:
                 group = order[start : start + size]
                 batch = padded_batch([sequences[n] for n in group])
                 states = self._model.model(input_ids=batch.to(self._device), use_cache=False).last_hidden_state
+                # Round to float16 as the cache does, so that a run does not depend on what is in the cache.
+                rounded = states.half().float().cpu().numpy()
                 for row, n in enumerate(group):
-                    results[n] = self._likeliest(sequences[n], states[row, : padded_length(len(sequences[n]))])
+                    length = len(sequences[n])
+                    results[n] = Answers(np.asarray(sequences[n], dtype=np.int64), rounded[row, :length])
         return [results[n] for n in range(len(sequences))]
-
-    def _likeliest(self, sequence: Sequence[int], states: torch.Tensor) -> Answers:
-        """Compute the answers of one text from its hidden states, a few rows of logits at a time.
-
-        Args:
-            sequence: the T token ids of the text.
-            states: hidden states [padded T, hidden_size].
-        """
-        from compact.distill.loss import head_logits, head_settings
-
-        head = self._model.get_output_embeddings().weight
-        scale, cap = head_settings(self._model.config)
-        k, rows = min(TOP_K, head.shape[0]), max(1, _LOGITS_BYTES // (4 * head.shape[0]))
-        ids = np.empty((len(states), k), dtype=np.int64)
-        log_probs = np.empty((len(states), k), dtype=np.float32)
-        for start in range(0, len(states), rows):
-            logits = head_logits(states[start : start + rows], head, scale, cap)  # [rows, vocab_size]
-            top, chosen = logits.topk(k, dim=-1)
-            ids[start : start + rows] = chosen.cpu().numpy()
-            log_probs[start : start + rows] = (top - logits.logsumexp(dim=-1, keepdim=True)).cpu().numpy()
-        end = len(sequence)
-        # Round to float16 as the cache does, so that a run does not depend on what is in the cache.
-        return Answers(
-            np.asarray(sequence, dtype=np.int64), ids[:end], log_probs[:end].astype(np.float16).astype(np.float32)
-        )
 
 
 def _save(path: Path, answers: Answers) -> None:
-    np.savez(
-        path,
-        ids=answers.ids.astype(np.uint32),
-        top_ids=answers.top_ids.astype(np.uint16 if answers.top_ids.max() < 1 << 16 else np.uint32),
-        top_log_probs=answers.top_log_probs.astype(np.float16),
-    )
+    np.savez(path, ids=answers.ids.astype(np.uint32), states=answers.states.astype(np.float16))
 
 
 def _load(path: Path) -> Answers:
     with np.load(path, allow_pickle=False) as data:
-        ids, top_ids, log_probs = (data[name] for name in ("ids", "top_ids", "top_log_probs"))
-    return Answers(ids.astype(np.int64), top_ids.astype(np.int64), log_probs.astype(np.float32))
+        return Answers(data["ids"].astype(np.int64), data["states"].astype(np.float32))

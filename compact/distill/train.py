@@ -15,7 +15,8 @@ from compact.base.distributed import all_reduce_mean_, broadcast_json, world_siz
 from compact.base.errors import EngineCrashedError
 from compact.calibration.held_out import TokenizedTexts
 from compact.distill.example import Example
-from compact.distill.loss import Targets, head_loss, head_settings
+from compact.distill.loss import Targets, head_loss, head_settings, joined
+from compact.distill.masks import branch_inputs
 from compact.distill.padding import padded_batch, padded_length
 from compact.distill.state import State
 
@@ -102,17 +103,16 @@ def example_loss(
     batch = padded_batch([example.ids for example in examples])
     where = torch.cat([row * batch.shape[1] + example.positions for row, example in enumerate(examples)])
     parts = [example.targets for example in examples]
-    k = max(part.ids.shape[1] for part in parts)
-    assert all(part.ids.shape[1] == k for part in parts), "all answers of a teacher have the same k"
-    targets = Targets(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "q", "valid", "weights")))
+    targets = joined(parts)
     # Pad the rows by repeating the last one with weight 0.
     filled = torch.arange(padded_length(len(where))).clamp_max(len(where) - 1)
     weights = torch.nn.functional.pad(targets.weights, (0, len(filled) - len(where)))
     where, targets = where[filled], Targets(targets.ids[filled], targets.q[filled], targets.valid[filled], weights)
     scale, cap = head_settings(model.config)
+    extra = branch_inputs(model.config, examples, batch.shape[1], device)
     with compute_context(device, dtype):
         # [batch, positions, hidden_size]
-        hidden = model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state
+        hidden = model.model(input_ids=batch.to(device), use_cache=False, **extra).last_hidden_state
         rows = hidden.reshape(-1, hidden.shape[-1])[where.to(device)]
     rows = rows.to(dtype)
     head = model.get_output_embeddings().weight
@@ -173,7 +173,7 @@ class Trainer:
             state.step += 1
             state.pieces += world_size() * len(group)
             # All processes use the count and the clock of the first one, so that they stop at the same step.
-            tokens, seconds = broadcast_json([sum(len(example.ids) for example in group), time.monotonic() - began])
+            tokens, seconds = broadcast_json([sum(example.n_text for example in group), time.monotonic() - began])
             state.tokens += world_size() * int(tokens)
             state.seconds = float(seconds)
             done = min(1.0, self.schedule.done(state.tokens, state.seconds))

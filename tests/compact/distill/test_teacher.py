@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from compact.base.cache import Cache
-from compact.distill import teacher as teaching
 from compact.distill.checkpoint import delete_unused
 from compact.distill.teacher import Answers, Teacher
 from compact.forward.load import load_model
@@ -25,36 +24,33 @@ from tests.family_models import CASE_NAMES, CASES
 
 def _answers(directory: Path, cache: Cache, *, length: int = 1024) -> list[Answers]:
     source = open_directory(directory, name="m", origin="m")
-    return Teacher(directory, source.id, cache, device="cpu", dtype=torch.float32, length=length).answers(TEXTS[:3])
+    return Teacher(source, cache, device="cpu", dtype=torch.float32, length=length).answers(TEXTS[:3])
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES, ids=CASE_NAMES)
-def test_answers_are_the_models_own(
-    architecture: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_the_models_own(architecture: str, variant: str, tmp_path: Path) -> None:
     from tests.family_models import VARIANTS
 
     directory = random_model(tmp_path / "m", architecture, **VARIANTS[architecture][variant])
-    monkeypatch.setattr(teaching, "_LOGITS_BYTES", 1 << 12)  # two or three rows of logits at a time
-    found = _answers(directory, Cache(tmp_path / "cache", [], []))
+    teacher = _teacher(directory, Cache(tmp_path / "cache", [], []))
+    found = teacher.answers(TEXTS[:3])
     model = load_model(directory)
     for answers, ids in zip(found, encode(load_tokenizer(directory), TEXTS[:3], add_special_tokens=True), strict=True):
         assert answers.ids.tolist() == ids
         with torch.inference_mode():
-            expected = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        listed = expected.gather(1, torch.from_numpy(answers.top_ids))
-        np.testing.assert_allclose(answers.top_log_probs, listed.numpy(), atol=5e-3)
-        np.testing.assert_allclose(listed.numpy(), expected.topk(listed.shape[1]).values.numpy(), atol=1e-4)
+            expected = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
+        given = teacher.probabilities(torch.from_numpy(answers.states))
+        np.testing.assert_allclose(given.numpy(), expected.numpy(), atol=5e-3)
 
 
 def _teacher(directory: Path, cache: Cache) -> Teacher:
     source = open_directory(directory, name="m", origin="m")
-    return Teacher(directory, source.id, cache, device="cpu", dtype=torch.float32, length=1024)
+    return Teacher(source, cache, device="cpu", dtype=torch.float32, length=1024)
 
 
 def _same(first: list[Answers], second: list[Answers]) -> None:
     for one, other in zip(first, second, strict=True):
-        for name in ("ids", "top_ids", "top_log_probs"):
+        for name in ("ids", "states"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from tests.checkpoints import random_model
 
 # One that is a whole number of kernel shapes, and two that are not.
 LENGTHS = (64, 37, 5)
+NONE = np.zeros(0, dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,8 @@ def example(length: int, vocab_size: int) -> Example:
     n = len(positions)
     ones = torch.ones(n, 1)
     weights = torch.rand(n, generator=generator)
-    return Example(ids.tolist(), positions, Targets(ids[positions + 1][:, None], ones, ones.bool(), weights))
+    targets = Targets(ids[positions + 1][:, None], ones, ones.bool(), weights)
+    return Example(ids.tolist(), positions, targets, NONE, NONE)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
