@@ -87,9 +87,16 @@ def test_the_plot_of_methods() -> None:
     assert (DOCS / script.PLOT).read_text(encoding="utf-8") == script.plot(recorded(script.RESULT)["cells"])
 
 
-def test_the_curve_is_shown() -> None:
-    assert "](curve.svg)" in (DOCS / "quality.md").read_text(encoding="utf-8")
-    assert "SmolLM2-135M" in (DOCS / "curve.svg").read_text(encoding="utf-8")
+def test_the_front_is_that_of_the_recorded_files() -> None:
+    script = importlib.import_module("benchmarks.quality.front_tables")
+    page = (DOCS / script.PAGE).read_text(encoding="utf-8")
+    for name, drawing in script.pictures().items():
+        assert f"]({name})" in page
+        assert (DOCS / name).read_text(encoding="utf-8") == drawing
+    for mark, rows in script.tables().items():
+        assert with_table(page, mark, rows) == page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, "quality.front_budgets", script.budgets_table(script.README_MODELS)) == readme
 
 
 def test_every_family_was_checked_in_onnx_and_passed() -> None:

@@ -1,8 +1,8 @@
-"""A build of smollm2-135m as in `make demo`, recorded, with the fixed rule for the split.
+"""A build of smollm2-135m as in `make demo`, recorded.
 
     python -m benchmarks.quality.demo
 
-`tests/compact_edge/building/test_smollm2.py` compares the loss of `make demo`, which measures the split, with it.
+`tests/compact_edge/building/test_smollm2.py` compares the loss of `make demo` with it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 
 from benchmarks.common import record, summary
 
-SIZES = ["--ratio", "0.2", "--split", "proportional"]
-COMMAND = ["build", "smollm2-135m", *SIZES, "--target", "gguf", "--quant", "Q8_0", "--force", "--no-cache", "--json"]
+COMMAND = ["build", "smollm2-135m", "--target", "gguf", "--quant", "Q8_0", "--force", "--no-cache", "--json"]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from compact_edge.terminal.plot import Panel, Series, document
 from runtime_bench.report import svg
 
 MODELS = ("gemma-3-270m", "smollm2-135m", "qwen2.5-coder-0.5b", "tiny")
+README_MODELS = ("gemma-3-270m", "smollm2-135m")
 TEXTS = ("wikitext", "technical", "fiction", "code")
 PAGE = "front.md"
 WHOLE = "1|1|F16|"
@@ -93,17 +94,17 @@ def points_table(points: Sequence[Point]) -> str:
             f"{point.cell['intermediate_size']:,}",
             *(f"{point.cell['bits_per_byte'][name]:.3f}" for name in TEXTS),
             _percent(point.loss),
-            ("front" if point in front else "") + (", by the search" if point.searched else ""),
+            ", ".join(["front"] * (point in front) + ["by the search"] * bool(point.searched)),
         ]
         for point in points
     ]
     return table(["MB", "type", "vocab_size", "intermediate_size", *TEXTS, "mean loss", ""], rows)
 
 
-def budgets_table() -> str:
+def budgets_table(models: Sequence[str] = MODELS) -> str:
     """What the search chooses for each size, beside the best unpruned file and the best cut of a plain type."""
     rows = []
-    for model in MODELS:
+    for model in models:
         points = points_of(model)
         for share, cell in _cells(f"front-search-{model}").items():
             limit = cell["fit_bytes"] / 1e6
@@ -114,8 +115,8 @@ def budgets_table() -> str:
             rows.append(
                 [
                     model,
-                    f"{limit:.0f} MB",
-                    f"{chosen.name}, {cell['vocab_size']:,} / {cell['intermediate_size']:,}, {chosen.size:.0f} MB",
+                    _megabytes(limit),
+                    f"{chosen.name}, {cell['vocab_size']:,} / {cell['intermediate_size']:,}, {_megabytes(chosen.size)}",
                     _percent(chosen.loss),
                     _other(unpruned),
                     _other(cut),
@@ -126,7 +127,11 @@ def budgets_table() -> str:
 
 
 def _other(point: Point | None) -> str:
-    return "none fits" if point is None else f"{_percent(point.loss)} ({point.name}, {point.size:.0f} MB)"
+    return "none fits" if point is None else f"{_percent(point.loss)} ({point.name}, {_megabytes(point.size)})"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size:.1f} MB" if size < 10 else f"{size:.0f} MB"
 
 
 def predictions_table() -> str:
@@ -273,20 +278,29 @@ def _tips(points: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
+def pictures() -> dict[str, str]:
+    """File name -> the picture of a model's measured files."""
+    by_model = {model: points_of(model) for model in MODELS}
+    return {f"front-{model}.svg": picture(model, points) for model, points in by_model.items() if points}
+
+
+def tables() -> dict[str, str]:
+    """Mark in the page -> table."""
+    by_model = {model: points_of(model) for model in MODELS}
+    measured = "\n\n".join(f"### {model}\n\n{points_table(points)}" for model, points in by_model.items() if points)
+    return {
+        "quality.front": measured,
+        "quality.front_budgets": budgets_table(),
+        "quality.front_predictions": predictions_table(),
+        "quality.front_ratios": ratios_table(),
+        "quality.front_speed": speeds_table(),
+    }
+
+
 def write_page() -> None:
     """Write all tables and pictures."""
-    tables = []
-    for model in MODELS:
-        points = points_of(model)
-        if points:
-            tables.append(f"### {model}\n\n{points_table(points)}")
-            (DOCS / f"front-{model}.svg").write_text(picture(model, points), encoding="utf-8")
-    write_table(PAGE, "quality.front", "\n\n".join(tables))
-    for name, rows in (
-        ("front_budgets", budgets_table()),
-        ("front_predictions", predictions_table()),
-        ("front_ratios", ratios_table()),
-        ("front_speed", speeds_table()),
-    ):
-        write_table(PAGE, f"quality.{name}", rows)
-    write_table(ROOT / "README.md", "quality.front_budgets", budgets_table())
+    for name, drawing in pictures().items():
+        (DOCS / name).write_text(drawing, encoding="utf-8")
+    for mark, rows in tables().items():
+        write_table(PAGE, mark, rows)
+    write_table(ROOT / "README.md", "quality.front_budgets", budgets_table(README_MODELS))

@@ -1,7 +1,6 @@
-"""How a budget is shared between vocabulary and FFN: the fixed rule, the search (`--split auto`), and the curve.
+"""How a budget is shared between vocabulary and FFN: the fixed rule and the search (`--split auto`).
 
     python -m benchmarks.quality.splits                        # rule and search at three ratios
-    python -m benchmarks.quality.splits --curve                # docs/curve.svg, by `compact-edge curve`
     python -m benchmarks.quality.splits --weights 1,2,3 --ratios 0.2 --bytes 6000
 
 `smollm2-135m`, calibrated on 32,768 tokens of the first 80% of WikiText-2's validation text and of the Python
@@ -16,18 +15,14 @@ in `docs/quality.md`.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import click
 
 from benchmarks.common import (
-    DOCS,
     DOCUMENTED,
     Cells,
     bits_per_byte,
@@ -48,12 +43,10 @@ from compact.pruning.importance import vocabulary_grid
 from compact.pruning.options import PruneOptions
 from compact.pruning.sizes import parts_at
 from compact.sources.model_source import ModelSource, open_source
-from compact_edge.cli import main as cli
 from compact_edge.terminal.console import Console
 
 NAME = "splits"
 KINDS = ("wikitext", "technical", "fiction")
-CURVE = "curve.svg"
 
 
 def show(cells: dict[str, dict[str, Any]]) -> str:
@@ -66,17 +59,6 @@ def show(cells: dict[str, dict[str, Any]]) -> str:
         lines.append([ratio, split, *sizes, *bits])
     lines.sort(key=lambda line: (float(line[0]), line[1] == "auto"))
     return table(["ratio", "split", "parameters", "vocab_size", "intermediate_size", *KINDS], lines)
-
-
-def draw_curve(model: str) -> None:
-    """`docs/curve.svg`, as the command draws it."""
-    texts = [word for path in texts_to_learn_from().values() for word in ("--calibration", path)]
-    with tempfile.TemporaryDirectory() as work:
-        out = Path(work) / "curve"
-        code = cli.run(["curve", model, "--quant", "IQ4_NL", *texts, "--out", str(out)])
-        if code:
-            raise SystemExit(code)
-        shutil.copyfile(out / CURVE, DOCS / CURVE)
 
 
 def measure_weights(source: ModelSource, ratio: float, weights: Sequence[float], tokens: int, n_bytes: int) -> None:
@@ -131,14 +113,10 @@ def measure_weights(source: ModelSource, ratio: float, weights: Sequence[float],
 @click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
 @click.option("--ratios", default="0.1,0.2,0.35", show_default=True, help="Shares of all parameters to remove.")
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
-@click.option("--curve", is_flag=True, help="Draw the curve instead.")
 @click.option("--weights", help="Measure these weights instead, such as 1,2,3.")
 @click.option("--calibration-tokens", default=16_384, show_default=True, help="With --weights.")
-def main(model: str, ratios: str, n_bytes: int, *, curve: bool, weights: str | None, calibration_tokens: int) -> None:
-    """Compute the rows that are not recorded yet, print and record; or draw the curve, or measure weights."""
-    if curve:
-        draw_curve(model)
-        return
+def main(model: str, ratios: str, n_bytes: int, *, weights: str | None, calibration_tokens: int) -> None:
+    """Compute the rows that are not recorded yet, print and record; or measure weights."""
     store = cache()
     source = open_source(model, store, Console())
     if weights:
