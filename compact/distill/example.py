@@ -13,6 +13,7 @@ from compact.distill.branches import Draw, Lesson, layout, lesson
 from compact.distill.loss import Targets, joined
 from compact.distill.teacher import Answers
 from compact.distill.word_tree import word_tree
+from compact.pruning.recover_options import BRANCHES
 
 # Number of next tokens in a target. The remaining probability is the tail.
 TOP_K = 64
@@ -25,19 +26,17 @@ class Lessons:
     """How dropped words are taught.
 
     Attributes:
-        branches: number of branches per text. 0 teaches only the words of the running text.
+        branches: number of branches per text.
         temper: how much likelier words are preferred: 1 draws by probability, 0 draws all alike.
-        branch_weight: factor for the weight of branches.
         inner_weight: weight of positions inside a word of the running text, if the teacher gives a distribution there.
-        label_weight: weight of the other positions inside a word, whose target is the next token.
+            With 0, the target is the next token.
+        label_weight: weight of positions inside a word whose target is the next token.
     """
 
-    branches: int = 0
-    temper: float = 1.0
-    branch_weight: float = 1.0
-    inner_weight: float = 0.0
+    branches: int = BRANCHES
+    temper: float = 0.7
+    inner_weight: float = 1.0
     label_weight: float = 0.3
-    label_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,12 +123,9 @@ class ExampleMaker:
         drawn = draw.drawn() if how.branches else []
         placed = layout(len(ids), drawn)
         rows = [
-            _lesson_row(found[n], how.inner_weight, ids[n + 1], how.label_share)
-            if n in found
-            else ([ids[n + 1]], [1.0], how.label_weight)
-            for n in inner.tolist()
+            _lesson_row(found[n]) if n in found else ([ids[n + 1]], [1.0], how.label_weight) for n in inner.tolist()
         ]
-        rows += [_lesson_row(one, how.branch_weight * one.weight) for one in drawn]
+        rows += [_lesson_row(one) for one in drawn]
         return Example(
             ids + placed.ids,
             torch.from_numpy(np.concatenate([at, inner, np.array(placed.taught, dtype=np.int64)])),
@@ -160,12 +156,8 @@ def _by_boundary(inner: IntArray, at: IntArray) -> dict[int, list[int]]:
 _Row = tuple[list[int], list[float], float]  # ids, probabilities, weight
 
 
-def _lesson_row(one: Lesson, weight: float, label: int | None = None, label_share: float = 0.0) -> _Row:
-    q = dict(zip(one.next_pieces.tolist(), one.probabilities.tolist(), strict=True))
-    if label is not None and label_share > 0:
-        q = {piece: (1 - label_share) * value for piece, value in q.items()}
-        q[label] = q.get(label, 0.0) + label_share
-    return list(q), list(q.values()), weight
+def _lesson_row(one: Lesson) -> _Row:
+    return one.next_pieces.tolist(), one.probabilities.tolist(), one.weight
 
 
 def _stacked(rows: Sequence[_Row]) -> Targets:

@@ -9,7 +9,7 @@ from compact.base.distributed import local_world_size
 from compact.base.errors import ToolUnavailableError
 from compact.distill.padding import padded_length
 from compact.pruning.budget import Sizes
-from compact.pruning.recover_options import PIECE_TOKENS
+from compact.pruning.recover_options import BRANCHES, PIECE_TOKENS
 from compact.pruning.sizes import parts_at
 from compact.sources.model_source import ModelSource
 
@@ -23,8 +23,9 @@ _BYTES_PER_TRAINED = 12
 # Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,280 channels, batches of 2 texts, bfloat16
 # products). The peak was 4.2 GB, which is 2.0 GB above the estimate for weights, moments, gradients and the teacher.
 _BYTES_PER_ACTIVATION = 32
-# Padded length of a text. With a pruned vocabulary, a piece has at most 10% more tokens than PIECE_TOKENS.
-_POSITIONS = padded_length(PIECE_TOKENS * 11 // 10)
+# Padded length of a text with its branches. With a pruned vocabulary, a piece has at most 10% more tokens than
+# PIECE_TOKENS. One branch in ten has a beginning that is not shared with another one.
+_POSITIONS = padded_length((PIECE_TOKENS + BRANCHES) * 11 // 10)
 
 
 def trained_and_all(source: ModelSource, sizes: Sizes, train: str) -> tuple[int, int]:

@@ -14,6 +14,8 @@ LEARNING_RATE = 3e-4
 # Approximate tokens per piece of text, and pieces per optimizer step.
 PIECE_TOKENS = 512
 PIECES_PER_STEP = 2
+# Beginnings of dropped words that each piece of text teaches (`compact.distill.branches`).
+BRANCHES = 256
 
 
 @dataclass(frozen=True)

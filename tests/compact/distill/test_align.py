@@ -113,7 +113,7 @@ def test_a_text_that_the_teacher_was_cut_short_in_ends_there_for_the_student_too
     ids = pair.teacher.encode(TEXT, add_special_tokens=False).ids[:40]
     student = pair.student.encode(TEXT, add_special_tokens=False).ids
     answers = Answers(np.array(ids), np.zeros((40, pair.vocabulary.n_rows), np.float32))
-    example = pair.maker(Lessons()).make(answers, student, np.random.default_rng(0))
+    example = pair.maker(Lessons(branches=0)).make(answers, student, np.random.default_rng(0))
     assert TEXT.startswith(pair.student.decode(example.ids))
     assert len(pair.student.decode(example.ids)) <= len(pair.teacher.decode(ids))
 
