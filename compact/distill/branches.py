@@ -12,8 +12,8 @@ text before it, its own ancestors, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from compact.distill.word_tree import WordTree
 
 if TYPE_CHECKING:
     import torch
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 # Beginnings that are less likely are not drawn. All of them together have about a fiftieth of the mass.
 _LEAST = 1e-6
@@ -42,30 +44,52 @@ class Lesson:
     at: int
     pieces: tuple[int, ...]
     next_pieces: IntArray
-    probabilities: np.ndarray[tuple[int], np.dtype[np.float64]]
+    probabilities: FloatArray
     weight: float
 
-    def weighing(self, weight: float) -> Lesson:
-        return Lesson(self.at, self.pieces, self.next_pieces, self.probabilities, weight)
 
-
-def lesson(tree: WordTree, sums: torch.Tensor, at: int, node: int, weight: float, most: int) -> Lesson:
-    """Return the lesson of a node.
+def lessons(
+    tree: WordTree,
+    sums: torch.Tensor,
+    rows: IntArray,
+    nodes: IntArray,
+    *,
+    places: IntArray,
+    weights: FloatArray,
+    most: int,
+) -> list[Lesson]:
+    """Return the lessons of some nodes.
 
     Args:
         tree: the words.
-        sums: float64 [W + 1], the cumulative sums of the position's distribution.
-        at: position in the student's text.
-        node: the node.
-        weight: weight in the loss.
+        sums: float64 [N, W + 1], the cumulative sums of N distributions, on any device.
+        rows: int64 [L], the distribution of each lesson.
+        nodes: int64 [L], its node.
+        places: int64 [N], the position of each distribution in the student's text.
+        weights: float64 [L], weights in the loss.
         most: largest number of next pieces. The least likely ones are left out.
     """
-    children = slice(int(tree.child_offsets[node]), int(tree.child_offsets[node + 1]))
-    values = sums.numpy()
-    total = max(values[tree.end[node]] - values[tree.begin[node]], 1e-30)
-    shares = (values[tree.child_end[children]] - values[tree.child_begin[children]]) / total
-    order = np.argsort(-shares, kind="stable")[:most]
-    return Lesson(at, tree.pieces[node], tree.child_pieces[children][order], shares[order].clip(0), weight)
+    import torch
+
+    def at(row: IntArray, column: IntArray) -> FloatArray:
+        device = sums.device
+        found: FloatArray = sums[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)].cpu().numpy()
+        return found
+
+    first, last = tree.child_offsets[nodes], tree.child_offsets[nodes + 1]
+    children = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)] or [np.zeros(0, np.int64)])
+    repeated = np.repeat(rows, last - first)
+    mass = at(repeated, tree.child_end[children]) - at(repeated, tree.child_begin[children])
+    totals = at(rows, tree.end[nodes]) - at(rows, tree.begin[nodes])
+    ends = np.cumsum(last - first)
+    made = []
+    for n, (row, node) in enumerate(zip(rows.tolist(), nodes.tolist(), strict=True)):
+        own = slice(int(ends[n - 1]) if n else 0, int(ends[n]))
+        shares = (mass[own] / max(totals[n], 1e-30)).clip(0)
+        order = np.argsort(-shares, kind="stable")[:most]
+        pieces = tree.child_pieces[children[own]][order]
+        made.append(Lesson(int(places[row]), tree.pieces[node], pieces, shares[order], float(weights[n])))
+    return made
 
 
 @dataclass
@@ -80,44 +104,45 @@ class Draw:
         count: how many nodes to draw from all distributions together.
         temper: 1 draws by mass. 0 draws all alike.
         most: largest number of next pieces of a lesson.
-        random: source of randomness.
+        random: source of randomness, on the device of the distributions.
     """
 
     tree: WordTree
     count: int
     temper: float
     most: int
-    random: np.random.Generator
+    random: torch.Generator
 
     def __post_init__(self) -> None:
         self._kept: list[tuple[float, float, Lesson]] = []  # priority, size, lesson that weighs its mass
 
-    def offer(self, places: Sequence[int], sums: torch.Tensor) -> None:
+    def offer(self, places: IntArray, sums: torch.Tensor) -> None:
         """Consider the nodes of some positions.
 
         Args:
-            places: N positions in the student's text.
+            places: int64 [N], positions in the student's text.
             sums: float64 [N, W + 1], their cumulative sums.
         """
-        values = sums.numpy()
-        mass = values[:, self.tree.end] - values[:, self.tree.ended]  # [N, nodes]
-        rows, nodes = np.nonzero(mass > _LEAST)
-        masses = mass[rows, nodes]
-        sizes = masses**self.temper
-        priorities = sizes / self.random.random(len(rows)).clip(1e-12)
-        for n in np.argsort(-priorities)[: self.count + 1].tolist():
-            row = int(rows[n])
-            found = lesson(self.tree, sums[row], places[row], int(nodes[n]), float(masses[n]), self.most)
-            self._kept.append((float(priorities[n]), float(sizes[n]), found))
-        self._kept.sort(key=lambda entry: -entry[0])
-        del self._kept[self.count + 1 :]
+        import torch
+
+        end, ended = (torch.from_numpy(column).to(sums.device) for column in (self.tree.end, self.tree.ended))
+        mass = (sums[:, end] - sums[:, ended]).float()  # [N, nodes]
+        sizes = torch.where(mass > _LEAST, mass.clamp_min(_LEAST).pow_(self.temper), 0)
+        chances = torch.rand(mass.shape, generator=self.random, device=mass.device).clamp_min_(1e-9)
+        top, where = (sizes / chances).flatten().topk(min(self.count + 1, mass.numel()))
+        chosen = where[top > 0]
+        rows, nodes = (part.cpu().numpy() for part in (chosen // mass.shape[1], chosen % mass.shape[1]))
+        weights = mass.flatten()[chosen].cpu().numpy().astype(np.float64)
+        found = lessons(self.tree, sums, rows, nodes, places=places, weights=weights, most=self.most)
+        drawn = zip(top.tolist(), sizes.flatten()[chosen].tolist(), found, strict=False)
+        self._kept = sorted([*self._kept, *drawn], key=lambda entry: -entry[0])[: self.count + 1]
 
     def drawn(self) -> list[Lesson]:
         """Return the drawn lessons with their weights."""
         if len(self._kept) <= self.count:
             return [found for *_, found in self._kept]
         threshold = self._kept[-1][0]
-        return [found.weighing(found.weight / min(1.0, size / threshold)) for _, size, found in self._kept[:-1]]
+        return [replace(found, weight=found.weight / min(1.0, size / threshold)) for _, size, found in self._kept[:-1]]
 
 
 @dataclass(frozen=True)

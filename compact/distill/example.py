@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from compact.distill.align import Alignment, IntArray
-from compact.distill.branches import Draw, Lesson, layout, lesson
+from compact.distill.branches import Draw, Lesson, layout, lessons
 from compact.distill.loss import Targets, joined
 from compact.distill.teacher import Answers
 from compact.distill.word_tree import word_tree
@@ -77,11 +77,12 @@ class ExampleMaker:
     ) -> None:
         self._probabilities, self._alignment, self._how, self._n_rows = probabilities, alignment, how, n_rows
         self._tree = word_tree(alignment)
+        self._per_chunk = max(1, _CHUNK_BYTES // (8 * len(alignment.first_piece)))
         known = alignment.first_piece >= 0
         self._known = torch.from_numpy(np.nonzero(known)[0])
         self._first = torch.from_numpy(alignment.first_piece[known])
 
-    def make(self, answers: Answers, student_ids: Sequence[int], random: np.random.Generator) -> Example:
+    def make(self, answers: Answers, student_ids: Sequence[int], seed: int) -> Example:
         """Map the teacher's answers to the student's vocabulary.
 
         At a boundary that both tokenizers share, the target is the teacher's distribution, with weight 1. Inside a
@@ -90,84 +91,100 @@ class ExampleMaker:
         Args:
             answers: the teacher's answers on the piece.
             student_ids: the piece, encoded by the student's tokenizer.
-            random: draws the branches.
+            seed: seed of the draw of branches.
         """
-        # If the teacher's text was truncated, truncate the student's text at the same place.
         alignment, how = self._alignment, self._how
+        # If the teacher's text was truncated, truncate the student's text at the same place.
         end = int(alignment.teacher_lengths[answers.ids].sum())
         ends = np.cumsum(alignment.student_lengths[np.asarray(student_ids)])
         ids = list(student_ids[: max(int(np.searchsorted(ends, end, side="right")), 1)])
         at, teacher_at = alignment.boundaries(answers.ids.tolist(), ids)
         inner = np.setdiff1d(np.arange(len(ids) - 1), at)  # positions inside a token of the teacher
-        inside = _by_boundary(inner, at)
+        inside = self._inside(ids, inner, at)
 
-        draw = Draw(self._tree, how.branches, how.temper, TOP_K, random)
-        found: dict[int, Lesson] = {}
+        draw: Draw | None = None
+        in_text: list[Lesson] = []
         parts: list[Targets] = []
-        per_chunk = max(1, _CHUNK_BYTES // (8 * len(alignment.first_piece)))
-        states = torch.from_numpy(answers.states)
-        for start in range(0, len(at), per_chunk):
-            places = at[start : start + per_chunk]
-            p = self._probabilities(states[teacher_at[start : start + per_chunk]])  # [rows, teacher's rows]
+        for start in range(0, len(at), self._per_chunk):
+            places = at[start : start + self._per_chunk]
+            # [rows, teacher's rows], on the teacher's device
+            p = self._probabilities(torch.from_numpy(answers.states[teacher_at[start : start + self._per_chunk]]))
             parts.append(self._outer(p))
-            if not len(self._tree.rows) or not (how.branches or how.inner_weight):
+            if not self._tree.pieces:
                 continue
             sums = self._tree.cumulative(p)
+            if draw is None:
+                draw = Draw(self._tree, how.branches, how.temper, TOP_K, _generator(seed, p.device))
             if how.branches:
-                draw.offer(places.tolist(), sums)
-            for row, place in enumerate(places.tolist()):
-                for n in inside.get(place, ()) if how.inner_weight else ():
-                    node = self._tree.index.get(tuple(ids[place + 1 : n + 1]))
-                    if node is not None:
-                        found[n] = lesson(self._tree, sums[row], place, node, how.inner_weight, TOP_K)
-        drawn = draw.drawn() if how.branches else []
+                draw.offer(places, sums)
+            rows, nodes = _nodes_at(places, inside)
+            weights = np.full(len(rows), how.inner_weight)
+            in_text += lessons(self._tree, sums, rows, nodes, places=places, weights=weights, most=TOP_K)
+        drawn = draw.drawn() if draw is not None else []
         placed = layout(len(ids), drawn)
-        rows = [
-            _lesson_row(found[n]) if n in found else ([ids[n + 1]], [1.0], how.label_weight) for n in inner.tolist()
+        known = {one.at + len(one.pieces) for one in in_text}
+        labelled = [n for n in inner.tolist() if n not in known]
+        targets = [
+            *(_Row([ids[n + 1]], [1.0], how.label_weight) for n in labelled),
+            *(_Row(one.next_pieces.tolist(), one.probabilities.tolist(), one.weight) for one in (*in_text, *drawn)),
         ]
-        rows += [_lesson_row(one) for one in drawn]
+        positions = [*at.tolist(), *labelled, *(one.at + len(one.pieces) for one in in_text), *placed.taught]
         return Example(
             ids + placed.ids,
-            torch.from_numpy(np.concatenate([at, inner, np.array(placed.taught, dtype=np.int64)])),
-            joined([*parts, _stacked(rows)]),
+            torch.tensor(positions, dtype=torch.int64),
+            joined([*parts, _stacked(targets)]),
             placed.parents,
             placed.position_ids,
         )
 
+    def _inside(self, ids: Sequence[int], inner: IntArray, at: IntArray) -> dict[int, list[int]]:
+        """Return the nodes of the words of the running text, by the boundary at which the word begins."""
+        found: dict[int, list[int]] = {}
+        for n in inner.tolist() if self._how.inner_weight else ():
+            last = int(np.searchsorted(at, n)) - 1
+            node = self._tree.index.get(tuple(ids[at[last] + 1 : n + 1])) if last >= 0 else None
+            if node is not None:
+                found.setdefault(int(at[last]), []).append(node)
+        return found
+
     def _outer(self, p: torch.Tensor) -> Targets:
         """Return the targets of positions with a distribution [N, teacher's rows]: the likeliest first pieces."""
-        q = torch.zeros(len(p), self._n_rows).index_add_(1, self._first, p[:, self._known])
-        top, ids = q.topk(min(TOP_K, self._n_rows), dim=1)
+        q = torch.zeros(len(p), self._n_rows, device=p.device)
+        q.index_add_(1, self._first.to(p.device), p[:, self._known.to(p.device)])
+        top, ids = (part.cpu() for part in q.topk(min(TOP_K, self._n_rows), dim=1))
         valid = top > 0
         ids = torch.where(valid, ids, ids[:, :1])
         return Targets(ids, top, valid, torch.ones(len(p)))
 
 
-def _by_boundary(inner: IntArray, at: IntArray) -> dict[int, list[int]]:
-    """Return the positions inside words by the boundary at which their word begins."""
-    found: dict[int, list[int]] = {}
-    for n in inner.tolist():
-        last = int(np.searchsorted(at, n)) - 1
-        if last >= 0:
-            found.setdefault(int(at[last]), []).append(n)
-    return found
+def _nodes_at(places: IntArray, inside: Mapping[int, Sequence[int]]) -> tuple[IntArray, IntArray]:
+    """Return (rows of `places`, nodes), int64 [L] each, of the words that begin at these places."""
+    pairs = [(row, node) for row, place in enumerate(places.tolist()) for node in inside.get(place, ())]
+    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
 
 
-_Row = tuple[list[int], list[float], float]  # ids, probabilities, weight
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(seed)
 
 
-def _lesson_row(one: Lesson) -> _Row:
-    return one.next_pieces.tolist(), one.probabilities.tolist(), one.weight
+@dataclass(frozen=True)
+class _Row:
+    """One target: ids, their probabilities, and the weight of the row."""
+
+    ids: list[int]
+    q: list[float]
+    weight: float
 
 
 def _stacked(rows: Sequence[_Row]) -> Targets:
     """Return the rows as targets. Shorter rows are padded."""
-    k = max((len(tokens) for tokens, *_ in rows), default=1)
+    k = max((len(row.ids) for row in rows), default=1)
     ids, q = torch.zeros(len(rows), k, dtype=torch.int64), torch.zeros(len(rows), k)
     valid = torch.zeros(len(rows), k, dtype=torch.bool)
-    for n, (tokens, probabilities, _) in enumerate(rows):
-        ids[n] = tokens[0]
-        ids[n, : len(tokens)] = torch.tensor(tokens)
-        q[n, : len(tokens)] = torch.tensor(probabilities)
-        valid[n, : len(tokens)] = True
-    return Targets(ids, q, valid, torch.tensor([weight for *_, weight in rows], dtype=torch.float32))
+    for n, row in enumerate(rows):
+        ids[n] = row.ids[0]
+        ids[n, : len(row.ids)] = torch.tensor(row.ids)
+        q[n, : len(row.ids)] = torch.tensor(row.q)
+        valid[n, : len(row.ids)] = True
+    return Targets(ids, q, valid, torch.tensor([row.weight for row in rows], dtype=torch.float32))

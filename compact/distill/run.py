@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from compact.base.cache import ENVIRONMENT
@@ -320,10 +319,12 @@ class _Session:
             texts = share(shard)
             answers = self._teacher.answers(texts)
             ids = encode(self._tokenizer, texts, add_special_tokens=True)
-            draw = np.random.default_rng([self._seed, number, rank()])
+            # Each piece has a seed of its own, so that a resumed run draws what the interrupted one would have drawn.
+            seeds = [int(sha256_json([self._seed, number + n, rank()])[:15], 16) for n in range(len(texts))]
             number += size
             examples = [
-                self._maker.make(answer, row[: self._length], draw) for answer, row in zip(answers, ids, strict=True)
+                self._maker.make(answer, row[: self._length], seed)
+                for answer, row, seed in zip(answers, ids, seeds, strict=True)
             ]
             for start in range(0, len(examples), self._options.pieces_per_step):
                 yield examples[start : start + self._options.pieces_per_step]

@@ -127,14 +127,14 @@ class Teacher:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]
 
     def probabilities(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the distributions, float32 [N, vocab_size], of hidden states [N, hidden_size]."""
+        """Return the distributions, float32 [N, vocab_size] on the device, of hidden states [N, hidden_size]."""
         import torch
 
         from compact.distill.loss import head_logits
 
         head, (scale, cap) = self._head
         with torch.inference_mode():
-            return head_logits(states.to(head.device, head.dtype), head, scale, cap).softmax(dim=-1).cpu()
+            return head_logits(states.to(head.device, head.dtype), head, scale, cap).softmax(dim=-1)
 
     @cached_property
     def _head(self) -> tuple[torch.Tensor, tuple[float, float | None]]:

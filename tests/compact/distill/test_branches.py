@@ -70,8 +70,8 @@ def test_the_target_after_some_pieces_is_the_sum_over_the_whole_vocabulary(
     alignment: Alignment, tree: WordTree
 ) -> None:
     p = distributions(alignment, 2)
-    draw = Draw(tree, 12, 0.5, len(alignment.first_piece), np.random.default_rng(0))
-    draw.offer([3, 8], tree.cumulative(p))
+    draw = Draw(tree, 12, 0.5, len(alignment.first_piece), torch.Generator().manual_seed(0))
+    draw.offer(np.array([3, 8]), tree.cumulative(p))
     drawn = draw.drawn()
     assert len(drawn) == 12
     assert any(len(lesson.pieces) > 1 for lesson in drawn)
@@ -89,8 +89,8 @@ def test_the_weights_of_a_draw_add_up_to_the_mass_on_average(alignment: Alignmen
     for temper in (1.0, 0.5):
         totals = []
         for seed in range(60):
-            draw = Draw(tree, 40, temper, 8, np.random.default_rng(seed))
-            draw.offer([0, 1], sums)
+            draw = Draw(tree, 40, temper, 8, torch.Generator().manual_seed(seed))
+            draw.offer(np.array([0, 1]), sums)
             totals.append(sum(lesson.weight for lesson in draw.drawn()))
         assert np.mean(totals) == pytest.approx(float(mass), rel=0.1)
 
@@ -180,7 +180,7 @@ def test_an_example_teaches_the_words_of_the_text_by_the_teachers_distribution(a
     states = np.random.default_rng(0).normal(size=(3, len(alignment.first_piece))).astype(np.float32)
     how = Lessons(branches=0, inner_weight=0.7)
     maker = ExampleMaker(lambda values: values.softmax(-1), alignment, how, KEPT)
-    example = maker.make(Answers(np.array(teacher_ids), states), student_ids, np.random.default_rng(0))
+    example = maker.make(Answers(np.array(teacher_ids), states), student_ids, 0)
     p = torch.from_numpy(states)[0].softmax(-1)
     where = {int(position): n for n, position in enumerate(example.positions)}
     for depth in (1, 2):
