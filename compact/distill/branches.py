@@ -105,6 +105,7 @@ class Draw:
         temper: 1 draws by mass. 0 draws all alike.
         most: largest number of next pieces of a lesson.
         random: source of randomness, on the device of the distributions.
+        scale: factor for the weights, if the distributions are a part of all.
     """
 
     tree: WordTree
@@ -112,6 +113,7 @@ class Draw:
     temper: float
     most: int
     random: torch.Generator
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         self._kept: list[tuple[float, float, Lesson]] = []  # priority, size, lesson that weighs its mass
@@ -125,6 +127,8 @@ class Draw:
         """
         import torch
 
+        if not len(places):
+            return
         end, ended = (torch.from_numpy(column).to(sums.device) for column in (self.tree.end, self.tree.ended))
         mass = (sums[:, end] - sums[:, ended]).float()  # [N, nodes]
         sizes = torch.where(mass > _LEAST, mass.clamp_min(_LEAST).pow_(self.temper), 0)
@@ -132,7 +136,7 @@ class Draw:
         top, where = (sizes / chances).flatten().topk(min(self.count + 1, mass.numel()))
         chosen = where[top > 0]
         rows, nodes = (part.cpu().numpy() for part in (chosen // mass.shape[1], chosen % mass.shape[1]))
-        weights = mass.flatten()[chosen].cpu().numpy().astype(np.float64)
+        weights = self.scale * mass.flatten()[chosen].cpu().numpy().astype(np.float64)
         found = lessons(self.tree, sums, rows, nodes, places=places, weights=weights, most=self.most)
         drawn = zip(top.tolist(), sizes.flatten()[chosen].tolist(), found, strict=False)
         self._kept = sorted([*self._kept, *drawn], key=lambda entry: -entry[0])[: self.count + 1]

@@ -27,6 +27,8 @@ class Lessons:
 
     Attributes:
         branches: number of branches per text.
+        positions: number of positions per text at which the branches may begin. A random choice of them costs less than
+            all, and is right on average.
         temper: how much likelier words are preferred: 1 draws by probability, 0 draws all alike.
         inner_weight: weight of positions inside a word of the running text, if the teacher gives a distribution there.
             With 0, the target is the next token.
@@ -34,6 +36,7 @@ class Lessons:
     """
 
     branches: int = BRANCHES
+    positions: int = 128
     temper: float = 0.7
     inner_weight: float = 1.0
     label_weight: float = 0.3
@@ -102,7 +105,10 @@ class ExampleMaker:
         inner = np.setdiff1d(np.arange(len(ids) - 1), at)  # positions inside a token of the teacher
         inside = self._inside(ids, inner, at)
 
-        draw: Draw | None = None
+        device = self._probabilities(torch.from_numpy(answers.states[:1])).device
+        random = torch.Generator(device=device).manual_seed(seed)
+        offered = _some(at, how.positions, random)
+        draw = Draw(self._tree, how.branches, how.temper, TOP_K, random, scale=len(at) / max(len(offered), 1))
         in_text: list[Lesson] = []
         parts: list[Targets] = []
         for start in range(0, len(at), self._per_chunk):
@@ -112,15 +118,15 @@ class ExampleMaker:
             parts.append(self._outer(p))
             if not self._tree.pieces:
                 continue
-            sums = self._tree.cumulative(p)
-            if draw is None:
-                draw = Draw(self._tree, how.branches, how.temper, TOP_K, _generator(seed, p.device))
             if how.branches:
-                draw.offer(places, sums)
-            rows, nodes = _nodes_at(places, inside)
+                some = np.isin(places, offered)
+                draw.offer(places[some], self._tree.cumulative(p[torch.from_numpy(some).to(p.device)]))
+            some = np.isin(places, list(inside))
+            rows, nodes = _nodes_at(places[some], inside)
+            sums = self._tree.cumulative(p[torch.from_numpy(some).to(p.device)])
             weights = np.full(len(rows), how.inner_weight)
-            in_text += lessons(self._tree, sums, rows, nodes, places=places, weights=weights, most=TOP_K)
-        drawn = draw.drawn() if draw is not None else []
+            in_text += lessons(self._tree, sums, rows, nodes, places=places[some], weights=weights, most=TOP_K)
+        drawn = draw.drawn()
         placed = layout(len(ids), drawn)
         known = {one.at + len(one.pieces) for one in in_text}
         labelled = [n for n in inner.tolist() if n not in known]
@@ -164,8 +170,11 @@ def _nodes_at(places: IntArray, inside: Mapping[int, Sequence[int]]) -> tuple[In
     return found[:, 0], found[:, 1]
 
 
-def _generator(seed: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device=device).manual_seed(seed)
+def _some(places: IntArray, count: int, random: torch.Generator) -> IntArray:
+    """Return a random part of the places, int64 [count] or fewer."""
+    order = torch.randperm(len(places), generator=random, device=random.device)[:count]
+    chosen: IntArray = places[order.cpu().numpy()]
+    return chosen
 
 
 @dataclass(frozen=True)
