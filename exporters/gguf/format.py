@@ -115,8 +115,10 @@ class GgufFormat(Format):
         if choices.get("embedding_quant") is not None:
             ggml_type(choices["embedding_quant"])
         if quant is not None:
+            from exporters.gguf.artifact import writes_directly
+
             chosen = quant_named(quant)
-            if imatrix is not None and not chosen.uses_imatrix:
+            if imatrix is not None and writes_directly(chosen, choices.get("embedding_quant"), choices.get(MIX) or {}):
                 raise UsageError(
                     f"--imatrix: {chosen.name} files do not use one", "leave it out, or choose a 4-bit type"
                 )
@@ -404,9 +406,10 @@ class GgufFormat(Format):
 
         return not writes_directly(quant_named(self.type_name), self.embedding, self.mix)
 
-    @classmethod
-    def made_with(cls, quant: str) -> dict[str, Any] | None:
-        if quant_named(quant).writer == "direct":
+    def made_with(self) -> dict[str, Any] | None:
+        from exporters.gguf.artifact import writes_directly
+
+        if writes_directly(quant_named(self.type_name), self.embedding, self.mix):
             return None
         from exporters.llamacpp.engine_build import engine_build
 
