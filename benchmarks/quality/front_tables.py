@@ -18,7 +18,7 @@ TEXTS = ("wikitext", "technical", "fiction", "code")
 PAGE = "front.md"
 WHOLE = "1|1|F16|"
 # Bits per weight of a type's name, for the colours of the picture.
-_BITS = {"F": 16, "Q8": 8, "Q6": 6, "Q5": 5, "Q4": 4, "IQ4": 4, "Q3": 3, "IQ3": 3, "IQ2": 2}
+_BITS = {"Q8": 8, "Q6": 6, "Q5": 5, "Q4": 4, "IQ4": 4, "Q3": 3, "IQ3": 3, "IQ2": 2}
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _group(point: Point) -> str:
     if point.name.startswith("mix"):
         return "mixes"
     prefix = point.name.split("_")[0].rstrip("0123456789") + "".join(filter(str.isdigit, point.name.split("_")[0]))
-    bits = _BITS.get(prefix, 16 if point.name.startswith(("F", "B")) else 4)
+    bits = _BITS.get(prefix, 4)
     if bits >= 8:
         return "8 bits"
     return "5 and 6 bits" if bits >= 5 else "4 bits" if bits == 4 else "2 and 3 bits"
@@ -279,18 +279,20 @@ def _tips(points: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
+def _measured() -> list[tuple[str, list[Point]]]:
+    """Return (model, its files) of the models that have been measured."""
+    return [(model, points) for model in MODELS if (points := points_of(model))]
+
+
 def pictures() -> dict[str, str]:
     """File name -> the picture of a model's measured files."""
-    by_model = {model: points_of(model) for model in MODELS}
-    return {f"front-{model}.svg": picture(model, points) for model, points in by_model.items() if points}
+    return {f"front-{model}.svg": picture(model, points) for model, points in _measured()}
 
 
 def tables() -> dict[str, str]:
     """Mark in the page -> table."""
-    by_model = {model: points_of(model) for model in MODELS}
-    measured = "\n\n".join(f"### {model}\n\n{points_table(points)}" for model, points in by_model.items() if points)
     return {
-        "quality.front": measured,
+        "quality.front": "\n\n".join(f"### {model}\n\n{points_table(points)}" for model, points in _measured()),
         "quality.front_budgets": budgets_table(),
         "quality.front_predictions": predictions_table(),
         "quality.front_ratios": ratios_table(),
