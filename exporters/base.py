@@ -403,11 +403,9 @@ class Format(ABC):
         """Return the name of the artifact in a release folder, a file or a folder."""
         return f"{title}-{part}{cls.suffix}" if cls.suffix else part
 
-    @classmethod
-    def made_with(cls, quant: str) -> dict[str, Any] | None:
+    def made_with(self) -> dict[str, Any] | None:
         """Return the engine and build that an artifact's bytes depend on; None if only our own code writes them.
 
         Raises ToolUnavailableError, EngineCrashedError if the engine does not answer.
         """
-        del quant
         return None

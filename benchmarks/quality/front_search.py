@@ -34,7 +34,12 @@ from exporters.gguf.format import GgufFormat
 from targets.profile import load_profile
 
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.9)
-RATIOS = {"tiny": (0.1, 0.2, 0.35), "smollm2-135m": (0.1, 0.2, 0.35), "gemma-3-270m": (0.1, 0.2, 0.35, 0.5)}
+RATIOS = {
+    "tiny": (0.1, 0.2, 0.35),
+    "smollm2-135m": (0.1, 0.2, 0.35),
+    "gemma-3-270m": (0.1, 0.2, 0.35, 0.5),
+    "qwen2.5-coder-0.5b": (0.1, 0.2, 0.35),
+}
 
 
 @dataclass(frozen=True)

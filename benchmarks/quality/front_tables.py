@@ -18,7 +18,7 @@ TEXTS = ("wikitext", "technical", "fiction", "code")
 PAGE = "front.md"
 WHOLE = "1|1|F16|"
 # Bits per weight of a type's name, for the colours of the picture.
-_BITS = {"F": 16, "Q8": 8, "Q6": 6, "Q5": 5, "Q4": 4, "IQ4": 4, "Q3": 3, "IQ3": 3, "IQ2": 2}
+_BITS = {"Q8": 8, "Q6": 6, "Q5": 5, "Q4": 4, "IQ4": 4, "Q3": 3, "IQ3": 3, "IQ2": 2}
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,8 @@ def ratios_table() -> str:
 
 def picture(model: str, points: Sequence[Point]) -> str:
     """The measured files of a model: bytes against loss, with the front as a line."""
-    shown = [point for point in points if math.expm1(point.loss) <= 0.35]
+    # The F16 file is twice as large as the others, and would push them together.
+    shown = [point for point in points if math.expm1(point.loss) <= 0.35 and point.name != "F16"]
     front = _front(shown)
     groups: dict[tuple[str, bool], list[Point]] = {}
     for point in shown:
@@ -253,16 +254,16 @@ def picture(model: str, points: Sequence[Point]) -> str:
     return document([panel], title, f"The front of file size and loss: {listed}.")
 
 
-_STYLES = {"16 and 8 bits": 0, "5 and 6 bits": 2, "4 bits": 1, "2 and 3 bits": 3, "mixes": 5}
+_STYLES = {"8 bits": 0, "5 and 6 bits": 2, "4 bits": 1, "2 and 3 bits": 3, "mixes": 5}
 
 
 def _group(point: Point) -> str:
     if point.name.startswith("mix"):
         return "mixes"
     prefix = point.name.split("_")[0].rstrip("0123456789") + "".join(filter(str.isdigit, point.name.split("_")[0]))
-    bits = _BITS.get(prefix, 16 if point.name.startswith(("F", "B")) else 4)
+    bits = _BITS.get(prefix, 4)
     if bits >= 8:
-        return "16 and 8 bits"
+        return "8 bits"
     return "5 and 6 bits" if bits >= 5 else "4 bits" if bits == 4 else "2 and 3 bits"
 
 
@@ -278,18 +279,20 @@ def _tips(points: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
+def _measured() -> list[tuple[str, list[Point]]]:
+    """Return (model, its files) of the models that have been measured."""
+    return [(model, points) for model in MODELS if (points := points_of(model))]
+
+
 def pictures() -> dict[str, str]:
     """File name -> the picture of a model's measured files."""
-    by_model = {model: points_of(model) for model in MODELS}
-    return {f"front-{model}.svg": picture(model, points) for model, points in by_model.items() if points}
+    return {f"front-{model}.svg": picture(model, points) for model, points in _measured()}
 
 
 def tables() -> dict[str, str]:
     """Mark in the page -> table."""
-    by_model = {model: points_of(model) for model in MODELS}
-    measured = "\n\n".join(f"### {model}\n\n{points_table(points)}" for model, points in by_model.items() if points)
     return {
-        "quality.front": measured,
+        "quality.front": "\n\n".join(f"### {model}\n\n{points_table(points)}" for model, points in _measured()),
         "quality.front_budgets": budgets_table(),
         "quality.front_predictions": predictions_table(),
         "quality.front_ratios": ratios_table(),

@@ -34,10 +34,11 @@ from compact_edge.release.cells import Cell, Cells, PlanCell
 from compact_edge.release.resolved import ResolvedModel, resolve_model
 from compact_edge.version import __version__
 from exporters.card import front_matter, licence_of
-from exporters.registry import format_named, formats
+from exporters.registry import formats
 
 if TYPE_CHECKING:
     from compact_edge.building.result import BuildResult, VariantResult
+    from exporters.base import Format
     from targets.profile import Profile
 
 # Files of a build folder that the release replaces with its own.
@@ -290,7 +291,7 @@ def _describe(
             "bits_per_weight": round(artifact.bits_per_weight, 4),
             "size_bytes": artifact.size_bytes,
             "recipe": made.manifest_recipe(has_imatrix=(work / record.IMATRIX).is_file()),
-            "made_with": made_with(made.name, artifact.quant),
+            "made_with": made_with(made),
         },
         "targets": dict(verdicts),
         "measured": _measured(result),
@@ -328,17 +329,16 @@ def _model(said: str, result: BuildResult, after: VariantResult) -> dict[str, An
     }
 
 
-def made_with(name: str, quant: str) -> dict[str, Any]:
+def made_with(made: Format) -> dict[str, Any]:
     """Return what an artifact's bytes depend on besides its inputs: engine and ISA, or `DIRECT` for our own writer.
 
     Args:
-        name: name of the format.
-        quant: type of the artifact.
+        made: the format, with the recipe of the artifact.
 
     Raises:
         ToolUnavailableError, EngineCrashedError: the engine does not answer.
     """
-    engine = format_named(name).made_with(quant)
+    engine = made.made_with()
     if engine is None:
         return dict(DIRECT)
     if "isa" in engine:

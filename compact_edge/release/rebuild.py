@@ -202,7 +202,7 @@ def _compare(
 def _other_engine(chosen: Format, recorded: Mapping[str, Any]) -> str | None:
     """Describe how the engine here differs from the one that made a file; None if it is the same."""
     try:
-        here = made_with(chosen.name, chosen.quant)
+        here = made_with(chosen)
     except CompactEdgeError as error:
         return error.message
     for key, what in (("engine", "the engine"), ("build", "the engine's build"), ("isa", "the instruction set")):

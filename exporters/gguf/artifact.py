@@ -6,7 +6,7 @@ matrix, and an identical build reuses everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,12 @@ from compact.calibration.calibration_set import retokenise
 from compact.checkpoints.names import CONFIG, TOKENIZER_MODEL
 from compact.checkpoints.shards import read_index
 from compact.vocabulary.chat_templates import named_template_hashes
+from exporters.gguf.type_choice import writes_directly
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.write import Quant, artifact_name, write_gguf
 from exporters.llamacpp.header import read_header
 from exporters.llamacpp.imatrix import Imatrix
-from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, grid, quant_named, summarize
-from exporters.llamacpp.quant_types import Quant as LlamaQuant
+from exporters.llamacpp.quant_types import FALLBACK_SHARE, TRAINED_ONLY, QuantSummary, quant_named, summarize
 
 if TYPE_CHECKING:
     from compact.sources.model_source import ModelSource
@@ -112,11 +112,6 @@ class GgufArtifact:
         return self.summary.bits_per_weight
 
 
-def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
-    """Return `quant` if every row length in `config_sizes` is a multiple of its block size, otherwise `block32`."""
-    return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
-
-
 def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> GgufArtifact:
     """Make the GGUF, or return it from the cache.
 
@@ -197,11 +192,6 @@ def make_artifact(export: Export, cache: Cache, progress: Progress = SILENT) -> 
         embedding_type=next(tensor.type for tensor in header.tensors if tensor.name == "token_embd.weight"),
         imatrix=measured,
     )
-
-
-def writes_directly(quant: LlamaQuant, embedding: str | None, tensor_types: Mapping[str, str]) -> bool:
-    """Return whether our own writer makes the file: all matrices have one type, F32, F16, BF16 or Q8_0."""
-    return quant.writer == "direct" and embedding in (None, quant.name) and not tensor_types
 
 
 def lossless_type(checkpoint: Path) -> Quant:

@@ -9,9 +9,10 @@ from typing import Any
 from compact.architectures.family import Family
 from compact.pruning.budget import Sizes
 from exporters.format_values import SizeRequest
-from exporters.gguf.artifact import metadata_of, writes_directly
+from exporters.gguf.artifact import metadata_of
 from exporters.gguf.memory import estimate_memory, kv_cache_bytes
 from exporters.gguf.size import GgufSizes, gguf_sizes
+from exporters.gguf.type_choice import writes_directly
 from exporters.llamacpp.quant_types import quant_named
 
 

@@ -28,6 +28,7 @@ from exporters.format_values import (
     is_given,
 )
 from exporters.gguf.flags import FLAGS, MIX
+from exporters.gguf.type_choice import chosen_types, writes_directly
 from exporters.llamacpp.quant_types import QUANTS, ggml_type, grid, quant_named
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class GgufFormat(Format):
             ggml_type(choices["embedding_quant"])
         if quant is not None:
             chosen = quant_named(quant)
-            if imatrix is not None and not chosen.uses_imatrix:
+            if imatrix is not None and writes_directly(chosen, choices.get("embedding_quant"), choices.get(MIX) or {}):
                 raise UsageError(
                     f"--imatrix: {chosen.name} files do not use one", "leave it out, or choose a 4-bit type"
                 )
@@ -145,7 +146,6 @@ class GgufFormat(Format):
     ) -> GgufFormat:
         """See `Format.resolve`. The checks are here, before hours of calibration."""
         from exporters.gguf.placing import FileOptions
-        from exporters.gguf.type_choice import chosen_types
         from exporters.gguf_writer.write import check_exportable, window_note
 
         del intermediate_size
@@ -400,13 +400,10 @@ class GgufFormat(Format):
 
     @property
     def uses_imatrix(self) -> bool:
-        from exporters.gguf.artifact import writes_directly
-
         return not writes_directly(quant_named(self.type_name), self.embedding, self.mix)
 
-    @classmethod
-    def made_with(cls, quant: str) -> dict[str, Any] | None:
-        if quant_named(quant).writer == "direct":
+    def made_with(self) -> dict[str, Any] | None:
+        if not self.uses_imatrix:  # llama.cpp writes every file that uses one, and no other
             return None
         from exporters.llamacpp.engine_build import engine_build
 

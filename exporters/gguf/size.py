@@ -23,7 +23,8 @@ from compact.checkpoints.shards import stored_tensors
 from compact.pruning.apply import cut_of
 from compact.pruning.budget import Sizes
 from compact.sources.model_source import ModelSource
-from exporters.gguf.artifact import lossless_type, writes_directly
+from exporters.gguf.artifact import lossless_type
+from exporters.gguf.type_choice import writes_directly
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.tensors import plan_tensors, type_of
 from exporters.gguf_writer.write import ROPE_FREQS, Quant, read_layout, write_gguf

@@ -8,8 +8,7 @@ from typing import Any
 from compact.architectures.table import family_of
 from compact.checkpoints.names import CONFIG
 from exporters.format_values import Target
-from exporters.gguf.artifact import fitting_quant
-from exporters.llamacpp.quant_types import check_rows, ggml_type, quant_named
+from exporters.llamacpp.quant_types import Quant, check_rows, ggml_type, grid, quant_named
 
 
 def row_lengths(config: Mapping[str, Any]) -> Sequence[int]:
@@ -36,3 +35,13 @@ def chosen_types(
     if embedding_quant is None and quant_named(name).writer == "llama" and fits:
         return name, target.embedding_quant
     return name, embedding_quant
+
+
+def fitting_quant(quant: str, block32: str, config_sizes: Sequence[int]) -> str:
+    """Return `quant` if every row length in `config_sizes` is a multiple of its block size, otherwise `block32`."""
+    return quant if all(size % grid(quant) == 0 for size in config_sizes) else block32
+
+
+def writes_directly(quant: Quant, embedding: str | None, tensor_types: Mapping[str, str]) -> bool:
+    """Return whether our own writer makes the file: all matrices have one type, F32, F16, BF16 or Q8_0."""
+    return quant.writer == "direct" and embedding in (None, quant.name) and not tensor_types

@@ -375,11 +375,9 @@ class OnnxFormat(Format):
             parts += [algorithm, f"block-{options.block_size}", f"acc-level-{options.accuracy_level}"]
         return "-".join([*parts, f"ctx-{options.max_length}"])
 
-    @classmethod
-    def made_with(cls, quant: str) -> dict[str, Any] | None:
+    def made_with(self) -> dict[str, Any] | None:
         from exporters.onnx.artifact import engine_versions
 
-        del quant
         versions = engine_versions()
         return {
             "engine": f"onnxruntime-genai {versions['onnxruntime-genai']}",

@@ -18,10 +18,10 @@ from exporters.gguf.artifact import (
     GgufArtifact,
     checkpoint_id,
     fallback_note,
-    fitting_quant,
     lossless_type,
     make_artifact,
 )
+from exporters.gguf.type_choice import fitting_quant
 from exporters.gguf_writer.metadata import GgufMetadata
 from exporters.gguf_writer.write import write_gguf
 from exporters.llamacpp.quant_types import QuantSummary

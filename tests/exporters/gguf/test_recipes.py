@@ -9,6 +9,7 @@ import pytest
 
 from compact.architectures.published import published_models
 from compact.base.cache import Cache
+from compact.base.errors import UsageError
 from compact.checkpoints.gguf_file import read_gguf
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
@@ -121,3 +122,28 @@ def test_a_type_that_cannot_hold_the_rows_is_left_out(source: ModelSource) -> No
     recipes = recipes_for(config, "F16")
     assert recipes[0].quant == "F16"
     assert all(recipe.choices["embedding_quant"] is None for recipe in recipes)
+
+
+@pytest.mark.parametrize(
+    ("quant", "embedding", "writer"),
+    [("Q8_0", None, None), ("F16", None, None), ("Q8_0", "IQ4_NL", "llama.cpp"), ("Q4_0", None, "llama.cpp")],
+)
+def test_a_release_names_the_engine_of_every_file_that_llama_cpp_writes(
+    source: ModelSource, quant: str, embedding: str | None, writer: str | None
+) -> None:
+    made = GgufFormat.resolve(load_profile("gguf"), source, quant=quant, choices={"embedding_quant": embedding})
+    engine = made.made_with()
+    assert (engine is None) == (writer is None)
+    if engine is not None:
+        assert "llama" in engine["engine"]
+
+
+def test_a_given_matrix_goes_with_every_file_that_llama_cpp_writes(tmp_path: Path) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    matrix.touch()
+    target = load_profile("gguf")
+    GgufFormat.check_choices(target, "Q8_0", {"imatrix": matrix, "embedding_quant": "IQ4_NL"})
+    GgufFormat.check_choices(target, "Q4_0", {"imatrix": matrix})
+    for choices in ({}, {"embedding_quant": "Q8_0"}):
+        with pytest.raises(UsageError, match="--imatrix: Q8_0 files do not use one"):
+            GgufFormat.check_choices(target, "Q8_0", {"imatrix": matrix, **choices})
