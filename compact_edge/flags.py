@@ -180,6 +180,11 @@ _RECOVERY = (
         help="Training budget in minutes (default: 30 without --recover-tokens). With both, training stops at the "
         "first limit.",
     ),
+    click.option(
+        "--recover-until",
+        help="Stop training as soon as held-out text costs at most this share more than in the unpruned model, for "
+        "example 2%. The budget still applies.",
+    ),
     click.option("--learning-rate", type=float, help="Maximum learning rate (default: 0.0003)."),
     click.option(
         "--train",
@@ -332,13 +337,16 @@ def prune_options(values: dict[str, Any], *, channel_grid: int = 1) -> PruneOpti
 
 def _recover_options(values: dict[str, Any]) -> RecoverOptions | None:
     from compact.base.errors import UsageError
+    from compact.pruning.budget_options import parse_loss
     from compact.pruning.recover_options import RecoverOptions
 
+    until = values.get("recover_until")
     # For a missing value, `RecoverOptions` has the default.
-    options = {
+    options: dict[str, tuple[str, Any]] = {
         "text": ("--recover-text", values.get("recover_text") or None),
         "tokens": ("--recover-tokens", values.get("recover_tokens")),
         "minutes": ("--recover-minutes", values.get("recover_minutes")),
+        "until": ("--recover-until", None if until is None else parse_loss(str(until), "--recover-until")),
         "learning_rate": ("--learning-rate", values.get("learning_rate")),
         "train": ("--train", values.get("train")),
     }

@@ -26,12 +26,13 @@ from compact.base.distributed import barrier, broadcast_json, is_main, rank, sha
 from compact.base.errors import StorageError
 from compact.base.files import read_json_object, sha256_json, write_json
 from compact.calibration import calibration_set as calibrating
-from compact.calibration.held_out import TokenizedTexts, named_texts
+from compact.calibration.held_out import named_texts
 from compact.checkpoints.names import TOKENIZER
 from compact.distill import checkpoint
 from compact.distill.align import Alignment, align
 from compact.distill.checkpoint import TORCH_DTYPES
 from compact.distill.example import Example, ExampleMaker, Lessons
+from compact.distill.held_out_excess import HeldOutTexts, Loss
 from compact.distill.lock import exclusive_run
 from compact.distill.memory import needed_and_free, require_memory, trained_and_all
 from compact.distill.sources import training_text
@@ -44,6 +45,7 @@ from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan
 from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
+from compact.pruning.recovery_record import changes
 from compact.sources.model_source import ModelSource
 from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.tokenizer import encode, load_tokenizer
@@ -106,6 +108,7 @@ def distill(
         "text": text.id,
         "tokens": options.tokens,
         "seconds": options.seconds,
+        "until": options.until,
         "learning_rate": options.learning_rate,
         "train": options.train,
         "pieces_per_step": options.pieces_per_step,
@@ -144,7 +147,12 @@ def distill(
         checkpoint.delete_unused(cache.root / KIND)
     result = read_json_object(found / _FILE)
     first, best = result["history"][0], result["history"][result["best"]]
-    progress.note(_outcome(first, best, result["best"] > 0))
+    unpruned = {name: loss.unpruned for name, loss in _losses(first).items()}
+    is_enough = options.until is not None and best["mean_excess"] <= options.until
+    if result["best"] > 0 or not is_enough:
+        progress.note(_outcome(first, best, unpruned, is_better=result["best"] > 0))
+    if options.until is not None:
+        progress.note(_until_words(options.until, best["mean_excess"]))
     # Results of older versions have no `passes`.
     if passes := result.get("passes"):
         words = ", ".join(f"{name} {times:.1f} times" for name, times in passes.items())
@@ -158,6 +166,7 @@ def distill(
         "learning_rate": options.learning_rate,
         "train": options.train,
         "seed": seed,
+        "unpruned": unpruned,
         "before": first["bits_per_byte"],
         "after": best["bits_per_byte"],
         "tokens": best["tokens"],
@@ -174,12 +183,26 @@ def memory_of(source: ModelSource, sizes: Sizes, options: RecoverOptions, device
     return needed_and_free(source, sizes, place, training_dtype(dtype, place), options.train, _batch_size(place))
 
 
-def _outcome(first: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
+def _losses(entry: dict[str, Any]) -> dict[str, Loss]:
+    """Return the losses of an entry of the history."""
+    return {
+        name: Loss(bits, bits / (1 + entry["excess"][name]), entry["excess_in_split_words"][name])
+        for name, bits in entry["bits_per_byte"].items()
+    }
+
+
+def _outcome(first: dict[str, Any], best: dict[str, Any], unpruned: dict[str, float], *, is_better: bool) -> str:
     if not is_better:
         return "recovery: training found no better model on held-out text, so its result is discarded"
-    before, after = first["bits_per_byte"], best["bits_per_byte"]
-    changes = ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in before)
-    return f"recovery: bits per byte on held-out text {changes} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
+    words = changes(first["bits_per_byte"], best["bits_per_byte"], unpruned)
+    return f"recovery: bits per byte on held-out text {words} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
+
+
+def _until_words(until: float, excess: float) -> str:
+    found = f"the held-out text costs {excess:+.1%} compared with the unpruned model"
+    if excess <= until:
+        return f"recovery: ended, because {found} (--recover-until {until:.1%})"
+    return f"warning: recovery: the budget ended before --recover-until {until:.1%} was reached; {found}"
 
 
 def training_dtype(dtype: str, device: str) -> torch.dtype:
@@ -253,9 +276,13 @@ class _Session:
             parameters=parameters,
             dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
             optimizer=make_optimizer(parameters.values()),
-            schedule=Schedule(options.learning_rate, options.tokens, options.seconds),
-            held_out=TokenizedTexts(
-                named_texts(text.held_out), student, window=min(PIECE_TOKENS, source.max_positions)
+            schedule=Schedule(options.learning_rate, options.tokens, options.seconds, options.until),
+            held_out=HeldOutTexts(
+                named_texts(text.held_out),
+                student,
+                self._teacher,
+                cache,
+                window=min(PIECE_TOKENS, source.max_positions),
             ),
             device=device,
             dtype=dtype,
@@ -304,8 +331,9 @@ class _Session:
         if state.step:
             parts.append(f"loss {state.loss:.4f}")
         if is_judged:
-            judged = state.history[-1]["bits_per_byte"]
-            parts.append("bits per byte " + ", ".join(f"{name} {value:.4f}" for name, value in judged.items()))
+            parts.append(
+                "held out: " + ", ".join(f"{name} {loss}" for name, loss in _losses(state.history[-1]).items())
+            )
         self._progress.note(f"recovery: {', '.join(parts)}")
 
     def _groups(self, skip: int) -> Iterator[list[Example]]:

@@ -60,6 +60,10 @@ class Answers:
 class Teacher:
     """The unpruned model. It is loaded when the first text is not in the cache. Its LM head is loaded in any case.
 
+    Attributes:
+        directory: directory of the model.
+        key: what the answers depend on, apart from the text.
+
     Args:
         source: the model.
         cache: stores the answers while the disk has room.
@@ -82,7 +86,8 @@ class Teacher:
         self._source, self._cache, self._device, self._dtype = source, cache, device, dtype
         self._length = length
         self._tokenizer = load_tokenizer(source.directory)
-        self._key = {"version": _VERSION, "source": source.id, "dtype": str(dtype), "length": length}
+        self.directory = source.directory
+        self.key = {"version": _VERSION, "source": source.id, "dtype": str(dtype), "length": length}
 
     def answers(self, pieces: Sequence[str]) -> list[Answers]:
         """Return one `Answers` per piece, in order. All pieces that are not in the cache are computed together.
@@ -92,7 +97,7 @@ class Teacher:
         """
         if world_size() > 1:
             return self._answer(self._cut(pieces))
-        keys = [sha256_json({**self._key, "piece": piece.encode("utf-8", "surrogatepass").hex()}) for piece in pieces]
+        keys = [sha256_json({**self.key, "piece": piece.encode("utf-8", "surrogatepass").hex()}) for piece in pieces]
         by_key = dict(zip(keys, pieces, strict=True))
         found = {key: answers for key in by_key if (answers := self._find(key)) is not None}
         missing = [key for key in by_key if key not in found]
@@ -122,6 +127,12 @@ class Teacher:
         # Training must not stop because the cache is full or read-only.
         with contextlib.suppress(StorageError):
             self._cache.get_or_make(KIND, key, make, needed_bytes=self._left_free, replace=True)
+
+    def score(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the log-probabilities of ids[1:], float64 [tokens - 1] (`compact.forward.evaluate.Score`)."""
+        from compact.forward.evaluate import hf_score
+
+        return hf_score(self._model)(ids)
 
     def _cut(self, pieces: Sequence[str]) -> list[list[int]]:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]

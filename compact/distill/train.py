@@ -13,8 +13,8 @@ import torch
 
 from compact.base.distributed import all_reduce_mean_, broadcast_json, world_size
 from compact.base.errors import EngineCrashedError
-from compact.calibration.held_out import TokenizedTexts
 from compact.distill.example import Example
+from compact.distill.held_out_excess import HeldOutTexts, mean_excess
 from compact.distill.loss import Targets, head_loss, head_settings, joined
 from compact.distill.masks import branch_inputs
 from compact.distill.padding import padded_batch, padded_length
@@ -34,11 +34,13 @@ class Schedule:
     Attributes:
         learning_rate: peak learning rate. It decreases linearly to 0 at the end of the budget.
         tokens, seconds: limits, or None for no limit. Training stops at the first limit that it reaches.
+        until: training also stops when an evaluation finds at most this excess over the unpruned model, as a share.
     """
 
     learning_rate: float
     tokens: int | None = None
     seconds: float | None = None
+    until: float | None = None
 
     def done(self, tokens: int, seconds: float) -> float:
         """Return the share of the budget that is used up. It is 1 or more at the end."""
@@ -141,7 +143,7 @@ class Trainer:
     dtypes: Mapping[str, torch.dtype]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    held_out: TokenizedTexts
+    held_out: HeldOutTexts
     device: str
     dtype: torch.dtype
     batch_size: int
@@ -165,7 +167,7 @@ class Trainer:
         began = time.monotonic() - state.seconds
         total = weight = 0.0  # over the steps since the last evaluation
         judged = state.history[-1]["done"]
-        while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0:
+        while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0 and not self._is_enough(state):
             group = next(groups)
             loss, rows = self._step(group, self.schedule.rate(state.step, done))
             total, weight = total + loss, weight + rows
@@ -182,6 +184,10 @@ class Trainer:
                 self._judge(state, state.loss)
                 total, weight, judged = 0.0, 0.0, done
             yield state, is_due
+
+    def _is_enough(self, state: State) -> bool:
+        until = self.schedule.until
+        return until is not None and bool(state.history[-1]["mean_excess"] <= until)
 
     def _step(self, examples: Sequence[Example], rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
@@ -210,8 +216,7 @@ class Trainer:
         dtypes = [self.dtypes[name] for name in self.parameters]
         with as_written(self.parameters.values(), dtypes), compute_context(self.device, self.dtype):
             found = self.held_out.evaluate(self.model)
-        bits = {name: one.bits_per_byte for name, one in found.items()}
-        if not all(map(math.isfinite, bits.values())):
+        if not all(math.isfinite(loss.bits_per_byte) for loss in found.values()):
             raise EngineCrashedError(
                 f"recovery: the model overflows after {state.step} steps", "use a lower --learning-rate"
             )
@@ -221,16 +226,14 @@ class Trainer:
             "seconds": round(state.seconds, 1),
             "done": self.schedule.done(state.tokens, state.seconds),
             "loss": loss,
-            "bits_per_byte": bits,
+            "bits_per_byte": {name: one.bits_per_byte for name, one in found.items()},
+            "excess": {name: one.excess for name, one in found.items()},
+            "excess_in_split_words": {name: one.split_words for name, one in found.items()},
+            "mean_excess": mean_excess(found),
         }
         state.history.append(entry)
-        if _mean(entry) < _mean(state.history[state.best]):
+        if entry["mean_excess"] < state.history[state.best]["mean_excess"]:
             state.best = len(state.history) - 1
-
-
-def _mean(entry: dict[str, Any]) -> float:
-    values: list[float] = list(entry["bits_per_byte"].values())
-    return sum(values) / len(values)
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

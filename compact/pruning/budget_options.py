@@ -114,13 +114,11 @@ def parse_coverage(text: str) -> float:
     return share
 
 
-def parse_loss(text: str) -> float:
-    """Parse `--max-loss`: a share such as `3%` or `0.03`. It must be above 0 and below 1. Raises UsageError."""
+def parse_loss(text: str, option: str = "--max-loss") -> float:
+    """Parse a loss: a share such as `3%` or `0.03`. It must be above 0 and below 1. Raises UsageError."""
     share = _share(text)
     if not 0 < share < 1:
-        raise UsageError(
-            f"--max-loss {text[:40]!r}: expected a share above 0% and below 100%", "write it as 3% or 0.03"
-        )
+        raise UsageError(f"{option} {text[:40]!r}: expected a share above 0% and below 100%", "write it as 3% or 0.03")
     return share
 
 

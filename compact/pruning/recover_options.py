@@ -27,6 +27,7 @@ class RecoverOptions:
         text: files, built-in texts, Hub data sets or `self`. If empty, the calibration texts are used.
         tokens: budget in tokens of the pruned model. Training stops at the first limit that it reaches.
         minutes: budget in minutes of wall-clock time.
+        until: stop when held-out text costs at most this share more than in the unpruned model, such as 0.02.
         learning_rate: peak learning rate of AdamW.
         train: `all` weights, or `embeddings` (the embedding and the LM head).
         pieces_per_step: number of texts of about 512 tokens per optimizer step.
@@ -36,6 +37,7 @@ class RecoverOptions:
     text: tuple[str, ...] = ()
     tokens: int | None = None
     minutes: float | None = None
+    until: float | None = None
     learning_rate: float = LEARNING_RATE
     train: str = "all"
     pieces_per_step: int = PIECES_PER_STEP
@@ -49,6 +51,8 @@ class RecoverOptions:
             raise UsageError(f"--recover-tokens {self.tokens}: at least 1 is needed")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise UsageError(f"--recover-minutes {self.minutes:g}: expected more than 0 and less than 1e6")
+        if self.until is not None and not 0 < self.until < 1:
+            raise UsageError(f"--recover-until {self.until:.1%}: expected a share above 0% and below 100%")
         if not 0 < self.learning_rate < 1:
             raise UsageError(f"--learning-rate {self.learning_rate:g}: expected a value between 0 and 1")
         if self.pieces_per_step < 1:

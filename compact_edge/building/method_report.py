@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compact.pruning.budget_options import has_limits
 from compact.pruning.methods import METHODS, Method, method_named, method_of_plan
+from compact.pruning.recovery_record import changes
 
 if TYPE_CHECKING:
     from compact.pruning.options import PruneOptions
@@ -64,7 +65,7 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
         if recovery is None:
             lines.append("recovery: training found no better model on held-out text, so its result is discarded")
         else:
-            words = _changes({name: (value, recovery["after"][name]) for name, value in recovery["before"].items()})
+            words = changes(recovery["before"], recovery["after"], recovery.get("unpruned", {}))
             lines.append(
                 f"recovery: {words} bits per byte on held-out text (best model after {recovery['tokens']:,} "
                 f"tokens of {' + '.join(recovery['text'])}; {recovery['history'][-1]['seconds'] / 60:.1f} minutes)"

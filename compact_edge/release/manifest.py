@@ -22,7 +22,7 @@ _LARGEST_FILE = 256 * 1024
 _KEYS = ("schema", "owner", "targets", "quants", "baseline", "bench", "model")
 _BENCH_KEYS = ("repetitions", "seconds")
 # Keys of `[[model]]` that are options of `build`, by kind.
-_TEXTS = ("method", "repair_tokens", "vocab_rank", "split", "recover", "train", "device", "dtype")
+_TEXTS = ("method", "repair_tokens", "vocab_rank", "split", "recover", "recover_until", "train", "device", "dtype")
 _SOURCES = ("calibration", "recover_text")
 _LISTS = (*_SOURCES, "languages")
 _FILES = ("vocab_corpus", "keep_tokens")
