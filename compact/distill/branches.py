@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
-# Beginnings that are less likely are not drawn. All of them together have about a fiftieth of the mass.
+# Words that are less likely are not drawn. All of them together have about a fiftieth of the mass.
 _LEAST = 1e-6
 
 
@@ -94,15 +95,17 @@ def lessons(
 
 @dataclass
 class Draw:
-    """Priority sampling of nodes from a stream of distributions (Duffield, Lund and Thorup 2007).
+    """Priority sampling of dropped words from a stream of distributions (Duffield, Lund and Thorup 2007).
 
-    A node is drawn with a probability that grows with `mass ** temper`. Its weight is its mass divided by this
-    probability. So the sum of the weights is right on average, whatever `temper` is.
+    A word is drawn with a probability that grows with `p ** temper`. Its weight is p divided by the probability of the
+    draw. Each of its beginnings becomes a lesson of this weight, because one branch has all of them. Lessons that
+    several words share get the sum of their weights. On average, a lesson's weight is therefore the probability of all
+    words that go on after its pieces, whatever `temper` is.
 
     Attributes:
         tree: the words.
-        count: how many nodes to draw from all distributions together.
-        temper: 1 draws by mass. 0 draws all alike.
+        count: how many words to draw from all distributions together.
+        temper: 1 draws by probability. 0 draws all alike.
         most: largest number of next pieces of a lesson.
         random: source of randomness, on the device of the distributions.
         scale: factor for the weights, if the distributions are a part of all.
@@ -116,10 +119,10 @@ class Draw:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        self._kept: list[tuple[float, float, Lesson]] = []  # priority, size, lesson that weighs its mass
+        self._kept: list[tuple[float, float, list[Lesson]]] = []  # priority, size, lessons that weigh p
 
     def offer(self, places: IntArray, sums: torch.Tensor) -> None:
-        """Consider the nodes of some positions.
+        """Consider the words at some positions.
 
         Args:
             places: int64 [N], positions in the student's text.
@@ -129,24 +132,45 @@ class Draw:
 
         if not len(places):
             return
-        end, ended = (torch.from_numpy(column).to(sums.device) for column in (self.tree.end, self.tree.ended))
-        mass = (sums[:, end] - sums[:, ended]).float()  # [N, nodes]
-        sizes = torch.where(mass > _LEAST, mass.clamp_min(_LEAST).pow_(self.temper), 0)
-        chances = torch.rand(mass.shape, generator=self.random, device=mass.device).clamp_min_(1e-9)
-        top, where = (sizes / chances).flatten().topk(min(self.count + 1, mass.numel()))
+        words = torch.from_numpy(self.tree.words).to(sums.device)
+        p = (sums[:, words + 1] - sums[:, words]).float()  # [N, words]
+        sizes = torch.where(p > _LEAST, p.clamp_min(_LEAST).pow_(self.temper), 0)
+        chances = torch.rand(p.shape, generator=self.random, device=p.device).clamp_min_(1e-9)
+        top, where = (sizes / chances).flatten().topk(min(self.count + 1, p.numel()))
         chosen = where[top > 0]
-        rows, nodes = (part.cpu().numpy() for part in (chosen // mass.shape[1], chosen % mass.shape[1]))
-        weights = self.scale * mass.flatten()[chosen].cpu().numpy().astype(np.float64)
-        found = lessons(self.tree, sums, rows, nodes, places=places, weights=weights, most=self.most)
-        drawn = zip(top.tolist(), sizes.flatten()[chosen].tolist(), found, strict=False)
-        self._kept = sorted([*self._kept, *drawn], key=lambda entry: -entry[0])[: self.count + 1]
+        rows, drawn = (part.tolist() for part in (chosen // p.shape[1], chosen % p.shape[1]))
+        weights = (self.scale * p.flatten()[chosen]).tolist()
+        ways = [self.tree.beginnings(word) for word in drawn]
+        found = iter(
+            lessons(
+                self.tree,
+                sums,
+                np.repeat(np.array(rows, dtype=np.int64), [len(way) for way in ways]),
+                np.array([node for way in ways for node in way], dtype=np.int64),
+                places=places,
+                weights=np.repeat(np.array(weights, dtype=np.float64), [len(way) for way in ways]),
+                most=self.most,
+            )
+        )
+        entries = [
+            (priority, size, list(islice(found, len(way))))
+            for priority, size, way in zip(top.tolist(), sizes.flatten()[chosen].tolist(), ways, strict=False)
+        ]
+        self._kept = sorted([*self._kept, *entries], key=lambda entry: -entry[0])[: self.count + 1]
 
     def drawn(self) -> list[Lesson]:
-        """Return the drawn lessons with their weights."""
-        if len(self._kept) <= self.count:
-            return [found for *_, found in self._kept]
-        threshold = self._kept[-1][0]
-        return [replace(found, weight=found.weight / min(1.0, size / threshold)) for _, size, found in self._kept[:-1]]
+        """Return the lessons of the drawn words, each beginning of a position once."""
+        kept, threshold = self._kept, 0.0
+        if len(kept) > self.count:
+            kept, threshold = kept[:-1], kept[-1][0]
+        found: dict[tuple[int, tuple[int, ...]], Lesson] = {}
+        for _, size, own in kept:
+            chance = min(1.0, size / threshold) if threshold else 1.0
+            for one in own:
+                earlier = found.get((one.at, one.pieces))
+                weight = one.weight / chance + (0.0 if earlier is None else earlier.weight)
+                found[one.at, one.pieces] = replace(one, weight=weight)
+        return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Lessons:
     """How dropped words are taught.
 
     Attributes:
-        branches: number of branches per text.
+        branches: number of dropped words per text that are drawn for branches.
         positions: number of positions per text at which the branches may begin. A random choice of them costs less than
             all, and is right on average.
         temper: how much likelier words are preferred: 1 draws by probability, 0 draws all alike.
@@ -36,7 +36,7 @@ class Lessons:
     """
 
     branches: int = BRANCHES
-    positions: int = 128
+    positions: int = 64
     temper: float = 0.7
     inner_weight: float = 1.0
     label_weight: float = 0.3

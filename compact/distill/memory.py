@@ -24,8 +24,8 @@ _BYTES_PER_TRAINED = 12
 # products). The peak was 4.2 GB, which is 2.0 GB above the estimate for weights, moments, gradients and the teacher.
 _BYTES_PER_ACTIVATION = 32
 # Padded length of a text with its branches. With a pruned vocabulary, a piece has at most 10% more tokens than
-# PIECE_TOKENS. One branch in ten has a beginning that is not shared with another one.
-_POSITIONS = padded_length((PIECE_TOKENS + BRANCHES) * 11 // 10)
+# PIECE_TOKENS. A branch has two to three positions.
+_POSITIONS = padded_length(PIECE_TOKENS * 11 // 10 + 5 * BRANCHES // 2)
 
 
 def trained_and_all(source: ModelSource, sizes: Sizes, train: str) -> tuple[int, int]:

@@ -31,6 +31,8 @@ class WordTree:
         parents: int64 [nodes], the node without the last piece; -1 for a single piece.
         child_offsets: int64 [nodes + 1]. The children of node n are `child_offsets[n] : child_offsets[n + 1]`.
         child_pieces, child_begin, child_end: int64 [children], next piece, and the rows that begin with it.
+        words: int64 [words], the words of several pieces, as indices into `rows`.
+        last_nodes: int64 [words], the node of each word without its last piece.
     """
 
     rows: IntArray
@@ -43,6 +45,15 @@ class WordTree:
     child_pieces: IntArray
     child_begin: IntArray
     child_end: IntArray
+    words: IntArray
+    last_nodes: IntArray
+
+    def beginnings(self, word: int) -> list[int]:
+        """Return the nodes on the way to a word, given its index in `words`, longest first."""
+        found = [int(self.last_nodes[word])]
+        while self.parents[found[-1]] >= 0:
+            found.append(int(self.parents[found[-1]]))
+        return found
 
     @cached_property
     def index(self) -> dict[tuple[int, ...], int]:
@@ -86,6 +97,8 @@ def word_tree(alignment: Alignment) -> WordTree:
     flat = [child for found in children for child in found]
     by_node = np.array(ranges, dtype=np.int64).reshape(-1, 3)
     by_child = np.array(flat, dtype=np.int64).reshape(-1, 3)
+    longer = [n for n, one in enumerate(pieces_of) if len(one) > 1]
+    index = {pieces: n for n, pieces in enumerate(names)}
     return WordTree(
         rows=np.array([row for _, row in chosen], dtype=np.int64),
         begin=by_node[:, 0],
@@ -97,6 +110,8 @@ def word_tree(alignment: Alignment) -> WordTree:
         child_pieces=by_child[:, 0],
         child_begin=by_child[:, 1],
         child_end=by_child[:, 2],
+        words=np.array(longer, dtype=np.int64),
+        last_nodes=np.array([index[pieces_of[n][:-1]] for n in longer], dtype=np.int64),
     )
 
 

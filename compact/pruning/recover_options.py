@@ -14,8 +14,8 @@ LEARNING_RATE = 3e-4
 # Approximate tokens per piece of text, and pieces per optimizer step.
 PIECE_TOKENS = 512
 PIECES_PER_STEP = 2
-# Beginnings of dropped words that each piece of text teaches (`compact.distill.branches`).
-BRANCHES = 256
+# Dropped words that are drawn for each piece of text, to teach how they are written (`compact.distill.branches`).
+BRANCHES = 96
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,27 @@ def test_the_target_after_some_pieces_is_the_sum_over_the_whole_vocabulary(
     draw = Draw(tree, 12, 0.5, len(alignment.first_piece), torch.Generator().manual_seed(0))
     draw.offer(np.array([3, 8]), tree.cumulative(p))
     drawn = draw.drawn()
-    assert len(drawn) == 12
+    assert len({(lesson.at, lesson.pieces) for lesson in drawn}) == len(drawn) >= 6
     assert any(len(lesson.pieces) > 1 for lesson in drawn)
     for lesson in drawn:
+        assert len(lesson.pieces) == 1 or any(
+            other.at == lesson.at and other.pieces == lesson.pieces[:-1] for other in drawn
+        )  # all beginnings of a word are taught
         expected, longer = by_hand(alignment, p[0 if lesson.at == 3 else 1], lesson.pieces)
         found = dict(zip(lesson.next_pieces.tolist(), lesson.probabilities.tolist(), strict=True))
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
-        assert lesson.weight >= longer * (1 - 1e-4)  # the mass, divided by the chance of the draw
+        assert lesson.weight > 0
+
+
+def test_when_every_word_is_drawn_a_lesson_weighs_the_words_that_go_on(alignment: Alignment, tree: WordTree) -> None:
+    p = distributions(alignment, 1)
+    draw = Draw(tree, len(tree.words) + 1, 0.5, 8, torch.Generator().manual_seed(0))
+    draw.offer(np.array([5]), tree.cumulative(p))
+    drawn = {lesson.pieces: lesson.weight for lesson in draw.drawn()}
+    likely = float(p[0].sum()) * 1e-6  # rarer words are not drawn
+    for pieces in list(drawn)[::50]:
+        _, longer = by_hand(alignment, p[0], pieces)
+        assert drawn[pieces] == pytest.approx(longer, rel=1e-3, abs=len(tree.words) * likely)
 
 
 def test_the_weights_of_a_draw_add_up_to_the_mass_on_average(alignment: Alignment, tree: WordTree) -> None:
