@@ -1,28 +1,33 @@
-"""What distillation after the cut gives: by learning rate, and by budget.
+"""What distillation after the cut gives, by minutes of training, on three models.
 
-    python -m benchmarks.quality.recovery --part rate
-    python -m benchmarks.quality.recovery --part budget
+    python -m benchmarks.quality.recovery --case smollm2 --minutes 15 --minutes 60
+    python -m benchmarks.quality.recovery --case gemma-half --model gemma-3-270m-q4_k_m.gguf --minutes 60
+    python -m benchmarks.quality.recovery --case smollm2 --part trials    # other settings, at 65,536 tokens
+    python -m benchmarks.quality.recovery --write                         # only write the tables and the picture
 
-`smollm2-135m` at ratio 0.2, repaired, then trained with the unpruned model as teacher, on the first 80% of WikiText-2's
-validation text and of the Python enhancement proposals, unless the row says otherwise. It is never trained on fiction
-and stdlib. A finished row is kept and not computed again; 65,536 tokens take 10 to 14 minutes on 2 cores, 1,048,576
-tokens take 4.4 hours. Writes the table of `docs/quality.md`.
+Each model is trained on the first 80% of WikiText-2's validation text and of the Python enhancement proposals, with the
+unpruned model as teacher. It is never trained on fiction and stdlib. A finished row is kept and not computed again. A
+time is the wall time of the training, which includes the teacher's answers and the evaluations, on an idle machine. The
+recorded rows were made with an empty cache of answers (`COMPACT_EDGE_CACHE`).
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
 from benchmarks.common import (
+    DOCS,
     DOCUMENTED,
+    RESULTS,
     Cells,
     bits_per_byte,
     cache,
     evaluation_texts,
-    result_name,
+    recorded,
     summary,
     table,
     texts_to_learn_from,
@@ -32,95 +37,193 @@ from compact.decide import decide, pruned_checkpoint
 from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
-from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
+from compact.pruning.recover_options import RecoverOptions
 from compact.sources.model_source import open_source
 from compact_edge.cli.library_env import quiet_libraries
 from compact_edge.terminal.console import Console
+from compact_edge.terminal.plot import Panel, Series, document
+from runtime_bench.report import svg
 
-NAME = "recovery"
-RATIO = 0.2
+NAME, SCRIPT = "recovery", "quality.recovery"
+UNPRUNED, BEFORE = "unpruned", "before training"
 SHORT = 65_536
-MIX = "wikitext + peps"
-REPAIRED = "pruned and repaired"
-Row = tuple[str, float, int]  # text, learning rate, tokens
+PICTURE = "recovery.svg"
 
-PARTS: dict[str, list[Row]] = {
-    "rate": [(MIX, rate, SHORT) for rate in (1e-4, 3e-4, 1e-3)],
-    "budget": [(f"self + {MIX}", LEARNING_RATE, 1_048_576)],
+
+@dataclass(frozen=True)
+class Case:
+    """A cut of a model.
+
+    Attributes:
+        title: words for the table.
+        model: default model; None if a file must be given.
+        options: options of the pruning. The calibration texts are also the training texts.
+        minutes: the budgets of the documentation.
+    """
+
+    title: str
+    model: str | None
+    options: Mapping[str, Any]
+    minutes: tuple[int, ...] = (60,)
+
+
+CASES = {
+    "smollm2": Case(
+        "SmolLM2-135M, `--ratio 0.2 --split proportional`, repaired",
+        DOCUMENTED,
+        {"ratio": 0.2, "split": PROPORTIONAL, "channel_grid": 32, "method": "repair"},
+        (15, 60),
+    ),
+    "gemma": Case(
+        "Gemma 3 270M, `--vocab-size 65536 --languages en,code`",
+        None,
+        {"vocab_size": 65_536, "intermediate_size": 2048, "languages": ("en", "code")},
+        (15,),
+    ),
+    "gemma-half": Case(
+        "Gemma 3 270M, `--vocab-size 32768 --languages en,code`",
+        None,
+        {"vocab_size": 32_768, "intermediate_size": 2048, "languages": ("en", "code")},
+    ),
+    "qwen": Case(
+        "Qwen2.5-Coder-0.5B, `--vocab-size 49152 --intermediate-size 3616 --languages en,code`, repaired",
+        None,
+        {
+            "vocab_size": 49_152,
+            "intermediate_size": 3616,
+            "languages": ("en", "code"),
+            "channel_grid": 32,
+            "method": "repair",
+        },
+    ),
 }
 
 
-def options_of(row: Row | None) -> PruneOptions:
-    """Options of the pruning and of the training of a row."""
-    files = texts_to_learn_from()
-    recover = None
-    if row is not None:
-        text, rate, tokens = row
-        names = tuple(files.get(name, name) for name in text.split(" + "))
-        recover = RecoverOptions(text=names, learning_rate=rate, tokens=tokens)
-    return PruneOptions(
-        ratio=RATIO,
-        split=PROPORTIONAL,
-        channel_grid=32,
-        calibration=tuple(files.values()),
-        method="repair",
-        recover=recover,
-    )
+@dataclass(frozen=True)
+class Trial:
+    """Settings that differ from the default, at 65,536 tokens."""
+
+    name: str
+    recover: Mapping[str, Any] = field(default_factory=dict)
+    own_text: bool = False  # a third of the text is `self`
 
 
-def key_of(row: Row) -> str:
-    """The key of a row's cell."""
-    text, rate, tokens = row
-    return f"{text}, rate {rate:g}, {tokens} tokens"
+TRIALS = (
+    Trial("the default"),
+    Trial("without branches", {"branches": 0}),
+    Trial("384 words in branches", {"branches": 384}),
+    Trial("learning rate 1e-4", {"learning_rate": 1e-4}),
+    Trial("learning rate 1e-3", {"learning_rate": 1e-3}),
+    Trial("one text per step", {"pieces_per_step": 1}),
+    Trial("a third of the text is `self`", own_text=True),
+    Trial("`--train embeddings`", {"train": "embeddings"}),
+)
 
 
-def show(cells: dict[str, dict[str, Any]]) -> str:
-    """The table: bits per byte, and their rise over the unpruned model's."""
-    base = cells["unpruned"]["bits_per_byte"]
-    known = ["unpruned", REPAIRED, *(key_of(row) for part in PARTS.values() for row in part)]
+def options_of(case: Case, recover: Mapping[str, Any] | None, *, own_text: bool = False) -> PruneOptions:
+    """Options of the pruning, and of the training unless `recover` is None."""
+    files = tuple(texts_to_learn_from().values())
+    training = None if recover is None else RecoverOptions(text=(*(("self",) if own_text else ()), *files), **recover)
+    return PruneOptions(calibration=files, recover=training, **case.options)
+
+
+def show_minutes(results: Mapping[str, dict[str, Any]]) -> str:
+    """The table by minutes: bits per byte, and how much more than in the unpruned model."""
     rows = []
-    for name, cell in sorted(cells.items(), key=lambda item: known.index(item[0])):
-        bits = cell["bits_per_byte"]
-        minutes = f"{cell['seconds'] / 60:.0f}" if "seconds" in cell else ""
-        rows.append([name, minutes, *(f"{bits[k]:.3f} (+{bits[k] / base[k] - 1:.1%})" for k in base)])
-    return table(["model, or what it was trained on", "minutes", *base], rows)
+    for name, case in CASES.items():
+        cells = results.get(name, {})
+        rows += [[case.title, key, *_figures(cells, key)] for key in cells if key == BEFORE or key.endswith("minutes")]
+    return table(["model and cut", "training", "wikitext", "technical", "fiction", "stdlib"], rows)
+
+
+def show_trials(results: Mapping[str, dict[str, Any]]) -> str:
+    """The table of other settings."""
+    cells = results.get("smollm2", {})
+    rows = [
+        [one.name, f"{cells[one.name]['seconds'] / 60:.0f}", *_figures(cells, one.name)]
+        for one in TRIALS
+        if one.name in cells
+    ]
+    return table(["setting", "minutes", "wikitext", "technical", "fiction", "stdlib"], rows)
+
+
+def _figures(cells: Mapping[str, Any], key: str) -> list[str]:
+    base, bits = cells[UNPRUNED]["bits_per_byte"], cells[key]["bits_per_byte"]
+    return [f"{bits[kind]:.3f} ({bits[kind] / base[kind] - 1:+.1%})" for kind in base]
+
+
+def picture(results: Mapping[str, dict[str, Any]]) -> str:
+    """Minutes of training against the loss on held-out text."""
+    series = []
+    for style, (name, case) in enumerate(CASES.items()):
+        for key, cell in results.get(name, {}).items():
+            if not key.endswith("minutes") or not cell.get("history"):
+                continue
+            points = [(entry["seconds"] / 60, 100 * entry["mean_excess"]) for entry in cell["history"]]
+            tips = tuple(f"{minutes:.1f} minutes: {excess:+.1f}%" for minutes, excess in points)
+            label = f"{case.title.partition(',')[0]}, {key}" if name != "gemma-half" else f"Gemma 3 270M, half, {key}"
+            series.append(
+                Series(label, tuple(svg.Point(*point) for point in points), tips, style, hollow="words" in key)
+            )
+    title = "Loss on held-out text during training"
+    panel = Panel(title, "minutes", "bits per byte, % above the unpruned model", tuple(series))
+    return document([panel], title, "Text of the kinds that the model is trained on.")
+
+
+def write_documents() -> None:
+    """Write the tables and the picture from the recorded rows."""
+    results = {
+        name: recorded(f"{NAME}-{name}")["cells"] for name in CASES if (RESULTS / f"{NAME}-{name}.json").is_file()
+    }
+    write_table("quality.md", SCRIPT, show_minutes(results))
+    write_table("quality.md", f"{SCRIPT}_trials", show_trials(results))
+    (DOCS / PICTURE).write_text(picture(results), encoding="utf-8")
 
 
 @click.command(help=summary(__doc__))
-@click.option("--model", default=DOCUMENTED, show_default=True, help="Built-in name, directory or GGUF file.")
-@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, required=True, help="What to measure.")
+@click.option("--case", "name", type=click.Choice(list(CASES)), default="smollm2", show_default=True, help="The cut.")
+@click.option("--model", help="Built-in name, directory or GGUF file of the case's model.")
+@click.option("--minutes", type=int, multiple=True, help="Minutes of training. Repeat for several budgets.")
+@click.option("--old", is_flag=True, help="Teach only the words of the running text, without branches.")
+@click.option("--part", type=click.Choice(["minutes", "trials"]), default="minutes", show_default=True)
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
-def main(model: str, parts: tuple[str, ...], n_bytes: int) -> None:
-    """Compute the rows that are not recorded yet, print and record."""
+@click.option("--write", is_flag=True, help="Only write the tables and the picture of docs/quality.md.")
+def main(
+    *, name: str, model: str | None, minutes: tuple[int, ...], old: bool, part: str, n_bytes: int, write: bool
+) -> None:
+    """Compute the rows that are not recorded yet, and record them."""
+    if write:
+        write_documents()
+        return
+    case = CASES[name]
+    if (opened := model or case.model) is None:
+        raise click.UsageError(f"--case {name} needs --model FILE")
     quiet_libraries()
     store, console = cache(), Console()
-    source = open_source(model, store, console)
+    source = open_source(opened, store, console)
     texts = evaluation_texts(n_bytes)
-    cells = Cells(
-        result_name(NAME, model), {"model": source.name, "ratio": RATIO, "method": "repair", "bytes_per_text": n_bytes}
-    )
+    cells = Cells(f"{NAME}-{name}", {"model": source.name, "case": case.title, "bytes_per_text": n_bytes})
 
-    def compute(row: Row | None) -> dict[str, Any]:
-        start = time.monotonic()
-        decision = decide(Context(source, options_of(row), store, console))
-        seconds = round(time.monotonic() - start, 1)
+    def compute(recover: Mapping[str, Any] | None, *, own_text: bool = False) -> dict[str, Any]:
+        decision = decide(Context(source, options_of(case, recover, own_text=own_text), store, console))
         directory, _ = pruned_checkpoint(source, decision, store)
         cell: dict[str, Any] = {"bits_per_byte": bits_per_byte(directory, texts)}
-        if row is not None:
-            recovery = decision.plan.recovery
-            history = None if recovery is None else recovery["history"]
-            # After an interruption, only the history has the time of the whole training.
-            cell |= {"seconds": history[-1]["seconds"] if history else seconds, "history": history}
-            cell |= {"learning_rate": row[1]}
+        if recover is not None:
+            history = (decision.plan.recovery or {}).get("history", [])
+            cell |= {"seconds": history[-1]["seconds"] if history else 0.0, "history": history}
         return cell
 
-    cells.get("unpruned", lambda: {"bits_per_byte": bits_per_byte(source.directory, texts)})
-    cells.get(REPAIRED, lambda: compute(None))
-    for row in (row for part in parts for row in PARTS[part]):
-        cells.get(key_of(row), lambda row=row: compute(row))  # type: ignore[misc]
-    print(show(cells.cells))
-    if model == DOCUMENTED:
-        write_table("quality.md", f"quality.{NAME}", show(cells.cells))
+    cells.get(UNPRUNED, lambda: {"bits_per_byte": bits_per_byte(source.directory, texts)})
+    cells.get(BEFORE, lambda: compute(None))
+    if part == "minutes":
+        for budget in minutes or case.minutes:
+            given = {"minutes": float(budget), **({"branches": 0} if old else {})}
+            words = "running text only, " if old else ""
+            cells.get(f"{words}{budget} minutes", lambda given=given: compute(given))  # type: ignore[misc]
+    for one in TRIALS if part == "trials" else ():
+        given = {"tokens": SHORT, **one.recover}
+        cells.get(one.name, lambda given=given, one=one: compute(given, own_text=one.own_text))  # type: ignore[misc]
+    print(show_minutes({name: cells.cells}), show_trials({name: cells.cells}), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ from compact.vocabulary.vocabulary import read_vocabulary
 _LONGEST = 2 * PIECE_TOKENS
 # Number of pieces that the teacher answers at once.
 _SHARD = 16
-_LESSONS = Lessons()
 _SEQUENCES_PER_BATCH = 2
 # Save the run's state, and show its loss if there was no evaluation, after this many seconds.
 _SAVE_EVERY = _NOTE_EVERY = 300.0
@@ -116,7 +115,7 @@ def distill(
         "dtype": str(compute),
         "seed": seed,
         "processes": world_size(),
-        "lessons": asdict(_LESSONS),
+        "lessons": asdict(Lessons(branches=options.branches)),
     }
     key = sha256_json(run)
     saved = cache.path("recovering", key)
@@ -268,7 +267,8 @@ class _Session:
             length=self._length,
             left_free=left_free,
         )
-        self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, _LESSONS, len(plan.kept_token_ids))
+        lessons = Lessons(branches=options.branches)
+        self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, lessons, len(plan.kept_token_ids))
         model = load_model(student, device=device, dtype=torch.float32)
         parameters = trained_parameters(model, options.train)
         self._trainer = Trainer(

@@ -30,6 +30,7 @@ class RecoverOptions:
         until: stop when held-out text costs at most this share more than in the unpruned model, such as 0.02.
         learning_rate: peak learning rate of AdamW.
         train: `all` weights, or `embeddings` (the embedding and the LM head).
+        branches: number of dropped words per text that branches teach. 0 teaches only the words of the running text.
         pieces_per_step: number of texts of about 512 tokens per optimizer step.
     """
 
@@ -40,6 +41,7 @@ class RecoverOptions:
     until: float | None = None
     learning_rate: float = LEARNING_RATE
     train: str = "all"
+    branches: int = BRANCHES
     pieces_per_step: int = PIECES_PER_STEP
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class RecoverOptions:
             raise UsageError(f"--recover-until {self.until:.1%}: expected a share above 0% and below 100%")
         if not 0 < self.learning_rate < 1:
             raise UsageError(f"--learning-rate {self.learning_rate:g}: expected a value between 0 and 1")
+        if self.branches < 0:
+            raise UsageError(f"branches {self.branches}: at least 0 is needed")
         if self.pieces_per_step < 1:
             raise UsageError(f"pieces_per_step {self.pieces_per_step}: at least 1 is needed")
 

@@ -79,7 +79,7 @@ def test_the_target_after_some_pieces_is_the_sum_over_the_whole_vocabulary(
         assert len(lesson.pieces) == 1 or any(
             other.at == lesson.at and other.pieces == lesson.pieces[:-1] for other in drawn
         )  # all beginnings of a word are taught
-        expected, longer = by_hand(alignment, p[0 if lesson.at == 3 else 1], lesson.pieces)
+        expected, _ = by_hand(alignment, p[0 if lesson.at == 3 else 1], lesson.pieces)
         found = dict(zip(lesson.next_pieces.tolist(), lesson.probabilities.tolist(), strict=True))
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
         assert lesson.weight > 0

@@ -367,6 +367,7 @@ def test_what_cannot_be_done_is_one_line(source: ModelSource, text: Path, monkey
         {"train": "some"},
         {"method": "magic"},
         {"pieces_per_step": 0},
+        {"branches": -1},
     ):
         with pytest.raises(UsageError):
             RecoverOptions(**wrong)  # type: ignore[arg-type]
