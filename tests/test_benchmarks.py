@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from benchmarks import common
-from benchmarks.quality import compare_methods
+from benchmarks.quality import answers, compare_methods
+from benchmarks.quality.questions import KINDS as KINDS_OF_QUESTIONS
+from benchmarks.quality.questions import Question, questions
 
 ROOT = Path(__file__).resolve().parents[1]
 # The modules that are run: `room.name`.
@@ -131,3 +133,38 @@ def test_a_document_without_the_marks_of_a_table_is_refused() -> None:
     assert common.with_table(marked, "quality.splits", "new").split() == marked.replace("old", "new").split()
     with pytest.raises(SystemExit, match="lacks the marks"):
         common.with_table(marked, "quality.patterns", "new")
+
+
+def test_questions_are_drawn_alike_and_judged_by_the_first_candidate() -> None:
+    text = " = Title = \n The old fort was renewed in 1898 as a military post of the Union . Its headquarters were empty .\n"
+    asked = questions(text, 5)
+    assert asked == questions(text, 5)
+    by_kind = {one.kind: one for one in asked}
+    assert set(by_kind) == set(KINDS_OF_QUESTIONS)
+    year, word = by_kind["years"], by_kind["words"]
+    assert (year.answer, year.is_right("It was 1898."), year.is_right("1897, or 1898")) == ("1898", True, False)
+    assert word.is_right(f"The word is {word.answer.upper()}.")
+    assert not word.is_right(word.answer[:-1])
+    total = Question("arithmetic", "What is 3 + 4?", "7")
+    assert [total.is_right(reply) for reply in ("3 + 4 = 7", "7", "3 + 4 = 8", "It is 17.", "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    capital = Question("capitals", "What is the capital of India?", "New Delhi")
+    assert capital.is_right("It is new delhi, not Rome")
+    assert not capital.is_right("Rome, or New Delhi")
+
+
+def test_the_table_of_answers() -> None:
+    items = dict.fromkeys(KINDS_OF_QUESTIONS, 25)
+    cells = {
+        "0.2|repair": {"right": dict.fromkeys(KINDS_OF_QUESTIONS, 5), "items": items},
+        "0|unpruned": {"right": dict.fromkeys(KINDS_OF_QUESTIONS, 10), "items": items},
+    }
+    first, second = answers.table_of(cells).splitlines()[2:]
+    assert first.startswith("| - | unpruned | 40.0 ± 9.8 |")
+    assert first.endswith("| 40.0 ± 4.9 |")
+    assert second.startswith("| 0.2 | repair | 20.0 ± 8.0 |")

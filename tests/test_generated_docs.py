@@ -63,7 +63,7 @@ def test_the_tables_of_onnx(document: str, script: str, name: str) -> None:
             "compare-methods",
             lambda m, result: m.document_part(result["cells"]),
         ),
-        ("quality.md", "quality.recovery", "recovery", lambda m, result: m.show(result["cells"])),
+        ("quality.md", "quality.answers", "answers", lambda m, result: m.table_of(result["cells"])),
         ("quality.md", "quality.task_accuracy", "task-accuracy", lambda m, result: m.table_of(result["cells"])),
         ("quality.md", "quality.calibration_mixes", "calibration-mixes", lambda m, result: m.show(result["cells"])),
         ("performance.md", "scale.prune_scale", "prune-scale", lambda m, result: m.show(result)),
@@ -85,6 +85,15 @@ def test_the_plot_of_methods() -> None:
     if not (RESULTS / f"{script.RESULT}.json").is_file():
         pytest.skip("compare_methods.py has not been run yet")
     assert (DOCS / script.PLOT).read_text(encoding="utf-8") == script.plot(recorded(script.RESULT)["cells"])
+
+
+def test_the_tables_of_recovery() -> None:
+    script = importlib.import_module("benchmarks.quality.recovery")
+    page = (DOCS / "quality.md").read_text(encoding="utf-8")
+    assert f"]({script.PICTURE})" in page
+    assert (DOCS / script.PICTURE).read_text(encoding="utf-8") == script.picture(script.results())
+    for mark, rows in script.tables().items():
+        assert with_table(page, mark, rows) == page
 
 
 def test_the_front_is_that_of_the_recorded_files() -> None:

@@ -170,14 +170,21 @@ def picture(results: Mapping[str, dict[str, Any]]) -> str:
     return document([panel], title, "Text of the kinds that the model is trained on.")
 
 
+def results() -> dict[str, dict[str, Any]]:
+    """Case -> recorded cells."""
+    return {name: recorded(f"{NAME}-{name}")["cells"] for name in CASES if (RESULTS / f"{NAME}-{name}.json").is_file()}
+
+
+def tables() -> dict[str, str]:
+    """Mark in the page -> table."""
+    return {SCRIPT: show_minutes(results()), f"{SCRIPT}_trials": show_trials(results())}
+
+
 def write_documents() -> None:
     """Write the tables and the picture from the recorded rows."""
-    results = {
-        name: recorded(f"{NAME}-{name}")["cells"] for name in CASES if (RESULTS / f"{NAME}-{name}.json").is_file()
-    }
-    write_table("quality.md", SCRIPT, show_minutes(results))
-    write_table("quality.md", f"{SCRIPT}_trials", show_trials(results))
-    (DOCS / PICTURE).write_text(picture(results), encoding="utf-8")
+    for mark, rows in tables().items():
+        write_table("quality.md", mark, rows)
+    (DOCS / PICTURE).write_text(picture(results()), encoding="utf-8")
 
 
 @click.command(help=summary(__doc__))

@@ -160,5 +160,3 @@ def test_a_budget_that_ends_first_is_a_warning(source: ModelSource, text: Path, 
 def test_a_share_that_cannot_be(until: float) -> None:
     with pytest.raises(UsageError, match="--recover-until"):
         RecoverOptions(until=until)
-
-
