@@ -136,7 +136,8 @@ def test_a_document_without_the_marks_of_a_table_is_refused() -> None:
 
 
 def test_questions_are_drawn_alike_and_judged_by_the_first_candidate() -> None:
-    text = " = Title = \n The old fort was renewed in 1898 as a post . Its headquarters were empty for years .\n"
+    fort = "The old fort was renewed in 1898 as a military post ."
+    text = f" = Title = \n {fort} Its headquarters stood empty for years .\n"
     asked = questions(text, 5)
     assert asked == questions(text, 5)
     by_kind = {one.kind: one for one in asked}
