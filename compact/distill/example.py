@@ -36,7 +36,7 @@ class Lessons:
     """
 
     branches: int = BRANCHES
-    positions: int = 64
+    positions: int = 32
     temper: float = 0.7
     inner_weight: float = 1.0
     label_weight: float = 0.3

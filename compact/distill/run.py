@@ -40,7 +40,7 @@ from compact.distill.state import State
 from compact.distill.teacher import KIND, Teacher
 from compact.distill.text import TrainingText
 from compact.distill.train import Schedule, Trainer, make_optimizer, trained_parameters
-from compact.forward.load import load_model
+from compact.forward.load import load_model, with_fast_attention
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan
@@ -53,9 +53,11 @@ from compact.vocabulary.vocabulary import read_vocabulary
 
 # Truncate pieces to this many tokens. This matters for scripts that the vocabulary splits into many short tokens.
 _LONGEST = 2 * PIECE_TOKENS
+# Positions per window of the held-out text.
+_WINDOW = 512
 # Number of pieces that the teacher answers at once.
-_SHARD = 16
-_SEQUENCES_PER_BATCH = 2
+_SHARD = 32
+_SEQUENCES_PER_BATCH = 4
 # Save the run's state, and show its loss if there was no evaluation, after this many seconds.
 _SAVE_EVERY = _NOTE_EVERY = 300.0
 # Bytes on disk per trained weight: of the run's state (float32 weight, two moments, best so far), and of the result.
@@ -269,7 +271,7 @@ class _Session:
         )
         lessons = Lessons(branches=options.branches)
         self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, lessons, len(plan.kept_token_ids))
-        model = load_model(student, device=device, dtype=torch.float32)
+        model = with_fast_attention(load_model(student, device=device, dtype=torch.float32))
         parameters = trained_parameters(model, options.train)
         self._trainer = Trainer(
             model=model,
@@ -282,7 +284,7 @@ class _Session:
                 student,
                 self._teacher,
                 cache,
-                window=min(PIECE_TOKENS, source.max_positions),
+                window=min(_WINDOW, source.max_positions),
             ),
             device=device,
             dtype=dtype,

@@ -14,7 +14,7 @@ from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
 from compact.sources.model_source import ModelSource
 from compact.texts import stdlib_text
 
-# Characters per piece of text. In most languages that a vocabulary was made for, this is about 512 tokens.
+# Characters per piece of text. In most languages that a vocabulary was made for, this is about 256 tokens.
 PIECE_CHARACTERS = 4 * PIECE_TOKENS
 # Number of tokens that the model writes for `self`. The model writes enough for its share of the budget, up to a
 # maximum. If the budget needs more, the text is used again. The minimum is enough to hold out a piece.

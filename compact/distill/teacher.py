@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 KIND = "teacher"  # kind of the cache entries
 # Increment when equal inputs give other answers.
-_VERSION = 2
+_VERSION = 3
 _FILE = "answers.npz"
 # Store answers only while at least this much of the disk is free. They can be computed again, so they must not fill up
 # the disk.
@@ -162,9 +162,9 @@ class Teacher:
 
     @cached_property
     def _model(self) -> Any:
-        from compact.forward.load import load_model
+        from compact.forward.load import load_model, with_fast_attention
 
-        return load_model(self._source.directory, device=self._device, dtype=self._dtype)
+        return with_fast_attention(load_model(self._source.directory, device=self._device, dtype=self._dtype))
 
     def _answer(self, sequences: Sequence[Sequence[int]]) -> list[Answers]:
         import torch

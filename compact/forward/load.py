@@ -45,3 +45,14 @@ def load_model(model_dir: Path, *, device: str = "cpu", dtype: torch.dtype | Non
             "check that the checkpoint is complete, and that this version of transformers supports it",
         ) from error
     return model.to(device).eval()
+
+
+def with_fast_attention(model: Any) -> Any:
+    """Return the model with the attention that is fastest for short texts.
+
+    On a CPU, products of matrices are two to three times as fast as PyTorch's fused attention, for texts of 256 tokens
+    in bfloat16. Their memory grows with the square of the length.
+    """
+    if model.device.type == "cpu":
+        model.set_attn_implementation("eager")
+    return model

@@ -11,11 +11,12 @@ TRAINED = ("all", "embeddings")
 # Time limit if neither tokens nor minutes are given.
 DEFAULT_MINUTES = 30.0
 LEARNING_RATE = 3e-4
-# Approximate tokens per piece of text, and pieces per optimizer step.
-PIECE_TOKENS = 512
-PIECES_PER_STEP = 2
+# Approximate tokens per piece of text, and pieces per optimizer step. Attention over longer pieces costs more, and did
+# not teach more.
+PIECE_TOKENS = 256
+PIECES_PER_STEP = 4
 # Dropped words that are drawn for each piece of text, to teach how they are written (`compact.distill.branches`).
-BRANCHES = 96
+BRANCHES = 48
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RecoverOptions:
         learning_rate: peak learning rate of AdamW.
         train: `all` weights, or `embeddings` (the embedding and the LM head).
         branches: number of dropped words per text that branches teach. 0 teaches only the words of the running text.
-        pieces_per_step: number of texts of about 512 tokens per optimizer step.
+        pieces_per_step: number of texts of about 256 tokens per optimizer step.
     """
 
     method: str = "distill"
