@@ -7,12 +7,13 @@
 
 Each model is trained on the first 80% of WikiText-2's validation text and of the Python enhancement proposals, with the
 unpruned model as teacher. It is never trained on fiction and stdlib. A finished row is kept and not computed again. A
-time is the wall time of the training, which includes the teacher's answers and the evaluations, on an idle machine. The
-recorded rows were made with an empty cache of answers (`COMPACT_EDGE_CACHE`).
+time is the wall time of the training, which includes the teacher's answers and the evaluations, on an idle machine. A
+row by minutes deletes the teacher's answers from the cache first, so that it does not profit from an earlier one.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ from benchmarks.common import (
     write_table,
 )
 from compact.decide import decide, pruned_checkpoint
+from compact.distill.teacher import KIND as TEACHER
 from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
@@ -212,6 +214,8 @@ def main(
     cells = Cells(f"{NAME}-{name}", {"model": source.name, "case": case.title, "bytes_per_text": n_bytes})
 
     def compute(recover: Mapping[str, Any] | None, *, own_text: bool = False) -> dict[str, Any]:
+        if recover is not None and "minutes" in recover:
+            shutil.rmtree(store.root / TEACHER, ignore_errors=True)
         decision = decide(Context(source, options_of(case, recover, own_text=own_text), store, console))
         directory, _ = pruned_checkpoint(source, decision, store)
         cell: dict[str, Any] = {"bits_per_byte": bits_per_byte(directory, texts)}

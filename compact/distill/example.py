@@ -81,9 +81,9 @@ class ExampleMaker:
         self._probabilities, self._alignment, self._how, self._n_rows = probabilities, alignment, how, n_rows
         self._tree = word_tree(alignment)
         self._per_chunk = max(1, _CHUNK_BYTES // (8 * len(alignment.first_piece)))
-        known = alignment.first_piece >= 0
-        self._known = torch.from_numpy(np.nonzero(known)[0])
-        self._first = torch.from_numpy(alignment.first_piece[known])
+        # Teacher's tokens that the student cannot write get a column after those of the LM head.
+        first = alignment.first_piece
+        self._first = torch.from_numpy(np.where(first >= 0, first, n_rows))
 
     def make(self, answers: Answers, student_ids: Sequence[int], seed: int) -> Example:
         """Map the teacher's answers to the student's vocabulary.
@@ -155,9 +155,9 @@ class ExampleMaker:
 
     def _outer(self, p: torch.Tensor) -> Targets:
         """Return the targets of positions with a distribution [N, teacher's rows]: the likeliest first pieces."""
-        q = torch.zeros(len(p), self._n_rows, device=p.device)
-        q.index_add_(1, self._first.to(p.device), p[:, self._known.to(p.device)])
-        top, ids = (part.cpu() for part in q.topk(min(TOP_K, self._n_rows), dim=1))
+        q = torch.zeros(len(p), self._n_rows + 1, device=p.device)
+        q.index_add_(1, self._first.to(p.device), p)
+        top, ids = (part.cpu() for part in q[:, :-1].topk(min(TOP_K, self._n_rows), dim=1))
         valid = top > 0
         ids = torch.where(valid, ids, ids[:, :1])
         return Targets(ids, top, valid, torch.ones(len(p)))

@@ -23,6 +23,8 @@ _BYTES_PER_TRAINED = 12
 # Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,280 channels, batches of 2 texts, bfloat16
 # products). The peak was 4.2 GB, which is 2.0 GB above the estimate for weights, moments, gradients and the teacher.
 _BYTES_PER_ACTIVATION = 32
+# The same, of the attention: per pair of positions of a text and per head.
+_BYTES_PER_SCORE = 8
 # Padded length of a text with its branches. With a pruned vocabulary, a piece has at most 10% more tokens than
 # PIECE_TOKENS. A branch has two to three positions.
 _POSITIONS = padded_length(PIECE_TOKENS * 11 // 10 + 5 * BRANCHES // 2)
@@ -48,9 +50,11 @@ def needed_memory(source: ModelSource, sizes: Sizes, dtype: torch.dtype, train: 
     # The gradients of head and embedding are computed separately. Both are in memory when they are added.
     head = 4 * sizes.vocab_size * source.hidden_size
     positions = batch_size * min(_POSITIONS, source.max_positions)
+    heads = int(source.config["num_attention_heads"]) * len(source.ffn_widths)
+    scores = positions * min(_POSITIONS, source.max_positions) * heads * _BYTES_PER_SCORE
     channels = sum(source.hidden_size + sizes.intermediate_size * width for width in source.ffn_widths)
     weights = 4 * student + _BYTES_PER_TRAINED * trained + head + dtype.itemsize * source.n_params
-    return weights + positions * channels * _BYTES_PER_ACTIVATION
+    return weights + positions * channels * _BYTES_PER_ACTIVATION + scores
 
 
 def needed_and_free(
