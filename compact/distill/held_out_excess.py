@@ -67,10 +67,11 @@ class _Reading:
     """A text as one model reads it.
 
     Attributes:
+        ids: the token ids, [T].
         bits: float64 [T], bits of each token. Without BOS, the first token has 0.
         ends: int64 [T], where each token ends in the text; None if the tokenizer changes the text.
         n_bytes: UTF-8 bytes of the scored tokens.
-        ids: the token ids, [T].
+        first: number of tokens at the start that are not scored.
     """
 
     ids: Sequence[int]
