@@ -334,7 +334,7 @@ class _Session:
             parts.append(f"loss {state.loss:.4f}")
         if is_judged:
             parts.append(
-                "held out: " + ", ".join(f"{name} {loss}" for name, loss in _losses(state.history[-1]).items())
+                "held-out text " + ", ".join(f"{name} {loss}" for name, loss in _losses(state.history[-1]).items())
             )
         self._progress.note(f"recovery: {', '.join(parts)}")
 
