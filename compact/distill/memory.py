@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 # there are no gradients, but a copy of the weights.
 _BYTES_PER_TRAINED = 12
 # Memory that the layers keep for the backward pass, per position and per channel of the hidden state and of the FFN.
-# Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,280 channels, batches of 2 texts, bfloat16
-# products). The peak was 4.2 GB, which is 2.0 GB above the estimate for weights, moments, gradients and the teacher.
+# Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,248 channels, bfloat16 products) and fused
+# attention.
 _BYTES_PER_ACTIVATION = 32
-# The same, of the attention: per pair of positions of a text and per head.
-_BYTES_PER_SCORE = 8
+# The same, of the attention: per pair of positions of a text and per head. With batches of 4 texts, the peak of the
+# same model was 7.9 GB, 0.5 GB of which are Python and PyTorch.
+_BYTES_PER_SCORE = 12
 # Padded length of a text with its branches. With a pruned vocabulary, a piece has at most 10% more tokens than
 # PIECE_TOKENS. A branch has two to three positions.
 _POSITIONS = padded_length(PIECE_TOKENS * 11 // 10 + 5 * BRANCHES // 2)

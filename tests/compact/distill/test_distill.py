@@ -315,12 +315,12 @@ def test_a_second_process_waits_and_finds_what_the_first_learned(source: ModelSo
 def test_memory_counts_what_the_layers_keep(source: ModelSource, plain: Decision) -> None:
     few, many = (memory.needed_memory(source, plain.plan.sizes, torch.bfloat16, "all", size) for size in (2, 16))
     channels = source.hidden_size + plain.plan.intermediate_size
-    assert many - few >= 14 * min(512, source.max_positions) * source.num_hidden_layers * channels * 32
+    assert many - few >= 14 * min(256, source.max_positions) * source.num_hidden_layers * channels * 32
 
 
 def test_memory_is_about_what_was_measured(smollm2: ModelSource) -> None:
-    """4.2 GB of smollm2-135m cut by 20%, of which 0.5 GB are Python and torch."""
-    assert 3.5e9 < memory.needed_memory(smollm2, Sizes(28_416, 1248), torch.bfloat16, "all", 2) < 4.4e9
+    """7.9 GB of smollm2-135m cut by 20%, of which 0.5 GB are Python and torch."""
+    assert 7.0e9 < memory.needed_memory(smollm2, Sizes(28_416, 1248), torch.bfloat16, "all", 4) < 8.0e9
 
 
 def test_embeddings_alone(source: ModelSource, text: Path, plain: Decision, cache: Cache) -> None:
