@@ -179,7 +179,11 @@ def results() -> dict[str, dict[str, Any]]:
 
 def tables() -> dict[str, str]:
     """Mark in the page -> table."""
-    return {SCRIPT: show_minutes(results()), f"{SCRIPT}_trials": show_trials(results())}
+    found = results()
+    made = {SCRIPT: show_minutes(found)}
+    if any(one.name in found.get("smollm2", {}) for one in TRIALS):
+        made[f"{SCRIPT}_trials"] = show_trials(found)
+    return made
 
 
 def write_documents() -> None:
