@@ -185,7 +185,11 @@ _RECOVERY = (
         help="Stop training as soon as held-out text costs at most this share more than in the unpruned model, for "
         "example 2%. The budget still applies.",
     ),
-    click.option("--learning-rate", type=float, help="Maximum learning rate (default: 0.0003)."),
+    click.option(
+        "--learning-rate",
+        type=float,
+        help="Maximum learning rate of all weights (default: 0.15% of the root mean square of each weight matrix).",
+    ),
     click.option(
         "--train",
         type=click.Choice(TRAINED),

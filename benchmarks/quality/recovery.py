@@ -114,8 +114,8 @@ TRIALS = (
     Trial("the default"),
     Trial("without branches", {"branches": 0}),
     Trial("384 words in branches", {"branches": 384}),
-    Trial("learning rate 1e-4", {"learning_rate": 1e-4}),
-    Trial("learning rate 1e-3", {"learning_rate": 1e-3}),
+    Trial("learning rate 3e-4 for all weights", {"learning_rate": 3e-4}),
+    Trial("learning rate 1e-3 for all weights", {"learning_rate": 1e-3}),
     Trial("one text per step", {"pieces_per_step": 1}),
     Trial("a third of the text is `self`", own_text=True),
     Trial("`--train embeddings`", {"train": "embeddings"}),
@@ -197,12 +197,21 @@ def write_documents() -> None:
 @click.option("--case", "name", type=click.Choice(list(CASES)), default="smollm2", show_default=True, help="The cut.")
 @click.option("--model", help="Built-in name, directory or GGUF file of the case's model.")
 @click.option("--minutes", type=int, multiple=True, help="Minutes of training. Repeat for several budgets.")
+@click.option("--learning-rate", type=float, help="Learning rate of all weights.")
 @click.option("--old", is_flag=True, help="Teach only the words of the running text, without branches.")
 @click.option("--part", type=click.Choice(["minutes", "trials"]), default="minutes", show_default=True)
 @click.option("--bytes", "n_bytes", default=24_000, show_default=True, help="Bytes to evaluate of every text.")
 @click.option("--write", is_flag=True, help="Only write the tables and the picture of docs/quality.md.")
 def main(
-    *, name: str, model: str | None, minutes: tuple[int, ...], old: bool, part: str, n_bytes: int, write: bool
+    *,
+    name: str,
+    model: str | None,
+    minutes: tuple[int, ...],
+    learning_rate: float | None,
+    old: bool,
+    part: str,
+    n_bytes: int,
+    write: bool,
 ) -> None:
     """Compute the rows that are not recorded yet, and record them."""
     if write:
@@ -232,8 +241,9 @@ def main(
     cells.get(BEFORE, lambda: compute(None))
     if part == "minutes":
         for budget in minutes or case.minutes:
-            given = {"minutes": float(budget), **({"branches": 0} if old else {})}
+            given = {"minutes": float(budget), "learning_rate": learning_rate, **({"branches": 0} if old else {})}
             words = "running text only, " if old else ""
+            words += f"rate {learning_rate:g}, " if learning_rate is not None else ""
             cells.get(f"{words}{budget} minutes", lambda given=given: compute(given))  # type: ignore[misc]
     for one in TRIALS if part == "trials" else ():
         given = {"tokens": SHORT, **one.recover}

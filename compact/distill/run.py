@@ -44,7 +44,7 @@ from compact.forward.load import load_model, with_fast_attention
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan
-from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions
+from compact.pruning.recover_options import PIECE_TOKENS, RELATIVE_RATE, RecoverOptions
 from compact.pruning.recovery_record import changes
 from compact.sources.model_source import ModelSource
 from compact.vocabulary.loading import tokenizer_document
@@ -111,6 +111,7 @@ def distill(
         "seconds": options.seconds,
         "until": options.until,
         "learning_rate": options.learning_rate,
+        "relative_rate": RELATIVE_RATE,
         "train": options.train,
         "pieces_per_step": options.pieces_per_step,
         "device": place,
@@ -277,8 +278,8 @@ class _Session:
             model=model,
             parameters=parameters,
             dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
-            optimizer=make_optimizer(parameters.values()),
-            schedule=Schedule(options.learning_rate, options.tokens, options.seconds, options.until),
+            optimizer=make_optimizer(parameters.values(), relative=options.learning_rate is None),
+            schedule=Schedule(options.learning_rate or RELATIVE_RATE, options.tokens, options.seconds, options.until),
             held_out=HeldOutTexts(
                 named_texts(text.held_out),
                 student,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from compact.distill.state import State
 
 _WARMUP_STEPS = 10
 _CLIP = 1.0
+# Key of an optimizer's group: factor for the learning rate.
+_SCALE = "scale"
 _BETAS = (0.9, 0.95)
 # Number of evaluations during a run. There is another one before the first step.
 _EVALUATIONS = 10
@@ -32,7 +35,8 @@ class Schedule:
     """The budget and the learning rate.
 
     Attributes:
-        learning_rate: peak learning rate. It decreases linearly to 0 at the end of the budget.
+        learning_rate: peak learning rate, before the factor of a group of parameters. It decreases linearly to 0 at the
+            end of the budget.
         tokens, seconds: limits, or None for no limit. Training stops at the first limit that it reaches.
         until: training also stops when an evaluation finds at most this excess over the unpruned model, as a share.
     """
@@ -191,7 +195,7 @@ class Trainer:
 
     def _step(self, examples: Sequence[Example], rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[_SCALE]
         total = weight = 0.0
         for start in range(0, len(examples), self.batch_size):
             batch = examples[start : start + self.batch_size]
@@ -236,6 +240,23 @@ class Trainer:
             state.best = len(state.history) - 1
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Return AdamW without weight decay, because the weights should stay close to their initial values."""
-    return torch.optim.AdamW(list(parameters), lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], *, relative: bool = False) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay, because the weights should stay close to their initial values.
+
+    Args:
+        parameters: the parameters, with their initial values.
+        relative: whether the rate of each matrix is multiplied by the root mean square of its values. Vectors (norms
+            and biases) get the median of the matrices. Their own values differ by orders of magnitude.
+    """
+    chosen = list(parameters)
+    scales = [1.0] * len(chosen)
+    if relative:
+        sizes = {n: float(one.detach().square().mean().sqrt()) for n, one in enumerate(chosen) if one.ndim > 1}
+        known = [size for size in sizes.values() if size > 0]
+        median = statistics.median(known) if known else 1.0
+        scales = [sizes.get(n, 0.0) or median for n in range(len(chosen))]
+    groups = [
+        {"params": [one for one, own in zip(chosen, scales, strict=True) if own == scale], _SCALE: scale}
+        for scale in dict.fromkeys(scales)
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)

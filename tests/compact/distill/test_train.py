@@ -10,7 +10,7 @@ import torch
 
 from compact.distill.example import Example
 from compact.distill.loss import Targets
-from compact.distill.train import Schedule, example_loss
+from compact.distill.train import Schedule, example_loss, make_optimizer
 from compact.forward.load import load_model
 from tests.checkpoints import random_model
 
@@ -71,3 +71,20 @@ def test_the_rate_falls_linearly_to_nothing_over_whichever_budget_ends_first() -
     first = [minutes.rate(step, 0.0) for step in range(12)]
     assert 0 < first[0] < 2e-4
     assert sorted(first) == first
+
+
+@pytest.mark.parametrize("size", [0.2, 0.002])
+def test_a_relative_rate_changes_small_weights_as_much_as_large_ones(size: float) -> None:
+    matrix = torch.nn.Parameter(size * torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))
+    vector, empty = torch.nn.Parameter(torch.full((8,), 0.5)), torch.nn.Parameter(torch.zeros(4, 4))
+    before = [one.detach().clone() for one in (matrix, vector, empty)]
+    optimizer = make_optimizer([matrix, vector, empty], relative=True)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2 * group["scale"]
+    for one in (matrix, vector, empty):
+        one.grad = torch.ones_like(one)
+    optimizer.step()
+    # The first step of AdamW moves every weight by the learning rate.
+    root = float(before[0].square().mean().sqrt())
+    for one, earlier in zip((matrix, vector, empty), before, strict=True):
+        torch.testing.assert_close(earlier - one.detach(), torch.full_like(one, 1e-2 * root), rtol=1e-2, atol=1e-7)
