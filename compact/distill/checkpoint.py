@@ -27,8 +27,8 @@ _UNUSED_SECONDS = 30 * 24 * 3600
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> None:
-    """Write the run's state.
+def save(directory: Path, trainer: Trainer, state: State) -> None:
+    """Write the run's state, and its best weights so far.
 
     The directory is replaced as a whole. If the process is interrupted here, the earlier state remains valid.
 
@@ -36,7 +36,6 @@ def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> N
         directory: directory of this run.
         trainer: its float32 weights and both moments of AdamW are written.
         state: the progress of the run.
-        is_best: whether the weights are the best so far.
     """
     from safetensors.torch import save_file
 
@@ -50,15 +49,11 @@ def save(directory: Path, trainer: Trainer, state: State, *, is_best: bool) -> N
                 tensors[f"{key}.{name}"] = moments[key].cpu().contiguous()
         if "step" in moments:
             steps[name] = float(moments["step"])
-    earlier = directory / BEST
     with publish(directory, force=True) as work:
         save_file(tensors, str(work / WEIGHTS))
         write_json(work / _SETTINGS, steps)
         write_json(work / STATE, state.as_dict())
-        if is_best:
-            _write_best(work / BEST, trainer)
-        elif earlier.is_file():
-            shutil.copyfile(earlier, work / BEST)
+        _write_best(work / BEST, trainer)
 
 
 def save_best(directory: Path, trainer: Trainer) -> None:
@@ -70,7 +65,7 @@ def save_best(directory: Path, trainer: Trainer) -> None:
 def _write_best(path: Path, trainer: Trainer) -> None:
     from safetensors.torch import save_file
 
-    best = {n: weight.detach().to(trainer.dtypes[n]).cpu().contiguous() for n, weight in trainer.parameters.items()}
+    best = {name: weight.cpu().contiguous() for name, weight in trainer.best.items()}
     save_file(best, str(path), metadata={"format": "pt"})
 
 
@@ -106,9 +101,11 @@ def load(directory: Path, trainer: Trainer) -> State:
         state = State(**read_json_object(directory / STATE))
         steps = read_json_object(directory / _SETTINGS)
         tensors = load_file(str(directory / WEIGHTS))
+        best = load_file(str(directory / BEST))
         for name, parameter in trainer.parameters.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
+            trainer.best[name] = best[name].to(parameter.device)
             if name in steps:
                 trainer.optimizer.state[parameter] = _moments(tensors, name, steps[name], parameter)
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:

@@ -16,9 +16,9 @@ from compact.sources.model_source import ModelSource
 if TYPE_CHECKING:
     import torch
 
-# For each trained float32 weight, there are a gradient and the two moments of AdamW. During evaluation and writing,
-# there are no gradients, but a copy of the weights.
-_BYTES_PER_TRAINED = 12
+# For each trained float32 weight, there are a gradient, the two moments of AdamW, and the best weight so far, in the
+# type of the file. During evaluation and writing, there are no gradients, but a copy of the weights.
+_BYTES_PER_TRAINED = 14
 # Memory that the layers keep for the backward pass, per position and per channel of the hidden state and of the FFN.
 # Measured on a CPU with smollm2-135m, pruned by 20% (30 layers, 576 + 1,248 channels, bfloat16 products) and fused
 # attention.

@@ -4,7 +4,8 @@ An interrupted run can be resumed, because its state is in the cache until the r
 
 During the run, the model is evaluated several times on held-out text, starting with the pruned model itself. The model
 with the lowest mean of the texts' bits per byte is written. A run therefore never makes this mean worse. It may make
-one text worse while it makes another one better.
+one text worse while it makes another one better. When an evaluation finds a worse model, training goes back to the best
+one, with a lower learning rate.
 """
 
 from __future__ import annotations
@@ -200,6 +201,10 @@ def _outcome(first: dict[str, Any], best: dict[str, Any], unpruned: dict[str, fl
     return f"recovery: bits per byte on held-out text {words} ({best['tokens']:,} tokens, {best['seconds']:.0f} s)"
 
 
+def _slower_words(factor: float) -> str:
+    return f"recovery: the held-out text got worse; back to the best weights, with {factor:.1%} of the learning rate"
+
+
 def _until_words(until: float, excess: float) -> str:
     found = f"the held-out text costs {excess:+.1%} compared with the unpruned model"
     if excess <= until:
@@ -311,7 +316,7 @@ class _Session:
         schedule = self._trainer.schedule
         # With both limits, the bar shows seconds. If the tokens are used up first, it jumps to the end.
         total, unit = (math.ceil(schedule.seconds), "s") if schedule.seconds else (schedule.tokens or 0, "tokens")
-        shown = 0
+        shown, factor = 0, state.rate_factor
         with self._progress.task("recovering", total, unit) as task:
             for now, is_judged in self._trainer.steps(self._groups(state.pieces), state):
                 at = min(total, int(total * schedule.done(now.tokens, now.seconds)))
@@ -320,13 +325,15 @@ class _Session:
                 if is_judged or now.seconds - noted_at > _NOTE_EVERY:
                     self._note(now, is_judged=is_judged)
                     noted_at = now.seconds
+                if now.rate_factor < factor:
+                    self._progress.note(_slower_words(now.rate_factor))
+                factor = now.rate_factor
                 is_best = is_judged and now.best == len(now.history) - 1
-                is_due = is_best or now.seconds - saved_at > _SAVE_EVERY
-                if is_main() and self._keeps and is_due:
-                    checkpoint.save(self._saved, self._trainer, now, is_best=is_best)
+                if is_main() and self._keeps and (is_best or now.seconds - saved_at > _SAVE_EVERY):
+                    checkpoint.save(self._saved, self._trainer, now)
                     saved_at = now.seconds
-                elif is_main() and is_best and now.best > 0:
-                    checkpoint.save_best(self._saved, self._trainer)
+        if is_main() and state.best > 0:
+            checkpoint.save_best(self._saved, self._trainer)
         return state
 
     def _note(self, state: State, *, is_judged: bool) -> None:

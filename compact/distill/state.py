@@ -19,6 +19,7 @@ class State:
             rows since the previous evaluation, in nats), and bits per byte of every held-out text.
         best: index of the best entry.
         loss: loss of the steps since the last entry (mean over the rows, in nats).
+        rate_factor: factor for the learning rate. It gets smaller when the model got worse.
     """
 
     step: int = 0
@@ -28,6 +29,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: int = 0
     loss: float = 0.0
+    rate_factor: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ _CLIP = 1.0
 # Key of an optimizer's group: factor for the learning rate.
 _SCALE = "scale"
 _BETAS = (0.9, 0.95)
+# If an evaluation finds more excess than the best one by this share, training goes back to the best weights. It
+# continues with this factor of the learning rate. Models differ in the rate that they tolerate.
+_WORSE, _SLOWER = 0.002, 0.3
 # Number of evaluations during a run. There is another one before the first step.
 _EVALUATIONS = 10
 
@@ -140,6 +143,7 @@ class Trainer:
         held_out: text for evaluation.
         device, dtype: device and compute type.
         batch_size: largest number of examples per forward pass.
+        best: copy of the best weights so far, by name.
     """
 
     model: Any
@@ -151,6 +155,7 @@ class Trainer:
     device: str
     dtype: torch.dtype
     batch_size: int
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def steps(self, groups: Iterator[list[Example]], state: State) -> Iterator[tuple[State, bool]]:
         """Train until the budget is used up.
@@ -173,7 +178,7 @@ class Trainer:
         judged = state.history[-1]["done"]
         while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0 and not self._is_enough(state):
             group = next(groups)
-            loss, rows = self._step(group, self.schedule.rate(state.step, done))
+            loss, rows = self._step(group, state.rate_factor * self.schedule.rate(state.step, done))
             total, weight = total + loss, weight + rows
             state.loss = total / max(weight, 1.0)
             state.step += 1
@@ -187,7 +192,25 @@ class Trainer:
             if is_due:
                 self._judge(state, state.loss)
                 total, weight, judged = 0.0, 0.0, done
+                if self._is_worse(state):
+                    self.restore_best()
+                    state.rate_factor *= _SLOWER
             yield state, is_due
+
+    def _is_worse(self, state: State) -> bool:
+        excess = [state.history[n]["mean_excess"] for n in (-1, state.best)]
+        return bool(excess[0] > excess[1] + _WORSE)
+
+    def keep_best(self) -> None:
+        """Keep a copy of the weights, in the type in which they will be written."""
+        for name, parameter in self.parameters.items():
+            self.best[name] = parameter.detach().to(self.dtypes[name], copy=True)
+
+    def restore_best(self) -> None:
+        """Go back to the weights of `keep_best`."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.best[name])
 
     def _is_enough(self, state: State) -> bool:
         until = self.schedule.until
@@ -238,6 +261,8 @@ class Trainer:
         state.history.append(entry)
         if entry["mean_excess"] < state.history[state.best]["mean_excess"]:
             state.best = len(state.history) - 1
+        if state.best == len(state.history) - 1:
+            self.keep_best()
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], *, relative: bool = False) -> torch.optim.Optimizer:

@@ -67,7 +67,7 @@ def gain_lines(plan: PrunePlan, asked: PruneOptions) -> list[str]:
         else:
             words = changes(recovery["before"], recovery["after"], recovery.get("unpruned", {}))
             lines.append(
-                f"recovery: {words} bits per byte on held-out text (best model after {recovery['tokens']:,} "
+                f"recovery: bits per byte on held-out text {words} (best model after {recovery['tokens']:,} "
                 f"tokens of {' + '.join(recovery['text'])}; {recovery['history'][-1]['seconds'] / 60:.1f} minutes)"
             )
     return lines

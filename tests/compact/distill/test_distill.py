@@ -182,7 +182,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     source: ModelSource, text: Path, plain: Decision, cache: Cache
 ) -> None:
     watcher = _Cutter(10_000)
-    decision = decide(Context(source, _options(text, learning_rate=0.9, tokens=3000), cache, watcher))
+    decision = decide(Context(source, _options(text, learning_rate=0.9, tokens=500), cache, watcher))
     assert decision == plain
     assert any("its result is discarded" in note for note in watcher.notes)
 

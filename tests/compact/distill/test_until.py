@@ -160,3 +160,13 @@ def test_a_budget_that_ends_first_is_a_warning(source: ModelSource, text: Path, 
 def test_a_share_that_cannot_be(until: float) -> None:
     with pytest.raises(UsageError, match="--recover-until"):
         RecoverOptions(until=until)
+
+
+def test_a_rate_that_is_too_high_is_lowered(source: ModelSource, text: Path, cache: Cache) -> None:
+    notes = Notes()
+    recovery = decide(Context(source, options(text, tokens=16_000, learning_rate=0.05), cache, notes)).plan.recovery
+    assert any("back to the best weights" in note for note in notes.notes)
+    assert recovery is not None
+    excesses = [entry["mean_excess"] for entry in recovery["history"]]
+    assert max(excesses) > excesses[0]  # the first rate ruins the model
+    assert min(excesses) < excesses[0] - 0.01

@@ -14,7 +14,7 @@ from gguf import GGUFReader
 from compact.base.errors import ToolUnavailableError
 from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PrunePlan, read_plan
-from compact.pruning.recover_options import LEARNING_RATE, RecoverOptions
+from compact.pruning.recover_options import RELATIVE_RATE, RecoverOptions
 from compact_edge.building.method_report import gain_lines
 from compact_edge.cli import main as cli
 from tests.small_builds import Workshop, proportional
@@ -62,7 +62,10 @@ def test_prune_says_and_records_what_was_learned(
     assert cli.run(prune(shop, tmp_path / "again", *learn)) == 0
     lines = capsys.readouterr().out.splitlines()
     before, after = plan.recovery["before"]["stdlib-prose"], plan.recovery["after"]["stdlib-prose"]
-    assert [line for line in lines if line.startswith(f"recovery: stdlib-prose {before:.4f} -> {after:.4f} bits per")]
+    unpruned = plan.recovery["unpruned"]["stdlib-prose"]
+    shares = f"({before / unpruned - 1:+.1%} -> {after / unpruned - 1:+.1%})"
+    expected = f"recovery: bits per byte on held-out text stdlib-prose {before:.4f} -> {after:.4f} {shares}"
+    assert [line for line in lines if line.startswith(expected)]
 
 
 def test_a_budget_in_minutes_ends_the_training(shop: Workshop, tmp_path: Path) -> None:
@@ -168,4 +171,4 @@ def test_help_has_a_heading_for_each_subject(command: str, capsys: pytest.Captur
     assert len(names) == len(set(names))
     recovery = text[text.index("Recovery:") : text.index("Computation:")]
     assert "--recover-minutes" in recovery
-    assert f"(default: {LEARNING_RATE:g})" in " ".join(recovery.split())
+    assert f"(default: {RELATIVE_RATE:.2%} of the root mean square" in " ".join(recovery.split())
