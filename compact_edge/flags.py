@@ -188,7 +188,7 @@ _RECOVERY = (
     click.option(
         "--learning-rate",
         type=float,
-        help="Maximum learning rate of all weights (default: 0.15% of the root mean square of each weight matrix).",
+        help="Maximum learning rate of all weights (default: a share of the root mean square of each weight matrix).",
     ),
     click.option(
         "--train",

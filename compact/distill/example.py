@@ -69,20 +69,26 @@ class ExampleMaker:
     """Makes examples for one student.
 
     Args:
-        probabilities: maps the teacher's hidden states [N, hidden_size] to its distributions, float32 [N, rows].
+        probabilities: maps the teacher's hidden states [N, hidden_size] to its distributions, float32 [N, C].
         alignment: the alignment of the two vocabularies.
         how: number and weights of the lessons in dropped words.
         n_rows: number of rows of the student's LM head.
+        columns: int64 [C], the token of each column of the distributions. None for all tokens, in order.
     """
 
     def __init__(
-        self, probabilities: Callable[[torch.Tensor], torch.Tensor], alignment: Alignment, how: Lessons, n_rows: int
+        self,
+        probabilities: Callable[[torch.Tensor], torch.Tensor],
+        alignment: Alignment,
+        how: Lessons,
+        n_rows: int,
+        columns: IntArray | None = None,
     ) -> None:
         self._probabilities, self._alignment, self._how, self._n_rows = probabilities, alignment, how, n_rows
-        self._tree = word_tree(alignment)
-        self._per_chunk = max(1, _CHUNK_BYTES // (8 * len(alignment.first_piece)))
+        self._tree = word_tree(alignment, columns)
+        first = alignment.first_piece if columns is None else alignment.first_piece[columns]
+        self._per_chunk = max(1, _CHUNK_BYTES // (8 * len(first)))
         # Teacher's tokens that the student cannot write get a column after those of the LM head.
-        first = alignment.first_piece
         self._first = torch.from_numpy(np.where(first >= 0, first, n_rows))
 
     def make(self, answers: Answers, student_ids: Sequence[int], seed: int) -> Example:
@@ -113,7 +119,7 @@ class ExampleMaker:
         parts: list[Targets] = []
         for start in range(0, len(at), self._per_chunk):
             places = at[start : start + self._per_chunk]
-            # [rows, teacher's rows], on the teacher's device
+            # [rows, C], on the teacher's device
             p = self._probabilities(torch.from_numpy(answers.states[teacher_at[start : start + self._per_chunk]]))
             parts.append(self._outer(p))
             if not self._tree.pieces:
@@ -154,7 +160,7 @@ class ExampleMaker:
         return found
 
     def _outer(self, p: torch.Tensor) -> Targets:
-        """Return the targets of positions with a distribution [N, teacher's rows]: the likeliest first pieces."""
+        """Return the targets of positions with a distribution [N, C]: the likeliest first pieces."""
         q = torch.zeros(len(p), self._n_rows + 1, device=p.device)
         q.index_add_(1, self._first.to(p.device), p)
         top, ids = (part.cpu() for part in q[:, :-1].topk(min(TOP_K, self._n_rows), dim=1))

@@ -63,59 +63,50 @@ def mean_excess(losses: Mapping[str, Loss]) -> float:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A text as one model reads it.
+class _Tokens:
+    """A text as one model's tokenizer reads it.
 
     Attributes:
         ids: the token ids, [T].
-        bits: float64 [T], bits of each token. Without BOS, the first token has 0.
         ends: int64 [T], where each token ends in the text; None if the tokenizer changes the text.
         n_bytes: UTF-8 bytes of the scored tokens.
-        first: number of tokens at the start that are not scored.
+        first: number of tokens at the start that are not scored: 1 without BOS, otherwise 0.
     """
 
     ids: Sequence[int]
-    bits: NDArray[np.float64]
     ends: NDArray[np.int64] | None
     n_bytes: int
     first: int
 
-    @property
-    def bits_per_byte(self) -> float:
-        return float(self.bits.sum()) / self.n_bytes
-
-    @property
-    def tokens(self) -> ScoredTokens | None:
-        return None if self.ends is None else ScoredTokens(self.ids, self.ends, self.bits, self.first)
+    def scored(self, bits: NDArray[np.float64]) -> ScoredTokens | None:
+        return None if self.ends is None else ScoredTokens(self.ids, self.ends, bits, self.first)
 
 
 class _Reader:
-    """Reads texts with the tokenizer of a checkpoint."""
+    """Reads and scores texts with the tokenizer of a checkpoint."""
 
     def __init__(self, directory: Path, window: int) -> None:
-        tokenizer = load_tokenizer(directory)
-        self._tokenizer_json = directory / TOKENIZER
+        self._tokenizer_json, self._tokenizer = directory / TOKENIZER, load_tokenizer(directory)
         self._pieces = read_pieces(self._tokenizer_json)
-        self._tokenizer = tokenizer
-        self._bos, self._window = bos_id(tokenizer), window
+        self._bos, self._window = bos_id(self._tokenizer), window
 
     def _encode(self, text: str) -> list[int]:
         return encode(self._tokenizer, [text], add_special_tokens=False)[0]
 
-    def bits(self, text: str, score: Score) -> NDArray[np.float64]:
-        """Return the bits of each token, float64 [T]. Raises CalibrationError for a text with fewer than two tokens."""
-        return token_bits(TextScorer(self._encode, score, self._bos, self._window), self._encode(text))
-
-    def read(self, text: str, bits: NDArray[np.float64]) -> _Reading:
+    def read(self, text: str) -> _Tokens:
         ids = self._encode(text)
         first = 1 if self._bos is None else 0
         n_bytes = len(text.encode("utf-8", "surrogatepass"))
-        n_bytes -= token_bytes(self._tokenizer_json, ids[0]) if first else 0
+        n_bytes -= token_bytes(self._tokenizer_json, ids[0]) if first and ids else 0
         try:
             ends = self._pieces.ends(ids, text)
         except DataError:
             ends = None
-        return _Reading(ids, bits, ends, n_bytes, first)
+        return _Tokens(ids, ends, n_bytes, first)
+
+    def bits(self, tokens: _Tokens, score: Score) -> NDArray[np.float64]:
+        """Return the bits of each token, float64 [T]. Raises CalibrationError for a text with fewer than two tokens."""
+        return token_bits(TextScorer(self._encode, score, self._bos, self._window), tokens.ids)
 
 
 class HeldOutTexts:
@@ -130,31 +121,30 @@ class HeldOutTexts:
     """
 
     def __init__(self, texts: Mapping[str, str], student: Path, teacher: Teacher, cache: Cache, *, window: int) -> None:
-        self._student, unpruned = _Reader(student, window), _Reader(teacher.directory, window)
-        self._texts = dict(texts)
+        self._reader, unpruned = _Reader(student, window), _Reader(teacher.directory, window)
+        self._texts = {name: self._reader.read(text) for name, text in texts.items()}
+        self._unpruned = {name: unpruned.read(text) for name, text in texts.items()}
         named = {name: sha256_json(text.encode("utf-8", "surrogatepass").hex()) for name, text in texts.items()}
         key = sha256_json({"version": _VERSION, "teacher": teacher.key, "window": window, "texts": named})
 
         def make(work: Path) -> None:
-            scored = {name: unpruned.bits(text, teacher.score).tolist() for name, text in texts.items()}
+            scored = {name: unpruned.bits(tokens, teacher.score).tolist() for name, tokens in self._unpruned.items()}
             write_json(work / _FILE, scored)
 
         scores = read_json_object(cache.get_or_make(_KIND, key, make) / _FILE)
-        self._unpruned = {name: unpruned.read(text, np.array(scores[name])) for name, text in texts.items()}
+        self._unpruned_bits = {name: np.array(scores[name]) for name in texts}
 
     def evaluate(self, model: Any) -> dict[str, Loss]:
         """Return the loss of the pruned model on every text."""
         score = hf_score(model)
-        return {
-            name: _loss(self._student.read(text, self._student.bits(text, score)), self._unpruned[name])
-            for name, text in self._texts.items()
-        }
+        return {name: self._loss(name, self._reader.bits(tokens, score)) for name, tokens in self._texts.items()}
 
-
-def _loss(student: _Reading, unpruned: _Reading) -> Loss:
-    split = None
-    if student.tokens is not None and unpruned.tokens is not None:
-        parts = totals(align(student.tokens, unpruned.tokens))
-        bits = sum(part.against_bits for part in parts)
-        split = next(part.excess for part in parts if part.name == SPLIT) / bits if bits else None
-    return Loss(student.bits_per_byte, unpruned.bits_per_byte, split)
+    def _loss(self, name: str, bits: NDArray[np.float64]) -> Loss:
+        own, unpruned, unpruned_bits = self._texts[name], self._unpruned[name], self._unpruned_bits[name]
+        split = None
+        scored, against = own.scored(bits), unpruned.scored(unpruned_bits)
+        if scored is not None and against is not None:
+            parts = totals(align(scored, against))
+            total = sum(part.against_bits for part in parts)
+            split = next(part.excess for part in parts if part.name == SPLIT) / total if total else None
+        return Loss(float(bits.sum()) / own.n_bytes, float(unpruned_bits.sum()) / unpruned.n_bytes, split)

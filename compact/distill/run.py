@@ -28,29 +28,30 @@ from compact.base.errors import StorageError
 from compact.base.files import read_json_object, sha256_json, write_json
 from compact.calibration import calibration_set as calibrating
 from compact.calibration.held_out import named_texts
-from compact.checkpoints.names import TOKENIZER
 from compact.distill import checkpoint
 from compact.distill.align import Alignment, align
 from compact.distill.checkpoint import TORCH_DTYPES
 from compact.distill.example import Example, ExampleMaker, Lessons
 from compact.distill.held_out_excess import HeldOutTexts, Loss
+from compact.distill.likely_tokens import likely_tokens
 from compact.distill.lock import exclusive_run
 from compact.distill.memory import needed_and_free, require_memory, trained_and_all
+from compact.distill.optimizer import make_optimizer
 from compact.distill.sources import training_text
 from compact.distill.state import State
 from compact.distill.teacher import KIND, Teacher
 from compact.distill.text import TrainingText
-from compact.distill.train import Schedule, Trainer, make_optimizer, trained_parameters
+from compact.distill.train import Schedule, Trainer, embeddings_of, trained_parameters
 from compact.forward.load import load_model, with_fast_attention
 from compact.pruning.budget import Sizes
 from compact.pruning.context import Context
 from compact.pruning.plan import UPDATES, PrunePlan
-from compact.pruning.recover_options import PIECE_TOKENS, RELATIVE_RATE, RecoverOptions
+from compact.pruning.ranking import rank_vocabulary
+from compact.pruning.recover_options import PIECE_TOKENS, RecoverOptions, RelativeRates
 from compact.pruning.recovery_record import changes
+from compact.pruning.token_use import encoder
 from compact.sources.model_source import ModelSource
-from compact.vocabulary.loading import tokenizer_document
 from compact.vocabulary.tokenizer import encode, load_tokenizer
-from compact.vocabulary.vocabulary import read_vocabulary
 
 # Truncate pieces to this many tokens. This matters for scripts that the vocabulary splits into many short tokens.
 _LONGEST = 2 * PIECE_TOKENS
@@ -59,6 +60,8 @@ _WINDOW = 512
 # Number of pieces that the teacher answers at once.
 _SHARD = 32
 _SEQUENCES_PER_BATCH = 4
+# Characters of every training text that tell which tokens the text uses.
+_COUNTED_CHARACTERS = 2_000_000
 # Save the run's state, and show its loss if there was no evaluation, after this many seconds.
 _SAVE_EVERY = _NOTE_EVERY = 300.0
 # Bytes on disk per trained weight: of the run's state (float32 weight, two moments, best so far), and of the result.
@@ -66,7 +69,7 @@ _SAVED_BYTES = 14
 _WRITTEN_BYTES = 2
 _FILE = "recovery.json"
 # Increment when equal inputs give another training run.
-_VERSION = 3
+_VERSION = 4
 
 
 def distill(
@@ -104,6 +107,7 @@ def distill(
     place = resolve_device(context.options.device)
     compute = training_dtype(context.options.dtype, place)
     text = training_text(source, options, cache, seed=seed, device=place, progress=progress)
+    rates = options.rates(only_vocabulary=plan.sizes.intermediate_size == source.intermediate_size)
     run = {
         "version": _VERSION,
         "plan": plan.id,
@@ -112,9 +116,8 @@ def distill(
         "seconds": options.seconds,
         "until": options.until,
         "learning_rate": options.learning_rate,
-        "relative_rate": RELATIVE_RATE,
+        "rates": asdict(rates),
         "train": options.train,
-        "pieces_per_step": options.pieces_per_step,
         "device": place,
         "dtype": str(compute),
         "seed": seed,
@@ -131,7 +134,9 @@ def distill(
         require_memory(source, plan.sizes, place, compute, options.train, _batch_size(place))
         # While a new state is written, the old one is still on disk.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
-        session = _Session(context, plan, student, text, device=place, dtype=compute, saved=saved, left_free=left_free)
+        session = _Session(
+            context, plan, student, text, rates, device=place, dtype=compute, saved=saved, left_free=left_free
+        )
         state = session.run()
         if is_main():
             if state.best > 0:
@@ -240,6 +245,7 @@ class _Session:
         plan: PrunePlan,
         student: Path,
         text: TrainingText,
+        rates: RelativeRates,
         *,
         device: str,
         dtype: torch.dtype,
@@ -253,6 +259,7 @@ class _Session:
             plan: the plan that the pruned checkpoint was made with.
             student: directory of the pruned checkpoint.
             text: the training text.
+            rates: the learning rates, unless the options give one, and the pieces per step.
             device, dtype: device and compute type.
             saved: directory of the run's state.
             left_free: bytes that must stay free on the disk when the teacher's answers are stored.
@@ -260,13 +267,17 @@ class _Session:
         source, cache, options = context.source, context.cache, context.options.recover
         assert options is not None
         self._keeps, self._seed = cache.keeps, context.options.seed
-        self._options, self._text, self._saved, self._progress = options, text, saved, context.progress
+        self._per_step, self._text, self._saved, self._progress = rates.pieces_per_step, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
-        vocabulary = read_vocabulary(
-            tokenizer_document(source.directory), source.vocab_size, str(source.directory / TOKENIZER)
-        )
-        self._alignment: Alignment = align(vocabulary, plan.kept_token_ids)
+        ranking = context.once(rank_vocabulary)
+        self._alignment: Alignment = align(ranking.vocabulary, plan.kept_token_ids)
         self._length = min(_LONGEST, source.max_positions)
+        tokens = likely_tokens(
+            ranking,
+            plan.kept_token_ids,
+            text.sample(_COUNTED_CHARACTERS),
+            encoder(source.directory),
+        )
         self._teacher = Teacher(
             source,
             cache,
@@ -274,17 +285,19 @@ class _Session:
             dtype=dtype,
             length=self._length,
             left_free=left_free,
+            tokens=tokens,
         )
         lessons = Lessons(branches=options.branches)
-        self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, lessons, len(plan.kept_token_ids))
+        n_rows = len(plan.kept_token_ids)
+        self._maker = ExampleMaker(self._teacher.probabilities, self._alignment, lessons, n_rows, tokens)
         model = with_fast_attention(load_model(student, device=device, dtype=torch.float32))
         parameters = trained_parameters(model, options.train)
         self._trainer = Trainer(
             model=model,
             parameters=parameters,
             dtypes={name: TORCH_DTYPES[source.tensors[name].dtype] for name in parameters},
-            optimizer=make_optimizer(parameters.values(), relative=options.learning_rate is None),
-            schedule=Schedule(options.learning_rate or RELATIVE_RATE, options.tokens, options.seconds, options.until),
+            optimizer=make_optimizer(parameters.values(), options.learning_rate or rates, embeddings_of(model)),
+            schedule=Schedule(options.tokens, options.seconds, options.until),
             held_out=HeldOutTexts(
                 named_texts(text.held_out),
                 student,
@@ -348,7 +361,7 @@ class _Session:
 
     def _groups(self, skip: int) -> Iterator[list[Example]]:
         """Yield the examples of each step. Every process takes its share of them."""
-        per_step = self._options.pieces_per_step * world_size()
+        per_step = self._per_step * world_size()
         size = max(1, _SHARD // per_step) * per_step
         pieces = itertools.islice(self._text.pieces(), skip, None)
         number = skip
@@ -364,5 +377,5 @@ class _Session:
                 self._maker.make(answer, row[: self._length], seed)
                 for answer, row, seed in zip(answers, ids, seeds, strict=True)
             ]
-            for start in range(0, len(examples), self._options.pieces_per_step):
-                yield examples[start : start + self._options.pieces_per_step]
+            for start in range(0, len(examples), self._per_step):
+                yield examples[start : start + self._per_step]

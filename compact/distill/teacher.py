@@ -70,6 +70,7 @@ class Teacher:
         device, dtype: device and type of the model, already resolved (not `auto`).
         length: longest piece, in tokens. Longer pieces are truncated.
         left_free: bytes that must stay free on the disk.
+        tokens: int64 [C], the tokens that `probabilities` considers. None for all.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Teacher:
         dtype: torch.dtype,
         length: int,
         left_free: int = 0,
+        tokens: IntArray | None = None,
     ) -> None:
-        self._left_free = max(left_free, _LEFT_FREE)
+        self._left_free, self._tokens = max(left_free, _LEFT_FREE), tokens
         self._source, self._cache, self._device, self._dtype = source, cache, device, dtype
         self._length = length
         self._tokenizer = load_tokenizer(source.directory)
@@ -138,7 +140,7 @@ class Teacher:
         return [row[: self._length] for row in encode(self._tokenizer, pieces, add_special_tokens=True)]
 
     def probabilities(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the distributions, float32 [N, vocab_size] on the device, of hidden states [N, hidden_size]."""
+        """Return the distributions, float32 [N, C] on the device, of hidden states [N, hidden_size]."""
         import torch
 
         from compact.distill.loss import head_logits
@@ -149,16 +151,18 @@ class Teacher:
 
     @cached_property
     def _head(self) -> tuple[torch.Tensor, tuple[float, float | None]]:
-        """The weight of the LM head [vocab_size, hidden_size], and the settings of `head_settings`."""
+        """The rows of the LM head [C, hidden_size], and the settings of `head_settings`."""
+        import torch
         from transformers import AutoConfig
 
         from compact.distill.loss import head_settings
 
         tensors = self._source.tensors
         with open_tensors(tensors) as read:
-            weight = read(OUTPUT if OUTPUT in tensors else EMBEDDING).to(self._device, self._dtype)
+            weight = read(OUTPUT if OUTPUT in tensors else EMBEDDING)
+        chosen = weight if self._tokens is None else weight[torch.from_numpy(self._tokens)]
         config = AutoConfig.from_pretrained(str(self._source.directory), local_files_only=True, trust_remote_code=False)
-        return weight, head_settings(config)
+        return chosen.to(self._device, self._dtype), head_settings(config)
 
     @cached_property
     def _model(self) -> Any:

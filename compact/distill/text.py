@@ -106,6 +106,19 @@ class TrainingText:
         often = {name: self._given[name] / count for name, count in self._in_a_pass.items()}
         return {plain_name(name): times for name, times in often.items() if times > 1}
 
+    def sample(self, characters: int) -> list[str]:
+        """Return pieces from the start of every source: about this many characters of each, without held-out text."""
+        found: list[str] = []
+        for name in self.sources:
+            rest = characters
+            for piece in self._pieces(name):
+                if rest <= 0:
+                    break
+                if piece not in self._kept_out:
+                    found.append(piece)
+                    rest -= len(piece)
+        return found
+
     def _pieces(self, name: str) -> Iterator[str]:
         documents = self.sources[name]
         for document in joined_records(documents(), self.characters) if documents.are_records else documents():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,33 +17,29 @@ from compact.distill.example import Example
 from compact.distill.held_out_excess import HeldOutTexts, mean_excess
 from compact.distill.loss import Targets, head_loss, head_settings, joined
 from compact.distill.masks import branch_inputs
+from compact.distill.optimizer import PEAK
 from compact.distill.padding import padded_batch, padded_length
 from compact.distill.state import State
 
 _WARMUP_STEPS = 10
 _CLIP = 1.0
-# Key of an optimizer's group: factor for the learning rate.
-_SCALE = "scale"
-_BETAS = (0.9, 0.95)
 # If an evaluation finds more excess than the best one by this share, training goes back to the best weights. It
-# continues with this factor of the learning rate. Models differ in the rate that they tolerate.
-_WORSE, _SLOWER = 0.002, 0.3
+# continues with this factor of the learning rate. Models differ in the rate that they tolerate. Smaller differences are
+# common while the rate is high, and disappear when it falls.
+_WORSE, _SLOWER = 0.01, 0.3
 # Number of evaluations during a run. There is another one before the first step.
 _EVALUATIONS = 10
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The budget and the learning rate.
+    """The budget, and how the learning rate changes.
 
     Attributes:
-        learning_rate: peak learning rate, before the factor of a group of parameters. It decreases linearly to 0 at the
-            end of the budget.
         tokens, seconds: limits, or None for no limit. Training stops at the first limit that it reaches.
         until: training also stops when an evaluation finds at most this excess over the unpruned model, as a share.
     """
 
-    learning_rate: float
     tokens: int | None = None
     seconds: float | None = None
     until: float | None = None
@@ -54,9 +49,12 @@ class Schedule:
         shares = [used / limit for used, limit in ((tokens, self.tokens), (seconds, self.seconds)) if limit]
         return max(shares, default=1.0)
 
-    def rate(self, step: int, done: float) -> float:
-        """Return the learning rate of a step, given the share of the budget that is used up."""
-        return self.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS) * max(0.0, 1.0 - done)
+    def factor(self, step: int, done: float) -> float:
+        """Return the factor for the peak learning rate at a step, given the share of the budget that is used up.
+
+        After ten steps of warm-up, it decreases linearly to 0 at the end of the budget.
+        """
+        return min(1.0, (step + 1) / _WARMUP_STEPS) * max(0.0, 1.0 - done)
 
 
 def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
@@ -66,7 +64,7 @@ def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
         model: the student.
         train: `all`, or `embeddings` (the embedding and the LM head). A tied head shares the embedding's parameter.
     """
-    embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    embeddings = embeddings_of(model)
     chosen = {}
     for name, parameter in model.named_parameters():
         is_trained = train == "all" or any(parameter is one for one in embeddings)
@@ -74,6 +72,11 @@ def trained_parameters(model: Any, train: str) -> dict[str, torch.nn.Parameter]:
         if is_trained:
             chosen[name] = parameter
     return chosen
+
+
+def embeddings_of(model: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """Return the weights of the embedding and of the LM head. They are one parameter if they are tied."""
+    return model.get_input_embeddings().weight, model.get_output_embeddings().weight
 
 
 @contextlib.contextmanager
@@ -139,7 +142,7 @@ class Trainer:
         parameters: the parameters to train, by name.
         dtypes: the type in which each of them will be written.
         optimizer: the optimizer of these parameters.
-        schedule: budget and learning rate.
+        schedule: the budget.
         held_out: text for evaluation.
         device, dtype: device and compute type.
         batch_size: largest number of examples per forward pass.
@@ -178,7 +181,7 @@ class Trainer:
         judged = state.history[-1]["done"]
         while (done := self.schedule.done(state.tokens, state.seconds)) < 1.0 and not self._is_enough(state):
             group = next(groups)
-            loss, rows = self._step(group, state.rate_factor * self.schedule.rate(state.step, done))
+            loss, rows = self._step(group, state.rate_factor * self.schedule.factor(state.step, done))
             total, weight = total + loss, weight + rows
             state.loss = total / max(weight, 1.0)
             state.step += 1
@@ -216,9 +219,9 @@ class Trainer:
         until = self.schedule.until
         return until is not None and bool(state.history[-1]["mean_excess"] <= until)
 
-    def _step(self, examples: Sequence[Example], rate: float) -> tuple[float, float]:
+    def _step(self, examples: Sequence[Example], factor: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group[_SCALE]
+            group["lr"] = factor * group[PEAK]
         total = weight = 0.0
         for start in range(0, len(examples), self.batch_size):
             batch = examples[start : start + self.batch_size]
@@ -263,25 +266,3 @@ class Trainer:
             state.best = len(state.history) - 1
         if state.best == len(state.history) - 1:
             self.keep_best()
-
-
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], *, relative: bool = False) -> torch.optim.Optimizer:
-    """Return AdamW without weight decay, because the weights should stay close to their initial values.
-
-    Args:
-        parameters: the parameters, with their initial values.
-        relative: whether the rate of each matrix is multiplied by the root mean square of its values. Vectors (norms
-            and biases) get the median of the matrices. Their own values differ by orders of magnitude.
-    """
-    chosen = list(parameters)
-    scales = [1.0] * len(chosen)
-    if relative:
-        sizes = {n: float(one.detach().square().mean().sqrt()) for n, one in enumerate(chosen) if one.ndim > 1}
-        known = [size for size in sizes.values() if size > 0]
-        median = statistics.median(known) if known else 1.0
-        scales = [sizes.get(n, 0.0) or median for n in range(len(chosen))]
-    groups = [
-        {"params": [one for one, own in zip(chosen, scales, strict=True) if own == scale], _SCALE: scale}
-        for scale in dict.fromkeys(scales)
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)

@@ -24,7 +24,8 @@ class WordTree:
     """The tree. A node is a sequence of pieces with which at least one longer word begins.
 
     Attributes:
-        rows: int64 [W], the teacher's tokens whose first piece begins a longer word, sorted by their pieces.
+        rows: int64 [W], columns of a distribution: the tokens whose first piece begins a longer word, sorted by their
+            pieces.
         begin, ended, end: int64 [nodes]. `rows[begin:end]` begin with the node's pieces, and `rows[begin:ended]` are
             these pieces and nothing else.
         pieces: the pieces of each node, [nodes].
@@ -61,17 +62,22 @@ class WordTree:
         return {pieces: n for n, pieces in enumerate(self.pieces)}
 
     def cumulative(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the cumulative sums over `rows`: float64 [N, W + 1], for probabilities [N, teacher's rows]."""
+        """Return the cumulative sums over `rows`: float64 [N, W + 1], for probabilities [N, columns]."""
         import torch
 
         chosen = probabilities[:, torch.from_numpy(self.rows).to(probabilities.device)]
         return torch.nn.functional.pad(chosen.to(torch.float64).cumsum(1), (1, 0))
 
 
-def word_tree(alignment: Alignment) -> WordTree:
-    """Build the tree of a student's vocabulary."""
-    n_rows = len(alignment.first_piece)
-    words = {row: alignment.pieces(row) for row in range(n_rows)}
+def word_tree(alignment: Alignment, columns: IntArray | None = None) -> WordTree:
+    """Build the tree of a student's vocabulary.
+
+    Args:
+        alignment: the pieces of the teacher's tokens.
+        columns: int64 [C], the teacher's token of each column of a distribution. None for all tokens, in order.
+    """
+    tokens = np.arange(len(alignment.first_piece)) if columns is None else columns
+    words = {column: alignment.pieces(token) for column, token in enumerate(tokens.tolist())}
     beginnings = {pieces[0] for pieces in words.values() if len(pieces) > 1}
     chosen = sorted((pieces, row) for row, pieces in words.items() if pieces and pieces[0] in beginnings)
     pieces_of = [pieces for pieces, _ in chosen]

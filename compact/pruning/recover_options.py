@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compact.base.errors import UsageError
 
@@ -10,15 +10,33 @@ RECOVERIES = ("distill",)
 TRAINED = ("all", "embeddings")
 # Time limit if neither tokens nor minutes are given.
 DEFAULT_MINUTES = 30.0
-# Default learning rate, as a share of the root mean square of each weight matrix. Models differ in the size of their
-# weights: a rate of 3e-4 is right for SmolLM2-135M (0.2), and ruins Gemma 3 270M (0.04) and Qwen2.5 0.5B (0.015).
-RELATIVE_RATE = 1.5e-3
-# Approximate tokens per piece of text, and pieces per optimizer step. Attention over longer pieces costs more, and did
-# not teach more.
+# Approximate tokens per piece of text. Attention over longer pieces costs more, and did not teach more.
 PIECE_TOKENS = 256
-PIECES_PER_STEP = 4
 # Dropped words that are drawn for each piece of text, to teach how they are written (`compact.distill.branches`).
 BRANCHES = 48
+
+
+@dataclass(frozen=True)
+class RelativeRates:
+    """Peak learning rates, as shares of the root mean square of each weight matrix.
+
+    Models differ in the size of their weights: an absolute rate of 3e-4 is right for SmolLM2-135M (0.2), and ruins
+    Gemma 3 270M (0.04) and Qwen2.5 0.5B (0.015).
+
+    Attributes:
+        weights: of the layers' matrices.
+        embeddings: of the embedding and the LM head.
+        pieces_per_step: number of pieces of text per optimizer step that suits these rates.
+    """
+
+    weights: float
+    embeddings: float
+    pieces_per_step: int
+
+
+# Layers that were not cut need little change, and are soon damaged. Embedding and LM head then learn most.
+VOCABULARY_CUT = RelativeRates(2e-4, 3e-3, 1)
+FFN_CUT = RelativeRates(1.5e-3, 1.5e-3, 4)
 
 
 @dataclass(frozen=True)
@@ -31,11 +49,11 @@ class RecoverOptions:
         tokens: budget in tokens of the pruned model. Training stops at the first limit that it reaches.
         minutes: budget in minutes of wall-clock time.
         until: stop when held-out text costs at most this share more than in the unpruned model, such as 0.02.
-        learning_rate: peak learning rate of AdamW for all weights. None gives each matrix a rate of its own,
-            `RELATIVE_RATE` times its root mean square.
+        learning_rate: peak learning rate of AdamW for all weights. None gives each matrix a rate of its own
+            (`RelativeRates`).
         train: `all` weights, or `embeddings` (the embedding and the LM head).
         branches: number of dropped words per text that branches teach. 0 teaches only the words of the running text.
-        pieces_per_step: number of texts of about 256 tokens per optimizer step.
+        pieces_per_step: number of texts of about 256 tokens per optimizer step. None takes the number of the rates.
     """
 
     method: str = "distill"
@@ -46,7 +64,7 @@ class RecoverOptions:
     learning_rate: float | None = None
     train: str = "all"
     branches: int = BRANCHES
-    pieces_per_step: int = PIECES_PER_STEP
+    pieces_per_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in RECOVERIES:
@@ -63,8 +81,13 @@ class RecoverOptions:
             raise UsageError(f"--learning-rate {self.learning_rate:g}: expected a value between 0 and 1")
         if self.branches < 0:
             raise UsageError(f"branches {self.branches}: at least 0 is needed")
-        if self.pieces_per_step < 1:
+        if self.pieces_per_step is not None and self.pieces_per_step < 1:
             raise UsageError(f"pieces_per_step {self.pieces_per_step}: at least 1 is needed")
+
+    def rates(self, *, only_vocabulary: bool) -> RelativeRates:
+        """Return the default learning rates of a cut, with the number of pieces per step that the options ask for."""
+        rates = VOCABULARY_CUT if only_vocabulary else FFN_CUT
+        return rates if self.pieces_per_step is None else replace(rates, pieces_per_step=self.pieces_per_step)
 
     @property
     def seconds(self) -> float | None:

@@ -45,16 +45,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return Cache(tmp_path_factory.mktemp("cache"), [], [])
-
-
-@pytest.fixture(scope="module")
-def source(cache: Cache) -> ModelSource:
-    return open_source("tiny", cache)
-
-
 def _options(calibration: Path, **changes: object) -> PruneOptions:
     chosen = {"tokens": 6000, "learning_rate": 3e-3, "pieces_per_step": 2, **changes}
     return PruneOptions(

@@ -10,8 +10,10 @@ import torch
 
 from compact.distill.example import Example
 from compact.distill.loss import Targets
-from compact.distill.train import Schedule, example_loss, make_optimizer
+from compact.distill.optimizer import make_optimizer
+from compact.distill.train import Schedule, example_loss
 from compact.forward.load import load_model
+from compact.pruning.recover_options import RelativeRates
 from tests.checkpoints import random_model
 
 # One that is a whole number of kernel shapes, and two that are not.
@@ -63,28 +65,32 @@ def test_texts_of_different_lengths_count_as_each_of_them_alone(model: Any) -> N
 
 
 def test_the_rate_falls_linearly_to_nothing_over_whichever_budget_ends_first() -> None:
-    minutes, both = Schedule(1e-3, seconds=60.0), Schedule(1e-3, tokens=1000, seconds=60.0)
+    minutes, both = Schedule(seconds=60.0), Schedule(tokens=1000, seconds=60.0)
     assert [minutes.done(10**9, seconds) for seconds in (0, 15, 60)] == [0, 0.25, 1]
     assert both.done(500, 6.0) == both.done(100, 30.0) == 0.5
     # Behind the first steps, which begin slowly.
-    assert [minutes.rate(100, done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 0])
-    first = [minutes.rate(step, 0.0) for step in range(12)]
-    assert 0 < first[0] < 2e-4
+    assert [minutes.factor(100, done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
+    first = [minutes.factor(step, 0.0) for step in range(12)]
+    assert 0 < first[0] < 0.2
     assert sorted(first) == first
 
 
 @pytest.mark.parametrize("size", [0.2, 0.002])
 def test_a_relative_rate_changes_small_weights_as_much_as_large_ones(size: float) -> None:
-    matrix = torch.nn.Parameter(size * torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))
+    draw = torch.Generator().manual_seed(0)
+    matrix, embedding = (torch.nn.Parameter(size * torch.randn(64, 32, generator=draw)) for _ in range(2))
     vector, empty = torch.nn.Parameter(torch.full((8,), 0.5)), torch.nn.Parameter(torch.zeros(4, 4))
-    before = [one.detach().clone() for one in (matrix, vector, empty)]
-    optimizer = make_optimizer([matrix, vector, empty], relative=True)
+    parameters = [matrix, embedding, vector, empty]
+    before = [one.detach().clone() for one in parameters]
+    optimizer = make_optimizer(parameters, RelativeRates(1e-2, 5e-2, 1), [embedding])
     for group in optimizer.param_groups:
-        group["lr"] = 1e-2 * group["scale"]
-    for one in (matrix, vector, empty):
+        group["lr"] = group["peak"]
+    for one in parameters:
         one.grad = torch.ones_like(one)
     optimizer.step()
     # The first step of AdamW moves every weight by the learning rate.
-    root = float(before[0].square().mean().sqrt())
-    for one, earlier in zip((matrix, vector, empty), before, strict=True):
-        torch.testing.assert_close(earlier - one.detach(), torch.full_like(one, 1e-2 * root), rtol=1e-2, atol=1e-7)
+    roots = [float(before[0].square().mean().sqrt()), float(before[1].square().mean().sqrt())]
+    middle = sum(roots) / 2
+    expected = [1e-2 * roots[0], 5e-2 * roots[1], 1e-2 * middle, 1e-2 * middle]
+    for one, earlier, moved in zip(parameters, before, expected, strict=True):
+        torch.testing.assert_close(earlier - one.detach(), torch.full_like(one, moved), rtol=1e-2, atol=1e-7)

@@ -21,23 +21,13 @@ from compact.forward.load import load_model
 from compact.pruning.context import Context
 from compact.pruning.options import PruneOptions
 from compact.pruning.recover_options import RecoverOptions
-from compact.sources.model_source import ModelSource, open_source
+from compact.sources.model_source import ModelSource
 from compact.texts.stdlib_text import documents, take
 from compact_edge.tasks.against import compare
 
 pytestmark = pytest.mark.slow
 WINDOW = 512
 TEXT = "\n\n".join(take(documents("stdlib", "held_out"), 3000))[:3000]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return Cache(tmp_path_factory.mktemp("cache"), [], [])
-
-
-@pytest.fixture(scope="module")
-def source(cache: Cache) -> ModelSource:
-    return open_source("tiny", cache)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from gguf import GGUFReader
 from compact.base.errors import ToolUnavailableError
 from compact.pruning.options import PruneOptions
 from compact.pruning.plan import PrunePlan, read_plan
-from compact.pruning.recover_options import RELATIVE_RATE, RecoverOptions
+from compact.pruning.recover_options import RecoverOptions
 from compact_edge.building.method_report import gain_lines
 from compact_edge.cli import main as cli
 from tests.small_builds import Workshop, proportional
@@ -171,4 +171,4 @@ def test_help_has_a_heading_for_each_subject(command: str, capsys: pytest.Captur
     assert len(names) == len(set(names))
     recovery = text[text.index("Recovery:") : text.index("Computation:")]
     assert "--recover-minutes" in recovery
-    assert f"(default: {RELATIVE_RATE:.2%} of the root mean square" in " ".join(recovery.split())
+    assert "(default: a share of the root mean square" in " ".join(recovery.split())
