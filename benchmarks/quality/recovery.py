@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.recovery --case smollm2 --minutes 15 --minutes 60
     python -m benchmarks.quality.recovery --case gemma-half --model gemma-3-270m-q4_k_m.gguf --minutes 60
-    python -m benchmarks.quality.recovery --case smollm2 --part trials    # other settings, at 65,536 tokens
+    python -m benchmarks.quality.recovery --case smollm2 --part trials    # other settings, with a budget in tokens
     python -m benchmarks.quality.recovery --write                         # only write the tables and the picture
 
 Each model is trained on the first 80% of WikiText-2's validation text and of the Python enhancement proposals, with the
@@ -14,11 +14,14 @@ row by minutes deletes the teacher's answers from the cache first, so that it do
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import click
+import numpy as np
 
 from benchmarks.common import (
     DOCS,
@@ -35,6 +38,7 @@ from benchmarks.common import (
     write_table,
 )
 from compact.decide import decide, pruned_checkpoint
+from compact.distill import run
 from compact.distill.teacher import KIND as TEACHER
 from compact.pruning.budget_options import PROPORTIONAL
 from compact.pruning.context import Context
@@ -48,7 +52,6 @@ from runtime_bench.report import svg
 
 NAME, SCRIPT = "recovery", "quality.recovery"
 UNPRUNED, BEFORE = "unpruned", "before training"
-SHORT = 65_536
 PICTURE = "recovery.svg"
 
 
@@ -103,23 +106,50 @@ CASES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that differ from the default, at 65,536 tokens."""
+    """Settings that differ from the default, with a budget in tokens.
+
+    Attributes:
+        name: words for the table.
+        recover: options of the training.
+        own_text: whether a third of the text is `self`.
+        all_tokens: whether the teacher's distribution covers all tokens, and not only those of the user's text.
+    """
 
     name: str
     recover: Mapping[str, Any] = field(default_factory=dict)
-    own_text: bool = False  # a third of the text is `self`
+    own_text: bool = False
+    all_tokens: bool = False
 
 
-TRIALS = (
-    Trial("the default"),
-    Trial("without branches", {"branches": 0}),
-    Trial("384 words in branches", {"branches": 384}),
-    Trial("learning rate 3e-4 for all weights", {"learning_rate": 3e-4}),
-    Trial("learning rate 1e-3 for all weights", {"learning_rate": 1e-3}),
-    Trial("one text per step", {"pieces_per_step": 1}),
-    Trial("a third of the text is `self`", own_text=True),
-    Trial("`--train embeddings`", {"train": "embeddings"}),
-)
+DEFAULT = Trial("the default")
+# Case -> (tokens, trials).
+TRIALS: Mapping[str, tuple[int, tuple[Trial, ...]]] = {
+    "smollm2": (
+        65_536,
+        (
+            DEFAULT,
+            Trial("without branches", {"branches": 0}),
+            Trial("384 words in branches", {"branches": 384}),
+            Trial("learning rate 1e-3 for all weights", {"learning_rate": 1e-3}),
+            Trial("one text per step", {"pieces_per_step": 1}),
+            Trial("a third of the text is `self`", own_text=True),
+            Trial("`--train embeddings`", {"train": "embeddings"}),
+        ),
+    ),
+    "gemma": (
+        16_384,
+        (
+            DEFAULT,
+            Trial("without branches", {"branches": 0}),
+            Trial("384 words in branches", {"branches": 384}),
+            Trial("learns words of all languages", all_tokens=True),
+            Trial("learning rate 3e-4 for all weights", {"learning_rate": 3e-4}),
+            Trial("four texts per step", {"pieces_per_step": 4}),
+            Trial("a third of the text is `self`", own_text=True),
+            Trial("`--train embeddings`", {"train": "embeddings"}),
+        ),
+    ),
+}
 
 
 def options_of(case: Case, recover: Mapping[str, Any] | None, *, own_text: bool = False) -> PruneOptions:
@@ -140,13 +170,16 @@ def show_minutes(results: Mapping[str, dict[str, Any]]) -> str:
 
 def show_trials(results: Mapping[str, dict[str, Any]]) -> str:
     """The table of other settings."""
-    cells = results.get("smollm2", {})
-    rows = [
-        [one.name, f"{cells[one.name]['seconds'] / 60:.0f}", *_figures(cells, one.name)]
-        for one in TRIALS
-        if one.name in cells
-    ]
-    return table(["setting", "minutes", "wikitext", "technical", "fiction", "stdlib"], rows)
+    rows = []
+    for name, (tokens, trials) in TRIALS.items():
+        cells = results.get(name, {})
+        cut = f"{CASES[name].title.partition(',')[0]}, {tokens:,} tokens"
+        rows += [
+            [cut, one.name, f"{cells[one.name]['seconds'] / 60:.0f}", *_figures(cells, one.name)]
+            for one in trials
+            if one.name in cells
+        ]
+    return table(["model", "setting", "minutes", "wikitext", "technical", "fiction", "stdlib"], rows)
 
 
 def _figures(cells: Mapping[str, Any], key: str) -> list[str]:
@@ -172,6 +205,13 @@ def picture(results: Mapping[str, dict[str, Any]]) -> str:
     return document([panel], title, "Text of the kinds that the model is trained on.")
 
 
+@contextmanager
+def _all_tokens() -> Iterator[None]:
+    """Within the block, the teacher's distribution covers all tokens of its vocabulary."""
+    with patch.object(run, "likely_tokens", lambda ranking, *_: np.arange(ranking.vocabulary.n_rows)):
+        yield
+
+
 def results() -> dict[str, dict[str, Any]]:
     """Case -> recorded cells."""
     return {name: recorded(f"{NAME}-{name}")["cells"] for name in CASES if (RESULTS / f"{NAME}-{name}.json").is_file()}
@@ -181,7 +221,7 @@ def tables() -> dict[str, str]:
     """Mark in the page -> table."""
     found = results()
     made = {SCRIPT: show_minutes(found)}
-    if any(one.name in found.get("smollm2", {}) for one in TRIALS):
+    if any(DEFAULT.name in found.get(name, {}) for name in TRIALS):
         made[f"{SCRIPT}_trials"] = show_trials(found)
     return made
 
@@ -245,9 +285,11 @@ def main(
             words = "running text only, " if old else ""
             words += f"rate {learning_rate:g}, " if learning_rate is not None else ""
             cells.get(f"{words}{budget} minutes", lambda given=given: compute(given))  # type: ignore[misc]
-    for one in TRIALS if part == "trials" else ():
-        given = {"tokens": SHORT, **one.recover}
-        cells.get(one.name, lambda given=given, one=one: compute(given, own_text=one.own_text))  # type: ignore[misc]
+    tokens, trials = TRIALS.get(name, (0, ())) if part == "trials" else (0, ())
+    for one in trials:
+        given = {"tokens": tokens, **one.recover}
+        with _all_tokens() if one.all_tokens else nullcontext():
+            cells.get(one.name, lambda given=given, one=one: compute(given, own_text=one.own_text))  # type: ignore[misc]
     print(show_minutes({name: cells.cells}), show_trials({name: cells.cells}), sep="\n\n")
 
 

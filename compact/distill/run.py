@@ -29,7 +29,7 @@ from compact.base.files import read_json_object, sha256_json, write_json
 from compact.calibration import calibration_set as calibrating
 from compact.calibration.held_out import named_texts
 from compact.distill import checkpoint
-from compact.distill.align import Alignment, align
+from compact.distill.align import Alignment, IntArray, align
 from compact.distill.checkpoint import TORCH_DTYPES
 from compact.distill.example import Example, ExampleMaker, Lessons
 from compact.distill.held_out_excess import HeldOutTexts, Loss
@@ -108,6 +108,8 @@ def distill(
     compute = training_dtype(context.options.dtype, place)
     text = training_text(source, options, cache, seed=seed, device=place, progress=progress)
     rates = options.rates(only_vocabulary=plan.sizes.intermediate_size == source.intermediate_size)
+    ranking, sample = context.once(rank_vocabulary), text.sample(_COUNTED_CHARACTERS)
+    tokens = likely_tokens(ranking, plan.kept_token_ids, sample, encoder(source.directory))
     run = {
         "version": _VERSION,
         "plan": plan.id,
@@ -117,6 +119,7 @@ def distill(
         "until": options.until,
         "learning_rate": options.learning_rate,
         "rates": asdict(rates),
+        "likely_tokens": sha256_json(tokens.tolist()),
         "train": options.train,
         "device": place,
         "dtype": str(compute),
@@ -135,7 +138,7 @@ def distill(
         # While a new state is written, the old one is still on disk.
         left_free = 2 * state_bytes + trained * _WRITTEN_BYTES
         session = _Session(
-            context, plan, student, text, rates, device=place, dtype=compute, saved=saved, left_free=left_free
+            context, plan, student, text, tokens, rates, device=place, dtype=compute, saved=saved, left_free=left_free
         )
         state = session.run()
         if is_main():
@@ -245,6 +248,7 @@ class _Session:
         plan: PrunePlan,
         student: Path,
         text: TrainingText,
+        tokens: IntArray,
         rates: RelativeRates,
         *,
         device: str,
@@ -259,6 +263,7 @@ class _Session:
             plan: the plan that the pruned checkpoint was made with.
             student: directory of the pruned checkpoint.
             text: the training text.
+            tokens: int64 [C], the tokens of the teacher that the text may have (`likely_tokens`).
             rates: the learning rates, unless the options give one, and the pieces per step.
             device, dtype: device and compute type.
             saved: directory of the run's state.
@@ -269,15 +274,8 @@ class _Session:
         self._keeps, self._seed = cache.keeps, context.options.seed
         self._per_step, self._text, self._saved, self._progress = rates.pieces_per_step, text, saved, context.progress
         self._tokenizer = load_tokenizer(student)
-        ranking = context.once(rank_vocabulary)
-        self._alignment: Alignment = align(ranking.vocabulary, plan.kept_token_ids)
+        self._alignment: Alignment = align(context.once(rank_vocabulary).vocabulary, plan.kept_token_ids)
         self._length = min(_LONGEST, source.max_positions)
-        tokens = likely_tokens(
-            ranking,
-            plan.kept_token_ids,
-            text.sample(_COUNTED_CHARACTERS),
-            encoder(source.directory),
-        )
         self._teacher = Teacher(
             source,
             cache,
